@@ -1,0 +1,66 @@
+"""What every layer needs of configuration: the user's errors, checking of settings, and identities."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """Say what is wrong with the user's input and how to mend it; the program prints it and exits with 2."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return ' (did you mean X?)' for the known word nearest to this one, or '' if none is near."""
+    found = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {found[0]!r}?)" if found else ""
+
+
+def check(condition: bool, message: str) -> None:
+    """Raise ConfigError with the message unless the condition holds."""
+    if not condition:
+        raise ConfigError(message)
+
+
+def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
+    """Construct a settings dataclass, naming unknown keys, wrong types and bad values as `where.key`.
+
+    Raises:
+      ConfigError: for a key the dataclass lacks (with the nearest it has) or a value it refuses.
+    """
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key, value in values.items():
+        check(key in fields, f"{where}.{key}: unknown setting{nearest(key, fields)}; known: {', '.join(fields)}")
+        _check_type(f"{where}.{key}", fields[key].type, value)
+    try:
+        return cls(**values)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+_TYPES = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
+
+
+def _check_type(where: str, annotation: Any, value: Any) -> None:
+    kind = str(annotation).split("[")[0]
+    expected = (tuple, list) if kind == "tuple" else _TYPES.get(kind)
+    wrong = expected is not None and not isinstance(value, expected)
+    wrong |= isinstance(value, bool) and kind in ("int", "float")
+    check(not wrong, f"{where} = {value!r}: expected {kind}, got {type(value).__name__}")
+
+
+def identity(value: Any) -> str:
+    """Return 12 hex digits of the SHA-256 of a value's canonical JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=_plain).encode()).hexdigest()[:12]
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    raise TypeError(f"{type(value).__name__} has no canonical form")

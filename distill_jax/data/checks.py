@@ -1,0 +1,66 @@
+"""Checks of the data settings, each failing with the key, its value and the mend."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+from collections.abc import Iterable
+from typing import Any
+
+# Inclusive bounds. The upper ones keep every distinct example enumerable within a second or two.
+INTEGERS: dict[str, tuple[int, float]] = {
+    "addition_max": (1, 1000),
+    "multiplication_max": (2, 300),
+    "equations": (0, math.inf),
+    "word_problems": (0, math.inf),
+    "row_length": (1, math.inf),
+    "evaluation_prompts": (1, math.inf),
+    "seed": (0, 2**32 - 1),
+}
+
+
+def require(condition: bool, key: str, value: Any, mend: str) -> None:
+    """Raise ValueError in the form `data.<key>=<value>: <mend>` unless the condition holds."""
+    if not condition:
+        raise ValueError(f"data.{key}={value!r}: {mend}")
+
+
+def check_names(given: Iterable[str], known: Iterable[str]) -> None:
+    """Raise ValueError for a key that does not exist, naming the nearest one that does."""
+    known = tuple(known)
+    for name in given:
+        near = difflib.get_close_matches(name, known, n=1) or [", ".join(known)]
+        if name not in known:
+            raise ValueError(f"data.{name}: no such setting; did you mean {near[0]}?")
+
+
+def check_fields(config: Any) -> None:
+    """Check every field of an ArithmeticConfig on its own, and that the files it names exist."""
+    for key, (low, high) in INTEGERS.items():
+        value = getattr(config, key)
+        require(isinstance(value, int) and not isinstance(value, bool), key, value, "must be an integer")
+        bounds = f"at least {low}" if high == math.inf else f"from {low} to {high}"
+        require(low <= value <= high, key, value, f"must be {bounds}")
+    for key in ("equations", "word_problems"):
+        value = getattr(config, key)
+        require(value == 0 or value >= 4, key, value, "must be 0 or at least 4, one for each operation")
+    mend = "with data.word_problems=0 nothing is left to train on; raise one of them"
+    require(config.equations + config.word_problems > 0, "equations", 0, mend)
+    for key in ("heldout_facts", "english_share"):
+        value = getattr(config, key)
+        share = isinstance(value, (int, float)) and 0 <= value < 1
+        require(share, key, value, "must be a share, at least 0 and below 1")
+    _check_files(config)
+
+
+def _check_files(config: Any) -> None:
+    paths = config.english
+    require(isinstance(paths, tuple), "english", paths, "must be a list of paths, in brackets even if it is only one")
+    mend = "needs English text; set data.english to UTF-8 files with one paragraph a line"
+    require(not config.english_share or bool(paths), "english_share", config.english_share, mend)
+    mend = "no such file; give the path of a UTF-8 text file, one paragraph a line"
+    for path in paths:
+        require(os.path.isfile(path), "english", path, mend)
+    mend = 'no such file; give "words" for the shipped vocabulary or the path of a SentencePiece model'
+    require(config.vocabulary == "words" or os.path.isfile(config.vocabulary), "vocabulary", config.vocabulary, mend)

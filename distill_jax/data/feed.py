@@ -1,0 +1,45 @@
+"""The order in which rows are fed: a pure function of one integer, the step. Needs no TensorFlow."""
+
+from __future__ import annotations
+
+import os
+
+import grain
+import numpy as np
+
+from distill_jax.data import records
+
+
+class Feed:
+    """Feed global batches from an endless stream of epochs, each in its own order.
+
+    The order of an epoch is a counter-based permutation of (seed, epoch): any batch is computed from its number alone,
+    so resuming is exact and every host of a pod can read its own part of the same batch.
+
+    Args:
+      path: the ArrayRecord file of a set; a file with fewer rows than a batch repeats within the batch.
+      batch: rows in a global batch.
+      seed: fixes the order.
+
+    Raises:
+      ValueError: no rows, or a batch below 1.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], batch: int, seed: int) -> None:
+        if batch < 1:
+            raise ValueError(f"batch={batch}: must be at least 1")
+        self.rows = records.Rows(path)
+        self.batch = batch
+        # grain's shuffle takes a new permutation in every epoch of `repeat`; only indices pass through it.
+        stream = grain.MapDataset.range(len(self.rows)).seed(seed).shuffle().repeat()
+        self._order = stream.batch(batch)
+
+    def __call__(self, step: int, part: slice = slice(None)) -> np.ndarray:
+        """Read global batch `step`, or a part of its rows: int32 [batch (or fewer), 3, row_length]."""
+        return self.rows.gather(self.indices(step)[part])
+
+    def indices(self, step: int) -> np.ndarray:
+        """Compute which rows make up global batch `step`, int64 [batch]."""
+        if step < 0:
+            raise IndexError(f"step={step}: must not be negative")
+        return self._order[step]

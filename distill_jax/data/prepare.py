@@ -1,0 +1,176 @@
+"""Prepare the arithmetic data: `python -m distill_jax.data.prepare --config=FILE.json --output=DIR`.
+
+Writes one ArrayRecord file of packed rows for each of the sets all, retain, forget and forget_shown,
+`evaluation.jsonl`, and last, atomically, `manifest.json`: a directory with a manifest is complete. The same settings
+give the same bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from distill_jax.data import arithmetic, checks, corpus, packing, quiet, records
+
+FORMAT = 1
+
+
+def prepare(config: arithmetic.ArithmeticConfig, directory: str | os.PathLike[str]) -> dict[str, Any]:
+    """Prepare the data into a directory and return its manifest; a directory already finished is left as it is.
+
+    Raises:
+      ValueError: the directory holds data of other settings, a row is too short for an arithmetic document, English is
+        wanted of files without text, or a SentencePiece model lacks a special token.
+    """
+    directory = os.fspath(directory)
+    os.makedirs(directory, exist_ok=True)
+    with _locked(directory), quiet.errors_only():
+        wanted = json.loads(json.dumps(_identity(config)))
+        if os.path.exists(os.path.join(directory, records.MANIFEST)):
+            return _check_finished(directory, wanted)
+        work = os.path.join(directory, "preparing")
+        shutil.rmtree(work, ignore_errors=True)  # what a killed run left behind
+        manifest = wanted | _build(config, work)
+        _publish(manifest, work, directory)
+    return manifest
+
+
+def load_config(path: str | os.PathLike[str]) -> arithmetic.ArithmeticConfig:
+    """Read an ArithmeticConfig from a JSON object of its fields; ValueError for one that does not exist or fit."""
+    with open(path, encoding="utf-8") as file:
+        settings = json.load(file)
+    checks.check_names(settings, [field.name for field in dataclasses.fields(arithmetic.ArithmeticConfig)])
+    return arithmetic.ArithmeticConfig(**settings)
+
+
+def _identity(config: arithmetic.ArithmeticConfig) -> dict[str, Any]:
+    """Collect all that the prepared bytes depend on."""
+    files = [*config.english, *([] if config.vocabulary == "words" else [config.vocabulary])]
+    inputs = {path: records.sha256(path) for path in files}
+    return {"format": FORMAT, "config": dataclasses.asdict(config), "inputs": inputs}
+
+
+def _check_finished(directory: str, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    manifest = records.load_manifest(directory)
+    if different := " and ".join(key for key, value in wanted.items() if manifest.get(key) != value):
+        raise ValueError(f"{directory}: holds data of another {different}; choose another directory or delete it")
+    _say(f"{directory}: already prepared")
+    return manifest
+
+
+def _build(config: arithmetic.ArithmeticConfig, work: str) -> dict[str, Any]:
+    """Make every file but the manifest under `work`, and return what the manifest says of them."""
+    builder, tasks = quiet.import_builder_and_tasks()  # here, so that importing this module needs no TensorFlow
+    words = tasks.load_vocabulary(config)
+    start = time.monotonic()
+    dataset = builder.build(config, work)
+    _say(f"generated {dataset.info.splits.total_num_examples:,} examples in {time.monotonic() - start:.1f} s")
+    mixtures = tasks.make_mixtures(config, tasks.make_tasks(config, dataset.data_path))
+    shown, heldout = arithmetic.split_facts(config)
+    return {
+        "vocabulary": {"size": words.vocab_size, "bos": words.bos_id, "eos": words.eos_id, "pad": words.pad_id},
+        "sets": _write_sets(config, mixtures, work),
+        "evaluation": _write_evaluation(config, words, work),
+        "facts": {"shown": list(shown), "heldout": list(heldout)},
+    }
+
+
+def _write_sets(config: arithmetic.ArithmeticConfig, mixtures: Mapping[str, Any], work: str) -> dict[str, Any]:
+    sources = {task.name: task for mixture in mixtures.values() for task in mixture.tasks}
+    rates = {name: {task.name: mixture.get_rate(task) for task in mixture.tasks} for name, mixture in mixtures.items()}
+    pool = corpus.Pool(_read(config, sources, rates))
+    return {name: _write_set(config, name, pool.documents, pool.choose(of), work) for name, of in rates.items()}
+
+
+def _read(
+    config: arithmetic.ArithmeticConfig, sources: Mapping[str, Any], rates: Mapping[str, Mapping[str, float]]
+) -> dict[str, corpus.Corpus]:
+    """Read every task once, and no more English than the set that wants most of it."""
+    corpora = {name: corpus.read(task) for name, task in sources.items() if name != corpus.ENGLISH}
+    longest = max(int(part.lengths.max(initial=0)) for part in corpora.values())
+    mend = f"the longest arithmetic document has {longest} tokens and must not be cut; raise it"
+    checks.require(longest <= config.row_length, "row_length", config.row_length, mend)
+    if corpus.ENGLISH in sources:
+        tokens = {name: sum(len(corpora[task].tokens) for task in of if task in corpora) for name, of in rates.items()}
+        most = max(corpus.english_tokens(of, tokens[name]) for name, of in rates.items())
+        corpora[corpus.ENGLISH] = corpus.read(sources[corpus.ENGLISH], most)
+        checks.require(len(corpora[corpus.ENGLISH]) > 0, "english", config.english, "the files hold no text")
+    return corpora
+
+
+def _write_set(
+    config: arithmetic.ArithmeticConfig, name: str, documents: corpus.Corpus, chosen: np.ndarray, work: str
+) -> dict[str, Any]:
+    order = arithmetic.random_stream(config, "order", name).permutation(chosen)
+    path = os.path.join(work, f"{name}.array_record")
+    rows = records.write_rows(path, packing.pack((documents[i] for i in order), config.row_length))
+    tokens = int(documents.lengths[chosen].sum())
+    padding = round(1 - tokens / (rows * config.row_length), 6)
+    _say(f"set {name}: {len(chosen):,} documents, {tokens:,} tokens, {rows:,} rows, {padding:.1%} padding")
+    facts = {"documents": len(chosen), "tokens": tokens, "rows": rows, "padding": padding}
+    return {"file": os.path.basename(path), **facts, "sha256": records.sha256(path)}
+
+
+def _write_evaluation(config: arithmetic.ArithmeticConfig, words: Any, work: str) -> dict[str, Any]:
+    path = os.path.join(work, records.EVALUATION)
+    examples = arithmetic.evaluation_examples(config)
+    with open(path, "w", encoding="utf-8") as file:
+        for example in examples:
+            prompt_ids = [words.bos_id, *words.encode(example.prompt)]
+            ids = {"prompt_ids": prompt_ids, "answer_ids": [*words.encode(example.answer), words.eos_id]}
+            kept = {key: getattr(example, key) for key in ("operation", "form", "part", "fact")}
+            file.write(json.dumps({"prompt": example.prompt, "answer": example.answer, **ids, **kept}) + "\n")
+    groups = collections.Counter(f"{e.operation}/{e.form}/{e.part}" for e in examples)
+    _say(f"evaluation: {len(examples):,} prompts in {len(groups)} groups")
+    return {"file": records.EVALUATION, "prompts": len(examples), "groups": groups, "sha256": records.sha256(path)}
+
+
+def _publish(manifest: Mapping[str, Any], work: str, directory: str) -> None:
+    """Move the finished files into place, the manifest last, each on the disk before it gets its name."""
+    with open(os.path.join(work, records.MANIFEST), "w", encoding="utf-8") as file:
+        json.dump(manifest, file, indent=1)
+    data = [entry["file"] for entry in (*manifest["sets"].values(), manifest["evaluation"])]
+    for name in (*data, records.MANIFEST):
+        with open(os.path.join(work, name), "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(os.path.join(work, name), os.path.join(directory, name))
+    shutil.rmtree(work)
+
+
+@contextlib.contextmanager
+def _locked(directory: str) -> Iterator[None]:
+    """Let one process at a time prepare a directory; the lock of a killed process is free."""
+    with open(os.path.join(directory, ".lock"), "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; a mistake in the settings ends in one line and exit code 2."""
+    parser = argparse.ArgumentParser(prog="python -m distill_jax.data.prepare", description="Prepare arithmetic data.")
+    parser.add_argument("--config", required=True, help="JSON file with the fields of ArithmeticConfig")
+    parser.add_argument("--output", required=True, help="directory for the prepared data")
+    options = parser.parse_args(arguments)
+    try:
+        prepare(load_config(options.config), options.output)
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+
+
+if __name__ == "__main__":
+    main()

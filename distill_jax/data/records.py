@@ -1,0 +1,109 @@
+"""Reading of prepared data: rows by index, evaluation prompts, the manifest. Needs no TensorFlow."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from array_record.python import array_record_module
+
+MANIFEST, EVALUATION = "manifest.json", "evaluation.jsonl"
+# group_size:1 makes every record its own compressed chunk, so that reading one row decompresses one row.
+WRITER_OPTIONS = "group_size:1,zstd:3"
+# Files up to this size are kept decoded in memory.
+CACHE_BYTES = 256 * 2**20
+
+Path = str | os.PathLike[str]
+
+
+class Rows:
+    """Read the packed rows of one set by index.
+
+    Attributes:
+      path: the ArrayRecord file.
+      row_length: tokens in a row.
+
+    Raises:
+      ValueError: the file is missing, holds no rows, or a record is not a whole row; the message names the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = os.fspath(path)
+        if not os.path.isfile(self.path):
+            raise ValueError(f"{self.path}: no such file; make it with `python -m distill_jax.data.prepare`")
+        self._reader = array_record_module.ArrayRecordReader(self.path)
+        # A file cut short opens without complaint and reports no records.
+        self._length: int = self._reader.num_records()
+        if not self._length:
+            raise ValueError(f"{self.path}: holds no rows; it is empty or damaged, prepare the data again")
+        self.row_length = len(self._reader.read([0])[0]) // 12
+        small = self._length * self.row_length * 12 <= CACHE_BYTES
+        self._memory = self._decode(self._reader.read_all()) if small else None
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.gather([index])[0]
+
+    def gather(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Read rows by index, int32 [len(indices), 3, row_length]."""
+        wanted = np.asarray(indices, np.int64)
+        if wanted.size and not 0 <= wanted.min() <= wanted.max() < self._length:
+            raise IndexError(f"{self.path}: has rows 0..{self._length - 1}, wanted {wanted.min()}..{wanted.max()}")
+        if self._memory is not None:
+            return self._memory[wanted]
+        return self._decode(self._reader.read(wanted.tolist()))
+
+    def _decode(self, records: Sequence[bytes]) -> np.ndarray:
+        size = 12 * self.row_length
+        if not size or any(len(record) != size for record in records):
+            raise ValueError(f"{self.path}: damaged, a record is not a row of {size} bytes; prepare the data again")
+        return np.frombuffer(b"".join(records), "<i4").reshape(-1, 3, self.row_length)
+
+
+def write_rows(path: Path, rows: Any) -> int:
+    """Write rows, an iterable of int32 arrays [3, row_length], as one ArrayRecord file; return their number."""
+    writer = array_record_module.ArrayRecordWriter(os.fspath(path), WRITER_OPTIONS)
+    count = 0
+    for row in rows:
+        writer.write(row.astype("<i4").tobytes())
+        count += 1
+    writer.close()
+    return count
+
+
+def load_manifest(directory: Path) -> dict[str, Any]:
+    """Read the manifest of a prepared directory; ValueError where preparation has not finished."""
+    path = os.path.join(directory, MANIFEST)
+    if not os.path.isfile(path):
+        raise ValueError(f"{path}: missing, preparation has not finished; run `python -m distill_jax.data.prepare`")
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)
+
+
+def load_evaluation(directory: Path) -> list[dict[str, Any]]:
+    """Read the evaluation prompts: dicts of prompt, answer, prompt_ids, answer_ids, operation, form, part, fact."""
+    with open(os.path.join(directory, EVALUATION), encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def verify(directory: Path) -> None:
+    """Hash every prepared file and compare with the manifest; ValueError names one that is missing or damaged."""
+    manifest = load_manifest(directory)
+    for entry in (*manifest["sets"].values(), manifest["evaluation"]):
+        path = os.path.join(directory, entry["file"])
+        if not os.path.isfile(path):
+            raise ValueError(f"{path}: missing; prepare the data again")
+        if sha256(path) != entry["sha256"]:
+            raise ValueError(f"{path}: damaged, its hash differs from the manifest's; prepare the data again")
+
+
+def sha256(path: Path) -> str:
+    """Hash a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,113 @@
+"""Exact match by greedy decoding with a key-value cache, for a whole population at once."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from distill_jax.models import transformer
+from distill_jax.models.transformer import TransformerConfig
+from distill_jax.sharding.mesh import over_members
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompts:
+    """Prompts of one form, padded to one shape; n of them.
+
+    Attributes:
+      prompts: int32 [n, T], padded on the left with 0, so that every answer starts in slot T.
+      lengths: int32 [n], tokens of each prompt.
+      answers: int32 [n, A], the answer and its <eos>, padded on the right with -1, which matches anything.
+      groups: for each prompt "operation/form/part", with part retain, shown or heldout.
+    """
+
+    prompts: np.ndarray
+    lengths: np.ndarray
+    answers: np.ndarray
+    groups: tuple[str, ...]
+
+
+def prompts_by_form(items: Sequence[dict[str, Any]]) -> list[Prompts]:
+    """Gather evaluation items into one `Prompts` a form: short equations are not padded to word problems."""
+    out = []
+    for form in sorted({item["form"] for item in items}):
+        chosen = [item for item in items if item["form"] == form]
+        width = max(len(item["prompt_ids"]) for item in chosen)
+        depth = max(len(item["answer_ids"]) for item in chosen)
+        prompts = np.zeros((len(chosen), width), np.int32)
+        answers = np.full((len(chosen), depth), -1, np.int32)
+        for row, item in enumerate(chosen):
+            prompts[row, width - len(item["prompt_ids"]) :] = item["prompt_ids"]
+            answers[row, : len(item["answer_ids"])] = item["answer_ids"]
+        lengths = np.array([len(item["prompt_ids"]) for item in chosen], np.int32)
+        groups = tuple(f"{item['operation']}/{form}/{item['part']}" for item in chosen)
+        out.append(Prompts(prompts, lengths, answers, groups))
+    return out
+
+
+def greedy(cfg: TransformerConfig, params: Any, prompts: jax.Array, lengths: jax.Array, new: int) -> jax.Array:
+    """Decode `new` tokens greedily after each prompt: int32 [n, new].
+
+    Args:
+      prompts: [n, T], padded on the left; lengths: [n].
+    """
+    n, width = prompts.shape
+    slots = jnp.arange(width + new)
+    held = (slots[None, :] >= width - lengths[:, None]).astype(jnp.int32)
+    positions = slots[None, :] - (width - lengths)[:, None]
+
+    def next_token(hidden: jax.Array) -> jax.Array:
+        return jnp.argmax(transformer.unembed(cfg, params, hidden), axis=-1).astype(jnp.int32)
+
+    cache = transformer.empty_cache(cfg, n, width + new)
+    hidden, cache = transformer.decode_step(cfg, params, cache, 0, prompts, positions[:, :width], held)
+
+    def one(carry, slot):
+        cache, token = carry
+        place = jax.lax.dynamic_slice_in_dim(positions, slot, 1, axis=1)
+        hidden, cache = transformer.decode_step(cfg, params, cache, slot, token[:, None], place, held)
+        return (cache, next_token(hidden[:, 0])), token
+
+    (_, last), tokens = jax.lax.scan(one, (cache, next_token(hidden[:, -1])), slots[width : width + new - 1])
+    return jnp.concatenate([tokens.T, last[:, None]], axis=1)
+
+
+def make_evaluator(
+    cfg: TransformerConfig, sets: Sequence[Prompts], mesh: Mesh, batch: int = 0
+) -> Callable[[Any], np.ndarray]:
+    """Build evaluate(params [P, ...]) -> bool [P, n], whether each prompt's answer came out exactly.
+
+    The n columns follow the sets' prompts in order; `batch` prompts are decoded at a time (0: all of a form).
+    """
+
+    def correct(params: Any, item: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+        prompts, lengths, answers = item
+        out = greedy(cfg, params, prompts, lengths, answers.shape[1])
+        return jnp.all((out == answers) | (answers < 0), axis=1)
+
+    def member(params: Any, item: Any) -> jax.Array:
+        n = item[0].shape[0]
+        size = min(batch or n, n)
+        # The last chunk is filled up with copies of the first prompt, and cut off again.
+        fill = lambda x: jnp.concatenate([x, jnp.repeat(x[:1], -n % size, axis=0)])  # noqa: E731
+        chunks = jax.tree.map(lambda x: fill(x).reshape(-1, size, *x.shape[1:]), item)
+        return jax.lax.map(lambda chunk: correct(params, chunk), chunks).reshape(-1)[:n]
+
+    run = jax.jit(lambda params, item: over_members(member, mesh)(params, item))
+    items = [tuple(jnp.asarray(x) for x in (s.prompts, s.lengths, s.answers)) for s in sets]
+    return lambda params: np.concatenate([np.asarray(run(params, item)) for item in items], axis=1)
+
+
+def accuracies(correct: np.ndarray, groups: Sequence[str], wanted: dict[str, Sequence[str]]) -> dict[str, np.ndarray]:
+    """Average bool [P, n] over the columns of each wanted set of groups: {name: fp64 [P]}."""
+    out = {}
+    for name, members in wanted.items():
+        columns = [i for i, group in enumerate(groups) if group in members]
+        out[name] = correct[:, columns].mean(axis=1) if columns else np.full(len(correct), np.nan)
+    return out

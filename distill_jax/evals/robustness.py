@@ -1,0 +1,76 @@
+"""From the attackers' accuracies to the worst case: curves over attack steps, with bands over seeds."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+PARTS = {"forget_heldout": "heldout", "forget_shown": "shown", "retain": "retain"}
+
+
+def interval(values: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+    """Return the Student-t interval of the mean over the first axis; NaN ends where there is a single value."""
+    n = values.shape[0]
+    mean = values.mean(axis=0)
+    if n < 2:
+        return np.full_like(mean, np.nan), np.full_like(mean, np.nan)
+    half = stats.t.ppf((1 + level) / 2, n - 1) * values.std(axis=0, ddof=1) / np.sqrt(n)
+    return mean - half, mean + half
+
+
+def attack_table(rows: Sequence[dict[str, Any]], part: str) -> tuple[list[int], list[float], np.ndarray]:
+    """Return (steps [K], learning rates [R], accuracy [S, R, K]) of one part from an attack's evaluation rows.
+
+    A member that diverged stays at the accuracy it had when it stopped.
+    """
+    rows = [row for row in rows if row["kind"] == "evaluation"]
+    steps = sorted({row["step"] for row in rows})
+    labels = list(dict.fromkeys(row["member"] for row in rows))
+    rates = list(dict.fromkeys(_rate(label) for label in labels))
+    seeds = list(dict.fromkeys(_seed(label) for label in labels))
+    table = np.full((len(seeds), len(rates), len(steps)), np.nan)
+    for row in rows:
+        at = seeds.index(_seed(row["member"])), rates.index(_rate(row["member"])), steps.index(row["step"])
+        table[at] = np.nan if row[part] is None else row[part]
+    return steps, rates, table
+
+
+def _rate(label: str) -> float:
+    return float(re.fullmatch(r"lr=([^,]+),seed=(\d+)", label)[1])  # type: ignore[index]
+
+
+def _seed(label: str) -> int:
+    return int(re.fullmatch(r"lr=([^,]+),seed=(\d+)", label)[2])  # type: ignore[index]
+
+
+def worst_case(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the attack's curves: for each part the maximum over learning rates at each step, averaged over seeds.
+
+    `retain_at_worst` is the retain accuracy of the very members that are worst on the held-out facts, so that an
+    attacker who wrecks the model is seen to do so. `by_seed` keeps the maxima of each seed, [S, K].
+    """
+    steps, rates, heldout = attack_table(rows, "heldout")
+    out: dict[str, Any] = {"steps": steps}
+    for name in ("forget_heldout", "forget_shown"):
+        table = attack_table(rows, PARTS[name])[2]
+        maxima = table.max(axis=1)
+        low, high = interval(maxima)
+        out[name] = {
+            "worst": _plain(maxima.mean(axis=0)),
+            "low": _plain(np.clip(low, 0, 1)),
+            "high": _plain(np.clip(high, 0, 1)),
+            "by_seed": [_plain(seed) for seed in maxima],
+        }
+    retain = attack_table(rows, "retain")[2]
+    best = heldout.argmax(axis=1)  # [S, K]
+    out["retain_at_worst"] = _plain(np.take_along_axis(retain, best[:, None], axis=1)[:, 0].mean(axis=0))
+    out["best_learning_rate"] = [rates[i] for i in heldout.mean(axis=0).argmax(axis=0)]
+    return out
+
+
+def _plain(values: np.ndarray) -> list[float | None]:
+    return [None if np.isnan(v) else round(float(v), 6) for v in values]

@@ -1,0 +1,139 @@
+"""The run's summary: every model with its accuracies, its compute and its attack, as a function of finished nodes."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from distill_jax.config import check
+from distill_jax.data.records import load_manifest
+from distill_jax.evals.claims import judge
+from distill_jax.evals.robustness import worst_case
+from distill_jax.io import report
+from distill_jax.io.files import read_json
+from distill_jax.io.metrics import read_rows
+
+LABELS = {
+    "reference": "Reference (all data)",
+    "oracle": "Oracle (retain data only)",
+    "maxent": "MaxEnt, suppressed",
+    "graddiff": "GradDiff, suppressed",
+    "rmu": "RMU, suppressed",
+    "student": "Random student of MaxEnt",
+    "student-graddiff": "Random student of GradDiff",
+    "student-rmu": "Random student of RMU",
+    "student-reference": "Random student of the reference",
+    "match-from-reference": "Reference matched to the oracle",
+    "match-from-random": "Random student matched to the oracle",
+}
+CAUSES = ("student", "teacher", "evaluation")
+
+
+def summarise(experiment: Any, nodes: dict[str, Any], identity: str) -> dict[str, Any]:
+    """Return the summary that `report/summary.json` holds; the same nodes give the same summary."""
+    manifest = load_manifest(nodes["data"].directory / "rows")
+    attacks = {n.inputs["start"]: n for n in nodes.values() if n.verb == "relearn"}
+    shown = [n for n in nodes.values() if n.verb in ("pretrain", "unlearn", "distill")]
+    models = [_model(node, nodes, attacks.get(node.name)) for node in shown]
+    settings = next((a.settings for a in attacks.values()), None)
+    prompts: dict[str, int] = {}
+    for group, count in manifest["evaluation"]["groups"].items():
+        part = group.split("/")[-1]
+        key = part if part == "retain" else f"forget_{part}"
+        prompts[key] = prompts.get(key, 0) + count
+    return {
+        "experiment": experiment.name,
+        "description": experiment.description,
+        "identity": identity,
+        "device": f"{jax.devices()[0].device_kind} ({jax.device_count()} devices), jax {jax.__version__}",
+        "evaluated": prompts,
+        "facts": {half: len(names) for half, names in manifest["facts"].items()},
+        "attack": None
+        if settings is None
+        else {
+            "steps": settings.steps,
+            "learning_rates": list(settings.learning_rates),
+            "seeds": settings.seeds,
+            "batch": settings.batch,
+        },
+        "models": models,
+        "claims": judge(models),
+    }
+
+
+def _model(node: Any, nodes: dict[str, Any], attack: Any) -> dict[str, Any]:
+    result, spent = node.result(), node.ledger()["flops"]
+    settings = {k: v for k, v in dataclasses.asdict(node.settings).items() if v != ""}
+    damage = nodes.get(node.inputs.get("start", ""))
+    if damage is not None and damage.verb == "perturb":
+        settings |= {"alpha": damage.settings.alpha, "beta": damage.settings.beta}
+    elif node.name.startswith("undo-"):
+        settings |= {"alpha": 0.0, "beta": 0.0}
+    label = LABELS.get(node.name, node.name)
+    if "alpha" in settings:
+        label = f"UNDO α = {settings['alpha']:g}"
+    oracle = nodes.get("oracle")
+    whole = training_flops(node, nodes)
+    return {
+        "name": node.name,
+        "label": label,
+        "stage": node.verb,
+        "settings": settings,
+        "seeds": attack.settings.seeds if attack else 1,
+        "retain": result["retain"],
+        "forget": result["forget"],
+        "by_group": result["by_group"],
+        "steps": result["steps"],
+        "recovered": result["recovered"],
+        "flops": {cause: spent.get(cause, 0.0) for cause in CAUSES},
+        "compute_vs_oracle": whole / training_flops(oracle, nodes) if oracle else None,
+        "attack": _attack(attack) if attack else None,
+    }
+
+
+def training_flops(node: Any, nodes: dict[str, Any]) -> float:
+    """Return the student and teacher FLOPs of a node and of all it was made from.
+
+    The reference is left out of what others were made from: it is the model that exists already and is to be mended.
+    """
+    todo, seen, total = [node.name], set(), 0.0
+    while todo:
+        name = todo.pop()
+        if name in seen or (name == "reference" and name != node.name):
+            continue
+        seen.add(name)
+        spent = nodes[name].ledger()["flops"]
+        total += spent.get("student", 0.0) + spent.get("teacher", 0.0)
+        todo += nodes[name].inputs.values()
+    return total
+
+
+def _attack(node: Any) -> dict[str, Any]:
+    curves = worst_case(read_rows(node.directory / "metrics.jsonl"))
+    result = node.result()
+    return curves | {"members": result["members"], "diverged": result["diverged"], "flops": node.ledger()["flops"]}
+
+
+def write_report(experiment: Any, nodes: dict[str, Any], identity: str, workdir: Path, seconds: float) -> Path:
+    """Write `report/summary.json` and `report/index.html`, and return the page's path."""
+    summary = summarise(experiment, nodes, identity)
+    summary["created"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    summary["duration_seconds"] = round(seconds, 1)
+    report.write(summary, workdir / "report")
+    return workdir / "report" / "index.html"
+
+
+def redraw(workdir: Path) -> Path:
+    """Draw the page again from a finished run's summary.
+
+    Raises:
+      ConfigError: if the directory holds no finished run.
+    """
+    source = workdir / "report" / "summary.json"
+    check(source.is_file(), f"--workdir={workdir} has no report/summary.json: `distill-jax run` finishes a run first")
+    report.write(read_json(source), workdir / "report")
+    return workdir / "report" / "index.html"

@@ -1,0 +1,117 @@
+"""Numbers as they come: JSON lines (the record), TensorBoard scalars and a console line (for the eye)."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+
+def read_rows(path: Path, before: int | None = None) -> list[dict[str, Any]]:
+    """Return the rows of a metrics file, those of steps below `before`; a last line cut short is left out."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return [row for row in rows if before is None or row["step"] < before]
+
+
+class Metrics:
+    """Append rows to `metrics.jsonl` and TensorBoard; made anew at a step, it forgets the rows from there on."""
+
+    def __init__(self, directory: Path, start: int = 0):
+        from tensorboardX import SummaryWriter
+
+        self.path = directory / "metrics.jsonl"
+        kept = read_rows(self.path, before=start)
+        text = "".join(json.dumps(row) + "\n" for row in kept)
+        from distill_jax.io.files import write_atomic
+
+        write_atomic(self.path, text)
+        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - it lives as long as this object
+        self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=start, write_to_disk=True)
+
+    def write(self, kind: str, step: int, member: str, values: dict[str, float]) -> None:
+        """Write one row of one member; what is not finite is written as null."""
+        plain = {k: float(f"{v:.8g}") if math.isfinite(v) else None for k, v in values.items()}
+        self._file.write(json.dumps({"kind": kind, "step": step, "member": member, **plain}) + "\n")
+        for name, value in plain.items():
+            if value is not None:
+                self._board.add_scalar(f"{kind}/{name}" + (f"/{member}" if member else ""), value, step)
+
+    def flush(self) -> None:
+        """Push everything written so far out to the files."""
+        self._file.flush()
+        self._board.flush()
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._file.close()
+        self._board.close()
+
+
+def span(seconds: float) -> str:
+    """Write a duration as m:ss, or h:mm:ss."""
+    seconds = round(seconds)
+    minutes, rest = divmod(max(seconds, 0), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
+
+
+class Progress:
+    """Say where the run is: stage of how many, step, loss, tokens a second, time left for stage and run.
+
+    The run's time left is its remaining FLOPs over the rate reached so far.
+    """
+
+    def __init__(self, stages: int, flops: float, every: float = 5.0, out: Any = None):
+        self.stages, self.every, self.out = stages, every, out or sys.stdout
+        self.stage, self.name = 0, ""
+        self.flops_left, self._spent, self._flops_done = flops, 0.0, 0.0
+        self._last = -math.inf
+
+    def say(self, text: str) -> None:
+        """Print one line at once."""
+        print(text, file=self.out, flush=True)
+
+    def begin(self, name: str, count: int = 1) -> None:
+        """Start the next stage (or `count` stages that run as one)."""
+        self.stage += count
+        self.name, self._began, self._first = name, time.monotonic(), None
+        self._last = -math.inf
+
+    def step(self, step: int, steps: int, tokens_per_step: float, flops: float, text: str) -> None:
+        """Report a step, at most once in `every` seconds."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = (now, step)  # the first step's time is mostly compilation
+        if now - self._last < self.every and step < steps:
+            return
+        self._last = now
+        elapsed, done = now - self._first[0], step - self._first[1]
+        rate = done / elapsed if done and elapsed else 0.0
+        left = span((steps - step) / rate) if rate else "?"
+        whole = self._run_left(now, flops * (steps - step) / max(steps, 1), flops * step / max(steps, 1))
+        self.say(
+            f"[{self.stage}/{self.stages}] {self.name}  step {step}/{steps}  {text}  "
+            f"{rate * tokens_per_step:,.0f} tok/s  stage {left} left, run {whole} left"
+        )
+
+    def finish(self, flops: float, text: str) -> None:
+        """Close a stage that was planned at this many FLOPs."""
+        spent = time.monotonic() - self._began
+        self._spent += spent
+        self._flops_done += flops
+        self.flops_left -= flops
+        self.say(f"[{self.stage}/{self.stages}] {self.name}  {text}  ({span(spent)})")
+
+    def _run_left(self, now: float, here: float, done_here: float) -> str:
+        spent, done = self._spent + now - self._began, self._flops_done + done_here
+        later = self.flops_left - here - done_here
+        return span((here + later) * spent / done) if done > 0 else "?"

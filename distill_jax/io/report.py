@@ -1,0 +1,747 @@
+"""Write the report of a finished experiment: `summary.json` and one self-contained page, `index.html`.
+
+The page is a function of the summary and of nothing else. It is written for someone who decides whether a model is safe
+to release and has not read the code: the answer first, then the figures, every number, the claims and the definitions.
+Every string of the summary is escaped; a number that is missing or not finite is shown as a dash and never guessed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from plotly.offline import get_plotlyjs
+
+from distill_jax.io import figures
+from distill_jax.io.figures import Look, Model
+from distill_jax.io.files import write_atomic
+
+Summary = dict[str, Any]
+MISSING = "–"
+NARROW = "\u202f"  # a narrow no-break space keeps "92 %" on one line
+
+
+def write(summary: Mapping[str, Any], directory: str | os.PathLike[str]) -> Path:
+    """Write `summary.json` and `index.html` into `directory` and return the page's path.
+
+    Both texts exist before either file is touched, and each file is replaced in one step: a reader sees the old
+    report or the new one, never half of one.
+    """
+    data = clean(summary)
+    page, numbers = render(data), json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / "summary.json", numbers + "\n")
+    write_atomic(folder / "index.html", page)
+    return folder / "index.html"
+
+
+def clean(tree: Any) -> Any:
+    """Return `tree` as plain JSON values: arrays become lists, and NaN and infinities become None."""
+    if hasattr(tree, "tolist"):
+        tree = tree.tolist()
+    if isinstance(tree, Mapping):
+        return {str(key): clean(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [clean(value) for value in tree]
+    if isinstance(tree, float) and not math.isfinite(tree):
+        return None
+    return tree
+
+
+def render(summary: Mapping[str, Any]) -> str:
+    """Return the whole report as one HTML page that needs no network."""
+    data: Summary = clean(summary)
+    models = data["models"] = [_named(model, index) for index, model in enumerate(data.get("models") or [])]
+    looks = figures.looks(models)
+    relearning = figures.relearning(models)
+    compute, missing = figures.compute(models)
+    sections = (
+        _lead(data, models, looks),
+        _relearning_section(data, models, looks, relearning),
+        _compute_section(models, compute, missing),
+        _table_section(models, looks),
+        _claims_section(data.get("claims") or []),
+        _definitions(data),
+        _method(data),
+    )
+    title = f"{_text(data.get('experiment'))} · distill_jax report"
+    drawings = _script_json({"figures": relearning | compute, "curves": list(relearning)})
+    return _page(title, "\n".join(sections), drawings)
+
+
+def _named(model: Model, index: int) -> Model:
+    """Return the model with a name and a label, which everything on the page refers to."""
+    name = str(model.get("name") or f"model-{index + 1}")
+    return {**model, "name": name, "label": str(model.get("label") or name)}
+
+
+# ---------------------------------------------------------------------------------------------------- the answer
+
+
+@dataclass(frozen=True)
+class Leads:
+    """Hold the models that the lead compares, each None where the experiment has none."""
+
+    suppressed: Model | None
+    undo: Model | None
+    student: Model | None
+    oracle: Model | None
+    best: Model | None  # the more robust of `undo` and `student`
+    undo_choices: int
+
+
+def leads(models: list[Model], looks: list[Look], step: int | None) -> Leads:
+    """Choose what to compare at attack step `step`.
+
+    Among UNDO's settings: the lowest worst case of those that recovered their retain ability, the cheaper at a tie.
+    The suppressed model is the teacher of that choice, so that like is compared with like.
+    """
+
+    def rank(model: Model) -> tuple[bool, float, float]:
+        value = figures.at_step(model, step)[0]
+        return model.get("recovered") is False, math.inf if value is None else value, figures.flops(model) or math.inf
+
+    parts: dict[str, list[Model]] = {part: [] for part in figures.ROLES}
+    for model, look in zip(models, looks, strict=True):
+        parts[look.role].append(model)
+    undo = min(parts["undo"], key=rank, default=None)
+    suppressed = _first(parts["suppressed"], lambda model: model["name"] == _teacher(undo))
+    student = _first(parts["student"], lambda model: suppressed is not None and _teacher(model) == suppressed["name"])
+    best = min(filter(None, (undo, student)), key=rank, default=None)
+    return Leads(suppressed, undo, student, _first(parts["oracle"], bool), best, len(parts["undo"]))
+
+
+def _teacher(model: Model | None) -> Any:
+    return ((model or {}).get("settings") or {}).get("teacher")
+
+
+def _first(models: list[Model], wanted: Callable[[Model], bool]) -> Model | None:
+    return next(filter(wanted, models), models[0] if models else None)
+
+
+def _lead(data: Summary, models: list[Model], looks: list[Look]) -> str:
+    steps = figures.landmarks(models)
+    chosen = leads(models, looks, steps[-1] if steps else None)
+    verdict, story = answer(chosen, steps[-1] if steps else None)
+    return f"""<header>
+<p class="kicker">distill_jax · unlearning report</p>
+<h1>{_text(data.get("experiment"))}</h1>
+<p class="description">{_text(data.get("description"), "")}</p>
+<h2 class="answer">{verdict}</h2>
+<p class="story">{story}</p>
+{_cards(chosen, steps)}
+<p class="did">{_what_was_done(data, chosen)} {_claim_count(data.get("claims") or [])}</p>
+</header>"""
+
+
+def answer(chosen: Leads, step: int | None) -> tuple[str, str]:
+    """Return the answer in one line and the numbers behind it, as HTML, for the curves at attack step `step`.
+
+    Two models count as different only where their confidence bands do not touch.
+    """
+    base, best, oracle = chosen.suppressed, chosen.best, chosen.oracle
+    if step is None:
+        return (
+            "No model was attacked, so robustness is not known.",
+            "Only accuracies without an attack are given below.",
+        )
+    told = [(model, figures.at_step(model, step)[0]) for model in (base, chosen.undo, chosen.student, oracle) if model]
+    parts = [f"<b>{percent(value)}</b> from {_text(model['label'])}" for model, value in told if value is not None]
+    story = f"After {step:,} steps the most successful attacker gets these shares of the forgotten facts back, "
+    story += f"measured on facts it was never shown: {_listed(parts) if parts else 'none was measured'}. "
+    return _verdict(base, best, oracle, step), story + _gap(base, best, oracle, step) + _caveat(best, oracle)
+
+
+def _verdict(base: Model | None, best: Model | None, oracle: Model | None, step: int) -> str:
+    if best is None or figures.at_step(best, step)[0] is None:
+        return "No distilled model was attacked, so there is nothing to compare with suppression."
+    name = _text(best["label"])
+    below_base, above_oracle = _apart(best, base, step), _apart(oracle, best, step)
+    if best.get("recovered") is False:
+        return f"{name} gave the least back, but never regained its useful ability: not an answer yet."
+    if below_base is None:
+        return f"{name} gave the least back; no suppressed model was measured beside it."
+    if not below_base:
+        return "Distillation did not make this model measurably harder to re-teach than suppression alone."
+    if above_oracle is None:
+        return f"{name} resists relearning better than suppression alone; no oracle was measured to compare with."
+    if above_oracle:
+        return f"{name} resists relearning better than suppression alone, but less than the oracle."
+    return f"{name} resists relearning: better than suppression alone, and not measurably worse than the oracle."
+
+
+def _apart(lower: Model | None, upper: Model | None, step: int) -> bool | None:
+    """Return whether the band of `lower` ends below that of `upper`, or None where one was not measured."""
+    if lower is None or upper is None:
+        return None
+    (value, _, high), (other, low, _) = figures.at_step(lower, step), figures.at_step(upper, step)
+    if value is None or other is None:
+        return None
+    return (value if high is None else high) < (other if low is None else low)
+
+
+def _gap(base: Model | None, best: Model | None, oracle: Model | None, step: int) -> str:
+    """Say how much of the way from suppression to the oracle was covered, and for what compute."""
+    start, here, goal = (figures.at_step(model, step)[0] if model else None for model in (base, best, oracle))
+    if best is None or start is None or here is None or goal is None or start <= goal:
+        return ""
+    share, cost = (start - here) / (start - goal), best.get("compute_vs_oracle")
+    price = f" for {percent(cost)} of the oracle’s compute" if cost is not None else ""
+    return f"{_text(best['label'])} covers {percent(share)} of the way from suppression to the oracle{price}. "
+
+
+def _caveat(best: Model | None, oracle: Model | None) -> str:
+    """Warn when a model looks robust because it is a weaker model altogether."""
+    if not best or not oracle or best.get("retain") is None or oracle.get("retain") is None:
+        return ""
+    keeps = "It keeps what it should" if oracle["retain"] - best["retain"] <= 0.02 else "<b>It also keeps less</b>"
+    return f"{keeps}: retain accuracy {percent(best['retain'])}, the oracle’s {percent(oracle['retain'])}."
+
+
+def _cards(chosen: Leads, steps: tuple[int, int, int] | None) -> str:
+    note = f"best of {chosen.undo_choices} settings by this very number" if chosen.undo_choices > 1 else ""
+    shown = (
+        (chosen.suppressed, "unlearned, not distilled"),
+        (chosen.undo, note),
+        (chosen.student, "distilled into a fresh network"),
+        (chosen.oracle, "never saw the facts: the goal"),
+    )
+    return '<div class="cards">' + "".join(_card(model, note, steps) for model, note in shown if model) + "</div>"
+
+
+def _card(model: Model, note: str, steps: tuple[int, int, int] | None) -> str:
+    first, last = (steps[0], steps[-1]) if steps else (None, None)
+    value, low, high = figures.at_step(model, last)
+    band = "" if low is None or high is None else f"band {percent(low)} to {percent(high)}"
+    missed = ' <span class="warn">goal not met</span>' if model.get("recovered") is False else ""
+    cost = model.get("compute_vs_oracle")
+    rows = {
+        "before the attack": percent(figures.at_step(model, first)[0]),
+        "retain": percent(model.get("retain")) + missed,
+        "compute": MISSING if cost is None else f"{percent(cost)} of oracle",
+    }
+    listed = "".join(f"<div><dt>{term}</dt><dd>{words}</dd></div>" for term, words in rows.items())
+    return f"""<div class="card" style="border-top-color:{figures.looks([model])[0].colour}">
+<h3>{_text(model["label"])}</h3><p class="note">{_text(note, "")}</p>
+<p class="big">{percent(value)}<span class="band">{band}</span></p>
+<p class="caption">of held-out facts back {f"after {last:,} attack steps" if steps else "(not attacked)"}</p>
+<dl>{listed}</dl></div>"""
+
+
+def _what_was_done(data: Summary, chosen: Leads) -> str:
+    if not chosen.suppressed:
+        return ""
+    said = "<b>What was done.</b> A reference model was trained on everything and then made to suppress some of it."
+    if chosen.best:
+        said += " Its outputs were distilled into models whose weights had been damaged or drawn afresh."
+    attack, facts = data.get("attack") or {}, data.get("facts") or {}
+    if not attack:
+        return said
+    rates = _plural(len(attack.get("learning_rates") or []), "learning rate")
+    shown, steps = _plural(facts.get("shown"), "forgotten fact"), _plural(attack.get("steps"), "step")
+    said += f" Then each was attacked: fine-tuned on {shown} for up to {steps}, with {rates}"
+    return f"{said} and {_plural(attack.get('seeds'), 'seed')}, and asked about {_count(facts.get('heldout'))} others."
+
+
+def _claim_count(claims: list[dict[str, Any]]) -> str:
+    if not claims:
+        return ""
+    held, failed = (sum(claim.get("held") is verdict for claim in claims) for verdict in (True, False))
+    open_ = len(claims) - held - failed
+    return f'<a href="#claims">Of {len(claims)} claims {held} held, {failed} did not, {open_} could not be tested.</a>'
+
+
+# ---------------------------------------------------------------------------------------------------- the figures
+
+
+def _relearning_section(data: Summary, models: list[Model], looks: list[Look], drawn: dict[str, Any]) -> str:
+    title = "Can the facts be taught back?"
+    if not drawn:
+        return _section("relearning", title, "<p>No relearning attack was run.</p>")
+    facts = data.get("facts") or {}
+    counts = {"heldout": _count(facts.get("heldout")), "shown": _count(facts.get("shown"))}
+    panels = "".join(_figure(place, head, words.format(**counts)) for place, head, words in RELEARNING_PANELS)
+    yardstick = COMPARE_ORACLE if any(look.role == "oracle" for look in looks) else ""
+    intro = f"<p>{RELEARNING_INTRO.format(yardstick=yardstick)}</p>"
+    return _section("relearning", title, f'{intro}{_legend(models, looks)}<div class="three">{panels}</div>')
+
+
+COMPARE_ORACLE = "Compare each with the oracle, dashed black, which never saw the facts. "
+RELEARNING_INTRO = """Each line is one model under the worst-case attack: at every step, the learning rate that brings
+most back. The shaded band is the uncertainty over the attacker’s seeds. {yardstick}Click a name to hide or show that
+model in all three panels."""
+RELEARNING_PANELS = (
+    (
+        "panel-heldout",
+        "Held-out facts",
+        "The {heldout} forgotten facts the attacker never showed. <b>What comes back, beyond what an oracle "
+        "reaches, was never removed.</b> Lower is safer.",
+    ),
+    (
+        "panel-shown",
+        "Shown facts",
+        "The {shown} facts the attacker trains on. Any network learns these in the end; only the speed tells.",
+    ),
+    (
+        "panel-retain",
+        "Retained ability",
+        "What the model should still do, in that same worst case. Where a curve falls, the attack breaks the model.",
+    ),
+)
+
+
+def _legend(models: list[Model], looks: list[Look]) -> str:
+    buttons = ""
+    for model, look in zip(models, looks, strict=True):
+        if figures.curve(model, "")["steps"]:
+            words = f"{_swatch(look)}{_text(model['label'])}"
+            buttons += f'<button type="button" aria-pressed="true" data-group="{_text(model["name"])}">{words}</button>'
+    return f'<div class="legend" role="group" aria-label="Models to show">{buttons}</div>'
+
+
+def _swatch(look: Look) -> str:
+    stroke = f'stroke="{look.colour}" stroke-width="3" stroke-dasharray="{SWATCH_DASHES[look.dash]}"'
+    line = f'<line x1="0" y1="5" x2="30" y2="5" {stroke}/>'
+    return f'<svg class="swatch" width="30" height="10" aria-hidden="true">{line}</svg>'
+
+
+SWATCH_DASHES = {
+    "solid": "none", "dot": "2 3", "dash": "7 4", "longdash": "11 4", "dashdot": "7 3 2 3", "longdashdot": "11 3 2 3",
+}  # fmt: skip
+
+
+def _compute_section(models: list[Model], drawn: dict[str, Any], missing: list[str]) -> str:
+    title = "What does robustness cost?"
+    if not drawn:
+        return _section("compute", title, "<p>No attacked model has a compute count.</p>")
+    picks = ""
+    for index, (key, words, _) in enumerate(figures.measures(models)):
+        picks += f'<button type="button" aria-pressed="{str(not index).lower()}" data-measure="{key}">{words}</button>'
+    picks = f'<span class="picks" role="group" aria-label="Measure">{picks}</span>'
+    panels = "".join(_figure(place, head, words.format(picks=picks)) for place, head, words in COMPUTE_PANELS)
+    left_out = f"Without a compute count, so not drawn: {_listed(map(_text, missing))}." if missing else ""
+    return _section("compute", title, f'{COMPUTE_INTRO}<div class="two">{panels}</div><p class="small">{left_out}</p>')
+
+
+COMPUTE_INTRO = """<p>Each marker is one model; point at it for its name. A thin line joins UNDO models in order of α,
+the share of the weights that was damaged; another shape of marker means other settings besides α. A hollow marker is a
+model that had not regained its retain ability when training stopped.</p>"""
+COMPUTE_PANELS = (
+    (
+        "panel-robustness",
+        "Held-out facts the worst-case attack brings back",
+        "Best is bottom left: little comes back, little was spent. The bars are bands over seeds.{picks}",
+    ),
+    (
+        "panel-cost-retain",
+        "Retained ability before the attack",
+        "Best is top left. A model that is low here may look robust only because it is weak. "
+        "The axis need not start at zero.",
+    ),
+)
+
+
+def _figure(place: str, head: str, words: str) -> str:
+    label = f"{head}; the numbers are in the table of all models"
+    plot = f'<div class="plot" id="{place}" role="img" aria-label="{label}"></div>'
+    return f"<figure><figcaption><h3>{head}</h3><p>{words}</p></figcaption>{plot}</figure>"
+
+
+# ---------------------------------------------------------------------------------------------------- the tables
+
+
+@dataclass(frozen=True)
+class Column:
+    """Hold one column of the table of models: where its number comes from and how it is written."""
+
+    group: str
+    label: str
+    value: Callable[[Model], Any]
+    show: Callable[[Any], str]
+    shaded: bool = False
+
+
+def columns(models: list[Model]) -> list[Column]:
+    """Return the columns that these models fill: one a group of prompts, one a landmark of the attack."""
+
+    def group(name: str) -> Callable[[Model], Any]:
+        return lambda model: ((model.get("by_group") or {}).get(name) or {}).get("accuracy")
+
+    def at(step: int) -> Callable[[Model], Any]:
+        return lambda model: figures.at_step(model, step)[0]
+
+    names = dict.fromkeys(name for model in models for name in model.get("by_group") or {})
+    steps = sorted(set(figures.landmarks(models) or ()))
+    return [
+        Column("accuracy", "retain", lambda model: model.get("retain"), _tenths, True),
+        Column("accuracy", "forget", lambda model: model.get("forget"), _tenths, True),
+        *(Column(*_split(name), group(name), _tenths, True) for name in names),
+        *(Column("held-out, worst case", f"step {step:,}", at(step), _tenths, True) for step in steps),
+        Column("training", "steps", lambda model: model.get("steps"), _count),
+        Column("training", "compute", lambda model: model.get("compute_vs_oracle"), _tenths),
+        Column("training", "goal", lambda model: model.get("recovered"), _goal),
+    ]
+
+
+def _split(name: str) -> tuple[str, str]:
+    operation, _, form = name.partition("/")
+    return (operation, form) if form else ("accuracy by group", operation)
+
+
+def _table_section(models: list[Model], looks: list[Look]) -> str:
+    if not models:
+        return _section("models", "All models", "<p>No model is finished.</p>")
+    chosen = columns(models)
+    groups = Counter(column.group for column in chosen)  # counts in order of first appearance
+    chosen.sort(key=lambda column: list(groups).index(column.group))
+    spans = "".join(f'<th colspan="{width}" scope="colgroup">{_text(name)}</th>' for name, width in groups.items())
+    heads = _head("model") + "".join(_head(column.label, _edge(chosen, i)) for i, column in enumerate(chosen))
+    rows = "".join(_row(model, look, chosen) for model, look in zip(models, looks, strict=True))
+    table = f"<thead><tr><th></th>{spans}</tr><tr>{heads}</tr></thead><tbody>{rows}</tbody>"
+    table = f'<div class="scroll"><table id="models-table" class="numbers">{table}</table></div>'
+    return _section("models", "All models", TABLE_INTRO + table + _ledger(models))
+
+
+TABLE_INTRO = """<p>Accuracies in per cent before the attack, then the share of held-out facts that the worst-case
+attack brings back. Compute is in per cent of training the oracle; <i>goal</i> says whether retain ability reached the
+level at which training was to stop. Click a column to sort by it.</p>"""
+
+
+def _head(label: str, edge: str = "") -> str:
+    return f'<th{edge} scope="col" aria-sort="none"><button type="button">{_text(label)}</button></th>'
+
+
+def _edge(chosen: list[Column], index: int) -> str:
+    first = index == 0 or chosen[index - 1].group != chosen[index].group
+    return ' class="edge"' if first else ""
+
+
+def _row(model: Model, look: Look, chosen: list[Column]) -> str:
+    cells = "".join(_cell(column.value(model), column, _edge(chosen, index)) for index, column in enumerate(chosen))
+    name, label = _text(model["name"]), _text(model["label"])
+    head = f'<th scope="row" data-value="{label}">{_swatch(look)}{label}</th>'
+    return f'<tr data-model="{name}">{head}{cells}</tr>\n'
+
+
+def _cell(value: Any, column: Column, edge: str) -> str:
+    if value is None:
+        return f'<td{edge} data-value="">{MISSING}</td>'
+    shade = f' style="--v:{min(max(value, 0), 1):.3f}"' if column.shaded else ""
+    return f'<td{edge} data-value="{json.dumps(value)}"{shade}>{column.show(value)}</td>'
+
+
+def _ledger(models: list[Model]) -> str:
+    """Return the settings and the compute by cause, folded away."""
+    causes = list(dict.fromkeys(cause for model in models for cause in model.get("flops") or {}))
+    rows = ""
+    for model in models:
+        settings = ", ".join(f"{key} = {value}" for key, value in (model.get("settings") or {}).items())
+        numbers = [_scientific((model.get("flops") or {}).get(cause)) for cause in causes]
+        numbers += [_count(model.get("seeds")), _count((model.get("attack") or {}).get("diverged"))]
+        words = f'<td class="words">{_text(model.get("stage"))}</td><td class="words">{_text(settings, "")}</td>'
+        cells = "".join(f"<td>{number}</td>" for number in numbers)
+        rows += f'<tr><th scope="row">{_text(model["label"])}</th>{words}{cells}</tr>\n'
+    heads = "".join(f"<th>{_text(head)}</th>" for head in (*(f"{c}, FLOPs" for c in causes), "seeds", "diverged"))
+    head = f'<thead><tr><th>model</th><th class="words">stage</th><th class="words">settings</th>{heads}</tr></thead>'
+    table = f'<div class="scroll"><table class="numbers">{head}<tbody>{rows}</tbody></table></div>'
+    return f"<details><summary>Settings, compute by cause, attackers that diverged</summary>{table}</details>"
+
+
+VERDICTS = {True: ("held", "✓ held"), False: ("failed", "✗ did not hold"), None: ("open", "– not testable")}
+
+
+def _claims_section(claims: list[dict[str, Any]]) -> str:
+    if not claims:
+        return _section("claims", "Claims", "<p>No claim was stated for this experiment.</p>")
+    rows = ""
+    for claim in claims:
+        style, verdict = VERDICTS[claim.get("held")]
+        words = f'<td>{_text(claim.get("claim"))}</td><td class="evidence">{_text(claim.get("evidence"))}</td>'
+        rows += f'<tr><td class="verdict"><span class="{style}">{verdict}</span></td>{words}</tr>\n'
+    head = "<thead><tr><th>verdict</th><th>claim</th><th>evidence</th></tr></thead>"
+    table = f'<div class="scroll"><table class="claims">{head}<tbody>{rows}</tbody></table></div>'
+    return _section("claims", "Claims", CLAIMS_INTRO + table)
+
+
+CLAIMS_INTRO = """<p>What the experiment was to show, and whether its numbers show it. “Not testable” means that a
+model or measurement it needs is missing; it is not a pass.</p>"""
+
+
+# ---------------------------------------------------------------------------------------------------- the small print
+
+
+def _definitions(data: Summary) -> str:
+    facts = data.get("facts") or {}
+    counts = {"heldout": _count(facts.get("heldout")), "shown": _count(facts.get("shown"))}
+    terms = "".join(f"<dt>{term}</dt><dd>{words.format(**counts)}</dd>" for term, words in TERMS.items())
+    return _section("terms", "Terms", f'<dl class="terms">{terms}</dl>')
+
+
+TERMS = {
+    "Retain, forget": "The ability the model should keep, and the one it should lose, as shares of prompts answered "
+    "right.",
+    "Reference": "The model trained on everything, before anything was removed.",
+    "Oracle": "A model trained from the start on data with nothing to forget in it. It cannot recall what it never "
+    "saw, so it is the goal, and its training is the unit of compute.",
+    "Suppressed or unlearned model": "The reference after fine-tuning that makes it stop giving the forget answers. It "
+    "may still hold them.",
+    "Student": "A network with freshly drawn weights, trained only to copy the outputs of another model.",
+    "UNDO, α": "Damage a fraction α of the suppressed model’s weights (shrink them, add noise), then train it to copy "
+    "the undamaged one. α = 0 damages nothing; towards α = 1 little is left.",
+    "Shown and held-out facts": "The forget facts are split: the attacker trains on {shown} and never sees the other "
+    "{heldout}. Shown facts may simply be learned anew. Held-out facts that return, beyond what the oracle can work "
+    "out, were still in the model.",
+    "Worst-case attack": "The model is fine-tuned at several learning rates. At each step the one that brings back "
+    "most is counted, as if the attacker had known which to choose.",
+}
+
+
+def _method(data: Summary) -> str:
+    sets, attack = data.get("evaluated") or {}, data.get("attack") or {}
+    rates = ", ".join(f"{rate:g}" for rate in attack.get("learning_rates") or [] if rate is not None)
+    prompts = (_count(sets.get(key)) for key in ("retain", "forget_shown", "forget_heldout"))
+    setting = (_count(attack.get(key)) for key in ("steps", "batch", "seeds"))
+    notes = {
+        "Prompts": "{} retain, {} forget (shown), {} forget (held out).".format(*prompts)
+        + _sampling(sets.get("forget_heldout")),
+        "Attack": "{} steps of fine-tuning, batch {}, {} seeds at each learning rate: ".format(*setting)
+        + f"{rates or MISSING}.",
+        **METHOD,
+    }
+    listed = "".join(f"<li><b>{head}.</b> {words}</li>" for head, words in notes.items())
+    return _section("method", "How it was measured", f"<ul>{listed}</ul>{_colophon(data)}")
+
+
+METHOD = {
+    "Worst case and band": "At each step the largest accuracy over the learning rates is taken, and averaged over "
+    "seeds; the band is the confidence interval over seeds. Being a maximum, it errs towards alarm. For the mean over "
+    "an attack the bands are averaged too, which makes that band wider than need be.",
+    "Different": "The answer at the top calls two models different only where their bands do not touch.",
+    "Retain under attack": "Measured in the same worst-case attacker at the same step, so that forgetting cannot be "
+    "mistaken for breaking.",
+    "Compute": "FLOPs by cause, as each model’s ledger counts them; 100 % is what training the oracle took. What the "
+    "attacker spends is not part of it.",
+    "Choice": "The UNDO model at the top is picked by the number it is judged on, so it is flattered a little; all "
+    "settings are in the table.",
+}
+
+
+def _sampling(prompts: int | None) -> str:
+    if not prompts:
+        return ""
+    margin = 100 * 1.96 * 0.5 / math.sqrt(prompts)
+    limit = f"another draw of held-out prompts would move an accuracy near 50 % by up to ±{margin:.1f} points (95 %)"
+    return f" The bands cover the attacker’s seeds only; {limit}."
+
+
+def _colophon(data: Summary) -> str:
+    seconds = data.get("duration_seconds")
+    parts = (
+        ("experiment", data.get("experiment")), ("identity", data.get("identity")), ("device", data.get("device")),
+        ("created", data.get("created")), ("duration", _duration(seconds) if seconds is not None else None),
+    )  # fmt: skip
+    said = " · ".join(f"{name} <code>{_text(value)}</code>" for name, value in parts if value)
+    return f'<p class="small">{said} · every number is in <code>summary.json</code> beside this page.</p>'
+
+
+# ---------------------------------------------------------------------------------------------------- words and page
+
+
+def percent(value: float | None) -> str:
+    """Write a fraction as whole per cent, with a decimal where rounding would hide it."""
+    if value is None:
+        return MISSING
+    return f"{value * 100:.{1 if 0 < value < 0.01 else 0}f}{NARROW}%"
+
+
+def _tenths(value: float) -> str:
+    return f"{value * 100:.1f}"
+
+
+def _count(value: int | None) -> str:
+    return MISSING if value is None else f"{value:,}"
+
+
+def _plural(number: int | None, noun: str) -> str:
+    return f"{_count(number)} {noun}{'' if number == 1 else 's'}"
+
+
+def _goal(value: bool) -> str:
+    return "met" if value else "<b class='warn'>missed</b>"
+
+
+def _scientific(value: float | None) -> str:
+    return MISSING if value is None else f"{value:.2e}"
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{seconds:.0f} s" if seconds < 120 else f"{minutes} min" if minutes < 120 else f"{seconds / 3600:.1f} h"
+
+
+def _listed(parts: Iterable[str]) -> str:
+    *most, last = list(parts)
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def _text(value: Any, empty: str = MISSING) -> str:
+    return empty if value in (None, "") else escape(str(value))
+
+
+def _section(place: str, title: str, body: str) -> str:
+    return f'<section id="{place}"><h2>{title}</h2>{body}</section>'
+
+
+def _script_json(data: Any) -> str:
+    """Return JSON that cannot end the script element it stands in."""
+    return json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _page(title: str, body: str, drawings: str) -> str:
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title><link rel="icon" href="data:,"><style>{CSS}</style></head><body><main>
+<noscript><p class="warn">The figures need JavaScript. Every number is in the tables.</p></noscript>
+{body}
+</main>
+<script type="application/json" id="drawings">{drawings}</script>
+<script id="plotly">{get_plotlyjs()}</script>
+<script>{JAVASCRIPT}</script>
+</body></html>
+"""
+
+
+CSS = """
+:root { --ink: #1d2430; --muted: #5a6372; --rule: #dde2e9; --paper: #fbfbfa; --card: #ffffff; --link: #1f5fa8 }
+* { box-sizing: border-box }
+body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.55 system-ui, -apple-system, "Segoe UI",
+  Roboto, "Helvetica Neue", Arial, sans-serif; font-variant-numeric: tabular-nums }
+main { max-width: 1360px; margin: 0 auto; padding: 40px 28px 72px }
+h1 { font-size: 2rem; line-height: 1.2; margin: 0 0 .3rem; letter-spacing: -.01em }
+h2 { font-size: 1.4rem; line-height: 1.3; margin: 0 0 .5rem }
+h3 { font-size: 1rem; margin: 0 }
+p { margin: 0 0 .8rem }
+section > p, .story, .did, .description, ul, .answer { max-width: 78ch }
+a { color: var(--link) }
+section { margin-top: 3.2rem; padding-top: 1.6rem; border-top: 1px solid var(--rule) }
+.kicker { text-transform: uppercase; letter-spacing: .08em; font-size: .76rem; color: var(--muted);
+  margin-bottom: .5rem }
+.description, .note, .caption, .small, figcaption p, .evidence { color: var(--muted) }
+.small { font-size: .88rem }
+.warn { color: #a3271b; font-weight: 600 }
+.answer { font-size: 1.55rem; margin: 1.6rem 0 .6rem }
+.story { font-size: 1.06rem }
+
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(230px, 1fr)); gap: 16px; margin: 1.6rem 0 }
+.card, figure, .scroll { background: var(--card); border: 1px solid var(--rule); border-radius: 6px }
+.card { border-top: 5px solid; padding: 14px 18px }
+.card .note { font-size: .84rem; margin: 0 }
+.card .caption { font-size: .88rem }
+.card .big { font-size: 2.7rem; line-height: 1.1; font-weight: 650; margin: .6rem 0 0; letter-spacing: -.02em }
+.card .band { font-size: .82rem; font-weight: 400; letter-spacing: 0; color: var(--muted); margin-left: .7em;
+  white-space: nowrap }
+.card dl { margin: 0; font-size: .88rem }
+.card dl div { display: flex; justify-content: space-between; padding: 3px 0; border-top: 1px solid var(--rule) }
+.card dt { color: var(--muted) }
+.card dd { margin: 0 }
+
+button { font: inherit; color: inherit; cursor: pointer }
+button:focus-visible { outline: 3px solid #3b82d6; outline-offset: 2px }
+.legend, .picks { display: flex; flex-wrap: wrap; gap: 6px; margin: 0 0 1rem }
+.picks { margin: .6rem 0 0 }
+.legend button, .picks button { font-size: .88rem; padding: 3px 11px; border: 1px solid var(--rule);
+  border-radius: 99px; background: var(--card); display: inline-flex; align-items: center }
+.legend button[aria-pressed=false] { color: var(--muted); text-decoration: line-through; background: none }
+.legend button[aria-pressed=false] svg { opacity: .3 }
+.picks button[aria-pressed=true] { background: var(--ink); border-color: var(--ink); color: #fff }
+.swatch { margin-right: 8px; vertical-align: middle; flex: none }
+
+.three, .two { display: grid; gap: 22px; grid-template-columns: repeat(auto-fit, minmax(min(350px, 100%), 1fr)) }
+.two { grid-template-columns: repeat(auto-fit, minmax(min(480px, 100%), 1fr)) }
+figure { margin: 0; padding: 14px 14px 4px; display: flex; flex-direction: column; min-width: 0 }
+figcaption { flex: 1 }
+figcaption p { font-size: .9rem; margin: .2rem 0 .4rem }
+figcaption b, .picks button { color: var(--ink) }
+.plot { height: 350px; min-width: 0 }
+.two .plot { height: 390px }
+
+.scroll { overflow-x: auto }
+table { border-collapse: collapse; width: 100%; font-size: .82rem }
+th, td { padding: 6px 7px; text-align: right; border-bottom: 1px solid var(--rule); white-space: nowrap }
+tbody tr:last-child > * { border-bottom: 0 }
+thead th { font-weight: 600; color: var(--muted); vertical-align: bottom }
+tbody th { font-weight: 600 }
+thead tr:first-child th[colspan] { text-align: center }
+.edge, th[colspan] { border-left: 1px solid var(--rule) }
+th:first-child, .words, .claims th, .claims td { text-align: left }
+.numbers th:first-child { position: sticky; left: 0; background: var(--card); z-index: 1 }
+th button { background: none; border: 0; padding: 0; font-weight: 600 }
+th button:hover { text-decoration: underline }
+th[aria-sort=ascending] button::after { content: " ▲" }
+th[aria-sort=descending] button::after { content: " ▼" }
+td[style] { background: color-mix(in srgb, #8fb8e8 calc(var(--v) * 62%), #fff) }
+.claims { font-size: .92rem }
+.claims td { white-space: normal; vertical-align: top; min-width: 220px }
+.claims td.verdict { min-width: 0; white-space: nowrap }
+.verdict span { font-weight: 600; padding: 2px 9px; border-radius: 99px; font-size: .84rem }
+.held { background: #dff2e7; color: #14663f }
+.failed { background: #fbe4e0; color: #a3271b }
+.open { background: #e9ecf1; color: #454d5a }
+details { margin-top: 1rem }
+summary { cursor: pointer; color: var(--link); margin-bottom: .6rem }
+
+.terms { display: grid; grid-template-columns: minmax(150px, 240px) minmax(0, 78ch); gap: 10px 24px; margin: 0 }
+.terms dt { font-weight: 600 }
+.terms dd { margin: 0 }
+ul { padding-left: 1.2rem }
+li { margin-bottom: .5rem }
+@media (max-width: 640px) {
+  main { padding: 22px 14px 48px }
+  .terms { grid-template-columns: 1fr; gap: 2px }
+  .terms dd { margin-bottom: 10px }
+  .numbers th:first-child { white-space: normal; min-width: 110px; max-width: 130px }
+  .numbers .swatch { display: block }
+}
+@media print { figure, .card { break-inside: avoid } .scroll { overflow: visible } }
+"""
+
+JAVASCRIPT = """
+'use strict';
+const { figures, curves } = JSON.parse(document.getElementById('drawings').textContent);
+const settings = { responsive: true, displaylogo: false, modeBarButtons: [['toImage', 'resetScale2d']] };
+for (const [place, drawing] of Object.entries(figures)) Plotly.newPlot(place, drawing.data, drawing.layout, settings);
+
+function show(place, belongs, visible) {
+  const chosen = document.getElementById(place).data.flatMap((trace, index) => belongs(trace) ? [index] : []);
+  if (chosen.length) Plotly.restyle(place, { visible }, chosen);
+}
+for (const button of document.querySelectorAll('.legend button')) button.onclick = () => {
+  const visible = button.getAttribute('aria-pressed') !== 'true';
+  button.setAttribute('aria-pressed', visible);
+  for (const place of curves) show(place, trace => trace.legendgroup === button.dataset.group, visible);
+};
+for (const button of document.querySelectorAll('.picks button')) button.onclick = () => {
+  for (const other of document.querySelectorAll('.picks button')) other.setAttribute('aria-pressed', other === button);
+  show('panel-robustness', trace => trace.meta.measure !== button.dataset.measure, false);
+  show('panel-robustness', trace => trace.meta.measure === button.dataset.measure, true);
+};
+const key = (row, column) => row.cells[column].dataset.value;
+const compare = (a, b) => isNaN(a) || isNaN(b) ? a.localeCompare(b, undefined, { numeric: true }) : a - b;
+for (const button of document.querySelectorAll('#models-table th button')) button.onclick = () => {
+  const head = button.parentElement, column = head.cellIndex, body = head.closest('table').tBodies[0];
+  const down = head.getAttribute('aria-sort') === 'ascending';
+  for (const other of head.parentElement.cells) other.setAttribute('aria-sort', 'none');
+  head.setAttribute('aria-sort', down ? 'descending' : 'ascending');
+  const missing = row => key(row, column) === '';  // last, whichever way the column is sorted
+  const order = (a, b) => (down ? -1 : 1) * compare(key(a, column), key(b, column));
+  body.append(...[...body.rows].sort((a, b) => missing(a) - missing(b) || order(a, b)));
+};
+"""

@@ -1,0 +1,175 @@
+"""The only entry point: `distill-jax run | prepare | report`.
+
+Exit codes: 0 when everything asked for is complete, 2 with a line or two when the input is wrong or the disk refuses.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+from distill_jax.config import ConfigError, build, check, nearest
+
+USAGE = """usage: distill-jax COMMAND --config=FILE.py[:preset] --workdir=DIR [--config.key=value …]
+
+commands:
+  run      compute what is missing of an experiment, then draw its report
+  prepare  make the experiment's data only
+  report   draw the report again from a work directory (needs no --config)"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """An experiment, checked: its model, its data, its stages and how to run them."""
+
+    name: str
+    description: str
+    model: Any
+    data: Any
+    stages: dict[str, Any]
+    run: RunSettings
+    precision: str = "fp32"
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSettings:
+    """How to execute, without effect on any result.
+
+    Attributes:
+      evaluation_batch: prompts decoded at a time; 0 for all of a form.
+      loss_chunk: tokens whose logits exist at a time; 0 for all.
+      progress_seconds: time between two progress lines.
+      cpu_devices: devices that JAX makes of the host's cores; members of a population run on them side by side.
+    """
+
+    evaluation_batch: int = 0
+    loss_chunk: int = 0
+    progress_seconds: float = 5.0
+    cpu_devices: int = 2
+
+
+def load_experiment(module: ModuleType, config: Any) -> Experiment:
+    """Check a config and turn it into an experiment.
+
+    Raises:
+      ConfigError: naming the key, the value and the mend.
+    """
+    from distill_jax.data.arithmetic import ArithmeticConfig
+    from distill_jax.models.transformer import TransformerConfig
+
+    plain = config.to_dict()
+    model = build(TransformerConfig, plain["model"], "model")
+    data = build(ArithmeticConfig, plain["data"], "data")
+    try:
+        stages = module.get_stages(config)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{module.__file__}: {error}") from error
+    run = build(RunSettings, plain["run"], "run")
+    return Experiment(plain["experiment"], plain["description"], model, data, stages, run)
+
+
+def parse(argv: Sequence[str]) -> tuple[str, Path, Any, ModuleType | None]:
+    """Return (command, workdir, config, the config's module) from the command line."""
+    commands = ("run", "prepare", "report")
+    check(len(argv) > 1, USAGE)
+    command = argv[1]
+    check(command in commands, f"unknown command {command!r}{nearest(command, commands)}\n{USAGE}")
+    values = flags.FlagValues()
+    flags.DEFINE_string("workdir", None, "where everything is written", flag_values=values)
+    config_flags.DEFINE_config_file("config", None, "experiment", flag_values=values)
+    path = _config_path(argv)
+    try:
+        rest = values(["distill-jax", *argv[2:]])
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, SyntaxError) as error:
+        raise ConfigError(_explain(error)) from error
+    check(len(rest) == 1, f"unexpected argument {rest[-1]!r}; settings are given as --config.key=value")
+    check(values.workdir, "--workdir=DIR is missing: name the directory of this run")
+    if command == "report":
+        return command, Path(values.workdir), None, None
+    check(path is not None, "--config=FILE.py is missing: name the experiment, such as configs/arithmetic.py:cpu")
+    return command, Path(values.workdir), values.config, _load(str(path))
+
+
+def _config_path(argv: Sequence[str]) -> str | None:
+    given = [a.split("=", 1)[1] for a in argv if a.startswith("--config=")]
+    if not given:
+        return None
+    path = given[-1].split(":")[0]
+    check(Path(path).is_file(), f"--config={given[-1]}: there is no file {path}")
+    return path
+
+
+def _load(path: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("experiment_config", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    check(hasattr(module, "get_stages"), f"{path} has no get_stages(config): it says which stages the experiment has")
+    return module
+
+
+def _explain(error: Exception) -> str:
+    text = " ".join(str(error).strip("'\"").split())
+    return text[:300]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program and return its exit code."""
+    argv = list(sys.argv if argv is None else argv)
+    try:
+        return _main(argv)
+    except ConfigError as error:
+        print(f"distill-jax: {error}", file=sys.stderr)
+    except OSError as error:
+        what = f" {error.filename}" if error.filename else ""
+        print(f"distill-jax: {error.strerror or error}:{what}; what was finished is kept", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("distill-jax: stopped; the same command continues from the last checkpoint", file=sys.stderr)
+        return 130
+    return 2
+
+
+def _main(argv: Sequence[str]) -> int:
+    command, workdir, config, module = parse(argv)
+    if command == "report":
+        from distill_jax.evals import summary
+
+        print(f"report: {summary.redraw(workdir)}")
+        return 0
+    assert module is not None
+    _set_up_jax(config)
+    from distill_jax import graph
+    from distill_jax.evals import summary
+
+    experiment = load_experiment(module, config)
+    nodes = graph.build(experiment, workdir)
+    with graph.claimed(workdir, experiment.name):
+        began = time.monotonic()
+        wanted = {graph.DATA: nodes[graph.DATA]} if command == "prepare" else nodes
+        graph.execute(wanted, experiment.model, experiment.run)
+        if command == "run":
+            identity = graph.experiment_identity(nodes)
+            page = summary.write_report(experiment, nodes, identity, workdir, time.monotonic() - began)
+            print(f"report: {page}")
+    return 0
+
+
+def _set_up_jax(config: Any) -> None:
+    devices = config.get("run", {}).get("cpu_devices", 1)
+    given = os.environ.get("XLA_FLAGS", "")
+    if "xla_force_host_platform_device_count" not in given:
+        os.environ["XLA_FLAGS"] = f"{given} --xla_force_host_platform_device_count={devices}".strip()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

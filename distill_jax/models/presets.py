@@ -1,0 +1,60 @@
+"""Model shapes by name.
+
+The first four are the random-init models of "Distillation Robustifies Unlearning" (arXiv 2506.06278): Gemma 2 scaled
+down, its 256,000-token vocabulary kept. They divide attention logits by sqrt(256) whatever their head width, as the
+authors' code does. "cpu" is for tests and for a first look on a laptop: bytes for tokens, seconds per run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+from distill_jax.models.transformer import TransformerConfig
+
+PRESETS: dict[str, TransformerConfig] = {
+    "gemma-0.1b": TransformerConfig(
+        vocab=256_000, layers=14, hidden=320, mlp=1280, heads=8, kv_heads=4, head_dim=128, query_scale=256.0
+    ),
+    "gemma-0.3b": TransformerConfig(
+        vocab=256_000, layers=14, hidden=768, mlp=3072, heads=8, kv_heads=4, head_dim=128, query_scale=256.0
+    ),
+    "gemma-0.6b": TransformerConfig(
+        vocab=256_000, layers=18, hidden=1024, mlp=4096, heads=8, kv_heads=4, head_dim=256, query_scale=256.0
+    ),
+    "gemma-0.9b": TransformerConfig(
+        vocab=256_000, layers=22, hidden=1280, mlp=5120, heads=8, kv_heads=4, head_dim=256, query_scale=256.0
+    ),
+    "gemma-2-2b": TransformerConfig(
+        vocab=256_000, layers=26, hidden=2304, mlp=9216, heads=8, kv_heads=4, head_dim=256, query_scale=256.0
+    ),
+    "gemma-2-9b": TransformerConfig(
+        vocab=256_000, layers=42, hidden=3584, mlp=14_336, heads=16, kv_heads=8, head_dim=256, query_scale=256.0
+    ),
+    "cpu": TransformerConfig(
+        vocab=256, layers=2, hidden=64, mlp=256, heads=4, kv_heads=2, head_dim=16, query_scale=16.0, unroll=2
+    ),
+}
+
+
+def _unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+    return f"unknown {kind} {name!r}: did you mean {near!r}? Known: {', '.join(known)}"
+
+
+def preset(name: str, **overrides: Any) -> TransformerConfig:
+    """Return the model called `name` with some fields replaced.
+
+    Raises:
+      ValueError: for an unknown model or field, naming the nearest known one.
+    """
+    if name not in PRESETS:
+        raise ValueError(_unknown("model preset", name, PRESETS))
+    fields = [field.name for field in dataclasses.fields(TransformerConfig)]
+    for key in overrides:
+        if key not in fields:
+            raise ValueError(_unknown("model field", f"model.{key}", [f"model.{field}" for field in fields]))
+    return dataclasses.replace(PRESETS[name], **overrides)

@@ -1,0 +1,349 @@
+"""A Gemma-2-shaped decoder in Flax Linen.
+
+Axis legend used in every einsum of the package:
+  B batch, T query length, S key length, D model width, F MLP width, N query heads, K key-value heads,
+  G query heads per key-value head (N = K G), H head width, V vocabulary, L layers, P population.
+
+Parameters (layers are stacked on a leading L axis because they run in one `nn.scan`):
+  embedding [V, D]; final_norm/scale [D]; and under layers/
+  attention/{query [L,D,N,H], key_value [L,2,D,K,H], output [L,N,H,D]},
+  mlp/{gate_up [L,2,D,F], down [L,F,D]},
+  {pre,post}_{attention,mlp}_norm/scale [L,D].
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+Params = Any
+Cache = tuple[jax.Array, jax.Array]
+
+# A large finite negative: -inf would make a row that may attend to nothing (padding) NaN.
+MASKED = -1e30
+
+REMAT_POLICIES = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+    """Describe a decoder completely.
+
+    Attributes:
+      vocab: V, rows of the tied embedding.
+      layers: L.
+      hidden: D.
+      mlp: F.
+      heads: N, a multiple of `kv_heads`.
+      kv_heads: K.
+      head_dim: H, even (RoPE rotates halves).
+      query_scale: attention logits are divided by sqrt(query_scale); Gemma 2 fixes it at 256 whatever H.
+      attention_softcap, final_softcap: c in c·tanh(x / c); 0 switches the cap off.
+      sliding_window: keys a local layer can see; layers alternate local (first), global. 0: all global.
+      rope_theta: base of the rotary frequencies.
+      norm_eps: epsilon of RMSNorm.
+      init_std: standard deviation of every freshly drawn matrix.
+      dtype: dtype of the computation; weights stay in fp32 and are cast where they are used.
+      unroll: layers the scan inlines at a time; 1 compiles fastest, all of them run fastest on a CPU.
+      remat: what the backward pass recomputes, a key of `REMAT_POLICIES`.
+    """
+
+    vocab: int
+    layers: int
+    hidden: int
+    mlp: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    query_scale: float = 256.0
+    attention_softcap: float = 50.0
+    final_softcap: float = 30.0
+    sliding_window: int = 4096
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-6
+    init_std: float = 0.02
+    dtype: str = "float32"
+    unroll: int = 1
+    remat: str = "none"
+
+    def __post_init__(self):
+        for name in ("vocab", "layers", "hidden", "mlp", "heads", "kv_heads", "head_dim"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"model.{name} = {getattr(self, name)}: must be at least 1")
+        if self.heads % self.kv_heads:
+            raise ValueError(
+                f"model.heads = {self.heads} is not a multiple of model.kv_heads = {self.kv_heads}: "
+                "every key-value head serves the same number of query heads"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"model.head_dim = {self.head_dim} is odd: rotary embedding rotates pairs")
+        if self.remat not in REMAT_POLICIES:
+            raise ValueError(f"model.remat = {self.remat!r}: choose one of {', '.join(REMAT_POLICIES)}")
+        if self.dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"model.dtype = {self.dtype!r}: choose float32 or bfloat16")
+
+
+def _normal(cfg: TransformerConfig, *axes: str):
+    return nn.with_logical_partitioning(nn.initializers.normal(cfg.init_std), axes)
+
+
+def softcap(x: jax.Array, cap: float) -> jax.Array:
+    """Squash to (-cap, cap); the identity when cap is 0."""
+    return cap * jnp.tanh(x / cap) if cap else x
+
+
+def rotary(cfg: TransformerConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return the rotary (cos, sin) of positions [B, T], each fp32 [B, T, 1, H], for all layers at once."""
+    half = cfg.head_dim // 2
+    frequency = cfg.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle = (positions[..., None].astype(jnp.float32) * frequency)[:, :, None]
+    sin = jnp.sin(angle)
+    return jnp.tile(jnp.cos(angle), 2), jnp.concatenate([-sin, sin], axis=-1)
+
+
+def rope(x: jax.Array, cos_sin: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Rotate x [B, T, N, H], the first half of H against the second."""
+    cos, sin = cos_sin
+    y = x.astype(jnp.float32)
+    return (y * cos + jnp.roll(y, x.shape[-1] // 2, axis=-1) * sin).astype(x.dtype)
+
+
+def look_up(table: jax.Array, index: jax.Array) -> jax.Array:
+    """Return the rows of table [V, D] at index [B, T].
+
+    A gather's gradient is a scatter, which XLA runs row by row on CPU and which gathers a sharded table whole.
+    For a small vocabulary the product with a one-hot matrix is the same to the bit and far cheaper.
+    """
+    if table.shape[0] > 1024:
+        return table[index]
+    one_hot = jax.nn.one_hot(index, table.shape[0], dtype=table.dtype)
+    # The default precision would round fp32 weights, to bf16 on a TPU and to TF32 on a GPU.
+    return jnp.matmul(one_hot, table, precision="highest")
+
+
+def dense(x: jax.Array, w: jax.Array, inputs: int = 1) -> jax.Array:
+    """Contract the last `inputs` axes of x [B, T, ...] with the first of w.
+
+    As one two-dimensional product: XLA's CPU backend runs its weight gradient twice as fast as the same einsum's.
+    """
+    rows, shape_in, shape_out = x.shape[:-inputs], w.shape[:inputs], w.shape[inputs:]
+    y = x.reshape(math.prod(rows), math.prod(shape_in)) @ w.reshape(math.prod(shape_in), math.prod(shape_out))
+    return y.reshape(rows + shape_out)
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) · (1 + scale), computed in fp32."""
+
+    cfg: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.with_logical_partitioning(nn.initializers.zeros, ("embed",)), x.shape[-1:])
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.cfg.norm_eps)
+        return (y * (1.0 + scale)).astype(x.dtype)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with rotary positions and a logit softcap."""
+
+    cfg: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x, angles, mask, cache: Cache | None, slot):
+        c, dtype = self.cfg, jnp.dtype(self.cfg.dtype)
+        shape_q, shape_kv = (c.hidden, c.heads, c.head_dim), (2, c.hidden, c.kv_heads, c.head_dim)
+        w_q = self.param("query", _normal(c, "embed", "heads", "head_dim"), shape_q)
+        w_kv = self.param("key_value", _normal(c, "two", "embed", "kv_heads", "head_dim"), shape_kv)
+        w_o = self.param("output", _normal(c, "heads", "head_dim", "embed"), (c.heads, c.head_dim, c.hidden))
+
+        q, k, v = dense(x, w_q.astype(dtype)), dense(x, w_kv[0].astype(dtype)), dense(x, w_kv[1].astype(dtype))
+        q, k = rope(q, angles), rope(k, angles)
+        if cache is not None:
+            k = jax.lax.dynamic_update_slice_in_dim(cache[0], k, slot, axis=1)
+            v = jax.lax.dynamic_update_slice_in_dim(cache[1], v, slot, axis=1)
+            cache = (k, v)
+        q = q.reshape(*q.shape[:2], c.kv_heads, c.heads // c.kv_heads, c.head_dim)
+        logits = jnp.einsum("BTKGH,BSKH->BKGTS", q, k, preferred_element_type=jnp.float32)
+        logits = softcap(logits * c.query_scale**-0.5, c.attention_softcap)
+        weights = jax.nn.softmax(jnp.where(mask[:, None, None], logits, MASKED), axis=-1).astype(dtype)
+        out = jnp.einsum("BKGTS,BSKH->BTKGH", weights, v).reshape(*x.shape[:2], c.heads, c.head_dim)
+        return dense(out, w_o.astype(dtype), inputs=2), cache
+
+
+class MLP(nn.Module):
+    """GeGLU with the tanh approximation of GELU."""
+
+    cfg: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x):
+        c, dtype = self.cfg, jnp.dtype(self.cfg.dtype)
+        w_in = self.param("gate_up", _normal(c, "two", "embed", "mlp"), (2, c.hidden, c.mlp))
+        w_out = self.param("down", _normal(c, "mlp", "embed"), (c.mlp, c.hidden))
+        gate, up = dense(x, w_in[0].astype(dtype)), dense(x, w_in[1].astype(dtype))
+        return dense(nn.gelu(gate, approximate=True) * up, w_out.astype(dtype))
+
+
+class Layer(nn.Module):
+    """One pre- and post-normalised block; the residual stream is the scan's carry."""
+
+    cfg: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x, scanned, angles, masks, slot):
+        local, cache = scanned
+        mask = jnp.where(local, masks[0], masks[1])
+        norm = functools.partial(RMSNorm, self.cfg)
+        y = norm(name="pre_attention_norm")(x)
+        y, cache = Attention(self.cfg, name="attention")(y, angles, mask, cache, slot)
+        x = x + norm(name="post_attention_norm")(y)
+        y = MLP(self.cfg, name="mlp")(norm(name="pre_mlp_norm")(x))
+        x = nn.with_logical_constraint(x + norm(name="post_mlp_norm")(y), ("batch", "length", "embed_act"))
+        return x, cache
+
+
+class Transformer(nn.Module):
+    """Embed, scan the layers, normalise; `unembed` gives logits from the normalised state."""
+
+    cfg: TransformerConfig
+
+    def setup(self):
+        c = self.cfg
+        self.embedding = self.param("embedding", _normal(c, "vocab", "embed"), (c.vocab, c.hidden))
+        layer = Layer
+        if c.remat != "none":
+            layer = nn.remat(Layer, policy=REMAT_POLICIES[c.remat], prevent_cse=False)
+        self.layers = nn.scan(
+            layer,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+            length=c.layers,
+            unroll=c.unroll,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )(c)
+        self.final_norm = RMSNorm(c)
+
+    def residual(self, tokens, positions, masks, cache, slot):
+        dtype = jnp.dtype(self.cfg.dtype)
+        # The embedding is scaled in the compute dtype, as the published Gemma weights expect.
+        x = look_up(self.embedding.astype(dtype), tokens) * jnp.asarray(self.cfg.hidden**0.5, dtype)
+        local = (jnp.arange(self.cfg.layers) % 2 == 0) & (self.cfg.sliding_window > 0)
+        return self.layers(x, (local, cache), rotary(self.cfg, positions), masks, slot)
+
+    def __call__(self, tokens, positions, masks, cache=None, slot=0):
+        x, cache = self.residual(tokens, positions, masks, cache, slot)
+        return self.final_norm(x), cache
+
+
+def causal_masks(
+    cfg: TransformerConfig, slots: jax.Array, key_segments: jax.Array, segments: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Return the (local, global) attention masks, each [B, T, S].
+
+    A query sees the keys of its own segment that are not after it; segment 0 is padding and sees, and is
+    seen by, nothing. `slots` [T] are the queries' places among the S keys.
+    """
+    distance = slots[:, None] - jnp.arange(key_segments.shape[1])[None, :]
+    same = (segments[:, :, None] == key_segments[:, None, :]) & (segments[:, :, None] > 0)
+    full = same & (distance >= 0)[None]
+    return full & (distance < (cfg.sliding_window or distance.shape[1] + 1))[None], full
+
+
+def segment_positions(segments: jax.Array) -> jax.Array:
+    """Return each token's place within its own segment, [B, T] from segment numbers [B, T]."""
+    index = jnp.arange(segments.shape[1])[None]
+    starts = jnp.concatenate([jnp.ones_like(segments[:, :1]), segments[:, 1:] != segments[:, :-1]], axis=1)
+    return index - jax.lax.cummax(jnp.where(starts, index, 0), axis=1)
+
+
+def init(cfg: TransformerConfig, key: jax.Array) -> Params:
+    """Draw fresh fp32 weights: N(0, init_std²) for matrices, zero for norm scales (which act as 1 + scale)."""
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    masks = (jnp.ones((1, 1, 1), bool),) * 2
+    return nn.unbox(Transformer(cfg).init(key, tokens, tokens, masks)["params"])
+
+
+def logical_axes(cfg: TransformerConfig) -> Params:
+    """Return a tree like the parameters' whose leaves are PartitionSpecs of logical axis names."""
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    masks = (jnp.ones((1, 1, 1), bool),) * 2
+    boxed = jax.eval_shape(Transformer(cfg).init, jax.random.key(0), tokens, tokens, masks)["params"]
+    return nn.get_partition_spec(boxed)
+
+
+def hidden_states(cfg: TransformerConfig, params: Params, tokens: jax.Array, segments: jax.Array) -> jax.Array:
+    """Return the normalised final hidden states [B, T, D] of packed tokens [B, T] with segments [B, T]."""
+    masks = causal_masks(cfg, jnp.arange(tokens.shape[1]), segments, segments)
+    return Transformer(cfg).apply({"params": params}, tokens, segment_positions(segments), masks)[0]
+
+
+def residual_at(
+    cfg: TransformerConfig, params: Params, tokens: jax.Array, segments: jax.Array, layer: int
+) -> jax.Array:
+    """Return the residual stream [B, T, D] that enters `layer` (counted from 0; L is what leaves the last).
+
+    The first layers of a decoder are a decoder: only these are run.
+    """
+    if not 0 < layer <= cfg.layers:
+        raise ValueError(f"layer = {layer}: the model has layers 1 to {cfg.layers} to enter")
+    first = dict(params, layers=jax.tree.map(lambda w: w[:layer], params["layers"]))
+    shallow = dataclasses.replace(cfg, layers=layer)
+    masks = causal_masks(cfg, jnp.arange(tokens.shape[1]), segments, segments)
+    positions = segment_positions(segments)
+    return Transformer(shallow).apply(
+        {"params": first}, tokens, positions, masks, None, 0, method=Transformer.residual
+    )[0]
+
+
+def unembed(cfg: TransformerConfig, params: Params, hidden: jax.Array) -> jax.Array:
+    """Project hidden states [..., D] on the tied embedding: softcapped fp32 logits [..., V]."""
+    weights = params["embedding"].astype(hidden.dtype)
+    return softcap(jnp.einsum("...D,VD->...V", hidden, weights, preferred_element_type=jnp.float32), cfg.final_softcap)
+
+
+def apply(cfg: TransformerConfig, params: Params, tokens: jax.Array, segments: jax.Array) -> jax.Array:
+    """Return fp32 logits [B, T, V] for packed tokens [B, T]; segment 0 marks padding."""
+    return unembed(cfg, params, hidden_states(cfg, params, tokens, segments))
+
+
+def empty_cache(cfg: TransformerConfig, batch: int, length: int) -> Cache:
+    """Return zeroed keys and values, each [L, B, S, K, H]."""
+    shape = (cfg.layers, batch, length, cfg.kv_heads, cfg.head_dim)
+    return jnp.zeros(shape, cfg.dtype), jnp.zeros(shape, cfg.dtype)
+
+
+def decode_step(
+    cfg: TransformerConfig,
+    params: Params,
+    cache: Cache,
+    slot: jax.Array | int,
+    tokens: jax.Array,
+    positions: jax.Array,
+    key_segments: jax.Array,
+) -> tuple[jax.Array, Cache]:
+    """Run tokens [B, T] that take the cache's slots slot..slot+T-1, and return (hidden [B, T, D], cache).
+
+    `key_segments` [B, S] is 1 for slots that hold a token and 0 for padding; slots after the tokens are hidden
+    by causality, whatever it says of them.
+    """
+    slots = slot + jnp.arange(tokens.shape[1])
+    masks = causal_masks(cfg, slots, key_segments, jnp.ones_like(tokens))
+    return Transformer(cfg).apply({"params": params}, tokens, positions, masks, cache, slot)
+
+
+def parameter_count(cfg: TransformerConfig) -> int:
+    """Count the parameters without allocating them."""
+    shapes = jax.eval_shape(lambda: init(cfg, jax.random.key(0)))
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes))

@@ -1,0 +1,19 @@
+"""The verbs: one file each, its settings at the top and its `run` below."""
+
+from distill_jax.stages import distill, perturb, prepare, pretrain, relearn, unlearn
+from distill_jax.stages.distill import Distill
+from distill_jax.stages.perturb import Perturb
+from distill_jax.stages.pretrain import Pretrain
+from distill_jax.stages.relearn import Relearn
+from distill_jax.stages.unlearn import Unlearn
+
+VERBS = {
+    "prepare": prepare,
+    "pretrain": pretrain,
+    "unlearn": unlearn,
+    "perturb": perturb,
+    "distill": distill,
+    "relearn": relearn,
+}
+
+__all__ = ["VERBS", "Distill", "Perturb", "Pretrain", "Relearn", "Unlearn"]

@@ -1,0 +1,124 @@
+"""Distil: train a student on the teacher's output distribution, and on nothing else.
+
+The student is random (Unlearn-and-Distill) or a damaged copy of the teacher (UNDO). The loss is the forward KL over
+the full vocabulary on unlabelled data, without any cross-entropy term. A student stops when its retain accuracy is
+within `tolerance` of the teacher's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import jax
+
+from distill_jax.losses.distill import forward_kl
+from distill_jax.losses.lm import target_mask
+from distill_jax.losses.chunked import over_tokens
+from distill_jax.models import transformer
+from distill_jax.models.transformer import TransformerConfig
+from distill_jax.perf import flops
+from distill_jax.stages.context import Context, Node, seed_for
+from distill_jax.stages.population import Member, finish_models, rows_feed, train
+from distill_jax.train.settings import Training
+from distill_jax.train.step import make_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Distill(Training):
+    """Distil a teacher into a student.
+
+    Attributes:
+      teacher: the node whose outputs are imitated.
+      start: the node the student starts from; "" draws a fresh student.
+      data: the prepared set whose tokens both models read.
+      temperature: of both distributions; the loss is multiplied by its square.
+      tolerance: the student has recovered when its retain accuracy is at most this much below the teacher's.
+      stop: whether a student that recovered stops; otherwise it takes all steps.
+    """
+
+    teacher: str = ""
+    start: str = ""
+    data: str = "all"
+    temperature: float = 1.0
+    tolerance: float = 0.05
+    stop: bool = True
+
+    VERB: ClassVar[str] = "distill"
+    INPUTS: ClassVar[tuple[str, ...]] = ("teacher", "start")
+    # Nodes that differ only here train as one population behind one teacher.
+    MEMBER: ClassVar[tuple[str, ...]] = ("start",)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.temperature <= 0:
+            raise ValueError(f"temperature = {self.temperature}: must be positive")
+        if not 0 <= self.tolerance <= 1:
+            raise ValueError(f"tolerance = {self.tolerance}: a difference of accuracies lies in [0, 1]")
+
+
+@functools.cache
+def build(cfg: TransformerConfig, settings: Distill, chunk: int, mesh: Any) -> Any:
+    """Return the compiled step; equal stages get the same one."""
+
+    def teach(teacher, batch):
+        hidden = transformer.hidden_states(cfg, teacher, batch["tokens"], batch["segments"])[:, :-1]
+        # Final hidden states are a vocabulary's width smaller than logits; the head is applied a chunk at a time.
+        return {"hidden": hidden, "embedding": teacher["embedding"]}
+
+    def objective(params, batch, teacher):
+        mask = target_mask(batch["segments"], batch["answer"] if settings.loss_on == "answer" else None)
+        hidden = transformer.hidden_states(cfg, params, batch["tokens"], batch["segments"])[:, :-1]
+
+        def loss(mine, theirs, mask):
+            target = jax.lax.stop_gradient(transformer.unembed(cfg, teacher, theirs))
+            return forward_kl(transformer.unembed(cfg, params, mine), target, mask, settings.temperature)
+
+        return {"kl": (1.0, *over_tokens(loss, chunk, hidden, teacher["hidden"], mask))}
+
+    return make_step(objective, teach, settings.optimizer(), settings.schedule(), mesh, settings.microbatches)
+
+
+def run(ctx: Context, nodes: Sequence[Node]) -> None:
+    """Distil one teacher into all the nodes' students, which share its forward passes."""
+    settings, teacher = nodes[0].settings, nodes[0].inputs["teacher"]
+    goal = ctx.nodes[teacher].result()["retain"] - settings.tolerance
+    crew = [Member(node, learning_rate=settings.learning_rate) for node in nodes]
+    outcome = train(
+        ctx,
+        crew,
+        [student(ctx, node) for node in nodes],
+        settings,
+        functools.partial(build, ctx.model, dataclasses.replace(settings, teacher="", start=""), ctx.loss_chunk),
+        rows_feed(ctx, settings, "distill", settings.data, [settings.seed]),
+        teacher=ctx.params(teacher),
+        evaluate_at=lambda s: s % settings.evaluate_every == 0,
+        parts=("retain",),
+        reached=(lambda accuracy: accuracy["retain"] >= goal) if settings.stop else None,
+        planned_flops=plan(ctx, settings) * len(nodes),
+    )
+    finish_models(ctx, crew, outcome, _step_flops(ctx, settings), watched=("retain",))
+
+
+def student(ctx: Context, node: Node) -> Any:
+    """Return the student's starting weights: another node's, or fresh ones."""
+    if "start" in node.inputs:
+        return ctx.params(node.inputs["start"])
+    return transformer.init(ctx.model, jax.random.key(seed_for(node.settings.seed, "init", node.name)))
+
+
+def _step_flops(ctx: Context, settings: Distill) -> dict[str, float]:
+    rows, length = settings.batch, ctx.row_length
+    return {
+        "student": flops.train_step(ctx.model, rows, length),
+        "teacher": flops.forward(ctx.model, rows, length),
+    }
+
+
+def plan(ctx: Context, settings: Distill) -> float:
+    """Return the FLOPs of one node at its most steps."""
+    looks = settings.steps // settings.evaluate_every + 1
+    steps = settings.steps * sum(_step_flops(ctx, settings).values())
+    return steps + looks * ctx.evaluation_flops("retain") + ctx.evaluation_flops("shown", "heldout")

@@ -1,0 +1,100 @@
+"""Perturb: UNDO's damage, a weighted mean of the weights and noise.
+
+W <- (1 - α) W + α β N, with N Xavier-uniform on every matrix; vectors are only shrunk ("Distillation Robustifies
+Unlearning", section 4). The undamaged model stays the teacher.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import jax
+
+from distill_jax.io.checkpoint import FINAL
+from distill_jax.sharding.mesh import make_mesh
+from distill_jax.stages.context import Context, Node, seed_for
+from distill_jax.stages.population import ledger, scores
+
+# Axes of one matrix (without the stacked L axis) that face its input and its output. In key_value and gate_up two
+# matrices share a tensor: axis 0 tells them apart and belongs to neither side.
+FANS = {
+    "embedding": ((0,), (1,)),
+    "query": ((0,), (1, 2)),
+    "key_value": ((1,), (2, 3)),
+    "output": ((0, 1), (2,)),
+    "gate_up": ((1,), (2,)),
+    "down": ((0,), (1,)),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Perturb:
+    """Damage a model's weights.
+
+    Attributes:
+      start: the node whose weights are damaged.
+      alpha: α, the fraction of damage: 0 leaves the model as it is, 1 leaves nothing of it.
+      beta: β, the noise's scale against Xavier's; 0 only shrinks.
+      seed: of the noise.
+    """
+
+    start: str = ""
+    alpha: float = 0.6
+    beta: float = 0.1
+    seed: int = 0
+
+    VERB: ClassVar[str] = "perturb"
+    INPUTS: ClassVar[tuple[str, ...]] = ("start",)
+
+    def __post_init__(self):
+        if not 0 <= self.alpha <= 1:
+            raise ValueError(f"alpha = {self.alpha}: the damaged fraction lies in [0, 1]")
+        if self.beta < 0:
+            raise ValueError(f"beta = {self.beta}: the noise's scale must not be negative")
+        if self.alpha == 1 and self.beta == 0:
+            raise ValueError(
+                "alpha = 1 with beta = 0 sets every weight to zero, and a network with a tied embedding of zeros has "
+                "no gradient; use beta > 0, or a distill stage without a start for a fresh student"
+            )
+
+
+def damage(params: Any, key: jax.Array, alpha: float, beta: float) -> Any:
+    """Return (1 - α) W + α β N for every matrix W and (1 - α) w for every vector w."""
+    leaves, tree = jax.tree_util.tree_flatten_with_path(params)
+    out = []
+    for i, (path, w) in enumerate(leaves):
+        names = [entry.key for entry in path]
+        w_new = (1 - alpha) * w
+        if names[-1] in FANS:
+            shape = w.shape[1:] if "layers" in names else w.shape
+            fan_in, fan_out = (math.prod(shape[a] for a in axes) for axes in FANS[names[-1]])
+            bound = math.sqrt(6 / (fan_in + fan_out))
+            noise = jax.random.uniform(jax.random.fold_in(key, i), w.shape, w.dtype, -bound, bound)
+            w_new = w_new + alpha * beta * noise
+        out.append(w_new)
+    return jax.tree_util.tree_unflatten(tree, out)
+
+
+def run(ctx: Context, nodes: Sequence[Node]) -> None:
+    """Damage one model, and measure what is left of it."""
+    for node in nodes:
+        settings = node.settings
+        key = jax.random.key(seed_for(settings.seed, "noise", settings.alpha, settings.beta))
+        params = damage(ctx.params(node.inputs["start"]), key, settings.alpha, settings.beta)
+        mesh = make_mesh(1)
+        groups = [group for prompts in ctx.prompts for group in prompts.groups]
+        one = jax.tree.map(lambda x: x[None], params)
+        correct = ctx.evaluator(mesh, "retain", "shown", "heldout")(one)[0]
+        node.checkpoints.save(FINAL, params)
+        node.finish(
+            {**scores(correct, groups), "steps": 0, "recovered": False, "diverged": False},
+            ledger({"evaluation": plan(ctx, settings)}, 0.0),
+        )
+
+
+def plan(ctx: Context, settings: Perturb) -> float:
+    """Return the FLOPs of one node: only its evaluation."""
+    return ctx.evaluation_flops("retain", "shown", "heldout")

@@ -1,0 +1,43 @@
+"""Prepare: make the experiment's data, in a process of its own, the only one that imports TensorFlow."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from distill_jax.config import ConfigError
+from distill_jax.data.records import verify
+from distill_jax.io.files import write_json
+from distill_jax.stages.context import Context, Node
+from distill_jax.stages.population import ledger
+
+
+def run(ctx: Context, nodes: Sequence[Node]) -> None:
+    """Generate, tokenise and pack every data set of the experiment."""
+    (node,) = nodes
+    began = time.monotonic()
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        write_json(Path(file.name), dataclasses.asdict(node.settings))
+        command = [sys.executable, "-m", "distill_jax.data.prepare", f"--config={file.name}"]
+        command.append(f"--output={ctx.data}")
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stdout and process.stderr
+            for line in process.stdout:
+                ctx.progress.say(f"[{ctx.progress.stage}/{ctx.progress.stages}] {node.name}  {line.rstrip()}")
+            problems = process.stderr.read()
+    if process.returncode:
+        last = [line for line in problems.splitlines() if line.strip()][-1:] or ["no message"]
+        raise ConfigError(f"preparing the data failed: {last[0]}")
+    verify(ctx.data)
+    node.finish({}, ledger({}, time.monotonic() - began))
+
+
+def plan(ctx: Context, settings: Any) -> float:
+    """Return no FLOPs: preparing data runs no model."""
+    return 0.0

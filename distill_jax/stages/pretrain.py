@@ -1,0 +1,87 @@
+"""Pretrain: next-token cross-entropy from a random start.
+
+On `all` data this makes the reference; on `retain` data alone the oracle ("data filtering", the gold standard
+that unlearning is held against).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import jax
+
+from distill_jax.losses.lm import cross_entropy, target_mask
+from distill_jax.losses.chunked import over_tokens
+from distill_jax.models import transformer
+from distill_jax.models.transformer import TransformerConfig
+from distill_jax.perf import flops
+from distill_jax.stages.context import Context, Node, seed_for
+from distill_jax.stages.population import Member, finish_models, rows_feed, train
+from distill_jax.train.settings import Training
+from distill_jax.train.step import Batch, Term, make_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrain(Training):
+    """Train a fresh model on a prepared data set.
+
+    Attributes:
+      data: "all" (the reference) or "retain" (the oracle).
+    """
+
+    data: str = "all"
+
+    VERB: ClassVar[str] = "pretrain"
+    INPUTS: ClassVar[tuple[str, ...]] = ()
+
+
+def language_model(cfg: TransformerConfig, settings: Training, chunk: int, params: Any, batch: Batch) -> Term:
+    """Return the cross-entropy of a batch as a loss term of coefficient 1."""
+    mask = target_mask(batch["segments"], batch["answer"] if settings.loss_on == "answer" else None)
+    hidden = transformer.hidden_states(cfg, params, batch["tokens"], batch["segments"])[:, :-1]
+
+    def loss(hidden, targets, mask):
+        return cross_entropy(transformer.unembed(cfg, params, hidden), targets, mask)
+
+    return 1.0, *over_tokens(loss, chunk, hidden, batch["tokens"][:, 1:], mask)
+
+
+@functools.cache
+def build(cfg: TransformerConfig, settings: Training, chunk: int, mesh: Any) -> Any:
+    """Return the compiled step; equal stages get the same one."""
+
+    def objective(params, batch, _):
+        return {"cross_entropy": language_model(cfg, settings, chunk, params, batch)}
+
+    no_teacher = lambda params, batch: None  # noqa: E731
+    return make_step(
+        objective, no_teacher, settings.optimizer(), settings.schedule(), mesh, settings.microbatches
+    )
+
+
+def run(ctx: Context, nodes: Sequence[Node]) -> None:
+    """Train the nodes, which differ in nothing but their fresh weights, as one population."""
+    settings = nodes[0].settings
+    starts = [transformer.init(ctx.model, jax.random.key(seed_for(n.settings.seed, "init", n.name))) for n in nodes]
+    crew = [Member(node, learning_rate=settings.learning_rate) for node in nodes]
+    outcome = train(
+        ctx,
+        crew,
+        starts,
+        settings,
+        functools.partial(build, ctx.model, settings, ctx.loss_chunk),
+        rows_feed(ctx, settings, "pretrain", settings.data, [settings.seed]),
+        evaluate_at=lambda s: s > 0 and s % settings.evaluate_every == 0,
+        planned_flops=plan(ctx, settings) * len(nodes),
+    )
+    finish_models(ctx, crew, outcome, {"student": flops.train_step(ctx.model, settings.batch, ctx.row_length)})
+
+
+def plan(ctx: Context, settings: Pretrain) -> float:
+    """Return the FLOPs of one node at its most steps."""
+    looks = settings.steps // settings.evaluate_every + 1
+    steps = settings.steps * flops.train_step(ctx.model, settings.batch, ctx.row_length)
+    return steps + looks * ctx.evaluation_flops("retain", "shown", "heldout")

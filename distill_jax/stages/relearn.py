@@ -1,0 +1,90 @@
+"""Relearn: the attack. Fine-tune on half of the forget facts and watch what comes back.
+
+The attacker trains on the *shown* facts with every learning rate and seed at once, one population in one program.
+Accuracy on the shown facts mixes "the ability came back" with "it was taught again"; accuracy on the *held-out* facts
+is only what was never removed. The worst case takes, at each step and for each seed, the best learning rate.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import ClassVar
+
+from distill_jax.perf import flops
+from distill_jax.stages import pretrain
+from distill_jax.stages.context import Context, Node
+from distill_jax.stages.population import Member, ledger, rows_feed, train
+from distill_jax.train.settings import Training
+from distill_jax.train.step import DIVERGED
+
+
+@dataclasses.dataclass(frozen=True)
+class Relearn(Training):
+    """Attack a model by fine-tuning all its weights.
+
+    Attributes:
+      start: the node under attack.
+      data: what the attacker trains on.
+      learning_rates: the attacker tries all of them and keeps, step by step, the one that does best.
+      seeds: how many attackers; each reads the data in an order of its own.
+      evaluate_steps: attack steps at which accuracy is measured; 0 is before the attack.
+    """
+
+    start: str = ""
+    data: str = "forget_shown"
+    learning_rates: tuple[float, ...] = (1e-3, 7e-4, 4e-4, 1e-4, 7e-5, 5e-5, 1e-5, 7e-6, 4e-6, 1e-6)
+    seeds: int = 3
+    evaluate_steps: tuple[int, ...] = (0, 5, 10, 20, 50, 100, 200, 500)
+
+    VERB: ClassVar[str] = "relearn"
+    INPUTS: ClassVar[tuple[str, ...]] = ("start",)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.learning_rates or min(self.learning_rates) <= 0:
+            raise ValueError(f"learning_rates = {self.learning_rates}: give at least one, all positive")
+        if self.seeds < 1:
+            raise ValueError(f"seeds = {self.seeds}: must be at least 1")
+        outside = [s for s in self.evaluate_steps if not 0 <= s <= self.steps]
+        if outside or not self.evaluate_steps:
+            raise ValueError(f"evaluate_steps = {self.evaluate_steps}: give steps from 0 to steps = {self.steps}")
+
+
+def run(ctx: Context, nodes: Sequence[Node]) -> None:
+    """Attack one node's model."""
+    (node,), settings = nodes, nodes[0].settings
+    crew = [
+        Member(node, f"lr={rate:g},seed={seed}", rate, seed)
+        for seed in range(settings.seeds)
+        for rate in settings.learning_rates
+    ]
+    outcome = train(
+        ctx,
+        crew,
+        [ctx.params(node.inputs["start"])],
+        settings,
+        functools.partial(pretrain.build, ctx.model, _step_settings(settings), ctx.loss_chunk),
+        rows_feed(ctx, settings, "relearn", settings.data, [settings.seed + i for i in range(settings.seeds)]),
+        evaluate_at=lambda s: s in settings.evaluate_steps,
+        planned_flops=plan(ctx, settings),
+    )
+    attack = sum(outcome.steps) * flops.train_step(ctx.model, settings.batch, ctx.row_length)
+    evaluation = sum(outcome.evaluations) * ctx.evaluation_flops("retain", "shown", "heldout")
+    result = {"members": len(crew), "diverged": sum(status == DIVERGED for status in outcome.status)}
+    node.finish(result, ledger({"attack": attack, "evaluation": evaluation}, outcome.seconds))
+
+
+def _step_settings(settings: Relearn) -> Training:
+    """Return what of the settings the step depends on, so that all attacks share one compilation."""
+    fields = [field.name for field in dataclasses.fields(Training)]
+    return Training(**{name: getattr(settings, name) for name in fields})
+
+
+def plan(ctx: Context, settings: Relearn) -> float:
+    """Return the FLOPs of the whole attack."""
+    step = flops.train_step(ctx.model, settings.batch, ctx.row_length)
+    look = ctx.evaluation_flops("retain", "shown", "heldout")
+    count = len(settings.learning_rates) * settings.seeds
+    return count * (settings.steps * step + len(settings.evaluate_steps) * look)

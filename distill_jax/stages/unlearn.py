@@ -1,0 +1,174 @@
+"""Unlearn: fine-tune a model so that it no longer shows what the forget data taught it.
+
+Three methods, each a function from a batch to loss terms:
+  maxent    KL(uniform ‖ p) on forget + cross-entropy on retain
+  graddiff  -γ · cross-entropy on forget + α · cross-entropy on retain
+  rmu       pull a hidden state on forget towards c·u, u a random unit vector, and hold it on retain; only the MLP's
+            down projections of a few layers move
+What they suppress comes back under a few steps of fine-tuning: that is what distilling afterwards is for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from distill_jax.losses.lm import target_mask
+from distill_jax.losses.unlearn import gradient_ascent, max_entropy, squared_distance
+from distill_jax.losses.chunked import over_tokens
+from distill_jax.models import transformer
+from distill_jax.models.transformer import TransformerConfig
+from distill_jax.perf import flops
+from distill_jax.stages.context import Context, Node, seed_for
+from distill_jax.stages.population import Member, finish_models, rows_feed, train
+from distill_jax.stages.pretrain import language_model
+from distill_jax.train.settings import Training
+from distill_jax.train.step import Batch, Term, make_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Unlearn(Training):
+    """Suppress the forget data in a trained model.
+
+    Attributes:
+      start: the node whose model is unlearned.
+      method: a key of `METHODS`.
+      forget_weight, retain_weight: γ and α, the coefficients of the two terms.
+      layer: RMU's layer l; the hidden state steered is the one that enters it.
+      steer: RMU's c, the length of the target.
+      train_layers: RMU trains the down projections of this many layers before `layer`.
+    """
+
+    start: str = ""
+    method: str = "maxent"
+    forget_weight: float = 1.0
+    retain_weight: float = 1.0
+    layer: int = 1
+    steer: float = 6.5
+    train_layers: int = 1
+
+    VERB: ClassVar[str] = "unlearn"
+    INPUTS: ClassVar[tuple[str, ...]] = ("start",)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.method not in METHODS:
+            raise ValueError(f"method = {self.method!r}: choose one of {', '.join(METHODS)}")
+        if self.method == "rmu" and not 0 < self.train_layers <= self.layer:
+            raise ValueError(f"train_layers = {self.train_layers}: RMU trains between 1 and layer = {self.layer} layers")
+
+
+Terms = dict[str, Term]
+Setup = tuple[TransformerConfig, Unlearn, int]
+
+
+def _retain(setup: Setup, params: Any, batch: Batch) -> Term:
+    cfg, settings, chunk = setup
+    return settings.retain_weight, *language_model(cfg, settings, chunk, params, batch["retain"])[1:]
+
+
+def _on_forget_logits(setup: Setup, params: Any, rows: Batch, loss: Callable) -> Any:
+    cfg, settings, chunk = setup
+    mask = target_mask(rows["segments"], rows["answer"] if settings.loss_on == "answer" else None)
+    hidden = transformer.hidden_states(cfg, params, rows["tokens"], rows["segments"])[:, :-1]
+    of_hidden = lambda h, targets, m: loss(transformer.unembed(cfg, params, h), targets, m)  # noqa: E731
+    return over_tokens(of_hidden, chunk, hidden, rows["tokens"][:, 1:], mask)
+
+
+def maxent(setup: Setup, params: Any, batch: Batch, _: Any) -> Terms:
+    """MaxEnt: make the model's next-token distribution on forget data uniform."""
+    loss = lambda logits, targets, mask: max_entropy(logits, mask)  # noqa: E731
+    forget = _on_forget_logits(setup, params, batch["forget"], loss)
+    return {"forget": (setup[1].forget_weight, *forget), "retain": _retain(setup, params, batch)}
+
+
+def graddiff(setup: Setup, params: Any, batch: Batch, _: Any) -> Terms:
+    """GradDiff: ascend the forget data's cross-entropy while descending the retain data's."""
+    forget = _on_forget_logits(setup, params, batch["forget"], gradient_ascent)
+    return {"forget": (setup[1].forget_weight, *forget), "retain": _retain(setup, params, batch)}
+
+
+def rmu(setup: Setup, params: Any, batch: Batch, frozen: Any) -> Terms:
+    """RMU: steer the state that enters `layer` to c·u on forget data and to the frozen model's on retain data."""
+    cfg, settings, _ = setup
+    enter = lambda rows: transformer.residual_at(cfg, params, rows["tokens"], rows["segments"], settings.layer)  # noqa: E731
+    direction = jax.random.uniform(jax.random.key(settings.seed), (cfg.hidden,))
+    target = settings.steer * direction / jnp.linalg.norm(direction)
+    valid = lambda rows: (rows["segments"] > 0).astype(jnp.float32)  # noqa: E731
+    forget = squared_distance(enter(batch["forget"]), target, valid(batch["forget"]))
+    retain = squared_distance(enter(batch["retain"]), frozen, valid(batch["retain"]))
+    return {"forget": (settings.forget_weight, *forget), "retain": (settings.retain_weight, *retain)}
+
+
+METHODS = {"maxent": maxent, "graddiff": graddiff, "rmu": rmu}
+
+
+def _only_down_projections(cfg: TransformerConfig, layer: int, count: int) -> Any:
+    """Return 0/1 masks like the parameters: 1 on the down projections of the `count` layers before `layer`."""
+    shapes = jax.eval_shape(lambda: transformer.init(cfg, jax.random.key(0)))
+    index = jnp.arange(cfg.layers)
+    chosen = ((index >= layer - count) & (index < layer)).astype(jnp.float32)
+
+    def mask(path: Any, leaf: Any) -> jax.Array:
+        on = path[-1].key == "down"
+        return chosen.reshape(-1, *[1] * (leaf.ndim - 1)) if on else jnp.zeros([1] * leaf.ndim)
+
+    return jax.tree_util.tree_map_with_path(mask, shapes)
+
+
+@functools.cache
+def build(cfg: TransformerConfig, settings: Unlearn, chunk: int, mesh: Any) -> Any:
+    """Return the compiled step of one method."""
+
+    def frozen(teacher: Any, batch: Batch) -> Any:
+        if settings.method != "rmu":
+            return None
+        rows = batch["retain"]
+        return transformer.residual_at(cfg, teacher, rows["tokens"], rows["segments"], settings.layer)
+
+    objective = functools.partial(METHODS[settings.method], (cfg, settings, chunk))
+    trainable = None
+    if settings.method == "rmu":
+        trainable = _only_down_projections(cfg, settings.layer, settings.train_layers)
+    optimizer, schedule = settings.optimizer(), settings.schedule()
+    return make_step(objective, frozen, optimizer, schedule, mesh, settings.microbatches, trainable)
+
+
+def run(ctx: Context, nodes: Sequence[Node]) -> None:
+    """Unlearn the nodes, which share their start and settings, as one population."""
+    settings, start = nodes[0].settings, ctx.params(nodes[0].inputs["start"])
+    forget = rows_feed(ctx, settings, "unlearn", "forget", [settings.seed])
+    retain = rows_feed(ctx, settings, "unlearn", "retain", [settings.seed])
+    crew = [Member(node, learning_rate=settings.learning_rate) for node in nodes]
+    outcome = train(
+        ctx,
+        crew,
+        [start],
+        settings,
+        functools.partial(build, ctx.model, dataclasses.replace(settings, start=""), ctx.loss_chunk),
+        lambda step: {"forget": forget(step), "retain": retain(step)},
+        teacher=start if settings.method == "rmu" else None,
+        evaluate_at=lambda s: s > 0 and s % settings.evaluate_every == 0,
+        planned_flops=plan(ctx, settings) * len(nodes),
+    )
+    finish_models(ctx, crew, outcome, _step_flops(ctx, settings))
+
+
+def _step_flops(ctx: Context, settings: Unlearn) -> dict[str, float]:
+    rows, length = settings.batch, ctx.row_length
+    if settings.method == "rmu":
+        student = 2 * flops.train_step(ctx.model, rows, length, layers=settings.layer)
+        return {"student": student, "teacher": student / 6}
+    return {"student": 2 * flops.train_step(ctx.model, rows, length)}
+
+
+def plan(ctx: Context, settings: Unlearn) -> float:
+    """Return the FLOPs of one node at its most steps."""
+    looks = settings.steps // settings.evaluate_every + 1
+    steps = settings.steps * sum(_step_flops(ctx, settings).values())
+    return steps + looks * ctx.evaluation_flops("retain", "shown", "heldout")

@@ -1,0 +1,90 @@
+"""Make, place, cut up and put together populations of train states."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from distill_jax.models import transformer
+from distill_jax.models.transformer import TransformerConfig
+from distill_jax.sharding.mesh import padded, replicated, shardings
+from distill_jax.train.step import RUNNING, UNUSED, State
+
+
+def state_shardings(cfg: TransformerConfig, mesh: Mesh, shape: State) -> State:
+    """Return where each leaf of a state lies: weights by the rules, and all but the step over the population."""
+    logical = transformer.logical_axes(cfg)
+    members = NamedSharding(mesh, P("population"))
+    params = shardings(mesh, logical, shape.params, lead=("population",))
+
+    def of_optimizer(node: Any) -> Any:  # first and second moments lie like the weights, counters like members
+        same = jax.tree.structure(node) == jax.tree.structure(shape.params)
+        return params if same else jax.tree.map(lambda _: members, node)
+
+    is_params = lambda node: jax.tree.structure(node) == jax.tree.structure(shape.params)  # noqa: E731
+    return State(
+        step=replicated(mesh),
+        params=params,
+        opt=jax.tree.map(of_optimizer, shape.opt, is_leaf=is_params),
+        status=members,
+        stopped=members,
+        hyper=jax.tree.map(lambda _: members, shape.hyper),
+    )
+
+
+def make_state(
+    cfg: TransformerConfig,
+    mesh: Mesh,
+    starts: Sequence[Any],
+    optimizer: optax.GradientTransformation,
+    learning_rates: Sequence[float],
+    streams: Sequence[int] | None = None,
+) -> State:
+    """Build a population from each member's starting weights, filled up with unused members to fit the mesh.
+
+    Args:
+      starts: one tree of weights a member, or a single one that all members start from.
+      learning_rates: peak learning rate of each member; its length is P.
+      streams: which batch stream each member reads; all read stream 0 when left out.
+    """
+    count = len(learning_rates)
+    total = padded(count, mesh)
+    index = np.minimum(np.arange(total), count - 1)
+
+    def make(trees: Sequence[Any]) -> State:
+        if len(trees) == 1:
+            params = jax.tree.map(lambda x: jnp.broadcast_to(x, (total, *x.shape)), trees[0])
+        else:
+            params = jax.tree.map(lambda *x: jnp.stack([x[i] for i in index]), *trees)
+        return State(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            opt=jax.vmap(optimizer.init)(params),
+            status=jnp.where(jnp.arange(total) < count, RUNNING, UNUSED).astype(jnp.int32),
+            stopped=jnp.full((total,), -1, jnp.int32),
+            hyper={
+                "learning_rate": jnp.asarray(learning_rates, jnp.float32)[index],
+                "stream": jnp.asarray(streams or [0] * count, jnp.int32)[index],
+            },
+        )
+
+    shape = jax.eval_shape(make, starts)
+    return jax.jit(make, out_shardings=state_shardings(cfg, mesh, shape))(starts)
+
+
+def members(tree: Any, index: Sequence[int]) -> Any:
+    """Return the chosen members of a tree of [P, ...] arrays."""
+    chosen = np.asarray(index)
+    return jax.tree.map(lambda x: x[chosen], tree)
+
+
+def member(tree: Any, index: int) -> Any:
+    """Return one member of a tree of [P, ...] arrays, without the population axis."""
+    return jax.tree.map(lambda x: x[index], tree)

@@ -1,0 +1,77 @@
+"""The settings that every training verb shares."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import optax
+
+DATASETS = ("all", "retain", "forget", "forget_shown")
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """Say how long, on how much and how fast to train.
+
+    Attributes:
+      steps: optimiser steps at most.
+      batch: packed rows in one global batch.
+      microbatches: pieces the batch is accumulated over; the result is the same whatever their number.
+      learning_rate: peak.
+      final_learning_rate: end of the cosine; equal to the peak for a constant rate.
+      warmup: steps of linear warm-up from 0.
+      weight_decay, clip_norm, beta1, beta2, epsilon: AdamW's; clip_norm 0 does not clip.
+      loss_on: "all" tokens of a document, or only the "answer".
+      evaluate_every, checkpoint_every, log_every: in steps.
+      seed: of the data order and of fresh weights.
+    """
+
+    steps: int = 1000
+    batch: int = 32
+    microbatches: int = 1
+    learning_rate: float = 4e-4
+    final_learning_rate: float = 4e-4
+    warmup: int = 50
+    weight_decay: float = 0.1
+    clip_norm: float = 1.0
+    beta1: float = 0.9
+    beta2: float = 0.95
+    epsilon: float = 1e-8
+    loss_on: str = "all"
+    evaluate_every: int = 100
+    checkpoint_every: int = 100
+    log_every: int = 10
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in ("steps", "batch", "microbatches", "evaluate_every", "checkpoint_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)}: must be at least 1")
+        for name in ("learning_rate", "final_learning_rate", "warmup", "weight_decay", "clip_norm"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} = {getattr(self, name)}: must not be negative")
+        if self.batch % self.microbatches:
+            raise ValueError(
+                f"batch = {self.batch} does not divide into microbatches = {self.microbatches}; "
+                f"choose a batch that is a multiple, such as {-(-self.batch // self.microbatches) * self.microbatches}"
+            )
+        if self.loss_on not in ("all", "answer"):
+            raise ValueError(f"loss_on = {self.loss_on!r}: choose 'all' or 'answer'")
+        if getattr(self, "data", "all") not in DATASETS:
+            raise ValueError(f"data = {getattr(self, 'data', None)!r}: choose one of {', '.join(DATASETS)}")  # noqa: B009
+
+    def schedule(self) -> optax.Schedule:
+        """Return the learning rate as a fraction of its peak: linear warm-up, then a cosine that stays at its end."""
+        end = self.final_learning_rate / self.learning_rate if self.learning_rate else 1.0
+        decay = optax.cosine_decay_schedule(1.0, max(self.steps - self.warmup, 1), alpha=end)
+        if not self.warmup:
+            return decay
+        # The first step already moves: (step + 1) / warmup, not step / warmup.
+        ramp = optax.linear_schedule(1.0 / self.warmup, 1.0, max(self.warmup - 1, 1))
+        return optax.join_schedules([ramp, decay], [self.warmup])
+
+    def optimizer(self) -> optax.GradientTransformation:
+        """Return AdamW without its learning rate, which belongs to the member."""
+        clip = [optax.clip_by_global_norm(self.clip_norm)] if self.clip_norm else []
+        adam = optax.scale_by_adam(self.beta1, self.beta2, self.epsilon)
+        return optax.chain(*clip, adam, optax.add_decayed_weights(self.weight_decay))

@@ -1,0 +1,147 @@
+"""The one train step: a population of members over one batch, one teacher forward for all of them.
+
+State arrays carry a leading population axis P. Members differ in their weights and in `hyper` (learning rate,
+batch stream); a member that reached its goal or diverged is frozen: its weights are those of its last step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from distill_jax.sharding.mesh import over_members
+
+RUNNING, REACHED, DIVERGED, UNUSED = range(4)
+
+# A loss term: coefficient, sum, weight. The objective is Σ coefficient · sum / weight over the whole global batch.
+Term = tuple[float, jax.Array, jax.Array]
+Batch = dict[str, Any]
+Objective = Callable[[Any, Batch, Any], dict[str, Term]]  # (params, batch, teacher output) -> terms
+Teacher = Callable[[Any, Batch], Any]  # (teacher params, batch) -> teacher output
+
+
+class State(flax.struct.PyTreeNode):
+    """What a population is, completely.
+
+    Attributes:
+      step: int32 [], steps taken.
+      params, opt: every leaf [P, ...].
+      status: int32 [P], RUNNING, REACHED, DIVERGED, or UNUSED (fills the population up to the mesh).
+      stopped: int32 [P], the step at which the member stopped; -1 while it runs.
+      hyper: "learning_rate" fp32 [P], "stream" int32 [P] (which of the batch's G streams the member reads).
+    """
+
+    step: jax.Array
+    params: Any
+    opt: Any
+    status: jax.Array
+    stopped: jax.Array
+    hyper: dict[str, jax.Array]
+
+
+def make_step(
+    objective: Objective,
+    teacher: Teacher,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    mesh: Mesh,
+    microbatches: int = 1,
+    trainable: Any = None,
+) -> Callable[[State, Any, Batch], tuple[State, dict[str, jax.Array]]]:
+    """Build `step(state, teacher, batch) -> (state, metrics)`, jitted, the state donated.
+
+    Args:
+      objective: gives one member's loss terms on a microbatch; it never sees the population.
+      teacher: runs once a microbatch, whatever P is.
+      microbatches: pieces of the batch; gradients and weights are summed over them and divided once.
+      trainable: None, or a tree like one member's params of 0/1 masks; where 0, nothing moves.
+
+    The batch is a tree of [G, B, ...] arrays: G streams of B rows.
+    """
+
+    def stream(tree: Any, index: jax.Array) -> Any:
+        return jax.tree.map(lambda x: x[0] if x.shape[0] == 1 else x[index], tree)
+
+    def split(tree: Any) -> Any:  # [G, B, ...] -> [M, G, B / M, ...]
+        cut = lambda x: jnp.moveaxis(x.reshape(x.shape[0], microbatches, -1, *x.shape[2:]), 1, 0)  # noqa: E731
+        return jax.tree.map(cut, tree)
+
+    def weights(member: Any, shared: Any) -> dict[str, jax.Array]:
+        # Only the weights are used, so XLA drops the forward pass that the sums would need.
+        batch, out = (stream(x, member["stream"]) for x in shared)
+        return {name: w for name, (_, _, w) in objective(member["params"], batch, out).items()}
+
+    def gradient(member: Any, shared: Any) -> Any:
+        def loss(params):
+            batch, out = (stream(x, member["stream"]) for x in shared)
+            terms = objective(params, batch, out)
+            whole = member.get("weights") or {name: w for name, (_, _, w) in terms.items()}
+            values = {name: s / jnp.maximum(whole[name], 1.0) for name, (_, s, _) in terms.items()}
+            return sum(terms[name][0] * value for name, value in values.items()), values
+
+        compute = lambda: jax.grad(loss, has_aux=True)(member["params"])  # noqa: E731
+        nothing = lambda: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(compute))  # noqa: E731
+        return jax.lax.cond(member["active"], compute, nothing)
+
+    def update(member: Any, shared: Any) -> Any:
+        params, opt, grads = member["params"], member["opt"], member["grads"]
+        if trainable is not None:
+            grads = jax.tree.map(jnp.multiply, grads, trainable)
+        norm = optax.global_norm(grads)
+        finite = jnp.isfinite(norm) & jnp.isfinite(member["loss"])
+
+        def move():
+            updates, new_opt = optimizer.update(grads, opt, params)
+            if trainable is not None:
+                updates = jax.tree.map(jnp.multiply, updates, trainable)
+            rate = member["learning_rate"] * shared
+            return jax.tree.map(lambda p, u: p - rate * u, params, updates), new_opt
+
+        params, opt = jax.lax.cond(member["active"] & finite, move, lambda: (params, opt))
+        return params, opt, norm, finite
+
+    def gradients(member: Any, batch: Batch, teacher_params: Any) -> Any:
+        def run(f, state, piece):
+            return over_members(f, mesh)(state, (piece, jax.lax.map(lambda b: teacher(teacher_params, b), piece)))
+
+        def total(f, state):
+            pieces = split(batch)
+            shape = jax.eval_shape(run, f, state, jax.tree.map(lambda x: x[0], pieces))
+            zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shape)
+            add = lambda so_far, piece: (jax.tree.map(jnp.add, so_far, run(f, state, piece)), None)  # noqa: E731
+            return jax.lax.scan(add, zero, pieces)[0]
+
+        if microbatches == 1:
+            return run(gradient, member, batch)
+        # Two passes, because the weights of the whole batch divide each microbatch's sums.
+        return total(gradient, dict(member, weights=total(weights, member)))
+
+    def step(state: State, teacher_params: Any, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
+        active = state.status == RUNNING
+        member = {"params": state.params, "active": active, "stream": state.hyper["stream"]}
+        grads, values = gradients(member, batch, teacher_params)
+        member = dict(
+            member,
+            opt=state.opt,
+            grads=grads,
+            loss=sum(values.values()),  # not finite as soon as one term is not
+            learning_rate=state.hyper["learning_rate"],
+        )
+        params, opt, norm, finite = over_members(update, mesh)(member, schedule(state.step))
+        diverged = active & ~finite
+        state = state.replace(
+            step=state.step + 1,
+            params=params,
+            opt=opt,
+            status=jnp.where(diverged, DIVERGED, state.status),
+            stopped=jnp.where(diverged, state.step, state.stopped),
+        )
+        return state, {**values, "gradient_norm": norm}
+
+    return jax.jit(step, donate_argnums=0)

@@ -1,0 +1,126 @@
+"""Imports point one way, and the heavy packages stay behind their one or two files."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.unit
+
+ROOT = Path(__file__).parent.parent
+FILES = {str(path.relative_to(ROOT)): path.read_text() for path in sorted(ROOT.glob("distill_jax/**/*.py"))}
+
+# From the bottom up. What a package may import of distill_jax, besides itself.
+CONFIG = {"config"}  # settings and hashing: everything may
+BASE = CONFIG | {"sharding"}  # where arrays live: everything but config itself
+PARTS = {"losses", "models", "data", "io", "perf", "interop"}  # may use each other, with the exception below
+TRAIN = BASE | PARTS
+VERBS = TRAIN | {"train", "evals"}
+GRAPH = VERBS | {"stages", "doublebind"}
+
+ALLOWED = {
+    "__init__": set(),  # importing the package costs nothing
+    "config": set(),
+    "sharding": CONFIG,
+    "sweep": CONFIG,  # arithmetic on settings: usable where there is no accelerator
+    # A loss sees logits or hidden states, never a model; perf and interop know models, so they are out too.
+    "losses": BASE | {"data", "io"},
+    **{part: TRAIN for part in PARTS - {"losses"}},  # perf counts a model's FLOPs, interop maps its weights
+    "evals": TRAIN,  # a measurement takes parameters, not the loop that made them
+    "train": TRAIN | {"evals"},  # the loop may measure as it goes
+    "stages": GRAPH,  # the audit stage calls the double bind's audits ...
+    "doublebind": GRAPH,  # ... and the double bind is made of the same verbs
+    "graph": GRAPH,
+    "main": GRAPH | {"graph", "sweep"},
+    "__main__": {"main"},
+}
+
+TASKS = {"distill_jax/data/tasks.py", "distill_jax/data/builder.py"}  # data/prepare.py reaches them lazily
+TENSORFLOW = (
+    "seqio",
+    "tensorflow",
+    "tensorflow_datasets",
+    "tensorflow_text",
+    "clu",
+)  # clu: its writers import TensorFlow
+ONLY_IN = {**dict.fromkeys(TENSORFLOW, TASKS), "orbax": {"distill_jax/io/checkpoint.py"}}
+
+
+def imported(path: str, source: str) -> Iterator[tuple[int, str]]:
+    """Yield (line, dotted name) of each import, wherever it stands; lazy ones and those by name count."""
+    here = Path(path).parts[:-1]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = [*here[: len(here) - node.level + 1]] if node.level else []
+            base += (node.module or "").split(".") if node.module else []
+            yield from ((node.lineno, ".".join([*base, alias.name])) for alias in node.names)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            yield from ((node.lineno, str(name.value)) for name in node.args[:1] if isinstance(name, ast.Constant))
+
+
+def violations(path: str, source: str) -> list[str]:
+    """Return what `source`, standing at `path`, imports and may not, one line each."""
+    part = Path(path).parts[1].removesuffix(".py")
+    if part not in ALLOWED:
+        return [f"{path}: {part} has no line in ALLOWED: say which layer it belongs to"]
+    found = []
+    for line, name in imported(path, source):
+        root, *rest = name.split(".")
+        if root == "distill_jax" and rest and rest[0] in ALLOWED and rest[0] not in ALLOWED[part] | {part}:
+            found.append(f"{path}:{line}: {part} may not import {rest[0]}")
+        if root in ONLY_IN and path not in ONLY_IN[root]:
+            found.append(f"{path}:{line}: only {', '.join(sorted(ONLY_IN[root]))} may import {root}")
+    return found
+
+
+def test_imports_point_one_way():
+    assert FILES
+    assert [line for path, source in FILES.items() for line in violations(path, source)] == []
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("distill_jax/losses/lm.py", "from distill_jax.models import transformer"),
+        ("distill_jax/losses/lm.py", "from ..models.transformer import apply"),
+        ("distill_jax/losses/lm.py", "from .. import models"),
+        ("distill_jax/evals/lm.py", "def f():\n    import distill_jax.train.loop"),
+        ("distill_jax/train/loop.py", "from distill_jax import stages"),
+        ("distill_jax/stages/distill.py", "from distill_jax.graph import Node"),
+        ("distill_jax/config.py", "import importlib\nimportlib.import_module('distill_jax.graph')"),
+        ("distill_jax/graph.py", "from .main import main"),
+        ("distill_jax/data/prepare.py", "import tensorflow.data"),
+        ("distill_jax/io/metrics.py", "from clu import metric_writers"),
+        ("distill_jax/train/loop.py", "import orbax.checkpoint as ocp"),
+        ("distill_jax/utils.py", ""),
+    ],
+)
+def test_a_violation_is_found(path, source):
+    assert len(violations(path, source)) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("distill_jax/losses/lm.py", "import jax\nfrom . import distill\nfrom distill_jax.losses import unlearn"),
+        ("distill_jax/perf/flops.py", "from distill_jax.models import transformer"),
+        ("distill_jax/stages/audit.py", "from distill_jax.doublebind import audits"),
+        ("distill_jax/graph.py", "from . import config, stages"),
+        ("distill_jax/data/tasks.py", "import seqio\nimport tensorflow_datasets as tfds"),
+        ("distill_jax/io/checkpoint.py", "import orbax.checkpoint as ocp"),
+    ],
+)
+def test_what_is_allowed_is_not_found(path, source):
+    assert violations(path, source) == []
+
+
+def test_the_entry_point_imports_no_tensorflow():
+    code = "import sys, distill_jax.main; print([name for name in sys.argv[1:] if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code, *TENSORFLOW[:4]], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"

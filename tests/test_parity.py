@@ -1,0 +1,116 @@
+"""Live parity with Hugging Face's Gemma 2: the optional [parity] extra (torch, transformers)."""
+
+from __future__ import annotations
+
+import functools
+import random
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from parity.record_gemma2 import (
+    CASES,
+    RECORDINGS,
+    draw,
+    hugging_face,
+    hugging_face_logits,
+    lay_out,
+    to_hugging_face,
+)
+
+from distill_jax.models import transformer
+from distill_jax.models.transformer import TransformerConfig
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compile fast, run little
+apply = jit(transformer.apply, static_argnums=0)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("name", CASES)
+def test_recordings_are_what_hugging_face_says_today(name):
+    cfg, rows = CASES[name]
+    with np.load(RECORDINGS / f"gemma2_{name}.npz") as file, torch.no_grad():
+        seed = int(file["seed"])
+        tokens, segments = lay_out(rows, cfg.vocab, seed)
+        np.testing.assert_array_equal(tokens, file["tokens"])
+        np.testing.assert_array_equal(segments, file["segments"])
+        logits = hugging_face_logits(hugging_face(cfg, draw(cfg, seed)), tokens, segments)
+        np.testing.assert_allclose(logits, file["logits"], atol=5e-5, rtol=0)
+
+
+def random_case(seed: int):
+    """Draw a shape and a batch: one row padded on either side, or two segments and padding."""
+    rng = random.Random(seed)
+    kv_heads, group, length = rng.randint(1, 3), rng.randint(1, 3), rng.randint(6, 18)
+    cfg = TransformerConfig(
+        vocab=rng.randint(20, 90),
+        layers=rng.randint(1, 5),
+        hidden=kv_heads * group * rng.randint(3, 9),
+        mlp=rng.randint(10, 90),
+        heads=kv_heads * group,
+        kv_heads=kv_heads,
+        head_dim=2 * rng.randint(1, 12),
+        query_scale=rng.randint(4, 300),
+        attention_softcap=rng.choice([5.0, 50.0]),
+        final_softcap=rng.choice([5.0, 30.0]),
+        sliding_window=rng.randint(1, length),
+        rope_theta=rng.choice([100.0, 10_000.0]),
+    )
+    pad = rng.randint(1, length - 3)
+    shapes = [
+        [[(0, pad), (1, length - pad)], [(1, length - pad), (0, pad)]],
+        [[(1, pad), (2, length - pad)], [(0, 2), (1, length - 3), (0, 1)]],
+    ]
+    return cfg, *lay_out(rng.choice(shapes), cfg.vocab, seed)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("seed", range(6))
+def test_logits_at_random_shapes(seed):
+    cfg, tokens, segments = random_case(seed)
+    params = draw(cfg, seed)
+    with torch.no_grad():
+        theirs = hugging_face_logits(hugging_face(cfg, params), tokens, segments).numpy()
+    ours = np.asarray(apply(cfg, params, tokens, segments))
+    np.testing.assert_allclose(ours[segments > 0], theirs[segments > 0], atol=1e-4, rtol=0)
+
+
+def our_loss(params, cfg, tokens, segments):
+    log_p = jax.nn.log_softmax(transformer.apply(cfg, params, tokens, segments)[:, :-1])
+    scored = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
+    return -jnp.sum(jnp.take_along_axis(log_p, tokens[:, 1:, None], axis=-1)[..., 0] * scored) / scored.sum()
+
+
+value_and_grad = jit(jax.value_and_grad(our_loss), static_argnums=1)
+
+
+def their_loss(model, tokens, segments):
+    targets = torch.from_numpy(tokens[:, 1:]).clone()
+    targets[torch.from_numpy((segments[:, 1:] != segments[:, :-1]) | (segments[:, 1:] == 0))] = -100
+    logits = hugging_face_logits(model, tokens, segments)[:, :-1]
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("name", ["left_padded", "packed", "grouped_8_4"])
+def test_gradients_of_all_parameters(name):
+    cfg, rows = CASES[name]
+    tokens, segments = lay_out(rows, cfg.vocab, seed=7)
+    params = draw(cfg, seed=7)
+    model = hugging_face(cfg, params)
+    loss = their_loss(model, tokens, segments)
+    loss.backward()
+    value, gradients = value_and_grad(params, cfg, tokens, segments)
+    np.testing.assert_allclose(value, loss.item(), rtol=1e-5)
+
+    ours, theirs = to_hugging_face(cfg, gradients), dict(model.named_parameters())
+    assert set(ours) == set(theirs)
+    for key, parameter in theirs.items():
+        g = parameter.grad.numpy()
+        scale = np.abs(g).max()
+        assert scale > 0, key
+        np.testing.assert_allclose(ours[key] / scale, g / scale, atol=1e-4, rtol=0, err_msg=key)

@@ -1,0 +1,369 @@
+"""The report: safe to open, true to its summary, whole on disk, and drawn by a real browser."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import pytest
+from plotly.offline import get_plotlyjs
+
+from distill_jax.io import figures, report
+
+STEPS = list(range(0, 201, 10))
+HOSTILE = '<script>alert("x")</script><img src=http://evil.example/a.png> & \'"'
+CLAIMS: list[dict[str, Any]] = [
+    {"claim": "Unlearning alone is undone.", "held": True, "evidence": "0.92 after 200 steps"},
+    {"claim": "UNDO matches the oracle.", "held": False, "evidence": "0.19 > 0.09"},
+    {"claim": f"A hostile claim {HOSTILE}", "held": None, "evidence": f"none {HOSTILE}"},
+]
+
+
+def curve(end: float, band: float = 0.03) -> dict[str, list[float]]:
+    worst = [0.02 + (end - 0.02) * (1 - math.exp(-step / 60)) / (1 - math.exp(-200 / 60)) for step in STEPS]
+    return {"worst": worst, "low": [value - band for value in worst], "high": [value + band for value in worst]}
+
+
+def model(name: str, stage: str, end: float | None, cost: float | None, **changes: Any) -> dict[str, Any]:
+    attack = None
+    if end is not None:
+        attack = {"steps": STEPS, "forget_heldout": curve(end), "forget_shown": curve(1.0), "diverged": 2}
+        attack |= {"retain_at_worst": [0.9] * len(STEPS), "best_learning_rate": [1e-3] * len(STEPS)}
+    groups = {"add/equation": {"accuracy": 0.971, "prompts": 200}, "mul/word": {"accuracy": 0.0134, "prompts": 200}}
+    base = {"name": name, "label": name.title(), "stage": stage, "settings": {}, "seeds": 3, "retain": 0.9512}
+    base |= {"forget": 0.0207, "by_group": groups, "steps": 1234, "recovered": True, "compute_vs_oracle": cost}
+    return base | {"flops": {"student": 3e14, "teacher": 1e14, "evaluation": 2e13}, "attack": attack} | changes
+
+
+def example() -> dict[str, Any]:
+    taught = {"teacher": "maxent", "method": "maxent"}
+    models = [
+        model("reference", "pretrain", None, 1.33),
+        model("maxent", "unlearn", 0.92, 0.01),
+        model("undo-0.4", "distill", 0.68, 0.34, settings={**taught, "alpha": 0.4}, label="UNDO α = 0.4"),
+        model("undo-0.8", "distill", 0.19, 0.71, settings={**taught, "alpha": 0.8}, label="UNDO α = 0.8"),
+        model("undo-0.9", "distill", 0.05, 0.75, settings={**taught, "alpha": 0.9}, recovered=False),
+        model("student", "distill", 0.15, 0.88, settings={**taught, "start": "random"}),
+        model("oracle", "pretrain", 0.09, 1.0),
+        model(f"hostile {HOSTILE}", "distill", 0.5, 0.5, label=HOSTILE, settings={"start": HOSTILE}),
+    ]
+    return {
+        "experiment": f"arithmetic {HOSTILE}", "identity": "8f3ac1d2", "description": HOSTILE, "device": "cpu",
+        "duration_seconds": 5423.0, "evaluated": {"retain": 800, "forget_shown": 400, "forget_heldout": 400},
+        "facts": {"shown": 320, "heldout": 321}, "models": models, "claims": CLAIMS,
+        "attack": {"steps": 200, "learning_rates": [1e-3, 1e-4], "seeds": 3, "batch": 15},
+    }  # fmt: skip
+
+
+def without_oracle() -> dict[str, Any]:
+    summary = example()
+    summary["models"] = [{**m, "compute_vs_oracle": None} for m in summary["models"] if m["name"] != "oracle"]
+    return summary
+
+
+def with_holes() -> dict[str, Any]:
+    summary = example()
+    summary["models"][1]["retain"] = float("nan")
+    summary["models"][2]["attack"]["forget_heldout"]["worst"][-1] = float("nan")
+    summary["models"][3]["attack"]["forget_heldout"] |= {"low": [None] * len(STEPS), "high": []}
+    summary["models"][4]["attack"]["best_learning_rate"] = None
+    summary["models"][5] |= {"by_group": {}, "flops": None, "compute_vs_oracle": float("inf"), "steps": None}
+    return summary
+
+
+def many() -> dict[str, Any]:
+    summary = example()
+    alphas = [index / 20 for index in range(20)]
+    summary["models"] += [model(f"u{a}", "distill", 1 - a, a, settings={"alpha": a, "beta": 0}) for a in alphas]
+    return summary
+
+
+VARIANTS = {
+    "full": example,
+    "without_oracle": without_oracle,
+    "holes": with_holes,
+    "many": many,
+    "single": lambda: {**example(), "models": example()["models"][:1], "claims": []},
+    "one_attacked": lambda: {**example(), "models": example()["models"][3:4]},
+    "no_attack": lambda: {**example(), "models": [{**m, "attack": None} for m in example()["models"]]},
+    "empty": dict,
+}
+
+
+class Page(HTMLParser):
+    """Collect what the tests ask about a page: elements, attributes, scripts and the text of table cells."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.scripts: list[tuple[dict[str, str], str]] = []
+        self.styles, self.text = "", ""
+        self.rows: dict[str, list[tuple[str, str]]] = {}  # model: [(data-value, shown text)]
+        self._open, self._row = "", ""
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        attributes = {key: value or "" for key, value in attrs}
+        self.tags.append((tag, attributes))
+        self._open = tag
+        if tag == "tr":
+            self._row = attributes.get("data-model", "")
+        if tag == "script":
+            self.scripts.append((attributes, ""))
+        if tag == "td" and self._row:
+            self.rows.setdefault(self._row, []).append((attributes["data-value"], ""))
+
+    def handle_data(self, data: str) -> None:
+        if self._open == "script":
+            self.scripts[-1] = (self.scripts[-1][0], self.scripts[-1][1] + data)
+        elif self._open == "style":
+            self.styles += data
+        else:
+            self.text += data
+            if self._open in ("td", "b") and self._row and self.rows.get(self._row):
+                value, shown = self.rows[self._row][-1]
+                self.rows[self._row][-1] = (value, shown + data)
+
+    def handle_endtag(self, tag: str) -> None:
+        self._open = ""
+
+    @property
+    def drawings(self) -> dict[str, Any]:
+        (data,) = [text for attributes, text in self.scripts if attributes.get("id") == "drawings"]
+        return json.loads(data, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_page_has_no_external_references(variant: str) -> None:
+    page = Page(report.render(VARIANTS[variant]()))
+    links = [value for _, attributes in page.tags for key, value in attributes.items() if key in ("src", "href")]
+    assert [link for link in links if not link.startswith(("#", "data:"))] == []
+    own = page.styles + "".join(text for attributes, text in page.scripts if attributes.get("id") != "plotly")
+    own += "".join(attributes.get("style", "") for _, attributes in page.tags)
+    own = own.replace(json.dumps(HOSTILE).replace("<", "\\u003c"), "")
+    assert "body" in own and not re.search(r"url\s*\(|@import|import\s*\(|fetch\s*\(", own)
+    assert {tag for tag, _ in page.tags}.isdisjoint({"iframe", "img", "object", "embed", "base"})
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_figures_are_valid_plotly(variant: str) -> None:
+    drawings = Page(report.render(VARIANTS[variant]())).drawings
+    expected = {"full": 5, "without_oracle": 5, "holes": 5, "many": 5, "one_attacked": 5}.get(variant, 0)
+    assert len(drawings["figures"]) == expected
+    for figure in drawings["figures"].values():
+        go.Figure(figure)  # raises on an unknown property or a value out of its domain
+        assert all(len(trace["x"]) == len(trace["y"]) for trace in figure["data"])
+
+
+@pytest.mark.unit
+def test_plotly_is_inlined_once() -> None:
+    html = report.render(example())
+    assert html.count(get_plotlyjs()) == 1
+    assert len(html) < len(get_plotlyjs()) + 400_000
+
+
+@pytest.mark.unit
+def test_strings_are_shown_and_inert() -> None:
+    summary = example()
+    page = Page(report.render(summary))
+    assert len(page.scripts) == 3 and not any("alert" in text for a, text in page.scripts if a.get("id") is None)
+    told = [text for claim in CLAIMS for text in (claim["claim"], claim["evidence"])]
+    told += [m["label"] for m in summary["models"]] + [summary["experiment"], summary["description"]]
+    assert [text for text in told if text not in page.text] == []
+    names = [trace["name"] for f in page.drawings["figures"].values() for trace in f["data"] if "name" in trace]
+    assert any("&lt;script&gt;" in name for name in names) and not any("<" in name for name in names)
+
+
+@pytest.mark.unit
+def test_verdicts_match_the_claims() -> None:
+    html = report.render(example())
+    body = html[html.index('<section id="claims">') : html.index('<section id="terms">')]
+    assert re.findall(r'<span class="\w+">(.*?)</span>', body) == ["✓ held", "✗ did not hold", "– not testable"]
+    assert "Of 3 claims 1 held, 1 did not, 1 could not be tested." in html
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("variant", ["full", "holes", "without_oracle"])
+def test_table_carries_the_numbers_of_the_summary(variant: str) -> None:
+    summary = report.clean(VARIANTS[variant]())
+    rows = Page(report.render(summary)).rows
+    assert list(rows) == [m["name"] for m in summary["models"]]
+    for m in summary["models"]:
+        groups = [m["by_group"].get(name, {}).get("accuracy") for name in ("add/equation", "mul/word")]
+        worst = m["attack"]["forget_heldout"]["worst"] if m["attack"] else [None] * len(STEPS)
+        attacked = [worst[0], worst[STEPS.index(100)], worst[-1]]
+        expected = [m["retain"], m["forget"], *groups, *attacked, m["steps"], m["compute_vs_oracle"], m["recovered"]]
+        assert [json.loads(value) if value else None for value, _ in rows[m["name"]]] == expected
+        shown = [text for _, text in rows[m["name"]]]
+        assert shown[0] == ("–" if m["retain"] is None else f"{100 * m['retain']:.1f}")
+        assert shown[6] == ("–" if attacked[2] is None else f"{100 * attacked[2]:.1f}")
+        assert shown[-1] == ("met" if m["recovered"] else "missed")
+
+
+@pytest.mark.unit
+def test_answer_prefers_a_model_that_recovered_and_says_what_it_reached() -> None:
+    text = Page(report.render(example())).text
+    assert "Student resists relearning: better than suppression alone, and not measurably worse" in text
+    assert "best of 3 settings" in text and "19\u202f% from UNDO α = 0.8" in text  # not 0.9, which never recovered
+    assert "covers 93\u202f% of the way from suppression to the oracle for 88\u202f%" in text
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("student_end", "verdict"),
+    [(0.16, "but less than the oracle"), (0.91, "Distillation did not make this model measurably harder")],
+)
+def test_answer_follows_the_bands(student_end: float, verdict: str) -> None:
+    summary = example()
+    summary["models"] = [m for m in summary["models"] if m["name"] in ("maxent", "student", "oracle")]
+    summary["models"][1]["attack"]["forget_heldout"] = curve(student_end)
+    assert verdict in Page(report.render(summary)).text
+
+
+@pytest.mark.unit
+def test_answer_without_oracle_or_attack() -> None:
+    assert "no oracle was measured" in Page(report.render(without_oracle())).text
+    assert "No model was attacked" in Page(report.render(VARIANTS["no_attack"]())).text
+    axis = Page(report.render(without_oracle())).drawings["figures"]["panel-robustness"]["layout"]["xaxis"]
+    assert axis["title"]["text"] == "compute (FLOPs)"
+
+
+@pytest.mark.unit
+def test_looks_tell_models_apart() -> None:
+    models = many()["models"]
+    drawn = figures.looks(models)
+    assert [look.role for look in drawn[:7]] == ["reference", "suppressed", "undo", "undo", "undo", "student", "oracle"]
+    assert len({look.colour for look in drawn if look.role == "undo"}) == 20  # two families share 0.4, 0.8 and 0.9
+    assert len({(look.colour, look.dash) for look in drawn}) == len(drawn)
+
+
+@pytest.mark.unit
+def test_area_and_landmarks() -> None:
+    attack = {"steps": [0, 10, 30], "forget_heldout": {"worst": [0.0, 1.0, 1.0], "low": [None] * 3, "high": []}}
+    short = {"steps": [0, 10], "forget_heldout": {"worst": [0.0, 0.5]}}
+    assert figures.over_attack({"attack": attack}) == (pytest.approx(25 / 30), None, None)
+    assert figures.landmarks([{"attack": attack}, {"attack": None}, {"attack": short}]) == (0, 0, 10)
+    assert figures.landmarks([{"attack": None}]) is None
+    assert figures.at_step({"attack": short}, 30) == (None, None, None)
+
+
+@pytest.mark.unit
+def test_write_is_valid_sorted_json(tmp_path: Path) -> None:
+    summary = with_holes()
+    summary["models"][0]["forget"] = np.float32(0.5)
+    page = report.write(summary, tmp_path / "report")
+    assert sorted(path.name for path in page.parent.iterdir()) == ["index.html", "summary.json"]
+    text = (page.parent / "summary.json").read_text(encoding="utf-8")
+    read = json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
+    assert read["models"][1]["retain"] is None and read["models"][0]["forget"] == 0.5
+    assert list(read) == sorted(read) and text.startswith('{\n "attack"')
+    reordered = dict(reversed(summary.items()))
+    report.write(reordered, tmp_path / "again")
+    assert (tmp_path / "again" / "summary.json").read_text(encoding="utf-8") == text
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("failing", ["fsync", "replace"])
+def test_failed_write_leaves_the_old_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
+    report.write(example(), tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def fail(*_: Any) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, failing, fail)
+    with pytest.raises(OSError, match="disk full"):
+        report.write({**example(), "identity": "new"}, tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.unit
+def test_failed_render_touches_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    report.write(example(), tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    monkeypatch.setattr(figures, "compute", lambda models: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        report.write({**example(), "identity": "new"}, tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.unit
+def test_render_leaves_the_summary_alone() -> None:
+    summary = example()
+    kept = copy.deepcopy(summary)
+    report.render(summary)
+    assert summary == kept
+
+
+# Run in the page after its own scripts: use every control once and write down what it did.
+PROBE = """<script>
+const seen = {}, visible = place => document.getElementById(place).data.filter(t => t.visible !== false).length;
+const count = () => curves.map(visible), column = index => [...document.querySelectorAll('#models-table tbody tr')]
+  .map(row => row.cells[index].dataset.value);
+seen.before = count();
+document.querySelector('.legend button').click();
+seen.after = count();
+document.querySelector('.legend button').click();
+seen.again = count();
+document.querySelector('.picks button[data-measure=mean]').click();
+seen.measures = [...new Set(document.getElementById('panel-robustness').data
+  .filter(t => t.visible !== false).map(t => t.meta.measure))];
+const head = document.querySelectorAll('#models-table th[aria-sort]')[7];
+head.querySelector('button').click(); seen.up = column(7);
+head.querySelector('button').click(); seen.down = column(7);
+const note = document.body.appendChild(document.createElement('pre'));
+note.id = 'seen';
+note.textContent = JSON.stringify(seen);
+</script>"""
+
+
+def browse(page: Path, profile: Path) -> tuple[str, list[str]]:
+    """Return the page's DOM after its scripts ran, and what they logged."""
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        pytest.skip("no chromium on PATH")
+    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    flags += "--disable-component-update --disable-sync --disable-dev-shm-usage --window-size=1400,3000 "
+    flags += "--virtual-time-budget=8000 --enable-logging=stderr --dump-dom"
+    command = [browser, *flags.split(), f"--user-data-dir={profile}", page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+@pytest.mark.end_to_end
+def test_browser_draws_every_plot_and_controls_work(tmp_path: Path) -> None:
+    page = report.write(example(), tmp_path)
+    start, end, rest = page.read_text(encoding="utf-8").rpartition("</body>")
+    page.write_text(start + PROBE + end + rest, encoding="utf-8")
+    dom, logged = browse(page, tmp_path / "profile")
+    assert logged == []
+    drawn = Page(dom)
+    surfaces = [a for tag, a in drawn.tags if tag == "svg" and "main-svg" in a.get("class", "")]
+    assert len(surfaces) >= 5 and sum("scatterlayer" in a.get("class", "") for _, a in drawn.tags) == 5
+    assert sum("js-line" in a.get("class", "") for _, a in drawn.tags) >= 3 * 7
+    seen = json.loads(re.search(r'<pre id="seen">(.*?)</pre>', dom).group(1))  # type: ignore[union-attr]
+    assert seen["after"] == [seen["before"][0] - 2, seen["before"][1] - 2, seen["before"][2] - 1]  # line and band
+    assert seen["again"] == seen["before"] and seen["measures"] == ["mean"]
+    finite = [float(value) for value in seen["up"][:-1]]
+    assert finite == sorted(finite) and len(finite) == 7 and seen["up"][-1] == ""
+    assert seen["down"] == [*reversed(seen["up"][:-1]), ""]
+
+
+@pytest.mark.end_to_end
+@pytest.mark.parametrize("variant", ["holes", "empty"])
+def test_browser_logs_nothing_on_odd_reports(tmp_path: Path, variant: str) -> None:
+    dom, logged = browse(report.write(VARIANTS[variant](), tmp_path), tmp_path / "profile")
+    assert logged == [] and '<section id="method">' in dom
