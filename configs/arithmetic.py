@@ -64,16 +64,19 @@ def _cpu(c: ConfigDict) -> None:
     c.experiment = "arithmetic-cpu"
     c.model = ConfigDict(dataclasses.asdict(preset("cpu")))
     c.data.update(addition_max=20, equations=16_000, word_problems=16_000, row_length=64)
-    c.data.update(english_share=0.0, evaluation_prompts=64)
+    c.data.update(english_share=0.0, evaluation_prompts=48)
     c.run.update(evaluation_batch=0, loss_chunk=0)
-    fast = {"learning_rate": 5e-3, "final_learning_rate": 5e-4}
-    c.reference.update(steps=1600, batch=32, **fast)
-    c.oracle.update(steps=800, batch=32, **fast)
-    c.maxent.update(steps=100, batch=16, learning_rate=1e-3, final_learning_rate=1e-3)
-    c.graddiff.update(steps=100, batch=16, learning_rate=1e-3, final_learning_rate=1e-3)
-    c.rmu.update(steps=200, batch=16, learning_rate=1e-3, final_learning_rate=1e-3, layer=1, train_layers=1)
-    c.distill.update(steps=800, batch=32, learning_rate=5e-3, final_learning_rate=5e-3)
-    c.relearn.update(steps=100, batch=4)
+    # A model this small learns nothing from the wording of a question that its answer does not teach it faster.
+    answers = {"loss_on": "answer", "evaluate_every": 400, "checkpoint_every": 400}
+    fast = {"batch": 16, "learning_rate": 4e-3, "final_learning_rate": 4e-4, **answers}
+    c.reference.update(steps=2400, **fast)
+    c.oracle.update(steps=1200, **fast)
+    suppress = {"steps": 100, "batch": 16, "learning_rate": 1e-3, "final_learning_rate": 1e-3, **answers}
+    c.maxent.update(**suppress)
+    c.graddiff.update(**suppress)
+    c.rmu.update(**{**suppress, "steps": 200}, layer=1, train_layers=1)
+    c.distill.update(steps=1600, **{**fast, "final_learning_rate": 4e-3, "evaluate_every": 20, "checkpoint_every": 200})
+    c.relearn.update(steps=100, batch=4, loss_on="answer", checkpoint_every=50)
     c.relearn.learning_rates = (1e-2, 5e-3, 3e-3, 2e-3, 1e-3, 5e-4, 2e-4, 1e-4, 3e-5, 1e-5)
     c.relearn.evaluate_steps = (0, 5, 10, 20, 40, 70, 100)
 

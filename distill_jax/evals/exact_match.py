@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -104,7 +104,9 @@ def make_evaluator(
     return lambda params: np.concatenate([np.asarray(run(params, item)) for item in items], axis=1)
 
 
-def accuracies(correct: np.ndarray, groups: Sequence[str], wanted: dict[str, Sequence[str]]) -> dict[str, np.ndarray]:
+def accuracies(
+    correct: np.ndarray, groups: Sequence[str], wanted: Mapping[str, Sequence[str]]
+) -> dict[str, np.ndarray]:
     """Average bool [P, n] over the columns of each wanted set of groups: {name: fp64 [P]}."""
     out = {}
     for name, members in wanted.items():

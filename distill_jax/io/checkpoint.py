@@ -83,4 +83,3 @@ class Checkpoints:
             if digest(target / name) != expected:
                 return f"file {name} is damaged"
         return None
-

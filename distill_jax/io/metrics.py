@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from distill_jax.io.files import write_atomic
+
 
 def read_rows(path: Path, before: int | None = None) -> list[dict[str, Any]]:
     """Return the rows of a metrics file, those of steps below `before`; a last line cut short is left out."""
@@ -32,8 +34,6 @@ class Metrics:
         self.path = directory / "metrics.jsonl"
         kept = read_rows(self.path, before=start)
         text = "".join(json.dumps(row) + "\n" for row in kept)
-        from distill_jax.io.files import write_atomic
-
         write_atomic(self.path, text)
         self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - it lives as long as this object
         self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=start, write_to_disk=True)
@@ -74,6 +74,7 @@ class Progress:
         self.stages, self.every, self.out = stages, every, out or sys.stdout
         self.stage, self.name = 0, ""
         self.flops_left, self._spent, self._flops_done = flops, 0.0, 0.0
+        self._first: tuple[float, int] | None = None
         self._last = -math.inf
 
     def say(self, text: str) -> None:

@@ -148,7 +148,9 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        scale = self.param("scale", nn.with_logical_partitioning(nn.initializers.zeros, ("embed",)), x.shape[-1:])
+        scale = jnp.asarray(
+            self.param("scale", nn.with_logical_partitioning(nn.initializers.zeros, ("embed",)), x.shape[-1:])
+        )
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.cfg.norm_eps)
         return (y * (1.0 + scale)).astype(x.dtype)
@@ -340,7 +342,8 @@ def decode_step(
     """
     slots = slot + jnp.arange(tokens.shape[1])
     masks = causal_masks(cfg, slots, key_segments, jnp.ones_like(tokens))
-    return Transformer(cfg).apply({"params": params}, tokens, positions, masks, cache, slot)
+    out: Any = Transformer(cfg).apply({"params": params}, tokens, positions, masks, cache, slot)
+    return out
 
 
 def parameter_count(cfg: TransformerConfig) -> int:

@@ -115,7 +115,11 @@ class Context:
 
     def evaluation_flops(self, *parts: str) -> float:
         """Return what one member's evaluation on the parts costs."""
-        return sum(flops.decode(self.model, *s.prompts.shape, s.answers.shape[1]) for s in self.select(*parts))
+        cost = 0.0
+        for s in self.select(*parts):
+            count, width = s.prompts.shape
+            cost += flops.decode(self.model, count, width, s.answers.shape[1])
+        return cost
 
     def __post_init__(self):
         self._evaluators: dict[Any, Any] = {}

@@ -14,9 +14,9 @@ from typing import Any, ClassVar
 
 import jax
 
+from distill_jax.losses.chunked import over_tokens
 from distill_jax.losses.distill import forward_kl
 from distill_jax.losses.lm import target_mask
-from distill_jax.losses.chunked import over_tokens
 from distill_jax.models import transformer
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops

@@ -20,7 +20,6 @@ from distill_jax.data.feed import Feed
 from distill_jax.evals.exact_match import accuracies
 from distill_jax.io.checkpoint import FINAL, Damaged
 from distill_jax.io.metrics import Metrics
-from distill_jax.perf import flops
 from distill_jax.sharding.mesh import batch_sharding, make_mesh
 from distill_jax.stages.context import Context, Node, seed_for
 from distill_jax.train.loop import loop
@@ -130,9 +129,7 @@ def train(
         return jax.device_put(feed(step), batch_sharding(mesh, settings.batch // settings.microbatches))
 
     teacher = jax.device_put(teacher, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
-    state = loop(
-        state, teacher, build(mesh), place, settings, save=save, evaluate=evaluate, record=record
-    )
+    state = loop(state, teacher, build(mesh), place, settings, save=save, evaluate=evaluate, record=record)
     for book in books.values():
         book.close()
     status = np.asarray(state.status)[: len(crew)].tolist()
@@ -212,6 +209,7 @@ def _slice(state: State, crew: Sequence[Member], node: Node) -> State:
 
 def _restore(ctx: Context, nodes: Sequence[Node], crew: Sequence[Member], state: State) -> State:
     """Return the state of the newest step that all nodes have, or the given one."""
+
     def like(node: Node) -> State:
         return jax.eval_shape(lambda s: _slice(s, crew, node), state)
 

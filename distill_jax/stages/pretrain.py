@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 
 import jax
 
-from distill_jax.losses.lm import cross_entropy, target_mask
 from distill_jax.losses.chunked import over_tokens
+from distill_jax.losses.lm import cross_entropy, target_mask
 from distill_jax.models import transformer
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops
@@ -57,9 +57,7 @@ def build(cfg: TransformerConfig, settings: Training, chunk: int, mesh: Any) -> 
         return {"cross_entropy": language_model(cfg, settings, chunk, params, batch)}
 
     no_teacher = lambda params, batch: None  # noqa: E731
-    return make_step(
-        objective, no_teacher, settings.optimizer(), settings.schedule(), mesh, settings.microbatches
-    )
+    return make_step(objective, no_teacher, settings.optimizer(), settings.schedule(), mesh, settings.microbatches)
 
 
 def run(ctx: Context, nodes: Sequence[Node]) -> None:

@@ -18,13 +18,13 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from distill_jax.losses.chunked import over_tokens
 from distill_jax.losses.lm import target_mask
 from distill_jax.losses.unlearn import gradient_ascent, max_entropy, squared_distance
-from distill_jax.losses.chunked import over_tokens
 from distill_jax.models import transformer
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops
-from distill_jax.stages.context import Context, Node, seed_for
+from distill_jax.stages.context import Context, Node
 from distill_jax.stages.population import Member, finish_models, rows_feed, train
 from distill_jax.stages.pretrain import language_model
 from distill_jax.train.settings import Training
@@ -60,7 +60,9 @@ class Unlearn(Training):
         if self.method not in METHODS:
             raise ValueError(f"method = {self.method!r}: choose one of {', '.join(METHODS)}")
         if self.method == "rmu" and not 0 < self.train_layers <= self.layer:
-            raise ValueError(f"train_layers = {self.train_layers}: RMU trains between 1 and layer = {self.layer} layers")
+            raise ValueError(
+                f"train_layers = {self.train_layers}: RMU trains between 1 and layer = {self.layer} layers"
+            )
 
 
 Terms = dict[str, Term]

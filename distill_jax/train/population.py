@@ -21,16 +21,20 @@ from distill_jax.train.step import RUNNING, UNUSED, State
 def state_shardings(cfg: TransformerConfig, mesh: Mesh, shape: State) -> State:
     """Return where each leaf of a state lies: weights by the rules, and all but the step over the population."""
     logical = transformer.logical_axes(cfg)
-    members = NamedSharding(mesh, P("population"))
+    members: Any = NamedSharding(mesh, P("population"))
     params = shardings(mesh, logical, shape.params, lead=("population",))
 
-    def of_optimizer(node: Any) -> Any:  # first and second moments lie like the weights, counters like members
-        same = jax.tree.structure(node) == jax.tree.structure(shape.params)
-        return params if same else jax.tree.map(lambda _: members, node)
+    weights: Any = jax.tree.structure(shape.params)
 
-    is_params = lambda node: jax.tree.structure(node) == jax.tree.structure(shape.params)  # noqa: E731
+    def is_params(node: Any) -> bool:
+        return bool(jax.tree.structure(node) == weights)
+
+    def of_optimizer(node: Any) -> Any:  # first and second moments lie like the weights, counters like members
+        return params if is_params(node) else members
+
+    once: Any = replicated(mesh)
     return State(
-        step=replicated(mesh),
+        step=once,
         params=params,
         opt=jax.tree.map(of_optimizer, shape.opt, is_leaf=is_params),
         status=members,

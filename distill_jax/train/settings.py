@@ -58,7 +58,7 @@ class Training:
         if self.loss_on not in ("all", "answer"):
             raise ValueError(f"loss_on = {self.loss_on!r}: choose 'all' or 'answer'")
         if getattr(self, "data", "all") not in DATASETS:
-            raise ValueError(f"data = {getattr(self, 'data', None)!r}: choose one of {', '.join(DATASETS)}")  # noqa: B009
+            raise ValueError(f"data = {getattr(self, 'data', None)!r}: choose one of {', '.join(DATASETS)}")
 
     def schedule(self) -> optax.Schedule:
         """Return the learning rate as a fraction of its peak: linear warm-up, then a cosine that stays at its end."""
