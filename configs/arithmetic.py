@@ -70,12 +70,13 @@ def _cpu(c: ConfigDict) -> None:
     answers = {"loss_on": "answer", "evaluate_every": 400, "checkpoint_every": 400}
     fast = {"batch": 16, "learning_rate": 4e-3, "final_learning_rate": 4e-4, **answers}
     c.reference.update(steps=2400, **fast)
-    c.oracle.update(steps=1200, **fast)
+    c.oracle.update(steps=2400, **fast)
     suppress = {"steps": 100, "batch": 16, "learning_rate": 1e-3, "final_learning_rate": 1e-3, **answers}
     c.maxent.update(**suppress)
     c.graddiff.update(**suppress)
     c.rmu.update(**{**suppress, "steps": 200}, layer=1, train_layers=1)
-    c.distill.update(steps=1600, **{**fast, "final_learning_rate": 4e-3, "evaluate_every": 20, "checkpoint_every": 200})
+    recover = {"learning_rate": 2e-3, "final_learning_rate": 2e-4, "evaluate_every": 20, "checkpoint_every": 200}
+    c.distill.update(steps=2400, **{**fast, **recover})
     c.relearn.update(steps=100, batch=4, loss_on="answer", checkpoint_every=50)
     c.relearn.learning_rates = (1e-2, 5e-3, 3e-3, 2e-3, 1e-3, 5e-4, 2e-4, 1e-4, 3e-5, 1e-5)
     c.relearn.evaluate_steps = (0, 5, 10, 20, 40, 70, 100)

@@ -191,8 +191,8 @@ def test_strings_are_shown_and_inert() -> None:
 def test_verdicts_match_the_claims() -> None:
     html = report.render(example())
     body = html[html.index('<section id="claims">') : html.index('<section id="terms">')]
-    assert re.findall(r'<span class="\w+">(.*?)</span>', body) == ["✓ held", "✗ did not hold", "– not testable"]
-    assert "Of 3 claims 1 held, 1 did not, 1 could not be tested." in html
+    assert re.findall(r'<span class="\w+">(.*?)</span>', body) == ["✓ held", "✗ did not hold", "– open"]
+    assert "Of 3 claims 1 held, 1 did not, 1 could not be decided." in html
 
 
 @pytest.mark.unit

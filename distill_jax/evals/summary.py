@@ -88,7 +88,8 @@ def _model(node: Any, nodes: dict[str, Any], attack: Any) -> dict[str, Any]:
         "forget": result["forget"],
         "by_group": result["by_group"],
         "steps": result["steps"],
-        "recovered": result["recovered"],
+        # Only a student that stops when its retain accuracy is back has a goal to reach.
+        "recovered": result["recovered"] if getattr(node.settings, "stop", False) else None,
         "flops": {cause: spent.get(cause, 0.0) for cause in CAUSES},
         "compute_vs_oracle": whole / training_flops(oracle, nodes) if oracle else None,
         "attack": _attack(attack) if attack else None,

@@ -256,7 +256,7 @@ def _claim_count(claims: list[dict[str, Any]]) -> str:
         return ""
     held, failed = (sum(claim.get("held") is verdict for claim in claims) for verdict in (True, False))
     open_ = len(claims) - held - failed
-    return f'<a href="#claims">Of {len(claims)} claims {held} held, {failed} did not, {open_} could not be tested.</a>'
+    return f'<a href="#claims">Of {len(claims)} claims {held} held, {failed} did not, {open_} could not be decided.</a>'
 
 
 # ---------------------------------------------------------------------------------------------------- the figures
@@ -455,7 +455,7 @@ def _ledger(models: list[Model]) -> str:
     return f"<details><summary>Settings, compute by cause, attackers that diverged</summary>{table}</details>"
 
 
-VERDICTS = {True: ("held", "✓ held"), False: ("failed", "✗ did not hold"), None: ("open", "– not testable")}
+VERDICTS = {True: ("held", "✓ held"), False: ("failed", "✗ did not hold"), None: ("open", "– open")}
 
 
 def _claims_section(claims: list[dict[str, Any]]) -> str:
@@ -471,8 +471,8 @@ def _claims_section(claims: list[dict[str, Any]]) -> str:
     return _section("claims", "Claims", CLAIMS_INTRO + table)
 
 
-CLAIMS_INTRO = """<p>What the experiment was to show, and whether its numbers show it. “Not testable” means that a
-model or measurement it needs is missing; it is not a pass.</p>"""
+CLAIMS_INTRO = """<p>What the experiment was to show, and whether its numbers show it. “Open” means that a
+model it needs is missing or that the seeds cannot tell; it is not a pass.</p>"""
 
 
 # ---------------------------------------------------------------------------------------------------- the small print

@@ -118,7 +118,7 @@ def train(
 
     def record(step: int, values: dict[str, np.ndarray]) -> None:
         write("train", step, {k: v[: len(crew)] for k, v in values.items()})
-        terms = [f"{k} {v[: len(crew)].mean():.3g}" for k, v in values.items() if k != "gradient_norm"]
+        terms = [f"{k} {np.nanmean(v[: len(crew)]):.3g}" for k, v in values.items() if k != "gradient_norm"]
         seen["loss"] = "loss " + ", ".join(terms)
 
     def save(step: int, state: State) -> None:

@@ -142,6 +142,7 @@ def make_step(
             status=jnp.where(diverged, DIVERGED, state.status),
             stopped=jnp.where(diverged, state.step, state.stopped),
         )
-        return state, {**values, "gradient_norm": norm}
+        told = {**values, "gradient_norm": norm}
+        return state, jax.tree.map(lambda x: jnp.where(active, x, jnp.nan), told)  # a frozen member has no loss
 
     return jax.jit(step, donate_argnums=0)
