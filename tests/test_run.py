@@ -37,14 +37,15 @@ SETTINGS = (
     "--config.distill.steps=25",
     "--config.distill.evaluate_every=8",
     "--config.distill.checkpoint_every=7",
+    "--config.undo.alphas=(0.2,0.9)",
     "--config.relearn.steps=24",
     "--config.relearn.evaluate_steps=(0,8,24)",
     "--config.relearn.checkpoint_every=11",
     "--config.run.progress_seconds=0",  # a line a step, to be killed by
 )
-MODELS = ("reference", "oracle", "maxent", "student", "undo-0.2", "undo-0.6")
+MODELS = ("reference", "oracle", "maxent", "student", "undo-0.2", "undo-0.9")
 TRAINED = (*MODELS, *(f"relearn-{name}" for name in MODELS))
-NODES = {"data", "damaged-0.2", "damaged-0.6", *TRAINED}
+NODES = {"data", "damaged-0.2", "damaged-0.9", *TRAINED}
 TENSORFLOW = ("tensorflow", "tensorflow_datasets", "tensorflow_text", "seqio", "clu")
 # `python -m distill_jax.main`, which also tells which of these the process has imported by its end.
 AND_TELL_IMPORTS = f"""
@@ -184,7 +185,7 @@ def test_the_run_directory_keeps_its_contract(finished):
         done = json.loads((path / "DONE").read_text())
         assert path.name == f"{config['name']}-{config['identity']}" and done == {"identity": config["identity"]}
         spent = json.loads((path / "ledger.json").read_text())
-        assert all(value > 0 for value in spent["flops"].values()) and spent["seconds"] >= 0
+        assert all(value >= 0 for value in spent["flops"].values()) and spent["seconds"] >= 0
         if config["name"] in TRAINED:
             assert (path / "metrics.jsonl").stat().st_size > 0
         if config["verb"] in ("pretrain", "unlearn", "perturb", "distill"):
@@ -360,9 +361,9 @@ def test_a_second_run_computes_nothing(copy, runs):
 
 
 @pytest.mark.end_to_end
-def test_another_attack_computes_only_attacks(copy, runs):
+def test_another_attack_computes_only_attacks(finished, copy, runs):
     before = state_of_files(copy)
-    done = runs(copy, "--config.relearn.steps=16", "--config.relearn.evaluate_steps=(0,16)")
+    done = runs(copy, "--config.relearn.steps=30")
     assert done.returncode == 0, done.stderr
     after = state_of_files(copy)
     assert {name: after[name] for name in before} == before
@@ -370,7 +371,7 @@ def test_another_attack_computes_only_attacks(copy, runs):
     assert {name[:-13] for name in new} == {f"relearn-{name}" for name in MODELS}
     assert all((copy / "nodes" / name / "DONE").exists() for name in new)
     found = summary(copy)
-    assert found["attack"]["steps"] == 16 and all(m["attack"]["steps"] == [0, 16] for m in found["models"])
+    assert found["attack"]["steps"] == 30 and found["identity"] != summary(finished)["identity"]
 
 
 @pytest.mark.end_to_end
@@ -420,8 +421,8 @@ def test_killed_in_every_phase_it_comes_to_the_same_end(finished, runs, tmp_path
     assert not (node(workdir, "data") / "DONE").exists()
     phases = [
         (r"\] reference  step 1[3-9]\d/200", r"^$"),
-        (r"\] student, undo-0.2, undo-0.6  step 1[6-9]/25", r"reference: continuing from step 120 "),
-        (r"\] relearn-student  step 1[3-9]/24", r"student, undo-0.2, undo-0.6: continuing from step 14 "),
+        (r"\] student, undo-0.2, undo-0.9  step 1[6-9]/25", r"reference: continuing from step 120 "),
+        (r"\] relearn-student  step 1[3-9]/24", r"student, undo-0.2, undo-0.9: continuing from step 14 "),
     ]
     for pattern, earlier in phases:
         said = kill(runs.start(workdir), at(pattern))
@@ -451,8 +452,8 @@ def test_killed_at_random_moments_it_comes_to_the_same_end(finished, runs, tmp_p
 @pytest.mark.kill
 def test_killed_between_two_students_of_one_population(finished, copy, runs):
     """Nodes that train together finish one after the other; the rest must not depend on who is still there."""
-    for name in ("undo-0.6", "relearn-undo-0.6"):
-        forget(copy, name)
+    assert {m["name"]: m["steps"] for m in summary(finished)["models"]}["undo-0.9"] > 0  # or nothing is compared
+    forget(copy, "undo-0.9", "relearn-undo-0.9")
     done = runs(copy)
     assert done.returncode == 0, done.stderr
     assert "not computed again" in done.stdout

@@ -1,4 +1,4 @@
-"""The train step against AdamW written out in float64 NumPy, its population against separate runs, and the stages' steps.
+"""The train step against AdamW in float64 NumPy, its population against separate runs, and the stages' steps.
 
 Most tests train a bigram model (logits = E[x] Eᵀ) whose gradient is short enough to write by hand; all other weights
 are pulled to zero by a second term. The stages' own steps are tried with the smallest transformers.
@@ -18,7 +18,7 @@ import pytest
 from distill_jax.losses.lm import cross_entropy, target_mask
 from distill_jax.models import transformer
 from distill_jax.models.transformer import TransformerConfig
-from distill_jax.sharding.mesh import make_mesh
+from distill_jax.sharding.mesh import batch_sharding, make_mesh
 from distill_jax.stages import distill, pretrain, unlearn
 from distill_jax.stages.perturb import Perturb, damage
 from distill_jax.train.loop import loop
@@ -86,10 +86,30 @@ def bigram_step(devices=1, members=1, microbatches=1):
     return mesh, step
 
 
+@functools.cache
+def blank(devices, count):
+    """A fresh population on the host, and where it lies; it takes a second to compile."""
+    mesh, _ = bigram_step(devices, count)
+    state = make_state(CFG, mesh, [weights()], SETTINGS.optimizer(), [0.0] * count)
+    return jax.tree.map(np.array, state), jax.tree.map(lambda x: x.sharding, state)
+
+
+def fresh(starts, rates, streams=None, devices=1):
+    """What `make_state` gives (a test below holds it to that), without compiling it for every list of rates."""
+    host, places = blank(devices, len(rates))
+    index = [min(i, len(rates) - 1) for i in range(len(host.status))]
+    hyper = {
+        "learning_rate": np.array(rates, np.float32)[index],
+        "stream": np.array(streams or [0] * len(rates), np.int32)[index],
+    }
+    params = jax.tree.map(lambda *w: np.stack([w[min(i, len(w) - 1)] for i in index]), *starts)
+    return jax.tree.map(jax.device_put, host.replace(params=params, hyper=hyper), places)
+
+
 def train(starts, rates, batches, streams=None, devices=1, microbatches=1):
     """Take one step on each batch; return the last state and the metrics of every step, on the host."""
-    mesh, step = bigram_step(devices, len(rates), microbatches)
-    state = make_state(CFG, mesh, starts, SETTINGS.optimizer(), rates, streams)
+    _, step = bigram_step(devices, len(rates), microbatches)
+    state = fresh(starts, rates, streams, devices)
     history = []
     for one in batches:
         state, metrics = step(state, None, one)
@@ -319,6 +339,7 @@ def test_a_diverged_member_stops_alone(microbatches):
     assert np.isfinite(state.params["embedding"][2]).all()
     assert np.abs(state.params["embedding"][2]).max() > 1e28
     assert not np.isfinite(history[0]["bigram"][1])
+    assert np.isnan(history[2]["bigram"][1:3]).all()  # a frozen member has no loss
     for i in (0, 3):
         assert_as_alone(state, history, i, RATES[i], STREAMS[i])
 
@@ -328,11 +349,15 @@ def test_a_fresh_state_starts_where_it_is_told():
     mesh, _ = bigram_step(2, 3)
     starts = [weights(seed=s) for s in range(3)]
     state = make_state(CFG, mesh, starts, SETTINGS.optimizer(), RATES[:3], STREAMS[:3])
-    for i in range(3):
-        assert_same(member(state.params, i), starts[i])
-    np.testing.assert_array_equal(state.hyper["learning_rate"][:3], np.float32(RATES[:3]))
-    np.testing.assert_array_equal(state.hyper["stream"][:3], STREAMS[:3])
-    assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(state.opt))
+    host = jax.tree.map(np.asarray, state)
+    for i in range(4):
+        assert_same(member(host.params, i), starts[min(i, 2)])
+    np.testing.assert_array_equal(host.hyper["learning_rate"], np.float32([*RATES[:3], RATES[2]]))
+    np.testing.assert_array_equal(host.hyper["stream"], [*STREAMS[:3], STREAMS[2]])
+    assert not any(leaf.any() for leaf in jax.tree.leaves(host.opt))
+    assert (host.status.tolist(), host.stopped.tolist()) == ([RUNNING] * 3 + [UNUSED], [-1] * 4)
+    assert host.step == 0
+    assert_same(jax.tree.map(np.asarray, fresh(starts, RATES[:3], STREAMS[:3], devices=2)), host)
     for leaf in jax.tree.leaves(state.params):  # two members of four on each device
         assert [shard.data.shape[0] for shard in leaf.addressable_shards] == [2, 2]
 
@@ -347,8 +372,8 @@ def test_the_same_inputs_give_the_same_bits():
 @pytest.mark.unit
 def test_the_state_is_donated():
     """The new state takes the old one's place in memory, down to the last array."""
-    mesh, step = bigram_step(2, 4)
-    state = make_state(CFG, mesh, [weights()], SETTINGS.optimizer(), RATES)
+    _, step = bigram_step(2, 4)
+    state = fresh([weights()], RATES, devices=2)
     one = BATCHES[0]
     per_device = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state))
     assert step.lower(state, None, one).compile().memory_analysis().alias_size_in_bytes >= per_device
@@ -367,7 +392,8 @@ def test_the_teacher_runs_once_a_microbatch(members, microbatches):
         return np.float32(x)
 
     def teacher(params, batch):
-        return jax.pure_callback(count, jax.ShapeDtypeStruct((), jnp.float32), params)
+        seen = params + 0.0 * batch["tokens"][0, 0]  # so that no compiler takes it out of the loop
+        return jax.pure_callback(count, jax.ShapeDtypeStruct((), jnp.float32), seen)
 
     def objective(params, batch, out):
         terms = bigram(params, batch, None)
@@ -375,7 +401,7 @@ def test_the_teacher_runs_once_a_microbatch(members, microbatches):
 
     mesh = make_mesh(members, devices=jax.devices()[:1])
     step = make_step(objective, teacher, SETTINGS.optimizer(), SETTINGS.schedule(), mesh, microbatches)
-    state = make_state(CFG, mesh, [weights()], SETTINGS.optimizer(), RATES[:members])
+    state = fresh([weights()], RATES[:members])
     _, metrics = step(state, jnp.float32(2), BATCHES[0])
     # Each microbatch adds its sum over the whole weight: the mean over microbatches.
     expected = 2 * np.sum(weights()["embedding"], dtype=np.float64)
@@ -396,10 +422,9 @@ def run_loop(state, step, settings=SETTINGS, goals=None, save=lambda s, state: N
 @pytest.mark.unit
 def test_members_that_reached_their_goal_stay_as_they_are():
     """One of four stops at 2 steps, two at 4, the last runs on; a second wish to stop changes nothing."""
-    mesh, step = bigram_step(2, 3)
-    fresh = lambda: make_state(CFG, mesh, [weights()], SETTINGS.optimizer(), RATES[:3])  # noqa: E731
+    _, step = bigram_step(2, 3)
     goals = {2: np.array([False, True, False]), 4: np.array([True, True, False])}
-    state = run_loop(fresh(), step, goals=goals)
+    state = jax.tree.map(np.asarray, run_loop(fresh([weights()], RATES[:3], devices=2), step, goals=goals))
     assert state.status.tolist() == [REACHED, REACHED, RUNNING, UNUSED]
     assert state.stopped.tolist() == [4, 2, -1, -1]
     assert int(state.step) == SETTINGS.steps
@@ -410,8 +435,8 @@ def test_members_that_reached_their_goal_stay_as_they_are():
 
 @pytest.mark.unit
 def test_the_loop_leaves_when_nobody_runs():
-    mesh, step = bigram_step(2, 3)
-    state = make_state(CFG, mesh, [weights()], SETTINGS.optimizer(), RATES[:3])
+    _, step = bigram_step(2, 3)
+    state = fresh([weights()], RATES[:3], devices=2)
     goals = {1: np.array([True, False, False]), 3: np.array([False, True, True])}
     state = run_loop(state, step, goals=goals)
     assert int(state.step) == 3
@@ -420,12 +445,11 @@ def test_the_loop_leaves_when_nobody_runs():
 
 @pytest.mark.unit
 def test_a_continued_run_ends_as_one_never_stopped():
-    mesh, step = bigram_step(2, 3)
+    _, step = bigram_step(2, 3)
     settings = dataclasses.replace(SETTINGS, checkpoint_every=2)
-    fresh = lambda: make_state(CFG, mesh, [weights()], SETTINGS.optimizer(), RATES[:3])  # noqa: E731
     goals, saved = {4: np.array([False, True, False])}, {}
     keep = lambda s, state: saved.update({s: jax.tree.map(np.array, state)})  # noqa: E731
-    whole = run_loop(fresh(), step, settings, goals, keep)
+    whole = run_loop(fresh([weights()], RATES[:3], devices=2), step, settings, goals, keep)
     assert sorted(saved) == [2, 4, 6]
     for s in (2, 4):
         back = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), saved[s], whole)
@@ -436,8 +460,7 @@ def test_a_continued_run_ends_as_one_never_stopped():
 def test_the_order_of_the_loop():
     """Save, evaluate, stop, step; metrics come every second step and after the step that follows."""
     events = []
-    mesh, _ = bigram_step(1, 1)
-    state = make_state(CFG, mesh, [weights()], SETTINGS.optimizer(), [0.1])
+    state = fresh([weights()], [0.1])
 
     def step(state, teacher, batch):
         events.append(f"step {batch}")
@@ -464,8 +487,7 @@ def test_the_order_of_the_loop():
 @pytest.mark.xfail(strict=True, reason="the row of the step before a save is recorded after it, and lost by a kill")
 def test_what_a_save_stands_on_has_been_recorded():
     """A run that continues from the save at s never computes the rows below s again."""
-    mesh, _ = bigram_step(1, 1)
-    state = make_state(CFG, mesh, [weights()], SETTINGS.optimizer(), [0.1])
+    state = fresh([weights()], [0.1])
     recorded, at_save = [], {}
     loop(
         state, None, lambda state, teacher, batch: (state.replace(step=state.step + 1), {"loss": jnp.zeros(1)}),
@@ -503,8 +525,8 @@ def nll(logp, one, mask):
 
 
 @pytest.mark.unit
-@pytest.mark.parametrize(("loss_on", "chunk"), [("all", 0), ("answer", 4)])
-def test_unlearning_terms_equal_float64(loss_on, chunk):
+@pytest.mark.parametrize(("method", "loss_on", "chunk"), [("maxent", "answer", 4), ("graddiff", "all", 0)])
+def test_unlearning_terms_equal_float64(method, loss_on, chunk):
     cfg, params = dataclasses.replace(SMALL, layers=1), weights(dataclasses.replace(SMALL, layers=1))
     both = {"forget": rows(11), "retain": rows(12)}
     logp = {k: log_p(apply(cfg, params, b["tokens"], b["segments"])[:, :-1]) for k, b in both.items()}
@@ -512,21 +534,20 @@ def test_unlearning_terms_equal_float64(loss_on, chunk):
     retain = nll(logp["retain"], both["retain"], mask["retain"])
     uniform = (-math.log(SMALL.vocab) - logp["forget"].mean(-1))[mask["forget"] > 0].mean()
     forget = {"maxent": uniform, "graddiff": -nll(logp["forget"], both["forget"], mask["forget"])}
-    for method, expected in forget.items():
-        settings = unlearn.Unlearn(method=method, loss_on=loss_on, forget_weight=0.3, retain_weight=2.0)
-        terms = jit(lambda p, f=unlearn.METHODS[method], s=(cfg, settings, chunk): f(s, p, both, None))(params)
-        (gamma, total, weight), (alpha, *rest) = terms["forget"], terms["retain"]
-        assert (float(gamma), float(alpha)) == pytest.approx((0.3, 2.0))
-        assert float(total / weight) == pytest.approx(expected, rel=1e-4)
-        assert float(weight) == mask["forget"].sum()
-        assert float(rest[0] / rest[1]) == pytest.approx(retain, rel=1e-4)
+    settings = unlearn.Unlearn(method=method, loss_on=loss_on, forget_weight=0.3, retain_weight=2.0)
+    terms = jit(lambda params: unlearn.METHODS[method]((cfg, settings, chunk), params, both, None))(params)
+    (gamma, total, weight), (alpha, *rest) = terms["forget"], terms["retain"]
+    assert (float(gamma), float(alpha)) == pytest.approx((0.3, 2.0))
+    assert float(total / weight) == pytest.approx(forget[method], rel=1e-4)
+    assert float(weight) == mask["forget"].sum()
+    assert float(rest[0] / rest[1]) == pytest.approx(retain, rel=1e-4)
 
 
 @pytest.mark.unit
 def test_rmu_steers_and_moves_only_the_chosen_down_projections():
     settings = unlearn.Unlearn(
-        method="rmu", layer=2, train_layers=1, steer=3.0, steps=2, batch=ROWS, microbatches=2, learning_rate=0.01,
-        warmup=0, retain_weight=10.0, seed=5,
+        method="rmu", layer=2, train_layers=1, steer=3.0, steps=2, batch=ROWS, learning_rate=0.01, warmup=0,
+        retain_weight=10.0, seed=5,
     )  # fmt: skip
     start, mesh = weights(SMALL), make_mesh(1)
     both = {"forget": batch(21), "retain": batch(22)}
@@ -535,7 +556,7 @@ def test_rmu_steers_and_moves_only_the_chosen_down_projections():
     values = []
     for _ in range(2):
         state, metrics = step(state, start, both)
-        values.append(jax.tree.map(float, metrics))
+        values.append({name: float(value[0]) for name, value in metrics.items()})
     forget = jax.tree.map(lambda x: x[0], both["forget"])
     h = np.asarray(residual_at(SMALL, start, forget["tokens"], forget["segments"], 2), np.float64)
     u = np.asarray(jax.random.uniform(jax.random.key(5), (SMALL.hidden,)), np.float64)
@@ -577,22 +598,29 @@ def test_distillation_step_equals_float64_and_leaves_a_copy_alone():
 
 
 @pytest.mark.unit
-def test_pretraining_step_on_two_devices_equals_one():
-    """Data parallel (a single member on two devices) with microbatches, against one device without."""
+def test_pretraining_step_in_pieces_on_two_devices():
+    """One member, its rows over two devices and two microbatches, against the gradient of the mean in one piece."""
     cfg = dataclasses.replace(SMALL, layers=1)
-    settings = pretrain.Pretrain(batch=ROWS, warmup=0, learning_rate=0.01, epsilon=1e-3)
-    one = batch(41)
-    results = []
-    for devices, microbatches in ((1, 1), (2, 2)):
-        mesh = make_mesh(1, devices=jax.devices()[:devices])
-        step = pretrain.build(cfg, dataclasses.replace(settings, microbatches=microbatches), 0, mesh)
-        state = make_state(cfg, mesh, [weights(cfg)], settings.optimizer(), [0.01])
-        state, metrics = step(state, None, one)
-        results.append(jax.tree.map(np.asarray, (state.params, metrics)))
+    settings = pretrain.Pretrain(
+        batch=ROWS, microbatches=2, warmup=0, learning_rate=0.01, epsilon=1e-2, clip_norm=0.0, weight_decay=0.1
+    )
+    start, mesh, one = weights(cfg), make_mesh(1), batch(41)
     tokens = jax.tree.map(lambda x: x[0], one)
-    logp = log_p(apply(cfg, weights(cfg), tokens["tokens"], tokens["segments"])[:, :-1])
-    assert results[0][1]["cross_entropy"][0] == pytest.approx(nll(logp, tokens, counted(tokens)), rel=1e-5)
-    assert_trees(results[0], results[1], atol=1e-5, rtol=1e-4)
+    mask = counted(tokens)
+
+    def mean(params):
+        logp = jax.nn.log_softmax(transformer.apply(cfg, params, tokens["tokens"], tokens["segments"]))[:, :-1]
+        chosen = jnp.take_along_axis(logp, tokens["tokens"][:, 1:, None], axis=-1)[..., 0]
+        return -jnp.sum(chosen * mask) / mask.sum()
+
+    value, gradient = jit(jax.value_and_grad(mean))(start)
+    step = pretrain.build(cfg, settings, 5, mesh)
+    assert mesh.shape["data"] == 2
+    state = make_state(cfg, mesh, [start], settings.optimizer(), [0.01])
+    state, metrics = step(state, None, jax.device_put(one, batch_sharding(mesh, ROWS // 2)))
+    assert metrics["cross_entropy"][0] == pytest.approx(float(value), rel=1e-5)
+    first = jax.tree.map(lambda w, g: w - 0.01 * (g / (np.abs(g) + 1e-2) + 0.1 * w), start, gradient)  # Adam's first
+    assert_trees(member(jax.tree.map(np.asarray, state.params), 0), first, atol=2e-6, rtol=0)
 
 
 # Damage

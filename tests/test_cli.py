@@ -1,0 +1,399 @@
+"""Wrong input and a disk that refuses: exit code 2, a line or two that name the thing and the mend, nothing lost."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from test_run import ROOT, Runs, assert_same_run, finished_run, forget, node
+
+from distill_jax import graph
+from distill_jax.main import main
+
+SMOKE = "--config=configs/arithmetic.py:smoke"
+
+# What is typed after `run`, and what the message must hold.
+TYPED: dict[str, tuple[list[str], list[str]]] = {
+    "no config": ([], ["--config=FILE.py", "missing", "configs/arithmetic.py"]),
+    "missing file": (["--config=configs/arithmetik.py:cpu"], ["configs/arithmetik.py", "no file"]),
+    "directory": (["--config=configs"], ["--config=configs", "no file"]),
+    "bad preset": (["--config=configs/arithmetic.py:cpuu"], ["no preset 'cpuu'", "cpu, smoke and full"]),
+    "unknown key": ([SMOKE, "--config.relearn.stepz=5"], ["config.relearn.stepz", "did you mean 'steps'"]),
+    "unknown section": ([SMOKE, "--config.modle.hidden=3"], ["config.modle", "did you mean 'model'"]),
+    "unlike any key": ([SMOKE, "--config.relearn.qqqq=5"], ["config.relearn.qqqq", "learning_rates"]),
+    "unknown flag": ([SMOKE, "--wrkdir=x"], ["wrkdir", "workdir"]),
+    "no value": ([SMOKE, "--config.seed"], ["config.seed", "int"]),
+    "stray word": ([SMOKE, "hello"], ["'hello'", "--config.key=value"]),
+    "text for a number": ([SMOKE, "--config.relearn.steps=abc"], ["config.relearn.steps=abc", "int", "'abc'"]),
+    "fraction for a count": ([SMOKE, "--config.relearn.steps=2.5"], ["config.relearn.steps=2.5", "int"]),
+    "text for a share": ([SMOKE, "--config.undo.alphas=('a',)"], ["arithmetic.py", "wrong type", "'str'"]),
+    "heads": (
+        [SMOKE, "--config.model.heads=3", "--config.model.kv_heads=2"],
+        ["model.heads = 3", "not a multiple of model.kv_heads = 2"],
+    ),
+    "dtype": ([SMOKE, "--config.model.dtype=int8"], ["model.dtype = 'int8'", "choose float32 or bfloat16"]),
+    "microbatches": (
+        [SMOKE, "--config.relearn.batch=5", "--config.relearn.microbatches=2"],
+        ["batch = 5", "microbatches = 2", "such as 6"],
+    ),
+    "no steps": ([SMOKE, "--config.relearn.steps=0"], ["steps = 0", "at least 1"]),
+    "evaluation after the end": (
+        [SMOKE, "--config.relearn.evaluate_steps=(0,99)"],
+        ["evaluate_steps = (0, 99)", "from 0 to steps = 8"],
+    ),
+    "no rates": ([SMOKE, "--config.relearn.learning_rates=(0.0,)"], ["learning_rates = (0.0,)", "all positive"]),
+    "loss": ([SMOKE, "--config.distill.loss_on=words"], ["loss_on = 'words'", "'all' or 'answer'"]),
+    "empty split": (
+        [SMOKE, "--config.data.multiplication_max=1"],
+        ["data.multiplication_max=1", "from 2 to 300"],
+    ),
+    "nothing held out": ([SMOKE, "--config.data.heldout_facts=0.0"], ["data.heldout_facts=0.0", "raise it"]),
+    "short rows": ([SMOKE, "--config.data.row_length=8"], ["data.row_length=8", "raise it"]),
+    "alpha": ([SMOKE, "--config.undo.alphas=(1.5,)"], ["alpha = 1.5", "[0, 1]"]),
+    "alpha 1 without noise": (
+        [SMOKE, "--config.undo.alphas=(1.0,)", "--config.undo.beta=0.0"],
+        ["alpha = 1 with beta = 0", "use beta > 0"],
+    ),
+    "negative beta": ([SMOKE, "--config.undo.beta=-0.1"], ["beta = -0.1", "must not be negative"]),
+    "English without files": (
+        [SMOKE, "--config.data.english_share=0.5"],
+        ["data.english_share=0.5", "set data.english"],
+    ),
+    "English from nowhere": (
+        [SMOKE, "--config.data.english=('/no/such.txt',)", "--config.data.english_share=0.5"],
+        ["data.english='/no/such.txt'", "no such file"],
+    ),
+    "vocabulary": ([SMOKE, "--config.model.vocab=100"], ["model.vocab = 100", "201", "raise"]),
+    "RMU deeper than the model": (
+        ["--config=configs/arithmetic.py:smoke,full", "--config.rmu.layer=5"],
+        ["layer = 5", "model.layers = 1"],
+    ),
+}
+
+
+def call(*arguments: str) -> int:
+    """Run the program in this process, from the repository's root, up to where it would begin to compute."""
+    with contextlib.chdir(ROOT), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(graph, "execute", lambda *_: pytest.fail("not refused: the run has begun"))
+        return main(["distill-jax", *arguments])
+
+
+def assert_refused(code: int, out: str, err: str, *words: str) -> None:
+    assert code == 2, (out, err)
+    assert "Traceback" not in err and "Error" not in err, err
+    assert err.startswith("distill-jax: ") and 1 <= len(err.splitlines()) <= 3, err
+    assert [word for word in words if word not in err] == [], err
+
+
+def state_of(directory: Path) -> dict[str, bytes | None]:
+    """Return every file's contents; .lock, which says nothing, is left out."""
+    files = [path for path in sorted(directory.rglob("*")) if path.name != ".lock"]
+    return {str(path): path.read_bytes() if path.is_file() else None for path in files}
+
+
+@pytest.fixture
+def workdir(tmp_path) -> Path:
+    """A work directory with something finished in it."""
+    finished = tmp_path / "run/nodes/reference-0123456789ab"
+    finished.mkdir(parents=True)
+    (finished / "DONE").write_text("{}")
+    (tmp_path / "run/experiment.json").write_text('{"experiment": "arithmetic-smoke"}')
+    return tmp_path / "run"
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(("arguments", "words"), TYPED.values(), ids=TYPED)
+def test_wrong_input_is_named_with_its_mend(arguments, words, workdir, capsys, monkeypatch):
+    before = state_of(workdir)
+    monkeypatch.setattr(sys, "argv", ["distill-jax", "run", *arguments, f"--workdir={workdir}"])
+    assert_refused(call(*sys.argv[1:]), *capsys.readouterr(), *words)
+    assert state_of(workdir) == before
+
+
+@pytest.mark.unit
+def test_an_unknown_command_is_named(capsys):
+    assert_refused(call("rnu", SMOKE), *capsys.readouterr(), "'rnu'", "did you mean 'run'?", "prepare", "report")
+
+
+@pytest.mark.unit
+def test_no_command_shows_the_usage(capsys):
+    assert call() == 2
+    err = capsys.readouterr().err
+    assert all(word in err for word in ("usage:", "run", "prepare", "report", "--workdir"))
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["help"], ["run", "--help"]], ids=" ".join)
+def test_help_is_no_mistake(arguments, capsys):
+    assert call(*arguments) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("usage: distill-jax") and err == ""
+
+
+@pytest.mark.unit
+def test_the_program_listens_to_its_arguments_and_not_to_the_process(monkeypatch, workdir, capsys):
+    """`main(argv)` with another sys.argv, as a notebook or a test calls it."""
+    monkeypatch.setattr(sys, "argv", ["something", "--else"])
+    code = call("run", SMOKE, "--config.relearn.steps=0", f"--workdir={workdir}")
+    assert_refused(code, *capsys.readouterr(), "steps = 0")
+
+
+@pytest.mark.unit
+def test_no_workdir(capsys):
+    assert_refused(call("run", SMOKE), *capsys.readouterr(), "--workdir=DIR", "missing")
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("place", ["under a file", "in /proc"])
+def test_a_workdir_that_cannot_be_made(place, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    chosen = {"under a file": tmp_path / "file/run", "in /proc": Path("/proc/run")}[place]
+    code = call("run", SMOKE, f"--workdir={chosen}")
+    assert_refused(code, *capsys.readouterr(), f"--workdir={chosen}", "cannot be written", "choose another")
+
+
+@pytest.mark.unit
+def test_the_workdir_of_another_experiment(workdir, capsys):
+    (workdir / "experiment.json").write_text('{"experiment": "doublebind"}')
+    before = state_of(workdir)
+    code = call("run", SMOKE, f"--workdir={workdir}")
+    assert_refused(code, *capsys.readouterr(), str(workdir), "'doublebind'", "'arithmetic-smoke'", "its own")
+    assert state_of(workdir) == before
+
+
+@pytest.mark.unit
+def test_a_directory_with_other_files(tmp_path, capsys):
+    (tmp_path / "thesis.tex").write_text("mine")
+    code = call("run", SMOKE, f"--workdir={tmp_path}")
+    assert_refused(code, *capsys.readouterr(), str(tmp_path), "thesis.tex", "choose a new directory")
+    assert (tmp_path / "thesis.tex").read_text() == "mine"
+    assert {path.name for path in tmp_path.iterdir()} <= {"thesis.tex", ".lock"}
+
+
+@pytest.mark.unit
+def test_a_workdir_in_use(workdir, capsys):
+    before = state_of(workdir)
+    with open(workdir / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        code = call("run", SMOKE, f"--workdir={workdir}")
+    assert_refused(code, *capsys.readouterr(), str(workdir), "in use by another run", "wait")
+    assert state_of(workdir) == before
+
+
+@pytest.mark.unit
+def test_a_damaged_marker_is_named(workdir, capsys):
+    (workdir / "experiment.json").write_text('{"exper')
+    code = call("run", SMOKE, f"--workdir={workdir}")
+    assert_refused(code, *capsys.readouterr(), "experiment.json")
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("contents", [None, "", '{"experiment": '], ids=["missing", "empty", "cut short"])
+def test_a_report_of_nothing(workdir, contents, capsys):
+    if contents is not None:
+        (workdir / "report").mkdir()
+        (workdir / "report/summary.json").write_text(contents)
+    code = call("report", f"--workdir={workdir}")
+    assert_refused(code, *capsys.readouterr(), f"{workdir}", "report/summary.json", "distill-jax run")
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("def get_config():\n    return 1 +\n", ["mine.py", "line 2"]),
+        ("from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict()\n", ["get_stages"]),
+        ("import no_such_module\n", ["mine.py", "no_such_module"]),
+    ],
+    ids=["syntax", "no stages", "import"],
+)
+def test_a_config_file_with_a_mistake(source, words, workdir, tmp_path, capsys, monkeypatch):
+    (tmp_path / "mine.py").write_text(source)
+    monkeypatch.setattr(sys, "argv", ["distill-jax", "run", f"--config={tmp_path}/mine.py", f"--workdir={workdir}"])
+    code = call(*sys.argv[1:])
+    err = capsys.readouterr().err
+    assert code == 2 and "Traceback" not in err and len(err.splitlines()) <= 3, err
+    assert all(word in err for word in words), err
+
+
+@pytest.mark.end_to_end
+@pytest.mark.parametrize("name", ["unknown key", "bad preset", "heads", "empty split"])
+def test_the_real_program_refuses_as_well(name, workdir):
+    """The very process that a user starts: nothing but the message, not even a warning of a library."""
+    arguments, words = TYPED[name]
+    done = subprocess.run(
+        [sys.executable, "-m", "distill_jax.main", "run", *arguments, f"--workdir={workdir}"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert_refused(done.returncode, done.stdout, done.stderr, *words)
+    assert done.stdout == ""
+
+
+# Damage to what a run has left behind
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory) -> Path:
+    path = tmp_path_factory.getbasetemp() / "runs"
+    path.mkdir(exist_ok=True)
+    return path
+
+
+@pytest.fixture(scope="session")
+def finished(base) -> Path:
+    return finished_run(base)[0]
+
+
+@pytest.fixture
+def copy(finished, tmp_path) -> Path:
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+def done_files(workdir: Path) -> set[str]:
+    return {path.parent.name for path in workdir.glob("nodes/*/DONE")}
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def largest(directory: Path) -> Path:
+    return max((path for path in directory.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.end_to_end
+@pytest.mark.parametrize("damage", [cut, flip, Path.unlink], ids=["cut short", "one bit", "gone"])
+def test_damaged_weights_that_are_still_needed(damage, copy, runs_here):
+    """The message names the node to remove; done as it says, the run comes to the same end."""
+    forget(copy, "relearn-oracle")
+    before = done_files(copy)
+    damage(largest(node(copy, "oracle") / "checkpoints/final"))
+    done = runs_here(copy)
+    assert_refused(done.returncode, done.stdout, done.stderr, f"remove {node(copy, 'oracle')}", "run again")
+    assert done_files(copy) == before
+
+
+@pytest.mark.end_to_end
+def test_the_mend_of_damaged_weights_mends(copy, finished, runs_here):
+    cut(largest(node(copy, "oracle") / "checkpoints/final"))
+    forget(copy, "relearn-oracle", "oracle")
+    done = runs_here(copy)
+    assert done.returncode == 0, done.stderr
+    assert_same_run(finished, copy)
+
+
+@pytest.mark.end_to_end
+def test_damaged_weights_that_nobody_needs_do_not_matter(copy, runs_here):
+    cut(largest(node(copy, "oracle") / "checkpoints/final"))
+    assert runs_here(copy).returncode == 0
+
+
+@pytest.mark.end_to_end
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        ("forget_shown.array_record", cut),
+        ("forget_shown.array_record", flip),
+        ("forget_shown.array_record", Path.unlink),
+        ("evaluation.jsonl", cut),
+        ("evaluation.jsonl", flip),
+        ("manifest.json", cut),
+        ("manifest.json", Path.unlink),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.__name__,
+)
+def test_damaged_data(file, damage, copy, runs_here):
+    forget(copy, "relearn-oracle")
+    before, data = done_files(copy), node(copy, "data")
+    damage(data / "rows" / file)
+    done = runs_here(copy)
+    assert_refused(done.returncode, done.stdout, done.stderr, file, f"remove {data}")
+    assert done_files(copy) == before
+
+
+@pytest.mark.end_to_end
+@pytest.mark.parametrize("file", ["result.json", "ledger.json", "metrics.jsonl"])
+def test_a_damaged_record_of_a_finished_node(file, copy, runs_here):
+    """The report needs it: better no report than one with a hole that nobody sees."""
+    cut(node(copy, "relearn-oracle") / file)
+    done = runs_here(copy)
+    assert_refused(done.returncode, done.stdout, done.stderr, str(node(copy, "relearn-oracle")), "remove")
+
+
+@pytest.fixture
+def runs_here(base) -> Callable[..., subprocess.CompletedProcess[str]]:
+    return Runs(base)
+
+
+# A full disk
+
+
+@contextlib.contextmanager
+def small_disk(directory: Path, size: str) -> Iterator[Path]:
+    """Mount a small file system of its own, where that is allowed."""
+    directory.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(directory)], capture_output=True)
+    if made.returncode:
+        pytest.skip(f"cannot mount a small file system here: {made.stderr.decode().strip()}")
+    try:
+        yield directory
+    finally:
+        subprocess.run(["umount", str(directory)], check=True)
+
+
+def fill(disk: Path, leave: int) -> None:
+    """Fill a disk but for some KiB."""
+    free = os.statvfs(disk)
+    with open(disk / "filler", "wb") as file:
+        file.write(bytes(free.f_bavail * free.f_frsize - leave * 1024))
+
+
+@pytest.mark.end_to_end
+def test_a_disk_full_from_the_start(tmp_path, capsys):
+    with small_disk(tmp_path / "disk", "64k") as disk:
+        workdir = disk / "run"
+        workdir.mkdir()
+        fill(disk, 0)
+        code = call("run", SMOKE, f"--workdir={workdir}")
+        assert_refused(code, *capsys.readouterr(), "No space left on device", str(workdir), "same command")
+
+
+@pytest.mark.end_to_end
+@pytest.mark.parametrize("leave", [30, 60, 100, 160], ids="{} KiB".format)
+def test_a_disk_that_fills_up_in_the_middle(leave, finished, runs_here, tmp_path):
+    """In a log, in a checkpoint, in a result: one message each time, and room is all it takes to go on."""
+    with small_disk(tmp_path / "disk", "24m") as disk:
+        workdir = shutil.copytree(finished, disk / "run")
+        gone = ("student", "undo-0.2", "undo-0.9", "relearn-student", "relearn-undo-0.2", "relearn-undo-0.9")
+        forget(workdir, *gone)
+        before = done_files(workdir)
+        fill(disk, leave)
+        done = runs_here(workdir)
+        assert_refused(done.returncode, done.stdout, done.stderr, "No space left on device", "same command")
+        assert before <= done_files(workdir)
+        if leave == 100:  # one of them goes on
+            (disk / "filler").unlink()
+            done = runs_here(workdir)
+            assert done.returncode == 0 and len(done.stderr.splitlines()) <= 1, done.stderr
+            assert_same_run(finished, workdir)
+
+
+@pytest.mark.end_to_end
+def test_a_disk_that_fills_up_while_data_is_prepared(base, tmp_path):
+    with small_disk(tmp_path / "disk", "200k") as disk:
+        done = Runs(base)(disk / "run", command="prepare")
+        assert_refused(done.returncode, done.stdout, done.stderr, "No space left", "same command")
+        assert done_files(disk / "run") == set()
