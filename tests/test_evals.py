@@ -265,13 +265,7 @@ def test_a_single_seed_has_no_band():
     assert out["retain_at_worst"] == [0.93, 0.51, 0.62]
 
 
-DIVERGED = pytest.mark.xfail(
-    strict=True, reason="rows that are missing or null become the worst case's null instead of the last accuracy known"
-)
-
-
 @pytest.mark.unit
-@DIVERGED
 @pytest.mark.parametrize("how", ["drop", "blank"])
 def test_a_diverged_member_stays_where_it_stopped(how):
     """Seed 2's first rate has rows up to step 5 only; at 20 it still counts with what it had, 0.9 and 0.71."""

@@ -289,7 +289,6 @@ def test_progress_says_stage_step_rate_and_time_left(monkeypatch):
 
 
 @pytest.mark.unit
-@pytest.mark.xfail(strict=True, reason="the steps of an earlier process count as done in this one's seconds")
 def test_time_left_of_a_continued_run(monkeypatch):
     """Continued at 50 of 100: 10 steps in 10 s leave 40 s, for the stage and for the run that has no other."""
     clock, out = Clock(monkeypatch), io.StringIO()

@@ -484,7 +484,6 @@ def test_the_order_of_the_loop():
 
 
 @pytest.mark.unit
-@pytest.mark.xfail(strict=True, reason="the row of the step before a save is recorded after it, and lost by a kill")
 def test_what_a_save_stands_on_has_been_recorded():
     """A run that continues from the save at s never computes the rows below s again."""
     state = fresh([weights()], [0.1])

@@ -21,6 +21,7 @@ METHODS = {"maxent": "MaxEnt", "graddiff": "GradDiff", "rmu": "RMU"}
 
 def judge(models: list[Model]) -> list[Claim]:
     """Return every claim as {"claim", "held", "evidence"}; held is None where this run cannot tell."""
+    models = [m for m in models if m["attack"]]
     named = {m["name"]: m for m in models}
     undo = sorted((m for m in models if m["name"].startswith("undo-")), key=lambda m: m["settings"]["alpha"])
     claims = [_suppression(named)]

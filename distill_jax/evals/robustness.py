@@ -36,6 +36,8 @@ def attack_table(rows: Sequence[dict[str, Any]], part: str) -> tuple[list[int], 
     for row in rows:
         at = seeds.index(_seed(row["member"])), rates.index(_rate(row["member"])), steps.index(row["step"])
         table[at] = np.nan if row[part] is None else row[part]
+    for k in range(1, len(steps)):
+        table[..., k] = np.where(np.isnan(table[..., k]), table[..., k - 1], table[..., k])
     return steps, rates, table
 
 

@@ -98,7 +98,8 @@ class Progress:
         elapsed, done = now - self._first[0], step - self._first[1]
         rate = done / elapsed if done and elapsed else 0.0
         left = span((steps - step) / rate) if rate else "?"
-        whole = self._run_left(now, flops * (steps - step) / max(steps, 1), flops * step / max(steps, 1))
+        one = flops / max(steps, 1)  # steps of an earlier process are done, but not in this one's time
+        whole = self._run_left(now, self.flops_left - one * step, one * done)
         self.say(
             f"[{self.stage}/{self.stages}] {self.name}  step {step}/{steps}  {text}  "
             f"{rate * tokens_per_step:,.0f} tok/s  stage {left} left, run {whole} left"
@@ -112,7 +113,6 @@ class Progress:
         self.flops_left -= flops
         self.say(f"[{self.stage}/{self.stages}] {self.name}  {text}  ({span(spent)})")
 
-    def _run_left(self, now: float, here: float, done_here: float) -> str:
+    def _run_left(self, now: float, left: float, done_here: float) -> str:
         spent, done = self._spent + now - self._began, self._flops_done + done_here
-        later = self.flops_left - here - done_here
-        return span((here + later) * spent / done) if done > 0 else "?"
+        return span(left * spent / done) if done > 0 else "?"

@@ -123,6 +123,7 @@ def train(
 
     def save(step: int, state: State) -> None:
         for node in nodes:
+            books[node.name].flush()
             node.checkpoints.save(step, _slice(state, crew, node))
 
     def place(step: int) -> Batch:

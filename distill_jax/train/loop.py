@@ -50,6 +50,9 @@ def loop(
     pending: tuple[int, dict[str, jax.Array]] | None = None
     for s in range(start, settings.steps + 1):
         if s > start and s % settings.checkpoint_every == 0:
+            if pending:  # a run that continues from here never takes the last step again
+                record(pending[0], jax.tree.map(np.asarray, pending[1]))
+                pending = None
             save(s, state)
         reached = evaluate(s, state)
         if reached is not None:

@@ -6,6 +6,7 @@ batch stream); a member that reached its goal or diverged is frozen: its weights
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -112,7 +113,7 @@ def make_step(
 
         def total(f, state):
             pieces = split(batch)
-            shape = jax.eval_shape(run, f, state, jax.tree.map(lambda x: x[0], pieces))
+            shape = jax.eval_shape(functools.partial(run, f), state, jax.tree.map(lambda x: x[0], pieces))
             zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shape)
             add = lambda so_far, piece: (jax.tree.map(jnp.add, so_far, run(f, state, piece)), None)  # noqa: E731
             return jax.lax.scan(add, zero, pieces)[0]
