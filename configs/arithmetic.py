@@ -53,6 +53,9 @@ def get_config(arg: str = "") -> ConfigDict:
     c.relearn.learning_rates = (1e-3, 7e-4, 4e-4, 1e-4, 7e-5, 5e-5, 1e-5, 7e-6, 4e-6, 1e-6)
     c.relearn.evaluate_steps = (0, 5, 10, 20, 40, 80, 125, 200, 300, 400, 500)
 
+    for stage in (c.reference, c.oracle, c.maxent, c.graddiff, c.rmu, c.distill, c.relearn):
+        stage.microbatches = 1
+
     if "cpu" in presets or "smoke" in presets:
         _cpu(c)
     if "smoke" in presets:

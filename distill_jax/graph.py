@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from distill_jax.config import ConfigError, check, identity, nearest
+from distill_jax.data.records import verify
 from distill_jax.io.files import read_json, write_json
 from distill_jax.io.metrics import Progress
 from distill_jax.models.transformer import TransformerConfig
@@ -37,6 +38,7 @@ def build(experiment: Any, workdir: Path) -> dict[str, Node]:
       ConfigError: if a stage names an input that is missing, of the wrong kind, or part of a circle.
     """
     stages: Mapping[str, Any] = experiment.stages
+    check(DATA not in stages, f"stages.{DATA}: the prepared data has this name; give the stage another")
     wiring = {name: _inputs(name, settings, stages) for name, settings in stages.items()}
     try:
         order = list(graphlib.TopologicalSorter({n: i.values() for n, i in wiring.items()}).static_order())
@@ -136,7 +138,10 @@ def claimed(workdir: Path, experiment: str) -> Iterator[None]:
         except OSError as error:
             raise ConfigError(f"--workdir={workdir} is in use by another run; wait for it or stop it") from error
         if marker.exists():
-            theirs = read_json(marker)["experiment"]
+            try:
+                theirs = read_json(marker)["experiment"]
+            except (ValueError, KeyError) as error:
+                raise ConfigError(f"{marker} is damaged; remove it to claim the directory anew") from error
             check(
                 theirs == experiment,
                 f"--workdir={workdir} belongs to experiment {theirs!r}, this is {experiment!r}; give it its own",
@@ -159,6 +164,8 @@ def execute(nodes: dict[str, Node], model: TransformerConfig, settings: Any, out
     finished = [name for name, node in nodes.items() if node.done]
     if finished:
         progress.say(f"finished before, not computed again: {', '.join(finished)}")
+    if todo and nodes[DATA].done:
+        _verify_data(nodes[DATA], ctx.data)
     for group in schedule(nodes):
         progress.begin(", ".join(n.name for n in group), len(group))
         for node in group:
@@ -169,6 +176,14 @@ def execute(nodes: dict[str, Node], model: TransformerConfig, settings: Any, out
         VERBS[group[0].verb].run(ctx, group)
         progress.finish(planned, _summary(group))
     return ctx
+
+
+def _verify_data(node: Node, rows: Path) -> None:
+    try:
+        verify(rows)
+    except (ValueError, KeyError) as error:
+        text = str(error).split(";")[0]
+        raise ConfigError(f"{text}; remove {node.directory} and run again to prepare the data anew") from error
 
 
 def _plan(ctx: Context, node: Node) -> float:

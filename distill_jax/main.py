@@ -10,6 +10,7 @@ import dataclasses
 import importlib.util
 import os
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,6 +67,7 @@ def load_experiment(module: ModuleType, config: Any) -> Experiment:
       ConfigError: naming the key, the value and the mend.
     """
     from distill_jax.data.arithmetic import ArithmeticConfig
+    from distill_jax.data.vocabulary import load_entries
     from distill_jax.models.transformer import TransformerConfig
 
     plain = config.to_dict()
@@ -73,8 +75,18 @@ def load_experiment(module: ModuleType, config: Any) -> Experiment:
     data = build(ArithmeticConfig, plain["data"], "data")
     try:
         stages = module.get_stages(config)
-    except (TypeError, ValueError) as error:
+    except TypeError as error:
+        raise ConfigError(f"{module.__file__}: a setting has a value of the wrong type ({error})") from error
+    except ValueError as error:
         raise ConfigError(f"{module.__file__}: {error}") from error
+    for name, stage in stages.items():
+        build(type(stage), {f.name: getattr(stage, f.name) for f in dataclasses.fields(stage)}, f"stages.{name}")
+        if getattr(stage, "method", "") == "rmu":
+            mend = f"must be at most model.layers = {model.layers}"
+            check(stage.layer <= model.layers, f"stages.{name}.layer = {stage.layer}: {mend}")
+    words = len(load_entries()) if data.vocabulary == "words" else 0
+    mend = f"the data's vocabulary has {words} entries; raise it to that"
+    check(words <= model.vocab, f"model.vocab = {model.vocab}: {mend}")
     run = build(RunSettings, plain["run"], "run")
     return Experiment(plain["experiment"], plain["description"], model, data, stages, run)
 
@@ -83,14 +95,19 @@ def parse(argv: Sequence[str]) -> tuple[str, Path, Any, ModuleType | None]:
     """Return (command, workdir, config, the config's module) from the command line."""
     commands = ("run", "prepare", "report")
     check(len(argv) > 1, USAGE)
-    command = argv[1]
-    check(command in commands, f"unknown command {command!r}{nearest(command, commands)}\n{USAGE}")
+    command, given = argv[1], ["distill-jax", *argv[2:]]
+    mend = f"{nearest(command, commands)}; there are {', '.join(commands)}"
+    check(command in commands, f"unknown command {command!r}{mend}")
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "where everything is written", flag_values=values)
-    config_flags.DEFINE_config_file("config", None, "experiment", flag_values=values)
+    # sys_argv: otherwise ml_collections looks for --config.key=value in the process's arguments, not in ours.
+    config_flags.DEFINE_config_file("config", None, "experiment", flag_values=values, sys_argv=given)
     path = _config_path(argv)
+    module = _load(path) if path and command != "report" else None
+    if module:
+        _check_keys(module, given)
     try:
-        rest = values(["distill-jax", *argv[2:]])
+        rest = values(given)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, SyntaxError) as error:
         raise ConfigError(_explain(error)) from error
     check(len(rest) == 1, f"unexpected argument {rest[-1]!r}; settings are given as --config.key=value")
@@ -98,7 +115,7 @@ def parse(argv: Sequence[str]) -> tuple[str, Path, Any, ModuleType | None]:
     if command == "report":
         return command, Path(values.workdir), None, None
     check(path is not None, "--config=FILE.py is missing: name the experiment, such as configs/arithmetic.py:cpu")
-    return command, Path(values.workdir), values.config, _load(str(path))
+    return command, Path(values.workdir), values.config, module
 
 
 def _config_path(argv: Sequence[str]) -> str | None:
@@ -114,26 +131,51 @@ def _load(path: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location("experiment_config", path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except (ImportError, SyntaxError) as error:
+        raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
     check(hasattr(module, "get_stages"), f"{path} has no get_stages(config): it says which stages the experiment has")
     return module
 
 
+def _check_keys(module: ModuleType, argv: Sequence[str]) -> None:
+    """Refuse a preset or a --config.key that the config does not have, naming the nearest it has."""
+    whole = next(a.split("=", 1)[1] for a in reversed(argv) if a.startswith("--config="))
+    try:
+        config = module.get_config(*whole.split(":", 1)[1:])
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"--config={whole}: {error}") from error
+    for flag in (a[2:].split("=", 1)[0] for a in argv if a.startswith("--config.")):
+        section, where = config, "config"
+        for key in flag.split(".")[1:]:
+            known = list(section) if hasattr(section, "keys") else []
+            mend = f"{nearest(key, known)}; {where} has {', '.join(known) or 'no settings of its own'}"
+            check(key in known, f"--{flag}: no such setting{mend}")
+            section, where = section[key], f"{where}.{key}"
+
+
 def _explain(error: Exception) -> str:
-    text = " ".join(str(error).strip("'\"").split())
-    return text[:300]
+    return " ".join(str(error).split())[:300]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program and return its exit code."""
     argv = list(sys.argv if argv is None else argv)
+    if {"--help", "-h"} & set(argv[1:]) or argv[1:2] == ["help"]:
+        print(USAGE)
+        return 0
     try:
         return _main(argv)
     except ConfigError as error:
         print(f"distill-jax: {error}", file=sys.stderr)
     except OSError as error:
-        what = f" {error.filename}" if error.filename else ""
-        print(f"distill-jax: {error.strerror or error}:{what}; what was finished is kept", file=sys.stderr)
+        # Writers that are still open fail once more as the interpreter closes them; the user has been told.
+        sys.unraisablehook = lambda _: None
+        threading.excepthook = lambda _: None
+        where = f": {error.filename}" if error.filename else ""
+        mend = "what was finished is kept, and the same command continues once this is mended"
+        print(f"distill-jax: {error.strerror or error}{where}; {mend}", file=sys.stderr)
     except KeyboardInterrupt:
         print("distill-jax: stopped; the same command continues from the last checkpoint", file=sys.stderr)
         return 130

@@ -82,8 +82,11 @@ def load_manifest(directory: Path) -> dict[str, Any]:
     path = os.path.join(directory, MANIFEST)
     if not os.path.isfile(path):
         raise ValueError(f"{path}: missing, preparation has not finished; run `python -m distill_jax.data.prepare`")
-    with open(path, encoding="utf-8") as file:
-        return json.load(file)
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except ValueError as error:
+        raise ValueError(f"{path}: damaged; prepare the data again") from error
 
 
 def load_evaluation(directory: Path) -> list[dict[str, Any]]:

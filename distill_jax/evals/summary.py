@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from distill_jax.config import check
+from distill_jax.config import ConfigError, check
 from distill_jax.data.records import load_manifest
 from distill_jax.evals.claims import judge
 from distill_jax.evals.robustness import worst_case
@@ -136,5 +136,9 @@ def redraw(workdir: Path) -> Path:
     """
     source = workdir / "report" / "summary.json"
     check(source.is_file(), f"--workdir={workdir} has no report/summary.json: `distill-jax run` finishes a run first")
-    report.write(read_json(source), workdir / "report")
+    try:
+        summary = read_json(source)
+    except ValueError as error:
+        raise ConfigError(f"{source} (report/summary.json) is damaged; `distill-jax run` draws it again") from error
+    report.write(summary, workdir / "report")
     return workdir / "report" / "index.html"

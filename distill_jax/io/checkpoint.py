@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import logging
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,9 @@ from distill_jax.config import ConfigError
 from distill_jax.io.files import digest, read_json, write_json
 
 FINAL = "final"
+# A failed save is raised once; asyncio would log each of its unfinished writes as well, and Orbax each leftover.
+logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+logging.getLogger("absl").setLevel(logging.ERROR)
 
 
 class Damaged(ConfigError):
@@ -35,8 +41,17 @@ class Checkpoints:
         target, proof = self._paths(tag)
         proof.unlink(missing_ok=True)
         self.directory.mkdir(parents=True, exist_ok=True)
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(target.absolute(), tree, force=True)
+        # Orbax answers a full disk with pages of its threads' tracebacks, so look before it writes.
+        needed = 2 * sum(x.nbytes for x in jax.tree.leaves(tree)) + 2**20
+        if shutil.disk_usage(self.directory).free < needed:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+        try:
+            with ocp.StandardCheckpointer() as checkpointer:
+                checkpointer.save(target.absolute(), tree, force=True)
+        except ValueError as error:  # TensorStore's kind of a full disk
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target)) from error
         files = {str(f.relative_to(target)): digest(f) for f in sorted(target.rglob("*")) if f.is_file()}
         write_json(proof, files)
         for step in self.steps()[: -self.keep]:

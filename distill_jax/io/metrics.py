@@ -9,6 +9,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
+
 from distill_jax.io.files import write_atomic
 
 
@@ -29,14 +33,15 @@ class Metrics:
     """Append rows to `metrics.jsonl` and TensorBoard; made anew at a step, it forgets the rows from there on."""
 
     def __init__(self, directory: Path, start: int = 0):
-        from tensorboardX import SummaryWriter
-
         self.path = directory / "metrics.jsonl"
         kept = read_rows(self.path, before=start)
         text = "".join(json.dumps(row) + "\n" for row in kept)
         write_atomic(self.path, text)
         self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - it lives as long as this object
-        self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=start, write_to_disk=True)
+        # Not SummaryWriter, which writes from a thread of its own: there a full disk is nobody's exception.
+        (directory / "tensorboard").mkdir(exist_ok=True)
+        self._board = EventsWriter(str(directory / "tensorboard" / "events"))
+        self._board.write_event(Event(step=start, session_log=SessionLog(status=SessionLog.START)))
 
     def write(self, kind: str, step: int, member: str, values: dict[str, float]) -> None:
         """Write one row of one member; what is not finite is written as null."""
@@ -44,7 +49,8 @@ class Metrics:
         self._file.write(json.dumps({"kind": kind, "step": step, "member": member, **plain}) + "\n")
         for name, value in plain.items():
             if value is not None:
-                self._board.add_scalar(f"{kind}/{name}" + (f"/{member}" if member else ""), value, step)
+                shown = scalar(f"{kind}/{name}" + (f"/{member}" if member else ""), value)
+                self._board.write_event(Event(step=step, wall_time=time.time(), summary=shown))
 
     def flush(self) -> None:
         """Push everything written so far out to the files."""

@@ -35,7 +35,7 @@ def write(summary: Mapping[str, Any], directory: str | os.PathLike[str]) -> Path
     report or the new one, never half of one.
     """
     data = clean(summary)
-    page, numbers = render(data), json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    page, numbers = render(data), json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / "summary.json", numbers + "\n")

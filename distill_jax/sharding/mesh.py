@@ -25,18 +25,20 @@ RULES: dict[str, tuple[str, ...]] = {
 }
 
 
-def make_mesh(members: int, *, fsdp: int = 1, tensor: int = 1, devices: Any = None) -> Mesh:
+def make_mesh(members: int, *, spread: bool = False, fsdp: int = 1, tensor: int = 1, devices: Any = None) -> Mesh:
     """Lay the devices out for a population: as many population rows as divide, the rest of them for data.
 
     Args:
       members: P; padded by the caller to a multiple of the population axis (see `padded`).
+      spread: give the population all rows whatever P is, so that a member's arithmetic is the same bit for bit
+        however many others it trains with.
       fsdp, tensor: sizes of these axes; their product must divide the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     if len(devices) % (fsdp * tensor):
         raise ValueError(f"{len(devices)} devices do not divide into fsdp = {fsdp} × tensor = {tensor}")
     free = len(devices) // (fsdp * tensor)
-    population = free if members >= free else math.gcd(members, free)
+    population = free if spread or members >= free else math.gcd(members, free)
     grid = np.array(devices).reshape(population, free // population, fsdp, tensor)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from distill_jax.config import identity
+from distill_jax.config import ConfigError, identity
 from distill_jax.data.records import load_evaluation, load_manifest
 from distill_jax.evals.exact_match import Prompts, make_evaluator, prompts_by_form
 from distill_jax.io.checkpoint import FINAL, Checkpoints
@@ -63,11 +63,18 @@ class Node:
 
     def result(self) -> dict[str, Any]:
         """Read the result of a finished node."""
-        return read_json(self.directory / "result.json")
+        return self._read("result.json")
 
     def ledger(self) -> dict[str, Any]:
         """Read the ledger of a finished node."""
-        return read_json(self.directory / "ledger.json")
+        return self._read("ledger.json")
+
+    def _read(self, name: str) -> dict[str, Any]:
+        try:
+            return read_json(self.directory / name)
+        except (OSError, ValueError) as error:
+            mend = f"remove {self.directory} and run again to compute it anew"
+            raise ConfigError(f"{self.directory / name} is missing or damaged; {mend}") from error
 
 
 @dataclasses.dataclass

@@ -87,7 +87,8 @@ def train(
       reached: accuracies {name: [P]} -> bool [P], who may stop.
     """
     began = time.monotonic()
-    mesh = make_mesh(len(crew))
+    # Nodes that pack must come out the same alone, as when a kill left only one of them unfinished.
+    mesh = make_mesh(len(crew), spread=hasattr(settings, "MEMBER"))
     state = make_state(
         ctx.model, mesh, starts, settings.optimizer(), [m.learning_rate for m in crew], [m.stream for m in crew]
     )

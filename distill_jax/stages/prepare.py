@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import os
 import subprocess
 import sys
 import tempfile
@@ -33,6 +35,8 @@ def run(ctx: Context, nodes: Sequence[Node]) -> None:
             problems = process.stderr.read()
     if process.returncode:
         last = [line for line in problems.splitlines() if line.strip()][-1:] or ["no message"]
+        if "No space left on device" in last[0]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(ctx.data))
         raise ConfigError(f"preparing the data failed: {last[0]}")
     verify(ctx.data)
     node.finish({}, ledger({}, time.monotonic() - began))
