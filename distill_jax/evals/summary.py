@@ -15,7 +15,6 @@ from distill_jax.evals.claims import judge
 from distill_jax.evals.robustness import worst_case
 from distill_jax.io import report
 from distill_jax.io.files import read_json
-from distill_jax.io.metrics import read_rows
 
 LABELS = {
     "reference": "Reference (all data)",
@@ -114,7 +113,7 @@ def training_flops(node: Any, nodes: dict[str, Any]) -> float:
 
 
 def _attack(node: Any) -> dict[str, Any]:
-    curves = worst_case(read_rows(node.directory / "metrics.jsonl"))
+    curves = worst_case(node.rows())
     result = node.result()
     return curves | {"members": result["members"], "diverged": result["diverged"], "flops": node.ledger()["flops"]}
 

@@ -14,8 +14,8 @@ from distill_jax.config import ConfigError, identity
 from distill_jax.data.records import load_evaluation, load_manifest
 from distill_jax.evals.exact_match import Prompts, make_evaluator, prompts_by_form
 from distill_jax.io.checkpoint import FINAL, Checkpoints
-from distill_jax.io.files import read_json, write_json
-from distill_jax.io.metrics import Progress
+from distill_jax.io.files import digest, read_json, write_json
+from distill_jax.io.metrics import Progress, read_rows
 from distill_jax.models import transformer
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops
@@ -57,7 +57,9 @@ class Node:
         """Write the result and the ledger, then DONE, then drop the training states, which nobody needs now."""
         write_json(self.directory / "ledger.json", ledger)
         write_json(self.directory / "result.json", result)
-        write_json(self.directory / DONE, {"identity": self.identity})
+        rows = self.directory / "metrics.jsonl"
+        seal = {"metrics.jsonl": digest(rows)} if rows.exists() else {}
+        write_json(self.directory / DONE, {"identity": self.identity, "sha256": seal})
         for step in self.checkpoints.steps():
             self.checkpoints.remove(step)
 
@@ -68,6 +70,15 @@ class Node:
     def ledger(self) -> dict[str, Any]:
         """Read the ledger of a finished node."""
         return self._read("ledger.json")
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Read the metrics of a finished node, every row of them."""
+        path = self.directory / "metrics.jsonl"
+        sealed = self._read(DONE).get("sha256", {}).get(path.name)
+        if not path.exists() or (sealed and digest(path) != sealed):
+            mend = f"remove {self.directory} and run again to compute it anew"
+            raise ConfigError(f"{path} is missing or damaged; {mend}")
+        return read_rows(path)
 
     def _read(self, name: str) -> dict[str, Any]:
         try:
