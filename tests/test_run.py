@@ -441,7 +441,7 @@ def test_killed_at_random_moments_it_comes_to_the_same_end(finished, runs, tmp_p
     (workdir / "experiment.json").write_text((finished / "experiment.json").read_text())
     shutil.copytree(node(finished, "data"), workdir / "nodes" / node(finished, "data").name)
     random_numbers = random.Random(7)
-    for _ in range(4):
+    for _ in range(2):
         lines, delay = random_numbers.randrange(40, 160), random_numbers.uniform(0, 0.3)
         kill(runs.start(workdir), lambda count, _, lines=lines: count == lines, delay)
     done = runs(workdir)

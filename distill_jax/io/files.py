@@ -19,7 +19,8 @@ def write_atomic(path: Path, text: str) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        error.filename = str(path)  # a failed write does not say of which file
+        if error.errno is not None:
+            error.filename = str(path)  # a failed write does not say of which file
         raise
     finally:
         temporary.unlink(missing_ok=True)
