@@ -6,6 +6,7 @@ One small experiment is run to its end and shared; a test that changes it works 
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import os
 import random
@@ -183,7 +184,9 @@ def test_the_run_directory_keeps_its_contract(finished):
     for path in (finished / "nodes").iterdir():
         config = json.loads((path / "config.json").read_text())
         done = json.loads((path / "DONE").read_text())
-        assert path.name == f"{config['name']}-{config['identity']}" and done == {"identity": config["identity"]}
+        assert path.name == f"{config['name']}-{config['identity']}" and done["identity"] == config["identity"]
+        for name, sealed in done["sha256"].items():
+            assert hashlib.sha256((path / name).read_bytes()).hexdigest() == sealed
         spent = json.loads((path / "ledger.json").read_text())
         assert all(value >= 0 for value in spent["flops"].values()) and spent["seconds"] >= 0
         if config["name"] in TRAINED:
