@@ -76,16 +76,17 @@ class Node:
         path = self.directory / "metrics.jsonl"
         sealed = self._read(DONE).get("sha256", {}).get(path.name)
         if not path.exists() or (sealed and digest(path) != sealed):
-            mend = f"remove {self.directory} and run again to compute it anew"
-            raise ConfigError(f"{path} is missing or damaged; {mend}")
+            raise self._damaged(path)
         return read_rows(path)
 
     def _read(self, name: str) -> dict[str, Any]:
         try:
             return read_json(self.directory / name)
         except (OSError, ValueError) as error:
-            mend = f"remove {self.directory} and run again to compute it anew"
-            raise ConfigError(f"{self.directory / name} is missing or damaged; {mend}") from error
+            raise self._damaged(self.directory / name) from error
+
+    def _damaged(self, path: Path) -> ConfigError:
+        return ConfigError(f"{path} is missing or damaged; remove {self.directory} and run again to compute it anew")
 
 
 @dataclasses.dataclass
