@@ -16,6 +16,10 @@ class ConfigError(ValueError):
     """Say what is wrong with the user's input and how to mend it; the program prints it and exits with 2."""
 
 
+class Interrupted(Exception):
+    """Say that the run was told to stop and has saved; the program exits with 42 and the same command continues it."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return ' (did you mean X?)' for the known word nearest to this one, or '' if none is near."""
     found = difflib.get_close_matches(word, list(known), n=1)

@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import fcntl
 import graphlib
+import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,8 +23,9 @@ from distill_jax.data.records import verify
 from distill_jax.io.files import read_json, write_json
 from distill_jax.io.metrics import Progress
 from distill_jax.models.transformer import TransformerConfig
+from distill_jax.sharding.distributed import barrier, chief
 from distill_jax.stages import VERBS
-from distill_jax.stages.context import Context, Node
+from distill_jax.stages.context import Context, Node, RunSettings
 
 DATA = "data"
 
@@ -126,6 +128,9 @@ def claimed(workdir: Path, experiment: str) -> Iterator[None]:
     Raises:
       ConfigError: if it belongs to another experiment, is in use, or cannot be written.
     """
+    if not chief():  # one of a run's processes holds it for all
+        yield
+        return
     marker = workdir / "experiment.json"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -153,14 +158,13 @@ def claimed(workdir: Path, experiment: str) -> Iterator[None]:
         yield
 
 
-def execute(nodes: dict[str, Node], model: TransformerConfig, settings: Any, out: Any = None) -> Context:
+def execute(nodes: dict[str, Node], model: TransformerConfig, settings: RunSettings, out: Any = None) -> Context:
     """Run every node that is not done, and return the context for the report."""
+    barrier("begin")  # so that all processes find the same nodes finished
     todo = [node for node in nodes.values() if not node.done]
-    progress = Progress(len(nodes), 0.0, settings.progress_seconds, out)
+    progress = Progress(len(nodes), 0.0, settings.progress_seconds, out if chief() else io.StringIO())
     progress.stage = len(nodes) - len(todo)
-    ctx = Context(
-        model, nodes, nodes[DATA].directory / "rows", progress, settings.evaluation_batch, settings.loss_chunk
-    )
+    ctx = Context(model, nodes, nodes[DATA].directory / "rows", progress, settings)
     finished = [name for name, node in nodes.items() if node.done]
     if finished:
         progress.say(f"finished before, not computed again: {', '.join(finished)}")
@@ -168,12 +172,15 @@ def execute(nodes: dict[str, Node], model: TransformerConfig, settings: Any, out
         _verify_data(nodes[DATA], ctx.data)
     for group in schedule(nodes):
         progress.begin(", ".join(n.name for n in group), len(group))
-        for node in group:
-            _prepare_directory(node)
+        if chief():
+            for node in group:
+                _prepare_directory(node)
+        barrier("a group's directories")
         if not progress.flops_left and group[0].name != DATA:
             progress.flops_left = sum(_plan(ctx, n) for n in todo if not n.done)
         planned = sum(_plan(ctx, n) for n in group)
         VERBS[group[0].verb].run(ctx, group)
+        barrier("a group's results")
         progress.finish(planned, _summary(group))
     return ctx
 

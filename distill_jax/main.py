@@ -1,6 +1,7 @@
 """The only entry point: `distill-jax run | prepare | report`.
 
-Exit codes: 0 when everything asked for is complete, 2 with a line or two when the input is wrong or the disk refuses.
+Exit codes: 0 when everything asked for is complete; 2 with a line or two when the input is wrong or the disk refuses;
+42 when SIGTERM came and everything up to it is saved: the same command, started again, continues.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from distill_jax.config import ConfigError, build, check, nearest
+from distill_jax.config import ConfigError, Interrupted, build, check, nearest
+
+TRY_AGAIN = 42
 
 USAGE = """usage: distill-jax COMMAND --config=FILE.py[:preset] --workdir=DIR [--config.key=value …]
 
@@ -39,25 +42,8 @@ class Experiment:
     model: Any
     data: Any
     stages: dict[str, Any]
-    run: RunSettings
+    run: Any
     precision: str = "fp32"
-
-
-@dataclasses.dataclass(frozen=True)
-class RunSettings:
-    """How to execute, without effect on any result.
-
-    Attributes:
-      evaluation_batch: prompts decoded at a time; 0 for all of a form.
-      loss_chunk: tokens whose logits exist at a time; 0 for all.
-      progress_seconds: time between two progress lines.
-      cpu_devices: devices that JAX makes of the host's cores; members of a population run on them side by side.
-    """
-
-    evaluation_batch: int = 0
-    loss_chunk: int = 0
-    progress_seconds: float = 5.0
-    cpu_devices: int = 2
 
 
 def load_experiment(module: ModuleType, config: Any) -> Experiment:
@@ -69,6 +55,7 @@ def load_experiment(module: ModuleType, config: Any) -> Experiment:
     from distill_jax.data.arithmetic import ArithmeticConfig
     from distill_jax.data.vocabulary import load_entries
     from distill_jax.models.transformer import TransformerConfig
+    from distill_jax.stages.context import RunSettings
 
     plain = config.to_dict()
     model = build(TransformerConfig, plain["model"], "model")
@@ -91,8 +78,23 @@ def load_experiment(module: ModuleType, config: Any) -> Experiment:
     return Experiment(plain["experiment"], plain["description"], model, data, stages, run)
 
 
-def parse(argv: Sequence[str]) -> tuple[str, Path, Any, ModuleType | None]:
-    """Return (command, workdir, config, the config's module) from the command line."""
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """What the command line said: the command, its flags, and the config with the module it came from."""
+
+    command: str
+    flags: Any
+    workdir: Path
+    config: Any = None
+    module: ModuleType | None = None
+
+
+def parse(argv: Sequence[str]) -> Arguments:
+    """Read the command line.
+
+    Raises:
+      ConfigError: naming what is unknown, missing or of the wrong type.
+    """
     commands = ("run", "prepare", "report")
     check(len(argv) > 1, USAGE)
     command, given = argv[1], ["distill-jax", *argv[2:]]
@@ -100,6 +102,12 @@ def parse(argv: Sequence[str]) -> tuple[str, Path, Any, ModuleType | None]:
     check(command in commands, f"unknown command {command!r}{mend}")
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "where everything is written", flag_values=values)
+    flags.DEFINE_bool("distributed", False, "join the cluster that JAX detects", flag_values=values)
+    flags.DEFINE_integer("coordinator_port", 8476, "port of process 0 there", flag_values=values)
+    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0", flag_values=values)
+    flags.DEFINE_integer("processes", 1, "how many processes run this command", flag_values=values)
+    flags.DEFINE_integer("process", 0, "which of them this is", flag_values=values)
+    flags.DEFINE_integer("heartbeat", 100, "seconds of silence until a process counts as dead", flag_values=values)
     # sys_argv: otherwise ml_collections looks for --config.key=value in the process's arguments, not in ours.
     config_flags.DEFINE_config_file("config", None, "experiment", flag_values=values, sys_argv=given)
     path = _config_path(argv)
@@ -112,10 +120,14 @@ def parse(argv: Sequence[str]) -> tuple[str, Path, Any, ModuleType | None]:
         raise ConfigError(_explain(error)) from error
     check(len(rest) == 1, f"unexpected argument {rest[-1]!r}; settings are given as --config.key=value")
     check(values.workdir, "--workdir=DIR is missing: name the directory of this run")
+    check(
+        bool(values.coordinator) or values.processes == 1,
+        f"--processes={values.processes}: also give --coordinator=HOST:PORT and --process, or --distributed alone",
+    )
     if command == "report":
-        return command, Path(values.workdir), None, None
+        return Arguments(command, values, Path(values.workdir))
     check(path is not None, "--config=FILE.py is missing: name the experiment, such as configs/arithmetic.py:cpu")
-    return command, Path(values.workdir), values.config, module
+    return Arguments(command, values, Path(values.workdir), values.config, module)
 
 
 def _config_path(argv: Sequence[str]) -> str | None:
@@ -176,6 +188,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = f": {error.filename}" if error.filename else ""
         mend = "what was finished is kept, and the same command continues once this is mended"
         print(f"distill-jax: {error.strerror or error}{where}; {mend}", file=sys.stderr)
+    except Interrupted as stopped:
+        print(f"distill-jax: {stopped}; the same command continues from there", file=sys.stderr)
+        return TRY_AGAIN
     except KeyboardInterrupt:
         print("distill-jax: stopped; the same command continues from the last checkpoint", file=sys.stderr)
         return 130
@@ -183,35 +198,52 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str]) -> int:
-    command, workdir, config, module = parse(argv)
-    if command == "report":
+    given = parse(argv)
+    if given.command == "report":
         from distill_jax.evals import summary
 
-        print(f"report: {summary.redraw(workdir)}")
+        print(f"report: {summary.redraw(given.workdir)}")
         return 0
-    assert module is not None
-    _set_up_jax(config)
+    assert given.module is not None
+    _set_up_jax(given.config)
     from distill_jax import graph
     from distill_jax.evals import summary
+    from distill_jax.sharding import distributed
 
-    experiment = load_experiment(module, config)
-    nodes = graph.build(experiment, workdir)
-    with graph.claimed(workdir, experiment.name):
+    experiment = load_experiment(given.module, given.config)
+    nodes = graph.build(experiment, given.workdir)
+    _join(given.flags)
+    with graph.claimed(given.workdir, experiment.name):
         began = time.monotonic()
-        wanted = {graph.DATA: nodes[graph.DATA]} if command == "prepare" else nodes
+        wanted = {graph.DATA: nodes[graph.DATA]} if given.command == "prepare" else nodes
         graph.execute(wanted, experiment.model, experiment.run)
-        if command == "run":
+        if given.command == "run" and distributed.chief():
             identity = graph.experiment_identity(nodes)
-            page = summary.write_report(experiment, nodes, identity, workdir, time.monotonic() - began)
+            page = summary.write_report(experiment, nodes, identity, given.workdir, time.monotonic() - began)
             print(f"report: {page}")
     return 0
 
 
+def _join(given: Any) -> None:
+    from distill_jax.sharding import distributed
+
+    distributed.heed_sigterm()
+    if given.distributed:
+        distributed.join_detected(given.coordinator_port, given.heartbeat)
+    elif given.coordinator:
+        distributed.join(given.coordinator, given.processes, given.process, given.heartbeat)
+
+
 def _set_up_jax(config: Any) -> None:
-    devices = config.get("run", {}).get("cpu_devices", 1)
+    import jax
+
+    run = config.get("run", {})
     given = os.environ.get("XLA_FLAGS", "")
     if "xla_force_host_platform_device_count" not in given:
-        os.environ["XLA_FLAGS"] = f"{given} --xla_force_host_platform_device_count={devices}".strip()
+        count = run.get("cpu_devices", 1)
+        os.environ["XLA_FLAGS"] = f"{given} --xla_force_host_platform_device_count={count}".strip()
+    if run.get("compile_cache"):
+        jax.config.update("jax_compilation_cache_dir", str(run["compile_cache"]))
     _keep_freed_memory()
 
 

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from distill_jax.models import transformer
 from distill_jax.models.transformer import TransformerConfig
-from distill_jax.sharding.mesh import over_members
+from distill_jax.sharding.mesh import constrain, over_members, replicated, tracing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +58,7 @@ def greedy(cfg: TransformerConfig, params: Any, prompts: jax.Array, lengths: jax
       prompts: [n, T], padded on the left; lengths: [n].
     """
     n, width = prompts.shape
+    prompts = constrain(prompts, "batch", None)
     slots = jnp.arange(width + new)
     held = (slots[None, :] >= width - lengths[:, None]).astype(jnp.int32)
     positions = slots[None, :] - (width - lengths)[:, None]
@@ -99,8 +100,13 @@ def make_evaluator(
         chunks = jax.tree.map(lambda x: fill(x).reshape(-1, size, *x.shape[1:]), item)
         return jax.lax.map(lambda chunk: correct(params, chunk), chunks).reshape(-1)[:n]
 
-    run = jax.jit(lambda params, item: over_members(member, mesh)(params, item))
-    items = [tuple(jnp.asarray(x) for x in (s.prompts, s.lengths, s.answers)) for s in sets]
+    def run(params: Any, item: Any) -> jax.Array:
+        with tracing(mesh):
+            out = over_members(member, mesh)(params, item)
+        return jax.lax.with_sharding_constraint(out, replicated(mesh))  # every host reads all of it
+
+    run = jax.jit(run)
+    items = [tuple(np.asarray(x) for x in (s.prompts, s.lengths, s.answers)) for s in sets]
     return lambda params: np.concatenate([np.asarray(run(params, item)) for item in items], axis=1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import errno
 import logging
 import os
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 
 from distill_jax.config import ConfigError
@@ -30,39 +30,73 @@ class Checkpoints:
     """Keep the newest `keep` training states by step, and a stage's result as `final`.
 
     A checkpoint `<tag>/` counts only once `<tag>.json`, the hashes of its files, stands beside it: a save that
-    was interrupted leaves no such file and is as if it had never begun.
+    was interrupted leaves no such file and is as if it had never begun. With several hosts each writes its own
+    shards, and host 0 the list.
     """
 
     def __init__(self, directory: Path, keep: int = 2):
         self.directory, self.keep = directory, keep
+        self._worker = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: concurrent.futures.Future[None] | None = None
 
-    def save(self, tag: int | str, tree: Any) -> None:
-        """Write a tree of arrays under a step or a name; older steps beyond `keep` go once it is safe."""
+    def save(self, tag: int | str, tree: Any, *, background: bool = False) -> None:
+        """Write a tree of arrays under a step or a name; older steps beyond `keep` go once it is safe.
+
+        Args:
+          background: return as soon as the arrays are copied. The checkpoint counts a little later, after `wait` at
+            the latest; one save at a time is under way.
+
+        Raises:
+          OSError: if the disk is full, or was for the save before this one.
+        """
+        self.wait()
         target, proof = self._paths(tag)
-        proof.unlink(missing_ok=True)
-        self.directory.mkdir(parents=True, exist_ok=True)
-        # Orbax answers a full disk with pages of its threads' tracebacks, so look before it writes.
-        needed = 2 * sum(x.nbytes for x in jax.tree.leaves(tree)) + 2**20
-        if shutil.disk_usage(self.directory).free < needed:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+        if jax.process_index() == 0:
+            proof.unlink(missing_ok=True)
+            self.directory.mkdir(parents=True, exist_ok=True)
+            # Orbax answers a full disk with pages of its threads' tracebacks, so look before it writes.
+            needed = 2 * sum(x.nbytes for x in jax.tree.leaves(tree)) + 2**20
+            if shutil.disk_usage(self.directory).free < needed:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+        checkpointer = ocp.StandardCheckpointer()
         try:
-            with ocp.StandardCheckpointer() as checkpointer:
-                checkpointer.save(target.absolute(), tree, force=True)
-        except ValueError as error:  # TensorStore's kind of a full disk
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target)) from error
-        files = {str(f.relative_to(target)): digest(f) for f in sorted(target.rglob("*")) if f.is_file()}
-        write_json(proof, files)
-        for step in self.steps()[: -self.keep]:
-            self.remove(step)
+            checkpointer.save(target.absolute(), tree, force=True)
+        except ValueError as error:
+            raise _full_disk(error, target) from error
+        self._pending = self._worker.submit(self._finish, checkpointer, tag)
+        if not background:
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait for the save under way, and raise what went wrong with it."""
+        pending, self._pending = self._pending, None
+        if pending:
+            pending.result()
+
+    def _finish(self, checkpointer: ocp.StandardCheckpointer, tag: int | str) -> None:
+        target, proof = self._paths(tag)
+        try:
+            checkpointer.wait_until_finished()
+        except ValueError as error:
+            raise _full_disk(error, target) from error
+        finally:
+            checkpointer.close()
+        if jax.process_index() == 0:
+            files = {str(f.relative_to(target)): digest(f) for f in sorted(target.rglob("*")) if f.is_file()}
+            write_json(proof, files)
+            for step in self.steps()[: -self.keep]:
+                self.remove(step)
 
     def steps(self) -> list[int]:
         """Return the steps saved completely, oldest first."""
         return sorted(int(p.stem) for p in self.directory.glob("*.json") if p.stem.isdigit())
 
     def restore(self, tag: int | str, like: Any) -> Any:
-        """Read a checkpoint back, on the host, into the structure and shapes of `like` (arrays or shape structs).
+        """Read a checkpoint back into the structure and shapes of `like`, whatever mesh and hosts it was written on.
+
+        Args:
+          like: tree of arrays or shape structs; a leaf with a sharding is laid out by it, any other is put whole
+            on one device.
 
         Raises:
           Damaged: if a file is missing, was cut short or has other contents than were written.
@@ -71,10 +105,13 @@ class Checkpoints:
         wrong = self._damage(target, proof)
         if wrong:
             raise Damaged(f"{target}: {wrong}; remove {self.directory.parent} and run again to compute it anew")
-        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), like)
+        one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+        def abstract(x: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None) or one)
+
         with ocp.StandardCheckpointer() as checkpointer:
-            return jax.tree.map(np.asarray, checkpointer.restore(target.absolute(), like))
+            return checkpointer.restore(target.absolute(), jax.tree.map(abstract, like))
 
     def remove(self, tag: int | str) -> None:
         """Forget a checkpoint: first its proof, so that a removal cut short leaves nothing that counts."""
@@ -98,3 +135,10 @@ class Checkpoints:
             if digest(target / name) != expected:
                 return f"file {name} is damaged"
         return None
+
+
+def _full_disk(error: ValueError, target: Path) -> Exception:
+    """Return the OSError behind TensorStore's kind of a full disk, or the error itself."""
+    if "RESOURCE_EXHAUSTED" not in str(error):
+        return error
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))

@@ -22,6 +22,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from distill_jax.sharding.mesh import constrain
+
 Params = Any
 Cache = tuple[jax.Array, jax.Array]
 
@@ -180,6 +182,7 @@ class Attention(nn.Module):
         logits = softcap(logits * c.query_scale**-0.5, c.attention_softcap)
         weights = jax.nn.softmax(jnp.where(mask[:, None, None], logits, MASKED), axis=-1).astype(dtype)
         out = jnp.einsum("BKGTS,BSKH->BTKGH", weights, v).reshape(*x.shape[:2], c.heads, c.head_dim)
+        out = constrain(out, "batch", None, "heads", None)
         return dense(out, w_o.astype(dtype), inputs=2), cache
 
 
@@ -194,7 +197,7 @@ class MLP(nn.Module):
         w_in = self.param("gate_up", _normal(c, "two", "embed", "mlp"), (2, c.hidden, c.mlp))
         w_out = self.param("down", _normal(c, "mlp", "embed"), (c.mlp, c.hidden))
         gate, up = dense(x, w_in[0].astype(dtype)), dense(x, w_in[1].astype(dtype))
-        return dense(nn.gelu(gate, approximate=True) * up, w_out.astype(dtype))
+        return dense(constrain(nn.gelu(gate, approximate=True) * up, "batch", None, "mlp"), w_out.astype(dtype))
 
 
 class Layer(nn.Module):
@@ -211,8 +214,7 @@ class Layer(nn.Module):
         y, cache = Attention(self.cfg, name="attention")(y, angles, mask, cache, slot)
         x = x + norm(name="post_attention_norm")(y)
         y = MLP(self.cfg, name="mlp")(norm(name="pre_mlp_norm")(x))
-        x = nn.with_logical_constraint(x + norm(name="post_mlp_norm")(y), ("batch", "length", "embed_act"))
-        return x, cache
+        return constrain(x + norm(name="post_mlp_norm")(y), "batch", None, None), cache
 
 
 class Transformer(nn.Module):
@@ -241,6 +243,7 @@ class Transformer(nn.Module):
         dtype = jnp.dtype(self.cfg.dtype)
         # The embedding is scaled in the compute dtype, as the published Gemma weights expect.
         x = look_up(self.embedding.astype(dtype), tokens) * jnp.asarray(self.cfg.hidden**0.5, dtype)
+        x = constrain(x, "batch", None, None)
         local = (jnp.arange(self.cfg.layers) % 2 == 0) & (self.cfg.sliding_window > 0)
         return self.layers(x, (local, cache), rotary(self.cfg, positions), masks, slot)
 
@@ -323,7 +326,8 @@ def apply(cfg: TransformerConfig, params: Params, tokens: jax.Array, segments: j
 def empty_cache(cfg: TransformerConfig, batch: int, length: int) -> Cache:
     """Return zeroed keys and values, each [L, B, S, K, H]."""
     shape = (cfg.layers, batch, length, cfg.kv_heads, cfg.head_dim)
-    return jnp.zeros(shape, cfg.dtype), jnp.zeros(shape, cfg.dtype)
+    zeros = lambda: constrain(jnp.zeros(shape, cfg.dtype), None, "batch", None, "kv_heads", None)  # noqa: E731
+    return zeros(), zeros()
 
 
 def decode_step(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -24,22 +27,33 @@ RULES: dict[str, tuple[str, ...]] = {
     "mlp": ("tensor",),
 }
 
+# The mesh that `constrain` uses while a step is traced; nothing outside tracing reads it.
+_tracing: contextvars.ContextVar[Mesh | None] = contextvars.ContextVar("mesh", default=None)
 
-def make_mesh(members: int, *, spread: bool = False, fsdp: int = 1, tensor: int = 1, devices: Any = None) -> Mesh:
+
+def make_mesh(
+    members: int, *, spread: bool = False, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None
+) -> Mesh:
     """Lay the devices out for a population: as many population rows as divide, the rest of them for data.
 
     Args:
       members: P; padded by the caller to a multiple of the population axis (see `padded`).
       spread: give the population all rows whatever P is, so that a member's arithmetic is the same bit for bit
         however many others it trains with.
-      fsdp, tensor: sizes of these axes; their product must divide the number of devices.
+      fsdp, tensor: sizes of these axes; their product must divide the number of devices. fsdp = -1 takes all devices
+        that tensor leaves.
+      devices: all of the run's, when left out.
     """
     devices = jax.devices() if devices is None else devices
+    fsdp = max(len(devices) // tensor, 1) if fsdp == -1 else fsdp
     if len(devices) % (fsdp * tensor):
         raise ValueError(f"{len(devices)} devices do not divide into fsdp = {fsdp} × tensor = {tensor}")
     free = len(devices) // (fsdp * tensor)
     population = free if spread or members >= free else math.gcd(members, free)
-    grid = np.array(devices).reshape(population, free // population, fsdp, tensor)
+    shape = (population, free // population, fsdp, tensor)
+    # On a TPU the axes should follow the wires of the torus; elsewhere devices are in order.
+    torus = devices[0].platform == "tpu"
+    grid = mesh_utils.create_device_mesh(shape, devices) if torus else np.array(devices).reshape(shape)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
@@ -49,25 +63,32 @@ def padded(members: int, mesh: Mesh) -> int:
     return -(-members // rows) * rows
 
 
-def spec(mesh: Mesh, axes: tuple[str | None, ...], shape: tuple[int, ...]) -> P:
+def spec(mesh: Mesh, axes: Sequence[str | None], shape: Sequence[int]) -> P:
     """Return the partition of one tensor from its logical axes; what does not divide stays whole."""
-    chosen: list[Any] = []
+    return P(*(on if on and not bad else None for on, bad in _placed(mesh, axes, shape)))
+
+
+def _placed(mesh: Mesh, axes: Sequence[str | None], shape: Sequence[int]) -> list[tuple[tuple[str, ...], bool]]:
+    """Return for each dimension the mesh axes that its rule names, and whether it fails to divide by them."""
+    out = []
     for name, size in zip(axes, shape, strict=True):
         on = tuple(a for a in RULES.get(name or "", ()) if mesh.shape[a] > 1)
-        chosen.append(on if on and size % math.prod(mesh.shape[a] for a in on) == 0 else None)
-    return P(*chosen)
+        out.append((on, size % math.prod(mesh.shape[a] for a in on) != 0))
+    return out
 
 
 def shardings(mesh: Mesh, logical: Any, tree: Any, lead: tuple[str, ...] = ()) -> Any:
     """Return a tree of NamedShardings for arrays (or shapes) whose logical axes are `lead` plus the tree's."""
-    is_spec = lambda x: isinstance(x, P)  # noqa: E731
-    flat_axes = jax.tree.leaves(logical, is_leaf=is_spec)
     flat, treedef = jax.tree.flatten(tree)
     named = [
         NamedSharding(mesh, spec(mesh, lead + tuple(axes), leaf.shape))
-        for axes, leaf in zip(flat_axes, flat, strict=True)
+        for axes, leaf in zip(_specs(logical), flat, strict=True)
     ]
     return jax.tree.unflatten(treedef, named)
+
+
+def _specs(logical: Any) -> list[P]:
+    return jax.tree.leaves(logical, is_leaf=lambda x: isinstance(x, P))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -80,13 +101,35 @@ def batch_sharding(mesh: Mesh, rows: int) -> NamedSharding:
     return NamedSharding(mesh, spec(mesh, (None, "batch"), (1, rows)))
 
 
+@contextlib.contextmanager
+def tracing(mesh: Mesh) -> Iterator[None]:
+    """Let `constrain` know the mesh while a function is traced."""
+    token = _tracing.set(mesh)
+    try:
+        yield
+    finally:
+        _tracing.reset(token)
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """Hold an activation to its logical axes; does nothing outside `tracing`, or where the mesh has one device a row.
+
+    Without it XLA may answer a weight sharded over `fsdp` by splitting the products' sums instead of gathering it.
+    """
+    mesh = _tracing.get()
+    if mesh is None or all(mesh.shape[a] == 1 for a in AXES[1:]):
+        return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec(mesh, axes, x.shape)))
+
+
 def over_members(f: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
     """Map f(member, shared) over the members' leading axis P.
 
     On accelerators one batched program; on CPU, where XLA's batched products are slow, members run one after
     another on each device. A member gives the same numbers either way, up to the order of summation.
     """
-    if jax.default_backend() != "cpu":
+    one_axis = mesh.shape["population"] == mesh.size
+    if mesh.devices.flat[0].platform != "cpu" or (mesh.shape["population"] > 1 and not one_axis):
         return jax.vmap(f, in_axes=(0, None), spmd_axis_name="population")
 
     def one_by_one(members, shared):
@@ -97,3 +140,32 @@ def over_members(f: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
     return jax.shard_map(
         one_by_one, mesh=mesh, in_specs=(P("population"), P()), out_specs=P("population"), check_vma=False
     )
+
+
+def parameter_table(mesh: Mesh, logical: Any, tree: Any) -> tuple[list[tuple[str, ...]], list[str]]:
+    """Return where every parameter lies, and a line for each dimension that stays whole against its rule.
+
+    Args:
+      logical: tree of logical axes, as the model gives it; tree: its arrays or shapes.
+
+    Returns:
+      rows of (name, shape, logical axes, mesh axes, bytes per device), the first a heading and the last the sum.
+    """
+    rows: list[tuple[str, ...]] = [("parameter", "shape", "logical axes", "mesh axes", "bytes per device")]
+    notes, total = [], 0
+    for axes, (path, leaf) in zip(_specs(logical), jax.tree_util.tree_leaves_with_path(tree), strict=True):
+        name = "/".join(str(getattr(key, "key", key)) for key in path)
+        axes = tuple(axes) + (None,) * (leaf.ndim - len(axes))
+        placed = _placed(mesh, axes, leaf.shape)
+        parts = math.prod(mesh.shape[a] for on, bad in placed if not bad for a in on)
+        size = math.prod(leaf.shape) * leaf.dtype.itemsize // parts
+        total += size
+        for axis, extent, (on, bad) in zip(axes, leaf.shape, placed, strict=True):
+            if bad:
+                ways = " × ".join(f"{a} = {mesh.shape[a]}" for a in on)
+                notes.append(f"{name}: {axis} {extent} does not divide by {ways}; every device holds all of it")
+        where = [("+".join(on) if on and not bad else "-") for on, bad in placed]
+        logical_names = ", ".join(axis or "-" for axis in axes)
+        rows.append((name, " × ".join(map(str, leaf.shape)), logical_names, ", ".join(where), f"{size:,}"))
+    rows.append(("all", "", "", "", f"{total:,}"))
+    return rows, notes

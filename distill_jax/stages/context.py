@@ -9,9 +9,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from distill_jax.config import ConfigError, identity
-from distill_jax.data.records import load_evaluation, load_manifest
+from distill_jax.data.records import load_evaluation
 from distill_jax.evals.exact_match import Prompts, make_evaluator, prompts_by_form
 from distill_jax.io.checkpoint import FINAL, Checkpoints
 from distill_jax.io.files import digest, read_json, write_json
@@ -19,8 +20,48 @@ from distill_jax.io.metrics import Progress, read_rows
 from distill_jax.models import transformer
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops
+from distill_jax.sharding.distributed import chief
+from distill_jax.sharding.mesh import shardings
 
 DONE = "DONE"
+PARTS = ("retain", "shown", "heldout")  # of the evaluated prompts
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSettings:
+    """How to execute, without effect on any result but the order of floating-point sums.
+
+    Attributes:
+      evaluation_batch: prompts decoded at a time; 0 for all of a form.
+      loss_chunk: tokens whose logits exist at a time; 0 for all.
+      progress_seconds: time between two progress lines.
+      cpu_devices: devices that JAX makes of the host's cores; members of a population run on them side by side.
+      fsdp: devices that each hold a part of every weight; -1 for all that `tensor` leaves.
+      tensor: devices that share each layer's heads, MLP columns and vocabulary.
+      profile: first and last step of the part of every stage that is traced into its tensorboard/; () for none.
+      compile_cache: directory where compiled programs are kept between runs; "" for none.
+    """
+
+    evaluation_batch: int = 0
+    loss_chunk: int = 0
+    progress_seconds: float = 5.0
+    cpu_devices: int = 2
+    fsdp: int = 1
+    tensor: int = 1
+    profile: tuple[int, ...] = ()
+    compile_cache: str = ""
+
+    def __post_init__(self):
+        for name in ("evaluation_batch", "loss_chunk"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} = {getattr(self, name)}: must not be negative; 0 means all at once")
+        if self.fsdp != -1 and self.fsdp < 1:
+            raise ValueError(f"fsdp = {self.fsdp}: must be at least 1, or -1 for all devices")
+        for name in ("tensor", "cpu_devices"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)}: must be at least 1")
+        if self.profile and (len(self.profile) != 2 or not 0 <= self.profile[0] <= self.profile[1]):
+            raise ValueError(f"profile = {self.profile}: give the first and the last step, such as (10, 13)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +96,8 @@ class Node:
 
     def finish(self, result: dict[str, Any], ledger: dict[str, Any]) -> None:
         """Write the result and the ledger, then DONE, then drop the training states, which nobody needs now."""
+        if not chief():
+            return
         write_json(self.directory / "ledger.json", ledger)
         write_json(self.directory / "result.json", result)
         rows = self.directory / "metrics.jsonl"
@@ -97,18 +140,32 @@ class Context:
     nodes: dict[str, Node]
     data: Path
     progress: Progress
-    evaluation_batch: int = 0
-    loss_chunk: int = 0
+    run: RunSettings = dataclasses.field(default_factory=RunSettings)
 
-    def params(self, name: str) -> Any:
-        """Return the final weights of a finished node, on the host."""
-        like = jax.eval_shape(lambda: transformer.init(self.model, jax.random.key(0)))
-        return self.nodes[name].checkpoints.restore(FINAL, like)
+    def __post_init__(self):
+        self._evaluators: dict[Any, Any] = {}
 
-    @functools.cached_property
+    def params(self, name: str, mesh: Mesh | None = None) -> Any:
+        """Return the final weights of a finished node, laid out on the mesh (or whole on one device)."""
+        return self.nodes[name].checkpoints.restore(FINAL, self._weights(mesh))
+
+    def fresh(self, node: Node, mesh: Mesh) -> Any:
+        """Draw a node's fresh weights on the mesh."""
+        key = jax.random.key(seed_for(node.settings.seed, "init", node.name))
+        at = jax.tree.map(lambda w: w.sharding, self._weights(mesh))
+        return jax.jit(functools.partial(transformer.init, self.model), out_shardings=at)(key)
+
+    def _weights(self, mesh: Mesh | None) -> Any:
+        shape = jax.eval_shape(lambda: transformer.init(self.model, jax.random.key(0)))
+        if mesh is None:
+            return shape
+        at = shardings(mesh, transformer.logical_axes(self.model), shape)
+        return jax.tree.map(lambda s, a: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=a), shape, at)
+
+    @property
     def row_length(self) -> int:
         """T, the tokens of a packed row."""
-        return load_manifest(self.data)["config"]["row_length"]
+        return self.nodes["data"].settings.row_length
 
     @functools.cached_property
     def prompts(self) -> list[Prompts]:
@@ -125,11 +182,15 @@ class Context:
                 out.append(Prompts(*arrays, tuple(np.array(prompts.groups)[keep].tolist())))
         return out
 
-    def evaluator(self, mesh: Any, *parts: str) -> Any:
+    def groups(self, *parts: str) -> list[str]:
+        """Return the group of each prompt of some parts, in the order of the evaluator's columns."""
+        return [group for prompts in self.select(*parts) for group in prompts.groups]
+
+    def evaluator(self, mesh: Mesh, *parts: str) -> Any:
         """Return evaluate(params [P, ...]) -> bool [P, n] on the parts; compiled once a run."""
         key = (mesh, parts)
         if key not in self._evaluators:
-            self._evaluators[key] = make_evaluator(self.model, self.select(*parts), mesh, self.evaluation_batch)
+            self._evaluators[key] = make_evaluator(self.model, self.select(*parts), mesh, self.run.evaluation_batch)
         return self._evaluators[key]
 
     def evaluation_flops(self, *parts: str) -> float:
@@ -139,9 +200,6 @@ class Context:
             count, width = s.prompts.shape
             cost += flops.decode(self.model, count, width, s.answers.shape[1])
         return cost
-
-    def __post_init__(self):
-        self._evaluators: dict[Any, Any] = {}
 
 
 def seed_for(*what: Any) -> int:

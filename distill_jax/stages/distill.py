@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import jax
+from jax.sharding import Mesh
 
 from distill_jax.losses.chunked import over_tokens
 from distill_jax.losses.distill import forward_kl
@@ -20,8 +21,8 @@ from distill_jax.losses.lm import target_mask
 from distill_jax.models import transformer
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops
-from distill_jax.stages.context import Context, Node, seed_for
-from distill_jax.stages.population import Member, finish_models, rows_feed, train
+from distill_jax.stages.context import Context, Node
+from distill_jax.stages.population import Member, Program, finish_models, train
 from distill_jax.train.settings import Training
 from distill_jax.train.step import make_step
 
@@ -81,32 +82,40 @@ def build(cfg: TransformerConfig, settings: Distill, chunk: int, mesh: Any) -> A
     return make_step(objective, teach, settings.optimizer(), settings.schedule(), mesh, settings.microbatches)
 
 
+def program(ctx: Context, nodes: Sequence[Node]) -> Program:
+    """Return what the nodes' students, which share one teacher's forward passes, run as one population."""
+    settings = nodes[0].settings
+    alike = dataclasses.replace(settings, teacher="", start="")
+    return Program(
+        crew=[Member(node, learning_rate=settings.learning_rate) for node in nodes],
+        settings=settings,
+        build=functools.partial(build, ctx.model, alike, ctx.run.loss_chunk),
+        reads=settings.data,
+        seeds=[settings.seed],
+        teacher=nodes[0].inputs["teacher"],
+        flops=_step_flops(ctx, settings),
+    )
+
+
 def run(ctx: Context, nodes: Sequence[Node]) -> None:
-    """Distil one teacher into all the nodes' students, which share its forward passes."""
-    settings, teacher = nodes[0].settings, nodes[0].inputs["teacher"]
-    goal = ctx.nodes[teacher].result()["retain"] - settings.tolerance
-    crew = [Member(node, learning_rate=settings.learning_rate) for node in nodes]
+    """Distil one teacher into all the nodes' students."""
+    settings, what = nodes[0].settings, program(ctx, nodes)
+    goal = ctx.nodes[what.teacher].result()["retain"] - settings.tolerance
     outcome = train(
         ctx,
-        crew,
-        [student(ctx, node) for node in nodes],
-        settings,
-        functools.partial(build, ctx.model, dataclasses.replace(settings, teacher="", start=""), ctx.loss_chunk),
-        rows_feed(ctx, settings, "distill", settings.data, [settings.seed]),
-        teacher=ctx.params(teacher),
+        what,
+        lambda mesh: [student(ctx, node, mesh) for node in nodes],
         evaluate_at=lambda s: s % settings.evaluate_every == 0,
         parts=("retain",),
         reached=(lambda accuracy: accuracy["retain"] >= goal) if settings.stop else None,
         planned_flops=plan(ctx, settings) * len(nodes),
     )
-    finish_models(ctx, crew, outcome, _step_flops(ctx, settings), watched=("retain",))
+    finish_models(ctx, what, outcome, watched=("retain",))
 
 
-def student(ctx: Context, node: Node) -> Any:
+def student(ctx: Context, node: Node, mesh: Mesh) -> Any:
     """Return the student's starting weights: another node's, or fresh ones."""
-    if "start" in node.inputs:
-        return ctx.params(node.inputs["start"])
-    return transformer.init(ctx.model, jax.random.key(seed_for(node.settings.seed, "init", node.name)))
+    return ctx.params(node.inputs["start"], mesh) if "start" in node.inputs else ctx.fresh(node, mesh)
 
 
 def _step_flops(ctx: Context, settings: Distill) -> dict[str, float]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -15,7 +16,7 @@ import jax
 
 from distill_jax.io.checkpoint import FINAL
 from distill_jax.sharding.mesh import make_mesh
-from distill_jax.stages.context import Context, Node, seed_for
+from distill_jax.stages.context import PARTS, Context, Node, seed_for
 from distill_jax.stages.population import ledger, scores
 
 # Axes of one matrix (without the stacked L axis) that face its input and its output. In key_value and gate_up two
@@ -80,21 +81,21 @@ def damage(params: Any, key: jax.Array, alpha: float, beta: float) -> Any:
 
 def run(ctx: Context, nodes: Sequence[Node]) -> None:
     """Damage one model, and measure what is left of it."""
+    mesh = make_mesh(1, fsdp=ctx.run.fsdp, tensor=ctx.run.tensor)
     for node in nodes:
-        settings = node.settings
+        began, settings = time.monotonic(), node.settings
         key = jax.random.key(seed_for(settings.seed, "noise", settings.alpha, settings.beta))
-        params = damage(ctx.params(node.inputs["start"]), key, settings.alpha, settings.beta)
-        mesh = make_mesh(1)
-        groups = [group for prompts in ctx.prompts for group in prompts.groups]
-        one = jax.tree.map(lambda x: x[None], params)
-        correct = ctx.evaluator(mesh, "retain", "shown", "heldout")(one)[0]
+        params = jax.jit(damage, static_argnums=(2, 3))(
+            ctx.params(node.inputs["start"], mesh), key, settings.alpha, settings.beta
+        )
+        correct = ctx.evaluator(mesh, *PARTS)(jax.tree.map(lambda x: x[None], params))[0]
         node.checkpoints.save(FINAL, params)
         node.finish(
-            {**scores(correct, groups), "steps": 0, "recovered": False, "diverged": False},
-            ledger({"evaluation": plan(ctx, settings)}, 0.0),
+            {**scores(correct, ctx.groups(*PARTS)), "steps": 0, "recovered": False, "diverged": False},
+            ledger({"evaluation": plan(ctx, settings)}, {"other": time.monotonic() - began}),
         )
 
 
 def plan(ctx: Context, settings: Perturb) -> float:
     """Return the FLOPs of one node: only its evaluation."""
-    return ctx.evaluation_flops("retain", "shown", "heldout")
+    return ctx.evaluation_flops(*PARTS)

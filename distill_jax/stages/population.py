@@ -1,33 +1,32 @@
 """What all training verbs do around their objective: feed, train, resume, evaluate, write down.
 
-A verb says what a member is and what it minimises; this file runs the members of one or several nodes as one
+A verb says what it runs (a `Program`: members, step, data); this file runs it for one or several nodes as one
 population. Every node keeps its own files, so a node's record does not show with whom it ran.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import resource
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from distill_jax.data.feed import Feed
 from distill_jax.evals.exact_match import accuracies
-from distill_jax.io.checkpoint import FINAL, Damaged
+from distill_jax.io.checkpoint import FINAL, Checkpoints, Damaged
 from distill_jax.io.metrics import Metrics
+from distill_jax.sharding.distributed import chief
 from distill_jax.sharding.mesh import batch_sharding, make_mesh
-from distill_jax.stages.context import Context, Node, seed_for
-from distill_jax.train.loop import loop
-from distill_jax.train.population import make_state, member, members
+from distill_jax.stages.context import PARTS, Context, Node, seed_for
+from distill_jax.train.loop import Clock, loop
+from distill_jax.train.population import make_state, member, put_members, state_shardings, take_members
 from distill_jax.train.settings import Training
 from distill_jax.train.step import DIVERGED, REACHED, Batch, State
-
-PARTS = ("retain", "shown", "heldout")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,39 +39,84 @@ class Member:
     stream: int = 0
 
 
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What a training verb runs, known before any weight or row exists: enough to compile it for any mesh.
+
+    Attributes:
+      crew: the members.
+      settings: the verb's.
+      build: mesh -> the step function (a cached factory, so that equal stages share one compilation).
+      reads: the data set whose rows are the batch, or {part of the batch: data set}.
+      seeds: of the data orders, one a stream.
+      teacher: the node whose weights the step is given; "" for none.
+      flops: {"student", "teacher"}: of one step of one member.
+    """
+
+    crew: Sequence[Member]
+    settings: Training
+    build: Callable[[Mesh], Any]
+    reads: Any
+    seeds: Sequence[int]
+    teacher: str
+    flops: dict[str, float]
+
+    def mesh(self, ctx: Context, devices: Sequence[Any] | None = None) -> Mesh:
+        """Lay out the devices (all of the run's when left out) for this crew."""
+        # Nodes that pack must come out the same alone, as when a kill left only one of them unfinished.
+        spread = hasattr(self.settings, "MEMBER") and (ctx.run.fsdp, ctx.run.tensor) == (1, 1)
+        fsdp, tensor = ctx.run.fsdp, ctx.run.tensor
+        return make_mesh(len(self.crew), spread=spread, fsdp=fsdp, tensor=tensor, devices=devices)
+
+    def state(self, ctx: Context, mesh: Mesh, starts: Sequence[Any]) -> State:
+        """Return the population before its first step."""
+        rates, streams = [m.learning_rate for m in self.crew], [m.stream for m in self.crew]
+        return make_state(ctx.model, mesh, starts, self.settings.optimizer(), rates, streams)
+
+    def batches(self, ctx: Context, mesh: Mesh) -> Callable[[int], Batch]:
+        """Return feed(step) -> the global batch on the mesh; every host reads only the rows its devices hold."""
+        shape = (len(self.seeds), self.settings.batch, ctx.row_length)
+        sharding = batch_sharding(mesh, self.settings.batch // self.settings.microbatches)
+        verb = self.crew[0].node.verb
+
+        def of_set(data: str) -> Callable[[int], Batch]:
+            path = ctx.data / f"{data}.array_record"
+            feeds = [Feed(path, self.settings.batch, seed_for(seed, verb, data)) for seed in self.seeds]
+
+            def batch(step: int) -> Batch:
+                @functools.cache
+                def rows(start: int | None, stop: int | None) -> np.ndarray:
+                    return np.stack([feed(step, slice(start, stop)) for feed in feeds])
+
+                def column(i: int) -> jax.Array:
+                    part = lambda index: rows(index[1].start, index[1].stop)[:, :, i]  # noqa: E731
+                    return jax.make_array_from_callback(shape, sharding, part)
+
+                return {name: column(i) for i, name in enumerate(("tokens", "segments", "answer"))}
+
+            return batch
+
+        feeds = jax.tree.map(of_set, self.reads)
+        return lambda step: jax.tree.map(lambda feed: feed(step), feeds)
+
+
 @dataclasses.dataclass
 class Outcome:
     """A trained population: its state, and for each member how many steps it took and how it ended."""
 
     state: State
-    mesh: Any
+    mesh: Mesh
     steps: list[int]
     status: list[int]
     evaluations: list[int]
-    seconds: float
-
-
-def rows_feed(ctx: Context, settings: Training, purpose: str, data: str, seeds: Sequence[int]) -> Callable:
-    """Return feed(step) -> {"tokens", "segments", "answer"}, each int32 [G, B, T], one stream a seed."""
-    path = ctx.data / f"{data}.array_record"
-    feeds = [Feed(path, settings.batch, seed_for(seed, purpose, data)) for seed in seeds]
-
-    def feed(step: int) -> Batch:
-        rows = np.stack([f(step) for f in feeds])
-        return {"tokens": rows[:, :, 0], "segments": rows[:, :, 1], "answer": rows[:, :, 2]}
-
-    return feed
+    seconds: dict[str, float]
 
 
 def train(
     ctx: Context,
-    crew: Sequence[Member],
-    starts: Sequence[Any],
-    settings: Training,
-    build: Callable[[Any], Callable],
-    feed: Callable[[int], Batch],
+    program: Program,
+    starts: Callable[[Mesh], Sequence[Any]],
     *,
-    teacher: Any = None,
     evaluate_at: Callable[[int], bool],
     parts: Sequence[str] = PARTS,
     reached: Callable[[dict[str, np.ndarray]], np.ndarray] | None = None,
@@ -81,39 +125,44 @@ def train(
     """Train the crew as one population, continuing from its nodes' checkpoints if they have any.
 
     Args:
-      starts: each member's starting weights, or one tree for all.
-      build: mesh -> the step function (a cached factory, so that equal stages share one compilation).
+      starts: mesh -> each member's starting weights, or one tree for all.
       evaluate_at: the steps at which accuracies on `parts` are measured and written as "evaluation" rows.
       reached: accuracies {name: [P]} -> bool [P], who may stop.
+
+    Raises:
+      Interrupted: if the run was asked to stop; everything up to here is saved.
     """
-    began = time.monotonic()
-    # Nodes that pack must come out the same alone, as when a kill left only one of them unfinished.
-    mesh = make_mesh(len(crew), spread=hasattr(settings, "MEMBER"))
-    state = make_state(
-        ctx.model, mesh, starts, settings.optimizer(), [m.learning_rate for m in crew], [m.stream for m in crew]
-    )
+    clock = Clock()
+    crew, settings, mesh = program.crew, program.settings, program.mesh(ctx)
     nodes = list({m.node.name: m.node for m in crew}.values())
-    state = _restore(ctx, nodes, crew, state)
+    stores = {node.name: node.checkpoints for node in nodes}
+    state = _restore(ctx, stores, crew, program.state(ctx, mesh, starts(mesh)), mesh)
     start = int(state.step)
-    books = {node.name: Metrics(node.directory, start) for node in nodes}
+    books = {node.name: Metrics(node.directory, start) for node in nodes} if chief() else {}
     evaluator = ctx.evaluator(mesh, *parts)
-    groups = [group for prompts in ctx.select(*parts) for group in prompts.groups]
+    groups = ctx.groups(*parts)
     seen = {"loss": "", "accuracy": ""}  # what the progress line shows
     tokens = settings.batch * ctx.row_length * len(crew)
 
     def write(kind: str, step: int, values: dict[str, np.ndarray]) -> None:
-        for i, m in enumerate(crew):
+        for i, m in enumerate(crew if books else ()):
             books[m.node.name].write(kind, step, m.label, {k: float(v[i]) for k, v in values.items()})
+
+    def flush() -> None:
+        for book in books.values():
+            book.flush()
 
     def evaluate(step: int, state: State) -> np.ndarray | None:
         ctx.progress.step(step, settings.steps, tokens, planned_flops, "  ".join(seen.values()))
         if not evaluate_at(step):
             return None
-        correct = evaluator(state.params)[: len(crew)]
+        with clock.spent_on("step"):
+            jax.block_until_ready(state.step)
+        with clock.spent_on("evaluate"):
+            correct = evaluator(state.params)[: len(crew)]
         values = accuracies(correct, groups, _wanted(groups))
         write("evaluation", step, values)
-        for book in books.values():
-            book.flush()
+        flush()
         seen["accuracy"] = "  ".join(f"{k} {np.max(v):.2f}" for k, v in values.items() if "_" not in k)
         return reached(values) if reached else np.zeros(len(crew), bool)
 
@@ -123,50 +172,46 @@ def train(
         seen["loss"] = "loss " + ", ".join(terms)
 
     def save(step: int, state: State) -> None:
+        flush()
         for node in nodes:
-            books[node.name].flush()
-            node.checkpoints.save(step, _slice(state, crew, node))
+            stores[node.name].save(step, take_members(ctx.model, mesh, state, _places(crew, node)), background=True)
 
-    def place(step: int) -> Batch:
-        return jax.device_put(feed(step), batch_sharding(mesh, settings.batch // settings.microbatches))
-
-    teacher = jax.device_put(teacher, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
-    state = loop(state, teacher, build(mesh), place, settings, save=save, evaluate=evaluate, record=record)
-    for book in books.values():
-        book.close()
+    teacher = ctx.params(program.teacher, mesh) if program.teacher else None
+    step, feed = program.build(mesh), program.batches(ctx, mesh)
+    try:
+        state = loop(state, teacher, step, feed, settings, save=save, evaluate=evaluate, record=record, clock=clock)
+    finally:
+        for store in stores.values():
+            store.wait()
+        for book in books.values():
+            book.close()
     status = np.asarray(state.status)[: len(crew)].tolist()
     stopped = np.asarray(state.stopped)[: len(crew)]
     steps = np.where(stopped >= 0, stopped, int(state.step)).tolist()
     looked = [sum(map(evaluate_at, range(taken + 1))) for taken in steps]
-    return Outcome(state, mesh, steps, status, looked, time.monotonic() - began)
+    return Outcome(state, mesh, steps, status, looked, clock.split())
 
 
 def finish_models(
-    ctx: Context,
-    crew: Sequence[Member],
-    outcome: Outcome,
-    step_flops: dict[str, float],
-    parts: Sequence[str] = PARTS,
-    watched: Sequence[str] = PARTS,
+    ctx: Context, program: Program, outcome: Outcome, *, parts: Sequence[str] = PARTS, watched: Sequence[str] = PARTS
 ) -> None:
     """Evaluate each node's model in full, and write its weights, result and ledger.
 
     Args:
-      step_flops: {"student", "teacher"}: FLOPs of one step of one member.
       watched: the parts that were evaluated while training.
     """
-    groups = [group for prompts in ctx.select(*parts) for group in prompts.groups]
+    groups = ctx.groups(*parts)
     correct = ctx.evaluator(outcome.mesh, *parts)(outcome.state.params)
     once, watch = ctx.evaluation_flops(*parts), ctx.evaluation_flops(*watched)
-    for i, m in enumerate(crew):
-        m.node.checkpoints.save(FINAL, member(outcome.state.params, i))
+    for i, m in enumerate(program.crew):
+        m.node.checkpoints.save(FINAL, member(ctx.model, outcome.mesh, outcome.state.params, i))
         result = {
             **scores(correct[i], groups),
             "steps": outcome.steps[i],
             "recovered": outcome.status[i] == REACHED,
             "diverged": outcome.status[i] == DIVERGED,
         }
-        spent = {name: value * outcome.steps[i] for name, value in step_flops.items()}
+        spent = {name: value * outcome.steps[i] for name, value in program.flops.items()}
         m.node.finish(result, ledger(spent | {"evaluation": once + watch * outcome.evaluations[i]}, outcome.seconds))
 
 
@@ -185,10 +230,16 @@ def scores(correct: np.ndarray, groups: Sequence[str]) -> dict[str, Any]:
 _SCORES = {"retain": lambda g: g[2] == "retain", "forget": lambda g: g[2] != "retain"}
 
 
-def ledger(spent: dict[str, float], seconds: float) -> dict[str, Any]:
-    """Return a node's ledger: FLOPs by cause, seconds of this process, and its peak resident bytes."""
+def ledger(spent: dict[str, float], seconds: dict[str, float]) -> dict[str, Any]:
+    """Return a node's ledger: FLOPs by cause, this process's seconds by cause, and its peak resident bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"flops": spent, "seconds": round(seconds, 2), "peak_bytes": peak}
+    whole = round(sum(seconds.values()), 2)
+    return {
+        "flops": spent,
+        "seconds": whole,
+        "seconds_by_cause": {k: round(v, 2) for k, v in seconds.items()},
+        "peak_bytes": peak,
+    }
 
 
 def _wanted(groups: Sequence[str]) -> dict[str, list[str]]:
@@ -200,39 +251,28 @@ def _wanted(groups: Sequence[str]) -> dict[str, list[str]]:
     return wanted
 
 
-def _index(crew: Sequence[Member], node: Node) -> list[int]:
-    return [i for i, m in enumerate(crew) if m.node.name == node.name]
+def _places(crew: Sequence[Member], node: Node) -> tuple[int, ...]:
+    return tuple(i for i, m in enumerate(crew) if m.node.name == node.name)
 
 
-def _slice(state: State, crew: Sequence[Member], node: Node) -> State:
-    rest = members(state.replace(step=None), _index(crew, node))
-    return rest.replace(step=state.step)
-
-
-def _restore(ctx: Context, nodes: Sequence[Node], crew: Sequence[Member], state: State) -> State:
+def _restore(ctx: Context, stores: dict[str, Checkpoints], crew: Sequence[Member], state: State, mesh: Mesh) -> State:
     """Return the state of the newest step that all nodes have, or the given one."""
+    places = {m.node.name: _places(crew, m.node) for m in crew}
 
-    def like(node: Node) -> State:
-        return jax.eval_shape(lambda s: _slice(s, crew, node), state)
+    def like(name: str) -> Any:
+        shape = jax.eval_shape(lambda s: take_members(ctx.model, mesh, s, places[name]), state)
+        at = state_shardings(ctx.model, mesh, shape)
+        return jax.tree.map(lambda s, a: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=a), shape, at)
 
-    common = set.intersection(*(set(node.checkpoints.steps()) for node in nodes))
+    common = set.intersection(*(set(store.steps()) for store in stores.values()))
     for step in sorted(common, reverse=True):
         try:
-            found = [node.checkpoints.restore(step, like(node)) for node in nodes]
+            found = {name: store.restore(step, like(name)) for name, store in stores.items()}
         except Damaged as error:
             ctx.progress.say(f"warning: {str(error).split(';')[0]}; going back to the checkpoint before it")
             continue
-        ctx.progress.say(f"{', '.join(n.name for n in nodes)}: continuing from step {step} of an earlier run")
-        return _put_together(found, [_index(crew, node) for node in nodes], state)
+        ctx.progress.say(f"{', '.join(stores)}: continuing from step {step} of an earlier run")
+        for name, piece in found.items():
+            state = put_members(ctx.model, mesh, state, piece, places[name])
+        return state
     return state
-
-
-def _put_together(parts: Sequence[State], places: Sequence[Sequence[int]], state: State) -> State:
-    def fill(whole: jax.Array, *pieces: jax.Array) -> jax.Array:
-        out = np.array(whole)
-        for piece, place in zip(pieces, places, strict=True):
-            out[np.asarray(place)] = np.asarray(piece)
-        return jax.device_put(jnp.asarray(out), whole.sharding)
-
-    merged = jax.tree.map(fill, state.replace(step=None), *(p.replace(step=None) for p in parts))
-    return merged.replace(step=jax.device_put(parts[0].step, state.step.sharding))

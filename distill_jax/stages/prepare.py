@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -13,9 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from distill_jax.config import ConfigError
+from distill_jax.config import ConfigError, Interrupted
 from distill_jax.data.records import verify
 from distill_jax.io.files import write_json
+from distill_jax.sharding.distributed import chief
 from distill_jax.stages.context import Context, Node
 from distill_jax.stages.population import ledger
 
@@ -23,6 +25,11 @@ from distill_jax.stages.population import ledger
 def run(ctx: Context, nodes: Sequence[Node]) -> None:
     """Generate, tokenise and pack every data set of the experiment."""
     (node,) = nodes
+    if chief():
+        _prepare(ctx, node)
+
+
+def _prepare(ctx: Context, node: Node) -> None:
     began = time.monotonic()
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         write_json(Path(file.name), dataclasses.asdict(node.settings))
@@ -33,13 +40,15 @@ def run(ctx: Context, nodes: Sequence[Node]) -> None:
             for line in process.stdout:
                 ctx.progress.say(f"[{ctx.progress.stage}/{ctx.progress.stages}] {node.name}  {line.rstrip()}")
             problems = process.stderr.read()
+    if process.returncode == -signal.SIGTERM:  # the signal went to the whole group
+        raise Interrupted("stopped while preparing the data")
     if process.returncode:
         last = [line for line in problems.splitlines() if line.strip()][-1:] or ["no message"]
         if "No space left on device" in last[0]:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(ctx.data))
         raise ConfigError(f"preparing the data failed: {last[0]}")
     verify(ctx.data)
-    node.finish({}, ledger({}, time.monotonic() - began))
+    node.finish({}, ledger({}, {"data": time.monotonic() - began}))
 
 
 def plan(ctx: Context, settings: Any) -> float:

@@ -11,15 +11,13 @@ import functools
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import jax
-
 from distill_jax.losses.chunked import over_tokens
 from distill_jax.losses.lm import cross_entropy, target_mask
 from distill_jax.models import transformer
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops
-from distill_jax.stages.context import Context, Node, seed_for
-from distill_jax.stages.population import Member, finish_models, rows_feed, train
+from distill_jax.stages.context import PARTS, Context, Node
+from distill_jax.stages.population import Member, Program, finish_models, train
 from distill_jax.train.settings import Training
 from distill_jax.train.step import Batch, Term, make_step
 
@@ -60,26 +58,35 @@ def build(cfg: TransformerConfig, settings: Training, chunk: int, mesh: Any) -> 
     return make_step(objective, no_teacher, settings.optimizer(), settings.schedule(), mesh, settings.microbatches)
 
 
-def run(ctx: Context, nodes: Sequence[Node]) -> None:
-    """Train the nodes, which differ in nothing but their fresh weights, as one population."""
+def program(ctx: Context, nodes: Sequence[Node]) -> Program:
+    """Return what the nodes, which differ in nothing but their fresh weights, run as one population."""
     settings = nodes[0].settings
-    starts = [transformer.init(ctx.model, jax.random.key(seed_for(n.settings.seed, "init", n.name))) for n in nodes]
-    crew = [Member(node, learning_rate=settings.learning_rate) for node in nodes]
+    return Program(
+        crew=[Member(node, learning_rate=settings.learning_rate) for node in nodes],
+        settings=settings,
+        build=functools.partial(build, ctx.model, settings, ctx.run.loss_chunk),
+        reads=settings.data,
+        seeds=[settings.seed],
+        teacher="",
+        flops={"student": flops.train_step(ctx.model, settings.batch, ctx.row_length)},
+    )
+
+
+def run(ctx: Context, nodes: Sequence[Node]) -> None:
+    """Train the nodes."""
+    settings, what = nodes[0].settings, program(ctx, nodes)
     outcome = train(
         ctx,
-        crew,
-        starts,
-        settings,
-        functools.partial(build, ctx.model, settings, ctx.loss_chunk),
-        rows_feed(ctx, settings, "pretrain", settings.data, [settings.seed]),
+        what,
+        lambda mesh: [ctx.fresh(node, mesh) for node in nodes],
         evaluate_at=lambda s: s > 0 and s % settings.evaluate_every == 0,
         planned_flops=plan(ctx, settings) * len(nodes),
     )
-    finish_models(ctx, crew, outcome, {"student": flops.train_step(ctx.model, settings.batch, ctx.row_length)})
+    finish_models(ctx, what, outcome)
 
 
 def plan(ctx: Context, settings: Pretrain) -> float:
     """Return the FLOPs of one node at its most steps."""
     looks = settings.steps // settings.evaluate_every + 1
     steps = settings.steps * flops.train_step(ctx.model, settings.batch, ctx.row_length)
-    return steps + looks * ctx.evaluation_flops("retain", "shown", "heldout")
+    return steps + looks * ctx.evaluation_flops(*PARTS)

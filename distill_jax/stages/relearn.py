@@ -14,8 +14,8 @@ from typing import ClassVar
 
 from distill_jax.perf import flops
 from distill_jax.stages import pretrain
-from distill_jax.stages.context import Context, Node
-from distill_jax.stages.population import Member, ledger, rows_feed, train
+from distill_jax.stages.context import PARTS, Context, Node
+from distill_jax.stages.population import Member, Program, ledger, train
 from distill_jax.train.settings import Training
 from distill_jax.train.step import DIVERGED
 
@@ -52,27 +52,37 @@ class Relearn(Training):
             raise ValueError(f"evaluate_steps = {self.evaluate_steps}: give steps from 0 to steps = {self.steps}")
 
 
+def program(ctx: Context, nodes: Sequence[Node]) -> Program:
+    """Return what one attack runs: every learning rate with every seed as one population."""
+    (node,), settings = nodes, nodes[0].settings
+    return Program(
+        crew=[
+            Member(node, f"lr={rate:g},seed={seed}", rate, seed)
+            for seed in range(settings.seeds)
+            for rate in settings.learning_rates
+        ],
+        settings=settings,
+        build=functools.partial(pretrain.build, ctx.model, _step_settings(settings), ctx.run.loss_chunk),
+        reads=settings.data,
+        seeds=[settings.seed + i for i in range(settings.seeds)],
+        teacher="",
+        flops={"attack": flops.train_step(ctx.model, settings.batch, ctx.row_length)},
+    )
+
+
 def run(ctx: Context, nodes: Sequence[Node]) -> None:
     """Attack one node's model."""
-    (node,), settings = nodes, nodes[0].settings
-    crew = [
-        Member(node, f"lr={rate:g},seed={seed}", rate, seed)
-        for seed in range(settings.seeds)
-        for rate in settings.learning_rates
-    ]
+    (node,), settings, what = nodes, nodes[0].settings, program(ctx, nodes)
     outcome = train(
         ctx,
-        crew,
-        [ctx.params(node.inputs["start"])],
-        settings,
-        functools.partial(pretrain.build, ctx.model, _step_settings(settings), ctx.loss_chunk),
-        rows_feed(ctx, settings, "relearn", settings.data, [settings.seed + i for i in range(settings.seeds)]),
+        what,
+        lambda mesh: [ctx.params(node.inputs["start"], mesh)],
         evaluate_at=lambda s: s in settings.evaluate_steps,
         planned_flops=plan(ctx, settings),
     )
-    attack = sum(outcome.steps) * flops.train_step(ctx.model, settings.batch, ctx.row_length)
-    evaluation = sum(outcome.evaluations) * ctx.evaluation_flops("retain", "shown", "heldout")
-    result = {"members": len(crew), "diverged": sum(status == DIVERGED for status in outcome.status)}
+    attack = sum(outcome.steps) * what.flops["attack"]
+    evaluation = sum(outcome.evaluations) * ctx.evaluation_flops(*PARTS)
+    result = {"members": len(what.crew), "diverged": sum(status == DIVERGED for status in outcome.status)}
     node.finish(result, ledger({"attack": attack, "evaluation": evaluation}, outcome.seconds))
 
 
@@ -85,6 +95,6 @@ def _step_settings(settings: Relearn) -> Training:
 def plan(ctx: Context, settings: Relearn) -> float:
     """Return the FLOPs of the whole attack."""
     step = flops.train_step(ctx.model, settings.batch, ctx.row_length)
-    look = ctx.evaluation_flops("retain", "shown", "heldout")
+    look = ctx.evaluation_flops(*PARTS)
     count = len(settings.learning_rates) * settings.seeds
     return count * (settings.steps * step + len(settings.evaluate_steps) * look)

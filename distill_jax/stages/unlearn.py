@@ -24,8 +24,8 @@ from distill_jax.losses.unlearn import gradient_ascent, max_entropy, squared_dis
 from distill_jax.models import transformer
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops
-from distill_jax.stages.context import Context, Node
-from distill_jax.stages.population import Member, finish_models, rows_feed, train
+from distill_jax.stages.context import PARTS, Context, Node
+from distill_jax.stages.population import Member, Program, finish_models, train
 from distill_jax.stages.pretrain import language_model
 from distill_jax.train.settings import Training
 from distill_jax.train.step import Batch, Term, make_step
@@ -141,24 +141,31 @@ def build(cfg: TransformerConfig, settings: Unlearn, chunk: int, mesh: Any) -> A
     return make_step(objective, frozen, optimizer, schedule, mesh, settings.microbatches, trainable)
 
 
+def program(ctx: Context, nodes: Sequence[Node]) -> Program:
+    """Return what the nodes, which share their start and settings, run as one population."""
+    settings = nodes[0].settings
+    return Program(
+        crew=[Member(node, learning_rate=settings.learning_rate) for node in nodes],
+        settings=settings,
+        build=functools.partial(build, ctx.model, dataclasses.replace(settings, start=""), ctx.run.loss_chunk),
+        reads={"forget": "forget", "retain": "retain"},
+        seeds=[settings.seed],
+        teacher=nodes[0].inputs["start"] if settings.method == "rmu" else "",
+        flops=_step_flops(ctx, settings),
+    )
+
+
 def run(ctx: Context, nodes: Sequence[Node]) -> None:
-    """Unlearn the nodes, which share their start and settings, as one population."""
-    settings, start = nodes[0].settings, ctx.params(nodes[0].inputs["start"])
-    forget = rows_feed(ctx, settings, "unlearn", "forget", [settings.seed])
-    retain = rows_feed(ctx, settings, "unlearn", "retain", [settings.seed])
-    crew = [Member(node, learning_rate=settings.learning_rate) for node in nodes]
+    """Unlearn the nodes."""
+    settings, what = nodes[0].settings, program(ctx, nodes)
     outcome = train(
         ctx,
-        crew,
-        [start],
-        settings,
-        functools.partial(build, ctx.model, dataclasses.replace(settings, start=""), ctx.loss_chunk),
-        lambda step: {"forget": forget(step), "retain": retain(step)},
-        teacher=start if settings.method == "rmu" else None,
+        what,
+        lambda mesh: [ctx.params(nodes[0].inputs["start"], mesh)],
         evaluate_at=lambda s: s > 0 and s % settings.evaluate_every == 0,
         planned_flops=plan(ctx, settings) * len(nodes),
     )
-    finish_models(ctx, crew, outcome, _step_flops(ctx, settings))
+    finish_models(ctx, what, outcome)
 
 
 def _step_flops(ctx: Context, settings: Unlearn) -> dict[str, float]:
@@ -173,4 +180,4 @@ def plan(ctx: Context, settings: Unlearn) -> float:
     """Return the FLOPs of one node at its most steps."""
     looks = settings.steps // settings.evaluate_every + 1
     steps = settings.steps * sum(_step_flops(ctx, settings).values())
-    return steps + looks * ctx.evaluation_flops("retain", "shown", "heldout")
+    return steps + looks * ctx.evaluation_flops(*PARTS)

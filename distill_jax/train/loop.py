@@ -2,17 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from distill_jax.config import Interrupted
+from distill_jax.sharding import distributed
 from distill_jax.train.settings import Training
 from distill_jax.train.step import REACHED, RUNNING, Batch, State
 
 Values = dict[str, np.ndarray]  # one number a member
+
+
+class Clock:
+    """Split a wall time by what was waited for: compile, data, step, evaluate, save; the rest is "other"."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._spent = dict.fromkeys(("compile", "data", "step", "evaluate", "save"), 0.0)
+
+    @contextlib.contextmanager
+    def spent_on(self, cause: str) -> Iterator[None]:
+        """Charge the time of a block to a cause."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._spent[cause] += time.monotonic() - began
+
+    def split(self) -> dict[str, float]:
+        """Return the seconds since the clock was made, by cause."""
+        return self._spent | {"other": time.monotonic() - self._began - sum(self._spent.values())}
 
 
 @jax.jit
@@ -33,27 +58,44 @@ def loop(
     save: Callable[[int, State], None],
     evaluate: Callable[[int, State], np.ndarray | None],
     record: Callable[[int, Values], None],
+    clock: Clock | None = None,
 ) -> State:
     """Train a population from its own step to its last.
 
-    At s steps taken: save if it is time; evaluate, and freeze the members that `evaluate` says reached their goal;
-    leave if s is the last step or nobody runs any more; take step s on batch s. A run that continues from the save
-    at s therefore repeats the evaluation at s, and so comes to the same end as one that was never stopped.
+    At s steps taken: save if it is time; leave if the run was asked to stop; evaluate, and freeze the members that
+    `evaluate` says reached their goal; leave if s is the last step or nobody runs any more; take step s on batch s.
+    A run that continues from the save at s therefore repeats the evaluation at s, and so comes to the same end as one
+    that was never stopped.
 
     Args:
       feed: gives the global batch of a step.
       save: is called with the step and the state every `checkpoint_every` steps, but not where the loop began.
       evaluate: is called at every step and decides by itself when to look; returns bool [P] or None.
       record: gets a step's metrics one step late, so that the device is never waited for.
+
+    Raises:
+      Interrupted: once saved, if this process or another of the run was told to stop.
     """
+    clock = clock or Clock()
     start = int(state.step)
     pending: tuple[int, dict[str, jax.Array]] | None = None
+
+    def settle() -> None:
+        nonlocal pending
+        if pending:
+            with clock.spent_on("step"):
+                values = jax.tree.map(np.asarray, pending[1])
+            record(pending[0], values)
+            pending = None
+
     for s in range(start, settings.steps + 1):
-        if s > start and s % settings.checkpoint_every == 0:
-            if pending:  # a run that continues from here never takes the last step again
-                record(pending[0], jax.tree.map(np.asarray, pending[1]))
-                pending = None
-            save(s, state)
+        told = distributed.told_to_stop()
+        if s > start and (told or s % settings.checkpoint_every == 0):
+            settle()  # a run that continues from here never takes the last step again
+            with clock.spent_on("save"):
+                save(s, state)
+        if told:
+            raise Interrupted(f"stopped at step {s}")
         reached = evaluate(s, state)
         if reached is not None:
             fill = np.zeros(state.status.shape[0] - len(reached), bool)
@@ -62,10 +104,11 @@ def loop(
                 break
         if s == settings.steps:
             break
-        state, metrics = step(state, teacher, feed(s))
-        if pending:
-            record(pending[0], jax.tree.map(np.asarray, pending[1]))
+        with clock.spent_on("data"):
+            batch = feed(s)
+        with clock.spent_on("compile" if s == start else "step"):
+            state, metrics = step(state, teacher, batch)
+        settle()
         pending = (s, metrics) if s % settings.log_every == 0 else None
-    if pending:
-        record(pending[0], jax.tree.map(np.asarray, pending[1]))
+    settle()
     return state

@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
 from distill_jax.models import transformer
 from distill_jax.models.transformer import TransformerConfig
@@ -19,28 +18,21 @@ from distill_jax.train.step import RUNNING, UNUSED, State
 
 
 def state_shardings(cfg: TransformerConfig, mesh: Mesh, shape: State) -> State:
-    """Return where each leaf of a state lies: weights by the rules, and all but the step over the population."""
+    """Return where each leaf of a state lies: weights and their moments by the rules, the members' flags everywhere."""
     logical = transformer.logical_axes(cfg)
-    members: Any = NamedSharding(mesh, P("population"))
     params = shardings(mesh, logical, shape.params, lead=("population",))
+    once = replicated(mesh)
 
     weights: Any = jax.tree.structure(shape.params)
 
     def is_params(node: Any) -> bool:
         return bool(jax.tree.structure(node) == weights)
 
-    def of_optimizer(node: Any) -> Any:  # first and second moments lie like the weights, counters like members
-        return params if is_params(node) else members
+    def of_optimizer(node: Any) -> Any:
+        return params if is_params(node) else once
 
-    once: Any = replicated(mesh)
-    return State(
-        step=once,
-        params=params,
-        opt=jax.tree.map(of_optimizer, shape.opt, is_leaf=is_params),
-        status=members,
-        stopped=members,
-        hyper=jax.tree.map(lambda _: members, shape.hyper),
-    )
+    rest = jax.tree.map(lambda _: once, shape.replace(params=None, opt=None))
+    return rest.replace(params=params, opt=jax.tree.map(of_optimizer, shape.opt, is_leaf=is_params))
 
 
 def make_state(
@@ -83,12 +75,30 @@ def make_state(
     return jax.jit(make, out_shardings=state_shardings(cfg, mesh, shape))(starts)
 
 
-def members(tree: Any, index: Sequence[int]) -> Any:
-    """Return the chosen members of a tree of [P, ...] arrays."""
+def take_members(cfg: TransformerConfig, mesh: Mesh, state: State, index: Sequence[int]) -> State:
+    """Return the chosen members' own state, laid out by the rules; needs every host."""
+
+    def take(state: State, chosen: jax.Array) -> State:
+        return jax.tree.map(lambda x: x[chosen], state.replace(step=None)).replace(step=state.step)
+
     chosen = np.asarray(index)
-    return jax.tree.map(lambda x: x[chosen], tree)
+    shape = jax.eval_shape(take, state, chosen)
+    return jax.jit(take, out_shardings=state_shardings(cfg, mesh, shape))(state, chosen)
 
 
-def member(tree: Any, index: int) -> Any:
-    """Return one member of a tree of [P, ...] arrays, without the population axis."""
-    return jax.tree.map(lambda x: x[index], tree)
+def put_members(cfg: TransformerConfig, mesh: Mesh, state: State, piece: State, index: Sequence[int]) -> State:
+    """Return the state with the chosen members, and the step, of another one; needs every host."""
+
+    def put(state: State, piece: State, chosen: jax.Array) -> State:
+        both = (state.replace(step=None), piece.replace(step=None))
+        return jax.tree.map(lambda x, y: x.at[chosen].set(y), *both).replace(step=piece.step)
+
+    at = state_shardings(cfg, mesh, state)
+    return jax.jit(put, out_shardings=at, donate_argnums=0)(state, piece, np.asarray(index))
+
+
+def member(cfg: TransformerConfig, mesh: Mesh, params: Any, index: int) -> Any:
+    """Return one member's weights, without the population axis, laid out by the rules; needs every host."""
+    take = lambda tree, i: jax.tree.map(lambda x: x[i], tree)  # noqa: E731
+    shape = jax.eval_shape(take, params, index)
+    return jax.jit(take, out_shardings=shardings(mesh, transformer.logical_axes(cfg), shape))(params, index)

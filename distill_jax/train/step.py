@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from distill_jax.sharding.mesh import over_members
+from distill_jax.sharding.mesh import constrain, over_members, replicated, tracing
 
 RUNNING, REACHED, DIVERGED, UNUSED = range(4)
 
@@ -70,8 +70,10 @@ def make_step(
         return jax.tree.map(lambda x: x[0] if x.shape[0] == 1 else x[index], tree)
 
     def split(tree: Any) -> Any:  # [G, B, ...] -> [M, G, B / M, ...]
-        cut = lambda x: jnp.moveaxis(x.reshape(x.shape[0], microbatches, -1, *x.shape[2:]), 1, 0)  # noqa: E731
-        return jax.tree.map(cut, tree)
+        # Every M-th row, so that rows stay on their devices.
+        cut = lambda x: jnp.moveaxis(x.reshape(x.shape[0], -1, microbatches, *x.shape[2:]), 2, 0)  # noqa: E731
+        hold = lambda x: constrain(x, None, None, "batch", *[None] * (x.ndim - 3))  # noqa: E731
+        return jax.tree.map(lambda x: hold(cut(x)), tree)
 
     def weights(member: Any, shared: Any) -> dict[str, jax.Array]:
         # Only the weights are used, so XLA drops the forward pass that the sums would need.
@@ -144,6 +146,12 @@ def make_step(
             stopped=jnp.where(diverged, state.step, state.stopped),
         )
         told = {**values, "gradient_norm": norm}
-        return state, jax.tree.map(lambda x: jnp.where(active, x, jnp.nan), told)  # a frozen member has no loss
+        told = jax.tree.map(lambda x: jnp.where(active, x, jnp.nan), told)  # a frozen member has no loss
+        # Every host reads all members' numbers.
+        return state, jax.lax.with_sharding_constraint(told, replicated(mesh))
 
-    return jax.jit(step, donate_argnums=0)
+    def traced(state: State, teacher_params: Any, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
+        with tracing(mesh):
+            return step(state, teacher_params, batch)
+
+    return jax.jit(traced, donate_argnums=0)

@@ -1,0 +1,140 @@
+"""The processes of one run: bring them together, agree when to stop, and say who writes."""
+
+from __future__ import annotations
+
+import itertools
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+
+from distill_jax.config import ConfigError, check
+
+WAIT_SECONDS = 60.0
+
+_stop = False
+_asked = itertools.count()
+
+
+def chief() -> bool:
+    """Whether this process writes what only one may write."""
+    return jax.process_index() == 0
+
+
+def barrier(name: str) -> None:
+    """Wait until every process of the run is here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def heed_sigterm() -> None:
+    """Take SIGTERM as a wish to save and leave. With several processes JAX hears it itself, for all of them."""
+
+    def note(*_: Any) -> None:
+        global _stop
+        _stop = True
+
+    signal.signal(signal.SIGTERM, note)
+
+
+def told_to_stop() -> bool:
+    """Whether to save now and leave; all processes get the same answer to their n-th question."""
+    if jax.process_count() == 1:
+        return _stop
+    return multihost_utils.reached_preemption_sync_point(next(_asked))
+
+
+def join(coordinator: str, processes: int, process: int, heartbeat: int = 100) -> None:
+    """Join this process with the others of its run, before anything touches a device.
+
+    Args:
+      coordinator: HOST:PORT where process 0 listens; one port serves the roll call and then JAX.
+      heartbeat: seconds of silence after which a process counts as dead, and the others leave.
+
+    Raises:
+      ConfigError: naming the flag whose value cannot be.
+    """
+    host, _, port = coordinator.rpartition(":")
+    check(bool(host) and port.isdigit(), f"--coordinator={coordinator}: give HOST:PORT, such as 10.0.0.2:8476")
+    check(processes >= 1, f"--processes={processes}: must be at least 1")
+    check(0 <= process < processes, f"--process={process}: must be from 0 to --processes - 1 = {processes - 1}")
+    roll_call(host, int(port), processes, process)
+    jax.distributed.initialize(coordinator, processes, process, heartbeat_timeout_seconds=heartbeat)
+
+
+def join_detected(port: int, heartbeat: int = 100) -> None:
+    """Join the cluster that JAX detects by itself: a TPU pod, Slurm, Open MPI, a Kubernetes job.
+
+    Raises:
+      ConfigError: if there is none.
+    """
+    try:
+        from jax._src.clusters import ClusterEnv
+
+        found = ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, 300)
+    except ImportError:  # JAX keeps it to itself; without it the roll call is left out
+        jax.distributed.initialize(heartbeat_timeout_seconds=heartbeat)
+        return
+    coordinator, processes, process, _ = found
+    if coordinator is None or processes is None or process is None:
+        mend = "start the processes yourself with --coordinator, --processes and --process"
+        raise ConfigError(f"--distributed: no cluster was detected here; {mend}")
+    join(f"{coordinator.rpartition(':')[0]}:{port}", int(processes), int(process), heartbeat)
+
+
+def roll_call(host: str, port: int, processes: int, process: int, say: Callable[[str], None] | None = None) -> None:
+    """Return once all processes have reported to process 0; each minute say who is missing.
+
+    JAX's own start-up ends in an abort that names nobody, so the processes meet on its port first.
+    """
+    say = say or (lambda text: print(f"distill-jax: {text}", file=sys.stderr, flush=True))
+    if processes > 1:
+        _call(port, processes, say) if process == 0 else _answer(host, port, process, say)
+
+
+def _call(port: int, processes: int, say: Callable[[str], None]) -> None:
+    present: dict[int, socket.socket] = {}
+    began = time.monotonic()
+    try:
+        server = socket.create_server(("", port), backlog=processes)
+    except OSError as error:
+        raise ConfigError(f"process 0 cannot listen on port {port}: {error.strerror}; give another port") from error
+    with server:
+        server.settimeout(WAIT_SECONDS)
+        while len(present) < processes - 1:
+            try:
+                connection, _ = server.accept()
+                connection.settimeout(5)
+                present[int(connection.recv(16))] = connection
+            except TimeoutError:
+                missing = sorted(set(range(1, processes)) - set(present))
+                names = ", ".join(map(str, missing))
+                waited = time.monotonic() - began
+                say(f"waited {waited:.0f} s; of {processes} processes these have not reported: {names}")
+            except (OSError, ValueError):  # a stranger, or one that left again
+                continue
+    for connection in present.values():
+        with connection:
+            connection.sendall(b"go")
+
+
+def _answer(host: str, port: int, process: int, say: Callable[[str], None]) -> None:
+    said = began = time.monotonic()
+    while True:
+        try:
+            with socket.create_connection((host, port), timeout=5) as connection:
+                connection.sendall(str(process).encode())
+                connection.settimeout(None)
+                if connection.recv(2) == b"go":
+                    return
+        except OSError:
+            pass
+        if time.monotonic() - said > WAIT_SECONDS:
+            said = time.monotonic()
+            say(f"process {process} waited {said - began:.0f} s; process 0 does not answer at {host}:{port}")
+        time.sleep(0.2)
