@@ -39,7 +39,7 @@ def like():
 def assert_same(ours, theirs):
     assert jax.tree.structure(ours) == jax.tree.structure(theirs)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-        assert isinstance(a, np.ndarray) and a.dtype == b.dtype
+        assert isinstance(a, jax.Array) and a.dtype == b.dtype
         np.testing.assert_array_equal(a, b)
 
 

@@ -24,7 +24,7 @@ from distill_jax.sharding.distributed import chief
 from distill_jax.sharding.mesh import batch_sharding, make_mesh
 from distill_jax.stages.context import PARTS, Context, Node, seed_for
 from distill_jax.train.loop import Clock, loop
-from distill_jax.train.population import make_state, member, put_members, state_shardings, take_members
+from distill_jax.train.population import make_state, put_state, state_shardings, take_state, take_weights
 from distill_jax.train.settings import Training
 from distill_jax.train.step import DIVERGED, REACHED, Batch, State
 
@@ -174,7 +174,7 @@ def train(
     def save(step: int, state: State) -> None:
         flush()
         for node in nodes:
-            stores[node.name].save(step, take_members(ctx.model, mesh, state, _places(crew, node)), background=True)
+            stores[node.name].save(step, take_state(ctx.model, mesh, state, _places(crew, node)), background=True)
 
     teacher = ctx.params(program.teacher, mesh) if program.teacher else None
     step, feed = program.build(mesh), program.batches(ctx, mesh)
@@ -204,7 +204,7 @@ def finish_models(
     correct = ctx.evaluator(outcome.mesh, *parts)(outcome.state.params)
     once, watch = ctx.evaluation_flops(*parts), ctx.evaluation_flops(*watched)
     for i, m in enumerate(program.crew):
-        m.node.checkpoints.save(FINAL, member(ctx.model, outcome.mesh, outcome.state.params, i))
+        m.node.checkpoints.save(FINAL, take_weights(ctx.model, outcome.mesh, outcome.state.params, i))
         result = {
             **scores(correct[i], groups),
             "steps": outcome.steps[i],
@@ -260,7 +260,7 @@ def _restore(ctx: Context, stores: dict[str, Checkpoints], crew: Sequence[Member
     places = {m.node.name: _places(crew, m.node) for m in crew}
 
     def like(name: str) -> Any:
-        shape = jax.eval_shape(lambda s: take_members(ctx.model, mesh, s, places[name]), state)
+        shape = jax.eval_shape(lambda s: take_state(ctx.model, mesh, s, places[name]), state)
         at = state_shardings(ctx.model, mesh, shape)
         return jax.tree.map(lambda s, a: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=a), shape, at)
 
@@ -273,6 +273,6 @@ def _restore(ctx: Context, stores: dict[str, Checkpoints], crew: Sequence[Member
             continue
         ctx.progress.say(f"{', '.join(stores)}: continuing from step {step} of an earlier run")
         for name, piece in found.items():
-            state = put_members(ctx.model, mesh, state, piece, places[name])
+            state = put_state(ctx.model, mesh, state, piece, places[name])
         return state
     return state

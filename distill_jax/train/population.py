@@ -75,19 +75,33 @@ def make_state(
     return jax.jit(make, out_shardings=state_shardings(cfg, mesh, shape))(starts)
 
 
-def take_members(cfg: TransformerConfig, mesh: Mesh, state: State, index: Sequence[int]) -> State:
-    """Return the chosen members' own state, laid out by the rules; needs every host."""
+def members(tree: Any, index: Any) -> Any:
+    """Return the chosen members of a tree of [P, ...] arrays."""
+    chosen = np.asarray(index) if isinstance(index, list | tuple) else index
+    return jax.tree.map(lambda x: x[chosen], tree)
+
+
+def member(tree: Any, index: Any) -> Any:
+    """Return one member of a tree of [P, ...] arrays, without the population axis."""
+    return jax.tree.map(lambda x: x[index], tree)
+
+
+# The three below move arrays between layouts; every host of the run calls them.
+
+
+def take_state(cfg: TransformerConfig, mesh: Mesh, state: State, index: Sequence[int]) -> State:
+    """Return the chosen members' own state, laid out by the rules."""
 
     def take(state: State, chosen: jax.Array) -> State:
-        return jax.tree.map(lambda x: x[chosen], state.replace(step=None)).replace(step=state.step)
+        return members(state.replace(step=None), chosen).replace(step=state.step)
 
     chosen = np.asarray(index)
     shape = jax.eval_shape(take, state, chosen)
     return jax.jit(take, out_shardings=state_shardings(cfg, mesh, shape))(state, chosen)
 
 
-def put_members(cfg: TransformerConfig, mesh: Mesh, state: State, piece: State, index: Sequence[int]) -> State:
-    """Return the state with the chosen members, and the step, of another one; needs every host."""
+def put_state(cfg: TransformerConfig, mesh: Mesh, state: State, piece: State, index: Sequence[int]) -> State:
+    """Return the state with the chosen members, and the step, of another one."""
 
     def put(state: State, piece: State, chosen: jax.Array) -> State:
         both = (state.replace(step=None), piece.replace(step=None))
@@ -97,8 +111,7 @@ def put_members(cfg: TransformerConfig, mesh: Mesh, state: State, piece: State, 
     return jax.jit(put, out_shardings=at, donate_argnums=0)(state, piece, np.asarray(index))
 
 
-def member(cfg: TransformerConfig, mesh: Mesh, params: Any, index: int) -> Any:
-    """Return one member's weights, without the population axis, laid out by the rules; needs every host."""
-    take = lambda tree, i: jax.tree.map(lambda x: x[i], tree)  # noqa: E731
-    shape = jax.eval_shape(take, params, index)
-    return jax.jit(take, out_shardings=shardings(mesh, transformer.logical_axes(cfg), shape))(params, index)
+def take_weights(cfg: TransformerConfig, mesh: Mesh, params: Any, index: int) -> Any:
+    """Return one member's weights, laid out by the rules."""
+    shape = jax.eval_shape(member, params, index)
+    return jax.jit(member, out_shardings=shardings(mesh, transformer.logical_axes(cfg), shape))(params, index)

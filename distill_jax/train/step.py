@@ -96,7 +96,7 @@ def make_step(
         params, opt, grads = member["params"], member["opt"], member["grads"]
         if trainable is not None:
             grads = jax.tree.map(jnp.multiply, grads, trainable)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         finite = jnp.isfinite(norm) & jnp.isfinite(member["loss"])
 
         def move():
