@@ -1,0 +1,124 @@
+"""Run every verb's own step for a few steps on one layout of devices and print the numbers as JSON.
+
+One process of one run; `tests/test_sharding.py` starts it with different devices, meshes and hosts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from distill_jax.data.records import write_rows
+from distill_jax.io.metrics import Progress
+from distill_jax.models.transformer import TransformerConfig
+from distill_jax.sharding import distributed
+from distill_jax.stages import VERBS, Distill, Pretrain, Relearn, Unlearn
+from distill_jax.stages.context import PARTS, Context, Node, RunSettings
+
+# Heads and MLP divide by 2, 4 and 8 or by some of them; 30 words divide by 2 only, so that fallbacks happen too.
+MODEL = TransformerConfig(
+    vocab=30, layers=2, hidden=16, mlp=24, heads=4, kv_heads=2, head_dim=4, query_scale=4.0, init_std=0.25
+)
+LENGTH, STEPS = 12, 5
+COMMON: dict[str, Any] = {"steps": STEPS, "batch": 16, "warmup": 2, "learning_rate": 1e-2, "loss_on": "answer"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """What a stage asks of the data's settings."""
+
+    row_length: int = LENGTH
+
+
+def write_data(directory: Path) -> None:
+    """Write small sets of ragged rows: documents of one to five tokens, tails of padding, some without any target."""
+    rng = np.random.default_rng(7)
+    for name in ("all", "retain", "forget", "forget_shown"):
+        rows = np.zeros((40, 3, LENGTH), np.int32)
+        for row in rows:
+            end = rng.integers(1, LENGTH + 1)
+            row[0, :end] = rng.integers(1, MODEL.vocab, end)
+            row[1, :end] = np.cumsum(rng.random(end) < 0.3) + 1
+            row[2, :end] = rng.random(end) < 0.5
+        write_rows(directory / f"{name}.array_record", rows)
+    items = []
+    for i in range(20):
+        prompt = rng.integers(1, MODEL.vocab, rng.integers(2, 6)).tolist()
+        group = {"operation": "add", "form": "equation", "part": PARTS[i % 3]}
+        items.append({"prompt_ids": prompt, "answer_ids": rng.integers(1, MODEL.vocab, 2).tolist(), **group})
+    (directory / "evaluation.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+
+
+def stages(microbatches: int) -> dict[str, list[Any]]:
+    """Return the settings of the nodes that train together, by name."""
+    common = {**COMMON, "microbatches": microbatches}
+    return {
+        "pretrain": [Pretrain(data="all", **common)],
+        "maxent": [Unlearn(start="origin", method="maxent", **common)],
+        "rmu": [Unlearn(start="origin", method="rmu", layer=2, **common)],
+        "distill": [Distill(teacher="origin", start=f"damaged-{i}", **common) for i in range(3)],
+        "relearn": [Relearn(start="origin", learning_rates=(1e-2, 1e-3), seeds=2, evaluate_steps=(0,), **common)],
+    }
+
+
+def numbers(data: Path, which: str, microbatches: int, devices: int, fsdp: int, tensor: int) -> dict[str, Any]:
+    """Train one stage and return its losses, its last weights' norms, and what its greedy decoding got right."""
+    settings = stages(microbatches)[which]
+    verb = settings[0].VERB
+    nodes = {
+        f"{which}-{i}": Node(f"{which}-{i}", verb, s, {"teacher": "origin", "start": "origin"}, "", data)
+        for i, s in enumerate(settings)
+    }
+    nodes["data"] = Node("data", "prepare", Data(), {}, "", data)
+    run = RunSettings(fsdp=fsdp, tensor=tensor, loss_chunk=7)
+    ctx = Context(MODEL, nodes, data, Progress(1, 0.0, out=io.StringIO()), run)
+    crew = [node for node in nodes.values() if node.verb == verb]
+    program = VERBS[verb].program(ctx, crew)
+    mesh = program.mesh(ctx, jax.devices()[:devices])
+    state = program.state(ctx, mesh, [ctx.fresh(node, mesh) for node in crew])
+    teacher = ctx.fresh(dataclasses.replace(crew[0], name="origin"), mesh) if program.teacher else None
+    step, feed = program.build(mesh), program.batches(ctx, mesh)
+    losses: list[list[float]] = []
+    for s in range(STEPS):
+        state, metrics = step(state, teacher, feed(s))
+        losses += [np.asarray(v)[: len(program.crew)].tolist() for _, v in sorted(metrics.items())]
+    norm = jax.jit(lambda tree: [abs(x).sum(axis=range(1, x.ndim)) for x in jax.tree.leaves(tree)])
+    whole = jax.jit(norm, out_shardings=jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+    correct = ctx.evaluator(mesh, *PARTS)(state.params)[: len(program.crew)]
+    placed = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves((state.params, state.opt)))
+    return {
+        "losses": losses,
+        "weights": [np.asarray(x)[: len(program.crew)].tolist() for x in whole(state.params)],
+        "correct": correct.tolist(),
+        "mesh": dict(mesh.shape),
+        "bytes_on_first_device": placed,
+    }
+
+
+def main() -> None:
+    """Read the command line, run, print."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--jobs", required=True, help="JSON: [[stage, microbatches, devices, fsdp, tensor], ...]")
+    parser.add_argument("--coordinator")
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--process", type=int, default=0)
+    given = parser.parse_args()
+    if given.coordinator:
+        distributed.join(given.coordinator, given.processes, given.process)
+    out = [numbers(given.data, *job) for job in json.loads(given.jobs)]
+    if distributed.chief():
+        json.dump(out, sys.stdout)
+    distributed.barrier("end")
+
+
+if __name__ == "__main__":
+    main()
