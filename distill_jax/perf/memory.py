@@ -26,6 +26,9 @@ def kl_memory(
     Args:
       chunk: tokens whose logits exist at a time; 0 for all.
       divergence: the forward KL if None.
+
+    Raises:
+      RuntimeError: if the backend's compiler does not tell.
     """
     divergence = divergence or Divergence()
     cfg = transformer.TransformerConfig(vocab, layers=1, hidden=hidden, mlp=1, heads=1, kv_heads=1, head_dim=2)
@@ -42,6 +45,8 @@ def kl_memory(
     mask = jax.ShapeDtypeStruct((batch, length), jnp.float32)
     program = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
     found = program.lower(state, table, state, table, mask).compile().memory_analysis()
+    if found is None:
+        raise RuntimeError(f"the {jax.default_backend()} compiler gives no account of memory; ask on the CPU")
     return {
         "chunk": chunk,
         "temporary": found.temp_size_in_bytes,
