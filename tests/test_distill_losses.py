@@ -270,7 +270,7 @@ def test_t_squared_multiplies_by_t_squared(name):
 
 
 @pytest.mark.property
-@settings(deadline=None, max_examples=12)
+@settings(deadline=None, max_examples=8)
 @given(seed=st.integers(0, 1000), name=st.sampled_from(list(ALL)))
 def test_neither_padding_nor_microbatches_change_sum_and_weight(seed, name):
     d, (z, t) = ALL[name], case(3.0, seed)
@@ -314,20 +314,18 @@ def heads(rows, length, width, vocab, dtype=np.float32):
 @pytest.mark.unit
 @pytest.mark.parametrize("name", ALL)
 def test_chunks_change_neither_value_nor_gradient(name):
-    """12 positions, chunks that divide them and do not. The sums are those of the same terms in another order."""
+    """12 positions in chunks of 5, the last one padded. The sums are those of the same terms in another order."""
     inputs = heads(2, 6, 4, 11)
 
     def both(chunk):
         loss = functools.partial(through_heads, ALL[name], chunk)
         return jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(*inputs)
 
-    expected = both(0)
+    expected, found = both(0), both(5)
     assert np.abs(expected[1][1]).max() > 0.05
-    for chunk in (5, 6):
-        found = both(chunk)
-        np.testing.assert_allclose(found[0], expected[0], rtol=2e-6)
-        for ours, whole in zip(found[1], expected[1], strict=True):
-            np.testing.assert_allclose(ours, whole, atol=3e-6)
+    np.testing.assert_allclose(found[0], expected[0], rtol=2e-6)
+    for ours, whole in zip(found[1], expected[1], strict=True):
+        np.testing.assert_allclose(ours, whole, atol=3e-6)
 
 
 @pytest.mark.unit
@@ -400,7 +398,7 @@ def examine(d, chunk):
         "gradient": list(sharded.output_shardings[1][1].spec),
     }
 
-cases = [(n, 16) for n in ALL] + [("forward_kl", 0), ("top_k_kl", 0)]
+cases = [(n, 16) for n in ALL] + [("top_k_kl", 0)]
 found = {f"{n} {chunk}": examine(ALL[n], chunk) for n, chunk in cases}
 print(json.dumps({**found, "one top-k": examine(one_top_k, 16)}))
 """
@@ -422,7 +420,7 @@ def sharded():
 
 
 @pytest.mark.unit
-@pytest.mark.parametrize(("name", "chunk"), [*((name, 16) for name in ALL), ("forward_kl", 0), ("top_k_kl", 0)])
+@pytest.mark.parametrize(("name", "chunk"), [*((name, 16) for name in ALL), ("top_k_kl", 0)])
 def test_a_sharded_vocabulary_stays_where_it_is(name, chunk):
     """Values and gradients are the whole vocabulary's; what devices exchange is never a vocabulary wide."""
     found = sharded()[f"{name} {chunk}"]
