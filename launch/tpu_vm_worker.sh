@@ -49,4 +49,7 @@ run() { # name argument ...
 }
 
 cd
-"$@" && exit || exit # on one line, read before it runs: the next start may overwrite this file
+case $1 in # to the end of its line it is read before it runs: the next start may overwrite this file
+  install) install "${@:2}" ;;
+  run) run "${@:2}" ;;
+esac; exit
