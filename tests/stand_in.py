@@ -1,4 +1,4 @@
-"""Stand-ins for the clusters' tools: `stand_in.py TOOL ARGUMENT …`, started by small scripts first on PATH.
+"""Stand-ins for the clusters' tools, imported by small scripts first on PATH that have the tools' names.
 
 They refuse what the tools refuse (unknown, missing and malformed flags: exit code 2), record their calls, and keep a
 little cloud in the directory $CLOUD: `script.json` says what goes wrong and when, the rest is its state.
@@ -9,7 +9,6 @@ import fcntl
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -169,12 +168,16 @@ def gcloud(command: str, arguments: list[str], flags: dict[str, str]) -> int:
         print(life[0])
         states(life[1:] or life)
     elif verb == "delete":
+        import shutil  # slow to import, and most calls do without
+
         (CLOUD / "states").unlink()
         for home in CLOUD.glob("worker-*"):
             shutil.rmtree(home)
     elif life[0] != "ACTIVE":
         return 255 if verb == "ssh" else 1
     elif verb == "scp":
+        import shutil
+
         for worker in range(WORKERS):
             home = CLOUD / f"worker-{worker}"
             home.mkdir(exist_ok=True)
@@ -277,6 +280,8 @@ def sbatch(command: str, arguments: list[str], flags: dict[str, str]) -> int:
     """Submit, and at once run the job until it is not requeued any more."""
     if error := take("sbatch"):
         return refuse(error) and 1
+    import shutil
+
     tasks = int(flags["--nodes"]) * int(flags["--ntasks-per-node"])
     lines = [line.split()[1:] for line in Path(arguments[0]).read_text().splitlines() if line.startswith("#SBATCH")]
     for flag, _, value in (words[0].partition("=") for words in lines if len(words) == 1 or sys.exit(2)):
@@ -341,15 +346,9 @@ def scontrol(command: str, arguments: list[str], flags: dict[str, str]) -> int:
 
 
 def main() -> int:
-    tool, *arguments = sys.argv[1:]
+    tool, arguments = Path(sys.argv[0]).name, sys.argv[1:]
     if tool == "distill-jax":
         return program(arguments)
     record("calls", [tool, *arguments])
-    if tool in ("tar", "mkdir", "environment"):  # the real one runs after this
-        return 0
     command, words, flags = parse([tool, *arguments])
     return globals()[tool](command, words, flags)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -18,7 +18,16 @@ import yaml
 pytestmark = pytest.mark.end_to_end
 
 ROOT = Path(__file__).parent.parent
-STAND_IN = f"exec {sys.executable} -SE {ROOT}/tests/stand_in.py"
+STAND_IN = f"""#!{sys.executable} -SE
+import sys
+sys.path.insert(0, "{ROOT}/tests")
+import stand_in
+sys.exit(stand_in.main())
+"""
+
+# Records a call and goes on to the real tool.
+RECORD = """{ printf '["%s"' "${0##*/}"; printf ', "%s"' "$@"; echo ]; } >>"$CLOUD/calls"
+"""
 
 # Leaves an installed program where launch/environment.sh would, and tells of itself when it is a command.
 ENVIRONMENT = f"""
@@ -26,12 +35,11 @@ environment() {{
   local root; root=$(cd "$(dirname "${{BASH_SOURCE[0]}}")/.." && pwd)
   [[ -z ${{NO_ENVIRONMENT:-}} ]] || return 1
   command -p mkdir -p "$root/.venv/bin"
-  printf '#!/bin/sh\\n{STAND_IN} distill-jax "$@"\\n' >"$root/.venv/bin/distill-jax"
-  chmod +x "$root/.venv/bin/distill-jax"
+  cp "$CLOUD/distill-jax" "$root/.venv/bin"
   export PATH="$root/.venv/bin:$PATH"
 }}
 if [[ ${{BASH_SOURCE[0]}} == "$0" ]]; then
-  [[ ${{WORKER:-}} ]] || ({STAND_IN} environment "$@")
+  [[ ${{WORKER:-}} ]] || {RECORD}
   environment "$@"
 fi
 """
@@ -79,11 +87,13 @@ class Site:
             shutil.copy(ROOT / name, self.root)
         shutil.copytree(ROOT / "launch", self.root / "launch")
         (self.root / "launch/environment.sh").write_text(ENVIRONMENT)
-        for tool in ("gcloud", "xpk", "kubectl", "sbatch", "srun", "scancel", "scontrol", "distill-jax"):
-            self.tool(tools / tool, f'{STAND_IN} {tool} "$@"')
+        for tool in ("gcloud", "xpk", "kubectl", "sbatch", "srun", "scancel", "scontrol"):
+            self.tool(tools / tool, STAND_IN)
+        self.tool(self.cloud / "distill-jax", STAND_IN)
+        shutil.copy(self.cloud / "distill-jax", tools)  # as in the image
         for tool in ("tar", "mkdir"):
-            self.tool(tools / tool, f'({STAND_IN} {tool} "$@"); exec {shutil.which(tool)} "$@"')
-        self.tool(self.cloud / "worker-bin/python3.11", "exit 0")
+            self.tool(tools / tool, f'#!/bin/sh\n{RECORD}exec {shutil.which(tool)} "$@"\n')
+        self.tool(self.cloud / "worker-bin/python3.11", "#!/bin/sh\n")
         self.env = {
             "PATH": f"{tools}:{os.environ['PATH']}",
             "WORKER_PATH": os.environ["PATH"],
@@ -94,7 +104,7 @@ class Site:
         self.plan()
 
     def tool(self, file: Path, body: str) -> None:
-        file.write_text(f"#!/bin/sh\n{body}\n")
+        file.write_text(body)
         file.chmod(0o755)
 
     def plan(self, **script: list) -> None:
@@ -155,7 +165,7 @@ def test_a_dry_run_prints_the_calls_of_the_run_and_makes_none(site, launcher, pr
     done = site.run(launcher, *switches, program=program)
     assert done.returncode == 0, done.stderr
     calls = [
-        ["bash", "launch/environment.sh", *call[1:]] if call[0] == "environment" else call
+        ["bash", "launch/environment.sh", *call[1:]] if call[0] == "environment.sh" else call
         for call in site.lines("calls")
     ]
     calls = [call for call in calls if call[0] not in ("srun", "scontrol")]  # made by the job, not by the launcher
@@ -592,7 +602,7 @@ def test_slurm_submits_one_process_a_gpu(site):
     }
     assert site.run("slurm.sh", program=AWKWARD, **flags).returncode == 0
     environment, submission, *_ = site.lines("calls")
-    assert environment == ["environment", "cuda"]
+    assert environment == ["environment.sh", "cuda"]
     _, _, given = stand_in.parse(submission)
     assert given["--ntasks-per-node"] == given["--gpus-per-node"] == "3" and given["--chdir"] == str(site.root)
     assert {words[0] for words in site.lines("programs")} == {str(rank) for rank in range(6)}
@@ -655,7 +665,7 @@ def test_slurm_gives_up_after_so_many_restarts(site):
 def test_slurm_submits_nothing_without_an_environment(site):
     done = site.run("slurm.sh", env={"NO_ENVIRONMENT": "1"})
     assert done.returncode == 1
-    assert [call[0] for call in site.lines("calls")] == ["environment"]
+    assert [call[0] for call in site.lines("calls")] == ["environment.sh"]
 
 
 # The image
