@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -311,6 +312,24 @@ def test_tpu_vm_follows_the_program_after_a_lost_connection(site):
     assert "worker 0 ends" in rest and "worker 1 ends" in rest
     assert site.verbs() == ["create", *ONCE, *ONCE]
     assert len(site.programs()) == 1  # never two programs in one work directory
+
+
+def test_tpu_vm_learns_of_42_when_a_shutdown_stops_the_shell_around_the_program_too(site):
+    site.plan(**{f"codes-{w}": ["until released", 0] for w in range(2)})
+    process = subprocess.Popen(site.command("tpu_vm.sh"), env=site.env, stdout=subprocess.DEVNULL)
+    while len(pids := [file.read_text() for file in site.cloud.glob("pid-*")]) < 2 or not all(pids):
+        assert process.poll() is None
+        time.sleep(0.02)
+    for pid in pids:
+        os.killpg(os.getpgid(int(pid)), signal.SIGTERM)
+    assert process.wait(timeout=30) == 0
+    assert len(site.programs()) == 2
+
+
+def test_tpu_vm_tries_again_when_the_workers_do_not_answer(site):
+    site.plan(scp=["connection refused"])
+    assert site.run("tpu_vm.sh").returncode == 0
+    assert site.verbs() == ["create", "scp", *ONCE]
 
 
 def test_tpu_vm_attaches_to_what_exists(site):
