@@ -18,7 +18,9 @@ usage() { # the launcher's own first comment, then its flags
   sed -n '2,${/^#/!q;s/^# \{0,1\}//p}' "$0"
   printf '\nFlags:\n'
   local name
-  for name in "${names[@]}"; do printf '  --%-18s %s\n' "$name" "${meaning[$name]}${flags[$name]:+ [${flags[$name]}]}"; done
+  for name in "${names[@]}"; do
+    printf '  --%-18s %s\n' "$name" "${meaning[$name]}${flags[$name]:+ [${flags[$name]}]}"
+  done
   printf '  %-20s %s\n' --dry-run 'print the commands and run none of them' -- 'what follows goes to the program'
 }
 
@@ -33,7 +35,7 @@ parse() { # argument ...
       --dry-run) dry_run=1 && continue ;;
     esac
     [[ $argument == --* && " ${names[*]} " == *" $name "* ]] ||
-      refuse "unknown flag $argument; there are$(printf ' --%s' "${names[@]}" dry-run help), and -- before the program's"
+      refuse "unknown flag $argument; there are$(printf ' --%s' "${names[@]}" dry-run help), and -- for the program's"
     if [[ ${flags[$name]} == false || ${flags[$name]} == true ]]; then
       [[ $argument == "--$name" ]] || refuse "$argument: --$name is a switch and takes no value"
       flags[$name]=true

@@ -41,12 +41,13 @@ check grace '[1-9][0-9]*'
 check coordinator-port '[1-9][0-9]{3,4}'
 check_program "${flags[mount]}/${flags[name]}"
 for word in "${program[@]}"; do
-  [[ $word != --workdir=* || $word == "--workdir=${flags[mount]}/"* ]] || refuse "$word is not under --mount=${flags[mount]}"
+  [[ $word != --workdir=* || $word == "--workdir=${flags[mount]}/"* ]] ||
+    refuse "$word is not under --mount=${flags[mount]}"
 done
 
 chips=$((${flags[topology]//x/*}))
 ((chips % flags[chips-per-host] == 0)) ||
-  refuse "--topology=${flags[topology]} is $chips chips, which --chips-per-host=${flags[chips-per-host]} does not divide"
+  refuse "--topology=${flags[topology]} is $chips chips; --chips-per-host=${flags[chips-per-host]} does not divide them"
 
 args=''
 for word in run --distributed "--coordinator_port=${flags[coordinator-port]}" "${program[@]}"; do

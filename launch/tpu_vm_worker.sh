@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # The half of tpu_vm.sh that runs on every worker of the TPU, in the home directory:
 #
-#   bash tpu_vm_worker.sh install NAME SETUP       unpacks NAME.tar.gz and installs it, unless its program runs
-#   bash tpu_vm_worker.sh run NAME ARGUMENT ...    starts the program, unless it runs; shows its output, leaves with its code
+#   bash tpu_vm_worker.sh install NAME SETUP      unpacks NAME.tar.gz and installs it, unless its program runs
+#   bash tpu_vm_worker.sh run NAME ARGUMENT ...   starts the program, unless it runs; follows it, leaves with its code
 #
 # Who holds NAME.lock runs. Apart from the shell around the program nothing may inherit it (9>&-): a mount's daemon or
 # a process that the program left behind would hold it forever.

@@ -228,7 +228,7 @@ def test_bad_flags_are_refused_before_any_call(site, launcher, switches, program
         ("xpk.sh", {}, ["--config=c.py", "--workdir=runs/x"], "must be an absolute path"),
         ("xpk.sh", {"cluster": None}, None, "--cluster is missing"),
         ("jobset.sh", {}, ["--config=c.py", "--workdir=/elsewhere/x"], "is not under --mount=/mnt/work"),
-        ("jobset.sh", {"topology": "2x3"}, None, "6 chips, which --chips-per-host=4 does not divide"),
+        ("jobset.sh", {"topology": "2x3"}, None, "6 chips; --chips-per-host=4 does not divide them"),
         ("jobset.sh", {"image": 'a"b'}, None, '--image=a"b'),
         ("slurm.sh", {"time": "soon"}, None, "--time=soon"),
     ],
