@@ -4,9 +4,9 @@
 #   bash launch/xpk.sh --name=run1 --cluster=CLUSTER --tpu-type=v6e-16 --image=IMAGE --storage=STORAGE \
 #     -- --config=configs/arithmetic.py --workdir=/mnt/work/run1
 #
-# IMAGE is built from launch/Containerfile with UID=0; STORAGE is attached to the cluster before (xpk storage attach) and
-# its mount point holds the work directory. XPK starts the whole workload again, at most --max-restarts times, when a pod
-# left with 42 or with 127 and above (a killed or vanished host); 1 and 2 fail at once.
+# IMAGE is built from launch/Containerfile with UID=0; STORAGE is attached to the cluster before (xpk storage attach)
+# and mounted above the work directory. XPK starts the whole workload again, at most --max-restarts times, when a pod left
+# with 42 or with 127 and above (a killed or vanished host); 1 and 2 fail at once.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/common.sh

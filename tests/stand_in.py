@@ -160,7 +160,7 @@ def gcloud(command: str, arguments: list[str], flags: dict[str, str]) -> int:
     if verb == "create":
         if life:
             return refuse("ALREADY_EXISTS") and 1
-        states(take("lives", ["ACCEPTED", "WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"]))
+        states(take("lives", ["WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"]))
     elif not life:
         print("ERROR: (gcloud) NOT_FOUND: Resource was not found", file=sys.stderr)
         return 1
