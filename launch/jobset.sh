@@ -1,0 +1,80 @@
+#!/usr/bin/env bash
+# Submits an experiment to a GKE cluster with JobSet and Kueue, without XPK:
+#
+#   bash launch/jobset.sh --name=run1 --queue=QUEUE --accelerator=tpu-v6e-slice --topology=4x4 --image=IMAGE \
+#     --claim=CLAIM -- --config=configs/arithmetic.py --workdir=/mnt/work/run1
+#
+# IMAGE is built from launch/Containerfile; CLAIM is a volume claim that many nodes may write (Filestore, Lustre, a
+# bucket) and is mounted at --mount. The cluster starts all pods again, at most --max-restarts times, whatever they left
+# with, except 2, which fails at once. A name that is finished is used again after `kubectl delete jobset NAME`.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source launch/common.sh
+
+flag name '' 'of the JobSet: lower-case letters, digits and -, at most 39'
+flag namespace "${KUBE_NAMESPACE:-default}" 'of the JobSet, its queue and its claim'
+flag context "${KUBE_CONTEXT:-}" "if it is not kubectl's current one"
+flag queue "${KUEUE_QUEUE:-}" "Kueue's LocalQueue"
+flag accelerator '' 'node label cloud.google.com/gke-tpu-accelerator, such as tpu-v6e-slice'
+flag topology '' 'of one slice, in chips, such as 4x4'
+flag chips-per-host 4 '1, 4 or 8'
+flag slices 1 'slices of that topology, a number from 1'
+flag spot false 'only Spot nodes'
+flag image '' 'container image with the program'
+flag claim "${WORK_CLAIM:-}" 'PersistentVolumeClaim that holds the work directory'
+flag mount /mnt/work 'where it is mounted: an absolute path'
+flag gcsfuse false 'the claim is a bucket: adds what its driver asks for'
+flag max-restarts 20 'a number'
+flag grace 120 'seconds to save in after SIGTERM; a Spot VM gives less than 30 of them'
+flag coordinator-port 8482 'open between the hosts, for jax.distributed'
+parse "$@"
+check_name
+for name in namespace queue claim; do check "$name" '[a-z0-9]([-.a-z0-9]*[a-z0-9])?'; done
+check accelerator 'tpu[-a-z0-9]+'
+check topology '[1-9][0-9]*(x[1-9][0-9]*){1,2}'
+check chips-per-host '[148]'
+check slices '[1-9][0-9]*'
+check image '[^[:space:]"\\]+'
+check mount '/[^[:space:]"\\]+'
+check max-restarts '[0-9]+'
+check grace '[1-9][0-9]*'
+check coordinator-port '[1-9][0-9]{3,4}'
+check_program "${flags[mount]}/${flags[name]}"
+for word in "${program[@]}"; do
+  [[ $word != --workdir=* || $word == "--workdir=${flags[mount]}/"* ]] ||
+    refuse "$word is not under --mount=${flags[mount]}"
+done
+
+chips=$((${flags[topology]//x/*}))
+((chips % flags[chips-per-host] == 0)) ||
+  refuse "--topology=${flags[topology]} is $chips chips; --chips-per-host=${flags[chips-per-host]} does not divide them"
+
+args=''
+for word in run --distributed "--coordinator_port=${flags[coordinator-port]}" "${program[@]}"; do
+  word=${word//'$'/'$$'} # Kubernetes puts variables for $(NAME), and $ for $$
+  word=${word//\\/\\\\}
+  args+=", \"${word//\"/\\\"}\""
+done
+
+yaml=$(<launch/jobset.yaml)
+fill() { yaml=${yaml//"@$1@"/"$2"}; } # quoted, for bash 5.2 would put the match for an & in the value
+fill name "${flags[name]}"
+fill queue "${flags[queue]}"
+fill max_restarts "${flags[max-restarts]}"
+fill slices "${flags[slices]}"
+fill hosts "$((chips / flags[chips-per-host]))"
+fill bucket "${flags[gcsfuse]}"
+fill grace "${flags[grace]}"
+fill accelerator "${flags[accelerator]}"
+fill topology "${flags[topology]}"
+fill spot "$([[ ${flags[spot]} == false ]] || echo 'cloud.google.com/gke-spot: "true"')"
+fill image "${flags[image]}"
+fill port "${flags[coordinator-port]}"
+fill chips "${flags[chips-per-host]}"
+fill mount "${flags[mount]}"
+fill claim "${flags[claim]}"
+fill args "[${args#, }]" # last: an argument may have an @ of its own
+
+optional namespace context
+run kubectl apply "${options[@]}" --filename=- <<<"$yaml"
+[[ ! $dry_run ]] || printf -- '---\n%s\n' "$yaml"
