@@ -1,4 +1,4 @@
-"""Run every verb's own step for a few steps on one layout of devices and print the numbers as JSON.
+"""Run every verb's own step for a few steps on one layout of devices and write the numbers as JSON.
 
 One process of one run; `tests/test_sharding.py` starts it with different devices, meshes and hosts.
 """
@@ -9,7 +9,6 @@ import argparse
 import dataclasses
 import io
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -92,22 +91,23 @@ def numbers(data: Path, which: str, microbatches: int, devices: int, fsdp: int, 
         losses += [np.asarray(v)[: len(program.crew)].tolist() for _, v in sorted(metrics.items())]
     norm = jax.jit(lambda tree: [abs(x).sum(axis=range(1, x.ndim)) for x in jax.tree.leaves(tree)])
     whole = jax.jit(norm, out_shardings=jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
-    correct = ctx.evaluator(mesh, *PARTS)(state.params)[: len(program.crew)]
+    correct = ctx.evaluator(mesh, *PARTS)(state.params)[: len(program.crew)].tolist() if which == "relearn" else None
     placed = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves((state.params, state.opt)))
     return {
         "losses": losses,
         "weights": [np.asarray(x)[: len(program.crew)].tolist() for x in whole(state.params)],
-        "correct": correct.tolist(),
+        "correct": correct,
         "mesh": dict(mesh.shape),
         "bytes_on_first_device": placed,
     }
 
 
 def main() -> None:
-    """Read the command line, run, print."""
+    """Read the command line, run, write."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--jobs", required=True, help="JSON: [[stage, microbatches, devices, fsdp, tensor], ...]")
+    parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--coordinator")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--process", type=int, default=0)
@@ -116,7 +116,7 @@ def main() -> None:
         distributed.join(given.coordinator, given.processes, given.process)
     out = [numbers(given.data, *job) for job in json.loads(given.jobs)]
     if distributed.chief():
-        json.dump(out, sys.stdout)
+        given.out.write_text(json.dumps(out))
     distributed.barrier("end")
 
 

@@ -122,6 +122,15 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec(mesh, axes, x.shape)))
 
 
+def ways(axis: str, size: int) -> int:
+    """Return into how many parts `constrain` cuts a dimension of this size."""
+    mesh = _tracing.get()
+    if mesh is None:
+        return 1
+    ((on, uneven),) = _placed(mesh, (axis,), (size,))
+    return 1 if uneven else math.prod(mesh.shape[a] for a in on)
+
+
 def over_members(f: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
     """Map f(member, shared) over the members' leading axis P.
 
