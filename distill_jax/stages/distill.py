@@ -23,6 +23,7 @@ from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops
 from distill_jax.stages.context import Context, Node
 from distill_jax.stages.population import Member, Program, finish_models, train
+from distill_jax.train.population import state_shardings
 from distill_jax.train.settings import Training
 from distill_jax.train.step import make_step
 
@@ -91,7 +92,9 @@ def build(cfg: TransformerConfig, settings: Distill, chunk: int, mesh: Any) -> A
 
         return {"kl": (1.0, *over_tokens(loss, chunk, hidden, teacher["hidden"], mask))}
 
-    return make_step(objective, teach, settings.optimizer(), settings.schedule(), mesh, settings.microbatches)
+    place = functools.partial(state_shardings, cfg, mesh)
+    optimizer, schedule = settings.optimizer(), settings.schedule()
+    return make_step(objective, teach, optimizer, schedule, mesh, settings.microbatches, place=place)
 
 
 def program(ctx: Context, nodes: Sequence[Node]) -> Program:

@@ -18,6 +18,7 @@ from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops
 from distill_jax.stages.context import PARTS, Context, Node
 from distill_jax.stages.population import Member, Program, finish_models, train
+from distill_jax.train.population import state_shardings
 from distill_jax.train.settings import Training
 from distill_jax.train.step import Batch, Term, make_step
 
@@ -55,7 +56,9 @@ def build(cfg: TransformerConfig, settings: Training, chunk: int, mesh: Any) -> 
         return {"cross_entropy": language_model(cfg, settings, chunk, params, batch)}
 
     no_teacher = lambda params, batch: None  # noqa: E731
-    return make_step(objective, no_teacher, settings.optimizer(), settings.schedule(), mesh, settings.microbatches)
+    place = functools.partial(state_shardings, cfg, mesh)
+    optimizer, schedule = settings.optimizer(), settings.schedule()
+    return make_step(objective, no_teacher, optimizer, schedule, mesh, settings.microbatches, place=place)
 
 
 def program(ctx: Context, nodes: Sequence[Node]) -> Program:

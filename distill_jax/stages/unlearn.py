@@ -27,6 +27,7 @@ from distill_jax.perf import flops
 from distill_jax.stages.context import PARTS, Context, Node
 from distill_jax.stages.population import Member, Program, finish_models, train
 from distill_jax.stages.pretrain import language_model
+from distill_jax.train.population import state_shardings
 from distill_jax.train.settings import Training
 from distill_jax.train.step import Batch, Term, make_step
 
@@ -138,7 +139,8 @@ def build(cfg: TransformerConfig, settings: Unlearn, chunk: int, mesh: Any) -> A
     if settings.method == "rmu":
         trainable = _only_down_projections(cfg, settings.layer, settings.train_layers)
     optimizer, schedule = settings.optimizer(), settings.schedule()
-    return make_step(objective, frozen, optimizer, schedule, mesh, settings.microbatches, trainable)
+    place = functools.partial(state_shardings, cfg, mesh)
+    return make_step(objective, frozen, optimizer, schedule, mesh, settings.microbatches, trainable, place)
 
 
 def program(ctx: Context, nodes: Sequence[Node]) -> Program:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from distill_jax.config import Interrupted
@@ -40,11 +39,13 @@ class Clock:
         return self._spent | {"other": time.monotonic() - self._began - sum(self._spent.values())}
 
 
-@jax.jit
-def _freeze(state: State, reached: jax.Array) -> State:
-    reached = reached & (state.status == RUNNING)
+def _freeze(state: State, reached: np.ndarray) -> State:
+    """Mark the members that reached their goal. On the host: every host holds the flags whole."""
+    status, stopped = np.asarray(state.status), np.asarray(state.stopped)
+    reached = reached & (status == RUNNING)
     return state.replace(
-        status=jnp.where(reached, REACHED, state.status), stopped=jnp.where(reached, state.step, state.stopped)
+        status=jax.device_put(np.where(reached, REACHED, status), state.status.sharding),
+        stopped=jax.device_put(np.where(reached, np.asarray(state.step), stopped), state.stopped.sharding),
     )
 
 
@@ -99,7 +100,7 @@ def loop(
         reached = evaluate(s, state)
         if reached is not None:
             fill = np.zeros(state.status.shape[0] - len(reached), bool)
-            state = _freeze(state, jnp.asarray(np.concatenate([reached, fill])))
+            state = _freeze(state, np.concatenate([reached, fill]))
             if not np.any(np.asarray(state.status) == RUNNING):
                 break
         if s == settings.steps:

@@ -54,6 +54,7 @@ def make_step(
     mesh: Mesh,
     microbatches: int = 1,
     trainable: Any = None,
+    place: Callable[[State], State] | None = None,
 ) -> Callable[[State, Any, Batch], tuple[State, dict[str, jax.Array]]]:
     """Build `step(state, teacher, batch) -> (state, metrics)`, jitted, the state donated.
 
@@ -62,6 +63,7 @@ def make_step(
       teacher: runs once a microbatch, whatever P is.
       microbatches: pieces of the batch; gradients and weights are summed over them and divided once.
       trainable: None, or a tree like one member's params of 0/1 masks; where 0, nothing moves.
+      place: shapes of a state -> its shardings, which the new state keeps; None leaves them to XLA.
 
     The batch is a tree of [G, B, ...] arrays: G streams of B rows.
     """
@@ -145,6 +147,8 @@ def make_step(
             status=jnp.where(diverged, DIVERGED, state.status),
             stopped=jnp.where(diverged, state.step, state.stopped),
         )
+        if place:
+            state = jax.lax.with_sharding_constraint(state, place(state))
         told = {**values, "gradient_norm": norm}
         told = jax.tree.map(lambda x: jnp.where(active, x, jnp.nan), told)  # a frozen member has no loss
         # Every host reads all members' numbers.

@@ -1,0 +1,144 @@
+"""Two processes of one run: told to stop, killed, and started again, they end in one undisturbed process's numbers."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.kill
+
+ROOT = Path(__file__).parent.parent
+CONFIG = """
+from distill_jax.stages import Pretrain, Relearn
+from configs import arithmetic
+
+def get_config(arg=""):
+    c = arithmetic.get_config("smoke")
+    c.run.progress_seconds = 0.0
+    return c
+
+def get_stages(c):
+    common = dict(batch=4, warmup=0, checkpoint_every=20, log_every=1)
+    return {
+        "reference": Pretrain(steps=60, **common),
+        "attack": Relearn(start="reference", steps=60, learning_rates=(1e-2, 1e-3), evaluate_steps=(0, 60), **common),
+    }
+"""
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A config, and a work directory that holds its data."""
+    home = tmp_path_factory.mktemp("hosts")
+    (home / "config.py").write_text(CONFIG)
+    command = [sys.executable, "-m", "distill_jax", "prepare", f"--config={home}/config.py", f"--workdir={home}/data"]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return home
+
+
+@pytest.fixture(scope="module")
+def undisturbed(prepared):
+    workdir = prepared / "alone"
+    shutil.copytree(prepared / "data", workdir)
+    (process,) = start(workdir, 1)
+    assert process.wait(timeout=600) == 0, log(workdir, 0)
+    return rows(workdir)
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(ROOT)}
+
+
+def start(workdir: Path, processes: int) -> list[subprocess.Popen]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    command = [sys.executable, "-m", "distill_jax", "run", f"--config={workdir.parent}/config.py"]
+    command += [f"--workdir={workdir}", "--heartbeat=10"]
+    started = []
+    for i in range(processes):
+        flags = [f"--coordinator=127.0.0.1:{port}", f"--processes={processes}", f"--process={i}"]
+        with open(f"{workdir}.{i}.log", "w") as out:
+            started.append(
+                subprocess.Popen(command + flags, cwd=ROOT, env=environment(), stdout=out, stderr=subprocess.STDOUT)
+            )
+    return started
+
+
+def log(workdir: Path, process: int) -> str:
+    return Path(f"{workdir}.{process}.log").read_text()
+
+
+def wait_for(workdir: Path, processes: list[subprocess.Popen], stage: str, step: int) -> None:
+    until = time.monotonic() + 300
+    while time.monotonic() < until:
+        lines = [line for line in log(workdir, 0).splitlines() if f"] {stage}  step " in line]
+        if lines and int(lines[-1].split("step ")[1].split("/")[0]) >= step:
+            return
+        assert all(p.poll() is None for p in processes), log(workdir, 0)[-2000:]
+        time.sleep(0.02)
+    raise AssertionError(f"{stage} never came to step {step}:\n{log(workdir, 0)[-2000:]}")
+
+
+def rows(workdir: Path) -> dict[str, list[dict]]:
+    found = {}
+    for path in workdir.glob("nodes/*/metrics.jsonl"):
+        assert (path.parent / "DONE").exists()
+        found[path.parent.name] = [json.loads(line) for line in path.read_text().splitlines()]
+    return found
+
+
+def assert_same_rows(ours, theirs):
+    """Two hosts add in another order than one: the last digits of fp32."""
+    assert ours.keys() == theirs.keys() and len(ours) == 2
+    for name in ours:
+        assert len(ours[name]) == len(theirs[name])
+        for a, b in zip(ours[name], theirs[name], strict=True):
+            assert [k for k in a if a[k] != b[k] and a[k] != pytest.approx(b[k], rel=1e-4, abs=1e-6)] == []
+
+
+@pytest.mark.parametrize(("stage", "signalled"), [("reference", 1), ("attack", 0)])
+def test_sigterm_to_one_process_saves_and_stops_all(prepared, undisturbed, stage, signalled):
+    workdir = prepared / f"term-{stage}"
+    shutil.copytree(prepared / "data", workdir)
+    both = start(workdir, 2)
+    wait_for(workdir, both, stage, 23)
+    both[signalled].send_signal(signal.SIGTERM)
+    assert [p.wait(timeout=120) for p in both] == [42, 42], log(workdir, 0)[-2000:] + log(workdir, 1)[-2000:]
+    assert "the same command continues" in log(workdir, 0)
+    assert [p.wait(timeout=600) for p in start(workdir, 2)] == [0, 0], log(workdir, 0)[-2000:]
+    # Not from the checkpoint at 20: from where it was stopped.
+    (line,) = [line for line in log(workdir, 0).splitlines() if "continuing from step" in line]
+    assert int(line.split("from step ")[1].split()[0]) >= 23
+    assert_same_rows(rows(workdir), undisturbed)
+
+
+def test_sigkill_of_one_process_ends_all_and_the_same_command_continues(prepared, undisturbed):
+    workdir = prepared / "killed"
+    shutil.copytree(prepared / "data", workdir)
+    both = start(workdir, 2)
+    wait_for(workdir, both, "reference", 30)
+    both[1].kill()
+    assert both[0].wait(timeout=120) not in (0, 2, 42)  # it cannot go on alone, and has nothing to ask for
+    assert [p.wait(timeout=600) for p in start(workdir, 1)] == [0], log(workdir, 0)[-2000:]  # and on fewer hosts
+    assert "continuing from step 20" in log(workdir, 0)
+    assert_same_rows(rows(workdir), undisturbed)
+
+
+def test_sigterm_to_a_single_process(prepared, undisturbed):
+    workdir = prepared / "single"
+    shutil.copytree(prepared / "data", workdir)
+    (process,) = start(workdir, 1)
+    wait_for(workdir, [process], "attack", 7)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=120) == 42
+    assert [p.wait(timeout=600) for p in start(workdir, 1)] == [0]
+    ours, theirs = rows(workdir), undisturbed
+    assert ours == theirs  # one process gives the same bits
