@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from distill_jax.data.arithmetic import ArithmeticConfig
 from distill_jax.models.presets import preset
-from distill_jax.stages import Distill, Perturb, Pretrain, Relearn, Unlearn
+from distill_jax.stages import Cache, Distill, Perturb, Pretrain, Relearn, Unlearn
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -49,6 +49,8 @@ def get_config(arg: str = "") -> ConfigDict:
     c.distill = ConfigDict({"steps": 1000, "batch": 360, "learning_rate": 7e-4, "final_learning_rate": 7e-5})
     c.distill.evaluate_every = 20
     c.undo = ConfigDict({"alphas": (0.2, 0.4, 0.6, 0.8), "beta": 0.1})
+    # Whether MaxEnt's hidden states are stored once and its students read them instead of running it.
+    c.cache_teacher = False
     c.relearn = ConfigDict({"steps": 500, "batch": 15, "warmup": 0, "weight_decay": 0.0, "seeds": 3})
     c.relearn.learning_rates = (1e-3, 7e-4, 4e-4, 1e-4, 7e-5, 5e-5, 1e-5, 7e-6, 4e-6, 1e-6)
     c.relearn.evaluate_steps = (0, 5, 10, 20, 40, 80, 125, 200, 300, 400, 500)
@@ -105,14 +107,17 @@ def get_stages(c: ConfigDict) -> dict:
         "reference": Pretrain(data="all", **c.reference, **seed),
         "oracle": Pretrain(data="retain", **c.oracle, **seed),
         "maxent": Unlearn(start="reference", method="maxent", **c.maxent, **seed),
-        "student": Distill(teacher="maxent", **c.distill, **seed),
     }
+    cached = {"cache": "states-maxent"} if c.cache_teacher else {}
+    if c.cache_teacher:
+        stages["states-maxent"] = Cache(teacher="maxent")
+    stages["student"] = Distill(teacher="maxent", **cached, **c.distill, **seed)
     for alpha in c.undo.alphas:
         stages[f"damaged-{alpha}"] = Perturb(start="maxent", alpha=alpha, beta=c.undo.beta, **seed)
-        stages[f"undo-{alpha}"] = Distill(teacher="maxent", start=f"damaged-{alpha}", **c.distill, **seed)
+        stages[f"undo-{alpha}"] = Distill(teacher="maxent", start=f"damaged-{alpha}", **cached, **c.distill, **seed)
     if c.full:
         stages |= _controls(c, seed)
-    attacked = [name for name, stage in stages.items() if stage.VERB != "perturb"]
+    attacked = [name for name, stage in stages.items() if stage.VERB not in ("perturb", "cache")]
     return stages | {f"relearn-{name}": Relearn(start=name, **c.relearn, **seed) for name in attacked}
 
 

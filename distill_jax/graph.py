@@ -63,13 +63,20 @@ def build(experiment: Any, workdir: Path) -> dict[str, Node]:
 
 def _inputs(name: str, settings: Any, stages: Mapping[str, Any]) -> dict[str, str]:
     found = {role: getattr(settings, role) for role in settings.INPUTS if getattr(settings, role)}
-    optional = ("start",) if settings.VERB == "distill" else ()
+    optional = getattr(settings, "OPTIONAL", ())
     for role in settings.INPUTS:
         check(role in found or role in optional, f"stages.{name}.{role} is empty: name the stage it is")
     for role, source in found.items():
-        check(source in stages, f"stages.{name}.{role} = {source!r}: no such stage{nearest(source, stages)}")
-        makes_model = stages[source].VERB != "relearn"
-        check(makes_model, f"stages.{name}.{role} = {source!r}: a relearn stage measures a model and leaves none")
+        where = f"stages.{name}.{role} = {source!r}"
+        check(source in stages, f"{where}: no such stage{nearest(source, stages)}")
+        leaves = stages[source].VERB
+        if role == "cache":
+            check(leaves == "cache", f"{where}: a {leaves} stage holds no hidden states; name a cache stage")
+            for shared in ("teacher", "data"):
+                mine, theirs = getattr(settings, shared), getattr(stages[source], shared)
+                check(mine == theirs, f"{where} has {shared} = {theirs!r}, the student {mine!r}; they must be one")
+        else:
+            check(leaves not in ("relearn", "cache"), f"{where}: a {leaves} stage leaves no model to start from")
     return found
 
 

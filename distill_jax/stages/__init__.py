@@ -1,6 +1,7 @@
 """The verbs: one file each, its settings at the top and its `run` below."""
 
-from distill_jax.stages import distill, perturb, prepare, pretrain, relearn, unlearn
+from distill_jax.stages import cache, distill, perturb, prepare, pretrain, relearn, unlearn
+from distill_jax.stages.cache import Cache
 from distill_jax.stages.distill import Distill
 from distill_jax.stages.perturb import Perturb
 from distill_jax.stages.pretrain import Pretrain
@@ -12,8 +13,9 @@ VERBS = {
     "pretrain": pretrain,
     "unlearn": unlearn,
     "perturb": perturb,
+    "cache": cache,
     "distill": distill,
     "relearn": relearn,
 }
 
-__all__ = ["VERBS", "Distill", "Perturb", "Pretrain", "Relearn", "Unlearn"]
+__all__ = ["VERBS", "Cache", "Distill", "Perturb", "Pretrain", "Relearn", "Unlearn"]

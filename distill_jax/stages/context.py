@@ -21,7 +21,7 @@ from distill_jax.models import transformer
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops
 from distill_jax.sharding.distributed import chief
-from distill_jax.sharding.mesh import shardings
+from distill_jax.sharding.mesh import parameter_table, shardings
 
 DONE = "DONE"
 PARTS = ("retain", "shown", "heldout")  # of the evaluated prompts
@@ -144,6 +144,21 @@ class Context:
 
     def __post_init__(self):
         self._evaluators: dict[Any, Any] = {}
+        self._described: set[tuple[int, int]] = set()
+
+    def describe(self, mesh: Mesh) -> None:
+        """Say once for each way of dividing the weights where every parameter lies."""
+        parts = (mesh.shape["fsdp"], mesh.shape["tensor"])
+        if parts in self._described or parts == (1, 1):
+            return
+        self._described.add(parts)
+        shape = jax.eval_shape(lambda: transformer.init(self.model, jax.random.key(0)))
+        rows, notes = parameter_table(mesh, transformer.logical_axes(self.model), shape)
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for row in rows:
+            self.progress.say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        for note in notes:
+            self.progress.say(f"note: {note}")
 
     def params(self, name: str, mesh: Mesh | None = None) -> Any:
         """Return the final weights of a finished node, laid out on the mesh (or whole on one device)."""

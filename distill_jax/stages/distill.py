@@ -35,6 +35,7 @@ class Distill(Training):
     Attributes:
       teacher: the node whose outputs are imitated.
       start: the node the student starts from; "" draws a fresh student.
+      cache: a cache node of the same teacher and data, read instead of running the teacher; "" for none.
       data: the prepared set whose tokens both models read.
       divergence: what is minimised, a key of `losses.distill.DIVERGENCES`.
       temperature, times_t_squared, beta, skew, top_k: the divergence's, see `losses.distill.Divergence`; one that the
@@ -45,6 +46,7 @@ class Distill(Training):
 
     teacher: str = ""
     start: str = ""
+    cache: str = ""
     data: str = "all"
     divergence: str = "forward_kl"
     temperature: float = 1.0
@@ -56,7 +58,8 @@ class Distill(Training):
     stop: bool = True
 
     VERB: ClassVar[str] = "distill"
-    INPUTS: ClassVar[tuple[str, ...]] = ("teacher", "start")
+    INPUTS: ClassVar[tuple[str, ...]] = ("teacher", "start", "cache")
+    OPTIONAL: ClassVar[tuple[str, ...]] = ("start", "cache")
     # Nodes that differ only here train as one population behind one teacher.
     MEMBER: ClassVar[tuple[str, ...]] = ("start",)
 
@@ -76,6 +79,8 @@ def build(cfg: TransformerConfig, settings: Distill, chunk: int, mesh: Any) -> A
     """Return the compiled step; equal stages get the same one."""
 
     def teach(teacher, batch):
+        if settings.cache:
+            return {"hidden": batch["states"][:, :-1], "embedding": teacher["embedding"]}
         hidden = transformer.hidden_states(cfg, teacher, batch["tokens"], batch["segments"])[:, :-1]
         # Final hidden states are a vocabulary's width smaller than logits; the head is applied a chunk at a time.
         return {"hidden": hidden, "embedding": teacher["embedding"]}
@@ -100,7 +105,7 @@ def build(cfg: TransformerConfig, settings: Distill, chunk: int, mesh: Any) -> A
 def program(ctx: Context, nodes: Sequence[Node]) -> Program:
     """Return what the nodes' students, which share one teacher's forward passes, run as one population."""
     settings = nodes[0].settings
-    alike = dataclasses.replace(settings, teacher="", start="")
+    alike = dataclasses.replace(settings, teacher="", start="", cache="cached" if settings.cache else "")
     return Program(
         crew=[Member(node, learning_rate=settings.learning_rate) for node in nodes],
         settings=settings,
@@ -108,6 +113,7 @@ def program(ctx: Context, nodes: Sequence[Node]) -> Program:
         reads=settings.data,
         seeds=[settings.seed],
         teacher=nodes[0].inputs["teacher"],
+        cache=settings.cache,
         flops=_step_flops(ctx, settings),
     )
 
@@ -135,9 +141,10 @@ def student(ctx: Context, node: Node, mesh: Mesh) -> Any:
 
 def _step_flops(ctx: Context, settings: Distill) -> dict[str, float]:
     rows, length = settings.batch, ctx.row_length
+    layers = 0 if settings.cache else ctx.model.layers  # a cached teacher only applies its head
     return {
         "student": flops.train_step(ctx.model, rows, length),
-        "teacher": flops.forward(ctx.model, rows, length),
+        "teacher": flops.forward(ctx.model, rows, length, layers=layers),
     }
 
 

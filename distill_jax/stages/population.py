@@ -16,7 +16,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from distill_jax.config import ConfigError
 from distill_jax.data.feed import Feed
+from distill_jax.data.records import load_manifest
+from distill_jax.data.states import States
 from distill_jax.evals.exact_match import accuracies
 from distill_jax.io.checkpoint import FINAL, Checkpoints, Damaged
 from distill_jax.io.metrics import Metrics
@@ -51,6 +54,8 @@ class Program:
       seeds: of the data orders, one a stream.
       teacher: the node whose weights the step is given; "" for none.
       flops: {"student", "teacher"}: of one step of one member.
+      cache: the node that holds the teacher's hidden states; with it the teacher is its embedding alone, and the
+        batch has "states" [G, B, T, D].
     """
 
     crew: Sequence[Member]
@@ -60,6 +65,7 @@ class Program:
     seeds: Sequence[int]
     teacher: str
     flops: dict[str, float]
+    cache: str = ""
 
     def mesh(self, ctx: Context, devices: Sequence[Any] | None = None) -> Mesh:
         """Lay out the devices (all of the run's when left out) for this crew."""
@@ -82,6 +88,7 @@ class Program:
         def of_set(data: str) -> Callable[[int], Batch]:
             path = ctx.data / f"{data}.array_record"
             feeds = [Feed(path, self.settings.batch, seed_for(seed, verb, data)) for seed in self.seeds]
+            cached = self._states(ctx, data)
 
             def batch(step: int) -> Batch:
                 @functools.cache
@@ -92,12 +99,32 @@ class Program:
                     part = lambda index: rows(index[1].start, index[1].stop)[:, :, i]  # noqa: E731
                     return jax.make_array_from_callback(shape, sharding, part)
 
-                return {name: column(i) for i, name in enumerate(("tokens", "segments", "answer"))}
+                out = {name: column(i) for i, name in enumerate(("tokens", "segments", "answer"))}
+                if cached:
+                    part = lambda index: np.stack([cached.gather(f.indices(step)[index[1]]) for f in feeds])  # noqa: E731
+                    out["states"] = jax.make_array_from_callback((*shape, ctx.model.hidden), sharding, part)
+                return out
 
             return batch
 
         feeds = jax.tree.map(of_set, self.reads)
         return lambda step: jax.tree.map(lambda feed: feed(step), feeds)
+
+    def weights(self, ctx: Context, mesh: Mesh) -> Any:
+        """Return what the step is given of the teacher, or None."""
+        if not self.teacher:
+            return None
+        params = ctx.params(self.teacher, mesh)
+        return {"embedding": params["embedding"]} if self.cache else params
+
+    def _states(self, ctx: Context, data: str) -> States | None:
+        if not self.cache:
+            return None
+        node = ctx.nodes[self.cache]
+        try:
+            return States(node.directory / "states", load_manifest(ctx.data)["sets"][data]["sha256"])
+        except ValueError as error:
+            raise ConfigError(f"{error}: remove {node.directory} and run again") from error
 
 
 @dataclasses.dataclass
@@ -134,6 +161,7 @@ def train(
     """
     clock = Clock()
     crew, settings, mesh = program.crew, program.settings, program.mesh(ctx)
+    ctx.describe(mesh)
     nodes = list({m.node.name: m.node for m in crew}.values())
     stores = {node.name: node.checkpoints for node in nodes}
     state = _restore(ctx, stores, crew, program.state(ctx, mesh, starts(mesh)), mesh)
@@ -176,7 +204,7 @@ def train(
         for node in nodes:
             stores[node.name].save(step, take_state(ctx.model, mesh, state, _places(crew, node)), background=True)
 
-    teacher = ctx.params(program.teacher, mesh) if program.teacher else None
+    teacher = program.weights(ctx, mesh)
     step, feed = program.build(mesh), program.batches(ctx, mesh)
     try:
         state = loop(state, teacher, step, feed, settings, save=save, evaluate=evaluate, record=record, clock=clock)
