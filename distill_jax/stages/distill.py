@@ -16,7 +16,7 @@ import jax
 from jax.sharding import Mesh
 
 from distill_jax.losses.chunked import over_tokens
-from distill_jax.losses.distill import forward_kl
+from distill_jax.losses.distill import Divergence
 from distill_jax.losses.lm import target_mask
 from distill_jax.models import transformer
 from distill_jax.models.transformer import TransformerConfig
@@ -35,7 +35,9 @@ class Distill(Training):
       teacher: the node whose outputs are imitated.
       start: the node the student starts from; "" draws a fresh student.
       data: the prepared set whose tokens both models read.
-      temperature: of both distributions; the loss is multiplied by its square.
+      divergence: what is minimised, a key of `losses.distill.DIVERGENCES`.
+      temperature, times_t_squared, beta, skew, top_k: the divergence's, see `losses.distill.Divergence`; one that the
+        chosen divergence does not read must keep its default, and so cannot change an identity.
       tolerance: the student has recovered when its retain accuracy is at most this much below the teacher's.
       stop: whether a student that recovered stops; otherwise it takes all steps.
     """
@@ -43,7 +45,12 @@ class Distill(Training):
     teacher: str = ""
     start: str = ""
     data: str = "all"
+    divergence: str = "forward_kl"
     temperature: float = 1.0
+    times_t_squared: bool = True
+    beta: float = Divergence.beta
+    skew: float = Divergence.skew
+    top_k: int = Divergence.top_k
     tolerance: float = 0.05
     stop: bool = True
 
@@ -54,10 +61,13 @@ class Distill(Training):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.temperature <= 0:
-            raise ValueError(f"temperature = {self.temperature}: must be positive")
+        self.loss()
         if not 0 <= self.tolerance <= 1:
             raise ValueError(f"tolerance = {self.tolerance}: a difference of accuracies lies in [0, 1]")
+
+    def loss(self) -> Divergence:
+        """Return the loss of student and teacher logits."""
+        return Divergence(self.divergence, self.temperature, self.times_t_squared, self.beta, self.skew, self.top_k)
 
 
 @functools.cache
@@ -69,13 +79,15 @@ def build(cfg: TransformerConfig, settings: Distill, chunk: int, mesh: Any) -> A
         # Final hidden states are a vocabulary's width smaller than logits; the head is applied a chunk at a time.
         return {"hidden": hidden, "embedding": teacher["embedding"]}
 
+    divergence = settings.loss()
+
     def objective(params, batch, teacher):
         mask = target_mask(batch["segments"], batch["answer"] if settings.loss_on == "answer" else None)
         hidden = transformer.hidden_states(cfg, params, batch["tokens"], batch["segments"])[:, :-1]
 
         def loss(mine, theirs, mask):
             target = jax.lax.stop_gradient(transformer.unembed(cfg, teacher, theirs))
-            return forward_kl(transformer.unembed(cfg, params, mine), target, mask, settings.temperature)
+            return divergence(transformer.unembed(cfg, params, mine), target, mask)
 
         return {"kl": (1.0, *over_tokens(loss, chunk, hidden, teacher["hidden"], mask))}
 
