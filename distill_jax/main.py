@@ -175,7 +175,7 @@ def _explain(error: Exception) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program and return its exit code."""
     argv = list(sys.argv if argv is None else argv)
-    if {"--help", "-h"} & set(argv[1:]) and argv[1] != "bench" or argv[1:2] == ["help"]:
+    if ({"--help", "-h"} & set(argv[1:]) and argv[1] != "bench") or argv[1:2] == ["help"]:
         print(USAGE)
         return 0
     try:

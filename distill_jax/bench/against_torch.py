@@ -33,13 +33,18 @@ class TorchStepper:
 
     Attributes:
       about: parameters, versions, threads, first loss and the seconds of the first step.
-      last: what it answered last: seconds, loss, peak_bytes.
+      last: what it answered last: seconds, cpu_seconds, loss, peak_bytes.
     """
 
     def __init__(self, process: subprocess.Popen[str]):
         self._process = process
         self.about = self._answer()
         self.last: dict[str, Any] = {}
+
+    @property
+    def cpu_seconds(self) -> float:
+        """CPU seconds of the last steps, over all threads."""
+        return float(self.last["cpu_seconds"])
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout
@@ -93,7 +98,12 @@ def torch_stepper(python: str, case: Case, device: str, *, threads: int = 0, com
 
 
 def torch(options: Options) -> dict[str, Any]:
-    """Our training step against PyTorch eager: same shape, batch, optimiser and threads, in turn."""
+    """Our training step against PyTorch eager: same shape, batch, optimiser and threads, in turn.
+
+    `taskset -c 0` gives both one core and so one thread: the fairer comparison where others use the machine, because
+    PyTorch's threads wait for one another after every operation. So is the CPU time, which counts no waiting but that
+    of threads that spin.
+    """
     if jax.default_backend() != "cpu":
         raise ConfigError("bench torch compares on a CPU; the accelerator benchmark has PyTorch beside it")
     ((name, cfg),) = options.models({"cpu": PRESETS["cpu"]}).items()
@@ -106,7 +116,14 @@ def torch(options: Options) -> dict[str, Any]:
             for devices in sorted({1, jax.device_count()}):
                 ours = Stepper(dataclasses.replace(case, devices=devices))
                 runs[f"jax, {devices} CPU device{'s' * (devices > 1)}"] = ours
-            taken = interleaved({way: functools.partial(run.run, steps) for way, run in runs.items()}, options.repeats)
+            busy: dict[str, list[float]] = {way: [] for way in runs}
+
+            def take(way: str) -> float:
+                seconds = runs[way].run(steps)
+                busy[way].append(runs[way].cpu_seconds)
+                return float(seconds)
+
+            taken = interleaved({way: functools.partial(take, way) for way in runs}, options.repeats)
     except Unavailable as error:
         mend = "give --torch_python=PATH of one that has torch and transformers"
         raise ConfigError(f"{options.torch_python}: {error}; {mend}") from error
@@ -114,8 +131,12 @@ def torch(options: Options) -> dict[str, Any]:
     for way, seconds in taken.items():
         each = summary([t / steps for t in seconds])
         speed = case.tokens / each["min"]
-        ratio = min(taken["torch"]) / min(seconds)
+        ratios = {
+            "speed_over_torch": min(taken["torch"]) / min(seconds),
+            "cpu_time_over_torch": min(busy[way][1:]) / min(busy["torch"][1:]),
+        }
+        cpu = min(busy[way][1:]) / steps
         shape = {"model": name, "batch": batch, "length": length, "threads": threads}
-        rows.append({"way": way, **shape, "seconds": each, "tokens_per_second": speed, "speed_over_torch": ratio})
+        rows.append({"way": way, **shape, "seconds": each, "cpu_seconds": cpu, "tokens_per_second": speed, **ratios})
     best = max(row["speed_over_torch"] for row in rows[1:])
     return {"rows": rows, "torch": theirs.about, "goals": [goal("our speed / PyTorch's", best, least=1.0)]}

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 
 from distill_jax.config import ConfigError
-from distill_jax.models.presets import preset
+from distill_jax.models.presets import PRESETS, preset
 from distill_jax.models.transformer import TransformerConfig
 
 
@@ -49,7 +49,7 @@ class Options:
         for name in ("repeats", "rounds", "members"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name}={getattr(self, name)}: must be at least 1")
-        self.models({})
+        self.models(PRESETS)
 
     def models(self, otherwise: Mapping[str, TransformerConfig]) -> dict[str, TransformerConfig]:
         """Return the model asked for, or the benchmark's own choice, in the dtype asked for."""

@@ -21,6 +21,7 @@ Result = dict[str, Any]
 # The narrow head of the CPU preset is cheap beside its layers, and still its teacher is not free; four times as wide,
 # with MLPs of eight times the width, products outweigh everything else and the ratios near those of the FLOPs.
 MLP_HEAVY = dataclasses.replace(PRESETS["cpu"], hidden=256, mlp=2048, head_dim=64, query_scale=64.0)
+MODELS = {"cpu": PRESETS["cpu"], "cpu-mlp-heavy": MLP_HEAVY}  # of `distill`
 
 
 def kl_memory(options: Options) -> Result:
@@ -33,7 +34,7 @@ def kl_memory(options: Options) -> Result:
 
 def distill(options: Options) -> Result:
     """A step of online and of cached distillation against one of cross-entropy, equal sizes, one device."""
-    shapes = options.models({"cpu": PRESETS["cpu"], "cpu-mlp-heavy": MLP_HEAVY})
+    shapes = options.models(MODELS)
     batch, length, chunk = options.batch or 16, options.length or 128, options.chunk or 0
     rows, goals = [], []
     for name, cfg in shapes.items():

@@ -104,6 +104,7 @@ class Stepper:
     Attributes:
       compile_seconds: tracing and compiling.
       compiler_bytes: what the step needs on a device by the compiler's account; None where it gives none.
+      cpu_seconds: of the last steps, over all threads.
     """
 
     def __init__(self, case: Case, learning_rates: Sequence[float] = ()):
@@ -128,17 +129,20 @@ class Stepper:
         self.step = step.lower(self.state, self.teacher, self.batch).compile()
         self.compile_seconds = time.perf_counter() - began
         self.compiler_bytes = needed_bytes(self.step)
-        self.loss = float("nan")
+        self.loss: float | None = None
+        self.cpu_seconds = 0.0
 
     def run(self, steps: int) -> float:
         """Take steps and return the seconds they took together."""
-        began = time.perf_counter()
+        began, busy = time.perf_counter(), time.process_time()
         for _ in range(steps):
             self.state, told = self.step(self.state, self.teacher, self.batch)
         told = jax.tree.map(np.asarray, told)
         jax.block_until_ready(self.state)
         seconds = time.perf_counter() - began
-        self.loss = float(np.mean(told["cross_entropy" if "cross_entropy" in told else "kl"]))
+        self.cpu_seconds = time.process_time() - busy
+        loss = float(np.mean(told["cross_entropy" if "cross_entropy" in told else "kl"]))
+        self.loss = loss if np.isfinite(loss) else None
         return seconds
 
 
