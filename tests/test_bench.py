@@ -25,6 +25,7 @@ from distill_jax.io.metrics import Progress
 from distill_jax.models import transformer
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops, peaks, profile
+from distill_jax.sharding.mesh import make_mesh
 from distill_jax.stages import Distill, Pretrain, Relearn, distill, pretrain, relearn
 from distill_jax.stages.context import Context, Node, RunSettings
 
@@ -119,7 +120,8 @@ def test_distill(tmp_path, tiny):
         assert 0 < row["seconds"]["min"] <= row["seconds"]["median"]
         assert row["ratio"] == pytest.approx(row["seconds"]["min"] / base["seconds"]["min"])
     assert base["flops_ratio"] == 1 < cached["flops_ratio"] < online["flops_ratio"] == pytest.approx(4 / 3)
-    assert online["loss"] == pytest.approx(cached["loss"], rel=1e-5)
+    # After three steps on their own gradients: the cached step is the online step.
+    assert online["loss"] == pytest.approx(cached["loss"], rel=1e-5) and online["loss"] != base["loss"]
     expected = {"cpu: online / cross-entropy": online["ratio"], "cpu: cached / cross-entropy": cached["ratio"]}
     assert_goals(result, expected)
     assert printed.count("\ngoal ") == 2
@@ -127,6 +129,7 @@ def test_distill(tmp_path, tiny):
 
 @pytest.mark.end_to_end
 def test_population(tmp_path, tiny):
+    """The compiled step refuses a state that is laid out otherwise, as one that it gave back used to be."""
     arguments = ("--batch=2", "--length=6", "--members=2", "--steps=2", "--rounds=1")
     found, _ = bench(tmp_path, "population", *arguments)
     result = found["benchmarks"]["population"]
@@ -143,42 +146,17 @@ def test_population(tmp_path, tiny):
 @pytest.mark.unit
 def test_one_by_one_compiles_every_time(monkeypatch):
     """A step left over from another run would make the runs one after another look cheap."""
-    built = []
-    one = steps.Case(TINY, "pretrain", 2, 6)
+    built, factory = [], steps.BUILDS["pretrain"]
 
-    class Counted(steps.Stepper):
-        def __init__(self, case, rates):
-            built.append(steps.BUILDS["pretrain"].cache_info().currsize)
-            super().__init__(case, rates)
+    def stepper(case, rates):
+        built.append(factory.cache_info().currsize)
+        factory(TINY, Pretrain(), 0, make_mesh(1))
+        return SimpleNamespace(run=lambda _: 2.0, compile_seconds=1.0)
 
-    monkeypatch.setattr(ratios, "Stepper", Counted)
+    monkeypatch.setattr(ratios, "Stepper", stepper)
     for _ in range(2):
-        ratios._run_anew(one, [1e-3], 1)
+        ratios._run_anew(steps.Case(TINY, "pretrain", 2, 6), [1e-3], 1)
     assert built == [0, 0]
-
-
-@pytest.mark.unit
-def test_the_cached_step_is_the_online_step():
-    """Weights after two steps are the same with a teacher that ran before as with one that runs along."""
-    runs = [steps.Stepper(steps.Case(TINY, workload, 2, 6, devices=1)) for workload in ("online", "cached")]
-    assert set(runs[1].teacher) == {"embedding"}
-    before = jax.tree.map(np.asarray, runs[0].state.params)
-    for run in runs:
-        run.run(2)
-    online, cached = (jax.tree.map(np.asarray, run.state.params) for run in runs)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), online, cached)
-    assert not np.allclose(online["embedding"], before["embedding"], atol=1e-6)
-
-
-@pytest.mark.unit
-def test_a_state_comes_back_laid_out_as_it_went_in():
-    """Otherwise the second step of every population would be compiled anew."""
-    run = steps.Stepper(steps.Case(TINY, "pretrain", 2, 6, members=2))
-    layout = lambda tree: jax.tree.map(lambda x: x.sharding, tree)  # noqa: E731
-    before = layout(run.state)
-    run.run(1)
-    same = lambda a, b, x: a.is_equivalent_to(b, x.ndim)  # noqa: E731
-    assert jax.tree.all(jax.tree.map(same, before, layout(run.state), run.state))
 
 
 @pytest.mark.unit
@@ -201,7 +179,8 @@ if spec["workload"] == "cached":
 about = {{"parameters": 1, "first_step_seconds": 2.0, "first_loss": 1.0, "threads": spec["threads"]}}
 print(json.dumps({{"ready": True, "versions": {{"torch": "0"}}, **about}}), flush=True)
 for line in sys.stdin:
-    print(json.dumps({{"seconds": 0.5 * int(line), "cpu_seconds": 0.25 * int(line), "loss": 1.0, "peak_bytes": 7}}), flush=True)
+    times = {{"seconds": 0.5 * int(line), "cpu_seconds": 0.25 * int(line)}}
+    print(json.dumps({{**times, "loss": 1.0, "peak_bytes": 7}}), flush=True)
 """
 
 
@@ -215,12 +194,13 @@ def stub(tmp_path):
 
 
 @pytest.mark.end_to_end
-def test_torch(tmp_path, tiny, stub):
+def test_torch(tmp_path, tiny, stub, monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
     arguments = ("--batch=2", "--length=6", "--repeats=2", "--steps=2", f"--torch_python={stub}")
     found, printed = bench(tmp_path, "torch", *arguments)
     result = found["benchmarks"]["torch"]
     theirs, *ours = result["rows"]
-    assert [row["way"] for row in result["rows"]] == ["torch", "jax, 1 CPU device", "jax, 2 CPU devices"]
+    assert [row["way"] for row in result["rows"]] == ["torch", "jax, 1 CPU device"]
     assert theirs["seconds"] == {"min": 0.5, "median": 0.5}
     assert theirs["tokens_per_second"] == 12 / 0.5 and theirs["speed_over_torch"] == 1
     for row in ours:
@@ -281,6 +261,15 @@ def in_process(monkeypatch):
 
 @pytest.mark.end_to_end
 def test_accelerator(tmp_path, stub, in_process, monkeypatch):
+    """Two of the cases compile; the others, which `distill` compiles too, get made-up times."""
+    measure = case.measure
+    made_up = {"seconds": [0.5], "compile_seconds": 1.0, "loss": 1.0, "peak_bytes": 3, "compiler_bytes": 4}
+
+    def some(one, *how):
+        real = one.members > 1 or (one.workload, one.cfg.remat) == ("online", "full")
+        return measure(one, *how) if real else made_up
+
+    monkeypatch.setattr(case, "measure", some)
     monkeypatch.setitem(peaks.PEAK_FLOPS, jax.devices()[0].device_kind, 1e9)
     arguments = ("--tiny", "--repeats=1", "--steps=1", "--members=2", f"--torch_python={stub}")
     found, _ = bench(tmp_path, "accelerator", *arguments)
@@ -407,6 +396,7 @@ def context(tmp_path, nodes=(), **run):
     (data / "evaluation.jsonl").write_text(json.dumps(prompt | {"prompt_ids": [1, 2], "answer_ids": [3]}) + "\n")
     names = {"data": SimpleNamespace(settings=SimpleNamespace(row_length=6))} | {n.name: n for n in nodes}
     progress = Progress(1, 1.0, 0.0, io.StringIO())
+    progress.begin("pretrain")
     return Context(TINY, names, data, progress, RunSettings(**run))
 
 
@@ -496,7 +486,12 @@ def test_results_are_written_after_each_benchmark(tmp_path, monkeypatch):
         raise ConfigError("no")
 
     monkeypatch.setitem(command.BENCHMARKS, "distill", fail)
-    monkeypatch.setitem(command.BENCHMARKS, "kl_memory", lambda _: {"rows": [{"a": 1}], "goals": []})
+
+    def give(_):
+        """Give a row."""
+        return {"rows": [{"a": 1}], "goals": []}
+
+    monkeypatch.setitem(command.BENCHMARKS, "kl_memory", give)
     with pytest.raises(ConfigError):
         bench(tmp_path, "kl_memory", "distill")
     assert set(json.loads((tmp_path / "bench.json").read_text())["benchmarks"]) == {"kl_memory"}

@@ -30,7 +30,11 @@ def cases(options: Options) -> dict[tuple[str, str], Case]:
     found: dict[tuple[str, str], Case] = {}
     for name, cfg in options.models({name: PRESETS[name] for name in SHAPES}).items():
         shape = SHAPES.get(name, SHAPES["gemma-2-2b"])
-        changes = {"dtype": options.dtype or "bfloat16", "remat": shape["remat"], **(TINY if options.tiny else {})}
+        changes: dict[str, Any] = {
+            "dtype": options.dtype or "bfloat16",
+            "remat": shape["remat"],
+            **(TINY if options.tiny else {}),
+        }
         cfg = dataclasses.replace(cfg, **changes)
         length = options.length or (16 if options.tiny else 2048)
         batch = options.batch or (2 if options.tiny else shape["batch"])
@@ -66,7 +70,7 @@ def accelerator(options: Options) -> dict[str, Any]:
 
 def _row(model: str, workload: str, case: Case, way: str, answer: dict[str, Any], peak: float | None) -> dict[str, Any]:
     members = case.members
-    row = {"model": model, "workload": workload, "way": way}
+    row: dict[str, Any] = {"model": model, "workload": workload, "way": way}
     row |= {"dtype": case.cfg.dtype, "batch": case.batch, "length": case.length, "members": members}
     if "error" in answer:
         return row | {"error": answer["error"]}

@@ -127,7 +127,7 @@ def torch(options: Options) -> dict[str, Any]:
     except Unavailable as error:
         mend = "give --torch_python=PATH of one that has torch and transformers"
         raise ConfigError(f"{options.torch_python}: {error}; {mend}") from error
-    rows = []
+    rows: list[dict[str, Any]] = []
     for way, seconds in taken.items():
         each = summary([t / steps for t in seconds])
         speed = case.tokens / each["min"]

@@ -65,7 +65,7 @@ def parse(arguments: Sequence[str]) -> tuple[list[str], Options]:
       ConfigError: naming what is unknown or of the wrong type.
     """
     values = flags.FlagValues()
-    define = {str: flags.DEFINE_string, int: flags.DEFINE_integer, bool: flags.DEFINE_bool}
+    define: dict[type, Any] = {str: flags.DEFINE_string, int: flags.DEFINE_integer, bool: flags.DEFINE_bool}
     for field in dataclasses.fields(Options):
         define[type(field.default)](field.name, field.default, HELP[field.name], flag_values=values)
     try:

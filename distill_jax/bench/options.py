@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Mapping
+from typing import Any
 
 from distill_jax.config import ConfigError
 from distill_jax.models.presets import PRESETS, preset
@@ -53,7 +54,7 @@ class Options:
 
     def models(self, otherwise: Mapping[str, TransformerConfig]) -> dict[str, TransformerConfig]:
         """Return the model asked for, or the benchmark's own choice, in the dtype asked for."""
-        changes = {"dtype": self.dtype} if self.dtype else {}
+        changes: dict[str, Any] = {"dtype": self.dtype} if self.dtype else {}
         try:
             chosen = {self.preset: preset(self.preset)} if self.preset else otherwise
             return {name: dataclasses.replace(cfg, **changes) for name, cfg in chosen.items()}
