@@ -35,12 +35,12 @@ def kl_memory(options: Options) -> Result:
 def distill(options: Options) -> Result:
     """A step of online and of cached distillation against one of cross-entropy, equal sizes, one device."""
     shapes = options.models(MODELS)
-    batch, length, chunk = options.batch or 16, options.length or 128, options.chunk or 0
+    batch, length, chunk = options.batch or 16, options.length or 64, options.chunk or 0
     rows, goals = [], []
     for name, cfg in shapes.items():
         of = functools.partial(Case, cfg, batch=batch, length=length, chunk=chunk, devices=1)
         runs = {workload: Stepper(of(workload=workload)) for workload in ("pretrain", "online", "cached")}
-        steps = options.steps or 3
+        steps = options.steps or 2
         takers = {workload: functools.partial(run.run, steps) for workload, run in runs.items()}
         taken = interleaved(takers, options.repeats)
         base = runs["pretrain"]
