@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from distill_jax.data.arithmetic import ArithmeticConfig
 from distill_jax.models.presets import preset
 from distill_jax.stages import Cache, Distill, Perturb, Pretrain, Relearn, Unlearn
+from distill_jax.stages.context import RunSettings
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -37,7 +38,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.model = ConfigDict(dataclasses.asdict(preset("gemma-0.3b", remat="full")))
     c.data = ConfigDict(dataclasses.asdict(ArithmeticConfig(english_share=0.0)))
     c.data.english_share = 0.75
-    c.run = ConfigDict({"evaluation_batch": 400, "loss_chunk": 1024, "progress_seconds": 5.0, "cpu_devices": 2})
+    c.run = ConfigDict({**dataclasses.asdict(RunSettings()), "evaluation_batch": 400, "loss_chunk": 1024})
 
     # 360 rows of 256 tokens: 92,160 tokens a step.
     c.reference = ConfigDict({"steps": 1000, "batch": 360, "learning_rate": 4e-4, "final_learning_rate": 4e-4})

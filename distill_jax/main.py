@@ -1,4 +1,4 @@
-"""The only entry point: `distill-jax run | prepare | report`.
+"""The only entry point: `distill-jax run | prepare | report | bench`.
 
 Exit codes: 0 when everything asked for is complete; 2 with a line or two when the input is wrong or the disk refuses;
 42 when SIGTERM came and everything up to it is saved: the same command, started again, continues.
@@ -30,7 +30,8 @@ USAGE = """usage: distill-jax COMMAND --config=FILE.py[:preset] --workdir=DIR [-
 commands:
   run      compute what is missing of an experiment, then draw its report
   prepare  make the experiment's data only
-  report   draw the report again from a work directory (needs no --config)"""
+  report   draw the report again from a work directory (needs no --config)
+  bench    measure speed and memory on synthetic data (needs neither; `distill-jax bench --help`)"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +96,7 @@ def parse(argv: Sequence[str]) -> Arguments:
     Raises:
       ConfigError: naming what is unknown, missing or of the wrong type.
     """
-    commands = ("run", "prepare", "report")
+    commands = ("run", "prepare", "report", "bench")
     check(len(argv) > 1, USAGE)
     command, given = argv[1], ["distill-jax", *argv[2:]]
     mend = f"{nearest(command, commands)}; there are {', '.join(commands)}"
@@ -174,7 +175,7 @@ def _explain(error: Exception) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program and return its exit code."""
     argv = list(sys.argv if argv is None else argv)
-    if {"--help", "-h"} & set(argv[1:]) or argv[1:2] == ["help"]:
+    if ({"--help", "-h"} & set(argv[1:]) and argv[1] != "bench") or argv[1:2] == ["help"]:
         print(USAGE)
         return 0
     try:
@@ -198,6 +199,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str]) -> int:
+    if argv[1:2] == ["bench"]:
+        _set_up_jax({"run": {"cpu_devices": 2}})
+        from distill_jax.bench import command
+
+        command.main(argv[2:])
+        return 0
     given = parse(argv)
     if given.command == "report":
         from distill_jax.evals import summary

@@ -71,7 +71,7 @@ def span(seconds: float) -> str:
 
 
 class Progress:
-    """Say where the run is: stage of how many, step, loss, tokens a second, time left for stage and run.
+    """Say where the run is: stage of how many, step, loss, tokens a second, MFU, time left for stage and run.
 
     The run's time left is its remaining FLOPs over the rate reached so far.
     """
@@ -93,8 +93,15 @@ class Progress:
         self.name, self._began, self._first = name, time.monotonic(), None
         self._last = -math.inf
 
-    def step(self, step: int, steps: int, tokens_per_step: float, flops: float, text: str) -> None:
-        """Report a step, at most once in `every` seconds."""
+    def step(
+        self, step: int, steps: int, tokens_per_step: float, flops: float, text: str, ideal: float | None = None
+    ) -> None:
+        """Report a step, at most once in `every` seconds.
+
+        Args:
+          flops: of the whole stage, as planned.
+          ideal: seconds of a step at the devices' peak FLOP/s, for the MFU; None where no peak is known.
+        """
         now = time.monotonic()
         if self._first is None:
             self._first = (now, step)  # the first step's time is mostly compilation
@@ -105,10 +112,11 @@ class Progress:
         rate = done / elapsed if done and elapsed else 0.0
         left = span((steps - step) / rate) if rate else "?"
         one = flops / max(steps, 1)  # steps of an earlier process are done, but not in this one's time
+        mfu = f"MFU {100 * rate * ideal:.1f} %  " if ideal and rate else ""
         whole = self._run_left(now, self.flops_left - one * step, one * done)
         self.say(
             f"[{self.stage}/{self.stages}] {self.name}  step {step}/{steps}  {text}  "
-            f"{rate * tokens_per_step:,.0f} tok/s  stage {left} left, run {whole} left"
+            f"{rate * tokens_per_step:,.0f} tok/s  {mfu}stage {left} left, run {whole} left"
         )
 
     def finish(self, flops: float, text: str) -> None:

@@ -23,6 +23,7 @@ from distill_jax.data.states import States
 from distill_jax.evals.exact_match import accuracies
 from distill_jax.io.checkpoint import FINAL, Checkpoints, Damaged
 from distill_jax.io.metrics import Metrics
+from distill_jax.perf import peaks, profile
 from distill_jax.sharding.distributed import chief
 from distill_jax.sharding.mesh import batch_sharding, make_mesh
 from distill_jax.stages.context import PARTS, Context, Node, seed_for
@@ -66,6 +67,11 @@ class Program:
     teacher: str
     flops: dict[str, float]
     cache: str = ""
+
+    def step_flops(self) -> float:
+        """Return the FLOPs of one step of the whole crew, behind one teacher."""
+        each = {name: 1 if name == "teacher" else len(self.crew) for name in self.flops}
+        return sum(count * self.flops[name] for name, count in each.items())
 
     def mesh(self, ctx: Context, devices: Sequence[Any] | None = None) -> Mesh:
         """Lay out the devices (all of the run's when left out) for this crew."""
@@ -171,6 +177,8 @@ def train(
     groups = ctx.groups(*parts)
     seen = {"loss": "", "accuracy": ""}  # what the progress line shows
     tokens = settings.batch * ctx.row_length * len(crew)
+    peak = peaks.peak_flops(mesh.devices.flat)
+    ideal = program.step_flops() / peak if peak else None
 
     def write(kind: str, step: int, values: dict[str, np.ndarray]) -> None:
         for i, m in enumerate(crew if books else ()):
@@ -181,7 +189,7 @@ def train(
             book.flush()
 
     def evaluate(step: int, state: State) -> np.ndarray | None:
-        ctx.progress.step(step, settings.steps, tokens, planned_flops, "  ".join(seen.values()))
+        ctx.progress.step(step, settings.steps, tokens, planned_flops, "  ".join(seen.values()), ideal)
         if not evaluate_at(step):
             return None
         with clock.spent_on("step"):
@@ -206,8 +214,12 @@ def train(
 
     teacher = program.weights(ctx, mesh)
     step, feed = program.build(mesh), program.batches(ctx, mesh)
+    window = ctx.run.profile if chief() else ()
     try:
-        state = loop(state, teacher, step, feed, settings, save=save, evaluate=evaluate, record=record, clock=clock)
+        with profile.traced(step, window, nodes[0].directory / "tensorboard", start) as traced:
+            state = loop(
+                state, teacher, traced, feed, settings, save=save, evaluate=evaluate, record=record, clock=clock
+            )
     finally:
         for store in stores.values():
             store.wait()

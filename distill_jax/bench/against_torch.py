@@ -1,0 +1,142 @@
+"""Our step beside PyTorch's, which runs in a process of its own and, if need be, in another Python."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from distill_jax.bench.options import Options
+from distill_jax.bench.steps import Case, Stepper
+from distill_jax.bench.timing import goal, interleaved, summary
+from distill_jax.config import ConfigError
+from distill_jax.models.presets import PRESETS
+
+SCRIPT = Path(__file__).with_name("torch_step.py")
+
+
+class Unavailable(RuntimeError):
+    """PyTorch could not take the step: it is missing, sees no device, or ran out of memory."""
+
+
+class TorchStepper:
+    """PyTorch's step, waiting in its process.
+
+    Attributes:
+      about: parameters, versions, threads, first loss and the seconds of the first step.
+      last: what it answered last: seconds, cpu_seconds, loss, peak_bytes.
+    """
+
+    def __init__(self, process: subprocess.Popen[str]):
+        self._process = process
+        self.about = self._answer()
+        self.last: dict[str, Any] = {}
+
+    @property
+    def cpu_seconds(self) -> float:
+        """CPU seconds of the last steps, over all threads."""
+        return float(self.last["cpu_seconds"])
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout
+        line = self._process.stdout.readline()
+        answer = json.loads(line) if line.startswith("{") else {"error": f"ended without an answer {line.strip()}"}
+        if "error" in answer:
+            raise Unavailable(answer["error"])
+        return answer
+
+    def run(self, steps: int) -> float:
+        """Take steps and return their seconds."""
+        assert self._process.stdin
+        # Its threads, and ours, spin for a moment after their last work.
+        time.sleep(0.05)
+        try:
+            print(steps, file=self._process.stdin, flush=True)
+        except BrokenPipeError as error:
+            raise Unavailable("the process ended") from error
+        self.last = self._answer()
+        time.sleep(0.05)
+        return float(self.last["seconds"])
+
+
+@contextlib.contextmanager
+def torch_stepper(python: str, case: Case, device: str, *, threads: int = 0, compiled: bool = False) -> Iterator[Any]:
+    """Start PyTorch on a case.
+
+    Raises:
+      Unavailable: with PyTorch's own reason.
+    """
+    spec = {
+        "model": dataclasses.asdict(case.cfg),
+        "workload": case.workload,
+        "batch": case.batch,
+        "length": case.length,
+        "chunk": case.chunk,
+        "device": device,
+        "threads": threads,
+        "compile": compiled,
+    }
+    command = [python, str(SCRIPT), json.dumps(spec)]
+    try:
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    except OSError as error:
+        raise Unavailable(f"cannot be started ({error.strerror})") from error
+    try:
+        yield TorchStepper(process)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def torch(options: Options) -> dict[str, Any]:
+    """Our training step against PyTorch eager: same shape, batch, optimiser and threads, in turn.
+
+    `taskset -c 0` gives both one core and so one thread: the fairer comparison where others use the machine, because
+    PyTorch's threads wait for one another after every operation. So is the CPU time, which counts no waiting but that
+    of threads that spin.
+    """
+    if jax.default_backend() != "cpu":
+        raise ConfigError("bench torch compares on a CPU; the accelerator benchmark has PyTorch beside it")
+    ((name, cfg),) = options.models({"cpu": PRESETS["cpu"]}).items()
+    batch, length, steps = options.batch or 16, options.length or 128, options.steps or 3
+    threads = len(os.sched_getaffinity(0))
+    case = Case(cfg, "pretrain", batch, length, options.chunk)
+    try:
+        with torch_stepper(options.torch_python, case, "cpu", threads=threads) as theirs:
+            runs: dict[str, Any] = {"torch": theirs}
+            for devices in sorted({1, jax.device_count()}):
+                ours = Stepper(dataclasses.replace(case, devices=devices))
+                runs[f"jax, {devices} CPU device{'s' * (devices > 1)}"] = ours
+            busy: dict[str, list[float]] = {way: [] for way in runs}
+
+            def take(way: str) -> float:
+                seconds = runs[way].run(steps)
+                busy[way].append(runs[way].cpu_seconds)
+                return float(seconds)
+
+            taken = interleaved({way: functools.partial(take, way) for way in runs}, options.repeats)
+    except Unavailable as error:
+        mend = "give --torch_python=PATH of one that has torch and transformers"
+        raise ConfigError(f"{options.torch_python}: {error}; {mend}") from error
+    rows: list[dict[str, Any]] = []
+    for way, seconds in taken.items():
+        each = summary([t / steps for t in seconds])
+        speed = case.tokens / each["min"]
+        ratios = {
+            "speed_over_torch": min(taken["torch"]) / min(seconds),
+            "cpu_time_over_torch": min(busy[way][1:]) / min(busy["torch"][1:]),
+        }
+        cpu = min(busy[way][1:]) / steps
+        shape = {"model": name, "batch": batch, "length": length, "threads": threads}
+        rows.append({"way": way, **shape, "seconds": each, "cpu_seconds": cpu, "tokens_per_second": speed, **ratios})
+    best = max(row["speed_over_torch"] for row in rows[1:])
+    return {"rows": rows, "torch": theirs.about, "goals": [goal("our speed / PyTorch's", best, least=1.0)]}

@@ -1,0 +1,62 @@
+"""What the command line says of a benchmark; 0 and "" leave the benchmark its own choice."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from distill_jax.config import ConfigError
+from distill_jax.models.presets import PRESETS, preset
+from distill_jax.models.transformer import TransformerConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Hold the command line's values.
+
+    Attributes:
+      json: file that the results are written to.
+      preset: the model, a name of `models/presets.py`.
+      dtype: of the computation.
+      batch, length, vocab, chunk: the shape; chunk is the number of tokens whose logits exist at a time.
+      steps: steps timed together.
+      repeats: rounds of interleaved times.
+      rounds: whole runs of `population`.
+      members: of the population.
+      tiny: shrink every model of `accelerator` and allow it on a CPU, to try it out.
+      torch_python: the Python that has torch and transformers.
+    """
+
+    json: str = "bench.json"
+    preset: str = ""
+    dtype: str = ""
+    batch: int = 0
+    length: int = 0
+    vocab: int = 0
+    chunk: int = 0
+    steps: int = 0
+    repeats: int = 10
+    rounds: int = 2
+    members: int = 10
+    tiny: bool = False
+    torch_python: str = sys.executable
+
+    def __post_init__(self):
+        for name in ("batch", "length", "vocab", "chunk", "steps"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"--{name}={getattr(self, name)}: must not be negative")
+        for name in ("repeats", "rounds", "members"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"--{name}={getattr(self, name)}: must be at least 1")
+        self.models(PRESETS)
+
+    def models(self, otherwise: Mapping[str, TransformerConfig]) -> dict[str, TransformerConfig]:
+        """Return the model asked for, or the benchmark's own choice, in the dtype asked for."""
+        changes: dict[str, Any] = {"dtype": self.dtype} if self.dtype else {}
+        try:
+            chosen = {self.preset: preset(self.preset)} if self.preset else otherwise
+            return {name: dataclasses.replace(cfg, **changes) for name, cfg in chosen.items()}
+        except ValueError as error:
+            raise ConfigError(str(error)) from error

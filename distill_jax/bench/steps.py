@@ -1,0 +1,172 @@
+"""The steps that are timed: the verbs' own, on random tokens."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from distill_jax.losses.chunked import over_tokens
+from distill_jax.losses.lm import target_mask
+from distill_jax.models import transformer
+from distill_jax.models.transformer import TransformerConfig
+from distill_jax.perf import flops
+from distill_jax.sharding.mesh import batch_sharding, make_mesh, shardings
+from distill_jax.stages import distill, pretrain
+from distill_jax.train.population import make_state
+from distill_jax.train.settings import Training
+from distill_jax.train.step import Batch, State, make_step
+
+WORKLOADS = ("pretrain", "online", "cached")
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A workload at a shape.
+
+    Attributes:
+      workload: "pretrain" (cross-entropy; also the attack's step), "online" distillation from a teacher of the same
+        size, or "cached" distillation, whose batch carries the teacher's final hidden states.
+      batch, length: rows and tokens a row.
+      chunk: tokens whose logits exist at a time; 0 for all.
+      members: of the population; all read the same batch.
+      devices: the first so many; 0 for all.
+    """
+
+    cfg: TransformerConfig
+    workload: str
+    batch: int
+    length: int
+    chunk: int = 0
+    members: int = 1
+    devices: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that all members together learn from in a step."""
+        return self.batch * self.length * self.members
+
+    def flops(self) -> float:
+        """Return the operations of a step, counted from shapes."""
+        student = self.members * flops.train_step(self.cfg, self.batch, self.length)
+        teacher = {
+            "pretrain": 0.0,
+            "online": flops.forward(self.cfg, self.batch, self.length),
+            # The frozen head is still applied, once for every member.
+            "cached": self.members * flops.forward(self.cfg, self.batch, self.length, layers=0),
+        }
+        return student + teacher[self.workload]
+
+    def flops_6n(self) -> float:
+        """Return the usual estimate: 6 N a token for the student, 2 N for a teacher that runs; N with the embedding."""
+        count = transformer.parameter_count(self.cfg)
+        teacher = 2 * count * self.batch * self.length if self.workload == "online" else 0
+        return 6.0 * count * self.tokens + teacher
+
+
+@functools.cache
+def build_cached(cfg: TransformerConfig, settings: distill.Distill, chunk: int, mesh: Any) -> Any:
+    """Return the step of a distillation whose teacher ran before: `batch["hidden"]` [G, B, T-1, D] is what it left.
+
+    Of the teacher's weights only the embedding is read, which is its head.
+    """
+
+    def recall(teacher: Any, batch: Batch) -> Any:
+        return {"hidden": batch["hidden"], "embedding": teacher["embedding"]}
+
+    divergence = settings.loss()
+
+    def objective(params: Any, batch: Batch, teacher: Any) -> Any:
+        mask = target_mask(batch["segments"], batch["answer"] if settings.loss_on == "answer" else None)
+        hidden = transformer.hidden_states(cfg, params, batch["tokens"], batch["segments"])[:, :-1]
+
+        def loss(mine, theirs, mask):
+            target = jax.lax.stop_gradient(transformer.unembed(cfg, teacher, theirs))
+            return divergence(transformer.unembed(cfg, params, mine), target, mask)
+
+        return {"kl": (1.0, *over_tokens(loss, chunk, hidden, teacher["hidden"], mask))}
+
+    return make_step(objective, recall, settings.optimizer(), settings.schedule(), mesh, settings.microbatches)
+
+
+BUILDS: dict[str, Any] = {"pretrain": pretrain.build, "online": distill.build, "cached": build_cached}
+
+
+class Stepper:
+    """A compiled step with its state and batch, ready to be timed; making one compiles.
+
+    Attributes:
+      compile_seconds: tracing and compiling.
+      compiler_bytes: what the step needs on a device by the compiler's account; None where it gives none.
+      cpu_seconds: of the last steps, over all threads.
+    """
+
+    def __init__(self, case: Case, learning_rates: Sequence[float] = ()):
+        self.case, cfg = case, case.cfg
+        rates = list(learning_rates) or [1e-4] * case.members
+        mesh = make_mesh(case.members, devices=jax.devices()[: case.devices or None])
+        weights = functools.partial(fresh, cfg, mesh)
+        settings = Training if case.workload == "pretrain" else distill.Distill
+        chosen = settings(batch=case.batch, weight_decay=0.1, warmup=0)
+        step = BUILDS[case.workload](cfg, chosen, case.chunk, mesh)
+        self.state: State = make_state(cfg, mesh, [weights(0)], chosen.optimizer(), rates)
+        self.batch = tokens(case, mesh)
+        self.teacher: Any = None
+        if case.workload != "pretrain":
+            self.teacher = weights(1)
+        if case.workload == "cached":
+            read = jax.jit(functools.partial(transformer.hidden_states, cfg))
+            ids, segments = self.batch["tokens"][0], self.batch["segments"][0]
+            self.batch["hidden"] = read(self.teacher, ids, segments)[None, :, :-1]
+            self.teacher = {"embedding": self.teacher["embedding"]}
+        began = time.perf_counter()
+        self.step = step.lower(self.state, self.teacher, self.batch).compile()
+        self.compile_seconds = time.perf_counter() - began
+        self.compiler_bytes = needed_bytes(self.step)
+        self.loss: float | None = None
+        self.cpu_seconds = 0.0
+
+    def run(self, steps: int) -> float:
+        """Take steps and return the seconds they took together."""
+        began, busy = time.perf_counter(), time.process_time()
+        for _ in range(steps):
+            self.state, told = self.step(self.state, self.teacher, self.batch)
+        told = jax.tree.map(np.asarray, told)
+        jax.block_until_ready(self.state)
+        seconds = time.perf_counter() - began
+        self.cpu_seconds = time.process_time() - busy
+        loss = float(np.mean(told["cross_entropy" if "cross_entropy" in told else "kl"]))
+        self.loss = loss if np.isfinite(loss) else None
+        return seconds
+
+
+def fresh(cfg: TransformerConfig, mesh: Mesh, seed: int) -> Any:
+    """Draw weights, laid out on the mesh."""
+    draw = functools.partial(transformer.init, cfg)
+    shape = jax.eval_shape(draw, jax.random.key(0))
+    at = shardings(mesh, transformer.logical_axes(cfg), shape)
+    return jax.jit(draw, out_shardings=at)(jax.random.key(seed))
+
+
+def tokens(case: Case, mesh: Mesh) -> Batch:
+    """Return a batch of one stream of random tokens, one segment a row."""
+    shape = (1, case.batch, case.length)
+    ids = np.random.RandomState(0).randint(0, case.cfg.vocab, shape).astype(np.int32)
+    ones = np.ones(shape, np.int32)
+    rows = {"tokens": ids, "segments": ones, "answer": ones}
+    return jax.device_put(rows, batch_sharding(mesh, case.batch))
+
+
+def needed_bytes(compiled: Any) -> int | None:
+    """Return arguments, outputs and temporaries together, what is donated once."""
+    found = compiled.memory_analysis()
+    if found is None:
+        return None
+    whole = found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes
+    return int(whole - found.alias_size_in_bytes)
