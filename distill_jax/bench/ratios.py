@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from distill_jax.bench.options import Options
-from distill_jax.bench.steps import BUILDS, Case, Stepper
+from distill_jax.bench.steps import VERBS, Case, Stepper
 from distill_jax.bench.timing import goal, interleaved, summary
 from distill_jax.models.presets import PRESETS
 from distill_jax.perf.memory import kl_memory as memory_of_kl
@@ -101,7 +101,7 @@ def population(options: Options) -> Result:
 
 def _run_anew(case: Case, rates: Sequence[float], steps: int) -> dict[str, float]:
     """Make weights, compile and train as a process does that has compiled nothing yet; return the seconds."""
-    BUILDS[case.workload].cache_clear()
+    VERBS[case.workload].build.cache_clear()
     jax.clear_caches()
     began = time.perf_counter()
     run = Stepper(case, rates)

@@ -12,8 +12,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from distill_jax.losses.chunked import over_tokens
-from distill_jax.losses.lm import target_mask
 from distill_jax.models import transformer
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops
@@ -21,7 +19,7 @@ from distill_jax.sharding.mesh import batch_sharding, make_mesh, shardings
 from distill_jax.stages import distill, pretrain
 from distill_jax.train.population import make_state
 from distill_jax.train.settings import Training
-from distill_jax.train.step import Batch, State, make_step
+from distill_jax.train.step import Batch, State
 
 WORKLOADS = ("pretrain", "online", "cached")
 
@@ -70,32 +68,15 @@ class Case:
         return 6.0 * count * self.tokens + teacher
 
 
-@functools.cache
-def build_cached(cfg: TransformerConfig, settings: distill.Distill, chunk: int, mesh: Any) -> Any:
-    """Return the step of a distillation whose teacher ran before: `batch["hidden"]` [G, B, T-1, D] is what it left.
-
-    Of the teacher's weights only the embedding is read, which is its head.
-    """
-
-    def recall(teacher: Any, batch: Batch) -> Any:
-        return {"hidden": batch["hidden"], "embedding": teacher["embedding"]}
-
-    divergence = settings.loss()
-
-    def objective(params: Any, batch: Batch, teacher: Any) -> Any:
-        mask = target_mask(batch["segments"], batch["answer"] if settings.loss_on == "answer" else None)
-        hidden = transformer.hidden_states(cfg, params, batch["tokens"], batch["segments"])[:, :-1]
-
-        def loss(mine, theirs, mask):
-            target = jax.lax.stop_gradient(transformer.unembed(cfg, teacher, theirs))
-            return divergence(transformer.unembed(cfg, params, mine), target, mask)
-
-        return {"kl": (1.0, *over_tokens(loss, chunk, hidden, teacher["hidden"], mask))}
-
-    return make_step(objective, recall, settings.optimizer(), settings.schedule(), mesh, settings.microbatches)
+VERBS: dict[str, Any] = {"pretrain": pretrain, "online": distill, "cached": distill}
 
 
-BUILDS: dict[str, Any] = {"pretrain": pretrain.build, "online": distill.build, "cached": build_cached}
+def settings(case: Case) -> Training:
+    """Return the verb's settings for a case."""
+    common: dict[str, Any] = {"batch": case.batch, "weight_decay": 0.1, "warmup": 0}
+    if case.workload == "pretrain":
+        return Training(**common)
+    return distill.Distill(cache="cached" if case.workload == "cached" else "", **common)
 
 
 class Stepper:
@@ -112,9 +93,8 @@ class Stepper:
         rates = list(learning_rates) or [1e-4] * case.members
         mesh = make_mesh(case.members, devices=jax.devices()[: case.devices or None])
         weights = functools.partial(fresh, cfg, mesh)
-        settings = Training if case.workload == "pretrain" else distill.Distill
-        chosen = settings(batch=case.batch, weight_decay=0.1, warmup=0)
-        step = BUILDS[case.workload](cfg, chosen, case.chunk, mesh)
+        chosen = settings(case)
+        step = VERBS[case.workload].build(cfg, chosen, case.chunk, mesh)
         self.state: State = make_state(cfg, mesh, [weights(0)], chosen.optimizer(), rates)
         self.batch = tokens(case, mesh)
         self.teacher: Any = None
@@ -123,7 +103,7 @@ class Stepper:
         if case.workload == "cached":
             read = jax.jit(functools.partial(transformer.hidden_states, cfg))
             ids, segments = self.batch["tokens"][0], self.batch["segments"][0]
-            self.batch["hidden"] = read(self.teacher, ids, segments)[None, :, :-1]
+            self.batch["states"] = read(self.teacher, ids, segments)[None]
             self.teacher = {"embedding": self.teacher["embedding"]}
         began = time.perf_counter()
         self.step = step.lower(self.state, self.teacher, self.batch).compile()
