@@ -113,6 +113,8 @@ def get_stages(c: ConfigDict) -> dict:
     if c.cache_teacher:
         stages["states-maxent"] = Cache(teacher="maxent")
     stages["student"] = Distill(teacher="maxent", **cached, **c.distill, **seed)
+    if len(set(c.undo.alphas)) < len(c.undo.alphas):
+        raise ValueError(f"undo.alphas = {c.undo.alphas}: give every α once")
     for alpha in c.undo.alphas:
         stages[f"damaged-{alpha}"] = Perturb(start="maxent", alpha=alpha, beta=c.undo.beta, **seed)
         stages[f"undo-{alpha}"] = Distill(teacher="maxent", start=f"damaged-{alpha}", **cached, **c.distill, **seed)

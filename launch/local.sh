@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs the arithmetic experiment on this machine. Later flags win, so any may be added:
+# Runs the arithmetic experiment on this machine. Any flags of the program may be added:
 #   bash launch/local.sh --workdir=/tmp/x --config=configs/arithmetic.py:cpu,full --config.seed=1
 # Relative paths are from the repository. The last line printed says where the report is.
 set -euo pipefail

@@ -53,8 +53,8 @@ class Perturb:
     def __post_init__(self):
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha = {self.alpha}: the damaged fraction lies in [0, 1]")
-        if self.beta < 0:
-            raise ValueError(f"beta = {self.beta}: the noise's scale must not be negative")
+        if not 0 <= self.beta < math.inf:
+            raise ValueError(f"beta = {self.beta}: the noise's scale must not be negative, and finite")
         if self.alpha == 1 and self.beta == 0:
             raise ValueError(
                 "alpha = 1 with beta = 0 sets every weight to zero, and a network with a tied embedding of zeros has "
