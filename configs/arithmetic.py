@@ -38,6 +38,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.data = ConfigDict(dataclasses.asdict(ArithmeticConfig(english_share=0.0)))
     c.data.english_share = 0.75
     c.run = ConfigDict({"evaluation_batch": 400, "loss_chunk": 1024, "progress_seconds": 5.0, "cpu_devices": 2})
+    c.run.update(fsdp=1, tensor=1)
 
     # 360 rows of 256 tokens: 92,160 tokens a step.
     c.reference = ConfigDict({"steps": 1000, "batch": 360, "learning_rate": 4e-4, "final_learning_rate": 4e-4})

@@ -34,7 +34,8 @@ ALLOWED = {
     "stages": GRAPH,  # the audit stage calls the double bind's audits ...
     "doublebind": GRAPH,  # ... and the double bind is made of the same verbs
     "graph": GRAPH,
-    "main": GRAPH | {"graph", "sweep"},
+    "plan": GRAPH | {"graph"},
+    "main": GRAPH | {"graph", "sweep", "plan"},
     "__main__": {"main"},
 }
 

@@ -11,18 +11,27 @@ from distill_jax.losses.lm import Sum
 
 
 def over_tokens(loss: Callable[..., Sum], chunk: int, *arrays: jax.Array) -> Sum:
-    """Sum `loss` over chunks of the arrays' flattened [B, T] positions, recomputing each in the backward pass.
+    """Sum `loss` over chunks of the arrays' T positions, recomputing each in the backward pass.
+
+    A chunk takes the same few positions of all rows, so that every device has its share of each: a chunk of whole rows
+    would lie on one device.
 
     Args:
-      loss: takes one slice [chunk, ...] of every array, the last of which is the mask, and returns (sum, weight).
-      chunk: tokens at a time; 0 applies the loss to everything at once.
+      loss: takes one slice [B, t, ...] of every array, the last of which is the mask, and returns (sum, weight).
+      chunk: tokens B · t at a time, but at least one position; 0 applies the loss to everything at once.
       arrays: each [B, T, ...]; the last is the mask. Positions added to fill the last chunk have mask 0.
     """
     if not chunk:
         return loss(*arrays)
-    flat = [a.reshape(-1, *a.shape[2:]) for a in arrays]
-    extra = -flat[0].shape[0] % chunk
-    slices = [jnp.pad(a, [(0, extra)] + [(0, 0)] * (a.ndim - 1)).reshape(-1, chunk, *a.shape[1:]) for a in flat]
+    rows, length = arrays[0].shape[:2]
+    width = min(max(chunk // rows, 1), length)
+    extra = -length % width
+
+    def cut(a: jax.Array) -> jax.Array:  # [B, T, ...] -> [T / t, B, t, ...]
+        whole = jnp.pad(a, [(0, 0), (0, extra)] + [(0, 0)] * (a.ndim - 2))
+        return jnp.moveaxis(whole.reshape(rows, -1, width, *a.shape[2:]), 1, 0)
+
+    slices = [cut(a) for a in arrays]
 
     @jax.checkpoint
     def add(total: Sum, piece: tuple[jax.Array, ...]) -> tuple[Sum, None]:
