@@ -26,13 +26,14 @@ from distill_jax.config import ConfigError, Interrupted, build, check, nearest
 TRY_AGAIN = 42
 
 USAGE = """usage: distill-jax COMMAND --config=FILE.py[:preset] --workdir=DIR [--config.key=value …]
-       distill-jax plan --config=FILE.py[:preset] --slice=v5e-16|auto [--json=FILE] [--prices=FILE] [--verbose]
+       distill-jax plan --config=FILE.py[:preset] --slice=v5e-16 [--json=FILE] [--stages=NAME,…] [--prices=FILE]
 
 commands:
   run      compute what is missing of an experiment, then draw its report
   prepare  make the experiment's data only
   report   draw the report again from a work directory (needs no --config)
-  plan     compile an experiment for a TPU slice, without one, and print memory, time and cost of every stage"""
+  plan     compile an experiment for a TPU slice, without one, and print memory, time and cost of every stage
+           (--slice=auto: the cheapest it fits on; --verbose: also where every parameter lies)"""
 
 # Of a process that plans, and of no other: on a pod the first would break the detection of the cluster.
 PLANNING = {
@@ -122,6 +123,7 @@ def parse(argv: Sequence[str]) -> Arguments:
     flags.DEFINE_string("slice", None, "accelerator type to plan for, or auto", flag_values=values)
     flags.DEFINE_string("json", None, "where a plan is also written", flag_values=values)
     flags.DEFINE_string("prices", None, "price table of a plan", flag_values=values)
+    flags.DEFINE_list("stages", [], "the only stages of a plan", flag_values=values)
     flags.DEFINE_bool("verbose", False, "also print where every parameter lies", flag_values=values)
     # sys_argv: otherwise ml_collections looks for --config.key=value in the process's arguments, not in ours.
     config_flags.DEFINE_config_file("config", None, "experiment", flag_values=values, sys_argv=given)
@@ -251,9 +253,10 @@ def _plan(given: Arguments) -> int:
 
     assert given.module is not None
     prices = plan.load_prices(given.flags.prices)
-    rows = plan.run(load_experiment(given.module, given.config), given.flags.slice, prices, verbose=given.flags.verbose)
-    if given.flags.json:
-        plan.save(rows, given.flags.json)
+    experiment, said = load_experiment(given.module, given.config), given.flags
+    rows = plan.run(experiment, said.slice, prices, stages=said.stages, verbose=said.verbose)
+    if said.json:
+        plan.save(rows, said.json)
     return 0
 
 

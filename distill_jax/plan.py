@@ -26,7 +26,7 @@ from typing import Any
 import jax
 
 from distill_jax import graph
-from distill_jax.config import ConfigError, check
+from distill_jax.config import ConfigError, check, nearest
 from distill_jax.io.files import read_json, write_json
 from distill_jax.io.metrics import Progress
 from distill_jax.models import transformer
@@ -40,6 +40,7 @@ PRICES = Path(__file__).parent / "perf" / "prices.json"
 MOST_CHIPS = 256  # of the slices that --slice=auto looks at
 
 Row = dict[str, Any]
+Groups = Sequence[Sequence[Node]]
 Say = Callable[[str], None]
 
 
@@ -80,12 +81,21 @@ class Work:
     notes: tuple[str, ...]
 
 
-def run(experiment: Any, name: str, prices: Mapping[str, Any], *, say: Say = print, verbose: bool = False) -> list[Row]:
+def run(
+    experiment: Any,
+    name: str,
+    prices: Mapping[str, Any],
+    *,
+    stages: Sequence[str] = (),
+    say: Say = print,
+    verbose: bool = False,
+) -> list[Row]:
     """Plan an experiment and return one row a stage.
 
     Args:
       name: of the slice, or "auto" for the cheapest that fits.
       prices: as `load_prices` gives them.
+      stages: the stages to plan, with what trains in one population with them; all when left out.
 
     Raises:
       ConfigError: for an unknown slice, a mesh that it cannot hold, or if libtpu is missing.
@@ -97,7 +107,10 @@ def run(experiment: Any, name: str, prices: Mapping[str, Any], *, say: Say = pri
     )
     nodes = graph.build(experiment, Path("plan"))  # nothing is written there
     ctx = Context(experiment.model, nodes, Path(), Progress(0, 0.0, 0.0, None), experiment.run)
-    rows = cheapest(ctx, prices, say) if where is None else on_slice(ctx, where, prices, say, verbose)
+    for stage in stages:
+        check(stage in nodes, f"--stages={stage}: no such stage{nearest(stage, nodes)}")
+    groups = [g for g in graph.pack(list(nodes.values())) if not stages or {n.name for n in g} & set(stages)]
+    rows = on_slice(ctx, groups, where, prices, say, verbose) if where else cheapest(ctx, groups, prices, say)
     say(table(rows, prices))
     return rows
 
@@ -119,11 +132,12 @@ def load_prices(path: str | None) -> dict[str, Any]:
     return prices
 
 
-def on_slice(ctx: Context, where: Slice, prices: Mapping[str, Any], say: Say, verbose: bool = False) -> list[Row]:
-    """Compile every stage for one slice and return its rows."""
+def on_slice(
+    ctx: Context, groups: Groups, where: Slice, prices: Mapping[str, Any], say: Say, verbose: bool = False
+) -> list[Row]:
+    """Compile the stages for one slice and return their rows."""
     price = _price(where, prices)
     devices = topology(where)
-    groups = graph.pack(list(ctx.nodes.values()))
     rows: list[Row] = []
     known: dict[str, Compiled] = {}
     shown = not verbose
@@ -143,24 +157,24 @@ def on_slice(ctx: Context, where: Slice, prices: Mapping[str, Any], say: Say, ve
             known[program] = compile_for(work.lowered, where.chips)
         told = "the same program as before" if again else f"compiled in {known[program].seconds:.0f} s"
         say(f"[{i + 1}/{len(groups)}] {names}: {told}")
-        rows += _rows(ctx, work, where, price, known[program])
+        rows += _rows(ctx, work, where, price, known[program], program[:12])
     order = {name: i for i, name in enumerate(ctx.nodes)}
     return sorted(rows, key=lambda row: order[row["stage"]])
 
 
-def cheapest(ctx: Context, prices: Mapping[str, Any], say: Say) -> list[Row]:
-    """Return the rows of the slice on which the whole experiment costs least.
+def cheapest(ctx: Context, groups: Groups, prices: Mapping[str, Any], say: Say) -> list[Row]:
+    """Return the rows of the slice on which the stages together cost least.
 
     A generation's slices are tried from the smallest up to the first that fits: on more chips the same work never gets
     cheaper, as traffic between them only grows. A generation whose compute alone, at its peak, costs more than what
     was found is left out; so is, uncompiled, a slice that cannot even hold arguments and gradients.
     """
-    groups = [g for g in graph.pack(list(ctx.nodes.values())) if hasattr(VERBS[g[0].verb], "program")]
+    training = [g for g in groups if hasattr(VERBS[g[0].verb], "program")]
     best: list[Row] = []
     least = math.inf
     floor: dict[str, float] = {}
     for one in (s for s in SLICES.values() if s.chips == 4 and s.generation in prices["chip_hour"]):
-        work = [lower(ctx, group, topology(one), relaxed=True) for group in groups]
+        work = [lower(ctx, group, topology(one), relaxed=True) for group in training]
         compute = sum(w.executed * w.nodes[0].settings.steps for w in work) / one.chip.flops
         floor[one.generation] = compute / 3600 * prices["chip_hour"][one.generation]
     for generation in sorted(floor, key=lambda g: floor[g]):
@@ -169,14 +183,14 @@ def cheapest(ctx: Context, prices: Mapping[str, Any], say: Say) -> list[Row]:
             continue
         for where in (s for s in SLICES.values() if s.generation == generation and s.chips <= MOST_CHIPS):
             try:
-                need = max(lower(ctx, group, topology(where)).floor for group in groups)
+                need = max(lower(ctx, group, topology(where)).floor for group in training)
             except ConfigError as error:
                 say(f"{where.name}: {error}")
                 continue
             if need > where.chip.hbm:
                 say(f"{where.name}: needs at least {need / GIB:.1f} GiB a chip, not compiled")
                 continue
-            rows = on_slice(ctx, where, prices, lambda line, name=where.name: say(f"{name} {line}"))
+            rows = on_slice(ctx, groups, where, prices, say)
             if not all(row["fits"] for row in rows):
                 say(f"{where.name}: does not fit")
                 continue
@@ -225,20 +239,18 @@ def lower(ctx: Context, group: Sequence[Node], devices: Sequence[Any], *, relaxe
     count = len(program.crew)
     once = sum(v for k, v in program.flops.items() if k == "teacher")
     rows = mesh.shape["data"] * mesh.shape["fsdp"]
-    share, notes = program.settings.batch // program.settings.microbatches, ()
-    busy = mesh.size
-    if share % rows:
-        busy, notes = mesh.size // rows, (f"{share} rows do not divide by {rows} chips: each computes all of them",)
+    share = program.settings.batch // program.settings.microbatches
+    uneven = share % rows != 0
     return Work(
         nodes=list(group),
         members=count,
         flops=once + count * (sum(program.flops.values()) - once),
         executed=flops.executed(traced.jaxpr.jaxpr),
-        busy=busy,
+        busy=mesh.size // rows if uneven else mesh.size,
         floor=_shard_bytes((state, teacher, batch)) + _shard_bytes(state.params),
         mesh=mesh,
         lowered=traced.lower(),
-        notes=notes,
+        notes=(f"{share} rows do not divide by {rows} chips: each computes all of them",) if uneven else (),
     )
 
 
@@ -320,7 +332,7 @@ def _idle(node: Node, where: Slice) -> Row:
     return {"stage": node.name, "verb": node.verb, "slice": where.name, "chips": where.chips, **none, **zero}
 
 
-def _rows(ctx: Context, work: Work, where: Slice, price: float, made: Compiled) -> list[Row]:
+def _rows(ctx: Context, work: Work, where: Slice, price: float, made: Compiled, program: str) -> list[Row]:
     chip, steps = where.chip, work.nodes[0].settings.steps
     moved = sum(kind["bytes"] for kind in made.collectives.values())
     seconds = {"compute": work.executed / work.busy / chip.flops}
@@ -341,6 +353,7 @@ def _rows(ctx: Context, work: Work, where: Slice, price: float, made: Compiled) 
         "mesh": dict(work.mesh.shape),
         "population": [node.name for node in work.nodes],
         "members": work.members,
+        "program": program,  # equal where the compiled program is
         "parameters": transformer.parameter_count(ctx.model),
         "fits": fits,
         "hbm_bytes": made.needed,
@@ -372,60 +385,67 @@ def _parameters(ctx: Context, mesh: Any) -> str:
 def table(rows: Sequence[Row], prices: Mapping[str, Any]) -> str:
     """Return the rows as text: a table, then for each program its traffic, its seconds and its warnings."""
     where = find(rows[0]["slice"])
-    heading = ("stage", "members", "parameters", "arguments", "temporaries", "code", "GiB a chip", "fits")
-    lines = [(*heading, "TFLOP a step", "step s", "bound by", "steps", "chip-hours", prices["currency"])]
+    heading = ["stage", "members", "parameters", "arguments", "temporaries", "code", "GiB a chip", "fits"]
+    lines = [[*heading, "TFLOP a step", "step s", "bound by", "steps", "chip-hours", prices["currency"]]]
     lines += [_line(row) for row in rows]
     whole = all(row["fits"] for row in rows)
-    total = [f"{sum(row[k] for row in rows):.1f}" if whole else "-" for k in ("chip_hours", "cost")]
-    lines.append(("all", *[""] * 11, *total))
+    total = [_number(sum(row[k] for row in rows) if whole else None) for k in ("chip_hours", "cost")]
+    lines.append(["all", *[""] * 11, *total])
     peak = (
         f"{where.chip.flops / 1e12:.0f} TFLOP/s, HBM {where.chip.hbm / GIB:.2f} GiB at {where.chip.bandwidth / 1e9:.0f}"
     )
     head = f"{where.name}: {where.chips} chips ({where.topology}), each {peak} GB/s, interconnect "
     out = [f"{head}{where.interconnect / 1e9:.0f} GB/s", *_columns(lines)]
-    told = set()
+    programs: dict[str, list[Row]] = {}
     for row in rows:
-        key = tuple(row.get("population", ()))
-        if key and key not in told:
-            told.add(key)
-            out += _details(row)
-    price = prices["chip_hour"][where.generation]
-    out.append(
-        f"prices of {prices['date']}: {price:.2f} {prices['currency']} a chip-hour. {prices.get('note', '')}".rstrip()
-    )
-    return "\n".join(out)
+        if row["steps"]:
+            programs.setdefault(row["program"], []).append(row)
+    for same in programs.values():
+        out += _details(same)
+    price = f"{prices['chip_hour'][where.generation]:.2f} {prices['currency']} a chip-hour ({prices['date']})"
+    return "\n".join([*out, f"{price}. {prices.get('note', '')}".rstrip()])
 
 
-def _line(row: Row) -> tuple[str, ...]:
+def _line(row: Row) -> list[str]:
     if not row["steps"]:
-        return (row["stage"], *["-"] * 6, "yes", "-", "-", "-", "0", "0.0", "0.0")
-    gib = {k: f"{v / GIB:.2f}" for k, v in row["hbm"].items()}
+        return [row["stage"], *["-"] * 10, "0", "0", "0"]
+    gib = [f"{row['hbm'][k] / GIB:.2f}" if row["hbm"] else "-" for k in ("arguments", "temporaries", "code")]
     spare = abs(row["hbm_capacity"] - row["hbm_bytes"]) / GIB
     fits = f"yes, {spare:.1f} left" if row["fits"] else f"NO, {spare:.1f} over"
-    number = lambda k, digits: "-" if row[k] is None else f"{row[k]:.{digits}f}"  # noqa: E731
-    return (
-        *(row["stage"], str(row["members"]), f"{row['parameters']:,}"),
-        *(gib.get(k, "-") for k in ("arguments", "temporaries", "code")),
-        *(f"{row['hbm_bytes'] / GIB:.2f}", fits, f"{row['flops_per_step'] / 1e12:.1f}"),
-        *(number("step_seconds", 3), row["bound"], f"{row['steps']}", number("chip_hours", 1), number("cost", 1)),
-    )
+    size = [row["stage"], str(row["members"]), f"{row['parameters']:,}", *gib, f"{row['hbm_bytes'] / GIB:.2f}", fits]
+    time_taken = [_number(row["step_seconds"]), row["bound"], str(row["steps"])]
+    return [
+        *size,
+        _number(row["flops_per_step"] / 1e12),
+        *time_taken,
+        *(_number(row[k]) for k in ("chip_hours", "cost")),
+    ]
 
 
-def _details(row: Row) -> list[str]:
-    moved = ", ".join(f"{k} {v['count']} × {v['bytes'] / 1e9:.2f} GB" for k, v in sorted(row["collectives"].items()))
-    spent = ", ".join(f"{k} {v:.3f}" for k, v in row["seconds"].items())
+def _number(x: float | None) -> str:
+    if x is None:
+        return "-"
+    return f"{x:,.0f}" if x >= 100 else f"{x:.3g}"
+
+
+def _details(same: Sequence[Row]) -> list[str]:
+    row = same[0]
+    moved = ", ".join(f"{k} {v['bytes'] / 1e9:.3g} GB in {v['count']}" for k, v in sorted(row["collectives"].items()))
+    spent = ", ".join(f"{k} {v:.3g}" for k, v in row["seconds"].items())
     mesh = " × ".join(f"{k} {v}" for k, v in row["mesh"].items() if v > 1) or "one device"
-    out = [f"{', '.join(row['population'])} on {mesh}", f"  seconds a step: {spent}"]
+    out = [f"{', '.join(r['stage'] for r in same)} on {mesh}", f"  seconds a step: {spent}"]
     if row["hbm"]:
-        out.append(f"  received by a chip in a step: {moved or 'nothing'}; HBM {row['hbm_traffic'] / 1e9:.0f} GB")
+        out.append(
+            f"  received by a chip in a step: {moved or 'nothing'}; through HBM: {row['hbm_traffic'] / 1e9:.3g} GB"
+        )
     return out + [f"  warning: {text}" for text in row["warnings"]]
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
     width = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    first = lambda i: "<" if i == 0 else ">"  # noqa: E731
+    sides = ["<", *">" * (len(width) - 1)]
     return [
-        "  ".join(f"{cell:{first(i)}{w}}" for i, (cell, w) in enumerate(zip(row, width, strict=True))) for row in rows
+        "  ".join(f"{cell:{side}{w}}" for cell, side, w in zip(row, sides, width, strict=True)).rstrip() for row in rows
     ]
 
 

@@ -94,8 +94,8 @@ def _cubes(most: int, longest: int) -> list[tuple[int, ...]]:
     return [found[n] for n in sorted(found)]
 
 
-_FLAT = [(1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16)]
-_SMALL = [(2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4)]
+_FLAT: list[tuple[int, ...]] = [(1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16)]
+_SMALL: list[tuple[int, ...]] = [(2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4)]
 _SHAPES: dict[str, list[tuple[int, ...]]] = {
     "v4": [*_SMALL, *(s for s in _cubes(32, 4) if math.prod(s) // 64 in (1, 2, 3, 4, 8, 12, 16, 32))],
     "v5e": _FLAT,
