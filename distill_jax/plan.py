@@ -31,7 +31,7 @@ from distill_jax.io.files import read_json, write_json
 from distill_jax.io.metrics import Progress
 from distill_jax.models import transformer
 from distill_jax.perf import flops, hlo
-from distill_jax.perf.slices import GIB, SLICES, Slice, find
+from distill_jax.perf.slices import CHIPS, GIB, SLICES, Slice, find
 from distill_jax.sharding.mesh import parameter_table
 from distill_jax.stages import VERBS
 from distill_jax.stages.context import Context, Node
@@ -75,7 +75,6 @@ class Work:
     flops: float
     executed: float
     busy: int  # chips that compute different things
-    floor: int  # bytes per chip without which it cannot run: arguments and gradients
     mesh: Any
     lowered: Any
     notes: tuple[str, ...]
@@ -172,18 +171,21 @@ def cheapest(ctx: Context, groups: Groups, prices: Mapping[str, Any], say: Say) 
     training = [g for g in groups if hasattr(VERBS[g[0].verb], "program")]
     best: list[Row] = []
     least = math.inf
-    floor: dict[str, float] = {}
-    for one in (s for s in SLICES.values() if s.chips == 4 and s.generation in prices["chip_hour"]):
-        work = [lower(ctx, group, topology(one), relaxed=True) for group in training]
-        compute = sum(w.executed * w.nodes[0].settings.steps for w in work) / one.chip.flops
-        floor[one.generation] = compute / 3600 * prices["chip_hour"][one.generation]
+    alone = dataclasses.replace(ctx, run=dataclasses.replace(ctx.run, fsdp=1, tensor=1))
+    compute = 0.0
+    for group in training:
+        program, mesh, shapes = _program(alone, group, jax.devices("cpu")[:1])
+        compute += flops.executed(program.build(mesh).trace(*shapes).jaxpr.jaxpr) * program.settings.steps
+    floor = {
+        g: compute / chip.flops / 3600 * price for g, chip in CHIPS.items() if (price := prices["chip_hour"].get(g))
+    }
     for generation in sorted(floor, key=lambda g: floor[g]):
         if floor[generation] >= least:
             say(f"{generation}: compute alone costs {floor[generation]:.2f}, not compiled")
             continue
         for where in (s for s in SLICES.values() if s.generation == generation and s.chips <= MOST_CHIPS):
             try:
-                need = max(lower(ctx, group, topology(where)).floor for group in training)
+                need = max(_least_bytes(*_program(ctx, group, topology(where))[2]) for group in training)
             except ConfigError as error:
                 say(f"{where.name}: {error}")
                 continue
@@ -218,24 +220,24 @@ def topology(where: Slice) -> list[Any]:
     return list(made.devices)
 
 
-def lower(ctx: Context, group: Sequence[Node], devices: Sequence[Any], *, relaxed: bool = False) -> Work:
-    """Trace and lower a group's step on the mesh that `run` would make of the devices.
-
-    Args:
-      relaxed: ignore config.run's fsdp and tensor, for a look at the FLOPs alone.
+def _program(ctx: Context, group: Sequence[Node], devices: Sequence[Any]) -> tuple[Any, Any, Any]:
+    """Return a group's program, the mesh that `run` would make of the devices, and what its step takes.
 
     Raises:
       ConfigError: if the devices do not make such a mesh.
     """
-    if relaxed:
-        ctx = dataclasses.replace(ctx, run=dataclasses.replace(ctx.run, fsdp=-1, tensor=1))
     program = VERBS[group[0].verb].program(ctx, group)
     try:
         mesh = program.mesh(ctx, devices)
     except (ValueError, NotImplementedError) as error:
         raise ConfigError(f"{group[0].name}: {error}; change config.run.fsdp or config.run.tensor") from error
-    state, teacher, batch = program.shapes(ctx, mesh)
-    traced = program.build(mesh).trace(state, teacher, batch)
+    return program, mesh, program.shapes(ctx, mesh)
+
+
+def lower(ctx: Context, group: Sequence[Node], devices: Sequence[Any]) -> Work:
+    """Trace and lower a group's step."""
+    program, mesh, shapes = _program(ctx, group, devices)
+    traced = program.build(mesh).trace(*shapes)
     count = len(program.crew)
     once = sum(v for k, v in program.flops.items() if k == "teacher")
     rows = mesh.shape["data"] * mesh.shape["fsdp"]
@@ -247,15 +249,15 @@ def lower(ctx: Context, group: Sequence[Node], devices: Sequence[Any], *, relaxe
         flops=once + count * (sum(program.flops.values()) - once),
         executed=flops.executed(traced.jaxpr.jaxpr),
         busy=mesh.size // rows if uneven else mesh.size,
-        floor=_shard_bytes((state, teacher, batch)) + _shard_bytes(state.params),
         mesh=mesh,
         lowered=traced.lower(),
         notes=(f"{share} rows do not divide by {rows} chips: each computes all of them",) if uneven else (),
     )
 
 
-def _shard_bytes(tree: Any) -> int:
-    leaves = jax.tree.leaves(tree)
+def _least_bytes(state: Any, teacher: Any, batch: Any) -> int:
+    """Return the bytes per chip without which a step cannot run: what it takes, and the gradients."""
+    leaves = jax.tree.leaves((state, teacher, batch, state.params))
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
 
 
