@@ -179,19 +179,20 @@ def test_the_cost_is_time_chips_and_price(config, monkeypatch):
 
 
 @pytest.mark.unit
-@pytest.mark.parametrize("prices", [{"v5e": 1.0, "v6e": 2.2}, {"v5e": 1.0, "v6e": 1.9}, {"v6e": 1.0, "v5e": 50.0}])
+@pytest.mark.parametrize("prices", [{"v5e": 1.0, "v6e": 1.9}, {"v5e": 1.0, "v6e": 2.2}, {"v6e": 1.0, "v5e": 1e9}])
 def test_auto_takes_the_cheapest_slice_that_fits(config, monkeypatch, prices):
     pytest.importorskip("libtpu")
-    monkeypatch.setattr(plan, "compile_for", stub(8))
+    monkeypatch.setattr(plan, "compile_for", stub(4))
     ctx = context(config)
     said = []
     table = {"currency": "USD", "date": "", "chip_hour": prices}
     rows = plan.cheapest(ctx, [[ctx.nodes["reference"]]], table, said.append)
-    # Bound by HBM, the same seconds on any number of chips: the smallest slices that fit have 8.
-    cost = {g: 1e12 / CHIPS[g].bandwidth * 100 * 8 / 3600 * price for g, price in prices.items()}
-    assert rows[0]["slice"] == f"{min(cost, key=cost.__getitem__)}-8"
+    # Bound by HBM, the same seconds on any number of chips: the smallest slices that fit have 4.
+    cost = {g: 1e12 / CHIPS[g].bandwidth * 100 * 4 / 3600 * price for g, price in prices.items()}
+    assert rows[0]["slice"] == f"{min(cost, key=cost.__getitem__)}-4"
     assert rows[0]["cost"] == pytest.approx(min(cost.values()))
     assert any("does not fit" in line for line in said)
+    assert any("not compiled" in line for line in said) == (max(prices.values()) > 1e6)
 
 
 @pytest.mark.unit
