@@ -1,4 +1,4 @@
-"""The only entry point: `distill-jax run | prepare | report | bench`.
+"""The only entry point: `distill-jax run | prepare | report | plan | bench`.
 
 Exit codes: 0 when everything asked for is complete; 2 with a line or two when the input is wrong or the disk refuses;
 42 when SIGTERM came and everything up to it is saved: the same command, started again, continues.
@@ -26,12 +26,22 @@ from distill_jax.config import ConfigError, Interrupted, build, check, nearest
 TRY_AGAIN = 42
 
 USAGE = """usage: distill-jax COMMAND --config=FILE.py[:preset] --workdir=DIR [--config.key=value …]
+       distill-jax plan --config=FILE.py[:preset] --slice=v5e-16 [--json=FILE] [--stages=NAME,…] [--prices=FILE]
 
 commands:
   run      compute what is missing of an experiment, then draw its report
   prepare  make the experiment's data only
   report   draw the report again from a work directory (needs no --config)
-  bench    measure speed and memory on synthetic data (needs neither; `distill-jax bench --help`)"""
+  bench    measure speed and memory on synthetic data (needs neither; `distill-jax bench --help`)
+  plan     compile an experiment for a TPU slice, without one, and print memory, time and cost of every stage
+           (--slice=auto: the cheapest it fits on; --verbose: also where every parameter lies)"""
+
+# Of a process that plans, and of no other: on a pod the first would break the detection of the cluster.
+PLANNING = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "JAX_PLATFORMS": "cpu",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # two plans at a time: no chip is touched
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +70,7 @@ def load_experiment(module: ModuleType, config: Any) -> Experiment:
 
     plain = config.to_dict()
     model = build(TransformerConfig, plain["model"], "model")
-    data = build(ArithmeticConfig, plain["data"], "data")
+    data = build(getattr(module, "DATA", ArithmeticConfig), plain["data"], "data")
     try:
         stages = module.get_stages(config)
     except TypeError as error:
@@ -72,7 +82,7 @@ def load_experiment(module: ModuleType, config: Any) -> Experiment:
         if getattr(stage, "method", "") == "rmu":
             mend = f"must be at most model.layers = {model.layers}"
             check(stage.layer <= model.layers, f"stages.{name}.layer = {stage.layer}: {mend}")
-    words = len(load_entries()) if data.vocabulary == "words" else 0
+    words = len(load_entries()) if getattr(data, "vocabulary", "") == "words" else 0
     mend = f"the data's vocabulary has {words} entries; raise it to that"
     check(words <= model.vocab, f"model.vocab = {model.vocab}: {mend}")
     run = build(RunSettings, plain["run"], "run")
@@ -96,11 +106,13 @@ def parse(argv: Sequence[str]) -> Arguments:
     Raises:
       ConfigError: naming what is unknown, missing or of the wrong type.
     """
-    commands = ("run", "prepare", "report", "bench")
+    commands = ("run", "prepare", "report", "plan", "bench")
     check(len(argv) > 1, USAGE)
     command, given = argv[1], ["distill-jax", *argv[2:]]
     mend = f"{nearest(command, commands)}; there are {', '.join(commands)}"
     check(command in commands, f"unknown command {command!r}{mend}")
+    if command == "plan":
+        os.environ.update(PLANNING)  # before the config's imports bring JAX
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "where everything is written", flag_values=values)
     flags.DEFINE_bool("distributed", False, "join the cluster that JAX detects", flag_values=values)
@@ -109,6 +121,11 @@ def parse(argv: Sequence[str]) -> Arguments:
     flags.DEFINE_integer("processes", 1, "how many processes run this command", flag_values=values)
     flags.DEFINE_integer("process", 0, "which of them this is", flag_values=values)
     flags.DEFINE_integer("heartbeat", 100, "seconds of silence until a process counts as dead", flag_values=values)
+    flags.DEFINE_string("slice", None, "accelerator type to plan for, or auto", flag_values=values)
+    flags.DEFINE_string("json", None, "where a plan is also written", flag_values=values)
+    flags.DEFINE_string("prices", None, "price table of a plan", flag_values=values)
+    flags.DEFINE_list("stages", [], "the only stages of a plan", flag_values=values)
+    flags.DEFINE_bool("verbose", False, "also print where every parameter lies", flag_values=values)
     # sys_argv: otherwise ml_collections looks for --config.key=value in the process's arguments, not in ours.
     config_flags.DEFINE_config_file("config", None, "experiment", flag_values=values, sys_argv=given)
     path = _config_path(argv)
@@ -120,7 +137,10 @@ def parse(argv: Sequence[str]) -> Arguments:
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, SyntaxError) as error:
         raise ConfigError(_explain(error)) from error
     check(len(rest) == 1, f"unexpected argument {rest[-1]!r}; settings are given as --config.key=value")
-    check(values.workdir, "--workdir=DIR is missing: name the directory of this run")
+    if command == "plan":
+        check(values.slice, "--slice is missing: name the TPU slice to plan for, such as v5e-16, or auto")
+    else:
+        check(values.workdir, "--workdir=DIR is missing: name the directory of this run")
     check(
         bool(values.coordinator) or values.processes == 1,
         f"--processes={values.processes}: also give --coordinator=HOST:PORT and --process, or --distributed alone",
@@ -128,7 +148,7 @@ def parse(argv: Sequence[str]) -> Arguments:
     if command == "report":
         return Arguments(command, values, Path(values.workdir))
     check(path is not None, "--config=FILE.py is missing: name the experiment, such as configs/arithmetic.py:cpu")
-    return Arguments(command, values, Path(values.workdir), values.config, module)
+    return Arguments(command, values, Path(values.workdir or ""), values.config, module)
 
 
 def _config_path(argv: Sequence[str]) -> str | None:
@@ -212,12 +232,16 @@ def _main(argv: Sequence[str]) -> int:
         print(f"report: {summary.redraw(given.workdir)}")
         return 0
     assert given.module is not None
+    if given.command == "plan":
+        return _plan(given)
     _set_up_jax(given.config)
     from distill_jax import graph
     from distill_jax.evals import summary
     from distill_jax.sharding import distributed
 
     experiment = load_experiment(given.module, given.config)
+    mend = "only `distill-jax plan` knows what to do with it"
+    check(not getattr(experiment.data, "PLAN_ONLY", False), f"{experiment.name}: its data have no loader yet; {mend}")
     nodes = graph.build(experiment, given.workdir)
     _join(given.flags)
     with graph.claimed(given.workdir, experiment.name):
@@ -228,6 +252,18 @@ def _main(argv: Sequence[str]) -> int:
             identity = graph.experiment_identity(nodes)
             page = summary.write_report(experiment, nodes, identity, given.workdir, time.monotonic() - began)
             print(f"report: {page}")
+    return 0
+
+
+def _plan(given: Arguments) -> int:
+    from distill_jax import plan
+
+    assert given.module is not None
+    prices = plan.load_prices(given.flags.prices)
+    experiment, said = load_experiment(given.module, given.config), given.flags
+    rows = plan.run(experiment, said.slice, prices, stages=said.stages, verbose=said.verbose)
+    if said.json:
+        plan.save(rows, said.json)
     return 0
 
 

@@ -35,7 +35,8 @@ ALLOWED = {
     "doublebind": GRAPH,  # ... and the double bind is made of the same verbs
     "graph": GRAPH,
     "bench": GRAPH | {"graph"},  # what it times is what runs
-    "main": GRAPH | {"graph", "sweep", "bench"},
+    "plan": GRAPH | {"graph"},
+    "main": GRAPH | {"graph", "sweep", "plan", "bench"},
     "__main__": {"main"},
 }
 

@@ -8,29 +8,32 @@ import jax
 import jax.numpy as jnp
 
 from distill_jax.losses.lm import Sum
-from distill_jax.sharding.mesh import ways
 
 
 def over_tokens(loss: Callable[..., Sum], chunk: int, *arrays: jax.Array) -> Sum:
-    """Sum `loss` over chunks of the arrays' [B, T] positions, recomputing each in the backward pass.
+    """Sum `loss` over chunks of the arrays' T positions, recomputing each in the backward pass.
 
-    A chunk is a few positions of every row, so that rows stay on their devices.
+    A chunk takes the same few positions of all rows, so that every device has its share of each: a chunk of whole rows
+    would lie on one device.
 
     Args:
       loss: takes one slice [B, t, ...] of every array, the last of which is the mask, and returns (sum, weight).
-      chunk: tokens at a time on each device, but at least one of every row; 0 applies the loss to everything at once.
+      chunk: tokens B · t at a time, but at least one position; 0 applies the loss to everything at once.
       arrays: each [B, T, ...]; the last is the mask. Positions added to fill the last chunk have mask 0.
     """
     if not chunk:
         return loss(*arrays)
     rows, length = arrays[0].shape[:2]
-    width = min(max(chunk * ways("batch", rows) // rows, 1), length)
-    pad = lambda x: jnp.pad(x, [(0, 0), (0, -length % width)] + [(0, 0)] * (x.ndim - 2))  # noqa: E731
-    cut = lambda x: jnp.moveaxis(x.reshape(rows, -1, width, *x.shape[2:]), 1, 0)  # noqa: E731
+    width = min(max(chunk // rows, 1), length)
+    extra = -length % width
+
+    def cut(a: jax.Array) -> jax.Array:  # [B, T, ...] -> [T / t, B, t, ...]
+        whole = jnp.pad(a, [(0, 0), (0, extra)] + [(0, 0)] * (a.ndim - 2))
+        return jnp.moveaxis(whole.reshape(rows, -1, width, *a.shape[2:]), 1, 0)
 
     @jax.checkpoint
     def add(total: Sum, piece: tuple[jax.Array, ...]) -> tuple[Sum, None]:
         part = loss(*piece)
         return (total[0] + part[0], total[1] + part[1]), None
 
-    return jax.lax.scan(add, (jnp.zeros(()), jnp.zeros(())), tuple(cut(pad(x)) for x in arrays))[0]
+    return jax.lax.scan(add, (jnp.zeros(()), jnp.zeros(())), tuple(cut(a) for a in arrays))[0]

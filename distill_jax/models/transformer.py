@@ -22,7 +22,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from distill_jax.sharding.mesh import constrain
+from distill_jax.sharding.mesh import constrain, splits
 
 Params = Any
 Cache = tuple[jax.Array, jax.Array]
@@ -312,10 +312,26 @@ def residual_at(
     )[0]
 
 
+def head(params: Params) -> Params:
+    """Return the params with the embedding laid out as `unembed` wants it: by rows of the vocabulary.
+
+    It is stored by columns, which suits the lookup. A loss over chunks calls this once, before its loop.
+    """
+    stored = constrain(params["embedding"], "vocab", "embed")  # so that the gradient comes back in this layout
+    return dict(params, embedding=constrain(stored, "logits", None))
+
+
 def unembed(cfg: TransformerConfig, params: Params, hidden: jax.Array) -> jax.Array:
-    """Project hidden states [..., D] on the tied embedding: softcapped fp32 logits [..., V]."""
-    weights = params["embedding"].astype(hidden.dtype)
-    return softcap(jnp.einsum("...D,VD->...V", hidden, weights, preferred_element_type=jnp.float32), cfg.final_softcap)
+    """Project hidden states [B, ..., D] on the tied embedding: softcapped fp32 logits [B, ..., V].
+
+    On a mesh every chip computes its part of the vocabulary for all rows of its group. Left to itself XLA computes all
+    logits on every chip from its part of D and sums them over the chips, hundreds of times the traffic.
+    """
+    rows, between = ("rows" if splits("logits", cfg.vocab) else "batch"), (None,) * (hidden.ndim - 2)
+    weights = constrain(params["embedding"], "logits", None).astype(hidden.dtype)
+    hidden = constrain(hidden, rows, *between, None)
+    logits = jnp.einsum("...D,VD->...V", hidden, weights, preferred_element_type=jnp.float32)
+    return softcap(constrain(logits, rows, *between, "logits"), cfg.final_softcap)
 
 
 def apply(cfg: TransformerConfig, params: Params, tokens: jax.Array, segments: jax.Array) -> jax.Array:

@@ -7,6 +7,12 @@ row, as it is executed.
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
+from jax.extend.core import jaxprs_in_params
+from jax.interpreters import partial_eval as pe
+
 from distill_jax.models.transformer import TransformerConfig
 
 
@@ -30,3 +36,24 @@ def decode(cfg: TransformerConfig, prompts: int, width: int, new: int) -> float:
     prefill = forward(cfg, prompts, width, head=False) + 2.0 * prompts * cfg.hidden * cfg.vocab
     one = forward(cfg, prompts, 1) + prompts * cfg.layers * 4.0 * (width + new) * cfg.heads * cfg.head_dim
     return prefill + (new - 1) * one
+
+
+def executed(jaxpr: Any) -> float:
+    """Return the FLOPs of a traced function's products, with what rematerialisation computes again.
+
+    A loop counts as often as it runs, of a choice the dearer branch, and what no output depends on is left out.
+    """
+    return _products(pe.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0])
+
+
+def _products(jaxpr: Any) -> float:
+    total = 0.0
+    for one in jaxpr.eqns:
+        inner = [_products(j) for j in jaxprs_in_params(one.params)]
+        if one.primitive.name == "dot_general":
+            (contracted, _), _ = one.params["dimension_numbers"]
+            shape = one.invars[0].aval.shape
+            total += 2.0 * one.outvars[0].aval.size * math.prod(shape[i] for i in contracted)
+        elif inner:
+            total += max(inner) if one.primitive.name == "cond" else one.params.get("length", 1) * sum(inner)
+    return total

@@ -25,6 +25,9 @@ RULES: dict[str, tuple[str, ...]] = {
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "mlp": ("tensor",),
+    # Logits: the vocabulary over all chips that hold a part of every weight, and so their rows over data alone.
+    "logits": ("tensor", "fsdp"),
+    "rows": ("data",),
 }
 
 # The mesh that `constrain` uses while a step is traced; nothing outside tracing reads it.
@@ -122,13 +125,10 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec(mesh, axes, x.shape)))
 
 
-def ways(axis: str, size: int) -> int:
-    """Return into how many parts `constrain` cuts a dimension of this size."""
+def splits(axis: str, size: int) -> bool:
+    """Return whether `constrain` would cut a dimension of this size that lies on this logical axis."""
     mesh = _tracing.get()
-    if mesh is None:
-        return 1
-    ((on, uneven),) = _placed(mesh, (axis,), (size,))
-    return 1 if uneven else math.prod(mesh.shape[a] for a in on)
+    return mesh is not None and spec(mesh, (axis,), (size,)) != P(None)
 
 
 def over_members(f: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:

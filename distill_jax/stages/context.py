@@ -162,15 +162,16 @@ class Context:
 
     def params(self, name: str, mesh: Mesh | None = None) -> Any:
         """Return the final weights of a finished node, laid out on the mesh (or whole on one device)."""
-        return self.nodes[name].checkpoints.restore(FINAL, self._weights(mesh))
+        return self.nodes[name].checkpoints.restore(FINAL, self.weights(mesh))
 
     def fresh(self, node: Node, mesh: Mesh) -> Any:
         """Draw a node's fresh weights on the mesh."""
         key = jax.random.key(seed_for(node.settings.seed, "init", node.name))
-        at = jax.tree.map(lambda w: w.sharding, self._weights(mesh))
+        at = jax.tree.map(lambda w: w.sharding, self.weights(mesh))
         return jax.jit(functools.partial(transformer.init, self.model), out_shardings=at)(key)
 
-    def _weights(self, mesh: Mesh | None) -> Any:
+    def weights(self, mesh: Mesh | None) -> Any:
+        """Return one model's weights as shapes, laid out on the mesh (or anyhow)."""
         shape = jax.eval_shape(lambda: transformer.init(self.model, jax.random.key(0)))
         if mesh is None:
             return shape

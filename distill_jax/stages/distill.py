@@ -91,9 +91,11 @@ def build(cfg: TransformerConfig, settings: Distill, chunk: int, mesh: Any) -> A
         mask = target_mask(batch["segments"], batch["answer"] if settings.loss_on == "answer" else None)
         hidden = transformer.hidden_states(cfg, params, batch["tokens"], batch["segments"])[:, :-1]
 
+        student_head, teacher_head = transformer.head(params), transformer.head(teacher)
+
         def loss(mine, theirs, mask):
-            target = jax.lax.stop_gradient(transformer.unembed(cfg, teacher, theirs))
-            return divergence(transformer.unembed(cfg, params, mine), target, mask)
+            target = jax.lax.stop_gradient(transformer.unembed(cfg, teacher_head, theirs))
+            return divergence(transformer.unembed(cfg, student_head, mine), target, mask)
 
         return {"kl": (1.0, *over_tokens(loss, chunk, hidden, teacher["hidden"], mask))}
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from distill_jax.config import ConfigError
 from distill_jax.data.feed import Feed
@@ -31,6 +31,8 @@ from distill_jax.train.loop import Clock, loop
 from distill_jax.train.population import make_state, put_state, state_shardings, take_state, take_weights
 from distill_jax.train.settings import Training
 from distill_jax.train.step import DIVERGED, REACHED, Batch, State
+
+COLUMNS = ("tokens", "segments", "answer")  # of a batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,10 +87,24 @@ class Program:
         rates, streams = [m.learning_rate for m in self.crew], [m.stream for m in self.crew]
         return make_state(ctx.model, mesh, starts, self.settings.optimizer(), rates, streams)
 
+    def shapes(self, ctx: Context, mesh: Mesh) -> tuple[State, Any, Batch]:
+        """Return what the step takes, (state, teacher, batch), as shapes with shardings."""
+        weights = ctx.weights(mesh)
+        state = jax.eval_shape(lambda tree: self.state(ctx, mesh, [tree]), weights)
+        at = state_shardings(ctx.model, mesh, state)
+        state = jax.tree.map(lambda s, a: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=a), state, at)
+        shape, sharding = self._batch(ctx, mesh)
+        column = jax.ShapeDtypeStruct(shape, np.int32, sharding=sharding)
+        batch = jax.tree.map(lambda _: dict.fromkeys(COLUMNS, column), self.reads)
+        return state, weights if self.teacher else None, batch
+
+    def _batch(self, ctx: Context, mesh: Mesh) -> tuple[tuple[int, ...], NamedSharding]:
+        shape = (len(self.seeds), self.settings.batch, ctx.row_length)
+        return shape, batch_sharding(mesh, self.settings.batch // self.settings.microbatches)
+
     def batches(self, ctx: Context, mesh: Mesh) -> Callable[[int], Batch]:
         """Return feed(step) -> the global batch on the mesh; every host reads only the rows its devices hold."""
-        shape = (len(self.seeds), self.settings.batch, ctx.row_length)
-        sharding = batch_sharding(mesh, self.settings.batch // self.settings.microbatches)
+        shape, sharding = self._batch(ctx, mesh)
         verb = self.crew[0].node.verb
 
         def of_set(data: str) -> Callable[[int], Batch]:
@@ -105,7 +121,7 @@ class Program:
                     part = lambda index: rows(index[1].start, index[1].stop)[:, :, i]  # noqa: E731
                     return jax.make_array_from_callback(shape, sharding, part)
 
-                out = {name: column(i) for i, name in enumerate(("tokens", "segments", "answer"))}
+                out = {name: column(i) for i, name in enumerate(COLUMNS)}
                 if cached:
                     part = lambda index: np.stack([cached.gather(f.indices(step)[index[1]]) for f in feeds])  # noqa: E731
                     out["states"] = jax.make_array_from_callback((*shape, ctx.model.hidden), sharding, part)

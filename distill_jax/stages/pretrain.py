@@ -42,8 +42,10 @@ def language_model(cfg: TransformerConfig, settings: Training, chunk: int, param
     mask = target_mask(batch["segments"], batch["answer"] if settings.loss_on == "answer" else None)
     hidden = transformer.hidden_states(cfg, params, batch["tokens"], batch["segments"])[:, :-1]
 
+    head = transformer.head(params)
+
     def loss(hidden, targets, mask):
-        return cross_entropy(transformer.unembed(cfg, params, hidden), targets, mask)
+        return cross_entropy(transformer.unembed(cfg, head, hidden), targets, mask)
 
     return 1.0, *over_tokens(loss, chunk, hidden, batch["tokens"][:, 1:], mask)
 

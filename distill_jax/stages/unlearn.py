@@ -79,7 +79,8 @@ def _on_forget_logits(setup: Setup, params: Any, rows: Batch, loss: Callable) ->
     cfg, settings, chunk = setup
     mask = target_mask(rows["segments"], rows["answer"] if settings.loss_on == "answer" else None)
     hidden = transformer.hidden_states(cfg, params, rows["tokens"], rows["segments"])[:, :-1]
-    of_hidden = lambda h, targets, m: loss(transformer.unembed(cfg, params, h), targets, m)  # noqa: E731
+    head = transformer.head(params)
+    of_hidden = lambda h, targets, m: loss(transformer.unembed(cfg, head, h), targets, m)  # noqa: E731
     return over_tokens(of_hidden, chunk, hidden, rows["tokens"][:, 1:], mask)
 
 

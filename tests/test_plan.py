@@ -1,0 +1,403 @@
+"""Planning: slices, prices, the reading of compiled programs, FLOPs against XLA's own count, and a whole plan."""
+
+import json
+import math
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import jax
+import pytest
+
+from distill_jax import graph, main, plan
+from distill_jax.config import ConfigError
+from distill_jax.models.transformer import TransformerConfig
+from distill_jax.perf import flops, hlo
+from distill_jax.perf.slices import CHIPS, SLICES, find
+from distill_jax.stages import Distill, Pretrain, distill, pretrain
+from distill_jax.stages.context import Context, Node, RunSettings
+
+ROOT = Path(__file__).parent.parent
+TINY = {"vocab": 2048, "layers": 2, "hidden": 64, "mlp": 128, "heads": 4, "kv_heads": 2, "head_dim": 16}
+
+CONFIG = """
+import dataclasses
+from ml_collections import ConfigDict
+from distill_jax.data.text import TextConfig
+from distill_jax.models.presets import preset
+from distill_jax.stages import Distill, Perturb, Pretrain
+
+DATA = TextConfig
+
+def get_config(arg=""):
+    c = ConfigDict({"experiment": "tiny", "description": "", "seed": 0})
+    c.model = ConfigDict(dataclasses.asdict(preset("gemma-0.1b", dtype="bfloat16", **%r)))
+    c.data = ConfigDict({"retain": "", "forget": "", "row_length": 128})
+    c.run = ConfigDict({"loss_chunk": 256, "fsdp": -1, "tensor": 1})
+    c.steps = 100
+    return c
+
+def get_stages(c):
+    return {
+        "reference": Pretrain(steps=c.steps, batch=8),
+        "again": Pretrain(steps=c.steps, batch=8),
+        "damaged": Perturb(start="reference"),
+        "undo": Distill(teacher="reference", start="damaged", steps=c.steps, batch=8),
+    }
+""" % (TINY,)  # noqa: UP031 - the text is full of braces
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "tiny.py"
+    path.write_text(CONFIG)
+    return path
+
+
+def program(cfg, verb, settings, devices, length=64, **run):
+    """Return a lowered step and what it takes, without any file."""
+    nowhere = Path("/nonexistent")
+    data = Node("data", "prepare", types.SimpleNamespace(row_length=length), {}, "", nowhere)
+    node = Node("it", settings.VERB, settings, {"teacher": "t"}, "", nowhere)
+    ctx = Context(cfg, {"data": data, "it": node}, nowhere, None, RunSettings(**run))
+    what = verb.program(ctx, [node])
+    mesh = what.mesh(ctx, devices)
+    shapes = what.shapes(ctx, mesh)
+    return what, shapes, what.build(mesh).trace(*shapes)
+
+
+# Slices.
+
+
+@pytest.mark.unit
+def test_an_accelerator_type_counts_chips_or_cores_as_gcloud_does():
+    chips = {
+        "v5e-16": 16,
+        "v5e-256": 256,
+        "v6e-8": 8,
+        "v6e-1": 1,
+        "v5p-8": 4,
+        "v5p-128": 64,
+        "v4-8": 4,
+        "v4-4096": 2048,
+    }
+    assert {name: find(name).chips for name in chips} == chips
+    assert find("v5p-6144").topology == "v5:12x16x16" and find("v5p-12288").topology == "v5:16x16x24"
+    assert find("v5e-16").topology == "v5e:4x4"
+
+
+@pytest.mark.unit
+def test_only_whole_tori_have_rings():
+    # 4 × 4 of a v5e is a grid: one link at its edges on each of two axes. 16 × 16 is a torus: two.
+    assert find("v5e-256").interconnect == 2 * find("v5e-16").interconnect == 4 * 50e9
+    assert find("v5p-128").interconnect == 6 * 100e9
+    assert find("v5p-8").interconnect == 2 * 100e9
+    assert find("v5e-1").interconnect == 0
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("name", ["v5e-4", "v6e-8", "v5p-16", "v4-32", "v5p-640"])
+def test_libtpu_knows_a_slice(name):
+    pytest.importorskip("libtpu")
+    devices = plan.topology(find(name))
+    assert len(devices) == find(name).chips
+
+
+@pytest.mark.unit
+def test_an_unknown_slice_lists_them(config, capsys):
+    assert main.main(["distill-jax", "plan", f"--config={config}", "--slice=v5e-17"]) == 2
+    said = capsys.readouterr().err
+    assert "v5e-17" in said and "v5e-1|4|8|16|32|64|128|256" in said and "v6e-" in said and "v5p-8|16" in said
+    assert main.main(["distill-jax", "plan", f"--config={config}"]) == 2
+    assert "--slice" in capsys.readouterr().err
+
+
+@pytest.mark.unit
+def test_a_missing_compiler_is_one_line(config, capsys, monkeypatch):
+    found = plan.importlib.util.find_spec
+    monkeypatch.setattr(plan.importlib.util, "find_spec", lambda name: None if name == "libtpu" else found(name))
+    assert main.main(["distill-jax", "plan", f"--config={config}", "--slice=v5e-4"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "pip install" in said
+
+
+# Prices.
+
+
+@pytest.mark.unit
+def test_the_shipped_prices_cover_every_generation():
+    prices = plan.load_prices(None)
+    assert set(prices["chip_hour"]) == set(CHIPS) and prices["date"] and "pricing" in prices["note"]
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"currency": "USD"}', '{"currency": "", "date": "", "chip_hour": {"v4": "1"}}']
+)
+def test_a_bad_price_table_is_refused(tmp_path, text):
+    (tmp_path / "p.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"p\.json"):
+        plan.load_prices(str(tmp_path / "p.json"))
+    with pytest.raises(ConfigError, match="none"):
+        plan.load_prices(str(tmp_path / "none.json"))
+
+
+def context(config):
+    module = main._load(str(config))
+    experiment = main.load_experiment(module, module.get_config())
+    nodes = graph.build(experiment, Path("plan"))
+    return Context(experiment.model, nodes, Path(), None, experiment.run)
+
+
+def stub(fits_from, traffic=10**12):
+    """Return a stand-in for the compiler: programs fit from so many chips on, and are bound by HBM."""
+
+    def compile_for(lowered, chips):
+        hbm = dict.fromkeys(("arguments", "outputs", "aliased", "temporaries", "code"), 1000)
+        if chips >= fits_from:
+            return plan.Compiled(hbm, 3000, traffic=traffic)
+        return plan.Compiled({}, 10**15)
+
+    return compile_for
+
+
+@pytest.mark.unit
+def test_the_cost_is_time_chips_and_price(config, monkeypatch):
+    pytest.importorskip("libtpu")
+    monkeypatch.setattr(plan, "compile_for", stub(1))
+    ctx = context(config)
+    groups = [[ctx.nodes["reference"]], [ctx.nodes["damaged"]]]
+    prices = {"currency": "EUR", "date": "today", "chip_hour": {"v5e": 7.0}}
+    row, idle = plan.on_slice(ctx, groups, find("v5e-4"), prices, lambda line: None)
+    assert row["step_seconds"] == pytest.approx(1e12 / 819e9)
+    assert row["cost"] == pytest.approx(1e12 / 819e9 * 100 * 4 / 3600 * 7.0)
+    assert idle["cost"] == idle["steps"] == 0 and idle["fits"]
+    assert "EUR" in plan.table([row, idle], prices)
+    with pytest.raises(ConfigError, match="v6e"):
+        plan.on_slice(ctx, groups, find("v6e-4"), prices, lambda line: None)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("prices", [{"v5e": 1.0, "v6e": 1.9}, {"v5e": 1.0, "v6e": 2.2}, {"v6e": 1.0, "v5e": 1e9}])
+def test_auto_takes_the_cheapest_slice_that_fits(config, monkeypatch, prices):
+    pytest.importorskip("libtpu")
+    monkeypatch.setattr(plan, "compile_for", stub(4))
+    ctx = context(config)
+    said = []
+    table = {"currency": "USD", "date": "", "chip_hour": prices}
+    rows = plan.cheapest(ctx, [[ctx.nodes["reference"]]], table, said.append)
+    # Bound by HBM, the same seconds on any number of chips: the smallest slices that fit have 4.
+    cost = {g: 1e12 / CHIPS[g].bandwidth * 100 * 4 / 3600 * price for g, price in prices.items()}
+    assert rows[0]["slice"] == f"{min(cost, key=cost.__getitem__)}-4"
+    assert rows[0]["cost"] == pytest.approx(min(cost.values()))
+    assert any("does not fit" in line for line in said)
+    assert any("not compiled" in line for line in said) == (max(prices.values()) > 1e6)
+
+
+@pytest.mark.unit
+def test_auto_says_that_nothing_fits(config, monkeypatch):
+    pytest.importorskip("libtpu")
+    monkeypatch.setattr(plan, "compile_for", stub(10**6))
+    monkeypatch.setattr(plan, "MOST_CHIPS", 4)
+    ctx = context(config)
+    with pytest.raises(ConfigError, match="no slice"):
+        plan.cheapest(ctx, [[ctx.nodes["reference"]]], plan.load_prices(None), lambda line: None)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("message", "needed"),
+    [
+        ("RESOURCE_EXHAUSTED: Ran out of memory, the total memory required for HLO temporaries (17.50G) exceeds", 17.5),
+        ("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.25G of 15.75G hbm.", 20.25),
+    ],
+)
+def test_a_refusal_says_how_much_was_needed(message, needed):
+    assert plan._refused(message) == needed * 2**30
+    with pytest.raises(RuntimeError):
+        plan._refused("INTERNAL: something else")
+
+
+# Compiled programs.
+
+HLO = """HloModule jit_step, entry_computation_layout={()->f32[]}
+
+%body (p: (s32[], bf16[4,8])) -> (s32[], bf16[4,8]) {
+  %p = (s32[]{:T(128)}, bf16[4,8]{1,0:T(8,128)(2,1)}) parameter(0)
+  %x = bf16[4,8]{1,0:T(8,128)(2,1)} get-tuple-element(%p), index=1
+  %all-gather.1 = bf16[16,8]{1,0:T(8,128)(2,1)S(1)} all-gather(%x), channel_id=1, replica_groups={{0,1,2,3}}
+  %start = bf16[4,8]{1,0} all-reduce(%x), channel_id=2, replica_groups=[2,2]<=[4], to_apply=%add
+  ROOT %t = (s32[], bf16[4,8]) tuple(%i, %x)
+}
+
+%condition (q: (s32[], bf16[4,8])) -> pred[] {
+  %q = (s32[], bf16[4,8]) parameter(0)
+  %bound = s32[]{:T(128)} constant(5)
+  %counter = s32[] get-tuple-element(%q), index=0
+  ROOT %less = pred[] compare(%counter, %bound), direction=LT
+}
+
+%first (a: f32[4]) -> f32[16] {
+  ROOT %all-gather.2 = f32[16]{0} all-gather(%a), channel_id=7, replica_groups=mesh['x'=2,'y'=4] {'y'}, dimensions={0}
+}
+
+%second (b: f32[4]) -> f32[16] {
+  ROOT %all-gather.3 = f32[16]{0} all-gather(%b), channel_id=7, replica_groups=mesh['x'=2,'y'=4] {'y'}, dimensions={0}
+}
+
+%sliced (big: f32[100,8], i: s32[]) -> f32[1,8] {
+  %big = f32[100,8]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  ROOT %ds = f32[1,8]{1,0} dynamic-slice(%big, %i, %zero), dynamic_slice_sizes={1,8}
+}
+
+ENTRY %main (arg: f32[4]) -> f32[] {
+  %arg = f32[4]{0} parameter(0)
+  %big = f32[100,8]{1,0} parameter(1)
+  %i = s32[] parameter(2)
+  %loop = (s32[], bf16[4,8]) while(%init), condition=%condition, body=%body
+  %begin = f32[16]{0:S(1)} fusion(%arg), kind=kCustom, calls=%first
+  %end = f32[16]{0:S(1)} fusion(%begin), kind=kCustom, calls=%second
+  %permute = (f32[4]{0:S(1)}, f32[4]{0:S(1)}, u32[], u32[]) collective-permute-start(%arg), channel_id=9
+  %scatter = f32[4]{0:S(1)} reduce-scatter(%end), channel_id=10, replica_groups={}, dimensions={0}, to_apply=%add
+  %row = f32[1,8]{1,0} fusion(%big, %i), kind=kLoop, calls=%sliced
+  ROOT %out = f32[]{:S(1)} constant(0)
+}
+"""
+
+
+@pytest.mark.unit
+def test_collectives_count_as_often_as_their_loop_runs():
+    found = hlo.collectives(*hlo.parse(HLO), devices=4)
+    assert found == {
+        # Five times 16 × 8 bf16 of which 3/4 come from others, and once, though in two pieces, 16 fp32.
+        "all-gather": {"count": 6, "bytes": 5 * 256 * 3 // 4 + 64 * 3 // 4},
+        # Groups of two: 2 · (n - 1) / n of 64 bytes.
+        "all-reduce": {"count": 5, "bytes": 5 * 64},
+        "collective-permute": {"count": 1, "bytes": 16},
+        "reduce-scatter": {"count": 1, "bytes": 48},
+    }
+
+
+@pytest.mark.unit
+def test_a_loop_without_a_bound_is_reported():
+    assert hlo.runs(*hlo.parse(HLO))[1] == 0
+    assert (
+        hlo.runs(*hlo.parse(HLO.replace("s32[]{:T(128)} constant(5)", "s32[] get-tuple-element(%q), index=0")))[1] == 1
+    )
+
+
+@pytest.mark.unit
+def test_hbm_traffic_counts_slices_and_leaves_out_on_chip_memory():
+    # A turn of the loop reads x twice and writes the reduced one; the gathered one stays on the chip, and the counter
+    # is compared with its bound. Outside it the 16 bytes of arg are read by the gather's first piece (its inside names
+    # no parameter, so nothing) and by the permute (its type lists on-chip arrays only). The row is read and written.
+    in_loop = 5 * (64 + 64 + 64 + (1 + 4 + 4))
+    assert hlo.hbm_traffic(*hlo.parse(HLO)) == in_loop + 2 * 32 + 4 + 2 * 4
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("remat", ["none", "full"])
+@pytest.mark.parametrize(
+    ("verb", "settings"), [(pretrain, Pretrain(batch=16)), (distill, Distill(teacher="t", batch=16))]
+)
+def test_flops_agree_with_xla_where_nothing_is_scanned(verb, settings, remat):
+    wide = {**TINY, "hidden": 256, "mlp": 1024, "head_dim": 64}
+    cfg = TransformerConfig(**wide, unroll=2, remat=remat)
+    what, shapes, traced = program(cfg, verb, settings, jax.devices()[:1])
+    compiled = traced.lower().compile()
+    counted = compiled.cost_analysis()["flops"]
+    assert flops.executed(traced.jaxpr.jaxpr) == pytest.approx(counted, rel=0.05)
+    if remat == "none":
+        assert sum(what.flops.values()) == pytest.approx(counted, rel=0.05)
+        # The same program, loop-free: its traffic too can be held against XLA's.
+        assert hlo.hbm_traffic(*hlo.parse(compiled.as_text())) == pytest.approx(
+            compiled.cost_analysis()["bytes accessed"], rel=0.05
+        )
+        state = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes[0]))
+        assert compiled.memory_analysis().alias_size_in_bytes == state  # donated, all of it
+
+
+@pytest.mark.unit
+def test_a_step_counts_the_same_flops_scanned_or_not():
+    cfg = TransformerConfig(**TINY)
+
+    def count(unroll, chunk):
+        unrolled = TransformerConfig(**TINY, unroll=unroll)
+        traced = program(unrolled, pretrain, Pretrain(batch=4), jax.devices()[:1], loss_chunk=chunk)[2]
+        return flops.executed(traced.jaxpr.jaxpr)
+
+    assert count(1, 0) == count(2, 0)
+    head = 2 * cfg.hidden * cfg.vocab * 4 * 64
+    # In chunks the head's forward runs again in the backward pass, and one position a row is padding.
+    assert count(1, 64) - count(1, 0) == pytest.approx(head, rel=0.1)
+
+
+@pytest.mark.unit
+def test_no_logits_travel_between_devices():
+    cfg = TransformerConfig(**TINY)
+    _, _, traced = program(cfg, distill, Distill(teacher="t", batch=8), jax.devices()[:2], fsdp=2, loss_chunk=128)
+    module, _ = hlo.parse(traced.lower().compile().as_text())
+    moved = [max(hlo.sizes(i.result)) for lines in module.values() for i in lines if i.opcode.startswith(hlo.KINDS)]
+    assert moved and max(moved) <= 4 * cfg.vocab * cfg.hidden < 4 * cfg.vocab * 128
+
+
+# The whole.
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("name", ["wmdp.py", "wmdp.py:9b", "language.py"])
+def test_a_config_without_data_can_be_planned_but_not_run(name, tmp_path, capsys):
+    path, _, arg = name.partition(":")
+    module = main._load(str(ROOT / "configs" / path))
+    nodes = graph.build(main.load_experiment(module, module.get_config(arg)), tmp_path)
+    assert {"reference", "maxent"} <= set(nodes)
+    given = ["distill-jax", "run", f"--config={ROOT}/configs/{name}", f"--workdir={tmp_path}/w"]
+    assert main.main(given) == 2
+    assert "plan" in capsys.readouterr().err and not (tmp_path / "w").exists()
+
+
+@pytest.mark.end_to_end
+def test_a_plan_from_the_command_line(config, tmp_path):
+    pytest.importorskip("libtpu")
+    out = tmp_path / "plan.json"
+    command = [sys.executable, "-m", "distill_jax", "plan", f"--config={config}", "--slice=v5e-4", "--verbose"]
+    done = subprocess.run([*command, f"--json={out}", "--config.steps=36"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    rows = {row["stage"]: row for row in json.loads(out.read_text())}
+    assert list(rows) == ["data", "reference", "again", "damaged", "undo"]
+    assert "again: the same program as before" in done.stdout and "layers/mlp/down" in done.stdout
+
+    v, n, d, f, h = (TINY[k] for k in ("vocab", "layers", "hidden", "mlp", "head_dim"))
+    layer = d * h * 4 + 2 * d * h * 2 + h * 4 * d + 3 * d * f
+    parameters = v * d + d + n * (layer + 4 * d)
+    tokens, pairs = 8 * 128, 4 * 128 * 4 * h
+    forward = tokens * (n * (2 * layer + pairs) + 2 * v * d)
+    for name, count in (("reference", 3), ("again", 3), ("undo", 4)):
+        row = rows[name]
+        assert row["parameters"] == parameters
+        assert row["flops_per_step"] == pytest.approx(count * forward)
+        assert row["chips"] == math.prod(row["mesh"].values()) == 4 and row["mesh"]["fsdp"] == 4
+        hbm = row["hbm"]
+        whole = hbm["arguments"] + hbm["outputs"] - hbm["aliased"] + hbm["temporaries"] + hbm["code"]
+        assert row["hbm_bytes"] == whole < row["hbm_capacity"] == 15.75 * 2**30 and row["fits"]
+        # Weights and two moments, a quarter of each on a chip; the compiler rounds small arrays up.
+        assert hbm["arguments"] > 12 * parameters / 4
+        assert 0.9 * hbm["outputs"] < hbm["aliased"] < 2 * 12 * parameters / 4
+        assert row["collectives"]["all-gather"]["bytes"] > 2 * (parameters - v * d) * 3 / 4
+        seconds = row["seconds"]
+        assert seconds["compute"] == pytest.approx(row["flops_executed"] / 4 / 197e12)
+        assert seconds["memory"] == pytest.approx(row["hbm_traffic"] / 819e9)
+        received = sum(kind["bytes"] for kind in row["collectives"].values())
+        assert seconds["interconnect"] == pytest.approx(received / 100e9)
+        assert row["step_seconds"] == max(seconds.values()) > 0
+        assert row["chip_hours"] == pytest.approx(row["step_seconds"] * 36 * 4 / 3600)
+        assert row["cost"] == pytest.approx(row["chip_hours"] * 1.2)
+        assert row["warnings"] == []
+    assert rows["undo"]["hbm"]["arguments"] > rows["reference"]["hbm"]["arguments"] + 4 * parameters / 4
+    assert rows["damaged"]["cost"] == rows["data"]["cost"] == 0
+    assert rows["reference"]["program"] == rows["again"]["program"] != rows["undo"]["program"]
+    assert len(SLICES) > 100
