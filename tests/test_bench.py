@@ -119,6 +119,7 @@ def test_distill(tmp_path, tiny):
     for row in (base, online, cached):
         assert 0 < row["seconds"]["min"] <= row["seconds"]["median"]
         assert row["ratio"] == pytest.approx(row["seconds"]["min"] / base["seconds"]["min"])
+        assert row["cpu_ratio"] == pytest.approx(row["cpu_seconds"]["min"] / base["cpu_seconds"]["min"])
     assert base["flops_ratio"] == 1 < cached["flops_ratio"] < online["flops_ratio"] == pytest.approx(4 / 3)
     # After three steps on their own gradients: the cached step is the online step.
     assert online["loss"] == pytest.approx(cached["loss"], rel=1e-5) and online["loss"] != base["loss"]
