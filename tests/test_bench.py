@@ -130,7 +130,6 @@ def test_distill(tmp_path, tiny):
 
 @pytest.mark.end_to_end
 def test_population(tmp_path, tiny):
-    """The compiled step refuses a state that is laid out otherwise, as one that it gave back used to be."""
     arguments = ("--batch=2", "--length=6", "--members=2", "--steps=2", "--rounds=1")
     found, _ = bench(tmp_path, "population", *arguments)
     result = found["benchmarks"]["population"]

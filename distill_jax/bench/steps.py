@@ -129,14 +129,20 @@ class Stepper:
         self.step = step.lower(self.state, self.teacher, self.batch).compile()
         self.compile_seconds = time.perf_counter() - began
         self.compiler_bytes = needed_bytes(self.step)
+        self._layout = jax.tree.map(lambda x: x.sharding, self.state) if mesh.size > 1 else None
         self.loss: float | None = None
         self.cpu_seconds = 0.0
 
     def run(self, steps: int) -> float:
         """Take steps and return the seconds they took together."""
         began, busy = time.perf_counter(), time.process_time()
-        for _ in range(steps):
+        for i in range(steps):
             self.state, told = self.step(self.state, self.teacher, self.batch)
+            if self._layout:
+                # On several devices the members' flags come back spread over them, which the compiled step refuses.
+                self.state = jax.device_put(self.state, self._layout)
+            if i % 10 == 9:  # as often as the loop logs; on CPU, collectives of many unfinished steps can lock up
+                jax.block_until_ready(self.state)
         told = jax.tree.map(np.asarray, told)
         jax.block_until_ready(self.state)
         seconds = time.perf_counter() - began

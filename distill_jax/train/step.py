@@ -145,9 +145,6 @@ def make_step(
             status=jnp.where(diverged, DIVERGED, state.status),
             stopped=jnp.where(diverged, state.step, state.stopped),
         )
-        # Left to XLA the members' flags may come back spread over the devices, and the second step is compiled anew.
-        flag = lambda x: jax.lax.with_sharding_constraint(x, replicated(mesh)) if x.ndim < 2 else x  # noqa: E731
-        state = jax.tree.map(flag, state)
         told = {**values, "gradient_norm": norm}
         told = jax.tree.map(lambda x: jnp.where(active, x, jnp.nan), told)  # a frozen member has no loss
         # Every host reads all members' numbers.
