@@ -119,6 +119,7 @@ def test_distill(tmp_path, tiny):
     for row in (base, online, cached):
         assert 0 < row["seconds"]["min"] <= row["seconds"]["median"]
         assert row["ratio"] == pytest.approx(row["seconds"]["min"] / base["seconds"]["min"])
+        assert row["cpu_ratio"] == pytest.approx(row["cpu_seconds"]["min"] / base["cpu_seconds"]["min"])
     assert base["flops_ratio"] == 1 < cached["flops_ratio"] < online["flops_ratio"] == pytest.approx(4 / 3)
     # After three steps on their own gradients: the cached step is the online step.
     assert online["loss"] == pytest.approx(cached["loss"], rel=1e-5) and online["loss"] != base["loss"]
@@ -129,7 +130,6 @@ def test_distill(tmp_path, tiny):
 
 @pytest.mark.end_to_end
 def test_population(tmp_path, tiny):
-    """The compiled step refuses a state that is laid out otherwise, as one that it gave back used to be."""
     arguments = ("--batch=2", "--length=6", "--members=2", "--steps=2", "--rounds=1")
     found, _ = bench(tmp_path, "population", *arguments)
     result = found["benchmarks"]["population"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import json
 import os
 import subprocess
@@ -17,7 +16,7 @@ import jax
 
 from distill_jax.bench.options import Options
 from distill_jax.bench.steps import Case, Stepper
-from distill_jax.bench.timing import goal, interleaved, summary
+from distill_jax.bench.timing import goal, summary, timed
 from distill_jax.config import ConfigError
 from distill_jax.models.presets import PRESETS
 
@@ -116,26 +115,19 @@ def torch(options: Options) -> dict[str, Any]:
             for devices in sorted({1, jax.device_count()}):
                 ours = Stepper(dataclasses.replace(case, devices=devices))
                 runs[f"jax, {devices} CPU device{'s' * (devices > 1)}"] = ours
-            busy: dict[str, list[float]] = {way: [] for way in runs}
-
-            def take(way: str) -> float:
-                seconds = runs[way].run(steps)
-                busy[way].append(runs[way].cpu_seconds)
-                return float(seconds)
-
-            taken = interleaved({way: functools.partial(take, way) for way in runs}, options.repeats)
+            taken, busy = timed(runs, steps, options.repeats)
     except Unavailable as error:
         mend = "give --torch_python=PATH of one that has torch and transformers"
         raise ConfigError(f"{options.torch_python}: {error}; {mend}") from error
     rows: list[dict[str, Any]] = []
     for way, seconds in taken.items():
-        each = summary([t / steps for t in seconds])
+        each = summary(seconds)
         speed = case.tokens / each["min"]
         ratios = {
             "speed_over_torch": min(taken["torch"]) / min(seconds),
-            "cpu_time_over_torch": min(busy[way][1:]) / min(busy["torch"][1:]),
+            "cpu_time_over_torch": min(busy[way]) / min(busy["torch"]),
         }
-        cpu = min(busy[way][1:]) / steps
+        cpu = min(busy[way])
         shape = {"model": name, "batch": batch, "length": length, "threads": threads}
         rows.append({"way": way, **shape, "seconds": each, "cpu_seconds": cpu, "tokens_per_second": speed, **ratios})
     best = max(row["speed_over_torch"] for row in rows[1:])

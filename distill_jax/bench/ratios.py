@@ -12,7 +12,7 @@ import jax
 
 from distill_jax.bench.options import Options
 from distill_jax.bench.steps import VERBS, Case, Stepper
-from distill_jax.bench.timing import goal, interleaved, summary
+from distill_jax.bench.timing import goal, summary, timed
 from distill_jax.models.presets import PRESETS
 from distill_jax.perf.memory import kl_memory as memory_of_kl
 
@@ -41,11 +41,9 @@ def distill(options: Options) -> Result:
         of = functools.partial(Case, cfg, batch=batch, length=length, chunk=chunk, devices=1)
         runs = {workload: Stepper(of(workload=workload)) for workload in ("pretrain", "online", "cached")}
         steps = options.steps or 2
-        takers = {workload: functools.partial(run.run, steps) for workload, run in runs.items()}
-        taken = interleaved(takers, options.repeats)
+        taken, busy = timed(runs, steps, options.repeats)
         base = runs["pretrain"]
         for workload, run in runs.items():
-            seconds = [t / steps for t in taken[workload]]
             ratio = min(taken[workload]) / min(taken["pretrain"])
             rows.append(
                 {
@@ -53,9 +51,11 @@ def distill(options: Options) -> Result:
                     "step": workload,
                     "batch": batch,
                     "length": length,
-                    "seconds": summary(seconds),
+                    "seconds": summary(taken[workload]),
+                    "cpu_seconds": summary(busy[workload]),
                     "compile_seconds": run.compile_seconds,
                     "ratio": ratio,
+                    "cpu_ratio": min(busy[workload]) / min(busy["pretrain"]),
                     "flops_ratio": run.case.flops() / base.case.flops(),
                     "loss": run.loss,
                 }

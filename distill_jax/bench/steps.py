@@ -17,6 +17,7 @@ from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops
 from distill_jax.sharding.mesh import batch_sharding, make_mesh, shardings
 from distill_jax.stages import distill, pretrain
+from distill_jax.train.loop import IN_FLIGHT
 from distill_jax.train.population import make_state
 from distill_jax.train.settings import Training
 from distill_jax.train.step import Batch, State
@@ -115,8 +116,10 @@ class Stepper:
     def run(self, steps: int) -> float:
         """Take steps and return the seconds they took together."""
         began, busy = time.perf_counter(), time.process_time()
-        for _ in range(steps):
+        for i in range(steps):
             self.state, told = self.step(self.state, self.teacher, self.batch)
+            if i % IN_FLIGHT == IN_FLIGHT - 1:  # the loop does not run further ahead either
+                jax.block_until_ready(self.state)
         told = jax.tree.map(np.asarray, told)
         jax.block_until_ready(self.state)
         seconds = time.perf_counter() - began

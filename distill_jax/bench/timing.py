@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 
 def interleaved(takers: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
@@ -19,6 +21,25 @@ def interleaved(takers: Mapping[str, Callable[[], float]], repeats: int) -> dict
             if i:
                 taken[name].append(seconds)
     return taken
+
+
+def timed(runs: Mapping[str, Any], steps: int, repeats: int) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Return the wall and the CPU seconds of a step of each run, a number a round, taken in turn.
+
+    CPU seconds, over all threads, count no waiting for a core that others use.
+
+    Args:
+      runs: each has `run(steps)`, which gives its seconds, and `cpu_seconds`, those of its last steps.
+    """
+    busy: dict[str, list[float]] = {name: [] for name in runs}
+
+    def take(name: str) -> float:
+        seconds = runs[name].run(steps) / steps
+        busy[name].append(runs[name].cpu_seconds / steps)
+        return float(seconds)
+
+    taken = interleaved({name: functools.partial(take, name) for name in runs}, repeats)
+    return taken, {name: seconds[1:] for name, seconds in busy.items()}
 
 
 def summary(seconds: Sequence[float]) -> dict[str, float]:

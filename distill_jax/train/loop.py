@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from distill_jax.sharding import distributed
 from distill_jax.train.settings import Training
 from distill_jax.train.step import REACHED, RUNNING, Batch, State
 
+IN_FLIGHT = 8  # steps handed to the devices and not yet done
 Values = dict[str, np.ndarray]  # one number a member
 
 
@@ -80,6 +82,8 @@ def loop(
     clock = clock or Clock()
     start = int(state.step)
     pending: tuple[int, dict[str, jax.Array]] | None = None
+    # On a loaded CPU the collectives of many queued steps can time out waiting for each other.
+    flying: collections.deque[Any] = collections.deque()
 
     def settle() -> None:
         nonlocal pending
@@ -109,6 +113,9 @@ def loop(
             batch = feed(s)
         with clock.spent_on("compile" if s == start else "step"):
             state, metrics = step(state, teacher, batch)
+            flying.append(metrics)
+            if len(flying) > IN_FLIGHT:
+                jax.block_until_ready(flying.popleft())
         settle()
         pending = (s, metrics) if s % settings.log_every == 0 else None
     settle()
