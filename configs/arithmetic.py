@@ -47,6 +47,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.graddiff = ConfigDict({**c.maxent.to_dict(), "learning_rate": 8e-6, "final_learning_rate": 8e-6})
     c.graddiff.retain_weight = 15.0
     c.rmu = ConfigDict({**c.maxent.to_dict(), "steps": 500, "layer": 11, "train_layers": 7, "steer": 6.5})
+    c.rmu.retain_weight = 1.0
     c.distill = ConfigDict({"steps": 1000, "batch": 360, "learning_rate": 7e-4, "final_learning_rate": 7e-5})
     c.distill.evaluate_every = 20
     c.undo = ConfigDict({"alphas": (0.2, 0.4, 0.6, 0.8), "beta": 0.1})
@@ -80,7 +81,7 @@ def _cpu(c: ConfigDict) -> None:
     suppress = {"steps": 100, "batch": 16, "learning_rate": 1e-3, "final_learning_rate": 1e-3, **answers}
     c.maxent.update(**suppress)
     c.graddiff.update(**suppress)
-    c.rmu.update(**{**suppress, "steps": 200}, layer=1, train_layers=1)
+    c.rmu.update(**{**suppress, "steps": 200}, layer=2, train_layers=2, retain_weight=4.0)
     # A teacher says something about every token: learning from all of them, a random student recovers in half the
     # steps and reads wordings it never met as well as its teacher does.
     recover = {"loss_on": "all", "learning_rate": 2e-3, "final_learning_rate": 2e-4}
