@@ -49,6 +49,13 @@ def get_stages(c):
 """ % (TINY,)  # noqa: UP031 - the text is full of braces
 
 
+@pytest.fixture(autouse=True)
+def planning(monkeypatch):
+    """Set what a planning process sets for itself, and take it back."""
+    for key, value in main.PLANNING.items():
+        monkeypatch.setenv(key, value)
+
+
 @pytest.fixture
 def config(tmp_path):
     path = tmp_path / "tiny.py"
