@@ -176,16 +176,16 @@ def cheapest(ctx: Context, groups: Groups, prices: Mapping[str, Any], say: Say) 
     for group in training:
         program, mesh, shapes = _program(alone, group, jax.devices("cpu")[:1])
         compute += flops.executed(program.build(mesh).trace(*shapes).jaxpr.jaxpr) * program.settings.steps
-    floor = {
-        g: compute / chip.flops / 3600 * price for g, chip in CHIPS.items() if (price := prices["chip_hour"].get(g))
-    }
+    priced = {g: price for g, price in prices["chip_hour"].items() if g in CHIPS}
+    floor = {g: compute / CHIPS[g].flops / 3600 * price for g, price in priced.items()}
     for generation in sorted(floor, key=lambda g: floor[g]):
         if floor[generation] >= least:
             say(f"{generation}: compute alone costs {floor[generation]:.2f}, not compiled")
             continue
         for where in (s for s in SLICES.values() if s.generation == generation and s.chips <= MOST_CHIPS):
             try:
-                need = max(_least_bytes(*_program(ctx, group, topology(where))[2]) for group in training)
+                devices = topology(where)
+                need = max((_least_bytes(*_program(ctx, group, devices)[2]) for group in training), default=0)
             except ConfigError as error:
                 say(f"{where.name}: {error}")
                 continue

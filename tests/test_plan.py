@@ -15,6 +15,7 @@ from distill_jax.config import ConfigError
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops, hlo
 from distill_jax.perf.slices import CHIPS, SLICES, find
+from distill_jax.sharding.mesh import make_mesh
 from distill_jax.stages import Distill, Pretrain, distill, pretrain
 from distill_jax.stages.context import Context, Node, RunSettings
 
@@ -46,6 +47,13 @@ def get_stages(c):
         "undo": Distill(teacher="reference", start="damaged", steps=c.steps, batch=8),
     }
 """ % (TINY,)  # noqa: UP031 - the text is full of braces
+
+
+@pytest.fixture(autouse=True)
+def planning(monkeypatch):
+    """Set what a planning process sets for itself, and take it back."""
+    for key, value in main.PLANNING.items():
+        monkeypatch.setenv(key, value)
 
 
 @pytest.fixture
@@ -102,6 +110,14 @@ def test_libtpu_knows_a_slice(name):
     pytest.importorskip("libtpu")
     devices = plan.topology(find(name))
     assert len(devices) == find(name).chips
+
+
+@pytest.mark.unit
+def test_a_mesh_may_share_a_wire_of_the_torus():
+    """30 members on 8 × 8 chips: two rows of 32, though 32 is no product of the sides."""
+    pytest.importorskip("libtpu")
+    mesh = make_mesh(30, devices=plan.topology(find("v5e-64")))
+    assert dict(mesh.shape) == {"population": 2, "data": 32, "fsdp": 1, "tensor": 1}
 
 
 @pytest.mark.unit

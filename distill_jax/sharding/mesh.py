@@ -54,9 +54,12 @@ def make_mesh(
     free = len(devices) // (fsdp * tensor)
     population = free if spread or members >= free else math.gcd(members, free)
     shape = (population, free // population, fsdp, tensor)
-    # On a TPU the axes should follow the wires of the torus; elsewhere devices are in order.
-    torus = devices[0].platform == "tpu"
-    grid = mesh_utils.create_device_mesh(shape, devices) if torus else np.array(devices).reshape(shape)
+    # On a TPU the axes should follow the wires of the torus, and share one where none fits; elsewhere devices are in
+    # order.
+    if devices[0].platform == "tpu":
+        grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    else:
+        grid = np.array(devices).reshape(shape)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
