@@ -164,9 +164,10 @@ def on_slice(
 def cheapest(ctx: Context, groups: Groups, prices: Mapping[str, Any], say: Say) -> list[Row]:
     """Return the rows of the slice on which the stages together cost least.
 
-    A generation's slices are tried from the smallest up to the first that fits: on more chips the same work never gets
-    cheaper, as traffic between them only grows. A generation whose compute alone, at its peak, costs more than what
-    was found is left out; so is, uncompiled, a slice that cannot even hold arguments and gradients.
+    A generation's slices are tried from the smallest up. From the first that fits on, larger ones are tried while they
+    get cheaper, as fewer rows a chip may need less HBM traffic, and are not yet within 5 % of what compute alone costs
+    at its peak. A generation for which that is more than what was found is left out; so is, uncompiled, a slice that
+    cannot even hold arguments and gradients.
     """
     training = [g for g in groups if hasattr(VERBS[g[0].verb], "program")]
     best: list[Row] = []
@@ -182,6 +183,7 @@ def cheapest(ctx: Context, groups: Groups, prices: Mapping[str, Any], say: Say) 
         if floor[generation] >= least:
             say(f"{generation}: compute alone costs {floor[generation]:.2f}, not compiled")
             continue
+        before = math.inf
         for where in (s for s in SLICES.values() if s.generation == generation and s.chips <= MOST_CHIPS):
             try:
                 devices = topology(where)
@@ -200,7 +202,9 @@ def cheapest(ctx: Context, groups: Groups, prices: Mapping[str, Any], say: Say) 
             say(f"{where.name}: fits, {cost:.2f} {prices['currency']}")
             if cost < least:
                 best, least = rows, cost
-            break
+            if cost >= before or cost <= 1.05 * floor[generation]:
+                break
+            before = cost
     check(bool(best), f"no slice of up to {MOST_CHIPS} chips with a price fits; shrink the batch or the loss_chunk")
     return best
 

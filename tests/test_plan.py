@@ -212,6 +212,16 @@ def test_auto_takes_the_cheapest_slice_that_fits(config, monkeypatch, prices):
 
 
 @pytest.mark.unit
+def test_auto_goes_on_while_larger_slices_get_cheaper(config, monkeypatch):
+    pytest.importorskip("libtpu")
+    traffic = {1: 8e11, 4: 1e11, 8: 6e10}  # by chips: 8 take more in all than 4, and 4 less than 1
+    monkeypatch.setattr(plan, "compile_for", lambda lowered, chips: stub(1, int(traffic[chips]))(lowered, chips))
+    ctx = context(config)
+    table = {"currency": "USD", "date": "", "chip_hour": {"v5e": 1.0}}
+    assert plan.cheapest(ctx, [[ctx.nodes["reference"]]], table, lambda line: None)[0]["slice"] == "v5e-4"
+
+
+@pytest.mark.unit
 def test_auto_says_that_nothing_fits(config, monkeypatch):
     pytest.importorskip("libtpu")
     monkeypatch.setattr(plan, "compile_for", stub(10**6))
