@@ -63,6 +63,8 @@ def join(coordinator: str, processes: int, process: int, heartbeat: int = 100) -
     check(bool(host) and port.isdigit(), f"--coordinator={coordinator}: give HOST:PORT, such as 10.0.0.2:8476")
     check(processes >= 1, f"--processes={processes}: must be at least 1")
     check(0 <= process < processes, f"--process={process}: must be from 0 to --processes - 1 = {processes - 1}")
+    if processes == 1:
+        return
     roll_call(host, int(port), processes, process)
     jax.distributed.initialize(coordinator, processes, process, heartbeat_timeout_seconds=heartbeat)
 
