@@ -95,8 +95,11 @@ class Program:
         state = jax.tree.map(lambda s, a: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=a), state, at)
         shape, sharding = self._batch(ctx, mesh)
         column = jax.ShapeDtypeStruct(shape, np.int32, sharding=sharding)
-        batch = jax.tree.map(lambda _: dict.fromkeys(COLUMNS, column), self.reads)
-        return state, weights if self.teacher else None, batch
+        rows = dict.fromkeys(COLUMNS, column)
+        if self.cache:
+            rows["states"] = jax.ShapeDtypeStruct((*shape, ctx.model.hidden), ctx.model.dtype, sharding=sharding)
+        batch = jax.tree.map(lambda _: rows, self.reads)
+        return state, self._teacher(weights), batch
 
     def _batch(self, ctx: Context, mesh: Mesh) -> tuple[tuple[int, ...], NamedSharding]:
         shape = (len(self.seeds), self.settings.batch, ctx.row_length)
@@ -134,10 +137,12 @@ class Program:
 
     def weights(self, ctx: Context, mesh: Mesh) -> Any:
         """Return what the step is given of the teacher, or None."""
+        return self._teacher(ctx.params(self.teacher, mesh)) if self.teacher else None
+
+    def _teacher(self, weights: Any) -> Any:
         if not self.teacher:
             return None
-        params = ctx.params(self.teacher, mesh)
-        return {"embedding": params["embedding"]} if self.cache else params
+        return {"embedding": weights["embedding"]} if self.cache else weights
 
     def _states(self, ctx: Context, data: str) -> States | None:
         if not self.cache:
