@@ -8,4 +8,5 @@ python=$VIRTUAL_ENV/bin/python
 "$python" -m ruff check .
 "$python" -m ruff format --check .
 "$python" -m mypy distill_jax
-exec "$python" -m pytest "$@" # last, so that its summary is the last line
+# Files side by side: a file's tests share what they set up. Last, so that its summary is the last line.
+exec "$python" -m pytest --numprocesses=2 --dist=loadfile "$@"

@@ -479,7 +479,7 @@ def test_a_stage_minimises_the_divergence_that_was_chosen(monkeypatch):
     teacher, student = draw(0), draw(1)
     tokens, ones = np.random.default_rng(0).integers(1, 11, (2, 6)), np.ones((2, 6), int)
     batch = {"tokens": tokens, "segments": ones, "answer": ones}
-    monkeypatch.setattr(distill, "make_step", lambda objective, teach, *rest: (objective, teach))
+    monkeypatch.setattr(distill, "make_step", lambda objective, teach, *rest, **more: (objective, teach))
     objective, teach = distill.build.__wrapped__(cfg, chosen, 4, None)
     ((weight, total, count),) = jit(lambda s, t: objective(s, batch, teach(t, batch)))(student, teacher).values()
     z, t = (jit(functools.partial(transformer.apply, cfg))(w, tokens, ones)[:, :-1] for w in (student, teacher))
