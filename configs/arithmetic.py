@@ -97,6 +97,7 @@ def _smoke(c: ConfigDict) -> None:
     c.data.update(addition_max=6, multiplication_max=6, equations=400, word_problems=400, evaluation_prompts=4)
     for stage in (c.reference, c.oracle, c.maxent, c.graddiff, c.rmu, c.distill, c.relearn):
         stage.update(steps=8, batch=4)
+    c.rmu.update(layer=1, train_layers=1)
     c.distill.evaluate_every = 4
     c.undo.alphas = (0.2, 0.6)
     c.relearn.update(seeds=2, learning_rates=(1e-2, 1e-3), evaluate_steps=(0, 4, 8))

@@ -321,7 +321,7 @@ def test_identities_do_not_depend_on_the_order_of_declaration(stages, data):
         ({"a": Unlearn(start="a")}, ["circle: a <- a"]),
         (
             {"reference": Pretrain(), "attack": Relearn(start="reference"), "worse": Unlearn(start="attack")},
-            ["stages.worse.start", "'attack'", "relearn stage", "leaves none"],
+            ["stages.worse.start", "'attack'", "relearn stage", "leaves no model"],
         ),
         (
             {"reference": Pretrain(), "attack": Relearn(start="reference"), "student": Distill(teacher="attack")},
