@@ -470,7 +470,7 @@ def test_a_damaged_training_state_is_passed_over(finished, runs, copy):
     forget(
         copy, "reference", *(name for name in NODES if name not in ("data", "reference", "oracle", "relearn-oracle"))
     )
-    kill(runs.start(copy), at(r"\] reference  step 1[3-9]\d/200"))
+    kill(runs.start(copy), at(r"\] reference  step 1[6-9]\d/200"))
     state = node(copy, "reference") / "checkpoints/120"
     largest = max((p for p in state.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
     os.truncate(largest, largest.stat().st_size // 2)
