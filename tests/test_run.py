@@ -432,8 +432,7 @@ def test_killed_in_every_phase_it_comes_to_the_same_end(finished, runs, tmp_path
         assert re.search(earlier, said, re.M) or earlier == "^$"
     done = runs(workdir)
     assert done.returncode == 0, done.stderr
-    # The checkpoint that was being written in the background when the run was killed does not count.
-    assert re.search(r"relearn-student: continuing from step \d+ ", done.stdout)
+    # The attack may begin again: its first checkpoint, under way when the run was killed, does not count.
     assert_same_run(finished, workdir)
 
 
