@@ -242,15 +242,13 @@ def lower(ctx: Context, group: Sequence[Node], devices: Sequence[Any]) -> Work:
     """Trace and lower a group's step."""
     program, mesh, shapes = _program(ctx, group, devices)
     traced = program.build(mesh).trace(*shapes)
-    count = len(program.crew)
-    once = sum(v for k, v in program.flops.items() if k == "teacher")
     rows = mesh.shape["data"] * mesh.shape["fsdp"]
     share = program.settings.batch // program.settings.microbatches
     uneven = share % rows != 0
     return Work(
         nodes=list(group),
-        members=count,
-        flops=once + count * (sum(program.flops.values()) - once),
+        members=len(program.crew),
+        flops=program.step_flops(),
         executed=flops.executed(traced.jaxpr.jaxpr),
         busy=mesh.size // rows if uneven else mesh.size,
         mesh=mesh,

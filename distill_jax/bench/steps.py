@@ -15,10 +15,10 @@ from jax.sharding import Mesh
 from distill_jax.models import transformer
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops
-from distill_jax.sharding.mesh import batch_sharding, make_mesh, shardings
+from distill_jax.sharding.mesh import batch_sharding, make_mesh
 from distill_jax.stages import distill, pretrain
 from distill_jax.train.loop import IN_FLIGHT
-from distill_jax.train.population import make_state
+from distill_jax.train.population import draw_weights, make_state
 from distill_jax.train.settings import Training
 from distill_jax.train.step import Batch, State
 
@@ -93,7 +93,7 @@ class Stepper:
         self.case, cfg = case, case.cfg
         rates = list(learning_rates) or [1e-4] * case.members
         mesh = make_mesh(case.members, devices=jax.devices()[: case.devices or None])
-        weights = functools.partial(fresh, cfg, mesh)
+        weights = lambda seed: draw_weights(cfg, mesh, jax.random.key(seed))  # noqa: E731
         chosen = settings(case)
         step = VERBS[case.workload].build(cfg, chosen, case.chunk, mesh)
         self.state: State = make_state(cfg, mesh, [weights(0)], chosen.optimizer(), rates)
@@ -127,14 +127,6 @@ class Stepper:
         loss = float(np.mean(told["cross_entropy" if "cross_entropy" in told else "kl"]))
         self.loss = loss if np.isfinite(loss) else None
         return seconds
-
-
-def fresh(cfg: TransformerConfig, mesh: Mesh, seed: int) -> Any:
-    """Draw weights, laid out on the mesh."""
-    draw = functools.partial(transformer.init, cfg)
-    shape = jax.eval_shape(draw, jax.random.key(0))
-    at = shardings(mesh, transformer.logical_axes(cfg), shape)
-    return jax.jit(draw, out_shardings=at)(jax.random.key(seed))
 
 
 def tokens(case: Case, mesh: Mesh) -> Batch:

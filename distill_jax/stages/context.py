@@ -21,7 +21,8 @@ from distill_jax.models import transformer
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops
 from distill_jax.sharding.distributed import chief
-from distill_jax.sharding.mesh import parameter_table, shardings
+from distill_jax.sharding.mesh import parameter_table
+from distill_jax.train.population import draw_weights, weights_shape
 
 DONE = "DONE"
 PARTS = ("retain", "shown", "heldout")  # of the evaluated prompts
@@ -152,8 +153,7 @@ class Context:
         if parts in self._described or parts == (1, 1):
             return
         self._described.add(parts)
-        shape = jax.eval_shape(lambda: transformer.init(self.model, jax.random.key(0)))
-        rows, notes = parameter_table(mesh, transformer.logical_axes(self.model), shape)
+        rows, notes = parameter_table(mesh, transformer.logical_axes(self.model), self.weights(mesh))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         for row in rows:
             self.progress.say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -166,17 +166,13 @@ class Context:
 
     def fresh(self, node: Node, mesh: Mesh) -> Any:
         """Draw a node's fresh weights on the mesh."""
-        key = jax.random.key(seed_for(node.settings.seed, "init", node.name))
-        at = jax.tree.map(lambda w: w.sharding, self.weights(mesh))
-        return jax.jit(functools.partial(transformer.init, self.model), out_shardings=at)(key)
+        return draw_weights(self.model, mesh, jax.random.key(seed_for(node.settings.seed, "init", node.name)))
 
     def weights(self, mesh: Mesh | None) -> Any:
         """Return one model's weights as shapes, laid out on the mesh (or anyhow)."""
-        shape = jax.eval_shape(lambda: transformer.init(self.model, jax.random.key(0)))
         if mesh is None:
-            return shape
-        at = shardings(mesh, transformer.logical_axes(self.model), shape)
-        return jax.tree.map(lambda s, a: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=a), shape, at)
+            return jax.eval_shape(lambda: transformer.init(self.model, jax.random.key(0)))
+        return weights_shape(self.model, mesh)
 
     @property
     def row_length(self) -> int:

@@ -25,7 +25,7 @@ from distill_jax.io.checkpoint import FINAL, Checkpoints, Damaged
 from distill_jax.io.metrics import Metrics
 from distill_jax.perf import peaks, profile
 from distill_jax.sharding.distributed import chief
-from distill_jax.sharding.mesh import batch_sharding, make_mesh
+from distill_jax.sharding.mesh import batch_sharding, laid_out, make_mesh
 from distill_jax.stages.context import PARTS, Context, Node, seed_for
 from distill_jax.train.loop import Clock, loop
 from distill_jax.train.population import make_state, put_state, state_shardings, take_state, take_weights
@@ -91,8 +91,7 @@ class Program:
         """Return what the step takes, (state, teacher, batch), as shapes with shardings."""
         weights = ctx.weights(mesh)
         state = jax.eval_shape(lambda tree: self.state(ctx, mesh, [tree]), weights)
-        at = state_shardings(ctx.model, mesh, state)
-        state = jax.tree.map(lambda s, a: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=a), state, at)
+        state = laid_out(state, state_shardings(ctx.model, mesh, state))
         shape, sharding = self._batch(ctx, mesh)
         column = jax.ShapeDtypeStruct(shape, np.int32, sharding=sharding)
         rows = dict.fromkeys(COLUMNS, column)
@@ -322,8 +321,7 @@ def _restore(ctx: Context, stores: dict[str, Checkpoints], crew: Sequence[Member
 
     def like(name: str) -> Any:
         shape = jax.eval_shape(lambda s: take_state(ctx.model, mesh, s, places[name]), state)
-        at = state_shardings(ctx.model, mesh, shape)
-        return jax.tree.map(lambda s, a: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=a), shape, at)
+        return laid_out(shape, state_shardings(ctx.model, mesh, shape))
 
     common = set.intersection(*(set(store.steps()) for store in stores.values()))
     for step in sorted(common, reverse=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from jax.sharding import Mesh
 
 from distill_jax.models import transformer
 from distill_jax.models.transformer import TransformerConfig
-from distill_jax.sharding.mesh import padded, replicated, shardings
+from distill_jax.sharding.mesh import laid_out, padded, replicated, shardings
 from distill_jax.train.step import RUNNING, UNUSED, State
 
 
@@ -33,6 +34,23 @@ def state_shardings(cfg: TransformerConfig, mesh: Mesh, shape: State) -> State:
 
     rest = jax.tree.map(lambda _: once, shape.replace(params=None, opt=None))
     return rest.replace(params=params, opt=jax.tree.map(of_optimizer, shape.opt, is_leaf=is_params))
+
+
+def weights_shape(cfg: TransformerConfig, mesh: Mesh) -> Any:
+    """Return one model's weights as shapes, laid out by the rules."""
+    shape = jax.eval_shape(lambda: transformer.init(cfg, jax.random.key(0)))
+    return laid_out(shape, shardings(mesh, transformer.logical_axes(cfg), shape))
+
+
+def draw_weights(cfg: TransformerConfig, mesh: Mesh, key: jax.Array) -> Any:
+    """Draw one model's fresh weights where the rules want them."""
+    return _drawer(cfg, mesh)(key)
+
+
+@functools.cache
+def _drawer(cfg: TransformerConfig, mesh: Mesh) -> Any:
+    at = jax.tree.map(lambda w: w.sharding, weights_shape(cfg, mesh))
+    return jax.jit(functools.partial(transformer.init, cfg), out_shardings=at)
 
 
 def make_state(
@@ -86,29 +104,30 @@ def member(tree: Any, index: Any) -> Any:
     return jax.tree.map(lambda x: x[index], tree)
 
 
-# The three below move arrays between layouts; every host of the run calls them.
+def _take(state: State, chosen: jax.Array) -> State:
+    return members(state.replace(step=None), chosen).replace(step=state.step)
+
+
+def _put(state: State, piece: State, chosen: jax.Array) -> State:
+    both = (state.replace(step=None), piece.replace(step=None))
+    return jax.tree.map(lambda x, y: x.at[chosen].set(y), *both).replace(step=piece.step)
+
+
+# The three below move arrays between layouts; every host of the run calls them. What they compile is a function of this
+# module, not one made at each call: JAX knows its programs by the function, and these run at every checkpoint.
 
 
 def take_state(cfg: TransformerConfig, mesh: Mesh, state: State, index: Sequence[int]) -> State:
     """Return the chosen members' own state, laid out by the rules."""
-
-    def take(state: State, chosen: jax.Array) -> State:
-        return members(state.replace(step=None), chosen).replace(step=state.step)
-
     chosen = np.asarray(index)
-    shape = jax.eval_shape(take, state, chosen)
-    return jax.jit(take, out_shardings=state_shardings(cfg, mesh, shape))(state, chosen)
+    shape = jax.eval_shape(_take, state, chosen)
+    return jax.jit(_take, out_shardings=state_shardings(cfg, mesh, shape))(state, chosen)
 
 
 def put_state(cfg: TransformerConfig, mesh: Mesh, state: State, piece: State, index: Sequence[int]) -> State:
     """Return the state with the chosen members, and the step, of another one."""
-
-    def put(state: State, piece: State, chosen: jax.Array) -> State:
-        both = (state.replace(step=None), piece.replace(step=None))
-        return jax.tree.map(lambda x, y: x.at[chosen].set(y), *both).replace(step=piece.step)
-
     at = state_shardings(cfg, mesh, state)
-    return jax.jit(put, out_shardings=at, donate_argnums=0)(state, piece, np.asarray(index))
+    return jax.jit(_put, out_shardings=at, donate_argnums=0)(state, piece, np.asarray(index))
 
 
 def take_weights(cfg: TransformerConfig, mesh: Mesh, params: Any, index: int) -> Any:
