@@ -56,6 +56,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.relearn = ConfigDict({"steps": 500, "batch": 15, "warmup": 0, "weight_decay": 0.0, "seeds": 3})
     c.relearn.learning_rates = (1e-3, 7e-4, 4e-4, 1e-4, 7e-5, 5e-5, 1e-5, 7e-6, 4e-6, 1e-6)
     c.relearn.evaluate_steps = (0, 5, 10, 20, 40, 80, 125, 200, 300, 400, 500)
+    c.relearn.update(lora_rank=0, lora_alpha=16.0)  # an attack on all weights; a rank above 0 trains adapters to them
 
     for stage in (c.reference, c.oracle, c.maxent, c.graddiff, c.rmu, c.distill, c.relearn):
         stage.microbatches = 1

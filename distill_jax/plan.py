@@ -257,9 +257,9 @@ def lower(ctx: Context, group: Sequence[Node], devices: Sequence[Any]) -> Work:
     )
 
 
-def _least_bytes(state: Any, teacher: Any, batch: Any) -> int:
+def _least_bytes(state: Any, *rest: Any) -> int:
     """Return the bytes per chip without which a step cannot run: what it takes, and the gradients."""
-    leaves = jax.tree.leaves((state, teacher, batch, state.params))
+    leaves = [x for x in jax.tree.leaves((state, state.params, rest)) if hasattr(x, "sharding")]
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
 
 

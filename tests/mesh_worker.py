@@ -17,6 +17,7 @@ import numpy as np
 
 from distill_jax.data.records import write_rows
 from distill_jax.io.metrics import Progress
+from distill_jax.models import lora
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.sharding import distributed
 from distill_jax.stages import VERBS, Distill, Pretrain, Relearn, Unlearn
@@ -28,6 +29,7 @@ MODEL = TransformerConfig(
 )
 LENGTH, STEPS = 12, 5
 COMMON: dict[str, Any] = {"steps": STEPS, "batch": 16, "warmup": 2, "learning_rate": 1e-2, "loss_on": "answer"}
+ATTACK: dict[str, Any] = {"learning_rates": (1e-2, 1e-3), "seeds": 2, "evaluate_steps": (0,)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +66,8 @@ def stages(microbatches: int) -> dict[str, list[Any]]:
         "maxent": [Unlearn(start="origin", method="maxent", **common)],
         "rmu": [Unlearn(start="origin", method="rmu", layer=2, **common)],
         "distill": [Distill(teacher="origin", start=f"damaged-{i}", **common) for i in range(3)],
-        "relearn": [Relearn(start="origin", learning_rates=(1e-2, 1e-3), seeds=2, evaluate_steps=(0,), **common)],
+        "relearn": [Relearn(start="origin", **ATTACK, **common)],
+        "adapters": [Relearn(start="origin", lora_rank=2, **ATTACK, **common)],
     }
 
 
@@ -82,16 +85,21 @@ def numbers(data: Path, which: str, microbatches: int, devices: int, fsdp: int, 
     crew = [node for node in nodes.values() if node.verb == verb]
     program = VERBS[verb].program(ctx, crew)
     mesh = program.mesh(ctx, jax.devices()[:devices])
-    state = program.state(ctx, mesh, [ctx.fresh(node, mesh) for node in crew])
-    teacher = ctx.fresh(dataclasses.replace(crew[0], name="origin"), mesh) if program.teacher else None
+    starts = program.starts(ctx, mesh) if program.base else [ctx.fresh(node, mesh) for node in crew]
+    state = program.state(ctx, mesh, starts)
+    origin = ctx.fresh(dataclasses.replace(crew[0], name="origin"), mesh)
+    teacher = origin if program.teacher else None
+    base = lora.base(origin, settings[0].lora_rank, settings[0].lora_alpha) if program.base else None
     step, feed = program.build(mesh), program.batches(ctx, mesh)
     losses: list[list[float]] = []
     for s in range(STEPS):
-        state, metrics = step(state, teacher, feed(s))
+        state, metrics = step(state, teacher, feed(s), base)
         losses += [np.asarray(v)[: len(program.crew)].tolist() for _, v in sorted(metrics.items())]
     norm = jax.jit(lambda tree: [abs(x).sum(axis=range(1, x.ndim)) for x in jax.tree.leaves(tree)])
     whole = jax.jit(norm, out_shardings=jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
-    correct = ctx.evaluator(mesh, *PARTS)(state.params)[: len(program.crew)].tolist() if which == "relearn" else None
+    correct = None
+    if verb == "relearn":
+        correct = ctx.evaluator(mesh, *PARTS)(state.params, base)[: len(program.crew)].tolist()
     placed = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves((state.params, state.opt)))
     return {
         "losses": losses,

@@ -365,17 +365,18 @@ def test_peak_of_several_devices():
 
 @pytest.mark.unit
 def test_progress_shows_the_mfu_only_where_a_peak_is_known(monkeypatch):
-    """10 steps in 5 s, each 0.1 s at the peak: 20 %."""
+    """10 steps in 5 s after the first, each 0.1 s at the peak: 20 %."""
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     out = io.StringIO()
     progress = Progress(stages=1, flops=1.0, every=0.0, out=out)
     progress.begin("reference")
     progress.step(0, 100, 32.0, 1.0, "", 0.1)
+    progress.step(1, 100, 32.0, 1.0, "", 0.1)
     now[0] = 5.0
-    progress.step(10, 100, 32.0, 1.0, "", 0.1)
-    progress.step(10, 100, 32.0, 1.0, "")
-    first, known, unknown = out.getvalue().splitlines()
+    progress.step(11, 100, 32.0, 1.0, "", 0.1)
+    progress.step(11, 100, 32.0, 1.0, "")
+    first, _, known, unknown = out.getvalue().splitlines()
     assert "64 tok/s  MFU 20.0 %  stage" in known
     assert "MFU" not in first + unknown
 

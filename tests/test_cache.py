@@ -74,7 +74,7 @@ def test_a_student_learns_the_same_from_the_cache(ctx):
         program = distill.program(ctx, [node])
         mesh = program.mesh(ctx)
         state = program.state(ctx, mesh, [ctx.fresh(node, mesh)])
-        step, feed, teacher = program.build(mesh), program.batches(ctx, mesh), program.weights(ctx, mesh)
+        step, feed, teacher = program.build(mesh), program.batches(ctx, mesh), program.frozen(ctx, mesh)[0]
         assert set(teacher) == ({"embedding"} if name else set(ctx.params("teacher")))
         losses = []
         for s in range(3):

@@ -266,38 +266,42 @@ def test_progress_says_stage_step_rate_and_time_left(monkeypatch):
     progress = Progress(stages=2, flops=2000.0, every=5.0, out=out)
     progress.begin("reference")
     progress.step(0, 100, 32.0, 1000.0, "loss 3")
-    assert out.getvalue() == "[1/2] reference  step 0/100  loss 3  0 tok/s  stage ? left, run ? left\n"
+    assert out.getvalue() == "[1/2] reference  step 0/100  loss 3  compiling  stage ? left, run ? left\n"
+    clock.now += 4  # the first step is compiled
     for step in range(1, 21):
         clock.now += 0.5
         progress.step(step, 100, 32.0, 1000.0, f"loss {step}")
     lines = out.getvalue().splitlines()
     assert len(lines) == 3  # at 0 s, 5 s and 10 s
-    # 20 steps of 32 tokens in 10 s: 64 a second; 80 steps at 2 a second: 40 s; and as long again for stage two: 50 s.
-    assert lines[2] == "[1/2] reference  step 20/100  loss 20  64 tok/s  stage 0:40 left, run 1:30 left"
-    clock.now += 40
+    # 2 steps of 32 tokens a second: 64; at step 12 the other 88 take 44 s; and stage two 50 s, as stage one.
+    assert lines[2] == "[1/2] reference  step 12/100  loss 12  64 tok/s  stage 0:44 left, run 1:34 left"
+    clock.now += 36
     progress.finish(1000.0, "retain 0.95")
     assert out.getvalue().splitlines()[3] == "[1/2] reference  retain 0.95  (0:50)"
     progress.begin("oracle")
     progress.step(0, 100, 32.0, 1000.0, "")
+    progress.step(1, 100, 32.0, 1000.0, "")
     clock.now += 5
-    progress.step(10, 100, 32.0, 1000.0, "")
-    # 55 s for 1000 + 100 of 2000 FLOPs: 45 s for the 900 that are left.
-    assert out.getvalue().splitlines()[5].startswith("[2/2] oracle  step 10/100")
-    assert out.getvalue().endswith("run 0:45 left\n")
+    progress.step(11, 100, 32.0, 1000.0, "")
+    # 55 s for 1000 + 100 of 2000 FLOPs: 44.5 s for the 890 that are left.
+    assert out.getvalue().splitlines()[5].startswith("[2/2] oracle  step 11/100")
+    assert out.getvalue().endswith("run 0:44 left\n")
     progress.step(100, 100, 32.0, 1000.0, "end")  # the last step is said however soon it comes
     assert "step 100/100" in out.getvalue().splitlines()[6]
 
 
 @pytest.mark.unit
 def test_time_left_of_a_continued_run(monkeypatch):
-    """Continued at 50 of 100: 10 steps in 10 s leave 40 s, for the stage and for the run that has no other."""
+    """Continued at 50 of 100: 10 steps in 10 s leave 39 s, for the stage and for the run that has no other."""
     clock, out = Clock(monkeypatch), io.StringIO()
     progress = Progress(stages=1, flops=1000.0, every=5.0, out=out)
     progress.begin("reference")
     progress.step(50, 100, 32.0, 1000.0, "")
+    clock.now += 60  # the first step is compiled
+    progress.step(51, 100, 32.0, 1000.0, "")
     clock.now += 10
-    progress.step(60, 100, 32.0, 1000.0, "")
-    assert out.getvalue().endswith("stage 0:40 left, run 0:40 left\n")
+    progress.step(61, 100, 32.0, 1000.0, "")
+    assert out.getvalue().endswith("stage 0:39 left, run 0:39 left\n")
 
 
 # FLOPs. The one-hot look-up of a small vocabulary is a product that is not counted, so the vocabulary is large.

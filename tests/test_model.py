@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import PartitionSpec
-from parity.record_gemma2 import CASES, RECORDINGS, WINDOW, draw
+from parity.record import CASES, RECORDINGS, WINDOW, draw
 
 from distill_jax.models import transformer
 from distill_jax.models.presets import PRESETS, preset
@@ -73,8 +73,9 @@ def assert_trees_close(ours, theirs, tolerance):
 
 
 def recording(name):
-    with np.load(RECORDINGS / f"gemma2_{name}.npz") as file:
-        cfg = TransformerConfig(**json.loads(str(file["config"])))
+    with np.load(RECORDINGS / f"{name}.npz") as file:
+        said = json.loads(str(file["config"]))
+        cfg = TransformerConfig(**said | {"rope_scaling": tuple(said.get("rope_scaling", ()))})
         tokens, segments = file["tokens"].astype(np.int32), file["segments"].astype(np.int32)
         return cfg, draw(cfg, int(file["seed"])), tokens, segments, file["logits"]
 
@@ -100,7 +101,25 @@ def test_logits_equal_hugging_face(name):
 )
 def test_recordings_would_notice(change):
     """The caps and the window matter at the recorded weights: without them the logits are far off."""
-    cfg, params, tokens, segments, logits = recording("window")
+    cfg, params, tokens, segments, logits = recording("gemma2_window")
+    ours = np.asarray(apply(dataclasses.replace(cfg, **change), params, tokens, segments))
+    assert np.abs(ours - logits).max() > 1e-2
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rope_scaling": ()},
+        {"rope_scaling": (8.0, 1.0, 5.0, 12.0)},
+        {"activation": "gelu"},
+        {"scale_embedding": True},
+        {"query_scale": 9.0},
+    ],
+    ids=str,
+)
+def test_recordings_of_llama_would_notice(change):
+    cfg, params, tokens, segments, logits = recording("llama3_untied")
     ours = np.asarray(apply(dataclasses.replace(cfg, **change), params, tokens, segments))
     assert np.abs(ours - logits).max() > 1e-2
 
@@ -199,6 +218,7 @@ def test_residual_at_refuses_a_layer_that_is_not_there(layer):
     ("name", "count", "unit"),
     [
         ("gemma-0.1b", 112_904_000, 1),
+        ("llama-3.3-70b", 70_553_706_496, 1),
         ("gemma-0.3b", 328.8, 1e6),
         ("gemma-0.6b", 602.0, 1e6),
         ("gemma-0.9b", 933.3, 1e6),

@@ -1,4 +1,4 @@
-"""Live parity with Hugging Face's Gemma 2: the optional [parity] extra (torch, transformers)."""
+"""Live parity with Hugging Face's Gemma 2 and Llama 3: the optional [parity] extra (torch, transformers)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from parity.record_gemma2 import (
+from parity.record import (
     CASES,
     RECORDINGS,
     draw,
@@ -33,7 +33,7 @@ apply = jit(transformer.apply, static_argnums=0)
 @pytest.mark.parametrize("name", CASES)
 def test_recordings_are_what_hugging_face_says_today(name):
     cfg, rows = CASES[name]
-    with np.load(RECORDINGS / f"gemma2_{name}.npz") as file, torch.no_grad():
+    with np.load(RECORDINGS / f"{name}.npz") as file, torch.no_grad():
         seed = int(file["seed"])
         tokens, segments = lay_out(rows, cfg.vocab, seed)
         np.testing.assert_array_equal(tokens, file["tokens"])
@@ -96,7 +96,9 @@ def their_loss(model, tokens, segments):
 
 
 @pytest.mark.unit
-@pytest.mark.parametrize("name", ["left_padded", "packed", "grouped_8_4"])
+@pytest.mark.parametrize(
+    "name", ["gemma2_left_padded", "gemma2_packed", "gemma2_grouped_8_4", "llama3_untied", "llama3_tied"]
+)
 def test_gradients_of_all_parameters(name):
     cfg, rows = CASES[name]
     tokens, segments = lay_out(rows, cfg.vocab, seed=7)
@@ -107,7 +109,7 @@ def test_gradients_of_all_parameters(name):
     value, gradients = value_and_grad(params, cfg, tokens, segments)
     np.testing.assert_allclose(value, loss.item(), rtol=1e-5)
 
-    ours, theirs = to_hugging_face(cfg, gradients), dict(model.named_parameters())
+    ours, theirs = to_hugging_face(cfg, gradients, gradients=True), dict(model.named_parameters())
     assert set(ours) == set(theirs)
     for key, parameter in theirs.items():
         g = parameter.grad.numpy()

@@ -378,6 +378,48 @@ def test_another_attack_computes_only_attacks(finished, copy, runs):
     assert found["attack"]["steps"] == 30 and found["identity"] != summary(finished)["identity"]
 
 
+# The shared experiment, and beside it a model that unlearned by adapters, a student of adapters, and an attack by them.
+WITH_ADAPTERS = f"""
+import dataclasses, runpy
+config = runpy.run_path({str(ROOT / "configs/arithmetic.py")!r})
+get_config = config["get_config"]
+
+def get_stages(c):
+    stages, adapters = config["get_stages"](c), {{"lora_rank": 4, "lora_alpha": 8.0, "learning_rate": 1e-2}}
+    def changed(name, **how):
+        return dataclasses.replace(stages[name], **how)
+    return stages | {{
+        "thin-maxent": changed("maxent", steps=40, **adapters),
+        "thin-student": changed("student", teacher="thin-maxent", start="reference", **adapters),
+        "relearn-thin-student": changed("relearn-student", start="thin-student", lora_rank=4),
+    }}
+"""
+
+
+@pytest.mark.end_to_end
+def test_stages_may_train_adapters(copy, runs, tmp_path):
+    """What they keep is the adapters; what starts from them gets a whole model, which answers as it did in training."""
+    config = tmp_path / "adapters.py"
+    config.write_text(WITH_ADAPTERS)
+    before = names(copy)
+    done = runs(copy, f"--config={config}:smoke")
+    assert done.returncode == 0, done.stderr
+    assert names(copy) - before == {"thin-maxent", "thin-student", "relearn-thin-student"}
+    found = {model["name"]: model for model in summary(copy)["models"]}
+    assert found["thin-maxent"]["forget"] < 0.5 * found["reference"]["forget"]
+    first = [row for row in rows(copy, "relearn-thin-student") if row["kind"] == "evaluation" and row["step"] == 0]
+    prompts = summary(copy)["evaluated"]
+    for row in first:  # evaluated once with the adapters beside the weights and once merged into them
+        assert row["retain"] == pytest.approx(found["thin-student"]["retain"])
+        weighted = row["shown"] * prompts["forget_shown"] + row["heldout"] * prompts["forget_heldout"]
+        total = prompts["forget_shown"] + prompts["forget_heldout"]
+        assert weighted / total == pytest.approx(found["thin-student"]["forget"])
+    assert len({row["retain"] for row in rows(copy, "relearn-thin-student") if row["kind"] == "evaluation"}) > 1
+    for name in ("thin-maxent", "thin-student"):
+        kept = json.loads((node(copy, name) / "checkpoints/final/_METADATA").read_text())["tree_metadata"]
+        assert kept and all(key.endswith(("'a')", "'b')")) for key in kept)
+
+
 @pytest.mark.end_to_end
 def test_report_draws_the_page_again(copy, runs):
     page = (copy / "report/index.html").read_text()

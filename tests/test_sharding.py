@@ -18,7 +18,7 @@ from distill_jax.sharding.mesh import make_mesh, parameter_table, spec
 from tests import mesh_worker
 
 ROOT = Path(__file__).parent.parent
-VERBS = ("pretrain", "maxent", "rmu", "distill", "relearn")
+VERBS = ("pretrain", "maxent", "rmu", "distill", "relearn", "adapters")
 # fp32 sums of a few hundred terms in another order differ by about 1e-7 of their size; five Adam steps, which divide
 # by the gradient's own size, bring that to 1e-6. A wrong mask, weight or shard shows in the first digits.
 TOLERANCE = 2e-5
@@ -33,8 +33,9 @@ OTHERS = [
     ("distill", 1, 8, 1, 1),  # 3 students on 8 population rows
     ("relearn", 2, 8, 2, 1),
     ("relearn", 1, 8, 1, 1),  # 4 attackers × 2 devices each
+    ("adapters", 2, 8, 2, 2),
 ]
-HOSTS = [("pretrain", 2, 8, 2, 2), ("distill", 1, 8, 2, 1), ("relearn", 1, 8, 1, 1)]
+HOSTS = [("pretrain", 2, 8, 2, 2), ("distill", 1, 8, 2, 1), ("relearn", 1, 8, 1, 1), ("adapters", 1, 8, 2, 2)]
 
 
 def start(data: Path, out: Path, jobs, devices: int, *arguments: str) -> subprocess.Popen:

@@ -105,7 +105,7 @@ class Stepper:
             read = jax.jit(functools.partial(transformer.hidden_states, cfg))
             ids, segments = self.batch["tokens"][0], self.batch["segments"][0]
             self.batch["states"] = read(self.teacher, ids, segments)[None]
-            self.teacher = {"embedding": self.teacher["embedding"]}
+            self.teacher = transformer.head_of(self.teacher)
         began = time.perf_counter()
         self.step = step.lower(self.state, self.teacher, self.batch).compile()
         self.compile_seconds = time.perf_counter() - began

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from distill_jax.models import transformer
+from distill_jax.models import lora, transformer
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.sharding.mesh import constrain, over_members, replicated, tracing
 
@@ -81,10 +81,11 @@ def greedy(cfg: TransformerConfig, params: Any, prompts: jax.Array, lengths: jax
 
 def make_evaluator(
     cfg: TransformerConfig, sets: Sequence[Prompts], mesh: Mesh, batch: int = 0
-) -> Callable[[Any], np.ndarray]:
-    """Build evaluate(params [P, ...]) -> bool [P, n], whether each prompt's answer came out exactly.
+) -> Callable[..., np.ndarray]:
+    """Build evaluate(params [P, ...], base=None) -> bool [P, n], whether each prompt's answer came out exactly.
 
-    The n columns follow the sets' prompts in order; `batch` prompts are decoded at a time (0: all of a form).
+    With a base the params are adapters to it. The n columns follow the sets' prompts in order; `batch` prompts are
+    decoded at a time (0: all of a form).
     """
 
     def correct(params: Any, item: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
@@ -92,22 +93,27 @@ def make_evaluator(
         out = greedy(cfg, params, prompts, lengths, answers.shape[1])
         return jnp.all((out == answers) | (answers < 0), axis=1)
 
-    def member(params: Any, item: Any) -> jax.Array:
-        n = item[0].shape[0]
+    def member(trained: Any, shared: Any) -> jax.Array:
+        base, item = shared
+        params, n = lora.attach(trained, base), item[0].shape[0]
         size = min(batch or n, n)
         # The last chunk is filled up with copies of the first prompt, and cut off again.
         fill = lambda x: jnp.concatenate([x, jnp.repeat(x[:1], -n % size, axis=0)])  # noqa: E731
         chunks = jax.tree.map(lambda x: fill(x).reshape(-1, size, *x.shape[1:]), item)
         return jax.lax.map(lambda chunk: correct(params, chunk), chunks).reshape(-1)[:n]
 
-    def run(params: Any, item: Any) -> jax.Array:
+    def run(params: Any, base: Any, item: Any) -> jax.Array:
         with tracing(mesh):
-            out = over_members(member, mesh)(params, item)
+            out = over_members(member, mesh)(params, (base, item))
         return jax.lax.with_sharding_constraint(out, replicated(mesh))  # every host reads all of it
 
     run = jax.jit(run)
     items = [tuple(np.asarray(x) for x in (s.prompts, s.lengths, s.answers)) for s in sets]
-    return lambda params: np.concatenate([np.asarray(run(params, item)) for item in items], axis=1)
+
+    def evaluate(params: Any, base: Any = None) -> np.ndarray:
+        return np.concatenate([np.asarray(run(params, base, item)) for item in items], axis=1)
+
+    return evaluate
 
 
 def accuracies(

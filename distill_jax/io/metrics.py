@@ -80,7 +80,8 @@ class Progress:
         self.stages, self.every, self.out = stages, every, out or sys.stdout
         self.stage, self.name = 0, ""
         self.flops_left, self._spent, self._flops_done = flops, 0.0, 0.0
-        self._first: tuple[float, int] | None = None
+        self._first: tuple[float, int] = (0.0, 0)  # when speed began to be measured, and at which step
+        self._calls = 0
         self._last = -math.inf
 
     def say(self, text: str) -> None:
@@ -90,7 +91,7 @@ class Progress:
     def begin(self, name: str, count: int = 1) -> None:
         """Start the next stage (or `count` stages that run as one)."""
         self.stage += count
-        self.name, self._began, self._first = name, time.monotonic(), None
+        self.name, self._began, self._calls = name, time.monotonic(), 0
         self._last = -math.inf
 
     def step(
@@ -103,8 +104,9 @@ class Progress:
           ideal: seconds of a step at the devices' peak FLOP/s, for the MFU; None where no peak is known.
         """
         now = time.monotonic()
-        if self._first is None:
+        if self._calls < 2:
             self._first = (now, step)  # the first step's time is mostly compilation
+        self._calls += 1
         if now - self._last < self.every and step < steps:
             return
         self._last = now
@@ -113,10 +115,11 @@ class Progress:
         left = span((steps - step) / rate) if rate else "?"
         one = flops / max(steps, 1)  # steps of an earlier process are done, but not in this one's time
         mfu = f"MFU {100 * rate * ideal:.1f} %  " if ideal and rate else ""
-        whole = self._run_left(now, self.flops_left - one * step, one * done)
+        whole = self._run_left(elapsed, self.flops_left - one * step, one * done)
+        speed = f"{rate * tokens_per_step:,.0f} tok/s" if rate else "compiling"
         self.say(
             f"[{self.stage}/{self.stages}] {self.name}  step {step}/{steps}  {text}  "
-            f"{rate * tokens_per_step:,.0f} tok/s  {mfu}stage {left} left, run {whole} left"
+            f"{speed}  {mfu}stage {left} left, run {whole} left"
         )
 
     def finish(self, flops: float, text: str) -> None:
@@ -127,6 +130,6 @@ class Progress:
         self.flops_left -= flops
         self.say(f"[{self.stage}/{self.stages}] {self.name}  {text}  ({span(spent)})")
 
-    def _run_left(self, now: float, left: float, done_here: float) -> str:
-        spent, done = self._spent + now - self._began, self._flops_done + done_here
+    def _run_left(self, elapsed: float, left: float, done_here: float) -> str:
+        spent, done = self._spent + elapsed, self._flops_done + done_here
         return span(left * spent / done) if done > 0 else "?"

@@ -33,6 +33,26 @@ PRESETS: dict[str, TransformerConfig] = {
     "gemma-2-9b": TransformerConfig(
         vocab=256_000, layers=42, hidden=3584, mlp=14_336, heads=16, kv_heads=8, head_dim=256, query_scale=256.0
     ),
+    "llama-3.3-70b": TransformerConfig(
+        vocab=128_256,
+        layers=80,
+        hidden=8192,
+        mlp=28_672,
+        heads=64,
+        kv_heads=8,
+        head_dim=128,
+        query_scale=128.0,
+        attention_softcap=0.0,
+        final_softcap=0.0,
+        sliding_window=0,
+        rope_theta=500_000.0,
+        rope_scaling=(8.0, 1.0, 4.0, 8192.0),
+        activation="silu",
+        post_norms=False,
+        scale_embedding=False,
+        tied=False,
+        norm_eps=1e-5,
+    ),
     # 1/sqrt(D) rather than 0.02: at this width the smaller one needs several times the steps to learn anything.
     "cpu": TransformerConfig(
         vocab=256,

@@ -1,14 +1,14 @@
-"""A Gemma-2-shaped decoder in Flax Linen.
+"""One decoder in Flax Linen: Gemma 2 as it stands, Llama 3 by a few fields of its config.
 
 Axis legend used in every einsum of the package:
   B batch, T query length, S key length, D model width, F MLP width, N query heads, K key-value heads,
   G query heads per key-value head (N = K G), H head width, V vocabulary, L layers, P population.
 
 Parameters (layers are stacked on a leading L axis because they run in one `nn.scan`):
-  embedding [V, D]; final_norm/scale [D]; and under layers/
+  embedding [V, D], and unembedding [V, D] where the head is not tied to it; final_norm/scale [D]; and under layers/
   attention/{query [L,D,N,H], key_value [L,2,D,K,H], output [L,N,H,D]},
   mlp/{gate_up [L,2,D,F], down [L,F,D]},
-  {pre,post}_{attention,mlp}_norm/scale [L,D].
+  {pre,post}_{attention,mlp}_norm/scale [L,D], the post norms only where the config has them.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -27,6 +28,18 @@ from distill_jax.sharding.mesh import constrain, splits
 Params = Any
 Cache = tuple[jax.Array, jax.Array]
 
+# Axes of one matrix (without the stacked L axis) that face its input and its output. In key_value and gate_up two
+# matrices share a tensor: axis 0 tells them apart and belongs to neither side.
+FANS = {
+    "embedding": ((0,), (1,)),
+    "unembedding": ((1,), (0,)),
+    "query": ((0,), (1, 2)),
+    "key_value": ((1,), (2, 3)),
+    "output": ((0, 1), (2,)),
+    "gate_up": ((1,), (2,)),
+    "down": ((0,), (1,)),
+}
+
 # A large finite negative: -inf would make a row that may attend to nothing (padding) NaN.
 MASKED = -1e30
 
@@ -34,6 +47,11 @@ REMAT_POLICIES = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
+}
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": functools.partial(nn.gelu, approximate=True),
+    "silu": nn.silu,
 }
 
 
@@ -53,6 +71,12 @@ class TransformerConfig:
       attention_softcap, final_softcap: c in c·tanh(x / c); 0 switches the cap off.
       sliding_window: keys a local layer can see; layers alternate local (first), global. 0: all global.
       rope_theta: base of the rotary frequencies.
+      rope_scaling: Llama 3's stretch to longer contexts, (factor, low_freq_factor, high_freq_factor, original length);
+        () for none.
+      activation: of the gated MLP, a key of `ACTIVATIONS`; "gelu" is its tanh approximation.
+      post_norms: whether what a block computed is normalised before it is added to the residual stream.
+      scale_embedding: whether embeddings enter the residual stream multiplied with sqrt(D).
+      tied: whether the head is the embedding.
       norm_eps: epsilon of RMSNorm.
       init_std: standard deviation of every freshly drawn matrix.
       dtype: dtype of the computation; weights stay in fp32 and are cast where they are used.
@@ -72,6 +96,11 @@ class TransformerConfig:
     final_softcap: float = 30.0
     sliding_window: int = 4096
     rope_theta: float = 10_000.0
+    rope_scaling: tuple[float, ...] = ()
+    activation: str = "gelu"
+    post_norms: bool = True
+    scale_embedding: bool = True
+    tied: bool = True
     norm_eps: float = 1e-6
     init_std: float = 0.02
     dtype: str = "float32"
@@ -91,6 +120,12 @@ class TransformerConfig:
             raise ValueError(f"model.head_dim = {self.head_dim} is odd: rotary embedding rotates pairs")
         if self.remat not in REMAT_POLICIES:
             raise ValueError(f"model.remat = {self.remat!r}: choose one of {', '.join(REMAT_POLICIES)}")
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"model.activation = {self.activation!r}: choose one of {', '.join(ACTIVATIONS)}")
+        if self.rope_scaling and (len(self.rope_scaling) != 4 or not 0 < self.rope_scaling[1] < self.rope_scaling[2]):
+            raise ValueError(
+                f"model.rope_scaling = {self.rope_scaling}: give (factor, low, high, original length) with low < high"
+            )
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"model.dtype = {self.dtype!r}: choose float32 or bfloat16")
 
@@ -108,6 +143,12 @@ def rotary(cfg: TransformerConfig, positions: jax.Array) -> tuple[jax.Array, jax
     """Return the rotary (cos, sin) of positions [B, T], each fp32 [B, T, 1, H], for all layers at once."""
     half = cfg.head_dim // 2
     frequency = cfg.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    if cfg.rope_scaling:
+        factor, low, high, length = cfg.rope_scaling
+        # Slow frequencies turn `factor` times slower, fast ones are kept, and between them lies a ramp.
+        turns = length * frequency / (2 * math.pi)
+        kept = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+        frequency = kept * frequency + (1 - kept) * frequency / factor
     angle = (positions[..., None].astype(jnp.float32) * frequency)[:, :, None]
     sin = jnp.sin(angle)
     return jnp.tile(jnp.cos(angle), 2), jnp.concatenate([-sin, sin], axis=-1)
@@ -143,6 +184,20 @@ def dense(x: jax.Array, w: jax.Array, inputs: int = 1) -> jax.Array:
     return y.reshape(rows + shape_out)
 
 
+def project(module: nn.Module, name: str, x: jax.Array, w: jax.Array, part: int | None = None, inputs: int = 1):
+    """Return x w, in x's dtype, plus x a b where the params carry an adapter to the module's matrix `name`.
+
+    Args:
+      part: which of two matrices that share a tensor w is.
+    """
+    y = dense(x, w.astype(x.dtype), inputs)
+    if module.has_variable("lora", name):
+        pair: Any = module.get_variable("lora", name)
+        a, b = (pair[k].astype(x.dtype) if part is None else pair[k][part].astype(x.dtype) for k in "ab")
+        y += dense(dense(x, a, inputs), b)
+    return y
+
+
 class RMSNorm(nn.Module):
     """x / rms(x) · (1 + scale), computed in fp32."""
 
@@ -171,7 +226,8 @@ class Attention(nn.Module):
         w_kv = self.param("key_value", _normal(c, "two", "embed", "kv_heads", "head_dim"), shape_kv)
         w_o = self.param("output", _normal(c, "heads", "head_dim", "embed"), (c.heads, c.head_dim, c.hidden))
 
-        q, k, v = dense(x, w_q.astype(dtype)), dense(x, w_kv[0].astype(dtype)), dense(x, w_kv[1].astype(dtype))
+        q = project(self, "query", x, w_q)
+        k, v = (project(self, "key_value", x, w_kv[i], i) for i in (0, 1))
         q, k = rope(q, angles), rope(k, angles)
         if cache is not None:
             k = jax.lax.dynamic_update_slice_in_dim(cache[0], k, slot, axis=1)
@@ -183,25 +239,26 @@ class Attention(nn.Module):
         weights = jax.nn.softmax(jnp.where(mask[:, None, None], logits, MASKED), axis=-1).astype(dtype)
         out = jnp.einsum("BKGTS,BSKH->BTKGH", weights, v).reshape(*x.shape[:2], c.heads, c.head_dim)
         out = constrain(out, "batch", None, "heads", None)
-        return dense(out, w_o.astype(dtype), inputs=2), cache
+        return project(self, "output", out, w_o, inputs=2), cache
 
 
 class MLP(nn.Module):
-    """GeGLU with the tanh approximation of GELU."""
+    """A gated MLP: down(activation(x gate) · x up)."""
 
     cfg: TransformerConfig
 
     @nn.compact
     def __call__(self, x):
-        c, dtype = self.cfg, jnp.dtype(self.cfg.dtype)
+        c = self.cfg
         w_in = self.param("gate_up", _normal(c, "two", "embed", "mlp"), (2, c.hidden, c.mlp))
         w_out = self.param("down", _normal(c, "mlp", "embed"), (c.mlp, c.hidden))
-        gate, up = dense(x, w_in[0].astype(dtype)), dense(x, w_in[1].astype(dtype))
-        return dense(constrain(nn.gelu(gate, approximate=True) * up, "batch", None, "mlp"), w_out.astype(dtype))
+        gate, up = (project(self, "gate_up", x, w_in[i], i) for i in (0, 1))
+        wide = constrain(ACTIVATIONS[c.activation](gate) * up, "batch", None, "mlp")
+        return project(self, "down", wide, w_out)
 
 
 class Layer(nn.Module):
-    """One pre- and post-normalised block; the residual stream is the scan's carry."""
+    """One pre- and, if so configured, post-normalised block; the residual stream is the scan's carry."""
 
     cfg: TransformerConfig
 
@@ -210,11 +267,12 @@ class Layer(nn.Module):
         local, cache = scanned
         mask = jnp.where(local, masks[0], masks[1])
         norm = functools.partial(RMSNorm, self.cfg)
+        post = norm if self.cfg.post_norms else lambda name: lambda y: y
         y = norm(name="pre_attention_norm")(x)
         y, cache = Attention(self.cfg, name="attention")(y, angles, mask, cache, slot)
-        x = x + norm(name="post_attention_norm")(y)
+        x = x + post(name="post_attention_norm")(y)
         y = MLP(self.cfg, name="mlp")(norm(name="pre_mlp_norm")(x))
-        return constrain(x + norm(name="post_mlp_norm")(y), "batch", None, None), cache
+        return constrain(x + post(name="post_mlp_norm")(y), "batch", None, None), cache
 
 
 class Transformer(nn.Module):
@@ -225,12 +283,14 @@ class Transformer(nn.Module):
     def setup(self):
         c = self.cfg
         self.embedding = self.param("embedding", _normal(c, "vocab", "embed"), (c.vocab, c.hidden))
+        if not c.tied:  # only `unembed` reads it
+            self.param("unembedding", _normal(c, "vocab", "embed"), (c.vocab, c.hidden))
         layer = Layer
         if c.remat != "none":
             layer = nn.remat(Layer, policy=REMAT_POLICIES[c.remat], prevent_cse=False)
         self.layers = nn.scan(
             layer,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, "lora": 0},
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
             length=c.layers,
@@ -241,8 +301,9 @@ class Transformer(nn.Module):
 
     def residual(self, tokens, positions, masks, cache, slot):
         dtype = jnp.dtype(self.cfg.dtype)
-        # The embedding is scaled in the compute dtype, as the published Gemma weights expect.
-        x = look_up(self.embedding.astype(dtype), tokens) * jnp.asarray(self.cfg.hidden**0.5, dtype)
+        x = look_up(self.embedding.astype(dtype), tokens)
+        if self.cfg.scale_embedding:  # in the compute dtype, as the published Gemma weights expect
+            x = x * jnp.asarray(self.cfg.hidden**0.5, dtype)
         x = constrain(x, "batch", None, None)
         local = (jnp.arange(self.cfg.layers) % 2 == 0) & (self.cfg.sliding_window > 0)
         return self.layers(x, (local, cache), rotary(self.cfg, positions), masks, slot)
@@ -280,6 +341,22 @@ def init(cfg: TransformerConfig, key: jax.Array) -> Params:
     return nn.unbox(Transformer(cfg).init(key, tokens, tokens, masks)["params"])
 
 
+def frozen(cfg: TransformerConfig, params: Params) -> Params:
+    """Return params (or their shapes) that only forward passes read: matrices in the dtype they are computed in.
+
+    The passes would cast them there at each use, so the numbers are the same and the memory is half with bfloat16.
+    """
+
+    def cast(path: Any, w: Any) -> Any:
+        if path[-1].key == "scale" or w.dtype == cfg.dtype:  # norms are computed in fp32
+            return w
+        if isinstance(w, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct(w.shape, jnp.dtype(cfg.dtype), sharding=w.sharding)
+        return w.astype(cfg.dtype)
+
+    return jax.tree_util.tree_map_with_path(cast, params)
+
+
 def logical_axes(cfg: TransformerConfig) -> Params:
     """Return a tree like the parameters' whose leaves are PartitionSpecs of logical axis names."""
     tokens = jnp.zeros((1, 1), jnp.int32)
@@ -288,10 +365,17 @@ def logical_axes(cfg: TransformerConfig) -> Params:
     return nn.get_partition_spec(boxed)
 
 
+def _variables(params: Params) -> dict[str, Any]:
+    """Return params as Flax wants them: the weights, and apart from them the adapters, if there are any."""
+    if "lora" not in params:
+        return {"params": params}
+    return {"params": {k: v for k, v in params.items() if k != "lora"}, "lora": {"layers": params["lora"]}}
+
+
 def hidden_states(cfg: TransformerConfig, params: Params, tokens: jax.Array, segments: jax.Array) -> jax.Array:
     """Return the normalised final hidden states [B, T, D] of packed tokens [B, T] with segments [B, T]."""
     masks = causal_masks(cfg, jnp.arange(tokens.shape[1]), segments, segments)
-    return Transformer(cfg).apply({"params": params}, tokens, segment_positions(segments), masks)[0]
+    return Transformer(cfg).apply(_variables(params), tokens, segment_positions(segments), masks)[0]
 
 
 def residual_at(
@@ -303,32 +387,41 @@ def residual_at(
     """
     if not 0 < layer <= cfg.layers:
         raise ValueError(f"layer = {layer}: the model has layers 1 to {cfg.layers} to enter")
-    first = dict(params, layers=jax.tree.map(lambda w: w[:layer], params["layers"]))
+    stacked = {name: params[name] for name in ("layers", "lora") if name in params}
+    first = dict(params, **jax.tree.map(lambda w: w[:layer], stacked))
     shallow = dataclasses.replace(cfg, layers=layer)
     masks = causal_masks(cfg, jnp.arange(tokens.shape[1]), segments, segments)
     positions = segment_positions(segments)
     return Transformer(shallow).apply(
-        {"params": first}, tokens, positions, masks, None, 0, method=Transformer.residual
+        _variables(first), tokens, positions, masks, None, 0, method=Transformer.residual
     )[0]
 
 
+def head_of(params: Params) -> Params:
+    """Return the part of params that `unembed` reads: {"unembedding"}, or the tied {"embedding"}."""
+    name = "unembedding" if "unembedding" in params else "embedding"
+    return {name: params[name]}
+
+
 def head(params: Params) -> Params:
-    """Return the params with the embedding laid out as `unembed` wants it: by rows of the vocabulary.
+    """Return the head, laid out as `unembed` wants it: by rows of the vocabulary.
 
     It is stored by columns, which suits the lookup. A loss over chunks calls this once, before its loop.
     """
-    stored = constrain(params["embedding"], "vocab", "embed")  # so that the gradient comes back in this layout
-    return dict(params, embedding=constrain(stored, "logits", None))
+    # The first constraint makes the gradient come back in the layout that is stored.
+    by_rows = lambda w: constrain(constrain(w, "vocab", "embed"), "logits", None)  # noqa: E731
+    return {name: by_rows(w) for name, w in head_of(params).items()}
 
 
 def unembed(cfg: TransformerConfig, params: Params, hidden: jax.Array) -> jax.Array:
-    """Project hidden states [B, ..., D] on the tied embedding: softcapped fp32 logits [B, ..., V].
+    """Project hidden states [B, ..., D] on the head: fp32 logits [B, ..., V], softcapped.
 
     On a mesh every chip computes its part of the vocabulary for all rows of its group. Left to itself XLA computes all
     logits on every chip from its part of D and sums them over the chips, hundreds of times the traffic.
     """
     rows, between = ("rows" if splits("logits", cfg.vocab) else "batch"), (None,) * (hidden.ndim - 2)
-    weights = constrain(params["embedding"], "logits", None).astype(hidden.dtype)
+    (stored,) = head_of(params).values()
+    weights = constrain(stored, "logits", None).astype(hidden.dtype)
     hidden = constrain(hidden, rows, *between, None)
     logits = jnp.einsum("...D,VD->...V", hidden, weights, preferred_element_type=jnp.float32)
     return softcap(constrain(logits, rows, *between, "logits"), cfg.final_softcap)
@@ -362,7 +455,7 @@ def decode_step(
     """
     slots = slot + jnp.arange(tokens.shape[1])
     masks = causal_masks(cfg, slots, key_segments, jnp.ones_like(tokens))
-    out: Any = Transformer(cfg).apply({"params": params}, tokens, positions, masks, cache, slot)
+    out: Any = Transformer(cfg).apply(_variables(params), tokens, positions, masks, cache, slot)
     return out
 
 

@@ -26,9 +26,21 @@ def forward(cfg: TransformerConfig, rows: int, length: int, *, layers: int | Non
     return float(tokens * (depth * (attention + pairs + mlp) + head * 2 * cfg.hidden * cfg.vocab))
 
 
-def train_step(cfg: TransformerConfig, rows: int, length: int, *, layers: int | None = None) -> float:
-    """Return the FLOPs of a forward and a backward pass."""
-    return 3 * forward(cfg, rows, length, layers=layers, head=layers is None)
+def train_step(
+    cfg: TransformerConfig, rows: int, length: int, *, layers: int | None = None, lora_rank: int = 0
+) -> float:
+    """Return the FLOPs of a forward and a backward pass.
+
+    With adapters the backward pass goes through the frozen matrices, but not to them: no gradient of a weight is made.
+    """
+    whole = 3 * forward(cfg, rows, length, layers=layers, head=layers is None)
+    if not lora_rank:
+        return whole
+    tokens, depth, gated = rows * length, cfg.layers if layers is None else layers, cfg.hidden + cfg.mlp
+    heads = 2 * (cfg.hidden + cfg.heads * cfg.head_dim) + 2 * (cfg.hidden + cfg.kv_heads * cfg.head_dim)
+    frozen = forward(cfg, rows, length, layers=layers, head=layers is None)
+    frozen -= tokens * depth * 4 * length * cfg.heads * cfg.head_dim  # pairs of tokens: no weight is in them
+    return whole - frozen + 3 * 2.0 * tokens * depth * lora_rank * (heads + 3 * gated)
 
 
 def decode(cfg: TransformerConfig, prompts: int, width: int, new: int) -> float:

@@ -17,7 +17,7 @@ from distill_jax.evals.exact_match import Prompts, make_evaluator, prompts_by_fo
 from distill_jax.io.checkpoint import FINAL, Checkpoints
 from distill_jax.io.files import digest, read_json, write_json
 from distill_jax.io.metrics import Progress, read_rows
-from distill_jax.models import transformer
+from distill_jax.models import lora, transformer
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops
 from distill_jax.sharding.distributed import chief
@@ -160,19 +160,34 @@ class Context:
         for note in notes:
             self.progress.say(f"note: {note}")
 
-    def params(self, name: str, mesh: Mesh | None = None) -> Any:
-        """Return the final weights of a finished node, laid out on the mesh (or whole on one device)."""
-        return self.nodes[name].checkpoints.restore(FINAL, self.weights(mesh))
+    def params(self, name: str, mesh: Mesh | None = None, *, frozen: bool = False) -> Any:
+        """Return the final weights of a finished node, laid out on the mesh (or whole on one device).
+
+        A node that trained adapters kept only them: they are merged into the weights it started from.
+
+        Args:
+          frozen: for use in forward passes only; the weights come in the dtypes they are computed in.
+        """
+        node = self.nodes[name]
+        rank = getattr(node.settings, "lora_rank", 0)
+        if not rank:
+            return node.checkpoints.restore(FINAL, self.weights(mesh, frozen=frozen))
+        adapters = node.checkpoints.restore(FINAL, weights_shape(self.model, mesh, rank))
+
+        def merged(weights: Any, adapters: Any) -> Any:
+            whole = lora.merge(weights, adapters, rank, node.settings.lora_alpha)
+            return transformer.frozen(self.model, whole) if frozen else whole
+
+        return jax.jit(merged)(self.params(node.inputs["start"], mesh), adapters)
 
     def fresh(self, node: Node, mesh: Mesh) -> Any:
         """Draw a node's fresh weights on the mesh."""
         return draw_weights(self.model, mesh, jax.random.key(seed_for(node.settings.seed, "init", node.name)))
 
-    def weights(self, mesh: Mesh | None) -> Any:
+    def weights(self, mesh: Mesh | None, *, frozen: bool = False) -> Any:
         """Return one model's weights as shapes, laid out on the mesh (or anyhow)."""
-        if mesh is None:
-            return jax.eval_shape(lambda: transformer.init(self.model, jax.random.key(0)))
-        return weights_shape(self.model, mesh)
+        shape = weights_shape(self.model, mesh)
+        return transformer.frozen(self.model, shape) if frozen else shape
 
     @property
     def row_length(self) -> int:

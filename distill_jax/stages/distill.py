@@ -68,6 +68,8 @@ class Distill(Training):
         self.loss()
         if not 0 <= self.tolerance <= 1:
             raise ValueError(f"tolerance = {self.tolerance}: a difference of accuracies lies in [0, 1]")
+        if self.lora_rank and not self.start:
+            raise ValueError(f"lora_rank = {self.lora_rank}: a student of adapters needs a start to attach them to")
 
     def loss(self) -> Divergence:
         """Return the loss of student and teacher logits."""
@@ -80,10 +82,10 @@ def build(cfg: TransformerConfig, settings: Distill, chunk: int, mesh: Any) -> A
 
     def teach(teacher, batch):
         if settings.cache:
-            return {"hidden": batch["states"][:, :-1], "embedding": teacher["embedding"]}
+            return {"hidden": batch["states"][:, :-1], "head": teacher}
         hidden = transformer.hidden_states(cfg, teacher, batch["tokens"], batch["segments"])[:, :-1]
         # Final hidden states are a vocabulary's width smaller than logits; the head is applied a chunk at a time.
-        return {"hidden": hidden, "embedding": teacher["embedding"]}
+        return {"hidden": hidden, "head": transformer.head_of(teacher)}
 
     divergence = settings.loss()
 
@@ -91,7 +93,7 @@ def build(cfg: TransformerConfig, settings: Distill, chunk: int, mesh: Any) -> A
         mask = target_mask(batch["segments"], batch["answer"] if settings.loss_on == "answer" else None)
         hidden = transformer.hidden_states(cfg, params, batch["tokens"], batch["segments"])[:, :-1]
 
-        student_head, teacher_head = transformer.head(params), transformer.head(teacher)
+        student_head, teacher_head = transformer.head(params), transformer.head(teacher["head"])
 
         def loss(mine, theirs, mask):
             target = jax.lax.stop_gradient(transformer.unembed(cfg, teacher_head, theirs))
@@ -107,7 +109,9 @@ def build(cfg: TransformerConfig, settings: Distill, chunk: int, mesh: Any) -> A
 def program(ctx: Context, nodes: Sequence[Node]) -> Program:
     """Return what the nodes' students, which share one teacher's forward passes, run as one population."""
     settings = nodes[0].settings
-    alike = dataclasses.replace(settings, teacher="", start="", cache="cached" if settings.cache else "")
+    # Equal stages compile once, so the names of what they start from are left out, but not whether there is any.
+    kept = {"start": "start" if settings.lora_rank else "", "cache": "cache" if settings.cache else ""}
+    alike = dataclasses.replace(settings, teacher="", **kept)
     return Program(
         crew=[Member(node, learning_rate=settings.learning_rate) for node in nodes],
         settings=settings,
@@ -115,6 +119,7 @@ def program(ctx: Context, nodes: Sequence[Node]) -> Program:
         reads=settings.data,
         seeds=[settings.seed],
         teacher=nodes[0].inputs["teacher"],
+        base=nodes[0].inputs["start"] if settings.lora_rank else "",
         cache=settings.cache,
         flops=_step_flops(ctx, settings),
     )
@@ -145,7 +150,7 @@ def _step_flops(ctx: Context, settings: Distill) -> dict[str, float]:
     rows, length = settings.batch, ctx.row_length
     layers = 0 if settings.cache else ctx.model.layers  # a cached teacher only applies its head
     return {
-        "student": flops.train_step(ctx.model, rows, length),
+        "student": flops.train_step(ctx.model, rows, length, lora_rank=settings.lora_rank),
         "teacher": flops.forward(ctx.model, rows, length, layers=layers),
     }
 

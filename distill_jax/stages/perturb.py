@@ -15,20 +15,10 @@ from typing import Any, ClassVar
 import jax
 
 from distill_jax.io.checkpoint import FINAL
+from distill_jax.models.transformer import FANS
 from distill_jax.sharding.mesh import make_mesh
 from distill_jax.stages.context import PARTS, Context, Node, seed_for
 from distill_jax.stages.population import ledger, scores
-
-# Axes of one matrix (without the stacked L axis) that face its input and its output. In key_value and gate_up two
-# matrices share a tensor: axis 0 tells them apart and belongs to neither side.
-FANS = {
-    "embedding": ((0,), (1,)),
-    "query": ((0,), (1, 2)),
-    "key_value": ((1,), (2, 3)),
-    "output": ((0, 1), (2,)),
-    "gate_up": ((1,), (2,)),
-    "down": ((0,), (1,)),
-}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,12 +23,21 @@ from distill_jax.data.states import States
 from distill_jax.evals.exact_match import accuracies
 from distill_jax.io.checkpoint import FINAL, Checkpoints, Damaged
 from distill_jax.io.metrics import Metrics
+from distill_jax.models import lora, transformer
 from distill_jax.perf import peaks, profile
 from distill_jax.sharding.distributed import chief
 from distill_jax.sharding.mesh import batch_sharding, laid_out, make_mesh
 from distill_jax.stages.context import PARTS, Context, Node, seed_for
 from distill_jax.train.loop import Clock, loop
-from distill_jax.train.population import make_state, put_state, state_shardings, take_state, take_weights
+from distill_jax.train.population import (
+    draw_weights,
+    make_state,
+    put_state,
+    state_shardings,
+    take_state,
+    take_weights,
+    weights_shape,
+)
 from distill_jax.train.settings import Training
 from distill_jax.train.step import DIVERGED, REACHED, Batch, State
 
@@ -56,8 +65,10 @@ class Program:
       reads: the data set whose rows are the batch, or {part of the batch: data set}.
       seeds: of the data orders, one a stream.
       teacher: the node whose weights the step is given; "" for none.
+      base: the node to whose frozen weights all members attach the adapters that they train; "" for members that are
+        whole models.
       flops: {"student", "teacher"}: of one step of one member.
-      cache: the node that holds the teacher's hidden states; with it the teacher is its embedding alone, and the
+      cache: the node that holds the teacher's hidden states; with it the teacher is its head alone, and the
         batch has "states" [G, B, T, D].
     """
 
@@ -68,6 +79,7 @@ class Program:
     seeds: Sequence[int]
     teacher: str
     flops: dict[str, float]
+    base: str = ""
     cache: str = ""
 
     def step_flops(self) -> float:
@@ -87,10 +99,15 @@ class Program:
         rates, streams = [m.learning_rate for m in self.crew], [m.stream for m in self.crew]
         return make_state(ctx.model, mesh, starts, self.settings.optimizer(), rates, streams)
 
-    def shapes(self, ctx: Context, mesh: Mesh) -> tuple[State, Any, Batch]:
-        """Return what the step takes, (state, teacher, batch), as shapes with shardings."""
-        weights = ctx.weights(mesh)
-        state = jax.eval_shape(lambda tree: self.state(ctx, mesh, [tree]), weights)
+    def starts(self, ctx: Context, mesh: Mesh) -> list[Any]:
+        """Return the fresh adapters of each member; those of one node and one stream are the same."""
+        seeds = [seed_for(m.node.settings.seed, "lora", m.node.name, m.stream) for m in self.crew]
+        return [draw_weights(ctx.model, mesh, jax.random.key(s), self.settings.lora_rank) for s in seeds]
+
+    def shapes(self, ctx: Context, mesh: Mesh) -> tuple[State, Any, Batch, Any]:
+        """Return what the step takes, (state, teacher, batch, base), as shapes with shardings."""
+        starts = weights_shape(ctx.model, mesh, self.settings.lora_rank)
+        state = jax.eval_shape(lambda tree: self.state(ctx, mesh, [tree]), starts)
         state = laid_out(state, state_shardings(ctx.model, mesh, state))
         shape, sharding = self._batch(ctx, mesh)
         column = jax.ShapeDtypeStruct(shape, np.int32, sharding=sharding)
@@ -98,7 +115,8 @@ class Program:
         if self.cache:
             rows["states"] = jax.ShapeDtypeStruct((*shape, ctx.model.hidden), ctx.model.dtype, sharding=sharding)
         batch = jax.tree.map(lambda _: rows, self.reads)
-        return state, self._teacher(weights), batch
+        frozen = ctx.weights(mesh, frozen=True)
+        return state, self._teacher(frozen), batch, self._base(frozen)
 
     def _batch(self, ctx: Context, mesh: Mesh) -> tuple[tuple[int, ...], NamedSharding]:
         shape = (len(self.seeds), self.settings.batch, ctx.row_length)
@@ -134,14 +152,20 @@ class Program:
         feeds = jax.tree.map(of_set, self.reads)
         return lambda step: jax.tree.map(lambda feed: feed(step), feeds)
 
-    def weights(self, ctx: Context, mesh: Mesh) -> Any:
-        """Return what the step is given of the teacher, or None."""
-        return self._teacher(ctx.params(self.teacher, mesh)) if self.teacher else None
+    def frozen(self, ctx: Context, mesh: Mesh) -> tuple[Any, Any]:
+        """Return the weights that no step changes: what the step is given of the teacher, and the base; or None."""
+        teacher = self._teacher(ctx.params(self.teacher, mesh, frozen=True)) if self.teacher else None
+        return teacher, self._base(ctx.params(self.base, mesh, frozen=True)) if self.base else None
+
+    def _base(self, weights: Any) -> Any:
+        if not self.base:
+            return None
+        return lora.base(weights, self.settings.lora_rank, self.settings.lora_alpha)
 
     def _teacher(self, weights: Any) -> Any:
         if not self.teacher:
             return None
-        return {"embedding": weights["embedding"]} if self.cache else weights
+        return transformer.head_of(weights) if self.cache else weights
 
     def _states(self, ctx: Context, data: str) -> States | None:
         if not self.cache:
@@ -155,12 +179,13 @@ class Program:
 
 @dataclasses.dataclass
 class Outcome:
-    """A trained population: its state, and for each member how many steps it took and how it ended."""
+    """A trained population: its state, its base, and for each member how many steps it took and how it ended."""
 
     state: State
     mesh: Mesh
     steps: list[int]
     status: list[int]
+    base: Any
     evaluations: list[int]
     seconds: dict[str, float]
 
@@ -178,7 +203,7 @@ def train(
     """Train the crew as one population, continuing from its nodes' checkpoints if they have any.
 
     Args:
-      starts: mesh -> each member's starting weights, or one tree for all.
+      starts: mesh -> each member's starting weights, or one tree for all; not called if adapters train.
       evaluate_at: the steps at which accuracies on `parts` are measured and written as "evaluation" rows.
       reached: accuracies {name: [P]} -> bool [P], who may stop.
 
@@ -190,7 +215,8 @@ def train(
     ctx.describe(mesh)
     nodes = list({m.node.name: m.node for m in crew}.values())
     stores = {node.name: node.checkpoints for node in nodes}
-    state = _restore(ctx, stores, crew, program.state(ctx, mesh, starts(mesh)), mesh)
+    begin = program.starts(ctx, mesh) if program.base else starts(mesh)
+    state = _restore(ctx, stores, crew, program.state(ctx, mesh, begin), mesh)
     start = int(state.step)
     books = {node.name: Metrics(node.directory, start) for node in nodes} if chief() else {}
     evaluator = ctx.evaluator(mesh, *parts)
@@ -215,7 +241,7 @@ def train(
         with clock.spent_on("step"):
             jax.block_until_ready(state.step)
         with clock.spent_on("evaluate"):
-            correct = evaluator(state.params)[: len(crew)]
+            correct = evaluator(state.params, base)[: len(crew)]
         values = accuracies(correct, groups, _wanted(groups))
         write("evaluation", step, values)
         flush()
@@ -232,8 +258,8 @@ def train(
         for node in nodes:
             stores[node.name].save(step, take_state(ctx.model, mesh, state, _places(crew, node)), background=True)
 
-    teacher = program.weights(ctx, mesh)
-    step, feed = program.build(mesh), program.batches(ctx, mesh)
+    teacher, base = program.frozen(ctx, mesh)
+    step, feed = functools.partial(program.build(mesh), base=base), program.batches(ctx, mesh)
     window = ctx.run.profile if chief() else ()
     try:
         with profile.traced(step, window, nodes[0].directory / "tensorboard", start) as traced:
@@ -249,7 +275,7 @@ def train(
     stopped = np.asarray(state.stopped)[: len(crew)]
     steps = np.where(stopped >= 0, stopped, int(state.step)).tolist()
     looked = [sum(map(evaluate_at, range(taken + 1))) for taken in steps]
-    return Outcome(state, mesh, steps, status, looked, clock.split())
+    return Outcome(state, mesh, steps, status, base, looked, clock.split())
 
 
 def finish_models(
@@ -261,7 +287,7 @@ def finish_models(
       watched: the parts that were evaluated while training.
     """
     groups = ctx.groups(*parts)
-    correct = ctx.evaluator(outcome.mesh, *parts)(outcome.state.params)
+    correct = ctx.evaluator(outcome.mesh, *parts)(outcome.state.params, outcome.base)
     once, watch = ctx.evaluation_flops(*parts), ctx.evaluation_flops(*watched)
     for i, m in enumerate(program.crew):
         m.node.checkpoints.save(FINAL, take_weights(ctx.model, outcome.mesh, outcome.state.params, i))

@@ -36,6 +36,11 @@ class Pretrain(Training):
     VERB: ClassVar[str] = "pretrain"
     INPUTS: ClassVar[tuple[str, ...]] = ()
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.lora_rank:
+            raise ValueError(f"lora_rank = {self.lora_rank}: pretraining starts from no model to attach adapters to")
+
 
 def language_model(cfg: TransformerConfig, settings: Training, chunk: int, params: Any, batch: Batch) -> Term:
     """Return the cross-entropy of a batch as a loss term of coefficient 1."""

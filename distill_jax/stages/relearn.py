@@ -22,7 +22,7 @@ from distill_jax.train.step import DIVERGED
 
 @dataclasses.dataclass(frozen=True)
 class Relearn(Training):
-    """Attack a model by fine-tuning all its weights.
+    """Attack a model by fine-tuning all its weights, or adapters to them.
 
     Attributes:
       start: the node under attack.
@@ -66,7 +66,8 @@ def program(ctx: Context, nodes: Sequence[Node]) -> Program:
         reads=settings.data,
         seeds=[settings.seed + i for i in range(settings.seeds)],
         teacher="",
-        flops={"attack": flops.train_step(ctx.model, settings.batch, ctx.row_length)},
+        base=node.inputs["start"] if settings.lora_rank else "",
+        flops={"attack": _step_flops(ctx, settings)},
     )
 
 
@@ -92,9 +93,13 @@ def _step_settings(settings: Relearn) -> Training:
     return Training(**{name: getattr(settings, name) for name in fields})
 
 
+def _step_flops(ctx: Context, settings: Relearn) -> float:
+    return flops.train_step(ctx.model, settings.batch, ctx.row_length, lora_rank=settings.lora_rank)
+
+
 def plan(ctx: Context, settings: Relearn) -> float:
     """Return the FLOPs of the whole attack."""
-    step = flops.train_step(ctx.model, settings.batch, ctx.row_length)
+    step = _step_flops(ctx, settings)
     look = ctx.evaluation_flops(*PARTS)
     count = len(settings.learning_rates) * settings.seeds
     return count * (settings.steps * step + len(settings.evaluate_steps) * look)

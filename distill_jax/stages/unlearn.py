@@ -64,6 +64,10 @@ class Unlearn(Training):
             raise ValueError(
                 f"train_layers = {self.train_layers}: RMU trains between 1 and layer = {self.layer} layers"
             )
+        if self.method == "rmu" and self.lora_rank:
+            raise ValueError(
+                f"lora_rank = {self.lora_rank}: RMU trains chosen weights themselves; use 0, or another method"
+            )
 
 
 Terms = dict[str, Term]
@@ -154,6 +158,7 @@ def program(ctx: Context, nodes: Sequence[Node]) -> Program:
         reads={"forget": "forget", "retain": "retain"},
         seeds=[settings.seed],
         teacher=nodes[0].inputs["start"] if settings.method == "rmu" else "",
+        base=nodes[0].inputs["start"] if settings.lora_rank else "",
         flops=_step_flops(ctx, settings),
     )
 
@@ -176,7 +181,7 @@ def _step_flops(ctx: Context, settings: Unlearn) -> dict[str, float]:
     if settings.method == "rmu":
         student = 2 * flops.train_step(ctx.model, rows, length, layers=settings.layer)
         return {"student": student, "teacher": student / 6}
-    return {"student": 2 * flops.train_step(ctx.model, rows, length)}
+    return {"student": 2 * flops.train_step(ctx.model, rows, length, lora_rank=settings.lora_rank)}
 
 
 def plan(ctx: Context, settings: Unlearn) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from distill_jax.models import transformer
+from distill_jax.models import lora, transformer
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.sharding.mesh import laid_out, padded, replicated, shardings
 from distill_jax.train.step import RUNNING, UNUSED, State
@@ -20,8 +20,7 @@ from distill_jax.train.step import RUNNING, UNUSED, State
 
 def state_shardings(cfg: TransformerConfig, mesh: Mesh, shape: State) -> State:
     """Return where each leaf of a state lies: weights and their moments by the rules, the members' flags everywhere."""
-    logical = transformer.logical_axes(cfg)
-    params = shardings(mesh, logical, shape.params, lead=("population",))
+    params = shardings(mesh, lora.logical_axes(cfg, shape.params), shape.params, lead=("population",))
     once = replicated(mesh)
 
     weights: Any = jax.tree.structure(shape.params)
@@ -36,21 +35,27 @@ def state_shardings(cfg: TransformerConfig, mesh: Mesh, shape: State) -> State:
     return rest.replace(params=params, opt=jax.tree.map(of_optimizer, shape.opt, is_leaf=is_params))
 
 
-def weights_shape(cfg: TransformerConfig, mesh: Mesh) -> Any:
-    """Return one model's weights as shapes, laid out by the rules."""
-    shape = jax.eval_shape(lambda: transformer.init(cfg, jax.random.key(0)))
-    return laid_out(shape, shardings(mesh, transformer.logical_axes(cfg), shape))
+def weights_shape(cfg: TransformerConfig, mesh: Mesh | None, rank: int = 0) -> Any:
+    """Return one model's weights, or the adapters of a rank to it, as shapes; laid out by the rules on a mesh."""
+    shape = jax.eval_shape(_init(cfg, rank), jax.random.key(0))
+    if mesh is None:
+        return shape
+    return laid_out(shape, shardings(mesh, lora.logical_axes(cfg, shape), shape))
 
 
-def draw_weights(cfg: TransformerConfig, mesh: Mesh, key: jax.Array) -> Any:
-    """Draw one model's fresh weights where the rules want them."""
-    return _drawer(cfg, mesh)(key)
+def draw_weights(cfg: TransformerConfig, mesh: Mesh, key: jax.Array, rank: int = 0) -> Any:
+    """Draw one model's fresh weights, or adapters to it, where the rules want them."""
+    return _drawer(cfg, mesh, rank)(key)
 
 
 @functools.cache
-def _drawer(cfg: TransformerConfig, mesh: Mesh) -> Any:
-    at = jax.tree.map(lambda w: w.sharding, weights_shape(cfg, mesh))
-    return jax.jit(functools.partial(transformer.init, cfg), out_shardings=at)
+def _drawer(cfg: TransformerConfig, mesh: Mesh, rank: int) -> Any:
+    at = jax.tree.map(lambda w: w.sharding, weights_shape(cfg, mesh, rank))
+    return jax.jit(_init(cfg, rank), out_shardings=at)
+
+
+def _init(cfg: TransformerConfig, rank: int) -> Callable[[jax.Array], Any]:
+    return functools.partial(lora.init, cfg, rank) if rank else functools.partial(transformer.init, cfg)
 
 
 def make_state(
@@ -131,6 +136,6 @@ def put_state(cfg: TransformerConfig, mesh: Mesh, state: State, piece: State, in
 
 
 def take_weights(cfg: TransformerConfig, mesh: Mesh, params: Any, index: int) -> Any:
-    """Return one member's weights, laid out by the rules."""
+    """Return one member's weights (or adapters), laid out by the rules."""
     shape = jax.eval_shape(member, params, index)
-    return jax.jit(member, out_shardings=shardings(mesh, transformer.logical_axes(cfg), shape))(params, index)
+    return jax.jit(member, out_shardings=shardings(mesh, lora.logical_axes(cfg, shape), shape))(params, index)

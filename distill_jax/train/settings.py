@@ -21,6 +21,9 @@ class Training:
       final_learning_rate: end of the cosine; equal to the peak for a constant rate.
       warmup: steps of linear warm-up from 0.
       weight_decay, clip_norm, beta1, beta2, epsilon: AdamW's; clip_norm 0 does not clip.
+      lora_rank: r of the adapters that train in place of the weights, beside every matrix of the layers; 0 trains the
+        weights themselves. The stage's model is then its `start` with the adapters merged in.
+      lora_alpha: the adapters' product is multiplied with lora_alpha / lora_rank.
       loss_on: "all" tokens of a document, or only the "answer".
       evaluate_every, checkpoint_every, log_every: in steps.
       seed: of the data order and of fresh weights.
@@ -37,6 +40,8 @@ class Training:
     beta1: float = 0.9
     beta2: float = 0.95
     epsilon: float = 1e-8
+    lora_rank: int = 0
+    lora_alpha: float = 16.0
     loss_on: str = "all"
     evaluate_every: int = 100
     checkpoint_every: int = 100
@@ -50,6 +55,8 @@ class Training:
         for name in ("learning_rate", "final_learning_rate", "warmup", "weight_decay", "clip_norm"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} = {getattr(self, name)}: must not be negative")
+        if self.lora_rank < 0:
+            raise ValueError(f"lora_rank = {self.lora_rank}: must not be negative; 0 trains the weights themselves")
         if self.batch % self.microbatches:
             raise ValueError(
                 f"batch = {self.batch} does not divide into microbatches = {self.microbatches}; "

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from distill_jax.models import lora
 from distill_jax.sharding.mesh import constrain, over_members, replicated, tracing
 
 RUNNING, REACHED, DIVERGED, UNUSED = range(4)
@@ -32,7 +33,7 @@ class State(flax.struct.PyTreeNode):
 
     Attributes:
       step: int32 [], steps taken.
-      params, opt: every leaf [P, ...].
+      params, opt: every leaf [P, ...]; params are what trains, a model's weights or the adapters to a frozen base.
       status: int32 [P], RUNNING, REACHED, DIVERGED, or UNUSED (fills the population up to the mesh).
       stopped: int32 [P], the step at which the member stopped; -1 while it runs.
       hyper: "learning_rate" fp32 [P], "stream" int32 [P] (which of the batch's G streams the member reads).
@@ -55,8 +56,8 @@ def make_step(
     microbatches: int = 1,
     trainable: Any = None,
     place: Callable[[State], State] | None = None,
-) -> Callable[[State, Any, Batch], tuple[State, dict[str, jax.Array]]]:
-    """Build `step(state, teacher, batch) -> (state, metrics)`, jitted, the state donated.
+) -> Callable[..., tuple[State, dict[str, jax.Array]]]:
+    """Build `step(state, teacher, batch, base=None) -> (state, metrics)`, jitted, the state donated.
 
     Args:
       objective: gives one member's loss terms on a microbatch; it never sees the population.
@@ -65,7 +66,8 @@ def make_step(
       trainable: None, or a tree like one member's params of 0/1 masks; where 0, nothing moves.
       place: shapes of a state -> its shardings, which the new state keeps; None leaves them to XLA.
 
-    The batch is a tree of [G, B, ...] arrays: G streams of B rows.
+    The batch is a tree of [G, B, ...] arrays: G streams of B rows. `base` is what the members' adapters are attached to
+    (`models.lora.base`); None if the members are whole models.
     """
 
     def stream(tree: Any, index: jax.Array) -> Any:
@@ -77,15 +79,18 @@ def make_step(
         hold = lambda x: constrain(x, None, None, "batch", *[None] * (x.ndim - 3))  # noqa: E731
         return jax.tree.map(lambda x: hold(cut(x)), tree)
 
+    def terms_of(trained: Any, member: Any, shared: Any) -> dict[str, Term]:
+        base, *rest = shared
+        batch, out = (stream(x, member["stream"]) for x in rest)
+        return objective(lora.attach(trained, base), batch, out)
+
     def weights(member: Any, shared: Any) -> dict[str, jax.Array]:
         # Only the weights are used, so XLA drops the forward pass that the sums would need.
-        batch, out = (stream(x, member["stream"]) for x in shared)
-        return {name: w for name, (_, _, w) in objective(member["params"], batch, out).items()}
+        return {name: w for name, (_, _, w) in terms_of(member["params"], member, shared).items()}
 
     def gradient(member: Any, shared: Any) -> Any:
         def loss(params):
-            batch, out = (stream(x, member["stream"]) for x in shared)
-            terms = objective(params, batch, out)
+            terms = terms_of(params, member, shared)
             whole = member.get("weights") or {name: w for name, (_, _, w) in terms.items()}
             values = {name: s / jnp.maximum(whole[name], 1.0) for name, (_, s, _) in terms.items()}
             return sum(terms[name][0] * value for name, value in values.items()), values
@@ -111,9 +116,10 @@ def make_step(
         params, opt = jax.lax.cond(member["active"] & finite, move, lambda: (params, opt))
         return params, opt, norm, finite
 
-    def gradients(member: Any, batch: Batch, teacher_params: Any) -> Any:
+    def gradients(member: Any, batch: Batch, teacher_params: Any, base: Any) -> Any:
         def run(f, state, piece):
-            return over_members(f, mesh)(state, (piece, jax.lax.map(lambda b: teacher(teacher_params, b), piece)))
+            taught = jax.lax.map(lambda b: teacher(teacher_params, b), piece)
+            return over_members(f, mesh)(state, (base, piece, taught))
 
         def total(f, state):
             pieces = split(batch)
@@ -127,10 +133,10 @@ def make_step(
         # Two passes, because the weights of the whole batch divide each microbatch's sums.
         return total(gradient, dict(member, weights=total(weights, member)))
 
-    def step(state: State, teacher_params: Any, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
+    def step(state: State, teacher_params: Any, batch: Batch, base: Any) -> tuple[State, dict[str, jax.Array]]:
         active = state.status == RUNNING
         member = {"params": state.params, "active": active, "stream": state.hyper["stream"]}
-        grads, values = gradients(member, batch, teacher_params)
+        grads, values = gradients(member, batch, teacher_params, base)
         member = dict(
             member,
             opt=state.opt,
@@ -154,8 +160,8 @@ def make_step(
         # Every host reads all members' numbers.
         return state, jax.lax.with_sharding_constraint(told, replicated(mesh))
 
-    def traced(state: State, teacher_params: Any, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
+    def traced(state: State, teacher_params: Any, batch: Batch, base: Any = None) -> tuple[State, dict[str, jax.Array]]:
         with tracing(mesh):
-            return step(state, teacher_params, batch)
+            return step(state, teacher_params, batch, base)
 
     return jax.jit(traced, donate_argnums=0)
