@@ -7,3 +7,9 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 flags = " --xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + flags
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+def pytest_collection_modifyitems(items):
+    """Whole programs first: a long file that comes last would leave the other process waiting."""
+    long = {item.path for item in items if item.get_closest_marker("end_to_end") or item.get_closest_marker("kill")}
+    items.sort(key=lambda item: item.path not in long)

@@ -87,7 +87,8 @@ def numbers(data: Path, which: str, microbatches: int, devices: int, fsdp: int, 
     mesh = program.mesh(ctx, jax.devices()[:devices])
     starts = program.starts(ctx, mesh) if program.base else [ctx.fresh(node, mesh) for node in crew]
     state = program.state(ctx, mesh, starts)
-    origin = ctx.fresh(dataclasses.replace(crew[0], name="origin"), mesh)
+    frozen = program.teacher or program.base
+    origin = ctx.fresh(dataclasses.replace(crew[0], name="origin"), mesh) if frozen else None
     teacher = origin if program.teacher else None
     base = lora.base(origin, settings[0].lora_rank, settings[0].lora_alpha) if program.base else None
     step, feed = program.build(mesh), program.batches(ctx, mesh)

@@ -212,7 +212,7 @@ def test_test_runs_the_checks_and_then_pytest(checkout):
         "-m ruff check .",
         "-m ruff format --check .",
         "-m mypy distill_jax",
-        "-m pytest --numprocesses=2 --dist=loadfile -m unit",
+        "-m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder -m unit",
     ]
 
 

@@ -194,7 +194,25 @@ def test_the_cost_is_time_chips_and_price(config, monkeypatch):
         plan.on_slice(ctx, groups, find("v6e-4"), prices, lambda line: None)
 
 
+LOWERED: dict[tuple[str, int], plan.Work] = {}
+
+
+@pytest.fixture
+def lowered_once(monkeypatch):
+    """Lower the stage once for each slice: what differs below is what compiling is said to give, and prices."""
+    lower = plan.lower
+
+    def known(ctx, group, devices):
+        key = (devices[0].device_kind, len(devices))
+        if key not in LOWERED:
+            LOWERED[key] = lower(ctx, group, devices)
+        return LOWERED[key]
+
+    monkeypatch.setattr(plan, "lower", known)
+
+
 @pytest.mark.unit
+@pytest.mark.usefixtures("lowered_once")
 @pytest.mark.parametrize("prices", [{"v5e": 1.0, "v6e": 1.9}, {"v5e": 1.0, "v6e": 2.2}, {"v6e": 1.0, "v5e": 1e9}])
 def test_auto_takes_the_cheapest_slice_that_fits(config, monkeypatch, prices):
     pytest.importorskip("libtpu")
@@ -212,6 +230,7 @@ def test_auto_takes_the_cheapest_slice_that_fits(config, monkeypatch, prices):
 
 
 @pytest.mark.unit
+@pytest.mark.usefixtures("lowered_once")
 def test_auto_goes_on_while_larger_slices_get_cheaper(config, monkeypatch):
     pytest.importorskip("libtpu")
     traffic = {1: 8e11, 4: 1e11, 8: 6e10}  # by chips: 8 take more in all than 4, and 4 less than 1
@@ -222,6 +241,7 @@ def test_auto_goes_on_while_larger_slices_get_cheaper(config, monkeypatch):
 
 
 @pytest.mark.unit
+@pytest.mark.usefixtures("lowered_once")
 def test_auto_says_that_nothing_fits(config, monkeypatch):
     pytest.importorskip("libtpu")
     monkeypatch.setattr(plan, "compile_for", stub(10**6))
@@ -423,7 +443,8 @@ def test_a_plan_from_the_command_line(config, tmp_path):
         assert row["chip_hours"] == pytest.approx(row["step_seconds"] * 36 * 4 / 3600)
         assert row["cost"] == pytest.approx(row["chip_hours"] * 1.2)
         assert row["warnings"] == []
-    assert rows["undo"]["hbm"]["arguments"] > rows["reference"]["hbm"]["arguments"] + 4 * parameters / 4
+    teacher = rows["undo"]["hbm"]["arguments"] - rows["reference"]["hbm"]["arguments"]
+    assert 2 * parameters / 4 < teacher < 4 * parameters / 4  # held in bfloat16, in which it computes
     assert rows["damaged"]["cost"] == rows["data"]["cost"] == 0
     assert rows["reference"]["program"] == rows["again"]["program"] != rows["undo"]["program"]
     assert len(SLICES) > 100

@@ -35,7 +35,7 @@ OTHERS = [
     ("relearn", 1, 8, 1, 1),  # 4 attackers × 2 devices each
     ("adapters", 2, 8, 2, 2),
 ]
-HOSTS = [("pretrain", 2, 8, 2, 2), ("distill", 1, 8, 2, 1), ("relearn", 1, 8, 1, 1), ("adapters", 1, 8, 2, 2)]
+HOSTS = [("pretrain", 2, 8, 2, 2), ("distill", 1, 8, 2, 1), ("adapters", 1, 8, 1, 1)]
 
 
 def start(data: Path, out: Path, jobs, devices: int, *arguments: str) -> subprocess.Popen:
