@@ -8,10 +8,10 @@ The package has no loader for these corpora and no import of published weights, 
 `reference` stands where the published weights will be read; its single step is there because others start from it.
 Steps and batch are sizes to plan with, not the paper's. Each attack on whole weights is a stage of its own: so large,
 members of a population do not fit side by side. Adapters do, and they are all that trains at 70b: there the teacher is
-the published model with the adapters that unlearned, the student the same model with fresh ones.
+the published model with the adapters that unlearned merged in, the student (`thin`) the same model with fresh ones.
 
   distill-jax plan --config=configs/wmdp.py --slice=v5e-16
-  distill-jax plan --config=configs/wmdp.py:70b --slice=v5p-128 --stages=student
+  distill-jax plan --config=configs/wmdp.py:70b --slice=v5p-128 --stages=thin
 """
 
 import dataclasses
@@ -62,9 +62,9 @@ def get_stages(c: ConfigDict) -> dict:
         "maxent": Unlearn(start="reference", method="maxent", **c.maxent, **seed),
     }
     if "lora_rank" in c.distill:
-        stages["student"] = Distill(teacher="maxent", start="reference", **c.distill, **seed)
+        stages["thin"] = Distill(teacher="maxent", start="reference", **c.distill, **seed)
         attack = {"learning_rates": c.attack.learning_rates, **c.relearn, **seed}
-        return stages | {f"relearn-{name}": Relearn(start=name, **attack) for name in ("maxent", "student")}
+        return stages | {f"relearn-{name}": Relearn(start=name, **attack) for name in ("maxent", "thin")}
     stages["damaged"] = Perturb(start="maxent", **c.undo, **seed)
     stages["undo"] = Distill(teacher="maxent", start="damaged", **c.distill, **seed)
     attacks = {

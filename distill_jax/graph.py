@@ -108,8 +108,6 @@ def pack(nodes: Sequence[Node]) -> list[list[Node]]:
         if free is None:
             groups[node.name] = [node]
             continue
-        if node.settings.lora_rank:  # the members of a population attach their adapters to one base
-            free = tuple(name for name in free if name != "start")
         fixed = {k: v for k, v in dataclasses.asdict(node.settings).items() if k not in free}
         groups.setdefault((node.verb, json.dumps(fixed, sort_keys=True)), []).append(node)
     return list(groups.values())

@@ -85,7 +85,7 @@ def numbers(data: Path, which: str, microbatches: int, devices: int, fsdp: int, 
     crew = [node for node in nodes.values() if node.verb == verb]
     program = VERBS[verb].program(ctx, crew)
     mesh = program.mesh(ctx, jax.devices()[:devices])
-    starts = program.starts(ctx, mesh) if program.base else [ctx.fresh(node, mesh) for node in crew]
+    starts = program.adapters(ctx, mesh) if program.base else [ctx.fresh(node, mesh) for node in crew]
     state = program.state(ctx, mesh, starts)
     frozen = program.teacher or program.base
     origin = ctx.fresh(dataclasses.replace(crew[0], name="origin"), mesh) if frozen else None

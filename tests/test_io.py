@@ -266,7 +266,7 @@ def test_progress_says_stage_step_rate_and_time_left(monkeypatch):
     progress = Progress(stages=2, flops=2000.0, every=5.0, out=out)
     progress.begin("reference")
     progress.step(0, 100, 32.0, 1000.0, "loss 3")
-    assert out.getvalue() == "[1/2] reference  step 0/100  loss 3  compiling  stage ? left, run ? left\n"
+    assert out.getvalue() == "[1/2] reference  step 0/100  loss 3  starting  stage ? left, run ? left\n"
     clock.now += 4  # the first step is compiled
     for step in range(1, 21):
         clock.now += 0.5

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from distill_jax.io.checkpoint import FINAL, Checkpoints
 from distill_jax.models import lora, transformer
 from distill_jax.models.presets import preset
 from distill_jax.models.transformer import TransformerConfig
@@ -28,7 +29,7 @@ RANK, ALPHA = 3, 7.0
 apply = jax.jit(transformer.apply, static_argnums=0)
 init = jax.jit(transformer.init, static_argnums=0)
 draw = jax.jit(lora.init, static_argnums=(0, 1))
-merge = jax.jit(lora.merge, static_argnums=2)
+merge = jax.jit(lora.merge)
 residual_at = jax.jit(transformer.residual_at, static_argnums=(0, 4))
 
 
@@ -52,7 +53,7 @@ def batch(cfg: TransformerConfig, rows: int = 2, length: int = 11):
 @pytest.mark.parametrize("cfg", [GEMMA, LLAMA], ids=["gemma", "llama"])
 def test_beside_the_weights_and_merged_into_them_they_are_one_function(cfg):
     params, adapters = drawn(cfg)
-    merged = merge(params, adapters, RANK, ALPHA)
+    merged = merge(params, adapters, ALPHA)
     beside = lora.attach(adapters, lora.base(params, RANK, ALPHA))
     tokens, segments = batch(cfg)
     theirs = apply(cfg, merged, tokens, segments)
@@ -67,7 +68,7 @@ def test_beside_the_weights_and_merged_into_them_they_are_one_function(cfg):
 @pytest.mark.unit
 def test_merging_is_the_outer_product_in_float64():
     params, adapters = drawn(GEMMA)
-    merged = merge(params, adapters, RANK, ALPHA)
+    merged = merge(params, adapters, ALPHA)
     contract = {
         "query": "LDr,LrNH->LDNH",
         "key_value": "LiDr,LirKH->LiDKH",
@@ -87,6 +88,22 @@ def test_merging_is_the_outer_product_in_float64():
     assert seen == set(contract)
     for name in ("embedding", "final_norm"):
         np.testing.assert_array_equal(*(jax.tree.leaves(tree[name])[0] for tree in (merged, params)))
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("cfg", [GEMMA, LLAMA], ids=["gemma", "llama"])
+def test_frozen_weights_take_half_the_memory_and_give_the_same_bits(cfg, tmp_path):
+    """Also when they are read from disk into the smaller dtype."""
+    cfg = dataclasses.replace(cfg, dtype="bfloat16")
+    params = init(cfg, jax.random.key(0))
+    saved = Checkpoints(tmp_path)
+    saved.save(FINAL, params)
+    read = saved.restore(FINAL, transformer.frozen(cfg, jax.eval_shape(lambda: params)))
+    tokens, segments = batch(cfg)
+    for frozen in (transformer.frozen(cfg, params), read):
+        np.testing.assert_array_equal(apply(cfg, frozen, tokens, segments), apply(cfg, params, tokens, segments))
+        sizes = [sum(x.nbytes for x in jax.tree.leaves(tree)) for tree in (frozen, params)]
+        assert sizes[0] < 0.52 * sizes[1]
 
 
 @pytest.mark.unit
@@ -110,7 +127,7 @@ def test_gradients_follow_from_those_of_the_merged_weights():
 
     base = lora.base(params, RANK, ALPHA)
     ours = jax.jit(jax.grad(lambda trained: loss(lora.attach(trained, base))))(adapters)
-    dense = jax.jit(jax.grad(loss))(merge(params, adapters, RANK, ALPHA))["layers"]["attention"]["output"]
+    dense = jax.jit(jax.grad(loss))(merge(params, adapters, ALPHA))["layers"]["attention"]["output"]
     dense = np.asarray(dense, np.float64)
     pair = {k: np.asarray(x, np.float64) for k, x in adapters["attention"]["output"].items()}
     a = ALPHA / RANK * np.einsum("LNHD,LrD->LNHr", dense, pair["b"])
@@ -174,6 +191,8 @@ def test_flops_are_those_of_the_traced_step():
         (lambda: Distill(teacher="t", lora_rank=4), "needs a start"),
         (lambda: Unlearn(start="s", method="rmu", lora_rank=4), "RMU trains chosen weights"),
         (lambda: Relearn(start="s", lora_rank=-1), "must not be negative"),
+        (lambda: Relearn(start="s", lora_rank=4, lora_alpha=0.0), "must be positive"),
+        (lambda: Relearn(start="s", lora_alpha=8.0), "does nothing without lora_rank"),
     ],
 )
 def test_adapters_without_something_to_attach_them_to_are_refused(make, told):

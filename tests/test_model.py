@@ -74,8 +74,7 @@ def assert_trees_close(ours, theirs, tolerance):
 
 def recording(name):
     with np.load(RECORDINGS / f"{name}.npz") as file:
-        said = json.loads(str(file["config"]))
-        cfg = TransformerConfig(**said | {"rope_scaling": tuple(said.get("rope_scaling", ()))})
+        cfg = TransformerConfig(**json.loads(str(file["config"])))
         tokens, segments = file["tokens"].astype(np.int32), file["segments"].astype(np.int32)
         return cfg, draw(cfg, int(file["seed"])), tokens, segments, file["logits"]
 

@@ -58,6 +58,7 @@ def summarise(experiment: Any, nodes: dict[str, Any], identity: str) -> dict[str
             "learning_rates": list(settings.learning_rates),
             "seeds": settings.seeds,
             "batch": settings.batch,
+            "lora_rank": settings.lora_rank,
         },
         "models": models,
         "claims": judge(models),

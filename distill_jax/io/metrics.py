@@ -116,7 +116,7 @@ class Progress:
         one = flops / max(steps, 1)  # steps of an earlier process are done, but not in this one's time
         mfu = f"MFU {100 * rate * ideal:.1f} %  " if ideal and rate else ""
         whole = self._run_left(elapsed, self.flops_left - one * step, one * done)
-        speed = f"{rate * tokens_per_step:,.0f} tok/s" if rate else "compiling"
+        speed = f"{rate * tokens_per_step:,.0f} tok/s" if rate else "starting"
         self.say(
             f"[{self.stage}/{self.stages}] {self.name}  step {step}/{steps}  {text}  "
             f"{speed}  {mfu}stage {left} left, run {whole} left"

@@ -508,11 +508,13 @@ def _method(data: Summary) -> str:
     sets, attack = data.get("evaluated") or {}, data.get("attack") or {}
     rates = ", ".join(f"{rate:g}" for rate in attack.get("learning_rates") or [] if rate is not None)
     prompts = (_count(sets.get(key)) for key in ("retain", "forget_shown", "forget_heldout"))
-    setting = (_count(attack.get(key)) for key in ("steps", "batch", "seeds"))
+    steps, batch, seeds = (_count(attack.get(key)) for key in ("steps", "batch", "seeds"))
+    rank = attack.get("lora_rank")
+    setting = (steps, f"LoRA adapters of rank {rank}" if rank else "all weights", batch, seeds)
     notes = {
         "Prompts": "{} retain, {} forget (shown), {} forget (held out).".format(*prompts)
         + _sampling(sets.get("forget_heldout")),
-        "Attack": "{} steps of fine-tuning, batch {}, {} seeds at each learning rate: ".format(*setting)
+        "Attack": "{} steps of fine-tuning {}, batch {}, {} seeds at each learning rate: ".format(*setting)
         + f"{rates or MISSING}.",
         **METHOD,
     }

@@ -8,6 +8,7 @@ while one frozen base serves all members.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -20,54 +21,58 @@ from distill_jax.models import transformer
 from distill_jax.models.transformer import FANS, Params, TransformerConfig
 
 Adapters = Any
-SCALE = "lora_scale"  # beside a base's weights: what x A B is multiplied with
+Base = tuple[Params, np.float32]  # frozen weights, and what x A B is multiplied with
 
 
-def base(params: Params, rank: int, alpha: float) -> Params:
-    """Return frozen weights (or their shapes) that adapters of this rank can be attached to."""
-    return dict(params, **{SCALE: np.float32(alpha / rank)})
+def base(params: Params, rank: int, alpha: float) -> Base:
+    """Return what adapters of this rank can be attached to, from frozen weights (or their shapes)."""
+    return params, np.float32(alpha / rank)
 
 
-def attach(trained: Any, frozen: Params | None) -> Params:
+def attach(trained: Any, frozen: Base | None) -> Params:
     """Return a whole model's params: `trained` itself without a base, else the base with these adapters beside it."""
     if frozen is None:
         return trained
-    weights = {name: value for name, value in frozen.items() if name != SCALE}
-    scaled = lambda pair: {"a": pair["a"], "b": pair["b"] * frozen[SCALE]}  # noqa: E731
-    return dict(weights, lora=jax.tree.map(scaled, trained, is_leaf=_is_pair))
+    weights, scale = frozen
+    scaled = lambda pair: {"a": pair["a"], "b": pair["b"] * scale}  # noqa: E731
+    return dict(weights, lora=jax.tree.map(scaled, trained, is_leaf=lambda node: "a" in node))
 
 
-def merge(params: Params, adapters: Adapters, rank: int, alpha: float) -> Params:
-    """Return plain weights, W + (alpha / rank) A B: the same function as with the adapters beside them."""
+def merge(params: Params, adapters: Adapters, alpha: float, dtype: str = "float32") -> Params:
+    """Return plain weights, W + (alpha / rank) A B, summed in fp32: the function with the adapters beside them.
 
-    def merged(module: str, name: str, w: jax.Array) -> jax.Array:
-        pair = adapters.get(module, {}).get(name)
-        if pair is None:
-            return w
-        lead = _axes(name, w)[0]
-        a = pair["a"].reshape(*w.shape[:lead], -1, rank)
-        b = pair["b"].reshape(*w.shape[:lead], rank, -1)
-        delta = jnp.matmul(a, b, precision="highest") * (alpha / rank)
-        return w + delta.reshape(w.shape).astype(w.dtype)
+    The layers' matrices are taken out of `params` one by one, so that no second copy of the model exists.
 
-    layers = {m: {n: merged(m, n, w) for n, w in group.items()} for m, group in params["layers"].items()}
+    Args:
+      dtype: what each sum is rounded to.
+    """
+    layers = params.pop("layers")
+    for module, group in adapters.items():
+        for name, pair in group.items():
+            w = layers[module].pop(name)
+            lead = len(_axes(name, w.shape)[0])
+            layers[module][name] = _merged(w, pair, alpha, lead, dtype)
     return dict(params, layers=layers)
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def _merged(w: jax.Array, pair: Any, alpha: float, lead: int, dtype: str) -> jax.Array:
+    stack, rank = w.shape[:lead], pair["a"].shape[-1]
+    a, b = pair["a"].reshape(*stack, -1, rank), pair["b"].reshape(*stack, rank, -1)
+    delta = jnp.matmul(a, b, precision="highest") * (alpha / rank)
+    return (w + delta.reshape(w.shape)).astype(dtype)
 
 
 def init(cfg: TransformerConfig, rank: int, key: jax.Array) -> Adapters:
     """Draw fresh fp32 adapters for every matrix of the layers: they change nothing yet."""
     weights = jax.eval_shape(lambda: transformer.init(cfg, jax.random.key(0)))["layers"]
 
-    def pair(w: jax.ShapeDtypeStruct, name: str, key: jax.Array) -> dict[str, jax.Array]:
-        lead, inputs, outputs = _axes(name, w)
-        a = jax.random.normal(key, (*w.shape[:lead], *inputs, rank)) / math.sqrt(math.prod(inputs))
-        return {"a": a, "b": jnp.zeros((*w.shape[:lead], rank, *outputs))}
-
-    matrices = [(m, n) for m in sorted(weights) for n in sorted(weights[m]) if n in FANS]
-    keys = jax.random.split(key, len(matrices))
     out: dict[str, dict[str, Any]] = {}
-    for (module, name), k in zip(matrices, keys, strict=True):
-        out.setdefault(module, {})[name] = pair(weights[module][name], name, k)
+    matrices = [(m, n) for m in sorted(weights) for n in sorted(weights[m]) if n in FANS]
+    for (module, name), k in zip(matrices, jax.random.split(key, len(matrices)), strict=True):
+        lead, inputs, outputs = _axes(name, weights[module][name].shape)
+        a = jax.random.normal(k, (*lead, *inputs, rank)) / math.sqrt(math.prod(inputs))
+        out.setdefault(module, {})[name] = {"a": a, "b": jnp.zeros((*lead, rank, *outputs))}
     return out
 
 
@@ -79,21 +84,13 @@ def logical_axes(cfg: TransformerConfig, tree: Any) -> Any:
     out: dict[str, dict[str, Any]] = {}
     for module, group in tree.items():
         for name in group:
-            axes = weights["layers"][module][name]
-            lead, inputs, _ = _axes(name, axes)
-            cut = lead + len(inputs)
-            pair = {"a": P(*axes[:cut], None), "b": P(*axes[:lead], None, *axes[cut:])}
-            out.setdefault(module, {})[name] = pair
+            lead, inputs, outputs = _axes(name, weights["layers"][module][name])
+            out.setdefault(module, {})[name] = {"a": P(*lead, *inputs, None), "b": P(*lead, None, *outputs)}
     return out
 
 
-def _is_pair(node: Any) -> bool:
-    return isinstance(node, dict) and set(node) == {"a", "b"}
-
-
-def _axes(name: str, stacked: Any) -> tuple[int, Any, Any]:
-    """Return how many axes stack matrices, and the parts of a shape (or of its axes' names) that face in and out."""
-    shape = tuple(getattr(stacked, "shape", stacked))
+def _axes(name: str, stacked: Any) -> tuple[Any, Any, Any]:
+    """Split a shape (or its axes' names): the axes that stack matrices, those that face the input, and the output."""
     faces_in, faces_out = FANS[name]
     lead = 1 + faces_in[0]  # the layers, and the axis that tells two matrices of one tensor apart
-    return lead, tuple(shape[1 + i] for i in faces_in), tuple(shape[1 + i] for i in faces_out)
+    return tuple(stacked[:lead]), tuple(stacked[1 + i] for i in faces_in), tuple(stacked[1 + i] for i in faces_out)

@@ -60,7 +60,7 @@ class TransformerConfig:
     """Describe a decoder completely.
 
     Attributes:
-      vocab: V, rows of the tied embedding.
+      vocab: V, rows of the embedding and of the head.
       layers: L.
       hidden: D.
       mlp: F.
@@ -79,7 +79,7 @@ class TransformerConfig:
       tied: whether the head is the embedding.
       norm_eps: epsilon of RMSNorm.
       init_std: standard deviation of every freshly drawn matrix.
-      dtype: dtype of the computation; weights stay in fp32 and are cast where they are used.
+      dtype: dtype of the computation; weights that train stay in fp32 and are cast where they are used.
       unroll: layers the scan inlines at a time; 1 compiles fastest, all of them run fastest on a CPU.
       remat: what the backward pass recomputes, a key of `REMAT_POLICIES`.
     """
@@ -108,6 +108,7 @@ class TransformerConfig:
     remat: str = "none"
 
     def __post_init__(self):
+        object.__setattr__(self, "rope_scaling", tuple(self.rope_scaling))  # JSON has lists, which do not hash
         for name in ("vocab", "layers", "hidden", "mlp", "heads", "kv_heads", "head_dim"):
             if getattr(self, name) < 1:
                 raise ValueError(f"model.{name} = {getattr(self, name)}: must be at least 1")
@@ -122,9 +123,10 @@ class TransformerConfig:
             raise ValueError(f"model.remat = {self.remat!r}: choose one of {', '.join(REMAT_POLICIES)}")
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"model.activation = {self.activation!r}: choose one of {', '.join(ACTIVATIONS)}")
-        if self.rope_scaling and (len(self.rope_scaling) != 4 or not 0 < self.rope_scaling[1] < self.rope_scaling[2]):
+        stretch = self.rope_scaling
+        if stretch and (len(stretch) != 4 or min(stretch) <= 0 or stretch[1] >= stretch[2]):
             raise ValueError(
-                f"model.rope_scaling = {self.rope_scaling}: give (factor, low, high, original length) with low < high"
+                f"model.rope_scaling = {stretch}: give (factor, low, high, original length), positive, low < high"
             )
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"model.dtype = {self.dtype!r}: choose float32 or bfloat16")
@@ -184,7 +186,9 @@ def dense(x: jax.Array, w: jax.Array, inputs: int = 1) -> jax.Array:
     return y.reshape(rows + shape_out)
 
 
-def project(module: nn.Module, name: str, x: jax.Array, w: jax.Array, part: int | None = None, inputs: int = 1):
+def project(
+    module: nn.Module, name: str, x: jax.Array, w: jax.Array, part: int | None = None, inputs: int = 1
+) -> jax.Array:
     """Return x w, in x's dtype, plus x a b where the params carry an adapter to the module's matrix `name`.
 
     Args:
@@ -193,8 +197,8 @@ def project(module: nn.Module, name: str, x: jax.Array, w: jax.Array, part: int 
     y = dense(x, w.astype(x.dtype), inputs)
     if module.has_variable("lora", name):
         pair: Any = module.get_variable("lora", name)
-        a, b = (pair[k].astype(x.dtype) if part is None else pair[k][part].astype(x.dtype) for k in "ab")
-        y += dense(dense(x, a, inputs), b)
+        a, b = (pair[k] if part is None else pair[k][part] for k in "ab")
+        y += dense(dense(x, a.astype(x.dtype), inputs), b.astype(x.dtype))
     return y
 
 

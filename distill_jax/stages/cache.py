@@ -56,7 +56,7 @@ def run(ctx: Context, nodes: Sequence[Node]) -> None:
     (node,), settings, cfg = nodes, nodes[0].settings, ctx.model
     began = time.monotonic()
     mesh = make_mesh(1, fsdp=ctx.run.fsdp, tensor=ctx.run.tensor)
-    params = ctx.params(node.inputs["teacher"], mesh)
+    params = ctx.params(node.inputs["teacher"], mesh, frozen=True)
 
     def forward(params: Any, tokens: jax.Array, segments: jax.Array) -> jax.Array:
         with tracing(mesh):

@@ -173,12 +173,10 @@ class Context:
         if not rank:
             return node.checkpoints.restore(FINAL, self.weights(mesh, frozen=frozen))
         adapters = node.checkpoints.restore(FINAL, weights_shape(self.model, mesh, rank))
-
-        def merged(weights: Any, adapters: Any) -> Any:
-            whole = lora.merge(weights, adapters, rank, node.settings.lora_alpha)
-            return transformer.frozen(self.model, whole) if frozen else whole
-
-        return jax.jit(merged)(self.params(node.inputs["start"], mesh), adapters)
+        dtype = self.model.dtype if frozen else "float32"
+        merged = lora.merge(self.params(node.inputs["start"], mesh), adapters, node.settings.lora_alpha, dtype)
+        at = jax.tree.map(lambda w: w.sharding, self.weights(mesh)) if mesh else None
+        return jax.device_put(transformer.frozen(self.model, merged) if frozen else merged, at)
 
     def fresh(self, node: Node, mesh: Mesh) -> Any:
         """Draw a node's fresh weights on the mesh."""
@@ -214,7 +212,7 @@ class Context:
         return [group for prompts in self.select(*parts) for group in prompts.groups]
 
     def evaluator(self, mesh: Mesh, *parts: str) -> Any:
-        """Return evaluate(params [P, ...]) -> bool [P, n] on the parts; compiled once a run."""
+        """Return evaluate(params [P, ...], base=None) -> bool [P, n] on the parts; compiled once a run."""
         key = (mesh, parts)
         if key not in self._evaluators:
             self._evaluators[key] = make_evaluator(self.model, self.select(*parts), mesh, self.run.evaluation_batch)

@@ -60,8 +60,6 @@ class Distill(Training):
     VERB: ClassVar[str] = "distill"
     INPUTS: ClassVar[tuple[str, ...]] = ("teacher", "start", "cache")
     OPTIONAL: ClassVar[tuple[str, ...]] = ("start", "cache")
-    # Nodes that differ only here train as one population behind one teacher.
-    MEMBER: ClassVar[tuple[str, ...]] = ("start",)
 
     def __post_init__(self):
         super().__post_init__()
@@ -70,6 +68,11 @@ class Distill(Training):
             raise ValueError(f"tolerance = {self.tolerance}: a difference of accuracies lies in [0, 1]")
         if self.lora_rank and not self.start:
             raise ValueError(f"lora_rank = {self.lora_rank}: a student of adapters needs a start to attach them to")
+
+    @property
+    def MEMBER(self) -> tuple[str, ...]:
+        """Nodes that differ only here train as one population behind one teacher; adapters also share their base."""
+        return () if self.lora_rank else ("start",)
 
     def loss(self) -> Divergence:
         """Return the loss of student and teacher logits."""
@@ -109,9 +112,10 @@ def build(cfg: TransformerConfig, settings: Distill, chunk: int, mesh: Any) -> A
 def program(ctx: Context, nodes: Sequence[Node]) -> Program:
     """Return what the nodes' students, which share one teacher's forward passes, run as one population."""
     settings = nodes[0].settings
-    # Equal stages compile once, so the names of what they start from are left out, but not whether there is any.
-    kept = {"start": "start" if settings.lora_rank else "", "cache": "cache" if settings.cache else ""}
-    alike = dataclasses.replace(settings, teacher="", **kept)
+    # Equal steps compile once: all that this one asks of what it starts from is whether there is a cache.
+    adapters = {"lora_rank": 0, "lora_alpha": Distill.lora_alpha}
+    cache = "cache" if settings.cache else ""
+    alike = dataclasses.replace(settings, teacher="", start="", cache=cache, **adapters)
     return Program(
         crew=[Member(node, learning_rate=settings.learning_rate) for node in nodes],
         settings=settings,

@@ -99,10 +99,15 @@ class Program:
         rates, streams = [m.learning_rate for m in self.crew], [m.stream for m in self.crew]
         return make_state(ctx.model, mesh, starts, self.settings.optimizer(), rates, streams)
 
-    def starts(self, ctx: Context, mesh: Mesh) -> list[Any]:
+    def adapters(self, ctx: Context, mesh: Mesh) -> list[Any]:
         """Return the fresh adapters of each member; those of one node and one stream are the same."""
-        seeds = [seed_for(m.node.settings.seed, "lora", m.node.name, m.stream) for m in self.crew]
-        return [draw_weights(ctx.model, mesh, jax.random.key(s), self.settings.lora_rank) for s in seeds]
+
+        @functools.cache
+        def draw(node: str, stream: int) -> Any:
+            key = jax.random.key(seed_for(self.settings.seed, "lora", node, stream))
+            return draw_weights(ctx.model, mesh, key, self.settings.lora_rank)
+
+        return [draw(m.node.name, m.stream) for m in self.crew]
 
     def shapes(self, ctx: Context, mesh: Mesh) -> tuple[State, Any, Batch, Any]:
         """Return what the step takes, (state, teacher, batch, base), as shapes with shardings."""
@@ -215,8 +220,8 @@ def train(
     ctx.describe(mesh)
     nodes = list({m.node.name: m.node for m in crew}.values())
     stores = {node.name: node.checkpoints for node in nodes}
-    begin = program.starts(ctx, mesh) if program.base else starts(mesh)
-    state = _restore(ctx, stores, crew, program.state(ctx, mesh, begin), mesh)
+    fresh = program.adapters if program.base else lambda _, mesh: starts(mesh)
+    state = _restore(ctx, stores, crew, program.state(ctx, mesh, fresh(ctx, mesh)), mesh)
     start = int(state.step)
     books = {node.name: Metrics(node.directory, start) for node in nodes} if chief() else {}
     evaluator = ctx.evaluator(mesh, *parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import optax
 
@@ -57,6 +58,12 @@ class Training:
                 raise ValueError(f"{name} = {getattr(self, name)}: must not be negative")
         if self.lora_rank < 0:
             raise ValueError(f"lora_rank = {self.lora_rank}: must not be negative; 0 trains the weights themselves")
+        if not 0 < self.lora_alpha < math.inf:
+            raise ValueError(f"lora_alpha = {self.lora_alpha}: must be positive and finite, or adapters do nothing")
+        if not self.lora_rank and self.lora_alpha != Training.lora_alpha:
+            raise ValueError(
+                f"lora_alpha = {self.lora_alpha}: does nothing without lora_rank; leave it at {Training.lora_alpha}"
+            )
         if self.batch % self.microbatches:
             raise ValueError(
                 f"batch = {self.batch} does not divide into microbatches = {self.microbatches}; "
