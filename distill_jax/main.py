@@ -270,7 +270,7 @@ def _plan(given: Arguments) -> int:
 def _join(given: Any) -> None:
     from distill_jax.sharding import distributed
 
-    distributed.heed_sigterm()
+    distributed.heed_signals()
     if given.distributed:
         distributed.join_detected(given.coordinator_port, given.heartbeat)
     elif given.coordinator:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from test_run import ROOT, Runs, assert_same_run, finished_run, forget, node
+from test_run import ROOT, Runs, assert_same_run, finished_run, forget, node, shared
 
 from distill_jax import graph
 from distill_jax.main import main
@@ -241,9 +241,7 @@ def test_the_real_program_refuses_as_well(name, workdir):
 
 @pytest.fixture(scope="session")
 def base(tmp_path_factory) -> Path:
-    path = tmp_path_factory.getbasetemp() / "runs"
-    path.mkdir(exist_ok=True)
-    return path
+    return shared(tmp_path_factory)
 
 
 @pytest.fixture(scope="session")

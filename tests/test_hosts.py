@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from test_run import kept_in
 
 pytestmark = pytest.mark.kill
 
@@ -40,7 +41,7 @@ def prepared(tmp_path_factory):
     home = tmp_path_factory.mktemp("hosts")
     (home / "config.py").write_text(CONFIG)
     command = [sys.executable, "-m", "distill_jax", "prepare", f"--config={home}/config.py", f"--workdir={home}/data"]
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, env=environment(home), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return home
 
@@ -54,8 +55,8 @@ def undisturbed(prepared):
     return rows(workdir)
 
 
-def environment() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": str(ROOT)}
+def environment(home: Path) -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(ROOT), **kept_in(home / "compiled")}
 
 
 def start(workdir: Path, processes: int) -> list[subprocess.Popen]:
@@ -68,7 +69,9 @@ def start(workdir: Path, processes: int) -> list[subprocess.Popen]:
         flags = [f"--coordinator=127.0.0.1:{port}", f"--processes={processes}", f"--process={i}"]
         with open(f"{workdir}.{i}.log", "w") as out:
             started.append(
-                subprocess.Popen(command + flags, cwd=ROOT, env=environment(), stdout=out, stderr=subprocess.STDOUT)
+                subprocess.Popen(
+                    command + flags, cwd=ROOT, env=environment(workdir.parent), stdout=out, stderr=subprocess.STDOUT
+                )
             )
     return started
 

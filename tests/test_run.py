@@ -5,6 +5,7 @@ One small experiment is run to its end and shared; a test that changes it works 
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import hashlib
 import json
@@ -29,7 +30,6 @@ CONFIG = "--config=configs/arithmetic.py:smoke"
 # Enough steps that some facts are learnt, forgotten and relearnt: a curve of zeros would agree with any other.
 # Checkpoints fall between evaluations and between logged steps, where a careless restart would show.
 SETTINGS = (
-    CONFIG,
     "--config.data.multiplication_max=3",
     "--config.reference.steps=200",
     "--config.reference.batch=8",
@@ -61,8 +61,12 @@ sys.exit(code)
 @functools.cache
 def environment(cache: Path) -> dict[str, str]:
     """Return the environment of a run: what was compiled once is not compiled again, so it is worth optimising."""
-    return os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+    return os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", **kept_in(cache)}
+
+
+def kept_in(cache: Path) -> dict[str, str]:
+    """Return the variables with which every compiled program is kept in a directory."""
+    return {
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
@@ -75,10 +79,16 @@ class Runs:
     def __init__(self, base: Path):
         self.base, self.env = base, environment(base / "compiled")
 
-    def start(self, workdir: Path, *more: str, command: str = "run", program: tuple[str, ...] = ()) -> subprocess.Popen:
-        program = program or ("-m", "distill_jax.main")
+    def start(
+        self,
+        workdir: Path,
+        *more: str,
+        command: str = "run",
+        config: str = CONFIG,
+        program: tuple[str, ...] = ("-m", "distill_jax.main"),
+    ) -> subprocess.Popen:
         return subprocess.Popen(
-            [sys.executable, *program, command, *SETTINGS, f"--workdir={workdir}", *more],
+            [sys.executable, *program, command, config, *SETTINGS, f"--workdir={workdir}", *more],
             cwd=ROOT,
             env=self.env,
             stdout=subprocess.PIPE,
@@ -100,17 +110,27 @@ class Runs:
 @functools.cache
 def finished_run(base: Path) -> tuple[Path, str]:
     """Run the experiment to its end, once for all test files: its work directory and its output."""
-    workdir = base / "finished"
-    done = Runs(base)(workdir, program=("-c", AND_TELL_IMPORTS))
-    assert done.returncode == 0, done.stderr
-    return workdir, done.stdout
+    workdir, said = base / "finished", base / "finished.txt"
+    with open(base / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not said.exists():
+            done = Runs(base)(workdir, program=("-c", AND_TELL_IMPORTS))
+            assert done.returncode == 0, done.stderr
+            said.write_text(done.stdout)
+    return workdir, said.read_text()
+
+
+def shared(tmp_path_factory) -> Path:
+    """Return a directory that all processes of one test session share."""
+    own = tmp_path_factory.getbasetemp()
+    path = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "runs"
+    path.mkdir(exist_ok=True)
+    return path
 
 
 @pytest.fixture(scope="session")
 def base(tmp_path_factory) -> Path:
-    path = tmp_path_factory.getbasetemp() / "runs"
-    path.mkdir(exist_ok=True)
-    return path
+    return shared(tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
@@ -402,7 +422,7 @@ def test_stages_may_train_adapters(copy, runs, tmp_path):
     config = tmp_path / "adapters.py"
     config.write_text(WITH_ADAPTERS)
     before = names(copy)
-    done = runs(copy, f"--config={config}:smoke")
+    done = runs(copy, config=f"--config={config}:smoke")
     assert done.returncode == 0, done.stderr
     assert names(copy) - before == {"thin-maxent", "thin-student", "relearn-thin-student"}
     found = {model["name"]: model for model in summary(copy)["models"]}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -101,6 +102,24 @@ def test_weights_and_moments_are_divided(results):
     assert held[(1, 1)] == 1
     assert held[(8, 1)] < 0.13 and held[(2, 2)] < 0.27 and held[(4, 2)] < 0.14
     assert held[(1, 8)] > held[(8, 1)]  # 4 heads and 30 words do not divide by 8, the columns do
+
+
+@pytest.mark.unit
+def test_an_interrupt_that_was_lost_is_raised_again():
+    """As when it comes while native code is calling back, where Python reports an exception and goes on."""
+    before = [signal.getsignal(which) for which in (signal.SIGTERM, signal.SIGINT)]
+    try:
+        distributed.heed_signals()
+        assert not distributed.told_to_stop()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            distributed.told_to_stop()
+        distributed.heed_signals()
+        assert not distributed.told_to_stop()
+    finally:
+        signal.signal(signal.SIGTERM, before[0])
+        signal.signal(signal.SIGINT, before[1])
 
 
 @pytest.mark.end_to_end

@@ -17,7 +17,7 @@ from distill_jax.config import ConfigError, check
 
 WAIT_SECONDS = 60.0
 
-_stop = False
+_stop = _interrupted = False
 _asked = itertools.count()
 
 
@@ -32,18 +32,35 @@ def barrier(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
-def heed_sigterm() -> None:
-    """Take SIGTERM as a wish to save and leave. With several processes JAX hears it itself, for all of them."""
+def heed_signals() -> None:
+    """Take SIGTERM as a wish to save and leave, and let no Ctrl-C be lost.
+
+    With several processes JAX hears SIGTERM itself, for all of them.
+    """
+    global _interrupted
+    _interrupted = False
 
     def note(*_: Any) -> None:
         global _stop
         _stop = True
 
+    def interrupt(*_: Any) -> None:
+        global _interrupted
+        _interrupted = True
+        raise KeyboardInterrupt
+
     signal.signal(signal.SIGTERM, note)
+    signal.signal(signal.SIGINT, interrupt)
 
 
 def told_to_stop() -> bool:
-    """Whether to save now and leave; all processes get the same answer to their n-th question."""
+    """Whether to save now and leave; all processes get the same answer to their n-th question.
+
+    Raises:
+      KeyboardInterrupt: after a Ctrl-C whose exception was lost, as in a callback from native code.
+    """
+    if _interrupted:
+        raise KeyboardInterrupt
     if jax.process_count() == 1:
         return _stop
     return multihost_utils.reached_preemption_sync_point(next(_asked))
