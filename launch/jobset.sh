@@ -2,7 +2,7 @@
 # Submits an experiment to a GKE cluster with JobSet and Kueue, without XPK:
 #
 #   bash launch/jobset.sh --name=run1 --queue=QUEUE --accelerator=tpu-v6e-slice --topology=4x4 --image=IMAGE \
-#     --claim=CLAIM -- --config=configs/arithmetic.py --workdir=/mnt/work/run1
+#     --claim=CLAIM -- --config=configs/arithmetic.py --workdir=/mnt/shared/run1
 #
 # IMAGE is built from launch/Containerfile; CLAIM is a volume claim that many nodes may write (Filestore, Lustre, a
 # bucket) and is mounted at --mount. The cluster starts all pods again, at most --max-restarts times, whatever they left
@@ -22,7 +22,7 @@ flag slices 1 'slices of that topology, a number from 1'
 flag spot false 'only Spot nodes'
 flag image '' 'container image with the program'
 flag claim "${WORK_CLAIM:-}" 'PersistentVolumeClaim that holds the work directory'
-flag mount /mnt/work 'where it is mounted: an absolute path'
+flag mount /mnt/shared 'where it is mounted: an absolute path'
 flag gcsfuse false 'the claim is a bucket: adds what its driver asks for'
 flag max-restarts 20 'a number'
 flag grace 120 'seconds to save in after SIGTERM; a Spot VM gives less than 30 of them'

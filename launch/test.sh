@@ -8,5 +8,6 @@ python=$VIRTUAL_ENV/bin/python
 "$python" -m ruff check .
 "$python" -m ruff format --check .
 "$python" -m mypy distill_jax
-# Files side by side, in conftest.py's order: a file's tests share what they set up. Last, so that its summary is the last line.
+# Files side by side, in conftest.py's order: a file's tests share what they set up. Last, so that its summary is the last
+# line.
 exec "$python" -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder "$@"

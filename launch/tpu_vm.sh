@@ -2,8 +2,8 @@
 # Runs an experiment on a TPU VM or a slice of them, and starts it again until it is complete:
 #
 #   bash launch/tpu_vm.sh --name=run1 --zone=ZONE --accelerator-type=v6e-16 --runtime-version=v2-alpha-tpuv6e --spot \
-#     --setup='mountpoint -q /mnt/work || sudo mount -t nfs SERVER:/work /mnt/work' \
-#     -- --config=configs/arithmetic.py --workdir=/mnt/work/run1
+#     --setup='mountpoint -q /mnt/shared || sudo mount -t nfs SERVER:/work /mnt/shared' \
+#     -- --config=configs/arithmetic.py --workdir=/mnt/shared/run1
 #
 # The same command attaches to what already exists under the name, so it may be interrupted at any time; the program
 # goes on without it. It ends with 0 when the experiment is complete. Started again, at most --max-restarts times: a
@@ -31,7 +31,7 @@ check runtime-version '[a-z0-9][-.a-z0-9]*'
 check max-restarts '[0-9]+'
 check poll '[0-9]+'
 name=${flags[name]}
-check_program "/mnt/work/$name"
+check_program "/mnt/shared/$name"
 
 optional zone project
 spot=()

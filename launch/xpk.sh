@@ -2,7 +2,7 @@
 # Submits an experiment to a GKE cluster that XPK manages:
 #
 #   bash launch/xpk.sh --name=run1 --cluster=CLUSTER --tpu-type=v6e-16 --image=IMAGE --storage=STORAGE \
-#     -- --config=configs/arithmetic.py --workdir=/mnt/work/run1
+#     -- --config=configs/arithmetic.py --workdir=/mnt/shared/run1
 #
 # IMAGE is built from launch/Containerfile with UID=0; STORAGE is attached to the cluster before (xpk storage attach)
 # and mounted above the work directory. XPK starts all pods again, at most --max-restarts times, when one of them left
@@ -29,7 +29,7 @@ check num-slices '[1-9][0-9]*'
 check image '[^[:space:]]+'
 check max-restarts '[0-9]+'
 check grace '[1-9][0-9]*'
-check_program "/mnt/work/${flags[name]}"
+check_program "/mnt/shared/${flags[name]}"
 
 # XPK puts the command into a subshell of its script and sends SIGTERM to that subshell: exec makes it the program.
 # %q, for a quoted '$(…)' would still be substituted by Kubernetes before any shell sees it; an escaped one is not.

@@ -48,10 +48,10 @@ fi
 # What a shell, YAML, JSON, XPK and Kubernetes would each take for their own.
 AWKWARD = [
     "--config=configs/a b.py:cpu,full",
-    "--workdir=/mnt/work/it's $HOME",
+    "--workdir=/mnt/shared/it's $HOME",
     '--config.x="$(USER)" $$ `id` \\n & * ? é',
 ]
-PLAIN = ["--config=configs/arithmetic.py", "--workdir=/mnt/work/run1"]
+PLAIN = ["--config=configs/arithmetic.py", "--workdir=/mnt/shared/run1"]
 
 FLAGS = {
     "tpu_vm.sh": {
@@ -225,7 +225,7 @@ def test_bad_flags_are_refused_before_any_call(site, launcher, switches, program
         ("tpu_vm.sh", {}, ["--config=c.py", "--workdir=gs://bucket/x"], "must be an absolute path"),
         ("xpk.sh", {}, ["--config=c.py", "--workdir=runs/x"], "must be an absolute path"),
         ("xpk.sh", {"cluster": None}, None, "--cluster is missing"),
-        ("jobset.sh", {}, ["--config=c.py", "--workdir=/elsewhere/x"], "is not under --mount=/mnt/work"),
+        ("jobset.sh", {}, ["--config=c.py", "--workdir=/elsewhere/x"], "is not under --mount=/mnt/shared"),
         ("jobset.sh", {"topology": "2x3"}, None, "6 chips; --chips-per-host=4 does not divide them"),
         ("jobset.sh", {"image": 'a"b'}, None, '--image=a"b'),
         ("slurm.sh", {"time": "soon"}, None, "--time=soon"),

@@ -107,7 +107,6 @@ class Runs:
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-@functools.cache
 def finished_run(base: Path) -> tuple[Path, str]:
     """Run the experiment to its end, once for all test files: its work directory and its output."""
     workdir, said = base / "finished", base / "finished.txt"
@@ -299,17 +298,23 @@ def test_the_worst_case_follows_from_the_rows(finished, part):
     assert choices_that_matter
 
 
+def assert_the_attack_finds(workdir: Path, model: dict[str, Any]) -> None:
+    """Fail unless every attacker's first evaluation is the model's own last one."""
+    prompts = summary(workdir)["evaluated"]
+    first = [r for r in rows(workdir, f"relearn-{model['name']}") if r["kind"] == "evaluation" and r["step"] == 0]
+    assert len(first) == 4
+    for row in first:
+        assert row["retain"] == pytest.approx(model["retain"])
+        weighted = row["shown"] * prompts["forget_shown"] + row["heldout"] * prompts["forget_heldout"]
+        total = prompts["forget_shown"] + prompts["forget_heldout"]
+        assert weighted / total == pytest.approx(model["forget"])
+
+
 @pytest.mark.end_to_end
 def test_before_the_attack_a_model_scores_what_its_own_node_says(finished):
     """Two nodes, two programs, one model: the stage's last evaluation and the attack's first."""
-    prompts = summary(finished)["evaluated"]
     for model in summary(finished)["models"]:
-        first = [row for row in rows(finished, f"relearn-{model['name']}") if row["kind"] == "evaluation"][:4]
-        for row in first:
-            assert row["step"] == 0 and row["retain"] == pytest.approx(model["retain"])
-            weighted = row["shown"] * prompts["forget_shown"] + row["heldout"] * prompts["forget_heldout"]
-            total = prompts["forget_shown"] + prompts["forget_heldout"]
-            assert weighted / total == pytest.approx(model["forget"])
+        assert_the_attack_finds(finished, model)
 
 
 @pytest.mark.end_to_end
@@ -427,13 +432,8 @@ def test_stages_may_train_adapters(copy, runs, tmp_path):
     assert names(copy) - before == {"thin-maxent", "thin-student", "relearn-thin-student"}
     found = {model["name"]: model for model in summary(copy)["models"]}
     assert found["thin-maxent"]["forget"] < 0.5 * found["reference"]["forget"]
-    first = [row for row in rows(copy, "relearn-thin-student") if row["kind"] == "evaluation" and row["step"] == 0]
-    prompts = summary(copy)["evaluated"]
-    for row in first:  # evaluated once with the adapters beside the weights and once merged into them
-        assert row["retain"] == pytest.approx(found["thin-student"]["retain"])
-        weighted = row["shown"] * prompts["forget_shown"] + row["heldout"] * prompts["forget_heldout"]
-        total = prompts["forget_shown"] + prompts["forget_heldout"]
-        assert weighted / total == pytest.approx(found["thin-student"]["forget"])
+    # Evaluated once with the adapters beside the weights and once merged into them.
+    assert_the_attack_finds(copy, found["thin-student"])
     assert len({row["retain"] for row in rows(copy, "relearn-thin-student") if row["kind"] == "evaluation"}) > 1
     for name in ("thin-maxent", "thin-student"):
         kept = json.loads((node(copy, name) / "checkpoints/final/_METADATA").read_text())["tree_metadata"]
