@@ -50,7 +50,8 @@ def get_config(arg: str = "") -> ConfigDict:
     c.rmu.retain_weight = 1.0
     c.distill = ConfigDict({"steps": 1000, "batch": 360, "learning_rate": 7e-4, "final_learning_rate": 7e-5})
     c.distill.evaluate_every = 20
-    c.undo = ConfigDict({"alphas": (0.2, 0.4, 0.6, 0.8), "beta": 0.1})
+    c.undo = ConfigDict({"alphas": (0.2, 0.4, 0.6, 0.8), "beta": 0.1, "method": "maxent", "shrink": True})
+    c.budget = ConfigDict({"steps": 300})  # of a random student that stops there, recovered or not
     # Whether MaxEnt's hidden states are stored once and its students read them instead of running it.
     c.cache_teacher = False
     c.relearn = ConfigDict({"steps": 500, "batch": 15, "warmup": 0, "weight_decay": 0.0, "seeds": 3})
@@ -101,16 +102,21 @@ def _smoke(c: ConfigDict) -> None:
     c.rmu.update(layer=1, train_layers=1)
     c.distill.evaluate_every = 4
     c.undo.alphas = (0.2, 0.6)
+    c.budget.steps = 4
     c.relearn.update(seeds=2, learning_rates=(1e-2, 1e-3), evaluate_steps=(0, 4, 8))
 
 
 def get_stages(c: ConfigDict) -> dict:
     """Return the experiment's stages by name, from numbers that the command line may have changed."""
     seed = {"seed": c.seed}
+    methods = {"maxent": c.maxent, "graddiff": c.graddiff, "rmu": c.rmu}
+    if c.undo.method not in methods:
+        raise ValueError(f"undo.method = {c.undo.method!r}: choose one of {', '.join(methods)}")
+    used = methods if c.full else dict.fromkeys(("maxent", c.undo.method))
     stages = {
         "reference": Pretrain(data="all", **c.reference, **seed),
         "oracle": Pretrain(data="retain", **c.oracle, **seed),
-        "maxent": Unlearn(start="reference", method="maxent", **c.maxent, **seed),
+        **{name: Unlearn(start="reference", method=name, **methods[name], **seed) for name in used},
     }
     cached = {"cache": "states-maxent"} if c.cache_teacher else {}
     if c.cache_teacher:
@@ -119,8 +125,11 @@ def get_stages(c: ConfigDict) -> dict:
     if len(set(c.undo.alphas)) < len(c.undo.alphas):
         raise ValueError(f"undo.alphas = {c.undo.alphas}: give every α once")
     for alpha in c.undo.alphas:
-        stages[f"damaged-{alpha}"] = Perturb(start="maxent", alpha=alpha, beta=c.undo.beta, **seed)
-        stages[f"undo-{alpha}"] = Distill(teacher="maxent", start=f"damaged-{alpha}", **cached, **c.distill, **seed)
+        damage = {"alpha": alpha, "beta": c.undo.beta, "shrink": c.undo.shrink}
+        stages[f"damaged-{alpha}"] = Perturb(start=c.undo.method, **damage, **seed)
+        from_cache = cached if c.undo.method == "maxent" else {}
+        start = {"teacher": c.undo.method, "start": f"damaged-{alpha}", **from_cache}
+        stages[f"undo-{alpha}"] = Distill(**start, **c.distill, **seed)
     if c.full:
         stages |= _controls(c, seed)
     attacked = [name for name, stage in stages.items() if stage.VERB not in ("perturb", "cache")]
@@ -128,13 +137,16 @@ def get_stages(c: ConfigDict) -> dict:
 
 
 def _controls(c: ConfigDict, seed: dict) -> dict:
+    # With the same labels as an unlearning method: drop what a filter calls forbidden, and distil the reference.
+    filtered = {"filtered": Distill(teacher="reference", data="filtered", **c.distill, **seed)}
     return {
-        "graddiff": Unlearn(start="reference", method="graddiff", **c.graddiff, **seed),
+        **(filtered if c.data.filter_labels else {}),
         "student-graddiff": Distill(teacher="graddiff", **c.distill, **seed),
-        "rmu": Unlearn(start="reference", method="rmu", **c.rmu, **seed),
         "student-rmu": Distill(teacher="rmu", **c.distill, **seed),
         # α = 0: distilled from itself without damage.
-        "undo-0.0": Distill(teacher="maxent", start="maxent", **c.distill, **seed),
+        "undo-0.0": Distill(teacher=c.undo.method, start=c.undo.method, **c.distill, **seed),
+        # What the compute of an UNDO model buys a random student.
+        "student-budget": Distill(teacher="maxent", **{**c.distill, **c.budget}, stop=False, **seed),
         # Distillation without unlearning: does a random student forget by itself?
         "student-reference": Distill(teacher="reference", **c.distill, **seed),
         # The oracle-matching pair: equal outputs, unequal pasts.

@@ -8,26 +8,27 @@ nothing else.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
 import graphlib
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
 from distill_jax.config import ConfigError, check, identity, nearest
 from distill_jax.data.records import verify
-from distill_jax.io.files import read_json, write_json
+from distill_jax.io.files import write_json
 from distill_jax.io.metrics import Progress
 from distill_jax.models.transformer import TransformerConfig
+from distill_jax.perf import memory
 from distill_jax.sharding.distributed import barrier, chief
 from distill_jax.stages import VERBS
 from distill_jax.stages.context import Context, Node, RunSettings
 
 DATA = "data"
+FILL = 0.9  # of a device's memory, at most, by the compiler's account
 
 
 def build(experiment: Any, workdir: Path) -> dict[str, Node]:
@@ -58,7 +59,13 @@ def build(experiment: Any, workdir: Path) -> dict[str, Node]:
             "inputs": {role: nodes[source].identity for role, source in inputs.items()},
         }
         nodes[name] = _node(name, settings.VERB, settings, inputs, basis, workdir)
-    return nodes
+    return with_peers(nodes)
+
+
+def with_peers(nodes: Mapping[str, Node]) -> dict[str, Node]:
+    """Tell every node how many of these may train as one population with it."""
+    peers = {node.name: len(group) for group in pack(list(nodes.values())) for node in group}
+    return {name: dataclasses.replace(node, peers=peers[name]) for name, node in nodes.items()}
 
 
 def _inputs(name: str, settings: Any, stages: Mapping[str, Any]) -> dict[str, str]:
@@ -92,7 +99,18 @@ def _depth_first(stages: Mapping[str, Any], wiring: Mapping[str, Mapping[str, st
 def _node(name: str, verb: str, settings: Any, inputs: dict[str, str], basis: Any, workdir: Path) -> Node:
     plain = {k: v for k, v in dataclasses.asdict(settings).items() if k not in inputs}
     known_by = identity({"name": name, "verb": verb, "settings": plain, **basis})
-    return Node(name, verb, settings, inputs, known_by, workdir / "nodes" / f"{name}-{known_by}")
+    return Node(name, name, verb, settings, inputs, known_by, workdir / "nodes" / f"{name}-{known_by}")
+
+
+def lineage(names: Iterable[str], nodes: Mapping[str, Node]) -> dict[str, Node]:
+    """Return the named nodes and all that they are made from, the data first."""
+    todo, found = [*names], {DATA}
+    while todo:
+        name = todo.pop()
+        if name not in found:
+            found.add(name)
+            todo += nodes[name].inputs.values()
+    return {name: node for name, node in nodes.items() if name in found}
 
 
 def experiment_identity(nodes: Mapping[str, Node]) -> str:
@@ -101,16 +119,32 @@ def experiment_identity(nodes: Mapping[str, Node]) -> str:
 
 
 def pack(nodes: Sequence[Node]) -> list[list[Node]]:
-    """Group nodes that may train as one population: same verb, same teacher, same settings but for the members'."""
-    groups: dict[Any, list[Node]] = {}
+    """Group nodes that may train as one population: same verb, same inputs, same settings but for the members' own."""
+    groups: dict[str, list[Node]] = {}
     for node in nodes:
-        free = getattr(node.settings, "MEMBER", None)
-        if free is None:
-            groups[node.name] = [node]
-            continue
-        fixed = {k: v for k, v in dataclasses.asdict(node.settings).items() if k not in free}
-        groups.setdefault((node.verb, json.dumps(fixed, sort_keys=True)), []).append(node)
+        groups.setdefault(_population(node), []).append(node)
     return list(groups.values())
+
+
+def _population(node: Node) -> str:
+    """Return what all nodes have in common that may train with this one."""
+    free = getattr(node.settings, "MEMBER", None)
+    if free is None:
+        return node.name
+    inputs = node.settings.INPUTS
+    fixed = {k: v for k, v in dataclasses.asdict(node.settings.alike()).items() if k not in inputs}
+    roles = {role: node.inputs.get(role) for role in inputs if role not in free}
+    return json.dumps([node.verb, fixed, roles], sort_keys=True)
+
+
+def ready(left: Sequence[Node], done: Set[str]) -> list[list[Node]]:
+    """Return the groups whose inputs are done, of nodes that are left; those that are whole come first."""
+    # Every node reads the data node, which is no input by name.
+    may = {n.name for n in left if set(n.inputs.values()) <= done and (n.name == DATA or DATA in done)}
+    packed = pack(left)
+    groups = [[n for n in group if n.name in may] for group in packed]
+    whole = [g for g, all_of_it in zip(groups, packed, strict=True) if len(g) == len(all_of_it)]
+    return whole + [g for g in groups if g and g not in whole]
 
 
 def schedule(nodes: Mapping[str, Node]) -> Iterator[list[Node]]:
@@ -118,74 +152,44 @@ def schedule(nodes: Mapping[str, Node]) -> Iterator[list[Node]]:
     left = [node for node in nodes.values() if not node.done]
     done = {node.name for node in nodes.values() if node.done}
     while left:
-        # Every node reads the data node, which is no input by name.
-        ready = {n.name for n in left if set(n.inputs.values()) <= done and (n.name == DATA or DATA in done)}
-        groups = [[n for n in group if n.name in ready] for group in pack(left)]
-        whole = [g for g, all_of_it in zip(groups, pack(left), strict=True) if len(g) == len(all_of_it)]
-        chosen = next(g for g in whole + groups if g)
+        chosen = ready(left, done)[0]
         yield chosen
         done |= {n.name for n in chosen}
         left = [n for n in left if n.name not in done]
 
 
-@contextlib.contextmanager
-def claimed(workdir: Path, experiment: str) -> Iterator[None]:
-    """Hold a work directory for one process and one experiment.
+def execute(
+    nodes: dict[str, Node],
+    model: TransformerConfig,
+    settings: RunSettings,
+    out: Any = None,
+    groups: Callable[[Context], Iterator[list[Node]]] | None = None,
+) -> Context:
+    """Run every node that is not done, and return the context for the report.
 
-    Raises:
-      ConfigError: if it belongs to another experiment, is in use, or cannot be written.
+    Args:
+      groups: chooses what to run next; in the order of `schedule` when left out.
     """
-    if not chief():  # one of a run's processes holds it for all
-        yield
-        return
-    marker = workdir / "experiment.json"
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        lock = open(workdir / ".lock", "w")  # noqa: SIM115 - held until the run ends
-    except OSError as error:
-        raise ConfigError(f"--workdir={workdir} cannot be written: {error.strerror}; choose another") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ConfigError(f"--workdir={workdir} is in use by another run; wait for it or stop it") from error
-        if marker.exists():
-            try:
-                theirs = read_json(marker)["experiment"]
-            except (ValueError, KeyError) as error:
-                raise ConfigError(f"{marker} is damaged; remove it to claim the directory anew") from error
-            check(
-                theirs == experiment,
-                f"--workdir={workdir} belongs to experiment {theirs!r}, this is {experiment!r}; give it its own",
-            )
-        else:
-            foreign = [p.name for p in workdir.iterdir() if p.name not in (".lock", "experiment.json")]
-            check(not foreign, f"--workdir={workdir} holds other files ({foreign[:1]}); choose a new directory")
-            write_json(marker, {"experiment": experiment})
-        yield
-
-
-def execute(nodes: dict[str, Node], model: TransformerConfig, settings: RunSettings, out: Any = None) -> Context:
-    """Run every node that is not done, and return the context for the report."""
     barrier("begin")  # so that all processes find the same nodes finished
     todo = [node for node in nodes.values() if not node.done]
     progress = Progress(len(nodes), 0.0, settings.progress_seconds, out if chief() else io.StringIO())
-    progress.stage = len(nodes) - len(todo)
     ctx = Context(model, nodes, nodes[DATA].directory / "rows", progress, settings)
     finished = [name for name, node in nodes.items() if node.done]
     if finished:
-        progress.say(f"finished before, not computed again: {', '.join(finished)}")
+        told = ", ".join(finished) if len(finished) <= 40 else f"{len(finished)} of {len(nodes)} nodes"
+        progress.say(f"finished before, not computed again: {told}")
     if todo and nodes[DATA].done:
         _verify_data(nodes[DATA], ctx.data)
-    for group in schedule(nodes):
+    for group in groups(ctx) if groups else schedule(nodes):
+        progress.stage = sum(node.done for node in nodes.values())
         progress.begin(", ".join(n.name for n in group), len(group))
         if chief():
             for node in group:
                 _prepare_directory(node)
         barrier("a group's directories")
-        if not progress.flops_left and group[0].name != DATA:
-            progress.flops_left = sum(_plan(ctx, n) for n in todo if not n.done)
-        planned = sum(_plan(ctx, n) for n in group)
+        if group[0].name != DATA:
+            progress.flops_left = sum(planned_flops(ctx, n) for n in nodes.values() if not n.done)
+        planned = sum(planned_flops(ctx, n) for n in group)
         VERBS[group[0].verb].run(ctx, group)
         barrier("a group's results")
         progress.finish(planned, _summary(group))
@@ -200,14 +204,36 @@ def _verify_data(node: Node, rows: Path) -> None:
         raise ConfigError(f"{text}; remove {node.directory} and run again to prepare the data anew") from error
 
 
-def _plan(ctx: Context, node: Node) -> float:
-    return VERBS[node.verb].plan(ctx, node.settings)
+def planned_flops(ctx: Context, node: Node) -> float:
+    """Return a node's FLOPs at its most steps; those of evaluation are missing as long as there are no data."""
+    return float(VERBS[node.verb].plan(ctx, node.settings))
+
+
+def fitting(ctx: Context, group: Sequence[Node]) -> int:
+    """Return how many of a group's nodes, from its first on, fit into the devices' memory as one population."""
+    verb, count = VERBS[group[0].verb], len(group)
+    while count > 1 and hasattr(verb, "program"):
+        program = verb.program(ctx, group[:count])
+        mesh = program.mesh(ctx)
+        shapes = program.shapes(ctx, mesh)
+        free, least = memory.capacity(mesh.devices.flat[0]), memory.least_bytes(*shapes)
+        # Far from the limit the answer is known without the compiler; near it, only the compiler knows.
+        if 100 * least < free or (least < free and _needed(program.build(mesh), shapes) < FILL * free):
+            break
+        count = (count + 1) // 2
+    return count
+
+
+def _needed(step: Any, shapes: Any) -> float:
+    state, teacher, batch, base = shapes
+    needed = memory.needed_bytes(step.lower(state, teacher, batch, base=base).compile())
+    return math.inf if needed is None else needed
 
 
 def _prepare_directory(node: Node) -> None:
     node.directory.mkdir(parents=True, exist_ok=True)
     config = {
-        "name": node.name,
+        "name": node.stage,
         "verb": node.verb,
         "identity": node.identity,
         "settings": dataclasses.asdict(node.settings),

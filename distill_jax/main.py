@@ -1,4 +1,4 @@
-"""The only entry point: `distill-jax run | prepare | report | plan | bench`.
+"""The only entry point: `distill-jax run | prepare | report | sweep | plan | bench`.
 
 Exit codes: 0 when everything asked for is complete; 2 with a line or two when the input is wrong or the disk refuses;
 42 when SIGTERM came and everything up to it is saved: the same command, started again, continues.
@@ -6,9 +6,9 @@ Exit codes: 0 when everything asked for is complete; 2 with a line or two when t
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import dataclasses
-import importlib.util
 import os
 import sys
 import threading
@@ -21,7 +21,9 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from distill_jax.config import ConfigError, Interrupted, build, check, nearest
+from distill_jax import workers
+from distill_jax.config import ConfigError, Interrupted, check, nearest
+from distill_jax.experiment import load_experiment, load_module
 
 TRY_AGAIN = 42
 
@@ -33,8 +35,21 @@ commands:
   prepare  make the experiment's data only
   report   draw the report again from a work directory (needs no --config)
   bench    measure speed and memory on synthetic data (needs neither; `distill-jax bench --help`)
+  sweep    compute many points over one config, alone or beside other workers (`distill-jax sweep --help`)
   plan     compile an experiment for a TPU slice, without one, and print memory, time and cost of every stage
            (--slice=auto: the cheapest it fits on; --verbose: also where every parameter lies)"""
+
+SWEEP_USAGE = """usage: distill-jax sweep --sweep=FILE.py[:preset] --workdir=DIR [--config.key=value …]
+
+Computes what is missing of all the sweep's points, then draws the trade-off report. Any number of workers may run this
+command on one directory: each node is computed once, and a dead worker's nodes are taken over.
+
+  --workers=N    start N workers on this machine, each on its part of the cores
+  --index=I      only point I and what it is made from, as a job of an array
+  --count        print the number of points
+  --dry-run      say what would run, what is finished, what it would cost and what sharing saves
+  --pack=N       at most N nodes in one population (default 0: as many as fit in memory; 1: none together)
+  --dead_after=S seconds of silence until another machine's worker counts as dead (default 180)"""
 
 # Of a process that plans, and of no other: on a pod the first would break the detection of the cluster.
 PLANNING = {
@@ -42,51 +57,6 @@ PLANNING = {
     "JAX_PLATFORMS": "cpu",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # two plans at a time: no chip is touched
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Experiment:
-    """An experiment, checked: its model, its data, its stages and how to run them."""
-
-    name: str
-    description: str
-    model: Any
-    data: Any
-    stages: dict[str, Any]
-    run: Any
-    precision: str = "fp32"
-
-
-def load_experiment(module: ModuleType, config: Any) -> Experiment:
-    """Check a config and turn it into an experiment.
-
-    Raises:
-      ConfigError: naming the key, the value and the mend.
-    """
-    from distill_jax.data.arithmetic import ArithmeticConfig
-    from distill_jax.data.vocabulary import load_entries
-    from distill_jax.models.transformer import TransformerConfig
-    from distill_jax.stages.context import RunSettings
-
-    plain = config.to_dict()
-    model = build(TransformerConfig, plain["model"], "model")
-    data = build(getattr(module, "DATA", ArithmeticConfig), plain["data"], "data")
-    try:
-        stages = module.get_stages(config)
-    except TypeError as error:
-        raise ConfigError(f"{module.__file__}: a setting has a value of the wrong type ({error})") from error
-    except ValueError as error:
-        raise ConfigError(f"{module.__file__}: {error}") from error
-    for name, stage in stages.items():
-        build(type(stage), {f.name: getattr(stage, f.name) for f in dataclasses.fields(stage)}, f"stages.{name}")
-        if getattr(stage, "method", "") == "rmu":
-            mend = f"must be at most model.layers = {model.layers}"
-            check(stage.layer <= model.layers, f"stages.{name}.layer = {stage.layer}: {mend}")
-    words = len(load_entries()) if getattr(data, "vocabulary", "") == "words" else 0
-    mend = f"the data's vocabulary has {words} entries; raise it to that"
-    check(words <= model.vocab, f"model.vocab = {model.vocab}: {mend}")
-    run = build(RunSettings, plain["run"], "run")
-    return Experiment(plain["experiment"], plain["description"], model, data, stages, run)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +68,7 @@ class Arguments:
     workdir: Path
     config: Any = None
     module: ModuleType | None = None
+    points: tuple[str, list[dict[str, Any]], str] | None = None  # of a sweep: its name, its points, what it is about
 
 
 def parse(argv: Sequence[str]) -> Arguments:
@@ -106,13 +77,17 @@ def parse(argv: Sequence[str]) -> Arguments:
     Raises:
       ConfigError: naming what is unknown, missing or of the wrong type.
     """
-    commands = ("run", "prepare", "report", "plan", "bench")
+    commands = ("run", "prepare", "report", "sweep", "plan", "bench")
     check(len(argv) > 1, USAGE)
-    command, given = argv[1], ["distill-jax", *argv[2:]]
+    command, given = argv[1], ["distill-jax", *(_DRY_RUN.get(a, a) for a in argv[2:])]
     mend = f"{nearest(command, commands)}; there are {', '.join(commands)}"
     check(command in commands, f"unknown command {command!r}{mend}")
     if command == "plan":
         os.environ.update(PLANNING)  # before the config's imports bring JAX
+    points = None
+    if command == "sweep":
+        points, base = _sweep_file(given)
+        given.append(f"--config={base}")
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "where everything is written", flag_values=values)
     flags.DEFINE_bool("distributed", False, "join the cluster that JAX detects", flag_values=values)
@@ -126,10 +101,19 @@ def parse(argv: Sequence[str]) -> Arguments:
     flags.DEFINE_string("prices", None, "price table of a plan", flag_values=values)
     flags.DEFINE_list("stages", [], "the only stages of a plan", flag_values=values)
     flags.DEFINE_bool("verbose", False, "also print where every parameter lies", flag_values=values)
+    flags.DEFINE_string("sweep", None, "sweep", flag_values=values)
+    flags.DEFINE_integer("workers", 1, "of a sweep, on this machine", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer("index", None, "the only point of a sweep", lower_bound=0, flag_values=values)
+    flags.DEFINE_bool("count", False, "print how many points a sweep has", flag_values=values)
+    flags.DEFINE_bool("dry_run", False, "say what a sweep would run", flag_values=values)
+    flags.DEFINE_integer("pack", 0, "nodes at most in one population", lower_bound=0, flag_values=values)
+    flags.DEFINE_float("dead_after", 180.0, "seconds of a worker's silence", lower_bound=1.0, flag_values=values)
     # sys_argv: otherwise ml_collections looks for --config.key=value in the process's arguments, not in ours.
     config_flags.DEFINE_config_file("config", None, "experiment", flag_values=values, sys_argv=given)
-    path = _config_path(argv)
-    module = _load(path) if path and command != "report" else None
+    path = _config_path(given)
+    module = None
+    if path and command != "report":
+        module = load_module(path, "get_stages", "get_stages(config) says which stages the experiment has")
     if module:
         _check_keys(module, given)
     try:
@@ -139,7 +123,7 @@ def parse(argv: Sequence[str]) -> Arguments:
     check(len(rest) == 1, f"unexpected argument {rest[-1]!r}; settings are given as --config.key=value")
     if command == "plan":
         check(values.slice, "--slice is missing: name the TPU slice to plan for, such as v5e-16, or auto")
-    else:
+    elif not (command == "sweep" and values.count):
         check(values.workdir, "--workdir=DIR is missing: name the directory of this run")
     check(
         bool(values.coordinator) or values.processes == 1,
@@ -148,7 +132,29 @@ def parse(argv: Sequence[str]) -> Arguments:
     if command == "report":
         return Arguments(command, values, Path(values.workdir))
     check(path is not None, "--config=FILE.py is missing: name the experiment, such as configs/arithmetic.py:cpu")
-    return Arguments(command, values, Path(values.workdir or ""), values.config, module)
+    return Arguments(command, values, Path(values.workdir or ""), values.config, module, points)
+
+
+_DRY_RUN = {"--dry-run": "--dry_run"}  # absl's flags have no hyphens
+
+
+def _sweep_file(given: Sequence[str]) -> tuple[tuple[str, list[dict[str, Any]], str], str]:
+    """Return (name, points, description) of the sweep that is named, and the base config with its preset."""
+    named = [a.split("=", 1)[1] for a in given if a.startswith("--sweep=")]
+    check(bool(named), "--sweep=FILE.py is missing: name the sweep, such as configs/sweeps/undo_arithmetic.py")
+    other = [a for a in given if a.startswith("--config=")]
+    check(not other, f"{other[:1]}: a sweep says itself which config it is over; change its settings one by one")
+    path, _, arg = named[-1].partition(":")
+    check(Path(path).is_file(), f"--sweep={named[-1]}: there is no file {path}")
+    module = load_module(path, "get_sweep", "get_sweep(arg) returns the base config and the points")
+    try:
+        base, points = module.get_sweep(arg)
+    except ValueError as error:
+        raise ConfigError(f"--sweep={named[-1]}: {error}") from error
+    file, _, preset = base.partition(":")
+    base = f"{Path(path).parent / file}{':' + preset if preset else ''}"
+    text = " ".join((module.__doc__ or "").split("\n\n")[0].split())
+    return (Path(path).stem + (f":{arg}" if arg else ""), list(points), text), base
 
 
 def _config_path(argv: Sequence[str]) -> str | None:
@@ -158,18 +164,6 @@ def _config_path(argv: Sequence[str]) -> str | None:
     path = given[-1].split(":")[0]
     check(Path(path).is_file(), f"--config={given[-1]}: there is no file {path}")
     return path
-
-
-def _load(path: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("experiment_config", path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except (ImportError, SyntaxError) as error:
-        raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
-    check(hasattr(module, "get_stages"), f"{path} has no get_stages(config): it says which stages the experiment has")
-    return module
 
 
 def _check_keys(module: ModuleType, argv: Sequence[str]) -> None:
@@ -196,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the program and return its exit code."""
     argv = list(sys.argv if argv is None else argv)
     if ({"--help", "-h"} & set(argv[1:]) and argv[1] != "bench") or argv[1:2] == ["help"]:
-        print(USAGE)
+        print(SWEEP_USAGE if argv[1] == "sweep" else USAGE)
         return 0
     try:
         return _main(argv)
@@ -234,9 +228,12 @@ def _main(argv: Sequence[str]) -> int:
     assert given.module is not None
     if given.command == "plan":
         return _plan(given)
+    if given.command == "sweep":
+        return _sweep(given, argv)
     _set_up_jax(given.config)
     from distill_jax import graph
     from distill_jax.evals import summary
+    from distill_jax.io import leases
     from distill_jax.sharding import distributed
 
     experiment = load_experiment(given.module, given.config)
@@ -244,7 +241,9 @@ def _main(argv: Sequence[str]) -> int:
     check(not getattr(experiment.data, "PLAN_ONLY", False), f"{experiment.name}: its data have no loader yet; {mend}")
     nodes = graph.build(experiment, given.workdir)
     _join(given.flags)
-    with graph.claimed(given.workdir, experiment.name):
+    # One of a run's processes holds the directory for all.
+    alone = distributed.chief()
+    with leases.held(given.workdir, {"experiment": experiment.name}) if alone else contextlib.nullcontext():
         began = time.monotonic()
         wanted = {graph.DATA: nodes[graph.DATA]} if given.command == "prepare" else nodes
         graph.execute(wanted, experiment.model, experiment.run)
@@ -252,6 +251,43 @@ def _main(argv: Sequence[str]) -> int:
             identity = graph.experiment_identity(nodes)
             page = summary.write_report(experiment, nodes, identity, given.workdir, time.monotonic() - began)
             print(f"report: {page}")
+    return 0
+
+
+def _sweep(given: Arguments, argv: Sequence[str]) -> int:
+    said, workdir = given.flags, given.workdir
+    assert given.module is not None and given.points is not None
+    name, points, text = given.points
+    if said.count:
+        print(len(points))
+        return 0
+    check(not said.coordinator and not said.distributed, "a sweep's workers are one process each: start several")
+    _set_up_jax(given.config)
+    from distill_jax import sweep_graph
+    from distill_jax.evals import tradeoff
+    from distill_jax.io import leases
+    from distill_jax.sharding import distributed
+
+    whole = sweep_graph.load(name, points, given.module, given.config, workdir, text)
+    mine = whole if said.index is None else whole.of_point(said.index)
+    if said.dry_run:
+        print(sweep_graph.preview(mine))
+        return 0
+    if said.workers > 1:
+        codes = workers.run(argv, said.workers)
+        if mine.done:  # a worker that died has been replaced by the others
+            print(f"report: {tradeoff.write_report(whole, workdir)}")
+            return 0
+        return next((code for code in codes if code > 0), 1)
+    distributed.heed_signals()
+    with leases.held(workdir, whole.marker(), shared=True):
+        held = leases.Leases(dead_after=said.dead_after, heartbeat=min(10.0, said.dead_after / 4))
+        try:
+            sweep_graph.run(mine, held, said.pack, int(os.environ.get(workers.COUNT, "1")))
+        finally:
+            held.close()
+        if workers.COUNT not in os.environ:
+            print(f"report: {tradeoff.write_report(whole, workdir)}")
     return 0
 
 

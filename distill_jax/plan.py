@@ -30,7 +30,7 @@ from distill_jax.config import ConfigError, check, nearest
 from distill_jax.io.files import read_json, write_json
 from distill_jax.io.metrics import Progress
 from distill_jax.models import transformer
-from distill_jax.perf import flops, hlo
+from distill_jax.perf import flops, hlo, memory
 from distill_jax.perf.slices import CHIPS, GIB, SLICES, Slice, find
 from distill_jax.sharding.mesh import parameter_table
 from distill_jax.stages import VERBS
@@ -187,7 +187,7 @@ def cheapest(ctx: Context, groups: Groups, prices: Mapping[str, Any], say: Say) 
         for where in (s for s in SLICES.values() if s.generation == generation and s.chips <= MOST_CHIPS):
             try:
                 devices = topology(where)
-                need = max((_least_bytes(*_program(ctx, group, devices)[2]) for group in training), default=0)
+                need = max((memory.least_bytes(*_program(ctx, group, devices)[2]) for group in training), default=0)
             except ConfigError as error:
                 say(f"{where.name}: {error}")
                 continue
@@ -255,12 +255,6 @@ def lower(ctx: Context, group: Sequence[Node], devices: Sequence[Any]) -> Work:
         lowered=traced.lower(),
         notes=(f"{share} rows do not divide by {rows} chips: each computes all of them",) if uneven else (),
     )
-
-
-def _least_bytes(state: Any, *rest: Any) -> int:
-    """Return the bytes per chip without which a step cannot run: what it takes, and the gradients."""
-    leaves = [x for x in jax.tree.leaves((state, state.params, rest)) if hasattr(x, "sharding")]
-    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
 
 
 def compile_for(lowered: Any, chips: int) -> Compiled:

@@ -35,8 +35,11 @@ ALLOWED = {
     "doublebind": GRAPH,  # ... and the double bind is made of the same verbs
     "graph": GRAPH,
     "bench": GRAPH | {"graph"},  # what it times is what runs
+    "experiment": TRAIN | {"stages"},  # checks settings against the verbs
+    "sweep_graph": GRAPH | {"graph", "sweep", "experiment"},
     "plan": GRAPH | {"graph"},
-    "main": GRAPH | {"graph", "sweep", "plan", "bench"},
+    "workers": set(),  # starts processes, and is none of them
+    "main": GRAPH | {"graph", "experiment", "sweep_graph", "workers", "plan", "bench"},
     "__main__": {"main"},
 }
 

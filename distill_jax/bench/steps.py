@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from distill_jax.models import transformer
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops
+from distill_jax.perf.memory import needed_bytes
 from distill_jax.sharding.mesh import batch_sharding, make_mesh
 from distill_jax.stages import distill, pretrain
 from distill_jax.train.loop import IN_FLIGHT
@@ -136,12 +137,3 @@ def tokens(case: Case, mesh: Mesh) -> Batch:
     ones = np.ones(shape, np.int32)
     rows = {"tokens": ids, "segments": ones, "answer": ones}
     return jax.device_put(rows, batch_sharding(mesh, case.batch))
-
-
-def needed_bytes(compiled: Any) -> int | None:
-    """Return arguments, outputs and temporaries together, what is donated once."""
-    found = compiled.memory_analysis()
-    if found is None:
-        return None
-    whole = found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes
-    return int(whole - found.alias_size_in_bytes)

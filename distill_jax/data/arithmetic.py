@@ -35,6 +35,8 @@ class ArithmeticConfig:
       evaluation_prompts: prompts wanted for each operation, form and part; fewer where fewer exist.
       english: UTF-8 text files, one paragraph a line.
       english_share: share of the tokens of `all` that is English.
+      filter_labels: documents that an annotator labels as to retain or to forget; a filter that learns from them
+        makes the set `filtered` of `all`. 0 makes no such set.
       vocabulary: "words" for the shipped one, else the path of a SentencePiece model.
       seed: fixes the held-out half, the draws and the order of the documents.
 
@@ -51,6 +53,7 @@ class ArithmeticConfig:
     evaluation_prompts: int = 100
     english: tuple[str, ...] = ()
     english_share: float = 0.0
+    filter_labels: int = 0
     vocabulary: str = "words"
     seed: int = 0
 

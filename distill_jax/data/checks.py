@@ -15,6 +15,7 @@ INTEGERS: dict[str, tuple[int, float]] = {
     "equations": (0, math.inf),
     "word_problems": (0, math.inf),
     "row_length": (1, math.inf),
+    "filter_labels": (0, math.inf),
     "evaluation_prompts": (1, math.inf),
     "seed": (0, 2**32 - 1),
 }

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from distill_jax.data import arithmetic, checks, corpus, packing, quiet, records
+from distill_jax.data import arithmetic, checks, corpus, filtering, packing, quiet, records
 
 FORMAT = 1
 
@@ -90,7 +90,33 @@ def _write_sets(config: arithmetic.ArithmeticConfig, mixtures: Mapping[str, Any]
     sources = {task.name: task for mixture in mixtures.values() for task in mixture.tasks}
     rates = {name: {task.name: mixture.get_rate(task) for task in mixture.tasks} for name, mixture in mixtures.items()}
     pool = corpus.Pool(_read(config, sources, rates))
-    return {name: _write_set(config, name, pool.documents, pool.choose(of), work) for name, of in rates.items()}
+    chosen = {name: pool.choose(of) for name, of in rates.items()}
+    told: dict[str, Any] = {}
+    if config.filter_labels:
+        chosen["filtered"], told = _filtered(config, pool, chosen["all"], [*rates["forget"]])
+    sets = {name: _write_set(config, name, pool.documents, of, work) for name, of in chosen.items()}
+    if told:
+        sets["filtered"] |= told
+    return sets
+
+
+def _filtered(
+    config: arithmetic.ArithmeticConfig, pool: corpus.Pool, candidates: np.ndarray, forget: list[str]
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Choose from the candidates what a filter lets through that has learned from a few labels."""
+    bad = np.zeros(len(pool.documents), bool)
+    for task in forget:
+        bad[pool.places[task]] = True
+    distinct = np.unique(candidates)
+    labels = min(config.filter_labels, len(distinct))
+    labelled = arithmetic.random_stream(config, "labels").choice(distinct, labels, replace=False)
+    dropped = filtering.NaiveBayes.learn(pool.documents, labelled, bad[labelled]).forgets(pool.documents)
+    passed, lost = int((~dropped & bad)[candidates].sum()), int((dropped & ~bad)[candidates].sum())
+    _say(f"filter of {labels:,} labels: {passed:,} documents to forget pass, {lost:,} to retain are lost")
+    kept = candidates[~dropped[candidates]]
+    mend = "its filter drops every document; raise it"
+    checks.require(len(kept) > 0, "filter_labels", config.filter_labels, mend)
+    return kept, {"labels": labels, "forget_passed": passed, "retain_lost": lost}
 
 
 def _read(

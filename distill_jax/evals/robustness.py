@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,14 +49,20 @@ def _seed(label: str) -> int:
     return int(re.fullmatch(r"lr=([^,]+),seed=(\d+)", label)[2])  # type: ignore[index]
 
 
-def worst_case(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def worst_case(rows: Sequence[dict[str, Any]], diverged_at: Mapping[str, int] | None = None) -> dict[str, Any]:
     """Return the attack's curves: for each part the maximum over learning rates at each step, averaged over seeds.
 
     `retain_at_worst` is the retain accuracy of the very members that are worst on the held-out facts, so that an
-    attacker who wrecks the model is seen to do so. `by_seed` keeps the maxima of each seed, [S, K].
+    attacker who wrecks the model is seen to do so. `by_seed` keeps the maxima of each seed, [S, K]. `counted` is how many
+    attackers had not diverged at each step.
+
+    Args:
+      diverged_at: member -> the step at which it diverged.
     """
     steps, rates, heldout = attack_table(rows, "heldout")
-    out: dict[str, Any] = {"steps": steps}
+    stops = list((diverged_at or {}).values())
+    members = heldout.shape[0] * heldout.shape[1]
+    out: dict[str, Any] = {"steps": steps, "counted": [members - sum(stop < step for stop in stops) for step in steps]}
     for name in ("forget_heldout", "forget_shown"):
         table = attack_table(rows, PARTS[name])[2]
         maxima = table.max(axis=1)

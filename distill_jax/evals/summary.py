@@ -114,8 +114,8 @@ def training_flops(node: Any, nodes: dict[str, Any]) -> float:
 
 
 def _attack(node: Any) -> dict[str, Any]:
-    curves = worst_case(node.rows())
     result = node.result()
+    curves = worst_case(node.rows(), result.get("diverged_at"))
     return curves | {"members": result["members"], "diverged": result["diverged"], "flops": node.ledger()["flops"]}
 
 

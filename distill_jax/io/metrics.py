@@ -79,6 +79,7 @@ class Progress:
     def __init__(self, stages: int, flops: float, every: float = 5.0, out: Any = None):
         self.stages, self.every, self.out = stages, every, out or sys.stdout
         self.stage, self.name = 0, ""
+        self.workers = 1  # that share what is left
         self.flops_left, self._spent, self._flops_done = flops, 0.0, 0.0
         self._first: tuple[float, int] = (0.0, 0)  # when speed began to be measured, and at which step
         self._calls = 0
@@ -132,4 +133,4 @@ class Progress:
 
     def _run_left(self, elapsed: float, left: float, done_here: float) -> str:
         spent, done = self._spent + elapsed, self._flops_done + done_here
-        return span(left * spent / done) if done > 0 else "?"
+        return span(left * spent / done / self.workers) if done > 0 else "?"

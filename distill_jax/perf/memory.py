@@ -1,6 +1,10 @@
-"""What a compiled program needs of memory, by the compiler's own account; nothing is allocated or run."""
+"""What a program needs of memory, by the compiler's own account, and what a device has; nothing is allocated or run."""
 
 from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -53,3 +57,27 @@ def kl_memory(
         "arguments": found.argument_size_in_bytes,
         "outputs": found.output_size_in_bytes,
     }
+
+
+def needed_bytes(compiled: Any) -> int | None:
+    """Return arguments, outputs and temporaries of a compiled program on a device together, what is donated once."""
+    found = compiled.memory_analysis()
+    if found is None:
+        return None
+    whole = found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes
+    return int(whole - found.alias_size_in_bytes)
+
+
+def least_bytes(state: Any, *rest: Any) -> int:
+    """Return the bytes of a device without which a step cannot run: what it takes, and the gradients."""
+    leaves = [x for x in jax.tree.leaves((state, state.params, rest)) if hasattr(x, "sharding")]
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
+
+
+def capacity(device: Any) -> int:
+    """Return the bytes that programs may take on a device; on a CPU, its part of what the host has free."""
+    told = device.memory_stats() or {}
+    if "bytes_limit" in told:
+        return int(told["bytes_limit"])
+    free = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable"))
+    return int(free.split()[1]) * 1024 // jax.local_device_count()

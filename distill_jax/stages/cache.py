@@ -20,10 +20,10 @@ from distill_jax.data.records import Rows, load_manifest
 from distill_jax.data.states import StateWriter
 from distill_jax.models import transformer
 from distill_jax.perf import flops
+from distill_jax.perf.ledger import ledger
 from distill_jax.sharding.distributed import chief, told_to_stop
 from distill_jax.sharding.mesh import batch_sharding, make_mesh, replicated, tracing
 from distill_jax.stages.context import Context, Node
-from distill_jax.stages.population import ledger
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,11 +88,15 @@ def run(ctx: Context, nodes: Sequence[Node]) -> None:
     if chief():
         source = load_manifest(ctx.data)["sets"][settings.data]["sha256"]
         writer.seal({"data": source, "shape": [ctx.row_length, cfg.hidden], "dtype": cfg.dtype})
-        node.finish({"rows": len(rows)}, ledger(spent, {"teacher": time.monotonic() - began}))
+        tokens = {"teacher": len(rows) * ctx.row_length}
+        seconds = {"teacher": time.monotonic() - began}
+        node.finish({"rows": len(rows)}, ledger(spent, tokens, seconds, devices=mesh.size))
 
 
 def plan(ctx: Context, settings: Cache) -> float:
     """Return the FLOPs of the whole cache."""
+    if not ctx.prepared:
+        return 0.0
     try:
         rows = load_manifest(ctx.data)["sets"][settings.data]["rows"]
     except (ValueError, KeyError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from distill_jax.config import ConfigError, identity
-from distill_jax.data.records import load_evaluation
+from distill_jax.data.records import MANIFEST, load_evaluation
 from distill_jax.evals.exact_match import Prompts, make_evaluator, prompts_by_form
 from distill_jax.io.checkpoint import FINAL, Checkpoints
 from distill_jax.io.files import digest, read_json, write_json
@@ -70,20 +71,25 @@ class Node:
     """A verb with its settings, and the names of the nodes it starts from.
 
     Attributes:
-      name: unique in the experiment.
+      name: unique among the nodes it is run with.
+      stage: its name in its experiment, which its random draws depend on; several nodes of a sweep may have the same.
       verb: a key of `distill_jax.stages.VERBS`.
       settings: the verb's settings dataclass.
       inputs: role ("start", "teacher") -> name of another node.
       identity: hash of the name, the settings, the model, the data and the inputs' identities.
       directory: where the node's files lie.
+      peers: how many nodes of its experiment or sweep may train as one population with it, itself among them. How a
+        node is laid out depends on this and not on who trains with it in fact, so it comes out the same either way.
     """
 
     name: str
+    stage: str
     verb: str
     settings: Any
     inputs: dict[str, str]
     identity: str
     directory: Path
+    peers: int = 1
 
     @property
     def done(self) -> bool:
@@ -145,6 +151,7 @@ class Context:
 
     def __post_init__(self):
         self._evaluators: dict[Any, Any] = {}
+        self._evaluation_flops: dict[Any, float] = {}
         self._described: set[tuple[int, int]] = set()
 
     def describe(self, mesh: Mesh) -> None:
@@ -178,9 +185,15 @@ class Context:
         at = jax.tree.map(lambda w: w.sharding, self.weights(mesh)) if mesh else None
         return jax.device_put(transformer.frozen(self.model, merged) if frozen else merged, at)
 
+    def starts(self, nodes: Sequence[Node], mesh: Mesh) -> list[Any]:
+        """Return the weights that each node starts from, or one tree for all that start from one."""
+        names = [node.inputs["start"] for node in nodes]
+        found = {name: self.params(name, mesh) for name in dict.fromkeys(names)}
+        return list(found.values()) if len(found) == 1 else [found[name] for name in names]
+
     def fresh(self, node: Node, mesh: Mesh) -> Any:
         """Draw a node's fresh weights on the mesh."""
-        return draw_weights(self.model, mesh, jax.random.key(seed_for(node.settings.seed, "init", node.name)))
+        return draw_weights(self.model, mesh, jax.random.key(seed_for(node.settings.seed, "init", node.stage)))
 
     def weights(self, mesh: Mesh | None, *, frozen: bool = False) -> Any:
         """Return one model's weights as shapes, laid out on the mesh (or anyhow)."""
@@ -218,13 +231,23 @@ class Context:
             self._evaluators[key] = make_evaluator(self.model, self.select(*parts), mesh, self.run.evaluation_batch)
         return self._evaluators[key]
 
+    @property
+    def prepared(self) -> bool:
+        """Whether the data are complete."""
+        return (self.data / MANIFEST).exists()
+
+    def evaluation_tokens(self, *parts: str) -> int:
+        """Return the tokens that one member's evaluation on the parts reads and writes, padding included."""
+        return sum(len(s.prompts) * (s.prompts.shape[1] + s.answers.shape[1]) for s in self.select(*parts))
+
     def evaluation_flops(self, *parts: str) -> float:
-        """Return what one member's evaluation on the parts costs."""
-        cost = 0.0
-        for s in self.select(*parts):
-            count, width = s.prompts.shape
-            cost += flops.decode(self.model, count, width, s.answers.shape[1])
-        return cost
+        """Return what one member's evaluation on the parts costs; 0 as long as there are no data to count."""
+        if not self.prepared:
+            return 0.0
+        if parts not in self._evaluation_flops:
+            shapes = [(*s.prompts.shape, s.answers.shape[1]) for s in self.select(*parts)]
+            self._evaluation_flops[parts] = sum(flops.decode(self.model, *shape) for shape in shapes)
+        return self._evaluation_flops[parts]
 
 
 def seed_for(*what: Any) -> int:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from distill_jax.losses.chunked import over_tokens
@@ -22,7 +23,7 @@ from distill_jax.models import transformer
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops
 from distill_jax.stages.context import Context, Node
-from distill_jax.stages.population import Member, Program, finish_models, train
+from distill_jax.stages.population import Program, enrol, finish_models, train
 from distill_jax.train.population import state_shardings
 from distill_jax.train.settings import Training
 from distill_jax.train.step import make_step
@@ -70,9 +71,10 @@ class Distill(Training):
             raise ValueError(f"lora_rank = {self.lora_rank}: a student of adapters needs a start to attach them to")
 
     @property
-    def MEMBER(self) -> tuple[str, ...]:
+    def MEMBER(self) -> tuple[str, ...]:  # type: ignore[override]
         """Nodes that differ only here train as one population behind one teacher; adapters also share their base."""
-        return () if self.lora_rank else ("start",)
+        free = ("seed", "learning_rate", "tolerance")
+        return free if self.lora_rank else (*free, "start")
 
     def loss(self) -> Divergence:
         """Return the loss of student and teacher logits."""
@@ -115,16 +117,15 @@ def program(ctx: Context, nodes: Sequence[Node]) -> Program:
     # Equal steps compile once: all that this one asks of what it starts from is whether there is a cache.
     adapters = {"lora_rank": 0, "lora_alpha": Distill.lora_alpha}
     cache = "cache" if settings.cache else ""
-    alike = dataclasses.replace(settings, teacher="", start="", cache=cache, **adapters)
+    alike = dataclasses.replace(settings.alike(), teacher="", start="", cache=cache, **adapters)
     return Program(
-        crew=[Member(node, learning_rate=settings.learning_rate) for node in nodes],
+        **enrol(nodes),
         settings=settings,
         build=functools.partial(build, ctx.model, alike, ctx.run.loss_chunk),
         reads=settings.data,
-        seeds=[settings.seed],
         teacher=nodes[0].inputs["teacher"],
         base=nodes[0].inputs["start"] if settings.lora_rank else "",
-        cache=settings.cache,
+        cache=nodes[0].inputs.get("cache", ""),
         flops=_step_flops(ctx, settings),
     )
 
@@ -132,14 +133,15 @@ def program(ctx: Context, nodes: Sequence[Node]) -> Program:
 def run(ctx: Context, nodes: Sequence[Node]) -> None:
     """Distil one teacher into all the nodes' students."""
     settings, what = nodes[0].settings, program(ctx, nodes)
-    goal = ctx.nodes[what.teacher].result()["retain"] - settings.tolerance
+    teacher = ctx.nodes[what.teacher].result()["retain"]
+    goals = np.array([teacher - node.settings.tolerance for node in nodes])
     outcome = train(
         ctx,
         what,
         lambda mesh: [student(ctx, node, mesh) for node in nodes],
         evaluate_at=lambda s: s % settings.evaluate_every == 0,
         parts=("retain",),
-        reached=(lambda accuracy: accuracy["retain"] >= goal) if settings.stop else None,
+        reached=(lambda accuracy: accuracy["retain"] >= goals) if settings.stop else None,
         planned_flops=plan(ctx, settings) * len(nodes),
     )
     finish_models(ctx, what, outcome, watched=("retain",))

@@ -13,12 +13,14 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import jax
+import numpy as np
 
 from distill_jax.io.checkpoint import FINAL
 from distill_jax.models.transformer import FANS
+from distill_jax.perf.ledger import ledger
 from distill_jax.sharding.mesh import make_mesh
 from distill_jax.stages.context import PARTS, Context, Node, seed_for
-from distill_jax.stages.population import ledger, scores
+from distill_jax.stages.population import scores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,12 +31,14 @@ class Perturb:
       start: the node whose weights are damaged.
       alpha: α, the fraction of damage: 0 leaves the model as it is, 1 leaves nothing of it.
       beta: β, the noise's scale against Xavier's; 0 only shrinks.
+      shrink: whether the weights shrink to 1 - α; False only adds the noise, a control.
       seed: of the noise.
     """
 
     start: str = ""
     alpha: float = 0.6
     beta: float = 0.1
+    shrink: bool = True
     seed: int = 0
 
     VERB: ClassVar[str] = "perturb"
@@ -45,26 +49,29 @@ class Perturb:
             raise ValueError(f"alpha = {self.alpha}: the damaged fraction lies in [0, 1]")
         if not 0 <= self.beta < math.inf:
             raise ValueError(f"beta = {self.beta}: the noise's scale must not be negative, and finite")
-        if self.alpha == 1 and self.beta == 0:
+        if self.alpha == 1 and self.beta == 0 and self.shrink:
             raise ValueError(
                 "alpha = 1 with beta = 0 sets every weight to zero, and a network with a tied embedding of zeros has "
                 "no gradient; use beta > 0, or a distill stage without a start for a fresh student"
             )
 
 
-def damage(params: Any, key: jax.Array, alpha: float, beta: float) -> Any:
-    """Return (1 - α) W + α β N for every matrix W and (1 - α) w for every vector w."""
+def damage(params: Any, key: jax.Array, kept: Any, noise_scale: Any) -> Any:
+    """Return kept · W + noise_scale · N for every matrix W and kept · w for every vector w, kept = 1 - α, scale = α β.
+
+    Both factors are arguments of the compiled program: every α and β runs the same one.
+    """
     leaves, tree = jax.tree_util.tree_flatten_with_path(params)
     out = []
     for i, (path, w) in enumerate(leaves):
         names = [entry.key for entry in path]
-        w_new = (1 - alpha) * w
+        w_new = kept * w
         if names[-1] in FANS:
             shape = w.shape[1:] if "layers" in names else w.shape
             fan_in, fan_out = (math.prod(shape[a] for a in axes) for axes in FANS[names[-1]])
             bound = math.sqrt(6 / (fan_in + fan_out))
             noise = jax.random.uniform(jax.random.fold_in(key, i), w.shape, w.dtype, -bound, bound)
-            w_new = w_new + alpha * beta * noise
+            w_new = w_new + noise_scale * noise
         out.append(w_new)
     return jax.tree_util.tree_unflatten(tree, out)
 
@@ -75,14 +82,19 @@ def run(ctx: Context, nodes: Sequence[Node]) -> None:
     for node in nodes:
         began, settings = time.monotonic(), node.settings
         key = jax.random.key(seed_for(settings.seed, "noise", settings.alpha, settings.beta))
-        params = jax.jit(damage, static_argnums=(2, 3))(
-            ctx.params(node.inputs["start"], mesh), key, settings.alpha, settings.beta
-        )
+        start = ctx.params(node.inputs["start"], mesh)
+        kept = 1.0 if not settings.shrink else 1 - settings.alpha
+        params = jax.jit(damage)(start, key, np.float32(kept), np.float32(settings.alpha * settings.beta))
         correct = ctx.evaluator(mesh, *PARTS)(jax.tree.map(lambda x: x[None], params))[0]
         node.checkpoints.save(FINAL, params)
         node.finish(
             {**scores(correct, ctx.groups(*PARTS)), "steps": 0, "recovered": False, "diverged": False},
-            ledger({"evaluation": plan(ctx, settings)}, {"other": time.monotonic() - began}),
+            ledger(
+                {"evaluation": plan(ctx, settings)},
+                {"evaluation": ctx.evaluation_tokens(*PARTS)},
+                {"other": time.monotonic() - began},
+                devices=mesh.size,
+            ),
         )
 
 

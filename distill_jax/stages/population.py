@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import resource
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,6 +24,7 @@ from distill_jax.io.checkpoint import FINAL, Checkpoints, Damaged
 from distill_jax.io.metrics import Metrics
 from distill_jax.models import lora, transformer
 from distill_jax.perf import peaks, profile
+from distill_jax.perf.ledger import ledger
 from distill_jax.sharding.distributed import chief
 from distill_jax.sharding.mesh import batch_sharding, laid_out, make_mesh
 from distill_jax.stages.context import PARTS, Context, Node, seed_for
@@ -46,12 +46,34 @@ COLUMNS = ("tokens", "segments", "answer")  # of a batch
 
 @dataclasses.dataclass(frozen=True)
 class Member:
-    """One member: the node it belongs to, its label there, its learning rate and its batch stream."""
+    """One member: the node it belongs to, its label there, and what is its own.
+
+    Attributes:
+      learning_rate: peak.
+      stream: which of the program's data orders it reads.
+      coefficients: {loss term: what multiplies it}; every member of a crew names the same terms.
+    """
 
     node: Node
     label: str = ""
     learning_rate: float = 0.0
     stream: int = 0
+    coefficients: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+def enrol(nodes: Sequence[Node], *coefficients: str) -> dict[str, Any]:
+    """Return the `crew` and the `seeds` of a program with one member a node, and one data order a seed.
+
+    Args:
+      coefficients: loss terms whose coefficients are the nodes' settings `<term>_weight`.
+    """
+    seeds = list(dict.fromkeys(node.settings.seed for node in nodes))
+    weights = [{term: getattr(node.settings, f"{term}_weight") for term in coefficients} for node in nodes]
+    crew = [
+        Member(node, learning_rate=node.settings.learning_rate, stream=seeds.index(node.settings.seed), coefficients=w)
+        for node, w in zip(nodes, weights, strict=True)
+    ]
+    return {"crew": crew, "seeds": seeds}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,31 +105,42 @@ class Program:
     cache: str = ""
 
     def step_flops(self) -> float:
-        """Return the FLOPs of one step of the whole crew, behind one teacher."""
-        each = {name: 1 if name == "teacher" else len(self.crew) for name in self.flops}
+        """Return the FLOPs of one step of the whole crew, behind one teacher that reads every data order."""
+        each = {name: len(self.seeds) if name == "teacher" else len(self.crew) for name in self.flops}
         return sum(count * self.flops[name] for name, count in each.items())
+
+    def spent(
+        self, ctx: Context, steps: int, looks: int, parts: Sequence[str]
+    ) -> tuple[dict[str, float], dict[str, float]]:
+        """Return one member's FLOPs and tokens by cause, after so many steps and evaluations on the parts."""
+        tokens = steps * self.settings.batch * ctx.row_length * (2 if isinstance(self.reads, Mapping) else 1)
+        flops = {cause: steps * count for cause, count in self.flops.items()}
+        evaluation = {"evaluation": looks * ctx.evaluation_flops(*parts)}
+        return flops | evaluation, dict.fromkeys(flops, tokens) | {"evaluation": looks * ctx.evaluation_tokens(*parts)}
 
     def mesh(self, ctx: Context, devices: Sequence[Any] | None = None) -> Mesh:
         """Lay out the devices (all of the run's when left out) for this crew."""
-        # Nodes that pack must come out the same alone, as when a kill left only one of them unfinished.
-        spread = hasattr(self.settings, "MEMBER") and (ctx.run.fsdp, ctx.run.tensor) == (1, 1)
+        spread = self.crew[0].node.peers > 1 and (ctx.run.fsdp, ctx.run.tensor) == (1, 1)
         fsdp, tensor = ctx.run.fsdp, ctx.run.tensor
         return make_mesh(len(self.crew), spread=spread, fsdp=fsdp, tensor=tensor, devices=devices)
 
     def state(self, ctx: Context, mesh: Mesh, starts: Sequence[Any]) -> State:
         """Return the population before its first step."""
         rates, streams = [m.learning_rate for m in self.crew], [m.stream for m in self.crew]
-        return make_state(ctx.model, mesh, starts, self.settings.optimizer(), rates, streams)
+        terms = {term: [m.coefficients[term] for m in self.crew] for term in self.crew[0].coefficients}
+        return make_state(ctx.model, mesh, starts, self.settings.optimizer(), rates, streams, terms)
 
     def adapters(self, ctx: Context, mesh: Mesh) -> list[Any]:
         """Return the fresh adapters of each member; those of one node and one stream are the same."""
 
         @functools.cache
-        def draw(node: str, stream: int) -> Any:
-            key = jax.random.key(seed_for(self.settings.seed, "lora", node, stream))
+        def draw(seed: int, stage: str, stream: int) -> Any:
+            key = jax.random.key(seed_for(seed, "lora", stage, stream))
             return draw_weights(ctx.model, mesh, key, self.settings.lora_rank)
 
-        return [draw(m.node.name, m.stream) for m in self.crew]
+        # A stream of a population of nodes is its seed's; alone in its node a member has the seed's own draw.
+        attack = len({m.node.name for m in self.crew}) == 1
+        return [draw(m.node.settings.seed, m.node.stage, m.stream if attack else 0) for m in self.crew]
 
     def shapes(self, ctx: Context, mesh: Mesh) -> tuple[State, Any, Batch, Any]:
         """Return what the step takes, (state, teacher, batch, base), as shapes with shardings."""
@@ -293,7 +326,11 @@ def finish_models(
     """
     groups = ctx.groups(*parts)
     correct = ctx.evaluator(outcome.mesh, *parts)(outcome.state.params, outcome.base)
-    once, watch = ctx.evaluation_flops(*parts), ctx.evaluation_flops(*watched)
+    spent = [program.spent(ctx, outcome.steps[i], outcome.evaluations[i], watched) for i in range(len(program.crew))]
+    for flops, tokens in spent:
+        flops["evaluation"] += ctx.evaluation_flops(*parts)
+        tokens["evaluation"] += ctx.evaluation_tokens(*parts)
+    whole = sum(sum(flops.values()) for flops, _ in spent)
     for i, m in enumerate(program.crew):
         m.node.checkpoints.save(FINAL, take_weights(ctx.model, outcome.mesh, outcome.state.params, i))
         result = {
@@ -302,8 +339,8 @@ def finish_models(
             "recovered": outcome.status[i] == REACHED,
             "diverged": outcome.status[i] == DIVERGED,
         }
-        spent = {name: value * outcome.steps[i] for name, value in program.flops.items()}
-        m.node.finish(result, ledger(spent | {"evaluation": once + watch * outcome.evaluations[i]}, outcome.seconds))
+        share = sum(spent[i][0].values()) / whole
+        m.node.finish(result, ledger(*spent[i], outcome.seconds, devices=outcome.mesh.size, share=share))
 
 
 def scores(correct: np.ndarray, groups: Sequence[str]) -> dict[str, Any]:
@@ -319,18 +356,6 @@ def scores(correct: np.ndarray, groups: Sequence[str]) -> dict[str, Any]:
 
 
 _SCORES = {"retain": lambda g: g[2] == "retain", "forget": lambda g: g[2] != "retain"}
-
-
-def ledger(spent: dict[str, float], seconds: dict[str, float]) -> dict[str, Any]:
-    """Return a node's ledger: FLOPs by cause, this process's seconds by cause, and its peak resident bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    whole = round(sum(seconds.values()), 2)
-    return {
-        "flops": spent,
-        "seconds": whole,
-        "seconds_by_cause": {k: round(v, 2) for k, v in seconds.items()},
-        "peak_bytes": peak,
-    }
 
 
 def _wanted(groups: Sequence[str]) -> dict[str, list[str]]:

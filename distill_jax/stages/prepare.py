@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from distill_jax.config import ConfigError, Interrupted
-from distill_jax.data.records import verify
+from distill_jax.data.records import load_manifest, verify
 from distill_jax.io.files import write_json
+from distill_jax.perf.ledger import ledger
 from distill_jax.sharding.distributed import chief
 from distill_jax.stages.context import Context, Node
-from distill_jax.stages.population import ledger
 
 
 def run(ctx: Context, nodes: Sequence[Node]) -> None:
@@ -48,7 +48,8 @@ def _prepare(ctx: Context, node: Node) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(ctx.data))
         raise ConfigError(f"preparing the data failed: {last[0]}")
     verify(ctx.data)
-    node.finish({}, ledger({}, {"data": time.monotonic() - began}))
+    tokens = sum(entry["tokens"] for entry in load_manifest(ctx.data)["sets"].values())
+    node.finish({}, ledger({}, {"data": tokens}, {"data": time.monotonic() - began}))
 
 
 def plan(ctx: Context, settings: Any) -> float:

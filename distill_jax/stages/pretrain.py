@@ -17,7 +17,7 @@ from distill_jax.models import transformer
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops
 from distill_jax.stages.context import PARTS, Context, Node
-from distill_jax.stages.population import Member, Program, finish_models, train
+from distill_jax.stages.population import Program, enrol, finish_models, train
 from distill_jax.train.population import state_shardings
 from distill_jax.train.settings import Training
 from distill_jax.train.step import Batch, Term, make_step
@@ -35,6 +35,7 @@ class Pretrain(Training):
 
     VERB: ClassVar[str] = "pretrain"
     INPUTS: ClassVar[tuple[str, ...]] = ()
+    MEMBER: ClassVar[tuple[str, ...]] = ("seed", "learning_rate")
 
     def __post_init__(self):
         super().__post_init__()
@@ -69,14 +70,13 @@ def build(cfg: TransformerConfig, settings: Training, chunk: int, mesh: Any) -> 
 
 
 def program(ctx: Context, nodes: Sequence[Node]) -> Program:
-    """Return what the nodes, which differ in nothing but their fresh weights, run as one population."""
+    """Return what the nodes run as one population."""
     settings = nodes[0].settings
     return Program(
-        crew=[Member(node, learning_rate=settings.learning_rate) for node in nodes],
+        **enrol(nodes),
         settings=settings,
-        build=functools.partial(build, ctx.model, settings, ctx.run.loss_chunk),
+        build=functools.partial(build, ctx.model, settings.alike(), ctx.run.loss_chunk),
         reads=settings.data,
-        seeds=[settings.seed],
         teacher="",
         flops={"student": flops.train_step(ctx.model, settings.batch, ctx.row_length)},
     )

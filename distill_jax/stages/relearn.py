@@ -12,10 +12,11 @@ import functools
 from collections.abc import Sequence
 from typing import ClassVar
 
-from distill_jax.perf import flops
+from distill_jax.perf import flops as count_flops
+from distill_jax.perf.ledger import ledger
 from distill_jax.stages import pretrain
 from distill_jax.stages.context import PARTS, Context, Node
-from distill_jax.stages.population import Member, Program, ledger, train
+from distill_jax.stages.population import Member, Program, train
 from distill_jax.train.settings import Training
 from distill_jax.train.step import DIVERGED
 
@@ -81,10 +82,11 @@ def run(ctx: Context, nodes: Sequence[Node]) -> None:
         evaluate_at=lambda s: s in settings.evaluate_steps,
         planned_flops=plan(ctx, settings),
     )
-    attack = sum(outcome.steps) * what.flops["attack"]
-    evaluation = sum(outcome.evaluations) * ctx.evaluation_flops(*PARTS)
-    result = {"members": len(what.crew), "diverged": sum(status == DIVERGED for status in outcome.status)}
-    node.finish(result, ledger({"attack": attack, "evaluation": evaluation}, outcome.seconds))
+    flops, tokens = what.spent(ctx, sum(outcome.steps), sum(outcome.evaluations), PARTS)
+    ends = zip(what.crew, outcome.steps, outcome.status, strict=True)
+    diverged = {member.label: step for member, step, status in ends if status == DIVERGED}
+    result = {"members": len(what.crew), "diverged": len(diverged), "diverged_at": diverged}
+    node.finish(result, ledger(flops, tokens, outcome.seconds, devices=outcome.mesh.size))
 
 
 def _step_settings(settings: Relearn) -> Training:
@@ -94,7 +96,7 @@ def _step_settings(settings: Relearn) -> Training:
 
 
 def _step_flops(ctx: Context, settings: Relearn) -> float:
-    return flops.train_step(ctx.model, settings.batch, ctx.row_length, lora_rank=settings.lora_rank)
+    return count_flops.train_step(ctx.model, settings.batch, ctx.row_length, lora_rank=settings.lora_rank)
 
 
 def plan(ctx: Context, settings: Relearn) -> float:

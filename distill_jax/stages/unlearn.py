@@ -25,7 +25,7 @@ from distill_jax.models import transformer
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops
 from distill_jax.stages.context import PARTS, Context, Node
-from distill_jax.stages.population import Member, Program, finish_models, train
+from distill_jax.stages.population import Program, enrol, finish_models, train
 from distill_jax.stages.pretrain import language_model
 from distill_jax.train.population import state_shardings
 from distill_jax.train.settings import Training
@@ -55,6 +55,14 @@ class Unlearn(Training):
 
     VERB: ClassVar[str] = "unlearn"
     INPUTS: ClassVar[tuple[str, ...]] = ("start",)
+
+    @property
+    def MEMBER(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Nodes that differ only here train as one population."""
+        free = ("learning_rate", "forget_weight", "retain_weight")
+        if self.method == "rmu":  # its target is drawn from the seed, and all are held to one frozen model
+            return free
+        return (*free, "seed") if self.lora_rank else (*free, "seed", "start")  # adapters share their base
 
     def __post_init__(self):
         super().__post_init__()
@@ -149,14 +157,14 @@ def build(cfg: TransformerConfig, settings: Unlearn, chunk: int, mesh: Any) -> A
 
 
 def program(ctx: Context, nodes: Sequence[Node]) -> Program:
-    """Return what the nodes, which share their start and settings, run as one population."""
+    """Return what the nodes run as one population."""
     settings = nodes[0].settings
+    alike = dataclasses.replace(settings.alike(), start="")
     return Program(
-        crew=[Member(node, learning_rate=settings.learning_rate) for node in nodes],
+        **enrol(nodes, "forget", "retain"),
         settings=settings,
-        build=functools.partial(build, ctx.model, dataclasses.replace(settings, start=""), ctx.run.loss_chunk),
+        build=functools.partial(build, ctx.model, alike, ctx.run.loss_chunk),
         reads={"forget": "forget", "retain": "retain"},
-        seeds=[settings.seed],
         teacher=nodes[0].inputs["start"] if settings.method == "rmu" else "",
         base=nodes[0].inputs["start"] if settings.lora_rank else "",
         flops=_step_flops(ctx, settings),
@@ -169,7 +177,7 @@ def run(ctx: Context, nodes: Sequence[Node]) -> None:
     outcome = train(
         ctx,
         what,
-        lambda mesh: [ctx.params(nodes[0].inputs["start"], mesh)],
+        lambda mesh: ctx.starts(nodes, mesh),
         evaluate_at=lambda s: s > 0 and s % settings.evaluate_every == 0,
         planned_flops=plan(ctx, settings) * len(nodes),
     )

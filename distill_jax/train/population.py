@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -65,6 +65,7 @@ def make_state(
     optimizer: optax.GradientTransformation,
     learning_rates: Sequence[float],
     streams: Sequence[int] | None = None,
+    coefficients: Mapping[str, Sequence[float]] | None = None,
 ) -> State:
     """Build a population from each member's starting weights, filled up with unused members to fit the mesh.
 
@@ -72,6 +73,7 @@ def make_state(
       starts: one tree of weights a member, or a single one that all members start from.
       learning_rates: peak learning rate of each member; its length is P.
       streams: which batch stream each member reads; all read stream 0 when left out.
+      coefficients: of each loss term for each member; 1 when left out.
     """
     count = len(learning_rates)
     total = padded(count, mesh)
@@ -91,6 +93,7 @@ def make_state(
             hyper={
                 "learning_rate": jnp.asarray(learning_rates, jnp.float32)[index],
                 "stream": jnp.asarray(streams or [0] * count, jnp.int32)[index],
+                "coefficients": {k: jnp.asarray(c, jnp.float32)[index] for k, c in (coefficients or {}).items()},
             },
         )
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import ClassVar, Self
 
 import optax
 
-DATASETS = ("all", "retain", "forget", "forget_shown")
+DATASETS = ("all", "retain", "forget", "forget_shown", "filtered")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +50,9 @@ class Training:
     log_every: int = 10
     seed: int = 0
 
+    # What the members of one population may differ in; a verb whose nodes never train together has none.
+    MEMBER: ClassVar[tuple[str, ...] | None] = None
+
     def __post_init__(self):
         for name in ("steps", "batch", "microbatches", "evaluate_every", "checkpoint_every", "log_every"):
             if getattr(self, name) < 1:
@@ -74,10 +78,23 @@ class Training:
         if getattr(self, "data", "all") not in DATASETS:
             raise ValueError(f"data = {getattr(self, 'data', None)!r}: choose one of {', '.join(DATASETS)}")
 
+    def alike(self) -> Self:
+        """Return the settings with all that members may differ in set to one value: equal ones train together.
+
+        Members have their own peak learning rate, and the schedule's shape in common.
+        """
+        free = self.MEMBER or ()
+        common = {f.name: f.default for f in dataclasses.fields(self) if f.name in free}
+        if "learning_rate" in free:
+            common |= {"learning_rate": 1.0, "final_learning_rate": self._end()}
+        return dataclasses.replace(self, **common)
+
+    def _end(self) -> float:
+        return self.final_learning_rate / self.learning_rate if self.learning_rate else 1.0
+
     def schedule(self) -> optax.Schedule:
         """Return the learning rate as a fraction of its peak: linear warm-up, then a cosine that stays at its end."""
-        end = self.final_learning_rate / self.learning_rate if self.learning_rate else 1.0
-        decay = optax.cosine_decay_schedule(1.0, max(self.steps - self.warmup, 1), alpha=end)
+        decay = optax.cosine_decay_schedule(1.0, max(self.steps - self.warmup, 1), alpha=self._end())
         if not self.warmup:
             return decay
         # The first step already moves: (step + 1) / warmup, not step / warmup.

@@ -36,7 +36,8 @@ class State(flax.struct.PyTreeNode):
       params, opt: every leaf [P, ...]; params are what trains, a model's weights or the adapters to a frozen base.
       status: int32 [P], RUNNING, REACHED, DIVERGED, or UNUSED (fills the population up to the mesh).
       stopped: int32 [P], the step at which the member stopped; -1 while it runs.
-      hyper: "learning_rate" fp32 [P], "stream" int32 [P] (which of the batch's G streams the member reads).
+      hyper: "learning_rate" fp32 [P], "stream" int32 [P] (which of the batch's G streams the member reads), and
+        "coefficients" {loss term: fp32 [P]}, which multiply the objective's own.
     """
 
     step: jax.Array
@@ -44,7 +45,7 @@ class State(flax.struct.PyTreeNode):
     opt: Any
     status: jax.Array
     stopped: jax.Array
-    hyper: dict[str, jax.Array]
+    hyper: dict[str, Any]
 
 
 def make_step(
@@ -93,7 +94,8 @@ def make_step(
             terms = terms_of(params, member, shared)
             whole = member.get("weights") or {name: w for name, (_, _, w) in terms.items()}
             values = {name: s / jnp.maximum(whole[name], 1.0) for name, (_, s, _) in terms.items()}
-            return sum(terms[name][0] * value for name, value in values.items()), values
+            scale = {name: c * member["coefficients"].get(name, 1.0) for name, (c, _, _) in terms.items()}
+            return sum(scale[name] * value for name, value in values.items()), values
 
         compute = lambda: jax.grad(loss, has_aux=True)(member["params"])  # noqa: E731
         nothing = lambda: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(compute))  # noqa: E731
@@ -135,7 +137,8 @@ def make_step(
 
     def step(state: State, teacher_params: Any, batch: Batch, base: Any) -> tuple[State, dict[str, jax.Array]]:
         active = state.status == RUNNING
-        member = {"params": state.params, "active": active, "stream": state.hyper["stream"]}
+        hyper = {"stream": state.hyper["stream"], "coefficients": state.hyper["coefficients"]}
+        member = {"params": state.params, "active": active, **hyper}
         grads, values = gradients(member, batch, teacher_params, base)
         member = dict(
             member,

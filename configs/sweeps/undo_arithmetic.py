@@ -1,0 +1,42 @@
+"""How much robustness does a unit of compute buy? UNDO on arithmetic over α, β and the method, beside its controls.
+
+  configs/sweeps/undo_arithmetic.py          5 α × 2 β × 2 methods × 3 seeds on the CPU preset, each model attacked at
+                                             ten learning rates
+  configs/sweeps/undo_arithmetic.py:smoke    two of each for a few steps: a minute, learns nothing
+
+β = 0 only shrinks the weights; β = 0.1 is the paper's. Every seed is a training run of its own (reference, oracle,
+unlearning, damage, students), and one attacker: what varies between seeds is all that chance decides.
+
+  distill-jax sweep --sweep=configs/sweeps/undo_arithmetic.py --workdir=runs/undo_arithmetic --workers=2
+"""
+
+from distill_jax.sweep import axis, chain, product, wanting
+
+BASE = {"cpu": "../arithmetic.py:cpu,full", "smoke": "../arithmetic.py:smoke,full"}
+
+
+def get_sweep(arg: str = "") -> tuple:
+    """Return the base config and the points; `arg` names a preset of the arithmetic config."""
+    arg = arg or "cpu"
+    if arg not in BASE:
+        raise ValueError(f"no preset {arg!r} in configs/sweeps/undo_arithmetic.py; there are {', '.join(BASE)}")
+    smoke = arg == "smoke"
+    # MaxEnt reads 100 × 16 rows of each kind, which are about so many documents with a label.
+    common = axis("data.filter_labels", 60 if smoke else 13_800)
+    common = product(common, axis("relearn.seeds", 1), axis("seed", *range(2 if smoke else 3)))
+    if not smoke:
+        common = product(common, axis("relearn.evaluate_steps", (0, 10, 40, 100)))
+    alphas = (0.2, 0.6) if smoke else (0.1, 0.2, 0.4, 0.6, 0.8)
+
+    def undo(alpha: float) -> list:
+        return wanting(axis("undo.alphas", (alpha,)), f"relearn-undo-{alpha}")
+
+    methods = axis("undo.method", "maxent", "rmu")
+    grid = product(common, methods, axis("undo.beta", 0.0, 0.1), chain(*map(undo, alphas)))
+    noise_only = product(common, axis("undo.shrink", False), chain(*map(undo, alphas[-2:])))
+    whole = ("reference", "oracle", "maxent", "rmu", "student", "student-rmu", "undo-0.0", "filtered")
+    controls = chain(*(wanting(common, f"relearn-{name}") for name in whole))
+    budgets = product(
+        common, wanting(axis("budget.steps", *((2, 6) if smoke else (60, 280))), "relearn-student-budget")
+    )
+    return BASE[arg], chain(grid, controls, noise_only, budgets)

@@ -1,0 +1,214 @@
+"""The summary of a sweep: every attacked model with what it took, as a function of finished nodes."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import datetime
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from distill_jax.data.records import load_manifest
+from distill_jax.evals import findings, fits
+from distill_jax.evals.robustness import worst_case
+from distill_jax.io import tradeoff
+from distill_jax.models.transformer import parameter_count
+from distill_jax.perf.ledger import CAUSES
+
+Nodes = Mapping[str, Any]
+Spent = dict[str, float]
+
+
+def write_report(sweep: Any, workdir: Path) -> Path:
+    """Write `report/sweep.json` and the page of what is finished of a sweep, and return the page's path."""
+    summary = summarise(sweep)
+    summary["created"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return tradeoff.write(summary, workdir / "report")
+
+
+def summarise(sweep: Any) -> dict[str, Any]:
+    """Return the summary that `report/sweep.json` holds; the same nodes give the same summary."""
+    runs = [run for world in sweep.worlds for run in _runs(world)]
+    attacks = [n for world in sweep.worlds for n in world.nodes.values() if n.verb == "relearn"]
+    data = next((w.nodes["data"] for w in sweep.worlds if w.nodes["data"].done), None)
+    finished = {name for world in sweep.worlds for name, node in world.nodes.items() if node.done}
+    return {
+        "sweep": sweep.name,
+        "description": sweep.description,
+        "device": f"{jax.devices()[0].device_kind}, jax {jax.__version__}",
+        "points": {"total": len(sweep.points), "finished": sum(set(names) <= finished for names in sweep.asked)},
+        "attack": _attack_settings(attacks[0].settings) if attacks else None,
+        "evaluated": load_manifest(data.directory / "rows")["evaluation"]["groups"] if data else {},
+        "sharing": _sharing(sweep),
+        "runs": runs,
+        "fits": {
+            "steps_against_alpha": fits.steps_against_alpha(runs),
+            "compute_against_size": fits.compute_against_size(runs),
+        },
+        "findings": findings.findings(runs),
+    }
+
+
+def _attack_settings(settings: Any) -> dict[str, Any]:
+    wanted = ("steps", "learning_rates", "seeds", "batch", "lora_rank")
+    return {key: value for key, value in dataclasses.asdict(settings).items() if key in wanted}
+
+
+def _runs(world: Any) -> list[dict[str, Any]]:
+    nodes: Nodes = world.nodes
+    attacked = [n for n in nodes.values() if n.verb == "relearn" and n.done]
+    # What a node's cost is divided by: the attacked models that it had to be computed for, finished or not.
+    users = collections.Counter(
+        name for n in nodes.values() if n.verb == "relearn" for name in ancestry(n.inputs["start"], nodes)
+    )
+    oracles = {n.settings.seed: n for n in nodes.values() if kind(n, nodes) == "oracle" and n.done}
+    return [_run(attack, nodes, users, oracles, parameter_count(world.experiment.model)) for attack in attacked]
+
+
+def _run(attack: Any, nodes: Nodes, users: Mapping[str, int], oracles: Mapping[int, Any], size: int) -> dict[str, Any]:
+    node = nodes[attack.inputs["start"]]
+    result, settings = node.result(), node.settings
+    start = nodes.get(node.inputs.get("start", ""))
+    damage = start.settings if start is not None and start.verb == "perturb" else None
+    what = kind(node, nodes)
+    method = _method(node, nodes)
+    alpha = damage.alpha if damage else 0.0 if what == "alpha 0" else None
+    beta = damage.beta if damage else 0.0 if what == "alpha 0" else None
+    compute = cost(node, nodes, users)
+    for way in compute.values():
+        way["attack"] = sum(attack.ledger()["flops"].values())
+    oracle = oracles.get(settings.seed)
+    retraining = training(cost(oracle, nodes, users)["whole"]) if oracle else None
+    outcome = attack.result()
+    curves = worst_case(attack.rows(), outcome.get("diverged_at"))
+    return {
+        "id": node.directory.name,
+        "label": label(what, method, alpha, beta, getattr(settings, "steps", 0)),
+        "kind": what,
+        "method": method,
+        "alpha": alpha,
+        "beta": beta,
+        "seed": settings.seed,
+        "parameters": size,
+        "retain": result["retain"],
+        "forget": result["forget"],
+        "steps": result["steps"],
+        "max_steps": settings.steps,
+        "recovered": result["recovered"] if getattr(settings, "stop", False) else None,
+        "diverged": result["diverged"],
+        "attack": {
+            "steps": curves["steps"],
+            "forget_heldout": curves["forget_heldout"]["worst"],
+            "forget_shown": curves["forget_shown"]["worst"],
+            "retain_at_worst": curves["retain_at_worst"],
+            "members": outcome["members"],
+            "counted": curves["counted"],
+            "diverged": outcome["diverged"],
+        },
+        "compute": compute,
+        "vs_retraining": {way: training(spent) / retraining for way, spent in compute.items()} if retraining else None,
+    }
+
+
+def kind(node: Any, nodes: Nodes) -> str:
+    """Return what a model is in the comparison, read off from how it was made."""
+    settings, start = node.settings, nodes.get(node.inputs.get("start", ""))
+    if node.verb == "pretrain":
+        return "reference" if settings.data == "all" else "oracle"
+    if node.verb == "unlearn":
+        return "suppressed"
+    if node.verb != "distill":
+        return str(node.verb)
+    teacher = nodes[node.inputs["teacher"]]
+    if start is None:
+        if teacher.verb == "pretrain":
+            return "filtered" if settings.data not in ("all",) else "student of the reference"
+        return "random student" if settings.stop else "equal compute"
+    if start.verb == "perturb":
+        return "undo" if start.settings.shrink else "noise only"
+    return "alpha 0" if start.name == teacher.name else "distilled"
+
+
+def label(kind: str, method: str | None, alpha: float | None, beta: float | None, steps: int) -> str:
+    """Return what a reader calls a model."""
+    of = f" of {NAMES.get(method, method)}" if method else ""
+    if kind == "undo":
+        return f"UNDO α = {alpha:g}, β = {beta:g}{of}"
+    if kind == "noise only":
+        return f"noise without shrinkage, αβ = {alpha * beta:g}{of}"  # type: ignore[operator]
+    if kind == "suppressed":
+        return f"{NAMES.get(str(method), method)}, suppressed"
+    if kind == "equal compute":
+        return f"random student, {steps} steps{of}"
+    return f"{LABELS.get(kind, kind)}{of}"
+
+
+NAMES: dict[str | None, str] = {"maxent": "MaxEnt", "graddiff": "GradDiff", "rmu": "RMU"}
+LABELS = {
+    "reference": "reference (all data)",
+    "oracle": "oracle (retain data only)",
+    "alpha 0": "α = 0, no damage",
+    "filtered": "filtered, then distilled",
+}
+
+
+def _method(node: Any, nodes: Nodes) -> str | None:
+    """Return the unlearning method that a model goes back to."""
+    for name in ancestry(node.name, nodes):
+        if nodes[name].verb == "unlearn":
+            return str(nodes[name].settings.method)
+    return None
+
+
+def ancestry(name: str, nodes: Nodes) -> list[str]:
+    """Return a node and all it was made from, without the data."""
+    todo, found = [name], []
+    while todo:
+        name = todo.pop()
+        if name not in found:
+            found.append(name)
+            todo += nodes[name].inputs.values()
+    return found
+
+
+def cost(node: Any, nodes: Nodes, users: Mapping[str, int]) -> dict[str, Spent]:
+    """Return the FLOPs by cause of a model and all that it was made from, counted in three ways.
+
+    `whole` as if it were made alone; `own` without the nodes that others use too; `amortised` with each node divided by
+    the number of its users. The reference is left out of what others were made from: it exists already and is to be
+    mended.
+    """
+    past = [nodes[n] for n in ancestry(node.name, nodes) if n == node.name or kind(nodes[n], nodes) != "reference"]
+    return {
+        "whole": _sum((n.ledger()["flops"], 1.0) for n in past),
+        "own": _sum((n.ledger()["flops"], 1.0) for n in past if users[n.name] <= 1),
+        "amortised": _sum((n.ledger()["flops"], 1 / max(users[n.name], 1)) for n in past),
+    }
+
+
+def _sum(spent: Iterable[tuple[Spent, float]]) -> Spent:
+    total = dict.fromkeys(CAUSES, 0.0)
+    for flops, share in spent:
+        for cause, count in flops.items():
+            total[cause] += share * count
+    return total
+
+
+def training(spent: Spent) -> float:
+    """Return the FLOPs that "compute against retraining" counts: the student's and the teacher's."""
+    return spent["student"] + spent["teacher"]
+
+
+def _sharing(sweep: Any) -> dict[str, float]:
+    shared = unshared = 0.0
+    for world in sweep.worlds:
+        spent = {name: sum(n.ledger()["flops"].values()) for name, n in world.nodes.items() if n.done}
+        shared += sum(spent.values())
+        for names in sweep.asked:
+            if set(names) <= set(world.nodes):
+                past = {n for name in names for n in ancestry(name, world.nodes)}
+                unshared += sum(spent.get(name, 0.0) for name in past)
+    return {"flops_shared": shared, "flops_unshared": unshared}

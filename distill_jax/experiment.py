@@ -1,0 +1,80 @@
+"""From a config file to a checked experiment."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from distill_jax.config import ConfigError, build, check
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """An experiment, checked: its model, its data, its stages and how to run them."""
+
+    name: str
+    description: str
+    model: Any
+    data: Any
+    stages: dict[str, Any]
+    run: Any
+    precision: str = "fp32"
+
+
+def load_module(path: str | Path, needs: str, says: str) -> ModuleType:
+    """Import a config file.
+
+    Args:
+      needs: the function that it must have.
+      says: what that function is for, for the error.
+
+    Raises:
+      ConfigError: if it cannot be imported or lacks the function.
+    """
+    spec = importlib.util.spec_from_file_location("experiment_config", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except (ImportError, SyntaxError) as error:
+        raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
+    check(hasattr(module, needs), f"{path} has no {needs}: {says}")
+    return module
+
+
+def load_experiment(module: ModuleType, config: Any) -> Experiment:
+    """Check a config and turn it into an experiment.
+
+    Raises:
+      ConfigError: naming the key, the value and the mend.
+    """
+    from distill_jax.data.arithmetic import ArithmeticConfig
+    from distill_jax.data.vocabulary import load_entries
+    from distill_jax.models.transformer import TransformerConfig
+    from distill_jax.stages.context import RunSettings
+
+    plain = config.to_dict()
+    model = build(TransformerConfig, plain["model"], "model")
+    data = build(getattr(module, "DATA", ArithmeticConfig), plain["data"], "data")
+    try:
+        stages = module.get_stages(config)
+    except TypeError as error:
+        raise ConfigError(f"{module.__file__}: a setting has a value of the wrong type ({error})") from error
+    except ValueError as error:
+        raise ConfigError(f"{module.__file__}: {error}") from error
+    for name, stage in stages.items():
+        build(type(stage), {f.name: getattr(stage, f.name) for f in dataclasses.fields(stage)}, f"stages.{name}")
+        if getattr(stage, "data", "") == "filtered":
+            mend = "there is a filter only with data.filter_labels above 0"
+            check(getattr(data, "filter_labels", 0) > 0, f"stages.{name}.data = 'filtered': {mend}")
+        if getattr(stage, "method", "") == "rmu":
+            mend = f"must be at most model.layers = {model.layers}"
+            check(stage.layer <= model.layers, f"stages.{name}.layer = {stage.layer}: {mend}")
+    words = len(load_entries()) if getattr(data, "vocabulary", "") == "words" else 0
+    mend = f"the data's vocabulary has {words} entries; raise it to that"
+    check(words <= model.vocab, f"model.vocab = {model.vocab}: {mend}")
+    run = build(RunSettings, plain["run"], "run")
+    return Experiment(plain["experiment"], plain["description"], model, data, stages, run)

@@ -1,0 +1,222 @@
+"""Leases: workers on one file system agree who computes what, without a server.
+
+A directory is leased by a file `lease-<n>.json` that is linked into place, which only one worker can do for each n; the
+highest n is in force. It is never taken away: a dead worker's lease n is followed by lease n + 1. While it works, its
+owner touches the file. Nobody compares a time of the file with a clock, which may go wrong by hours between machines:
+a lease is dead when its file has not *changed* for `dead_after` seconds of the onlooker's own clock, or at once when
+its process is known to be gone from this machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from distill_jax.config import ConfigError, check
+from distill_jax.io.files import read_json, write_json
+
+LOST = 75  # exit code of a worker that was thought dead and whose node another one has now
+
+
+class Leases:
+    """What one worker holds.
+
+    Args:
+      heartbeat: seconds between two touches.
+      dead_after: seconds without one after which the worker of another machine counts as dead. Network file systems
+        show a change up to a minute late.
+      lost: called if another worker took over what this one holds; ends the process when left out.
+    """
+
+    def __init__(self, heartbeat: float = 10.0, dead_after: float = 180.0, lost: Callable[[str], None] | None = None):
+        self.worker = f"{os.uname().nodename}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
+        self._heartbeat, self._dead_after, self._lost = heartbeat, dead_after, lost or _leave
+        self._held: dict[Path, Path] = {}  # directory -> lease
+        self._seen: dict[Path, tuple[int, float]] = {}  # lease -> (its mtime, when it was first seen on our clock)
+        self._guard, self._closed = threading.Lock(), threading.Event()
+        threading.Thread(target=self._beat, daemon=True).start()
+
+    def take(self, directory: Path) -> bool:
+        """Lease a directory, which is made if it does not exist; False if a living worker has it."""
+        directory.mkdir(parents=True, exist_ok=True)
+        number = _newest(directory)
+        if number >= 0 and self._alive(_lease(directory, number)):
+            return False
+        mine = directory / f".lease.{self.worker}"
+        mine.write_text(json.dumps({"worker": self.worker, **_self()}))
+        try:
+            os.link(mine, _lease(directory, number + 1))
+        except FileExistsError:
+            return False
+        finally:
+            mine.unlink()
+        with self._guard:
+            self._held[directory] = _lease(directory, number + 1)
+        return True
+
+    def release(self, directory: Path) -> None:
+        """Give a lease back; nothing happens if it is not held."""
+        with self._guard:
+            lease = self._held.pop(directory, None)
+            if lease is not None:
+                write_json(lease, {"worker": self.worker, "released": True})
+
+    def close(self) -> None:
+        """Give everything back."""
+        self._closed.set()
+        for directory in list(self._held):
+            self.release(directory)
+
+    def holder(self, directory: Path) -> str:
+        """Return the name of the worker whose lease is in force, or ""."""
+        number = _newest(directory)
+        found = _read(_lease(directory, number)) if number >= 0 else {}
+        return "" if found.get("released") else str(found.get("worker", ""))
+
+    def _alive(self, lease: Path) -> bool:
+        found = _read(lease)
+        if found.get("released"):
+            return False
+        me = _self()
+        if found.get("machine") == me["machine"]:
+            return _started(int(found["pid"])) == found["started"]
+        try:
+            changed = lease.stat().st_mtime_ns
+        except OSError:
+            return True  # look again later
+        now = time.monotonic()
+        before, since = self._seen.setdefault(lease, (changed, now))
+        if before != changed:
+            self._seen[lease] = changed, now
+            return True
+        return now - since < self._dead_after
+
+    def _beat(self) -> None:
+        while not self._closed.wait(self._heartbeat):
+            with self._guard:
+                for directory, lease in list(self._held.items()):
+                    if _newest(directory) != int(lease.stem.removeprefix("lease-")):
+                        del self._held[directory]
+                        self._lost(f"{directory.name} was taken over by {self.holder(directory)}")
+                        continue
+                    with contextlib.suppress(OSError):
+                        os.utime(lease)  # no new bytes: it succeeds on a full disk
+
+
+def _leave(what: str) -> None:
+    print(f"distill-jax: this worker was silent too long: {what}; it leaves", file=sys.stderr, flush=True)
+    os._exit(LOST)
+
+
+def _lease(directory: Path, number: int) -> Path:
+    return directory / f"lease-{number}.json"
+
+
+def _newest(directory: Path) -> int:
+    if not directory.exists():
+        return -1
+    found = [re.fullmatch(r"lease-(\d+)\.json", name) for name in os.listdir(directory)]
+    return max((int(match[1]) for match in found if match), default=-1)
+
+
+def _read(lease: Path) -> dict[str, Any]:
+    try:
+        return dict(read_json(lease))
+    except (OSError, ValueError):
+        return {}
+
+
+def _self() -> dict[str, Any]:
+    """Return what says on its own machine whether a process still lives: a pid alone may be used again."""
+    # Containers of one machine have process numbers of their own.
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return {
+        "machine": f"{boot}/{os.readlink('/proc/self/ns/pid')}",
+        "pid": os.getpid(),
+        "started": _started(os.getpid()),
+    }
+
+
+def _started(pid: int) -> int | None:
+    """Return when a process of this machine started, in ticks since it booted; None if there is none."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if status[0] == "Z" else int(status[19])
+
+
+@contextlib.contextmanager
+def held(workdir: Path, marker: Mapping[str, Any], *, shared: bool = False) -> Iterator[None]:
+    """Hold a work directory: for one process alone, or with others of the same marker.
+
+    Args:
+      marker: what is run here. Its "experiment" can never change; the rest may once nobody works here.
+
+    Raises:
+      ConfigError: if the directory belongs to another experiment, is in use by others, or cannot be written.
+    """
+    where = f"--workdir={workdir}"
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        gate, lock = open(workdir / ".gate", "w"), open(workdir / ".lock", "w")  # noqa: SIM115
+    except OSError as error:
+        raise ConfigError(f"{where} cannot be written: {error.strerror}; choose another") from error
+    with lock:
+        with gate:
+            fcntl.flock(gate, fcntl.LOCK_EX)  # one at a time looks at who is here
+            alone = _flocked(lock, fcntl.LOCK_EX)
+            in_use = f"{where} is in use by another run; wait for it or stop it"
+            check(alone or (shared and _flocked(lock, fcntl.LOCK_SH)), in_use)
+            theirs = _marker(workdir)
+            if alone:
+                _check_owner(workdir, theirs, marker)
+                if theirs != marker:
+                    write_json(workdir / "experiment.json", dict(marker))
+                if shared:
+                    fcntl.flock(lock, fcntl.LOCK_SH)
+            else:
+                for key in {**marker, **(theirs or {})}:
+                    mine, other = marker.get(key), (theirs or {}).get(key)
+                    mend = "stop them first, or run what they run"
+                    check(mine == other, f"{where}: the workers there have {key} {other!r}, this one {mine!r}; {mend}")
+        yield
+
+
+def _flocked(lock: Any, how: int) -> bool:
+    try:
+        fcntl.flock(lock, how | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _marker(workdir: Path) -> dict[str, Any] | None:
+    path = workdir / "experiment.json"
+    if not path.exists():
+        return None
+    try:
+        found = read_json(path)
+        found["experiment"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} is damaged; remove it to claim the directory anew") from error
+    return dict(found)
+
+
+def _check_owner(workdir: Path, theirs: Mapping[str, Any] | None, marker: Mapping[str, Any]) -> None:
+    if theirs is None:
+        foreign = [p.name for p in workdir.iterdir() if p.name not in (".lock", ".gate", "experiment.json")]
+        check(not foreign, f"--workdir={workdir} holds other files ({foreign[:1]}); choose a new directory")
+        return
+    mine, other = marker["experiment"], theirs["experiment"]
+    check(mine == other, f"--workdir={workdir} belongs to experiment {other!r}, this is {mine!r}; give it its own")

@@ -1,0 +1,138 @@
+"""Workers to be killed, files to be spoilt, and what must come out all the same."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent.parent
+SWEEP = "tests/faults/tiny_sweep.py"
+# Enough steps that accuracies differ, and checkpoints between logged steps and evaluations, where a careless restart
+# would show.
+SETTINGS = (
+    "--config.data.multiplication_max=3",
+    "--config.reference.steps=120",
+    "--config.reference.batch=8",
+    "--config.reference.checkpoint_every=35",
+    "--config.distill.steps=25",
+    "--config.distill.checkpoint_every=7",
+    "--config.relearn.steps=24",
+    "--config.relearn.evaluate_steps=(0,8,24)",
+    "--config.relearn.checkpoint_every=11",
+    "--config.run.progress_seconds=0",
+)
+
+
+class Workers:
+    """Start workers of the tiny sweep on one compilation cache."""
+
+    def __init__(self, base: Path):
+        self.base = base
+        self.env = os.environ | {
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+            "JAX_COMPILATION_CACHE_DIR": str(base / "compiled"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        }
+
+    def start(self, workdir: Path, *more: str) -> subprocess.Popen[str]:
+        """Start one worker in a process group of its own; what it says goes to a file that `said` reads."""
+        workdir.parent.mkdir(parents=True, exist_ok=True)
+        log = open(f"{workdir}.{len(list(workdir.parent.glob(f'{workdir.name}.*.log')))}.log", "w")  # noqa: SIM115
+        command = [sys.executable, "-m", "distill_jax", "sweep", f"--sweep={SWEEP}", *SETTINGS, f"--workdir={workdir}"]
+        with log:
+            return subprocess.Popen(
+                [*command, *more], cwd=ROOT, env=self.env, stdout=log, stderr=log, text=True, start_new_session=True
+            )
+
+    def __call__(self, workdir: Path, *more: str) -> tuple[int, str]:
+        """Run one worker to its end, and return its exit code and what it said."""
+        process = self.start(workdir, *more)
+        try:
+            process.wait(timeout=600)
+        finally:
+            kill(process)
+        return process.returncode, said(workdir)[-1]
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    """Kill a worker and whatever it started."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def said(workdir: Path) -> list[str]:
+    """Return what each worker of a directory said, in the order they were started."""
+    logs = list(workdir.parent.glob(f"{workdir.name}.*.log"))
+    return [path.read_text() for path in sorted(logs, key=lambda p: int(p.name.split(".")[-2]))]
+
+
+def finished(base: Path) -> Path:
+    """Run the sweep undisturbed, once for all tests, and return its work directory."""
+    workdir = base / "sweep"
+    with open(base / "sweep.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (workdir / "report/sweep.json").exists():
+            code, text = Workers(base)(workdir)
+            assert code == 0, text
+    return workdir
+
+
+def computed(texts: list[str]) -> list[str]:
+    """Return the name of every node that a worker says it has done, once for each time."""
+    found: list[str] = []
+    for line in "".join(texts).splitlines():
+        match = re.match(r"\[\d+/\d+\] (.*?)  done", line)
+        if match:
+            found += match[1].split(", ")
+    return found
+
+
+def nodes(workdir: Path) -> dict[str, Path]:
+    """Return the nodes' directories by name."""
+    return {path.name: path for path in sorted((workdir / "nodes").iterdir())}
+
+
+def results(workdir: Path) -> dict[str, Any]:
+    """Return all numbers of a sweep: its summary, and every node's rows, results and FLOPs."""
+    summary = json.loads((workdir / "report/sweep.json").read_text())
+    del summary["created"]
+    found: dict[str, Any] = {"summary": summary}
+    for name, path in nodes(workdir).items():
+        assert (path / "DONE").exists(), name
+        for file in ("metrics.jsonl", "result.json"):
+            found[f"{name}/{file}"] = (path / file).read_text() if (path / file).exists() else None
+        found[f"{name}/flops"] = json.loads((path / "ledger.json").read_text())["flops"]
+    return found
+
+
+def assert_same(one: Path, other: Path) -> None:
+    """Fail unless two sweeps came to the same, number for number and row for row."""
+    mine, theirs = results(one), results(other)
+    assert set(mine) == set(theirs)
+    assert [name for name in mine if mine[name] != theirs[name]] == []
+
+
+def largest(directory: Path) -> Path:
+    """Return the largest file under a directory."""
+    return max((p for p in directory.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+def flip(path: Path) -> None:
+    """Turn over one bit in the middle of a file."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def cut(path: Path) -> None:
+    """Cut a file short by half."""
+    os.truncate(path, path.stat().st_size // 2)

@@ -1,0 +1,163 @@
+"""A sweep whose workers are killed, whose files are spoilt and whose numbers must not change."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.faults import harness
+from tests.faults.harness import Workers, assert_same, computed, kill, nodes, said
+
+KILLS = 20
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    own = tmp_path_factory.getbasetemp()
+    path = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "sweeps"
+    path.mkdir(exist_ok=True)
+    return path
+
+
+@pytest.fixture(scope="module")
+def workers(base) -> Workers:
+    return Workers(base)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(base) -> Path:
+    return harness.finished(base)
+
+
+@pytest.fixture
+def copy(undisturbed, tmp_path) -> Path:
+    """A copy of the finished sweep that a test may spoil."""
+    return shutil.copytree(undisturbed, tmp_path / "sweep")
+
+
+def remove(workdir: Path, *stages: str) -> None:
+    for name, path in nodes(workdir).items():
+        if name.rpartition("-")[0] in stages:
+            shutil.rmtree(path)
+
+
+@pytest.mark.end_to_end
+def test_the_undisturbed_sweep_computes_every_node_once_and_shares_references(undisturbed):
+    done = computed(said(undisturbed))
+    assert sorted(done) == sorted(nodes(undisturbed))
+    stages = [name.rpartition("-")[0] for name in done]
+    assert stages.count("reference") == stages.count("maxent") == 2 and stages.count("undo-0.9") == 2
+    summary = json.loads((undisturbed / "report/sweep.json").read_text())
+    assert summary["points"] == {"total": 6, "finished": 6}
+    assert len({tuple(run["attack"]["forget_shown"]) for run in summary["runs"]}) > 3  # no table of zeros
+
+
+@pytest.mark.end_to_end
+def test_eight_workers_at_once_do_every_node_exactly_once(workers, undisturbed, tmp_path):
+    workdir = tmp_path / "eight"
+    crowd = [workers.start(workdir) for _ in range(8)]
+    try:
+        assert [process.wait(timeout=900) for process in crowd] == [0] * 8, said(workdir)
+    finally:
+        for process in crowd:
+            kill(process)
+    assert sorted(computed(said(workdir))) == sorted(nodes(workdir))
+    assert_same(workdir, undisturbed)
+
+
+@pytest.mark.kill
+def test_twenty_kills_at_random_moments_change_nothing(workers, undisturbed, tmp_path):
+    workdir, chance = tmp_path / "killed", random.Random(20)
+    crowd, kills = [workers.start(workdir) for _ in range(2)], 0
+    try:
+        while kills < KILLS:
+            time.sleep(chance.uniform(0.5, 6))
+            victim = chance.randrange(len(crowd))
+            if crowd[victim].poll() is None:
+                kill(crowd[victim])
+                kills += 1
+            elif all((path / "DONE").exists() for path in nodes(workdir).values()):
+                remove(workdir, "relearn-undo-0.9", "undo-0.9")  # finished before it was killed often enough
+            crowd[victim] = workers.start(workdir)
+        assert [process.wait(timeout=900) for process in crowd] == [0, 0], said(workdir)[-2:]
+    finally:
+        for process in crowd:
+            kill(process)
+    code, text = workers(workdir)
+    assert code == 0, text
+    assert_same(workdir, undisturbed)
+
+
+@pytest.mark.end_to_end
+def test_unpacked_the_sweep_comes_to_the_same(workers, undisturbed, copy):
+    remove(copy, "undo-0.2", "undo-0.9", "maxent")
+    code, text = workers(copy, "--pack=1")
+    assert code == 0, text
+    together = [line for line in "".join(said(undisturbed)).splitlines() if "undo-0.2" in line and "undo-0.9" in line]
+    assert together and not any("undo-0.2" in line and "undo-0.9" in line for line in text.splitlines() if "[" in line)
+    assert_same(copy, undisturbed)
+
+
+@pytest.mark.end_to_end
+@pytest.mark.parametrize("spoil", [harness.flip, harness.cut])
+def test_a_spoilt_model_is_named_and_never_used(workers, undisturbed, copy, spoil):
+    remove(copy, "relearn-undo-0.2")
+    victim = next(path for name, path in nodes(copy).items() if name.startswith("undo-0.2"))
+    spoil(harness.largest(victim / "checkpoints/final"))
+    code, text = workers(copy)
+    assert code == 2 and str(victim) in text and "Traceback" not in text
+    shutil.rmtree(victim)  # as the message says
+    code, text = workers(copy)
+    assert code == 0, text
+    assert_same(copy, undisturbed)
+
+
+@pytest.mark.end_to_end
+@pytest.mark.parametrize("file", ["metrics.jsonl", "result.json", "ledger.json", "DONE"])
+def test_a_spoilt_record_is_named_and_never_drawn(workers, undisturbed, copy, file):
+    victim = next(path for name, path in nodes(copy).items() if name.startswith("relearn-undo-0.2"))
+    harness.cut(victim / file)
+    code, text = workers(copy)
+    assert code == 2 and str(victim / file) in text and "remove" in text and "Traceback" not in text
+    shutil.rmtree(victim)
+    assert workers(copy)[0] == 0
+    assert_same(copy, undisturbed)
+
+
+@pytest.mark.end_to_end
+def test_workers_with_another_config_or_code_are_refused(workers, copy):
+    remove(copy, "relearn-reference")
+    first = workers.start(copy)
+    try:
+        while not (copy / "experiment.json").exists() or "[" not in said(copy)[0]:
+            time.sleep(0.1)
+        os.kill(first.pid, 19)  # SIGSTOP: it stays where it is
+        code, text = workers(copy, "--config.relearn.steps=23", "--config.relearn.evaluate_steps=(0,8)")
+        assert code == 2 and "points" in text and "workers there" in text
+        marker = json.loads((copy / "experiment.json").read_text())
+        (copy / "experiment.json").write_text(json.dumps(marker | {"code": "0123456789ab"}))
+        code, text = workers(copy)
+        assert code == 2 and "code '0123456789ab'" in text
+    finally:
+        kill(first)
+
+
+@pytest.mark.end_to_end
+def test_an_attacker_that_diverges_is_marked_and_the_others_go_on(workers, tmp_path):
+    workdir = tmp_path / "nan"
+    code, text = workers(workdir, "--index=4", "--config.relearn.learning_rates=(1e-2,1e30)")
+    assert code == 0, text
+    (run,) = json.loads((workdir / "report/sweep.json").read_text())["runs"]
+    assert run["attack"]["members"] == 4 and run["attack"]["diverged"] == 2
+    assert run["attack"]["counted"] == [4, 2, 2]
+    attack = next(path for name, path in nodes(workdir).items() if name.startswith("relearn"))
+    rows = [json.loads(line) for line in (attack / "metrics.jsonl").read_text().splitlines()]
+    last = {row["member"]: row for row in rows if row["kind"] == "train"}
+    for member, row in last.items():
+        assert (row["cross_entropy"] is None) == ("lr=1e+30" in member), row
