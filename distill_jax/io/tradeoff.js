@@ -1,5 +1,5 @@
 'use strict';
-// Everything drawn is a function of the sweep's runs and fits, and of `view`, `hidden` and `selected`: the reader's choices.
+// All that is drawn is a function of the sweep's runs and fits and of what the reader chose: `view`, `hidden`, `selected`.
 
 const { runs: given, fits, layout: base, quantiles } = JSON.parse(document.getElementById('drawings').textContent);
 const BLANK = { id: null, label: null, kind: null, method: null, alpha: null, beta: null, seed: null, parameters: null,
@@ -12,11 +12,16 @@ const ACCOUNTINGS = ['whole', 'own', 'amortised'], PARTS = ['student', 'teacher'
 // Vermilion, magenta, blues and greens that stay apart under common colour blindness.
 const COLOURS = ['#2e52b4', '#d55e00', '#b0287a', '#138a72', '#7a6a1f', '#56a5dd', '#15181d', '#8a4fc4'];
 const METHODS = { maxent: COLOURS[0], graddiff: COLOURS[1], rmu: COLOURS[2] };
-const KINDS = { undo: ['circle', '●'], reference: ['cross', '✚'], oracle: ['diamond', '◆'], suppressed: ['square', '■'],
+const KINDS = {  // the mark, as Plotly and as a letter
+  undo: ['circle', '●'], reference: ['cross', '✚'], oracle: ['diamond', '◆'], suppressed: ['square', '■'],
   'random student': ['triangle-up', '▲'], 'alpha 0': ['triangle-down', '▼'], 'noise only': ['x', '✖'],
-  'equal compute': ['triangle-right', '▶'], filtered: ['triangle-left', '◀'] };
-const OTHER = ['star', '★'], DASHES = ['solid', 'dash', 'dot', 'dashdot', 'longdash', 'longdashdot'];
-const STROKES = ['none', '7 4', '2 3', '7 3 2 3', '11 4', '11 3 2 3'];
+  'equal compute': ['triangle-right', '▶'], filtered: ['triangle-left', '◀'],
+};
+const OTHER = ['star', '★'];
+const DASHES = [  // as Plotly and as SVG
+  ['solid', 'none'], ['dash', '7 4'], ['dot', '2 3'], ['dashdot', '7 3 2 3'], ['longdash', '11 4'],
+  ['longdashdot', '11 3 2 3'],
+];
 
 const hidden = Object.fromEntries(FILTERS.map(([field]) => [field, new Set()]));
 const view = { unit: 'share', accounting: 'whole', step: null, tolerance: 0.05, log: false, method: null, size: null,
@@ -33,7 +38,8 @@ const mean = values => { const some = values.filter(known); return some.length ?
 
 function compare(a, b) {
   if (!known(a) || !known(b)) return known(a) - known(b);
-  return typeof a === 'string' || typeof b === 'string' ? String(a).localeCompare(b, undefined, { numeric: true }) : a - b;
+  if (typeof a === 'string' || typeof b === 'string') return String(a).localeCompare(b, undefined, { numeric: true });
+  return a - b;
 }
 
 function grouped(items, key) {
@@ -73,7 +79,8 @@ function pareto(points) {
 
 /* Whether a group may stand on the front: 'yes', 'weak' where it retains too little, 'unknown' without an oracle. */
 function comparable(group) {
-  const oracle = mean(runs.filter(run => run.kind === 'oracle' && run.parameters === group.parameters).map(r => r.retain));
+  const oracles = runs.filter(run => run.kind === 'oracle' && run.parameters === group.parameters);
+  const oracle = estimate(oracles, run => run.retain).mean;
   const retain = estimate(group.runs, run => run.retain).mean;
   if (oracle === null || retain === null) return 'unknown';
   return oracle - retain <= view.tolerance + 1e-9 ? 'yes' : 'weak';
@@ -89,31 +96,33 @@ const visibleGroups = () => [...grouped(visibleRuns(), keyOf)].map(([key, same])
 function words(same) {
   const { label, kind, method, alpha, beta } = same[0];
   if (label && same.every(run => run.label === label)) return label;
-  return kind + (known(alpha) ? ` α = ${alpha}` : '') + (known(beta) ? `, β = ${beta}` : '') + (method ? ` of ${method}` : '');
+  const damage = [...(known(alpha) ? [`α = ${alpha}`] : []), ...(known(beta) ? [`β = ${beta}`] : [])].join(', ');
+  return [plain(kind), damage, known(method) ? `of ${method}` : ''].filter(Boolean).join(' ');
 }
 
 const escaped = text => String(text).replace(/[&<>"']/g, c => `&#${c.charCodeAt(0)};`);
-const percent = value => known(value) ? `${(100 * value).toFixed(1)}` : '–';
+const percent = value => known(value) ? (100 * value).toFixed(1) : '–';
 const number = value => known(value) ? value.toLocaleString('en') : '–';
-const short = value => known(value) ? Number(value.toPrecision(3)).toLocaleString('en') : '–';
 const scientific = value => known(value) ? value.toExponential(2) : '–';
 const plain = value => known(value) && value !== '' ? String(value) : '–';
 const answer = value => known(value) ? value ? 'yes' : 'no' : '–';
 const plural = (count, noun) => `${count} ${noun}${count === 1 ? '' : 's'}`;
+const band = ({ mean, half }) => known(mean) ? `${percent(mean)} %${half === null ? '' : ` ± ${percent(half)}`}` : '–';
 
-function band({ mean, half }) {
-  return percent(mean) + (known(mean) ? ' %' : '') + (half === null ? '' : ` ± ${percent(half)}`);
-}
-
+/* What the pointer is told about a group, as Plotly's HTML: retain always beside forget. */
 function hover(group) {
-  const of = value => estimate(group.runs, value), share = of(cost);
-  const failed = group.runs.filter(run => run.diverged).length, late = group.runs.filter(run => run.recovered === false).length;
-  return `<b>${escaped(group.label)}</b> (${plural(of(run => run.retain).n, 'seed')}, ${number(group.parameters)} parameters)<br>` +
-    `held-out ${band(of(r => at(r, 'forget_heldout')))}, shown ${band(of(r => at(r, 'forget_shown')))}, ` +
-    `retain ${band(of(r => at(r, 'retain_at_worst')))} after ${plain(view.step)} attack steps<br>` +
-    `before: retain ${band(of(r => r.retain))}, forget ${band(of(r => r.forget))}<br>` +
-    `compute ${view.unit === 'share' ? band(share) : scientific(share.mean)}, ${number(of(r => r.steps).mean)} steps` +
-    (failed ? `<br>${failed} diverged` : '') + (late ? `<br>${late} did not recover` : '');
+  const of = value => estimate(group.runs, value), count = test => group.runs.filter(test).length;
+  const attacked = measure => band(of(run => at(run, measure)));
+  const diverged = count(run => run.diverged), late = count(run => run.recovered === false);
+  return [
+    `<b>${escaped(group.label)}</b>`,
+    `${plural(of(() => 0).n, 'seed')}, ${number(group.parameters)} parameters, ${number(of(run => run.steps).mean)} steps`,
+    `before the attack: retain ${band(of(run => run.retain))}, forget ${band(of(run => run.forget))}`,
+    `after ${plain(view.step)} attack steps: held-out ${attacked('forget_heldout')}, ` +
+      `shown ${attacked('forget_shown')}, retain ${attacked('retain_at_worst')}`,
+    `compute: ${view.unit === 'share' ? band(of(cost)) : scientific(of(cost).mean)}`,
+    ...(diverged ? [`${diverged} diverged`] : []), ...(late ? [`${late} did not recover`] : []),
+  ].join('<br>');
 }
 
 // ---------------------------------------------------------------------------------------------- looks
@@ -121,225 +130,233 @@ function hover(group) {
 const methods = unique(runs.map(run => run.method)), betas = unique(runs.map(run => run.beta)).filter(known);
 const spare = COLOURS.filter(colour => !Object.values(METHODS).includes(colour));
 const unlisted = methods.filter(method => known(method) && !(method in METHODS));
-const colourOf = method => METHODS[method] ?? (known(method) ? spare[unlisted.indexOf(method) % spare.length] : '#4b5462');
+const unnamed = method => spare[unlisted.indexOf(method) % spare.length];
+const colourOf = method => known(method) ? METHODS[method] ?? unnamed(method) : '#4b5462';
 const markOf = kind => Object.hasOwn(KINDS, kind) ? KINDS[kind] : OTHER;
 const dashOf = beta => Math.max(betas.indexOf(beta), 0) % DASHES.length;
 const hollow = group => group.runs.some(run => run.diverged || run.recovered === false);
-const several = unique(runs.map(run => run.parameters)).length > 1;
 
+/* Draw traces in the page's style; x and y are Plotly axes, but for the title, which is text. */
 function plot(place, traces, x, y, more = {}) {
-  const layout = structuredClone(base), axes = { xaxis: x, yaxis: y };
-  for (const [name, { title, ...axis }] of Object.entries(axes)) {
-    Object.assign(layout[name], name === 'yaxis' ? { range: undefined, tickformat: undefined } : {}, axis);
-    layout[name].title = { text: title, font: { size: 13 } };
+  const layout = { ...structuredClone(base), ...more };
+  delete layout.yaxis.range;
+  delete layout.yaxis.tickformat;
+  for (const [name, axis] of [['xaxis', x], ['yaxis', y]]) {
+    Object.assign(layout[name], axis, { title: { text: axis.title, font: { size: 13 } } });
   }
   layout.margin.l = 68;
   if (!traces.length) {
-    const centre = { xref: 'paper', yref: 'paper', x: 0.5, y: 0.5, showarrow: false };
-    layout.annotations = [{ ...centre, text: 'Nothing to draw with these filters.', font: { color: '#5a6372' } }];
+    const centre = { xref: 'paper', yref: 'paper', x: 0.5, y: 0.5, showarrow: false, font: { color: '#5a6372' } };
+    layout.annotations = [{ ...centre, text: 'Nothing to draw with these filters.' }];
   }
-  const buttons = [['toImage', 'zoom2d', 'pan2d', 'resetScale2d']];
-  Plotly.react(place, traces, { ...layout, ...more }, { responsive: true, displaylogo: false, modeBarButtons: buttons });
+  const modeBarButtons = [['toImage', 'zoom2d', 'pan2d', 'resetScale2d']];
+  Plotly.react(place, traces, layout, { responsive: true, displaylogo: false, modeBarButtons });
 }
 
-function errors(estimates, [low, high], colour) {
-  if (!estimates.some(({ half }) => half)) return undefined;
-  const reach = { type: 'data', symmetric: false, color: colour, thickness: 1.2, width: 3 };
-  return { ...reach, array: estimates.map(({ mean, half }) => Math.min(mean + half, high) - mean),
+/* Error bars that end at `low` and `high` at the latest; none where no estimate has an interval. */
+function errors(estimates, colour, low = 0, high = 1) {
+  if (!estimates.some(estimate => known(estimate?.half))) return undefined;
+  return { type: 'data', symmetric: false, color: colour, thickness: 1.2, width: 3,
+    array: estimates.map(({ mean, half }) => Math.min(mean + half, high) - mean),
     arrayminus: estimates.map(({ mean, half }) => mean - Math.max(mean - half, low)) };
 }
 
-/* One trace for each method and β of UNDO, a thread through its alphas; one for each method and other kind. */
-function scatter(points, threads, more = {}) {
+/* One trace for each method, β and size of UNDO, by alpha; one for each method and other kind. */
+function scatter(points) {
   const family = ({ group: { kind, method, beta, parameters } }) =>
     JSON.stringify(kind === 'undo' ? [kind, method, beta, parameters] : [kind, method]);
   return [...grouped(points, family).values()].map(family => {
     family.sort((a, b) => compare(a.group.alpha, b.group.alpha));
-    const { kind, method, beta } = family[0].group, colour = colourOf(method), undo = kind === 'undo' && threads;
-    const end = i => undo && (i === 0 || i === family.length - 1) ? `α ${plain(family[i].group.alpha)}` : '';
-    return { type: 'scatter', mode: undo ? 'lines+markers+text' : 'markers', x: family.map(p => p.x), y: family.map(p => p.y),
-      text: family.map((_, i) => end(i)), textposition: 'middle right', textfont: { size: 11, color: colour },
-      customdata: family.map(p => p.group.key), hovertext: family.map(p => hover(p.group)), hoverinfo: 'text', cliponaxis: false,
-      line: { color: colour, width: 1.5, dash: DASHES[dashOf(beta)] },
-      error_x: errors(family.map(p => p.across ?? {}), [0, 1], colour), error_y: errors(family.map(p => p.up), [0, 1], colour),
+    const { kind, method } = family[0].group, colour = colourOf(method);
+    return {
+      type: 'scatter', mode: 'markers', x: family.map(p => p.x), y: family.map(p => p.y), cliponaxis: false,
+      customdata: family.map(p => p.group.key), hovertext: family.map(p => hover(p.group)), hoverinfo: 'text',
+      error_x: errors(family.map(p => p.across), colour), error_y: errors(family.map(p => p.up), colour),
       marker: { size: kind === 'undo' ? 9 : 12, color: colour, opacity: family.map(p => p.faded ? 0.3 : 1),
-        symbol: family.map(p => markOf(kind)[0] + (hollow(p.group) ? '-open' : '')) }, ...more };
+        symbol: family.map(p => markOf(kind)[0] + (hollow(p.group) ? '-open' : '')) },
+    };
   });
+}
+
+/* Join UNDO's marks through alpha, which is written at the ends. */
+function threaded(trace) {
+  const [kind, method, , beta] = JSON.parse(trace.customdata[0]);
+  if (kind !== 'undo') return trace;
+  const alphas = trace.customdata.map(key => `α ${plain(JSON.parse(key)[2])}`);
+  return { ...trace, mode: 'lines+markers+text', text: alphas.map((word, i) => i && i < alphas.length - 1 ? '' : word),
+    textposition: 'top right', textfont: { size: 11, color: colourOf(method) },
+    line: { color: colourOf(method), width: 1.5, dash: DASHES[dashOf(beta)][0] } };
 }
 
 // ---------------------------------------------------------------------------------------------- figures
 
 const ACCURACY = { tickformat: '.0%' };
-const costAxis = () => ({ type: view.log ? 'log' : 'linear', title: view.unit === 'share' ?
-  `${view.accounting} compute, as a share of retraining the oracle` : `${view.accounting} compute, FLOPs`,
-...(view.unit === 'share' ? { tickformat: '.3~p' } : { exponentformat: 'power' }), ...(view.log ? {} : { rangemode: 'tozero' }) });
 
-function tradeoff(groups) {
+function costAxis() {
+  const share = view.unit === 'share', words = share ? 'as a share of retraining the oracle' : 'FLOPs';
+  return { title: `${view.accounting} compute, ${words}`, type: view.log ? 'log' : 'linear',
+    ...(share ? { tickformat: '.3~p' } : { exponentformat: 'power' }), ...(view.log ? {} : { rangemode: 'tozero' }) };
+}
+
+function drawCompute(groups) {
   const points = groups.map(group => {
     const up = estimate(group.runs, run => at(run, 'forget_heldout')), fit = comparable(group);
     return { group, up, fit, x: estimate(group.runs, cost).mean, y: up.mean, faded: fit === 'weak' };
   });
   const drawn = points.filter(({ x, y }) => known(x) && known(y) && !(view.log && x <= 0));
-  return { drawn, missing: points.length - drawn.length, front: pareto(drawn.filter(point => point.fit === 'yes')) };
-}
-
-function drawCompute(groups) {
-  const { drawn, missing, front } = tradeoff(groups), of = fit => drawn.filter(point => point.fit === fit).length;
-  const step = { type: 'scatter', mode: 'lines', x: front.map(p => p.x), y: front.map(p => p.y), name: 'Pareto front',
-    line: { shape: 'hv', color: '#15181d', width: 5 }, opacity: 0.22, hoverinfo: 'skip' };
-  const rings = chosen().flatMap(({ item, colour }) => drawn.filter(({ group }) => group.key === item)
-    .map(({ x, y }) => ({ type: 'scatter', mode: 'markers', x: [x], y: [y], hoverinfo: 'skip', cliponaxis: false,
-      marker: { symbol: 'circle-open', size: 21, color: colour, line: { width: 2.5 } } })));
-  const shapes = view.unit === 'share' ? [{ type: 'line', x0: 1, x1: 1, yref: 'paper', y0: 0, y1: 1, layer: 'below',
-    line: { color: '#5a6372', width: 1.2, dash: 'dot' } }] : [];
-  plot('compute', drawn.length ? [step, ...rings, ...scatter(drawn, true)] : [], costAxis(),
-    { title: `held-out accuracy after ${plain(view.step)} attack steps`, rangemode: 'tozero', ...ACCURACY }, { shapes });
-  const loss = `retain more than ${percent(view.tolerance)} points below the mean oracle of their size, drawn pale`;
+  const which = word => drawn.filter(({ fit }) => fit === word), front = pareto(which('yes'));
+  const line = { type: 'scatter', mode: 'lines', x: front.map(p => p.x), y: front.map(p => p.y), name: 'Pareto front',
+    line: { shape: 'hv', color: '#15181d', width: 6 }, opacity: 0.2, hoverinfo: 'skip' };
+  const ring = (x, y, color) => ({
+    type: 'scatter', mode: 'markers', x: [x], y: [y], hoverinfo: 'skip', cliponaxis: false,
+    marker: { symbol: 'circle-open', size: 21, color, line: { width: 2.5 } } });
+  const rings = chosen().flatMap(({ item, colour }) =>
+    drawn.filter(({ group }) => group.key === item).map(({ x, y }) => ring(x, y, colour)));
+  const retraining = { type: 'line', x0: 1, x1: 1, yref: 'paper', y0: 0, y1: 1, layer: 'below',
+    line: { color: '#5a6372', width: 1.2, dash: 'dot' } };
+  plot('compute', drawn.length ? [line, ...rings, ...scatter(drawn).map(threaded)] : [], costAxis(),
+    { title: `held-out accuracy after ${plain(view.step)} attack steps`, rangemode: 'tozero', ...ACCURACY },
+    { shapes: view.unit === 'share' ? [retraining] : [] });
   element('compute-note').textContent = `${plural(drawn.length, 'setting')} drawn, ${front.length} on the front. ` +
-    `Kept off the front: ${of('weak')} with ${loss}; ${of('unknown')} without such an oracle or a retain accuracy. ` +
-    `Not drawn, for want of an attack or a compute count: ${missing}.`;
+    `Kept off the front: ${which('weak').length} with retain more than ${percent(view.tolerance)} points below the ` +
+    `mean oracle of their size, drawn pale; ${which('unknown').length} without such an oracle or a retain accuracy. ` +
+    `Not drawn, for want of an attack or a compute count: ${points.length - drawn.length}.`;
 }
 
 function drawAccuracies(groups) {
-  const points = groups.map(group => ({ group, across: estimate(group.runs, r => r.forget), up: estimate(group.runs, r => r.retain) }))
-    .map(point => ({ ...point, x: point.across.mean, y: point.up.mean })).filter(({ x, y }) => known(x) && known(y));
-  plot('accuracies', scatter(points, false), { title: 'forget accuracy', ...ACCURACY }, { title: 'retain accuracy', ...ACCURACY });
+  const points = groups.map(group => {
+    const across = estimate(group.runs, run => run.forget), up = estimate(group.runs, run => run.retain);
+    return { group, across, up, x: across.mean, y: up.mean };
+  });
+  const traces = scatter(points.filter(({ x, y }) => known(x) && known(y)));
+  plot('accuracies', traces, { title: 'forget accuracy', ...ACCURACY }, { title: 'retain accuracy', ...ACCURACY });
 }
 
-function drawGrid(groups, place, value, colours, floor) {
+function drawGrid(groups, place, value, colorscale, zmin) {
   const shown = groups.filter(g => g.kind === 'undo' && g.method === view.method && g.parameters === view.size);
-  const points = shown.map(group => ({ group, up: estimate(group.runs, value) })).filter(({ up }) => known(up.mean));
-  const x = unique(points.map(p => p.group.alpha)), y = unique(points.map(p => p.group.beta));
-  const table = cell => y.map(beta => x.map(alpha => {
-    const point = points.find(p => p.group.alpha === alpha && p.group.beta === beta);
-    return point ? cell(point) : null;
+  const cells = shown.map(group => ({ group, z: estimate(group.runs, value).mean })).filter(({ z }) => known(z));
+  const alphas = unique(cells.map(cell => cell.group.alpha)), betas = unique(cells.map(cell => cell.group.beta));
+  const table = content => betas.map(beta => alphas.map(alpha => {
+    const cell = cells.find(({ group }) => group.alpha === alpha && group.beta === beta);
+    return cell ? content(cell) : null;
   }));
-  const z = table(p => p.up.mean), low = floor ? Math.floor(10 * Math.min(1, ...z.flat().filter(known))) / 10 : 0;
-  const map = { type: 'heatmap', x: x.map(plain), y: y.map(plain), z, text: table(p => percent(p.up.mean)), texttemplate: '%{text}',
-    hovertext: table(p => hover(p.group)), hoverinfo: 'text', colorscale: colours, zmin: low, zmax: 1, xgap: 2, ygap: 2,
+  const map = { type: 'heatmap', x: alphas.map(plain), y: betas.map(plain), z: table(cell => cell.z),
+    text: table(cell => percent(cell.z)), texttemplate: '%{text}', hovertext: table(cell => hover(cell.group)),
+    hoverinfo: 'text', colorscale, zmin, zmax: 1, xgap: 2, ygap: 2,
     colorbar: { tickformat: '.0%', thickness: 12, outlinewidth: 0 } };
-  plot(place, points.length ? [map] : [], { title: 'α', type: 'category' }, { title: 'β', type: 'category' });
+  plot(place, cells.length ? [map] : [], { title: 'α', type: 'category' }, { title: 'β', type: 'category' });
 }
 
 /* What is selected, with its runs among those shown and its look in the curves. */
 function chosen() {
   const visible = visibleRuns();
-  return [...selected].map((item, i) => ({ item, colour: COLOURS[i % COLOURS.length],
-    dash: DASHES[Math.floor(i / COLOURS.length) % DASHES.length],
-    label: words(runs.filter(run => keyOf(run) === item || run.id === item)) + (runs.some(run => run.id === item) ? ` (${item})` : ''),
-    runs: visible.filter(run => keyOf(run) === item || run.id === item) }));
+  return [...selected].map((item, i) => {
+    const belongs = run => run.id === item || keyOf(run) === item, single = runs.some(run => run.id === item);
+    return { item, label: words(runs.filter(belongs)) + (single ? ` (${item})` : ''), runs: visible.filter(belongs),
+      colour: COLOURS[i % COLOURS.length], dash: Math.floor(i / COLOURS.length) % DASHES.length };
+  });
 }
 
 function curve({ runs: same, colour, dash, label }, measure) {
-  const steps = unique(same.flatMap(run => run.attack?.steps ?? []));
-  const points = steps.map(step => ({ step, up: estimate(same, run => at(run, measure, step)) })).filter(p => known(p.up.mean));
+  const of = (measure, step) => estimate(same, run => at(run, measure, step));
+  const points = unique(same.flatMap(run => run.attack?.steps ?? [])).map(step => ({ step, up: of(measure, step) }))
+    .filter(({ up }) => known(up.mean));
   if (!points.length) return [];
   const banded = points.filter(({ up }) => up.half !== null), limit = value => Math.min(Math.max(value, 0), 1);
-  const there = banded.map(({ step, up }) => [step, limit(up.mean + up.half)]);
-  const back = banded.map(({ step, up }) => [step, limit(up.mean - up.half)]).reverse(), outline = [...there, ...back];
-  const shade = { type: 'scatter', mode: 'lines', x: outline.map(p => p[0]), y: outline.map(p => p[1]), fill: 'toself',
-    fillcolor: colour + '22', line: { width: 0 }, hoverinfo: 'skip' };
-  const retain = step => band(estimate(same, run => at(run, 'retain_at_worst', step)));
-  const line = { type: 'scatter', mode: steps.length > 12 ? 'lines' : 'lines+markers', x: points.map(p => p.step),
-    y: points.map(p => p.up.mean), line: { color: colour, dash, width: 2.2 }, name: escaped(label), hoverinfo: 'text',
-    hovertext: points.map(p => `<b>${escaped(label)}</b><br>step ${p.step}: ${band(p.up)}<br>retain ${retain(p.step)}, ` +
-      plural(p.up.n, 'seed')) };
+  const shade = ribbon(banded.map(p => p.step), banded.map(({ up }) => limit(up.mean - up.half)),
+    banded.map(({ up }) => limit(up.mean + up.half)), colour);
+  const line = { type: 'scatter', mode: points.length > 12 ? 'lines' : 'lines+markers', name: escaped(label),
+    x: points.map(p => p.step), y: points.map(p => p.up.mean),
+    line: { color: colour, dash: DASHES[dash][0], width: 2.2 }, hoverinfo: 'text', hovertext: points.map(({ step, up }) => `<b>${escaped(label)}</b><br>step ${step}, ` +
+      `${plural(up.n, 'seed')}: ${band(up)}<br>retain ${band(of('retain_at_worst', step))}`) };
   return banded.length > 1 ? [shade, line] : [line];
+}
+
+function ribbon(x, low, high, colour) {
+  return { type: 'scatter', mode: 'lines', x: [...x, ...[...x].reverse()], y: [...high, ...[...low].reverse()],
+    fill: 'toself', fillcolor: colour + '1c', line: { width: 0 }, hoverinfo: 'skip' };
 }
 
 function drawCurves() {
   const lines = chosen(), panels = { heldout: 'forget_heldout', relearned: 'forget_shown', kept: 'retain_at_worst' };
   for (const [place, measure] of Object.entries(panels)) {
-    plot(place, lines.flatMap(line => curve(line, measure)), { title: 'attack step' }, { range: [-0.02, 1.02], ...ACCURACY });
+    const traces = lines.flatMap(line => curve(line, measure));
+    plot(place, traces, { title: 'attack step' }, { title: '', range: [-0.02, 1.02], ...ACCURACY });
   }
-  element('selection').innerHTML = lines.map(({ item, colour, dash, label, runs: same }) =>
+  const buttons = lines.map(({ item, colour, dash, label, runs: same }) =>
     `<button type="button" data-item="${escaped(item)}" aria-pressed="${same.length > 0}" title="take away">` +
-    `${stroke(DASHES.indexOf(dash), colour)}${escaped(label)}&nbsp;×</button>`).join('') ||
-    '<span class="small">Nothing is selected.</span>';
+    `${stroke(dash, colour)}${escaped(label)}&nbsp;×</button>`);
+  element('selection').innerHTML = buttons.join('') || '<span class="small">Nothing is selected.</span>';
 }
 
-const stroke = (dash, colour) => `<svg class="swatch" width="30" height="10" aria-hidden="true"><line x1="0" y1="5" x2="30" ` +
-  `y2="5" stroke="${colour}" stroke-width="2.5" stroke-dasharray="${STROKES[dash]}"/></svg>`;
+const stroke = (dash, colour) => '<svg class="swatch" width="30" height="10" aria-hidden="true"><line x1="0" y1="5" ' +
+  `x2="30" y2="5" stroke="${colour}" stroke-width="2.5" stroke-dasharray="${DASHES[dash][1]}"/></svg>`;
 
 function drawSteps(groups) {
   const undo = groups.filter(group => group.kind === 'undo' && known(group.alpha));
-  const points = undo.map(group => ({ group, up: estimate(group.runs.filter(r => r.recovered && !r.diverged), r => r.steps) }))
-    .map(point => ({ ...point, x: point.group.alpha, y: point.up.mean })).filter(({ y }) => known(y));
-  const marks = scatter(points, true, { mode: 'markers' });
-  for (const trace of marks) trace.error_y &&= { ...trace.error_y, symmetric: true, arrayminus: undefined,
-    array: trace.customdata.map(key => points.find(p => p.group.key === key).up.half) };
+  const points = undo.map(group => {
+    const up = estimate(group.runs.filter(run => run.recovered && !run.diverged), run => run.steps);
+    return { group, up, x: group.alpha, y: up.mean };
+  });
+  const marks = scatter(points.filter(({ y }) => known(y))).map(trace => {
+    const up = trace.customdata.map(key => points.find(({ group }) => group.key === key).up);
+    return { ...trace, error_y: errors(up, trace.marker.color, 0, Infinity) };
+  });
   const late = undo.flatMap(group => group.runs.filter(run => run.recovered === false && known(run.steps)));
-  const never = { type: 'scatter', mode: 'markers', x: late.map(r => r.alpha), y: late.map(r => r.steps), hoverinfo: 'text',
-    hovertext: late.map(run => `${escaped(plain(run.label))}, seed ${plain(run.seed)}<br>not recovered after ${number(run.steps)} steps`),
-    marker: { symbol: 'arrow-up-open', size: 12, color: late.map(run => colourOf(run.method)) } };
-  const entries = (fits.steps_against_alpha ?? []).filter(visibleFit), drawn = entries.filter(entry => entry.fit);
-  plot('steps', [...drawn.flatMap(fitTraces), ...marks, ...(late.length ? [never] : [])], { title: 'α' },
+  const arrows = { type: 'scatter', mode: 'markers', x: late.map(run => run.alpha), y: late.map(run => run.steps),
+    marker: { symbol: 'arrow-up-open', size: 12, color: late.map(run => colourOf(run.method)) }, hoverinfo: 'text',
+    hovertext: late.map(run => `${escaped(words([run]))}, seed ${plain(run.seed)}<br>not recovered after ` +
+      `${number(run.steps)} steps; retain ${percent(run.retain)} %, forget ${percent(run.forget)} %`) };
+  const lines = (fits.steps_against_alpha ?? []).filter(entry => entry.fit && visibleFit(entry)).flatMap(fitLines);
+  plot('steps', [...lines, ...marks, ...(late.length ? [arrows] : [])], { title: 'α' },
     { title: 'steps to recover', rangemode: 'tozero' });
-  element('steps-note').textContent = 'Solid in the band: the straight line; dotted: the exponential, where it is better. Marks are means over ' +
-    'the seeds that recovered, arrows runs that did not.';
-  element('steps-table').innerHTML = tableOf(['method', 'β', 'parameters', 'runs', 'slope, steps per unit of α', 'intercept',
-    'R²', 'R², log(steps)', 'error of the line', 'of the exponential', 'better', 'left out'], entries.map(({ fit, ...entry }) => [
-    plain(entry.method), plain(entry.beta), number(entry.parameters), number(entry.n), ...(fit ? [ends(fit.slope),
-      ends(fit.intercept), short(fit.r2), short(fit.exponential?.r2), short(fit.leave_one_out), short(fit.exponential?.leave_one_out),
-      plain(fit.better)] : ['–', '–', '–', '–', '–', '–', plain(entry.reason)]), left(entry.left_out)]));
 }
 
 function visibleFit(entry) {
-  return FILTERS.every(([field]) => !(field in entry) || !hidden[field].has(entry[field])) && !hidden.kind.has(entry.kind ?? 'undo');
+  const shown = ([field]) => !(field in entry) || !hidden[field].has(entry[field]);
+  return FILTERS.every(shown) && !hidden.kind.has(entry.kind ?? 'undo');
 }
 
-function fitTraces({ method, fit: { curve, exponential, better } }) {
-  const colour = colourOf(method), line = { type: 'scatter', mode: 'lines', hoverinfo: 'skip' };
-  const shade = { ...line, x: [...curve.alpha, ...[...curve.alpha].reverse()], y: [...curve.high, ...[...curve.low].reverse()],
-    fill: 'toself', fillcolor: colour + '14', line: { width: 0 } };
-  const bent = better === 'exponential' && { ...line, x: curve.alpha, y: exponential.curve.steps, line: { color: colour, width: 1.2, dash: 'dot' } };
-  return [shade, { ...line, x: curve.alpha, y: curve.steps, line: { color: colour, width: 1.8 } }, ...(bent ? [bent] : [])];
+function fitLines({ method, fit: { curve: { alpha, steps, low, high }, exponential, better } }) {
+  const color = colourOf(method), line = { type: 'scatter', mode: 'lines', hoverinfo: 'skip', x: alpha };
+  const bent = { ...line, y: exponential?.curve.steps, line: { color, width: 1.4, dash: 'dot' } };
+  return [ribbon(alpha, low, high, color), { ...line, y: steps, line: { color, width: 1.6 } },
+    ...(better === 'exponential' ? [bent] : [])];
 }
 
-function drawScaling() {
-  const entries = (fits.compute_against_size ?? []).filter(visibleFit), drawn = entries.filter(entry => entry.fit);
-  const named = entry => `${entry.kind}${known(entry.alpha) ? ` α = ${entry.alpha}` : ''}${known(entry.beta) ?
-    `, β = ${entry.beta}` : ''}${entry.method ? ` of ${entry.method}` : ''}`;
-  const reason = entries.find(entry => entry.reason)?.reason;
-  element('scaling-note').innerHTML = drawn.length ? `<span class="warn">${escaped(unique(drawn.map(({ fit }) => fit.warning)).join(' '))}</span>` :
-    `No scaling fit: ${escaped(plain(reason ?? 'no setting was run at several sizes'))}.`;
-  element('sizes').parentElement.hidden = element('scaling-table').hidden = !drawn.length;
-  if (!drawn.length) return;
-  plot('sizes', drawn.flatMap(({ fit, ...entry }, i) => {
-    const colour = COLOURS[i % COLOURS.length], far = fit.predictions, name = escaped(named(entry));
-    const line = { type: 'scatter', name, marker: { color: colour, size: 9 }, line: { color: colour, dash: 'dot', width: 1.2 } };
-    return [{ ...line, mode: 'markers', ...{ x: fit.points.parameters, y: fit.points.flops } },
-      { ...line, mode: 'lines+markers', marker: { ...line.marker, symbol: 'circle-open' }, x: far.map(p => p.parameters),
-        y: far.map(p => p.flops), error_y: { type: 'data', symmetric: false, color: colour,
-          array: far.map(p => p.high - p.flops), arrayminus: far.map(p => p.flops - p.low) } }];
-  }), { title: 'parameters', type: 'log', exponentformat: 'power' }, { title: 'FLOPs', type: 'log', exponentformat: 'power' });
-  const sizes = drawn[0].fit.predictions.map(p => p.parameters);
-  element('scaling-table').innerHTML = tableOf(['setting', 'exponent', 'R²', ...sizes.map(size => `${size.toExponential(1)} parameters`),
-    'left out'], drawn.map(({ fit, ...entry }) => [named(entry), ends(fit.exponent), short(fit.r2), ...fit.predictions.map(p =>
-    `${scientific(p.flops)} [${scientific(p.low)}, ${scientific(p.high)}]`), left(entry.left_out)]));
+function drawSizes() {
+  if (!element('sizes')) return;  // nothing was fitted
+  const drawn = (fits.compute_against_size ?? []).filter(entry => entry.fit && visibleFit(entry));
+  const traces = drawn.flatMap(({ fit: { points, predictions: far }, ...entry }, i) => {
+    const color = COLOURS[i % COLOURS.length], name = escaped(words([entry]));
+    const measured = { type: 'scatter', mode: 'markers', name, x: points.parameters, y: points.flops,
+      hoverinfo: 'name+x+y', marker: { color, size: 9 } };
+    const predicted = { ...measured, mode: 'lines+markers', x: far.map(p => p.parameters), y: far.map(p => p.flops),
+      marker: { color, size: 9, symbol: 'circle-open' }, line: { color, dash: 'dot', width: 1.2 },
+      error_y: { type: 'data', symmetric: false, color, array: far.map(p => p.high - p.flops),
+        arrayminus: far.map(p => p.flops - p.low) } };
+    return [measured, predicted];
+  });
+  const axis = { type: 'log', exponentformat: 'power' };
+  plot('sizes', traces, { title: 'parameters', ...axis }, { title: 'FLOPs', ...axis });
 }
-
-const ends = ({ value, low, high }) => `${short(value)} [${short(low)}, ${short(high)}]`;
-const left = reasons => Object.entries(reasons ?? {}).map(([why, count]) => `${count} ${why}`).join(', ') || 'none';
-const tableOf = (head, rows) => `<table><thead><tr>${head.map(cell => `<th>${escaped(cell)}</th>`).join('')}</tr></thead><tbody>` +
-  rows.map(row => `<tr>${row.map(cell => `<td>${escaped(cell)}</td>`).join('')}</tr>`).join('') + '</tbody></table>';
 
 // ---------------------------------------------------------------------------------------------- the table of runs
 
 // name, value and how the page shows it; what has no third part is in the CSV only
 const COLUMNS = [
-  ['id', run => run.id, plain], ['label', run => run.label, plain], ['kind', run => run.kind, plain],
-  ['method', run => run.method, plain], ['alpha', run => run.alpha, plain], ['beta', run => run.beta, plain],
-  ['seed', run => run.seed, plain], ['parameters', run => run.parameters, number], ['retain', run => run.retain, percent],
-  ['forget', run => run.forget, percent], ['attack_step', run => run.attack ? view.step : null],
-  ['forget_heldout', run => at(run, 'forget_heldout'), percent], ['forget_shown', run => at(run, 'forget_shown'), percent],
-  ['retain_at_worst', run => at(run, 'retain_at_worst'), percent], ['steps', run => run.steps, number],
-  ['max_steps', run => run.max_steps, number], ['recovered', run => run.recovered, answer], ['diverged', run => run.diverged, answer],
-  ['attack_members', run => run.attack?.members ?? null], ['attack_diverged', run => run.attack?.diverged ?? null],
+  ...['id', 'label', 'kind', 'method', 'alpha', 'beta', 'seed'].map(name => [name, run => run[name], plain]),
+  ['parameters', run => run.parameters, number],
+  ...['retain', 'forget'].map(name => [name, run => run[name], percent]),
+  ['attack_step', run => run.attack ? view.step : null],
+  ...['forget_heldout', 'forget_shown', 'retain_at_worst'].map(name => [name, run => at(run, name), percent]),
+  ...['steps', 'max_steps'].map(name => [name, run => run[name], number]),
+  ...['recovered', 'diverged'].map(name => [name, run => run[name], answer]),
+  ...['members', 'diverged'].map(name => [`attack_${name}`, run => run.attack?.[name] ?? null]),
   ...ACCOUNTINGS.map(how => [`vs_retraining_${how}`, run => run.vs_retraining?.[how] ?? null, percent]),
   ...ACCOUNTINGS.flatMap(how => PARTS.map(part => [`flops_${how}_${part}`, run => flops(run, how, [part])])),
 ];
-const SHOWN = COLUMNS.filter(column => column[2]);
+const SHOWN = COLUMNS.filter(([, , show]) => show);
 
 function sortedRuns() {
   const [, value] = SHOWN[view.column], missing = run => !known(value(run));
@@ -349,11 +366,15 @@ function sortedRuns() {
 
 function drawTable() {
   const sort = i => i !== view.column ? 'none' : view.down ? 'descending' : 'ascending';
-  element('runs').tHead.innerHTML = `<tr>${SHOWN.map(([name], i) =>
-    `<th aria-sort="${sort(i)}"><button type="button" data-column="${i}">${name.replaceAll('_', ' ')}</button></th>`).join('')}</tr>`;
-  element('runs').tBodies[0].innerHTML = sortedRuns().map(run => `<tr data-id="${escaped(run.id)}">${SHOWN.map(([, value, show], i) =>
-    i ? `<td>${escaped(show(value(run)))}</td>` : `<th><label class="row-label"><input type="checkbox">${escaped(run.id)}</label></th>`
-  ).join('')}</tr>`).join('');
+  const head = SHOWN.map(([name], i) => `<th aria-sort="${sort(i)}"><button type="button" data-column="${i}">` +
+    `${name.replaceAll('_', ' ')}</button></th>`);
+  const row = run => {
+    const [id, ...cells] = SHOWN.map(([, value, show]) => escaped(show(value(run))));
+    return `<tr data-id="${id}"><th><label class="row-label"><input type="checkbox">${id}</label></th>` +
+      `${cells.map(cell => `<td>${cell}</td>`).join('')}</tr>`;
+  };
+  element('runs').tHead.innerHTML = `<tr>${head.join('')}</tr>`;
+  element('runs').tBodies[0].innerHTML = sortedRuns().map(row).join('');
   markRows();
 }
 
@@ -363,10 +384,12 @@ function markRows() {
   }
 }
 
+/* The rows shown as RFC 4180 has it; numbers in full precision, nothing for what is missing. */
 function csvText() {
-  const field = value => !known(value) ? '' : /[",\r\n]/.test(value) ? `"${String(value).replaceAll('"', '""')}"` : String(value);
-  const rows = [COLUMNS.map(column => column[0]), ...sortedRuns().map(run => COLUMNS.map(([, value]) => value(run)))];
-  return rows.map(row => row.map(field).join(',') + '\r\n').join('');
+  const quoted = text => /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+  const line = values => values.map(value => known(value) ? quoted(String(value)) : '').join(',') + '\r\n';
+  return [COLUMNS.map(([name]) => name), ...sortedRuns().map(run => COLUMNS.map(([, value]) => value(run)))]
+    .map(line).join('');
 }
 
 function download() {
@@ -381,11 +404,12 @@ function download() {
 
 function makeFilters() {
   element('filters').innerHTML = FILTERS.map(([field, name]) => {
-    const values = unique(runs.map(run => run[field]));
+    const values = unique(runs.map(run => run[field])), wide = ['kind', 'method', 'beta'].includes(field) ? 'wide' : '';
     const boxes = values.map((value, i) => `<label><input type="checkbox" data-field="${field}" data-value="${i}">` +
       `${swatch(field, value)}${escaped(known(value) ? value : 'none')}</label>`);
-    return values.length < 2 ? '' : `<fieldset class="${['kind', 'method', 'beta'].includes(field) ? 'wide' : ''}"><legend>` +
-      `${name} <button type="button" data-field="${field}">all / none</button></legend><div>${boxes.join('')}</div></fieldset>`;
+    const all = `<button type="button" data-field="${field}">all / none</button>`;
+    return values.length < 2 ? '' :
+      `<fieldset class="${wide}"><legend>${name} ${all}</legend><div>${boxes.join('')}</div></fieldset>`;
   }).join('');
 }
 
@@ -406,15 +430,11 @@ function swatch(field, value) {
   return field === 'beta' && known(value) ? stroke(dashOf(value), '#4b5462') : '';
 }
 
-function fill(place, values, value) {
-  element(place).replaceChildren(...values.map(v => new Option(plain(v), JSON.stringify(v), false, v === value)));
-  element(`${place}-label`).hidden = values.length < 2;
-}
-
 /* The runs of UNDO's method, β and size that have most points. */
 function largestFamily() {
-  const families = grouped(runs.filter(run => run.kind === 'undo'), run => JSON.stringify([run.method, run.beta, run.parameters]));
-  return [...families.values()].sort((a, b) => b.length - a.length)[0] ?? [];
+  const key = run => JSON.stringify([run.method, run.beta, run.parameters]);
+  const families = [...grouped(runs.filter(run => run.kind === 'undo'), key).values()];
+  return families.sort((a, b) => b.length - a.length)[0] ?? [];
 }
 
 function defaultSelection(family) {
@@ -434,29 +454,41 @@ function toggle(item) {
 }
 
 function draw() {
-  const groups = visibleGroups(), held = run => at(run, 'forget_heldout');
-  element('shown').textContent = `${number(visibleRuns().length)} of ${plural(number(runs.length), 'run')} shown`;
+  const groups = visibleGroups();
+  element('shown').textContent = `${number(visibleRuns().length)} of ${number(runs.length)} runs shown`;
   drawCompute(groups);
-  drawGrid(groups, 'grid-heldout', held, [[0, '#fdf6ef'], [0.5, '#f0a35e'], [1, '#a63f00']], false);
-  drawGrid(groups, 'grid-retain', run => run.retain, [[0, '#f3f7fc'], [0.5, '#7fa8dc'], [1, '#26468f']], true);
   drawCurves();
+  const orange = [[0, '#fdf6ef'], [0.5, '#f0a35e'], [1, '#a63f00']];
+  drawGrid(groups, 'grid-heldout', run => at(run, 'forget_heldout'), orange, 0);
+  const lowest = Math.min(...runs.filter(run => run.kind === 'undo').map(run => run.retain ?? 1));
+  const blue = [[0, '#f3f7fc'], [0.5, '#7fa8dc'], [1, '#26468f']];
+  drawGrid(groups, 'grid-retain', run => run.retain, blue, Math.floor(10 * lowest) / 10);
   drawAccuracies(groups);
   drawSteps(groups);
-  drawScaling();
+  drawSizes();
   drawTable();
 }
 
+/* Give a menu its choices and let it set `view`; one that offers no choice is not shown. */
+function menu(name, values) {
+  element(name).replaceChildren(...values.map(v => new Option(plain(v), JSON.stringify(v), false, v === view[name])));
+  element(`${name}-label`).hidden = values.length < 2;
+  element(name).onchange = event => { view[name] = JSON.parse(event.target.value); draw(); };
+}
+
 function start() {
-  const grids = runs.filter(run => run.attack?.steps?.length).map(run => run.attack.steps), steps = unique(grids.flat());
-  const shared = steps.filter(step => grids.every(grid => grid.includes(step)));
-  const undo = runs.filter(run => run.kind === 'undo'), family = largestFamily(), { method, parameters: size } = family[0] ?? {};
-  Object.assign(view, { step: shared.at(-1) ?? steps.at(-1) ?? null, method, size });
-  const choices = { step: steps, method: unique(undo.map(run => run.method)), size: unique(undo.map(run => run.parameters)) };
-  for (const [name, values] of Object.entries(choices)) {
-    fill(name, values, view[name]);
-    element(name).onchange = event => { view[name] = JSON.parse(event.target.value); draw(); };
+  const grids = runs.filter(run => run.attack?.steps?.length).map(run => run.attack.steps);
+  const steps = unique(grids.flat()), shared = steps.filter(step => grids.every(grid => grid.includes(step)));
+  const undo = runs.filter(run => run.kind === 'undo'), family = largestFamily();
+  view.step = shared.at(-1) ?? steps.at(-1) ?? null;
+  view.method = family[0]?.method;
+  view.size = family[0]?.parameters;
+  menu('step', steps);
+  menu('method', unique(undo.map(run => run.method)));
+  menu('size', unique(undo.map(run => run.parameters)));
+  for (const name of ['unit', 'accounting']) {
+    element(name).onchange = event => { view[name] = event.target.value; draw(); };
   }
-  for (const name of ['unit', 'accounting']) element(name).onchange = event => { view[name] = event.target.value; draw(); };
   element('log').onchange = event => { view.log = event.target.checked; draw(); };
   element('tolerance').onchange = event => {  // what is not a number changes nothing
     if (Number.isFinite(event.target.valueAsNumber)) view.tolerance = event.target.valueAsNumber;
@@ -474,7 +506,10 @@ function start() {
   };
   element('reset').onclick = () => { Object.values(hidden).forEach(values => values.clear()); filter(); };
   element('download').onclick = download;
-  element('selection').onclick = ({ target }) => { const button = target.closest('button'); if (button) toggle(button.dataset.item); };
+  element('selection').onclick = ({ target }) => {
+    const button = target.closest('button');
+    if (button) toggle(button.dataset.item);
+  };
   element('runs').tHead.onclick = ({ target: { dataset: { column } } }) => {
     if (column === undefined) return;
     view.down = view.column === Number(column) && !view.down;

@@ -44,9 +44,15 @@ def render(summary: Mapping[str, Any]) -> str:
         "quantiles": stats.t.ppf(0.975, range(1, seeds)).tolist(),  # Student's t at 1, 2, ... degrees of freedom
     }
     head = _header(data) + _findings(data.get("findings") or []) + _completeness(data, runs, seeds)
+    fits = data.get("fits") or {}
+    tables = {
+        "steps": _steps(fits.get("steps_against_alpha") or []),
+        "sizes": _sizes(fits.get("compute_against_size") or []),
+    }
+    body = BODY.format(**tables)
     title = f"{_text(data.get('sweep'))} · distill_jax trade-off"
     css = report.CSS + (SOURCES / "tradeoff.css").read_text(encoding="utf-8")
-    return report.html_page(title, head + BODY, drawings, css, (SOURCES / "tradeoff.js").read_text(encoding="utf-8"))
+    return report.html_page(title, head + body, drawings, css, (SOURCES / "tradeoff.js").read_text(encoding="utf-8"))
 
 
 def _header(data: Summary) -> str:
@@ -91,6 +97,63 @@ def _completeness(data: Summary, runs: list[dict[str, Any]], seeds: int) -> str:
     return f'<p class="did">{" ".join(said)}</p>'
 
 
+def _steps(entries: list[dict[str, Any]]) -> str:
+    """Return the numbers behind the figure of steps against α."""
+    head = ["method", "β", "parameters", "runs", "slope, steps per unit of α", "intercept", "R²", "R² of log(steps)"]
+    head += ["error of the line", "error of the exponential", "better", "left out"]
+    rows = []
+    for entry in entries:
+        fit = entry.get("fit") or {}
+        bent = fit.get("exponential") or {}
+        numbers = [_short(part.get(key)) for key in ("r2", "leave_one_out") for part in (fit, bent)]
+        row = [entry.get("method"), entry.get("beta"), _count(entry.get("parameters")), entry.get("n")]
+        row += [_ends(fit.get("slope")), _ends(fit.get("intercept")), *numbers]
+        rows.append([*row, fit.get("better") if fit else entry.get("reason"), _left_out(entry)])
+    return _table(head, rows) if rows else "<p>No run of UNDO: no fit.</p>"
+
+
+def _sizes(entries: list[dict[str, Any]]) -> str:
+    """Return the section about larger models, which is a sentence where too few sizes were run."""
+    fitted = [entry for entry in entries if entry.get("fit")]
+    if not fitted:
+        reason = next((entry.get("reason") for entry in entries), None) or "no setting was run at several sizes"
+        return f"<p>No fit: {_text(reason)}.</p>"
+    warnings = " ".join(dict.fromkeys(str(entry["fit"].get("warning")) for entry in fitted))
+    predicted = [point["parameters"] for point in fitted[0]["fit"]["predictions"]]
+    rows = [
+        [entry.get(field) for field in ("kind", "method", "alpha", "beta")]
+        + [_ends(entry["fit"]["exponent"]), _short(entry["fit"]["r2"])]
+        + [_ends({**point, "value": point["flops"]}) for point in entry["fit"]["predictions"]]
+        + [_left_out(entry)]
+        for entry in fitted
+    ]
+    head = ["kind", "method", "α", "β", "exponent", "R²", *(f"FLOPs at {size:.2g}" for size in predicted), "left out"]
+    figure = _figure(
+        "sizes", "Student and teacher FLOPs against parameters", "Whole compute; 95 % prediction intervals."
+    )
+    return f'<p class="warn">{_text(warnings)}</p>{figure}{_table(head, rows)}'
+
+
+def _table(head: list[str], rows: list[list[Any]]) -> str:
+    heads = "".join(f"<th>{_text(cell)}</th>" for cell in head)
+    body = "".join("<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _left_out(entry: dict[str, Any]) -> str:
+    return ", ".join(f"{count} {why}" for why, count in (entry.get("left_out") or {}).items()) or "none"
+
+
+def _ends(interval: dict[str, Any] | None) -> str:
+    if not interval:
+        return MISSING
+    return f"{_short(interval['value'])} [{_short(interval['low'])}, {_short(interval['high'])}]"
+
+
+def _short(value: float | None) -> str:
+    return MISSING if value is None else f"{value:.3g}" if abs(value) < 1000 or abs(value) >= 1e6 else f"{value:,.0f}"
+
+
 def _count(value: int | None) -> str:
     return MISSING if value is None else f"{value:,}"
 
@@ -116,6 +179,8 @@ UNITS = {
     "all": "FLOPs with evaluation and attack",
 }
 
+STEPS_NOTE = """Solid in its band: the straight line; dotted: the exponential, where it is better. Marks are means
+over the seeds that recovered, arrows are runs that did not."""
 BODY = f"""
 <div class="explorer"><aside>
 <div id="filters" role="group" aria-label="Filters"></div>
@@ -139,8 +204,9 @@ number of points that use it, so that all points add up to what was executed.</d
 <p class="small">The share of retraining counts student and teacher, over what training the oracle took; evaluation and
 attack are counted apart.</p></section>
 <section id="relearning"><h2>Relearning curves of the selection</h2>
-<p>Each line is the worst case over the attacker's learning rates, its mean and 95 % band over training seeds; above, a ring of
-its colour is around its mark. Click a name to take it away.</p><div class="legend" id="selection"></div><div class="three">
+<p>Each line is the worst case over the attacker's learning rates, its mean and 95 % band over training seeds; above, a
+ring of its colour is around its mark. Click a name to take it away.</p>
+<div class="legend" id="selection"></div><div class="three">
 {_figure("heldout", "Held-out facts", "Forgotten facts the attacker never showed. Lower is safer.")}
 {_figure("relearned", "Shown facts", "Forgotten facts the attacker trains on.")}
 {_figure("kept", "Retained ability", "Of the same members, at the same step.")}</div></section>
@@ -152,13 +218,11 @@ its colour is around its mark. Click a name to take it away.</p><div class="lege
 {_figure("accuracies", "Retain against forget accuracy", "Up and to the left is better. Click a mark to select it.")}
 </section>
 <section id="recovery"><h2>How long until the retain ability is back?</h2>
-{_figure("steps", "Steps to recover against α")}
+{_figure("steps", "Steps to recover against α", STEPS_NOTE)}
 <p class="small">Least squares over all seeds of the recovered runs, whatever is filtered here; the band is the 95 %
 interval of the mean. Runs that did not recover would have taken longer, so leaving them out makes a slope too small.
-The better shape has the smaller leave-one-out error, in steps.</p><div class="scroll" id="steps-table"></div></section>
-<section id="scaling"><h2>What would a larger model cost?</h2><p id="scaling-note"></p>
-{_figure("sizes", "Student and teacher FLOPs against parameters", "Whole compute; bars are 95 % prediction intervals.")}
-<div class="scroll" id="scaling-table"></div></section>
+The better shape has the smaller leave-one-out error, in steps.</p>{{steps}}</section>
+<section id="scaling"><h2>What would a larger model cost?</h2>{{sizes}}</section>
 </div></div>
 <section id="table"><h2>All runs</h2><p>One row a run; a click on its box draws its curve above, a click on a heading
 sorts. <button type="button" id="download">Download as CSV</button> exports the rows shown, in full precision.</p>
