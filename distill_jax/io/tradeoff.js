@@ -1,5 +1,5 @@
 'use strict';
-// All that is drawn is a function of the sweep's runs and fits and of what the reader chose: `view`, `hidden`, `selected`.
+// All that is drawn is a function of the sweep's runs and fits and of the reader's `view`, `hidden` and `selected`.
 
 const { runs: given, fits, layout: base, quantiles } = JSON.parse(document.getElementById('drawings').textContent);
 const BLANK = { id: null, label: null, kind: null, method: null, alpha: null, beta: null, seed: null, parameters: null,
@@ -11,8 +11,9 @@ const FILTERS = [['kind', 'kind'], ['method', 'method'], ['alpha', 'α'], ['beta
 const ACCOUNTINGS = ['whole', 'own', 'amortised'], PARTS = ['student', 'teacher', 'evaluation', 'attack'];
 // Vermilion, magenta, blues and greens that stay apart under common colour blindness.
 const COLOURS = ['#2e52b4', '#d55e00', '#b0287a', '#138a72', '#7a6a1f', '#56a5dd', '#15181d', '#8a4fc4'];
-const METHODS = { maxent: COLOURS[0], graddiff: COLOURS[1], rmu: COLOURS[2] };
+const METHODS = { __proto__: null, maxent: COLOURS[0], graddiff: COLOURS[1], rmu: COLOURS[2] };
 const KINDS = {  // the mark, as Plotly and as a letter
+  __proto__: null,
   undo: ['circle', '●'], reference: ['cross', '✚'], oracle: ['diamond', '◆'], suppressed: ['square', '■'],
   'random student': ['triangle-up', '▲'], 'alpha 0': ['triangle-down', '▼'], 'noise only': ['x', '✖'],
   'equal compute': ['triangle-right', '▶'], filtered: ['triangle-left', '◀'],
@@ -116,7 +117,8 @@ function hover(group) {
   const diverged = count(run => run.diverged), late = count(run => run.recovered === false);
   return [
     `<b>${escaped(group.label)}</b>`,
-    `${plural(of(() => 0).n, 'seed')}, ${number(group.parameters)} parameters, ${number(of(run => run.steps).mean)} steps`,
+    `${plural(of(() => 0).n, 'seed')}, ${number(group.parameters)} parameters, ` +
+      `${number(of(run => run.steps).mean)} steps`,
     `before the attack: retain ${band(of(run => run.retain))}, forget ${band(of(run => run.forget))}`,
     `after ${plain(view.step)} attack steps: held-out ${attacked('forget_heldout')}, ` +
       `shown ${attacked('forget_shown')}, retain ${attacked('retain_at_worst')}`,
@@ -132,7 +134,7 @@ const spare = COLOURS.filter(colour => !Object.values(METHODS).includes(colour))
 const unlisted = methods.filter(method => known(method) && !(method in METHODS));
 const unnamed = method => spare[unlisted.indexOf(method) % spare.length];
 const colourOf = method => known(method) ? METHODS[method] ?? unnamed(method) : '#4b5462';
-const markOf = kind => Object.hasOwn(KINDS, kind) ? KINDS[kind] : OTHER;
+const markOf = kind => KINDS[kind] ?? OTHER;
 const dashOf = beta => Math.max(betas.indexOf(beta), 0) % DASHES.length;
 const hollow = group => group.runs.some(run => run.diverged || run.recovered === false);
 
@@ -267,8 +269,9 @@ function curve({ runs: same, colour, dash, label }, measure) {
     banded.map(({ up }) => limit(up.mean + up.half)), colour);
   const line = { type: 'scatter', mode: points.length > 12 ? 'lines' : 'lines+markers', name: escaped(label),
     x: points.map(p => p.step), y: points.map(p => p.up.mean),
-    line: { color: colour, dash: DASHES[dash][0], width: 2.2 }, hoverinfo: 'text', hovertext: points.map(({ step, up }) => `<b>${escaped(label)}</b><br>step ${step}, ` +
-      `${plural(up.n, 'seed')}: ${band(up)}<br>retain ${band(of('retain_at_worst', step))}`) };
+    line: { color: colour, dash: DASHES[dash][0], width: 2.2 }, hoverinfo: 'text',
+    hovertext: points.map(({ step, up }) => `<b>${escaped(label)}</b><br>step ${step}, ${plural(up.n, 'seed')}: ` +
+      `${band(up)}<br>retain ${band(of('retain_at_worst', step))}`) };
   return banded.length > 1 ? [shade, line] : [line];
 }
 
