@@ -55,7 +55,7 @@ def run(kind: str, method: str | None, alpha: float | None, beta: float | None, 
         "recovered": True if kind in fits.DISTILLED else None, "diverged": False,
         "attack": {
             "steps": STEPS, "forget_heldout": curve, "forget_shown": [min(1.0, 1.4 * y) for y in curve],
-            "retain_at_worst": [0.89 - step / 2000 for step in STEPS], "members": 10, "diverged": 0,
+            "retain_at_worst": [0.89 - 0.3 * end * step / 100 for step in STEPS], "members": 10, "diverged": 0,
         },
         "compute": {how: {part: value / n for part, value in flops.items()} for how, n in ACCOUNTINGS.items()},
         "vs_retraining": {how: share / n for how, n in ACCOUNTINGS.items()},
@@ -330,7 +330,10 @@ const rows = () => [...document.querySelectorAll('#runs tbody tr')], lines = () 
   .filter(trace => trace.name).length;
 const take = name => seen[name] = { marks: marks(), front: front(), rows: rows().map(row => row.dataset.id),
   note: plotted('compute-note').textContent };
-const choose = (id, value) => { plotted(id).value = value; plotted(id).dispatchEvent(new Event('change')); };
+const choose = (id, value) => {
+  plotted(id).value = value;
+  if (plotted(id).value) plotted(id).dispatchEvent(new Event('change'));  // else there is no such choice
+};
 const box = (field, word) => [...document.querySelectorAll(`#filters input[data-field=${field}]`)]
   .find(input => input.parentElement.textContent.trim().endsWith(word));
 seen.drawn = Object.fromEntries(FIGURES.map(place => [place, plotted(place)?.querySelectorAll('.trace, .hm').length]));
@@ -341,7 +344,11 @@ choose('accounting', 'amortised'); choose('step', '40'); choose('tolerance', '0.
 choose('unit', 'all'); choose('accounting', 'own'); choose('step', '100'); choose('tolerance', '0.2'); take('flops');
 choose('unit', 'share'); choose('accounting', 'whole'); choose('tolerance', '0.05');
 box('method', 'rmu')?.click(); box('seed', '3')?.click(); take('filtered');
-seen.cells = plotted('grid-heldout').data[0]?.z.flat().length ?? 0;
+seen.grids = ['grid-heldout', 'grid-retain'].flatMap(place => plotted(place).data).map(({ x, y, z }) => [x, y, z]);
+seen.curves = Object.fromEntries(['heldout', 'relearned', 'kept'].map(place => [place, Object.fromEntries(
+  plotted(place).data.filter(trace => trace.name).map(trace => [trace.name, trace.y]))]));
+seen.before = Object.fromEntries(plotted('accuracies').data.flatMap(trace => trace.customdata.map(
+  (key, i) => [key, [trace.x[i], trace.y[i]]])));
 seen.csv = csvText();
 plotted('reset').click(); take('reset');
 document.querySelector('#filters button[data-field=kind]')?.click(); take('none'); plotted('reset').click();
@@ -355,9 +362,10 @@ if (key) {
   clicked(() => document.querySelector('#selection button').click());
 }
 for (const way of ['up', 'down']) {
-  document.querySelector('#runs th button[data-column="8"]').click();
-  seen[way] = rows().map(row => row.cells[8].textContent);
+  document.querySelector('#runs th button[data-column="7"]').click();
+  seen[way] = rows().map(row => row.cells[7].textContent);
 }
+seen.injected = document.querySelectorAll('img, [onerror], body script:not([id])').length;
 const result = document.body.appendChild(document.createElement('pre'));
 result.id = 'seen';
 result.textContent = encodeURIComponent(JSON.stringify(seen));
@@ -406,6 +414,16 @@ def check_marks(seen: dict[str, Any], runs: list[Run], x: Callable[[Run], float]
     assert f"Kept off the front: {len(expected) - len(allowed)} with retain" in seen["note"]
 
 
+def check_grids(grids: list[Any], runs: list[Run]) -> None:
+    for (alphas, betas, table), heldout in zip(grids, (True, False), strict=True):
+        assert (len(alphas), len(betas)) == (6, 5)
+        for (i, alpha), (j, beta) in itertools.product(enumerate(alphas), enumerate(betas)):
+            cell = [r for r in runs if (r["kind"], r["method"], r["parameters"]) == ("undo", "maxent", 140_000)]
+            cell = [r for r in cell if (r["alpha"], r["beta"]) == (float(alpha), float(beta))]
+            values = [r["attack"]["forget_heldout"][-1] if heldout else r["retain"] for r in cell]
+            assert table[j][i] == pytest.approx(np.mean(values))
+
+
 def brute_force(points: list[Any]) -> list[Any]:
     """Return, sorted, the points that no other beats in one coordinate without losing in the other."""
     return sorted(
@@ -434,7 +452,16 @@ def test_browser_draws_500_runs_and_its_controls_work(tmp_path: Path) -> None:
     kept = [r for r in ALL if r["method"] != "rmu" and r["seed"] != 3]
     check_marks(seen["filtered"], kept, lambda r: r["vs_retraining"]["whole"], 100, 0.05)
     assert sorted(seen["filtered"]["rows"]) == sorted(r["id"] for r in kept)
-    assert seen["cells"] == 30 and len(seen["start"]["rows"]) == 500
+    check_grids(seen["grids"], kept)
+    for key, same in groups(kept).items():
+        assert seen["before"][key] == pytest.approx([np.mean([r[part] for r in same]) for part in ("forget", "retain")])
+    measures = {"heldout": "forget_heldout", "relearned": "forget_shown", "kept": "retain_at_worst"}
+    for place, measure in measures.items():
+        assert len(seen["curves"][place]) == 6 and "oracle of nothing" in seen["curves"][place]
+        for label, y in seen["curves"][place].items():
+            same = [r for r in kept if r["label"] == label and r["parameters"] == 140_000]
+            assert y == pytest.approx(np.mean([r["attack"][measure] for r in same], axis=0))
+    assert len(seen["start"]["rows"]) == 500
     assert seen["reset"] == seen["start"]
     assert seen["none"]["rows"] == [] and seen["none"]["marks"] == {}
     first = seen["lines"][0]
@@ -465,7 +492,7 @@ def check_csv(text: str, runs: list[Run]) -> None:
 def test_browser_draws_odd_sweeps_without_a_word(tmp_path: Path, variant: str) -> None:
     made = ODD[variant]()
     seen, logged, _ = probe(made, tmp_path)
-    assert logged == []
+    assert logged == [] and seen["injected"] == 2  # the page's script and the probe
     assert sorted(seen["start"]["rows"]) == sorted(r["id"] for r in made["runs"])
     whole = [r for r in made["runs"] if r.get("attack") and r.get("vs_retraining")]
     known = [r for r in whole if math.isfinite(r["attack"]["forget_heldout"][-1])]

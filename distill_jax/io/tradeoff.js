@@ -144,9 +144,9 @@ function plot(place, traces, x, y, more = {}) {
   delete layout.yaxis.range;
   delete layout.yaxis.tickformat;
   for (const [name, axis] of [['xaxis', x], ['yaxis', y]]) {
-    Object.assign(layout[name], axis, { title: { text: axis.title, font: { size: 13 } } });
+    Object.assign(layout[name], axis, { title: { text: axis.title, font: { size: 13 }, standoff: 8 } });
   }
-  layout.margin.l = 68;
+  layout.margin.l = 74;
   if (!traces.length) {
     const centre = { xref: 'paper', yref: 'paper', x: 0.5, y: 0.5, showarrow: false, font: { color: '#5a6372' } };
     layout.annotations = [{ ...centre, text: 'Nothing to draw with these filters.' }];
@@ -158,7 +158,7 @@ function plot(place, traces, x, y, more = {}) {
 /* Error bars that end at `low` and `high` at the latest; none where no estimate has an interval. */
 function errors(estimates, colour, low = 0, high = 1) {
   if (!estimates.some(estimate => known(estimate?.half))) return undefined;
-  return { type: 'data', symmetric: false, color: colour, thickness: 1.2, width: 3,
+  return { type: 'data', symmetric: false, color: colour + '90', thickness: 1.1, width: 3,
     array: estimates.map(({ mean, half }) => Math.min(mean + half, high) - mean),
     arrayminus: estimates.map(({ mean, half }) => mean - Math.max(mean - half, low)) };
 }
@@ -180,19 +180,19 @@ function scatter(points) {
   });
 }
 
-/* Join UNDO's marks through alpha, which is written at the ends. */
-function threaded(trace) {
-  const [kind, method, , beta] = JSON.parse(trace.customdata[0]);
+/* Join UNDO's marks through alpha, which is written at the ends while there is room for it. */
+function threaded(trace, _, traces) {
+  const [kind, method, , beta] = JSON.parse(trace.customdata[0]), room = traces.length <= 16 ? '+text' : '';
   if (kind !== 'undo') return trace;
   const alphas = trace.customdata.map(key => `α ${plain(JSON.parse(key)[2])}`);
-  return { ...trace, mode: 'lines+markers+text', text: alphas.map((word, i) => i && i < alphas.length - 1 ? '' : word),
-    textposition: 'top right', textfont: { size: 11, color: colourOf(method) },
+  return { ...trace, mode: `lines+markers${room}`, textposition: 'top right',
+    text: alphas.map((word, i) => i && i < alphas.length - 1 ? '' : word), textfont: { size: 11, color: colourOf(method) },
     line: { color: colourOf(method), width: 1.5, dash: DASHES[dashOf(beta)][0] } };
 }
 
 // ---------------------------------------------------------------------------------------------- figures
 
-const ACCURACY = { tickformat: '.0%' };
+const ACCURACY = { tickformat: '.1~%' };
 
 function costAxis() {
   const share = view.unit === 'share', words = share ? 'as a share of retraining the oracle' : 'FLOPs';
@@ -230,8 +230,12 @@ function drawAccuracies(groups) {
     const across = estimate(group.runs, run => run.forget), up = estimate(group.runs, run => run.retain);
     return { group, across, up, x: across.mean, y: up.mean };
   });
-  const traces = scatter(points.filter(({ x, y }) => known(x) && known(y)));
-  plot('accuracies', traces, { title: 'forget accuracy', ...ACCURACY }, { title: 'retain accuracy', ...ACCURACY });
+  const drawn = points.filter(({ x, y }) => known(x) && known(y)), near = drawn.filter(p => p.group.kind !== 'reference');
+  const right = Math.max(...near.map(p => Math.min(p.x + (p.across.half ?? 0), 1))), beyond = drawn.filter(p => p.x > right);
+  const axis = beyond.length && near.length ? { range: [-0.05 * right - 0.002, 1.05 * right + 0.002] } : {};
+  plot('accuracies', scatter(drawn), { title: 'forget accuracy', ...axis, ...ACCURACY }, { title: 'retain accuracy', ...ACCURACY });
+  element('accuracies-note').textContent = 'Up and to the left is better. Click a mark to select it. ' + (near.length ? beyond : [])
+    .map(p => `${p.group.label}, at retain ${percent(p.y)} % and forget ${percent(p.x)} %, is beyond the right edge.`).join(' ');
 }
 
 function drawGrid(groups, place, value, colorscale, zmin) {
@@ -246,6 +250,8 @@ function drawGrid(groups, place, value, colorscale, zmin) {
     text: table(cell => percent(cell.z)), texttemplate: '%{text}', hovertext: table(cell => hover(cell.group)),
     hoverinfo: 'text', colorscale, zmin, zmax: 1, xgap: 2, ygap: 2,
     colorbar: { tickformat: '.0%', thickness: 12, outlinewidth: 0 } };
+  element(`${place}-note`).textContent = `Mean over seeds, in %${place === 'grid-retain' ? ', before the attack' :
+    `, after ${plain(view.step)} attack steps`}.`;
   plot(place, cells.length ? [map] : [], { title: 'α', type: 'category' }, { title: 'β', type: 'category' });
 }
 
@@ -348,7 +354,8 @@ function drawSizes() {
 
 // name, value and how the page shows it; what has no third part is in the CSV only
 const COLUMNS = [
-  ...['id', 'label', 'kind', 'method', 'alpha', 'beta', 'seed'].map(name => [name, run => run[name], plain]),
+  ['id', run => run.id, plain], ['label', run => run.label],
+  ...['kind', 'method', 'alpha', 'beta', 'seed'].map(name => [name, run => run[name], plain]),
   ['parameters', run => run.parameters, number],
   ...['retain', 'forget'].map(name => [name, run => run[name], percent]),
   ['attack_step', run => run.attack ? view.step : null],

@@ -57,10 +57,10 @@ def render(summary: Mapping[str, Any]) -> str:
 
 def _header(data: Summary) -> str:
     attack = data.get("attack") or {}
-    rates = attack.get("learning_rates") or []
+    numbers = {**attack, "learning rates": len(attack.get("learning_rates") or [])}
+    fields = ("steps", "learning rates", "seeds", "batch")
     parts = {
-        "attack": f"{_count(attack.get('steps'))} steps, {len(rates)} learning rates, {_count(attack.get('seeds'))} "
-        f"seeds, batch {_count(attack.get('batch'))}",
+        "attack": ", ".join(f"{name} {_count(numbers.get(name))}" for name in fields) if attack else None,
         "device": data.get("device"),
         "created": data.get("created"),
     }
@@ -99,16 +99,26 @@ def _completeness(data: Summary, runs: list[dict[str, Any]], seeds: int) -> str:
 
 def _steps(entries: list[dict[str, Any]]) -> str:
     """Return the numbers behind the figure of steps against α."""
-    head = ["method", "β", "parameters", "runs", "slope, steps per unit of α", "intercept", "R²", "R² of log(steps)"]
-    head += ["error of the line", "error of the exponential", "better", "left out"]
+    head = ["method", "β", "parameters", "runs", "left out", "slope per unit of α", "intercept", "R²", "better"]
+    head += ["error, line", "error, exponential", "R² of log(steps)"]
     rows = []
     for entry in entries:
         fit = entry.get("fit") or {}
         bent = fit.get("exponential") or {}
-        numbers = [_short(part.get(key)) for key in ("r2", "leave_one_out") for part in (fit, bent)]
-        row = [entry.get("method"), entry.get("beta"), _count(entry.get("parameters")), entry.get("n")]
-        row += [_ends(fit.get("slope")), _ends(fit.get("intercept")), *numbers]
-        rows.append([*row, fit.get("better") if fit else entry.get("reason"), _left_out(entry)])
+        row = [
+            entry.get("method"),
+            entry.get("beta"),
+            _count(entry.get("parameters")),
+            entry.get("n"),
+            _left_out(entry),
+        ]
+        row += [_ends(fit["slope"]) if fit else entry.get("reason"), _ends(fit.get("intercept")), _short(fit.get("r2"))]
+        row += [
+            fit.get("better"),
+            *(_short(shape.get("leave_one_out")) for shape in (fit, bent)),
+            _short(bent.get("r2")),
+        ]
+        rows.append(row)
     return _table(head, rows) if rows else "<p>No run of UNDO: no fit.</p>"
 
 
@@ -215,7 +225,7 @@ ring of its colour is around its mark. Click a name to take it away.</p>
 {_figure("grid-heldout", "Held-out forget accuracy under attack")}{_figure("grid-retain", "Retain accuracy")}</div>
 </section>
 <section id="before"><h2>Before the attack</h2>
-{_figure("accuracies", "Retain against forget accuracy", "Up and to the left is better. Click a mark to select it.")}
+{_figure("accuracies", "Retain against forget accuracy")}
 </section>
 <section id="recovery"><h2>How long until the retain ability is back?</h2>
 {_figure("steps", "Steps to recover against α", STEPS_NOTE)}
