@@ -201,7 +201,13 @@ def test_intervals_cover_the_truth() -> None:
 @pytest.mark.unit
 def test_left_out_runs_are_counted_by_reason() -> None:
     runs = recovery_runs(lambda a, seed: 100 * a + seed + 1)
-    worse = [{"diverged": True}, {"recovered": False}, {"recovered": None}, {"steps": math.nan}, {"steps": None}]
+    worse: list[Run] = [
+        {"diverged": True},
+        {"recovered": False},
+        {"recovered": None},
+        {"steps": math.nan},
+        {"steps": None},
+    ]
     worse += [{"diverged": True, "recovered": False}, {"alpha": None}]
     spoilt = [{**runs[0], "steps": 9e9, **change} for change in worse]
     (entry,), (clean_entry,) = fits.steps_against_alpha(runs + spoilt), fits.steps_against_alpha(runs)
@@ -372,17 +378,18 @@ result.textContent = encodeURIComponent(JSON.stringify(seen));
 </script>"""
 
 
-def probe(made: dict[str, Any], folder: Path) -> tuple[dict[str, Any], list[str], list[list[tuple[int, int]]]]:
+def probe(made: dict[str, Any], folder: Path) -> tuple[dict[str, Any], list[str], list[list[list[int]]]]:
     """Return what the probe saw, what the console logged and the point sets whose fronts it asked for."""
     rng = np.random.default_rng(4)
-    cases = [[tuple(map(int, p)) for p in rng.integers(0, 6, (rng.integers(0, 12), 2))] for _ in range(200)]
+    cases = [rng.integers(0, 6, (rng.integers(0, 12), 2)).tolist() for _ in range(200)]
     page = tradeoff.write(made, folder)
     start, end, rest = page.read_text(encoding="utf-8").rpartition("</body>")
     script = PROBE.replace("CASES", json.dumps(cases)).replace("FIGURES", json.dumps(FIGURES))
     page.write_text(start + script + end + rest, encoding="utf-8")
     dom, logged = browse(page, folder / "profile")
     found = re.search(r'<pre id="seen">(.*?)</pre>', dom)
-    return json.loads(unquote(found[1])) if found else {}, logged, cases
+    seen: dict[str, Any] = json.loads(unquote(found[1])) if found else {}
+    return seen, logged, cases
 
 
 def groups(runs: list[Run]) -> dict[str, list[Run]]:
@@ -427,7 +434,7 @@ def check_grids(grids: list[Any], runs: list[Run]) -> None:
 def brute_force(points: list[Any]) -> list[Any]:
     """Return, sorted, the points that no other beats in one coordinate without losing in the other."""
     return sorted(
-        list(p) for p in points if not any(q[0] <= p[0] and q[1] <= p[1] and tuple(q) != tuple(p) for q in points)
+        list(p) for p in points if not any(q[0] <= p[0] and q[1] <= p[1] and list(q) != list(p) for q in points)
     )
 
 

@@ -146,7 +146,7 @@ def _steps_fit(runs: list[Run]) -> dict[str, Any]:
     alpha, steps = _column(runs, "alpha"), _column(runs, "steps")
     line, grid = Line(alpha, steps), np.linspace(alpha.min(), alpha.max(), 25)
     half = line.half_width(grid)
-    straight = {
+    straight: dict[str, Any] = {
         "slope": line.slope_interval(),
         "intercept": _interval(float(line.at(0.0)), float(line.half_width(0.0))),
         "r2": line.r2(),
@@ -156,7 +156,7 @@ def _steps_fit(runs: list[Run]) -> dict[str, Any]:
     if steps.min() <= 0:  # no logarithm
         return {**straight, "exponential": None, "better": None}
     bent = Line(alpha, np.log(steps))
-    exponential = {
+    exponential: dict[str, Any] = {
         "rate": bent.slope_interval(),  # log(steps) per unit of α
         "r2": bent.r2(),
         "leave_one_out": _rms(steps - np.exp(bent.leave_one_out())),

@@ -87,7 +87,9 @@ def _completeness(data: Summary, runs: list[dict[str, Any]], seeds: int) -> str:
         said[0] += ' <span class="warn">This sweep is unfinished: means, fits and fronts may still move.</span>'
     attacked = sum(bool((run.get("attack") or {}).get("steps")) for run in runs)
     if attacked < len(runs):
-        said.append(f"{len(runs) - attacked:,} of {len(runs):,} were not attacked; they are in the table only.")
+        said.append(
+            f"{len(runs) - attacked:,} of {len(runs):,} were not attacked, so they are in no figure of an attack."
+        )
     if runs and seeds == 1:
         said.append("<b>One training seed:</b> there are no bands, and the luck of training is not covered.")
     shared, unshared = sharing.get("flops_shared"), sharing.get("flops_unshared")
