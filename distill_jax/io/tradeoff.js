@@ -499,10 +499,14 @@ function start() {
   for (const name of ['unit', 'accounting']) {
     element(name).onchange = event => { view[name] = event.target.value; draw(); };
   }
-  element('log').onchange = event => { view.log = event.target.checked; draw(); };
-  element('tolerance').onchange = event => {  // what is not a number changes nothing
-    if (Number.isFinite(event.target.valueAsNumber)) view.tolerance = event.target.valueAsNumber;
-    draw();
+  element('log').onchange = event => {
+    view.log = event.target.checked;
+    drawCompute(visibleGroups());
+  };
+  element('tolerance').onchange = event => {
+    if (!Number.isFinite(event.target.valueAsNumber)) return;  // what is not a number changes nothing
+    view.tolerance = event.target.valueAsNumber;
+    drawCompute(visibleGroups());
   };
   element('filters').onchange = ({ target }) => {
     const [field, value] = boxed(target);
