@@ -387,8 +387,13 @@ def _hint(x: float) -> dict[str, Any]:
 
 def _figure(traces: Iterable[dict[str, Any]], x_title: str, y_range: tuple[float, float] = (0, 1.02)) -> Figure:
     """Return a figure in the page's style; y is an accuracy."""
+    return {"data": list(traces), "layout": layout(x_title, y_range)}
+
+
+def layout(x_title: str = "", y_range: tuple[float, float] = (0, 1.02)) -> dict[str, Any]:
+    """Return the layout that all figures share; y is an accuracy."""
     axis = {"gridcolor": GRID, "zeroline": False, "linecolor": "#b9c1cc", "ticks": "outside", "tickcolor": "#b9c1cc"}
-    layout = {
+    return {
         "font": {"family": FONT, "size": 13, "color": TEXT},
         "xaxis": {**axis, "title": {"text": x_title, "font": {"size": 13}}, "showgrid": False, "showline": True},
         "yaxis": {**axis, "range": list(y_range), "tickformat": ".0%"},
@@ -397,4 +402,3 @@ def _figure(traces: Iterable[dict[str, Any]], x_title: str, y_range: tuple[float
         "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)",
         "showlegend": False, "hovermode": "closest", "hoverlabel": {"bgcolor": "#ffffff", "font": {"color": TEXT}},
     }  # fmt: skip
-    return {"data": list(traces), "layout": layout}

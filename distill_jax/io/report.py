@@ -35,12 +35,16 @@ def write(summary: Mapping[str, Any], directory: str | os.PathLike[str]) -> Path
     report or the new one, never half of one.
     """
     data = clean(summary)
-    page, numbers = render(data), json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)
-    folder = Path(directory)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / "summary.json", numbers + "\n")
-    write_atomic(folder / "index.html", page)
-    return folder / "index.html"
+    return write_beside(render(data), data, Path(directory) / "summary.json")
+
+
+def write_beside(page: str, data: Summary, numbers: Path) -> Path:
+    """Write `data` to the file `numbers` and the page it draws to `index.html` beside it; return the page's path."""
+    text = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)
+    numbers.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(numbers, text + "\n")
+    write_atomic(numbers.with_name("index.html"), page)
+    return numbers.with_name("index.html")
 
 
 def clean(tree: Any) -> Any:
@@ -73,8 +77,8 @@ def render(summary: Mapping[str, Any]) -> str:
         _method(data),
     )
     title = f"{_text(data.get('experiment'))} · distill_jax report"
-    drawings = _script_json({"figures": relearning | compute, "curves": list(relearning)})
-    return _page(title, "\n".join(sections), drawings)
+    drawings = {"figures": relearning | compute, "curves": list(relearning)}
+    return html_page(title, "\n".join(sections), drawings, CSS, JAVASCRIPT)
 
 
 def _named(model: Model, index: int) -> Model:
@@ -607,16 +611,17 @@ def _script_json(data: Any) -> str:
     return json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
-def _page(title: str, body: str, drawings: str) -> str:
+def html_page(title: str, body: str, drawings: Any, css: str, javascript: str) -> str:
+    """Return one self-contained page: `body` and `title` as HTML, `drawings` as JSON that `javascript` reads."""
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title><link rel="icon" href="data:,"><style>{CSS}</style></head><body><main>
-<noscript><p class="warn">The figures need JavaScript. Every number is in the tables.</p></noscript>
+<title>{title}</title><link rel="icon" href="data:,"><style>{css}</style></head><body><main>
+<noscript><p class="warn">The figures need JavaScript. Every number is in the JSON file beside this page.</p></noscript>
 {body}
 </main>
-<script type="application/json" id="drawings">{drawings}</script>
+<script type="application/json" id="drawings">{_script_json(drawings)}</script>
 <script id="plotly">{get_plotlyjs()}</script>
-<script>{JAVASCRIPT}</script>
+<script>{javascript}</script>
 </body></html>
 """
 
