@@ -40,7 +40,8 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     """
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key, value in values.items():
-        check(key in fields, f"{where}.{key}: unknown setting{nearest(key, fields)}; known: {', '.join(fields)}")
+        if key not in fields:  # the nearest is looked for only then: it takes longer than all the rest
+            raise ConfigError(f"{where}.{key}: unknown setting{nearest(key, fields)}; known: {', '.join(fields)}")
         _check_type(f"{where}.{key}", fields[key].type, value)
     try:
         return cls(**values)

@@ -75,7 +75,8 @@ def _inputs(name: str, settings: Any, stages: Mapping[str, Any]) -> dict[str, st
         check(role in found or role in optional, f"stages.{name}.{role} is empty: name the stage it is")
     for role, source in found.items():
         where = f"stages.{name}.{role} = {source!r}"
-        check(source in stages, f"{where}: no such stage{nearest(source, stages)}")
+        if source not in stages:
+            raise ConfigError(f"{where}: no such stage{nearest(source, stages)}")
         leaves = stages[source].VERB
         if role == "cache":
             check(leaves == "cache", f"{where}: a {leaves} stage holds no hidden states; name a cache stage")
@@ -99,7 +100,7 @@ def _depth_first(stages: Mapping[str, Any], wiring: Mapping[str, Mapping[str, st
 def _node(name: str, verb: str, settings: Any, inputs: dict[str, str], basis: Any, workdir: Path) -> Node:
     plain = {k: v for k, v in dataclasses.asdict(settings).items() if k not in inputs}
     known_by = identity({"name": name, "verb": verb, "settings": plain, **basis})
-    return Node(name, name, verb, settings, inputs, known_by, workdir / "nodes" / f"{name}-{known_by}")
+    return Node(name, verb, settings, inputs, known_by, workdir / "nodes" / f"{name}-{known_by}")
 
 
 def lineage(names: Iterable[str], nodes: Mapping[str, Node]) -> dict[str, Node]:
@@ -137,25 +138,25 @@ def _population(node: Node) -> str:
     return json.dumps([node.verb, fixed, roles], sort_keys=True)
 
 
-def ready(left: Sequence[Node], done: Set[str]) -> list[list[Node]]:
-    """Return the groups whose inputs are done, of nodes that are left; those that are whole come first."""
-    # Every node reads the data node, which is no input by name.
-    may = {n.name for n in left if set(n.inputs.values()) <= done and (n.name == DATA or DATA in done)}
-    packed = pack(left)
-    groups = [[n for n in group if n.name in may] for group in packed]
-    whole = [g for g, all_of_it in zip(groups, packed, strict=True) if len(g) == len(all_of_it)]
-    return whole + [g for g in groups if g and g not in whole]
+def ready(groups: Sequence[Sequence[Node]], done: Set[str]) -> list[list[Node]]:
+    """Return what is left of packed groups and has its inputs done; groups of which nothing else is left come first."""
+    whole, parts = [], []
+    for group in groups:
+        left = [n for n in group if n.name not in done]
+        # Every node reads the data node, which is no input by name.
+        may = [n for n in left if set(n.inputs.values()) <= done and (n.name == DATA or DATA in done)]
+        if may:
+            (whole if len(may) == len(left) else parts).append(may)
+    return whole + parts
 
 
 def schedule(nodes: Mapping[str, Node]) -> Iterator[list[Node]]:
     """Yield the unfinished nodes in groups, each when its inputs are done; a group waits to be whole if it can."""
-    left = [node for node in nodes.values() if not node.done]
     done = {node.name for node in nodes.values() if node.done}
-    while left:
-        chosen = ready(left, done)[0]
+    groups = pack([node for node in nodes.values() if node.name not in done])
+    while chosen := next(iter(ready(groups, done)), None):
         yield chosen
         done |= {n.name for n in chosen}
-        left = [n for n in left if n.name not in done]
 
 
 def execute(

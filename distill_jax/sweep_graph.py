@@ -94,7 +94,8 @@ def load(name: str, points: Sequence[Point], module: ModuleType, config: Any, wo
         nodes = graph.build(experiment, workdir)
         wanted = point.get(STAGES) or tuple(experiment.stages)
         for stage in wanted:
-            check(stage in nodes, f"the sweep {name} asks for stage {stage!r}: no such stage{nearest(stage, nodes)}")
+            if stage not in nodes:
+                raise ConfigError(f"the sweep {name} asks for stage {stage!r}: no such stage{nearest(stage, nodes)}")
         surroundings = (experiment.model, experiment.data, experiment.run, experiment.precision)
         world = worlds.setdefault(identity(surroundings), World(experiment, {}))
         for node in graph.lineage(wanted, nodes).values():
@@ -115,7 +116,8 @@ def _changed(config: Any, point: Point) -> Any:
         section = config
         for part in [*sections, last]:
             known = list(section) if hasattr(section, "keys") else []
-            check(part in known, f"the sweep sets {key}: no such setting{nearest(part, known)}")
+            if part not in known:
+                raise ConfigError(f"the sweep sets {key}: no such setting{nearest(part, known)}")
             if part is not last:
                 section = section[part]
         try:
@@ -174,12 +176,13 @@ def leased(
       Interrupted: if the worker was told to stop while it waited for others.
     """
     told = -math.inf
+    groups = graph.pack(list(nodes.values()))
+    done: set[str] = set()
     while True:
-        done = {node.name for node in nodes.values() if node.done}
-        left = [node for node in nodes.values() if node.name not in done]
-        if not left:
+        done |= {node.name for node in nodes.values() if node.name not in done and node.done}
+        if len(done) == len(nodes):
             return
-        mine = next(filter(None, (_take(group, leases, portion) for group in graph.ready(left, done))), [])
+        mine = next(filter(None, (_take(group, leases, portion) for group in graph.ready(groups, done))), [])
         try:
             if mine:
                 yield mine
@@ -191,7 +194,8 @@ def leased(
             raise Interrupted("stopped while waiting for other workers")
         if time.monotonic() - told > 60:
             told = time.monotonic()
-            say(f"waiting for {', '.join(sorted(set(filter(None, (leases.holder(n.directory) for n in left)))))}")
+            others = {leases.holder(node.directory) for node in nodes.values() if node.name not in done}
+            say(f"waiting for {', '.join(sorted(others - {''}))}")
         time.sleep(POLL_SECONDS)
 
 

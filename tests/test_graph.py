@@ -39,6 +39,7 @@ MADE_FROM: dict[str, tuple[str, ...]] = {
     "rmu": ("reference",),
     "student-rmu": ("rmu",),
     "undo-0.0": ("maxent",),
+    "student-budget": ("maxent",),
     "student-reference": ("reference",),
     "match-from-reference": ("oracle", "reference"),
     "match-from-random": ("oracle",),
@@ -46,8 +47,8 @@ MADE_FROM: dict[str, tuple[str, ...]] = {
 MODELS = [name for name in MADE_FROM if name != "data" and not name.startswith("damaged")]
 MADE_FROM |= {f"relearn-{name}": (name,) for name in MODELS}
 RELEARN = {f"relearn-{name}" for name in MODELS}
-DISTILLED = {n for n in MODELS if n.startswith(("student", "undo", "match"))}
-OF_MAXENT = {"student", "undo-0.0", "undo-0.2", "undo-0.6"}
+DISTILLED = {n for n in MODELS if n.startswith(("student", "undo", "match")) and n != "student-budget"}
+OF_MAXENT = {"student", "undo-0.0", "undo-0.2", "undo-0.6"}  # that stop when they have recovered
 
 
 def with_attacks(names: set[str]) -> set[str]:
@@ -61,7 +62,10 @@ CHANGES: list[tuple[str, Any, set[str]]] = [
     ("relearn.learning_rates", (1e-2,), RELEARN),
     ("relearn.seeds", 3, RELEARN),
     ("undo.beta", 0.2, {"damaged-0.2", "damaged-0.6"} | with_attacks({"undo-0.2", "undo-0.6"})),
-    ("maxent.steps", 9, with_attacks({"maxent"} | OF_MAXENT) | {"damaged-0.2", "damaged-0.6"}),
+    ("undo.shrink", False, {"damaged-0.2", "damaged-0.6"} | with_attacks({"undo-0.2", "undo-0.6"})),
+    ("undo.method", "rmu", {"damaged-0.2", "damaged-0.6"} | with_attacks({"undo-0.0", "undo-0.2", "undo-0.6"})),
+    ("budget.steps", 3, with_attacks({"student-budget"})),
+    ("maxent.steps", 9, with_attacks({"maxent", "student-budget"} | OF_MAXENT) | {"damaged-0.2", "damaged-0.6"}),
     ("graddiff.retain_weight", 14.0, with_attacks({"graddiff", "student-graddiff"})),
     ("rmu.steer", 7.0, with_attacks({"rmu", "student-rmu"})),
     ("oracle.steps", 9, with_attacks({"oracle", "match-from-reference", "match-from-random"})),
@@ -181,10 +185,9 @@ def test_students_of_one_teacher_train_together_and_never_with_another_teachers(
         {"teacher": "oracle"},
         {"steps": 9},
         {"batch": 8},
-        {"learning_rate": 1e-3},
+        {"learning_rate": 1e-3},  # the schedule ends at another share of its peak
         {"data": "retain"},
         {"temperature": 2.0},
-        {"seed": 1},
         {"stop": False},
         {"evaluate_every": 7},
     ],
@@ -201,6 +204,40 @@ def test_students_that_differ_in_more_than_their_start_train_apart(changed):
     )
     assert {"one", "three"} in groups_of(nodes)
     assert {"two"} in groups_of(nodes)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"seed": 1},
+        {"tolerance": 0.1},
+        {"learning_rate": 1e-3, "final_learning_rate": 1e-3},
+        {"learning_rate": 8e-4, "final_learning_rate": 8e-4, "seed": 3},
+    ],
+)
+def test_students_that_differ_in_what_is_a_members_own_train_together(changed):
+    nodes = build(reference=Pretrain(), one=Distill(teacher="reference"), two=Distill(teacher="reference", **changed))
+    assert {"one", "two"} in groups_of(nodes)
+    assert nodes["one"].peers == nodes["two"].peers == 2 and nodes["reference"].peers == 1
+
+
+@pytest.mark.unit
+def test_models_of_several_seeds_weights_and_rates_train_together():
+    nodes = build(
+        first=Pretrain(),
+        second=Pretrain(seed=1, learning_rate=1e-3, final_learning_rate=1e-3),
+        longer=Pretrain(steps=1001),
+        soft=Unlearn(start="first"),
+        hard=Unlearn(start="second", seed=1, forget_weight=2.0, retain_weight=0.5),
+        steered=Unlearn(start="first", method="rmu"),
+        steered_harder=Unlearn(start="first", method="rmu", forget_weight=2.0),
+        steered_elsewhere=Unlearn(start="second", method="rmu"),
+        adapted=Unlearn(start="first", lora_rank=2),
+        adapted_elsewhere=Unlearn(start="second", lora_rank=2),
+    )
+    together = [group for group in groups_of(nodes) if len(group) > 1]
+    assert together == [{"first", "second"}, {"soft", "hard"}, {"steered", "steered_harder"}]
 
 
 def run_order(nodes: dict[str, Any]) -> list[list[str]]:

@@ -186,8 +186,9 @@ def test_workers_that_differ_are_refused_while_others_work_and_welcome_after(tmp
     try:
         with held(tmp_path / "w", MARKER, shared=True):
             pass
-        with pytest.raises(ConfigError, match=f"{key} '.', this one 'other'"), held(
-            tmp_path / "w", MARKER | {key: "other"}, shared=True
+        with (
+            pytest.raises(ConfigError, match=f"{key} '.', this one 'other'"),
+            held(tmp_path / "w", MARKER | {key: "other"}, shared=True),
         ):
             pass
         with pytest.raises(ConfigError, match="in use"), held(tmp_path / "w", {"experiment": "e"}):

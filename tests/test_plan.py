@@ -16,7 +16,7 @@ from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops, hlo
 from distill_jax.perf.slices import CHIPS, SLICES, find
 from distill_jax.sharding.mesh import make_mesh
-from distill_jax.stages import Distill, Pretrain, distill, pretrain
+from distill_jax.stages import Distill, Pretrain, Relearn, Unlearn, distill, pretrain, relearn, unlearn
 from distill_jax.stages.context import Context, Node, RunSettings
 
 ROOT = Path(__file__).parent.parent
@@ -67,7 +67,7 @@ def program(cfg, verb, settings, devices, length=64, **run):
     """Return a lowered step and what it takes, without any file."""
     nowhere = Path("/nonexistent")
     data = Node("data", "prepare", types.SimpleNamespace(row_length=length), {}, "", nowhere)
-    node = Node("it", settings.VERB, settings, {"teacher": "t"}, "", nowhere)
+    node = Node("it", settings.VERB, settings, {"teacher": "t", "start": "t"}, "", nowhere)
     ctx = Context(cfg, {"data": data, "it": node}, nowhere, None, RunSettings(**run))
     what = verb.program(ctx, [node])
     mesh = what.mesh(ctx, devices)
@@ -347,7 +347,13 @@ def test_hbm_traffic_counts_slices_and_leaves_out_on_chip_memory():
 @pytest.mark.unit
 @pytest.mark.parametrize("remat", ["none", "full"])
 @pytest.mark.parametrize(
-    ("verb", "settings"), [(pretrain, Pretrain(batch=16)), (distill, Distill(teacher="t", batch=16))]
+    ("verb", "settings"),
+    [
+        (pretrain, Pretrain(batch=16)),
+        (distill, Distill(teacher="t", batch=16)),
+        (unlearn, Unlearn(start="t", batch=16)),
+        (relearn, Relearn(start="t", batch=16, learning_rates=(1e-3,), seeds=1)),
+    ],
 )
 def test_flops_agree_with_xla_where_nothing_is_scanned(verb, settings, remat):
     wide = {**TINY, "hidden": 256, "mlp": 1024, "head_dim": 64}

@@ -101,6 +101,7 @@ def fresh(starts, rates, streams=None, devices=1):
     hyper = {
         "learning_rate": np.array(rates, np.float32)[index],
         "stream": np.array(streams or [0] * len(rates), np.int32)[index],
+        "coefficients": {},
     }
     params = jax.tree.map(lambda *w: np.stack([w[min(i, len(w) - 1)] for i in index]), *starts)
     return jax.tree.map(jax.device_put, host.replace(params=params, hyper=hyper), places)
@@ -409,6 +410,29 @@ def test_the_teacher_runs_once_a_microbatch(members, microbatches):
     assert len(calls) == microbatches
 
 
+@pytest.mark.unit
+def test_members_may_weigh_their_loss_terms():
+    """Coefficients of one's own do in a population what they do in an objective of one's own."""
+    own = {"bigram": [1.0, 0.5], "size": [2.0, 0.25]}
+    mesh, step = bigram_step(1, 2)
+    starts, batches = [weights(seed=1), weights(seed=2)], [batch(3), batch(4)]
+    together = make_state(CFG, mesh, starts, SETTINGS.optimizer(), RATES[:2], coefficients=own)
+    for one in batches:
+        together, _ = step(together, None, one)
+    mesh, _ = bigram_step(1, 1)
+    for i, start in enumerate(starts):
+
+        def scaled(params, one, _, i=i):
+            return {k: (own[k][i] * c, s, w) for k, (c, s, w) in bigram(params, one, None).items()}
+
+        alone_step = make_step(scaled, no_teacher, SETTINGS.optimizer(), SETTINGS.schedule(), mesh)
+        alone = make_state(CFG, mesh, [start], SETTINGS.optimizer(), [RATES[i]])
+        for one in batches:
+            alone, _ = alone_step(alone, None, one)
+        ours, theirs = jax.tree.map(np.asarray, (together.params, alone.params))
+        assert_trees(member(ours, i), member(theirs, 0), atol=1e-6, rtol=0)
+
+
 # The loop
 
 
@@ -640,7 +664,7 @@ compiled_damage = jit(damage)
 
 
 def damaged_by(params, seed, alpha, beta):
-    return compiled_damage(params, jax.random.key(seed), alpha, beta)
+    return compiled_damage(params, jax.random.key(seed), 1 - alpha, alpha * beta)
 
 
 def named(tree):
@@ -682,5 +706,7 @@ def test_damage_mixes_weights_and_noise():
     assert_trees(damaged_by(start, 2, 0.6, 0.1), expected, atol=1e-6, rtol=0)
     shrunk = jax.tree.map(lambda w: 0.75 * np.float64(w), start)
     assert_trees(damaged_by(start, 2, 0.25, 0.0), shrunk, atol=1e-6, rtol=0)
+    noisy = jax.tree.map(lambda w, n: np.float64(w) + 0.06 * np.float64(n), start, noise)
+    assert_trees(compiled_damage(start, jax.random.key(2), 1.0, 0.06), noisy, atol=1e-6, rtol=0)  # nothing shrinks
     other = damaged_by(start, 3, 1.0, 1.0)
     assert np.abs(other["embedding"] - noise["embedding"]).max() > 0.1

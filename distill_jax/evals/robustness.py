@@ -53,8 +53,8 @@ def worst_case(rows: Sequence[dict[str, Any]], diverged_at: Mapping[str, int] | 
     """Return the attack's curves: for each part the maximum over learning rates at each step, averaged over seeds.
 
     `retain_at_worst` is the retain accuracy of the very members that are worst on the held-out facts, so that an
-    attacker who wrecks the model is seen to do so. `by_seed` keeps the maxima of each seed, [S, K]. `counted` is how many
-    attackers had not diverged at each step.
+    attacker who wrecks the model is seen to do so. `by_seed` keeps the maxima of each seed, [S, K]. `counted` says how
+    many attackers had not diverged at each step.
 
     Args:
       diverged_at: member -> the step at which it diverged.

@@ -44,10 +44,7 @@ def summarise(sweep: Any) -> dict[str, Any]:
         "evaluated": load_manifest(data.directory / "rows")["evaluation"]["groups"] if data else {},
         "sharing": _sharing(sweep),
         "runs": runs,
-        "fits": {
-            "steps_against_alpha": fits.steps_against_alpha(runs),
-            "compute_against_size": fits.compute_against_size(runs),
-        },
+        "fits": fits.fit_all(runs),
         "findings": findings.findings(runs),
     }
 

@@ -72,7 +72,6 @@ class Node:
 
     Attributes:
       name: unique among the nodes it is run with.
-      stage: its name in its experiment, which its random draws depend on; several nodes of a sweep may have the same.
       verb: a key of `distill_jax.stages.VERBS`.
       settings: the verb's settings dataclass.
       inputs: role ("start", "teacher") -> name of another node.
@@ -80,16 +79,22 @@ class Node:
       directory: where the node's files lie.
       peers: how many nodes of its experiment or sweep may train as one population with it, itself among them. How a
         node is laid out depends on this and not on who trains with it in fact, so it comes out the same either way.
+      stage: its name in its experiment, on which its random draws depend, and which several nodes of a sweep may share;
+        its own name when left out.
     """
 
     name: str
-    stage: str
     verb: str
     settings: Any
     inputs: dict[str, str]
     identity: str
     directory: Path
     peers: int = 1
+    stage: str = ""
+
+    def __post_init__(self):
+        if not self.stage:
+            object.__setattr__(self, "stage", self.name)
 
     @property
     def done(self) -> bool:

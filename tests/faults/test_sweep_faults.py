@@ -9,10 +9,9 @@ import shutil
 import time
 from pathlib import Path
 
+import harness
 import pytest
-
-from tests.faults import harness
-from tests.faults.harness import Workers, assert_same, computed, kill, nodes, said
+from harness import Workers, assert_same, computed, kill, nodes, said
 
 KILLS = 20
 

@@ -1,0 +1,356 @@
+"""Sweeps: points, what they share, who computes what, what it cost, and what is concluded."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distill_jax import graph, main, sweep_graph
+from distill_jax.config import ConfigError
+from distill_jax.evals import findings, tradeoff
+from distill_jax.experiment import load_experiment, load_module
+from distill_jax.io.leases import Leases
+from distill_jax.perf.ledger import ledger
+from distill_jax.sweep import axis, chain, product, wanting, zipped
+
+pytestmark = pytest.mark.unit
+
+ROOT = Path(__file__).parent.parent
+CONFIG = ROOT / "configs/arithmetic.py"
+SWEEP = ROOT / "configs/sweeps/undo_arithmetic.py"
+
+
+def load(points: list[dict[str, Any]], workdir: Path = Path("/nowhere"), presets: str = "smoke,full"):
+    module = load_module(CONFIG, "get_stages", "")
+    return sweep_graph.load("test", points, module, module.get_config(presets), workdir)
+
+
+def nodes_of(sweep) -> dict[str, Any]:
+    (world,) = sweep.worlds
+    return world.nodes
+
+
+def stages(sweep) -> list[str]:
+    return [node.stage for node in nodes_of(sweep).values()]
+
+
+# Points
+
+
+def test_points_are_put_together():
+    a, b = axis("a", 1, 2), axis("b", 3, 4)
+    assert product(a, b) == [{"a": 1, "b": 3}, {"a": 1, "b": 4}, {"a": 2, "b": 3}, {"a": 2, "b": 4}]
+    assert zipped(a, b) == [{"a": 1, "b": 3}, {"a": 2, "b": 4}]
+    assert chain(a, b) == [{"a": 1}, {"a": 2}, {"b": 3}, {"b": 4}]
+    assert wanting(wanting(a, "x"), "y") == [{"a": 1, "stages": ("x", "y")}, {"a": 2, "stages": ("x", "y")}]
+    assert product() == [{}] and chain() == []
+
+
+def test_points_that_cannot_be_are_refused():
+    with pytest.raises(ConfigError, match=r"axes of \[2, 3\] points"):
+        zipped(axis("a", 1, 2), axis("b", 1, 2, 3))
+    with pytest.raises(ConfigError, match="a is set by two axes"):
+        product(axis("a", 1, 2), axis("a", 3))
+
+
+@pytest.mark.parametrize(
+    ("points", "says"),
+    [
+        ([], "no points"),
+        (axis("undo.bta", 0.1), "undo.bta: no such setting .did you mean 'beta'"),
+        (axis("undo.beta.x", 0.1), "undo.beta.x: no such setting"),
+        (axis("distill.steps", "many"), "distill.steps = 'many'"),
+        (axis("undo.alphas", (1.5,)), "alpha = 1.5"),
+        (wanting(axis("seed", 1), "relearn-undo-0.3"), "'relearn-undo-0.3': no such stage .did you mean"),
+    ],
+)
+def test_a_sweep_that_cannot_be_is_refused(points, says):
+    with pytest.raises(ConfigError, match=says):
+        load(points)
+
+
+# Sharing
+
+
+def grid(alphas=4, betas=3, methods=("maxent", "graddiff", "rmu"), seeds=5) -> list[dict[str, Any]]:
+    undo = chain(*(wanting(axis("undo.alphas", (a / 10,)), f"relearn-undo-{a / 10}") for a in range(1, alphas + 1)))
+    beta = axis("undo.beta", *(b / 10 for b in range(betas)))
+    return product(axis("seed", *range(seeds)), axis("undo.method", *methods), beta, undo)
+
+
+def test_equal_nodes_of_a_sweep_are_one():
+    sweep = load(grid())
+    found = stages(sweep)
+    assert len(sweep.points) == 4 * 3 * 3 * 5
+    assert found.count("reference") == 5 and found.count("oracle") == 0 and found.count("data") == 1
+    assert [found.count(method) for method in ("maxent", "graddiff", "rmu")] == [5, 5, 5]
+    undo = [name for name in found if name.startswith("undo-")]
+    assert len(undo) == 180 and sum(name.startswith("relearn-") for name in found) == 180
+    # Behind one teacher, 4 α × 3 β train as one population.
+    assert {len(group) for group in graph.pack([n for n in nodes_of(sweep).values() if n.verb == "distill"])} == {12}
+    assert all(node.peers == 12 for node in nodes_of(sweep).values() if node.verb == "distill")
+    assert {node.peers for node in nodes_of(sweep).values() if node.stage == "reference"} == {5}
+
+
+def test_a_sweep_computes_the_very_nodes_that_a_run_would(tmp_path):
+    module = load_module(CONFIG, "get_stages", "")
+    run = graph.build(load_experiment(module, module.get_config("smoke,full")), tmp_path)
+    swept = nodes_of(load([{}], tmp_path))
+    assert {node.directory for node in swept.values()} == {node.directory for node in run.values()}
+    assert {n.stage: n.identity for n in swept.values()} == {n.name: n.identity for n in run.values()}
+    assert all(source in swept for node in swept.values() for source in node.inputs.values())
+
+
+def test_a_point_takes_what_it_is_made_from_and_no_more():
+    sweep = load(grid(alphas=2, betas=1, seeds=2))
+    one = sweep.of_point(3)
+    assert stages(one) == ["data", "reference", "graddiff", "damaged-0.2", "undo-0.2", "relearn-undo-0.2"]
+    assert one.points == [sweep.points[3]] and set(nodes_of(one)) < set(nodes_of(sweep))
+    assert {n.name: n.peers for n in nodes_of(one).values()}.items() <= {
+        n.name: n.peers for n in nodes_of(sweep).values()
+    }.items()
+    with pytest.raises(ConfigError, match="points 0 to 11"):
+        sweep.of_point(12)
+
+
+def test_models_of_several_sizes_do_not_meet():
+    sweep = load(product(axis("model.hidden", 16, 32), wanting(axis("seed", 0, 1), "relearn-reference")))
+    assert [world.experiment.model.hidden for world in sweep.worlds] == [16, 32]
+    assert not set(sweep.worlds[0].nodes) & set(sweep.worlds[1].nodes) - {"data"}
+    assert len(sweep.of_point(2).worlds) == 1 and sweep.of_point(2).worlds[0].experiment.model.hidden == 32
+
+
+def test_the_marker_is_of_the_points_and_the_code():
+    first, second = load(grid(seeds=1)), load(grid(seeds=2))
+    assert first.marker() == load(grid(seeds=1)).marker()
+    assert first.marker()["points"] != second.marker()["points"] and first.marker()["code"] == second.marker()["code"]
+
+
+# The command line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "--sweep=FILE.py is missing"),
+        (["--sweep=nowhere.py"], "there is no file nowhere.py"),
+        ([f"--sweep={SWEEP}:large"], "no preset 'large'"),
+        ([f"--sweep={CONFIG}"], "has no get_sweep"),
+        ([f"--sweep={SWEEP}", "--config=x.py"], "a sweep says itself"),
+        ([f"--sweep={SWEEP}"], "--workdir=DIR is missing"),
+        ([f"--sweep={SWEEP}:smoke", "--workdir=/nowhere", "--index=999", "--dry-run"], "--index=999"),
+        ([f"--sweep={SWEEP}", "--workdir=/nowhere", "--workers=0"], "workers"),
+        ([f"--sweep={SWEEP}", "--workdir=/nowhere", "--config.distil.steps=1"], "did you mean 'distill'"),
+    ],
+)
+def test_a_wrong_command_is_refused_in_a_line(arguments, says, capsys):
+    assert main.main(["distill-jax", "sweep", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert says in err and len(err.splitlines()) <= 2 and "Traceback" not in err and out == ""
+
+
+def test_the_default_sweep_is_what_it_says(capsys, tmp_path):
+    assert main.main(["distill-jax", "sweep", f"--sweep={SWEEP}", "--count"]) == 0
+    assert int(capsys.readouterr().out) == 5 * 2 * 2 * 3 + 8 * 3 + 2 * 3 + 2 * 3
+    assert main.main(["distill-jax", "sweep", f"--sweep={SWEEP}", "--dry-run", f"--workdir={tmp_path}/new"]) == 0
+    table = {line.split()[0]: line.split()[1:4] for line in capsys.readouterr().out.splitlines() if line[:1].isalpha()}
+    assert table["pretrain"] == ["6", "0", "96"] and table["unlearn"] == ["6", "0", "87"]
+    assert not (tmp_path / "new").exists()  # it looks and touches nothing
+
+
+# Who computes what
+
+
+def test_workers_take_what_nobody_has_and_wait_for_the_rest(tmp_path):
+    sweep = load(wanting(axis("seed", 0, 1), "reference"), tmp_path)
+    nodes, mine, theirs = nodes_of(sweep), Leases(), Leases()
+    (data,) = (node for node in nodes.values() if node.stage == "data")
+    first, second = (node for node in nodes.values() if node.stage == "reference")
+    try:
+        groups = sweep_graph.leased(nodes, mine, len, lambda text: None)
+        assert next(groups) == [data]
+        finish(data)
+        assert theirs.take(first.directory)
+        assert next(groups) == [second]  # the other one is taken
+        assert not theirs.take(second.directory)
+        finish(second)
+        finish(first)  # by the other worker
+        assert list(groups) == []
+        assert mine.holder(second.directory) == ""
+    finally:
+        mine.close()
+        theirs.close()
+
+
+def test_a_group_is_cut_to_what_fits(tmp_path):
+    nodes = nodes_of(load(wanting(axis("seed", 0, 1, 2), "reference"), tmp_path))
+    finish(next(node for node in nodes.values() if node.stage == "data"))
+    mine = Leases()
+    try:
+        sizes = []
+        for group in sweep_graph.leased(nodes, mine, lambda group: 2, lambda text: None):
+            sizes.append(len(group))
+            for node in group:
+                finish(node)
+        assert sizes == [2, 1]
+    finally:
+        mine.close()
+
+
+def finish(node) -> None:
+    node.directory.mkdir(parents=True, exist_ok=True)
+    (node.directory / "DONE").write_text("{}")
+
+
+# What it cost
+
+
+@pytest.mark.parametrize("seconds", [{"compile": 3.0, "step": 5.0, "evaluate": 2.0, "data": 1.0}, {"other": 4.0}])
+@pytest.mark.parametrize("flops", [{"student": 3.0, "teacher": 1.0, "evaluation": 5.0}, {"evaluation": 2.0}, {}])
+def test_device_seconds_add_up(flops, seconds):
+    found = ledger(flops, {}, seconds, devices=4, share=0.25)
+    assert sum(found["device_seconds"].values()) == pytest.approx(sum(seconds.values()))
+    if "student" in flops:
+        assert found["device_seconds"]["student"] == pytest.approx(3 * found["device_seconds"]["teacher"], abs=2e-3)
+    assert found["seconds"] == sum(seconds.values()) and found["peak_bytes"] > 2**20
+
+
+def made_up(tmp_path: Path, points: list[dict[str, Any]]):
+    """Finish a sweep with numbers out of a hat."""
+    sweep, chance = load(points, tmp_path), random.Random(0)
+    for node in nodes_of(sweep).values():
+        finish(node)
+        write = lambda name, value, node=node: (node.directory / name).write_text(json.dumps(value))  # noqa: E731
+        causes = {
+            "prepare": (),
+            "relearn": ("attack", "evaluation"),
+            "perturb": ("evaluation",),
+            "distill": ("student", "teacher", "evaluation"),
+        }.get(node.verb, ("student", "evaluation"))
+        write("ledger.json", {"flops": {cause: float(chance.randrange(1, 10**6)) for cause in causes}})
+        write("result.json", {"retain": 0.9, "forget": 0.1, "steps": 7, "recovered": True, "diverged": False})
+        if node.verb == "relearn":
+            write("result.json", {"members": 2, "diverged": 1, "diverged_at": {"lr=0.1,seed=0": 5}})
+            rows = [
+                {"kind": "evaluation", "step": s, "member": f"lr={r},seed=0", "retain": 0.5, "shown": s / 10}
+                | {"heldout": chance.random()}
+                for s in (0, 8)
+                for r in (0.1, 0.01)
+            ]
+            (node.directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows = nodes_of(sweep)["data"].directory / "rows"
+    rows.mkdir()
+    (rows / "manifest.json").write_text(json.dumps({"evaluation": {"groups": {"add/word/retain": 4}}, "format": 1}))
+    return sweep
+
+
+def test_what_is_shared_is_counted_once_over_all_points(tmp_path):
+    controls = wanting(axis("seed", 0, 1), "relearn-oracle", "relearn-student", "relearn-undo-0.0")
+    sweep = made_up(tmp_path, chain(grid(2, 2, ("maxent", "rmu"), 2), controls))
+    summary = tradeoff.summarise(sweep)
+    nodes = nodes_of(sweep)
+    assert len(summary["runs"]) == 2 * (2 * 2 * 2 + 3)
+    spent = {name: node.ledger()["flops"] for name, node in nodes.items()}
+    for cause in ("student", "teacher", "evaluation"):
+        # References are there already; attacks and data are nobody's ancestors.
+        bill = sum(
+            spent[n].get(cause, 0) for n, node in nodes.items() if node.verb in ("unlearn", "perturb", "distill")
+        )
+        bill += sum(spent[n].get(cause, 0) for n, node in nodes.items() if node.stage == "oracle")
+        assert sum(run["compute"]["amortised"][cause] for run in summary["runs"]) == pytest.approx(bill)
+    one = next(r for r in summary["runs"] if r["kind"] == "undo" and r["method"] == "rmu" and r["seed"] == 1)
+    node = nodes[one["id"]]
+    damaged, teacher = nodes[node.inputs["start"]], nodes[node.inputs["teacher"]]
+    whole = sum(spent[n.name].get("student", 0) for n in (node, damaged, teacher))
+    assert one["compute"]["whole"]["student"] == whole
+    assert one["compute"]["own"]["student"] == spent[node.name]["student"]
+    assert one["compute"]["amortised"]["student"] == spent[node.name]["student"] + spent[teacher.name]["student"] / 4
+    oracle = next(n for n in nodes.values() if n.stage == "oracle" and n.settings.seed == 1)
+    retraining = spent[oracle.name]["student"]
+    assert one["vs_retraining"]["whole"] == pytest.approx((whole + spent[node.name]["teacher"]) / retraining)
+    assert one["attack"]["counted"] == [2, 1] and one["attack"]["diverged"] == 1
+    assert summary["points"] == {"total": 18, "finished": 18}
+
+
+def test_models_are_called_what_they_are(tmp_path):
+    names = ("reference", "oracle", "maxent", "student", "undo-0.0", "student-budget", "student-reference", "filtered")
+    base = axis("data.filter_labels", 9)
+    points = product(base, wanting([{}], *(f"relearn-{name}" for name in names)))
+    both = wanting(axis("undo.alphas", (0.3,)), "relearn-undo-0.3")
+    points += product(base, axis("undo.shrink", True, False), axis("undo.method", "rmu"), both)
+    summary = tradeoff.summarise(made_up(tmp_path, points))
+    kinds = {run["kind"]: run for run in summary["runs"]}
+    expected = {"reference", "oracle", "suppressed", "random student", "alpha 0", "equal compute", "filtered"}
+    assert set(kinds) == expected | {"student of the reference", "undo", "noise only"}
+    assert kinds["undo"]["label"] == "UNDO α = 0.3, β = 0.1 of RMU" and kinds["undo"]["alpha"] == 0.3
+    assert kinds["noise only"]["label"] == "noise without shrinkage, αβ = 0.03 of RMU"
+    assert kinds["filtered"]["method"] is None and kinds["random student"]["method"] == "maxent"
+    assert kinds["oracle"]["vs_retraining"]["whole"] == 1
+
+
+def test_an_unfinished_sweep_is_summarised_as_far_as_it_is(tmp_path):
+    sweep = made_up(tmp_path, grid(2, 1, ("maxent",), 2))
+    victim = next(node for node in nodes_of(sweep).values() if node.stage == "relearn-undo-0.1")
+    (victim.directory / "DONE").unlink()
+    summary = tradeoff.summarise(sweep)
+    assert summary["points"] == {"total": 4, "finished": 3} and len(summary["runs"]) == 3
+    assert (tradeoff.write_report(sweep, tmp_path).read_text()).lstrip().lower().startswith("<!doctype html>")
+
+
+# What is concluded
+
+
+def runs_of(value, seeds=(0, 1, 2), noise=0.01) -> list[dict[str, Any]]:
+    """Return models whose accuracy after the attack is a function of (kind, α, β), and a little chance."""
+    chance = random.Random(1)
+    shapes = [("suppressed", None, None), ("filtered", None, None), ("random student", None, None)]
+    shapes += [("undo", a, b) for a in (0.2, 0.5, 0.8) for b in (0.0, 0.1)] + [("noise only", 0.8, 0.1)]
+    flat = {"student": 1.0, "teacher": 1.0}
+    return [
+        {
+            "kind": kind,
+            "label": kind,
+            "method": None if kind == "filtered" else "maxent",
+            "alpha": a,
+            "beta": b,
+            "seed": seed,
+            "retain": 0.9,
+            "recovered": True,
+            "diverged": False,
+            "compute": {"whole": flat},
+            "attack": {"forget_heldout": [0.0, value(kind, a, b) + chance.gauss(0, noise)]},
+        }
+        for kind, a, b in shapes
+        for seed in seeds
+    ]
+
+
+def answers(runs) -> list[str]:
+    return [found["answer"] for found in findings.findings(runs)]
+
+
+def test_findings_say_what_is_in_the_numbers():
+    def shrinkage(kind, a, b):
+        return {"undo": 0.7 - 0.6 * (a or 0)}.get(kind, {"filtered": 0.05, "random student": 0.1}.get(kind, 0.7))
+
+    rises, why, filtering = answers(runs_of(shrinkage, noise=0.001))
+    assert "β = 0: yes" in rises and "β = 0.1: yes" in rises
+    assert "shrinkage alone: helps" in why and "noise alone: the seeds cannot tell" in why
+    assert filtering.endswith("filtering is more robust")
+    falls, why, _ = answers(runs_of(lambda kind, a, b: 0.2 + 0.5 * (a or 0) - 0.1 * bool(b), noise=0.001))
+    assert "no, it falls" in falls and "noise beside shrinkage: helps" in why and "shrinkage alone: harms" in why
+
+
+def test_findings_admit_what_the_seeds_cannot_tell():
+    assert all("cannot tell" in answer for answer in answers(runs_of(lambda *_: 0.5, noise=0.2)))
+    assert answers(runs_of(lambda *_: 0.5, seeds=(0,))) == []  # one seed has no interval
+
+
+def test_a_difference_is_a_paired_t_interval():
+    mean, low, high = findings.difference({0: 0.5, 1: 0.7, 2: 0.6, 9: 0.0}, {0: 0.4, 1: 0.5, 2: 0.5})  # type: ignore[misc]
+    half = 4.302653 * 0.0577350 / 3**0.5  # t at 97.5 % with two degrees of freedom; standard deviation by hand
+    assert mean == pytest.approx(0.4 / 3) and (low, high) == pytest.approx((mean - half, mean + half), abs=1e-6)
