@@ -140,7 +140,8 @@ def _population(node: Node) -> str:
 
 def ready(groups: Sequence[Sequence[Node]], done: Set[str]) -> list[list[Node]]:
     """Return what is left of packed groups and has its inputs done; groups of which nothing else is left come first."""
-    whole, parts = [], []
+    whole: list[list[Node]] = []
+    parts: list[list[Node]] = []
     for group in groups:
         left = [n for n in group if n.name not in done]
         # Every node reads the data node, which is no input by name.

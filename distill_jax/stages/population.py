@@ -111,7 +111,7 @@ class Program:
 
     def spent(
         self, ctx: Context, steps: int, looks: int, parts: Sequence[str]
-    ) -> tuple[dict[str, float], dict[str, float]]:
+    ) -> tuple[dict[str, float], dict[str, int]]:
         """Return one member's FLOPs and tokens by cause, after so many steps and evaluations on the parts."""
         tokens = steps * self.settings.batch * ctx.row_length * (2 if isinstance(self.reads, Mapping) else 1)
         flops = {cause: steps * count for cause, count in self.flops.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import optax
 
@@ -84,7 +84,7 @@ class Training:
         Members have their own peak learning rate, and the schedule's shape in common.
         """
         free = self.MEMBER or ()
-        common = {f.name: f.default for f in dataclasses.fields(self) if f.name in free}
+        common: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(self) if f.name in free}
         if "learning_rate" in free:
             common |= {"learning_rate": 1.0, "final_learning_rate": self._end()}
         return dataclasses.replace(self, **common)
