@@ -87,7 +87,7 @@ def parse(argv: Sequence[str]) -> Arguments:
     points = None
     if command == "sweep":
         points, base = _sweep_file(given)
-        given.append(f"--config={base}")
+        given.insert(1, f"--config={base}")  # ml_collections wants it before what changes it
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "where everything is written", flag_values=values)
     flags.DEFINE_bool("distributed", False, "join the cluster that JAX detects", flag_values=values)

@@ -221,15 +221,16 @@ def _portion(ctx: Context, group: list[Node], most: int, workers: int) -> int:
 
 def work(sweep: Sweep) -> list[dict[str, Any]]:
     """Return what each node takes: {"name", "verb", "done", "flops", "points"}, the last how many ask for it."""
-    rows = []
+    rows: dict[Path, dict[str, Any]] = {}
     for world in sweep.worlds:
         ctx = Context(world.experiment.model, world.nodes, world.nodes[graph.DATA].directory / "rows", Progress(0, 0.0))
         lineages = [set(graph.lineage(names, world.nodes)) for names in sweep.asked if set(names) <= set(world.nodes)]
         for name, node in world.nodes.items():
             users = sum(name in lineage for lineage in lineages)
             flops = graph.planned_flops(ctx, node)
-            rows.append({"name": name, "verb": node.verb, "done": node.done, "flops": flops, "points": users})
-    return rows
+            row = {"name": name, "verb": node.verb, "done": node.done, "flops": flops, "points": 0}
+            rows.setdefault(node.directory, row)["points"] += users  # worlds may have their data in common
+    return list(rows.values())
 
 
 def preview(sweep: Sweep) -> str:

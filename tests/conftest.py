@@ -9,6 +9,11 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + flags
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
+def pytest_addoption(parser):
+    """Let the whole matrix of stages, meshes and accumulation be asked for; a part of it always runs."""
+    parser.addoption("--every-mesh", action="store_true", help="test_sharding: every stage on every mesh (10 minutes)")
+
+
 def pytest_collection_modifyitems(items):
     """Whole programs first: a long file that comes last would leave the other process waiting."""
     long = {item.path for item in items if item.get_closest_marker("end_to_end") or item.get_closest_marker("kill")}

@@ -76,7 +76,9 @@ def numbers(data: Path, which: str, microbatches: int, devices: int, fsdp: int, 
     settings = stages(microbatches)[which]
     verb = settings[0].VERB
     nodes = {
-        f"{which}-{i}": Node(f"{which}-{i}", verb, s, {"teacher": "origin", "start": "origin"}, "", data)
+        f"{which}-{i}": Node(
+            f"{which}-{i}", verb, s, {"teacher": "origin", "start": "origin"}, "", data, peers=len(settings)
+        )
         for i, s in enumerate(settings)
     }
     nodes["data"] = Node("data", "prepare", Data(), {}, "", data)
@@ -88,7 +90,7 @@ def numbers(data: Path, which: str, microbatches: int, devices: int, fsdp: int, 
     starts = program.adapters(ctx, mesh) if program.base else [ctx.fresh(node, mesh) for node in crew]
     state = program.state(ctx, mesh, starts)
     frozen = program.teacher or program.base
-    origin = ctx.fresh(dataclasses.replace(crew[0], name="origin"), mesh) if frozen else None
+    origin = ctx.fresh(dataclasses.replace(crew[0], name="origin", stage="origin"), mesh) if frozen else None
     teacher = origin if program.teacher else None
     base = lora.base(origin, settings[0].lora_rank, settings[0].lora_alpha) if program.base else None
     step, feed = program.build(mesh), program.batches(ctx, mesh)

@@ -37,6 +37,22 @@ OTHERS = [
     ("adapters", 2, 8, 2, 2),
 ]
 HOSTS = [("pretrain", 2, 8, 2, 2), ("distill", 1, 8, 2, 1), ("adapters", 1, 8, 1, 1)]
+# With --every-mesh: every stage, in every shape that 8 devices have, under every accumulation; and every stage on hosts.
+EVERY_SHAPE = [(f, t) for f in (1, 2, 4, 8) for t in (1, 2, 4, 8) if f * t <= 8]
+EVERY = [(verb, micro, 8, *shape) for verb in VERBS for shape in EVERY_SHAPE for micro in (1, 2, 4)]
+EVERY_HOST = [(verb, micro, 8, 2, 2) for verb in VERBS for micro in (1, 2)]
+
+
+def wanted(config) -> tuple[list, list]:
+    """Return the jobs of one process and those of two hosts."""
+    if config.getoption("--every-mesh"):
+        return list(dict.fromkeys(SHAPES + OTHERS + EVERY)), HOSTS + EVERY_HOST
+    return SHAPES + OTHERS, HOSTS
+
+
+def pytest_generate_tests(metafunc):
+    if "job" in metafunc.fixturenames:
+        metafunc.parametrize("job", wanted(metafunc.config)[0], ids=lambda job: "-".join(map(str, job)))
 
 
 def start(data: Path, out: Path, jobs, devices: int, *arguments: str) -> subprocess.Popen:
@@ -49,7 +65,7 @@ def start(data: Path, out: Path, jobs, devices: int, *arguments: str) -> subproc
 
 
 def outcome(process: subprocess.Popen, out: Path) -> list:
-    _, problems = process.communicate(timeout=900)
+    _, problems = process.communicate(timeout=3000)
     assert process.returncode == 0, problems[-3000:]
     return json.loads(out.read_text()) if out.exists() else []
 
@@ -67,9 +83,9 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def results(data):
+def results(data, request):
     """Each job's numbers, from two processes at a time: one a core."""
-    jobs = ALONE + SHAPES + OTHERS
+    jobs = ALONE + wanted(request.config)[0]
     halves = [jobs[::2], jobs[1::2]]
     outs = [data / f"half-{i}.json" for i in range(2)]
     processes = [start(data, out, half, 8) for out, half in zip(outs, halves, strict=True)]
@@ -85,7 +101,6 @@ def assert_same_numbers(ours, theirs):
 
 
 @pytest.mark.end_to_end
-@pytest.mark.parametrize("job", SHAPES + OTHERS, ids=lambda job: "-".join(map(str, job)))
 def test_devices_and_accumulation_change_nothing(results, job):
     ours, alone = results[job], results[(job[0], 1, 1, 1, 1)]
     assert_same_numbers(ours, alone)
@@ -123,15 +138,16 @@ def test_an_interrupt_that_was_lost_is_raised_again():
 
 
 @pytest.mark.end_to_end
-def test_hosts_change_nothing(data, results):
+def test_hosts_change_nothing(data, results, request):
     """Two processes of four devices, joined over loopback: the global batch and all numbers are those of one."""
     port = free_port()
     join = [f"--coordinator=127.0.0.1:{port}", "--processes=2"]
     outs = [data / f"host-{i}.json" for i in range(2)]
-    both = [start(data, outs[i], HOSTS, 4, *join, f"--process={i}") for i in range(2)]
+    jobs = wanted(request.config)[1]
+    both = [start(data, outs[i], jobs, 4, *join, f"--process={i}") for i in range(2)]
     first, second = [outcome(process, out) for process, out in zip(both, outs, strict=True)]
     assert second == []  # one of them writes
-    for job, ours in zip(HOSTS, first, strict=True):
+    for job, ours in zip(jobs, first, strict=True):
         assert_same_numbers(ours, results[(job[0], 1, 1, 1, 1)])
         assert np.prod(list(ours["mesh"].values())) == 8
 

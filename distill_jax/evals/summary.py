@@ -13,7 +13,7 @@ from distill_jax.config import ConfigError, check
 from distill_jax.data.records import load_manifest
 from distill_jax.evals.claims import judge
 from distill_jax.evals.robustness import worst_case
-from distill_jax.io import report
+from distill_jax.io import report, tradeoff
 from distill_jax.io.files import read_json
 
 LABELS = {
@@ -129,16 +129,19 @@ def write_report(experiment: Any, nodes: dict[str, Any], identity: str, workdir:
 
 
 def redraw(workdir: Path) -> Path:
-    """Draw the page again from a finished run's summary.
+    """Draw the page again from the summary of a finished run, or of a sweep.
 
     Raises:
-      ConfigError: if the directory holds no finished run.
+      ConfigError: if the directory holds neither.
     """
-    source = workdir / "report" / "summary.json"
+    swept = workdir / "report" / "sweep.json"
+    source = swept if swept.is_file() else workdir / "report" / "summary.json"
     check(source.is_file(), f"--workdir={workdir} has no report/summary.json: `distill-jax run` finishes a run first")
     try:
         summary = read_json(source)
     except ValueError as error:
-        raise ConfigError(f"{source} (report/summary.json) is damaged; `distill-jax run` draws it again") from error
-    report.write(summary, workdir / "report")
+        mend = "`distill-jax run` (or sweep) draws it again"
+        raise ConfigError(f"{source} (report/{source.name}) is damaged; {mend}") from error
+    write = tradeoff.write if source == swept else report.write
+    write(summary, workdir / "report")
     return workdir / "report" / "index.html"
