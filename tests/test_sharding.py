@@ -37,7 +37,7 @@ OTHERS = [
     ("adapters", 2, 8, 2, 2),
 ]
 HOSTS = [("pretrain", 2, 8, 2, 2), ("distill", 1, 8, 2, 1), ("adapters", 1, 8, 1, 1)]
-# With --every-mesh: every stage, in every shape that 8 devices have, under every accumulation; and every stage on hosts.
+# With --every-mesh: every stage in every shape that 8 devices have, under every accumulation, and every stage on hosts.
 EVERY_SHAPE = [(f, t) for f in (1, 2, 4, 8) for t in (1, 2, 4, 8) if f * t <= 8]
 EVERY = [(verb, micro, 8, *shape) for verb in VERBS for shape in EVERY_SHAPE for micro in (1, 2, 4)]
 EVERY_HOST = [(verb, micro, 8, 2, 2) for verb in VERBS for micro in (1, 2)]
