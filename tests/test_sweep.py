@@ -14,7 +14,11 @@ from distill_jax.config import ConfigError
 from distill_jax.evals import findings, tradeoff
 from distill_jax.experiment import load_experiment, load_module
 from distill_jax.io.leases import Leases
+from distill_jax.io.metrics import Progress
+from distill_jax.perf import memory
 from distill_jax.perf.ledger import ledger
+from distill_jax.stages import pretrain
+from distill_jax.stages.context import Context
 from distill_jax.sweep import axis, chain, product, wanting, zipped
 
 pytestmark = pytest.mark.unit
@@ -199,6 +203,25 @@ def test_a_group_is_cut_to_what_fits(tmp_path):
         assert sizes == [2, 1]
     finally:
         mine.close()
+
+
+def test_a_population_takes_what_the_device_holds(monkeypatch):
+    sweep = load(wanting(axis("seed", 0, 1, 2, 3), "reference"))
+    (world,) = sweep.worlds
+    ctx = Context(world.experiment.model, world.nodes, Path("/nowhere"), Progress(0, 0.0))
+    group = [node for node in world.nodes.values() if node.stage == "reference"]
+    needed = {}
+    for count in (2, 4):
+        program = pretrain.program(ctx, group[:count])
+        mesh = program.mesh(ctx)
+        state, teacher, batch, base = program.shapes(ctx, mesh)
+        compiled = program.build(mesh).lower(state, teacher, batch, base=base).compile()
+        found = compiled.memory_analysis()
+        needed[count] = found.argument_size_in_bytes + found.temp_size_in_bytes
+    between = (needed[2] + needed[4]) / 2 / graph.FILL
+    for capacity, fitting in ((10**12, 4), (2 * needed[4], 4), (between, 2), (1000, 1)):
+        monkeypatch.setattr(memory, "capacity", lambda device, capacity=capacity: capacity)
+        assert graph.fitting(ctx, group) == fitting, capacity
 
 
 def finish(node) -> None:

@@ -12,6 +12,7 @@ from distill_jax.evals.robustness import interval
 
 Run = Mapping[str, Any]
 BySeed = dict[int, float]
+NAMES: dict[str | None, str] = {"maxent": "MaxEnt", "graddiff": "GradDiff", "rmu": "RMU"}
 
 
 def findings(runs: Sequence[Run]) -> list[dict[str, str]]:
@@ -67,16 +68,17 @@ def _groups(runs: Iterable[Run], *keys: str) -> dict[tuple[Any, ...], list[Run]]
 def _rises_with_alpha(runs: Sequence[Run]) -> list[dict[str, str]]:
     verdicts, numbers = [], []
     for (method, beta), group in _groups((r for r in runs if r["kind"] == "undo"), "method", "beta").items():
+        which = f"{NAMES.get(method, method)}, β = {beta:g}"
         slopes = {}
         for (seed,), of_seed in _groups(group, "seed").items():
             if len({run["alpha"] for run in of_seed}) > 1:
                 slopes[seed] = float(np.polyfit([r["alpha"] for r in of_seed], [heldout(r) for r in of_seed], 1)[0])
         found = difference(slopes, dict.fromkeys(slopes, 0.0))
         if found:
-            verdicts.append(f"{method}, β = {beta:g}: {_judge(found, 'yes', 'no, it falls')}")
+            verdicts.append(f"{which}: {_judge(found, 'yes', 'no, it falls')}")
             means = {a: np.mean([heldout(r) for r in g]) for (a,), g in sorted(_groups(group, "alpha").items())}
             curve = ", ".join(f"{alpha:g}: {mean:.2f}" for alpha, mean in means.items())
-            numbers.append(f"{method}, β = {beta:g}: " + _said("slope of accuracy in α", found) + f"; by α {curve}")
+            numbers.append(f"{which}: " + _said("slope of accuracy in α", found) + f"; by α {curve}")
     return _finding("Does robustness rise with α?", verdicts, numbers)
 
 
@@ -89,17 +91,19 @@ def _shrinkage_or_noise(runs: Sequence[Run]) -> list[dict[str, str]]:
         alphas = {r["alpha"] for r in only} or {r["alpha"] for r in undo}
         same = [r for r in undo if r["alpha"] in alphas]
         shrunk, both = by_seed(r for r in same if not r["beta"]), by_seed(r for r in same if r["beta"])
-        told = {
+        compared = {
             "shrinkage alone": difference(shrunk, suppressed),
             "noise alone": difference(by_seed(only), suppressed),
             "noise beside shrinkage": difference(both, shrunk),
         }
-        parts = {name: found for name, found in told.items() if found}
+        parts = {name: found for name, found in compared.items() if found}
         if parts:
             at = ", ".join(f"{alpha:g}" for alpha in sorted(alphas))
             verdict = "; ".join(f"{name}: {_judge(f, 'helps', 'harms')}" for name, f in parts.items())
-            verdicts.append(f"{method}, mean over α = {at}: {verdict}")
-            numbers.append(f"{method}: " + "; ".join(_said(name, found) for name, found in parts.items()))
+            verdicts.append(f"{NAMES.get(method, method)}, mean over α = {at}: {verdict}")
+            numbers.append(
+                f"{NAMES.get(method, method)}: " + "; ".join(_said(name, found) for name, found in parts.items())
+            )
     return _finding("Is it the shrinkage or the noise?", verdicts, numbers)
 
 

@@ -13,6 +13,7 @@ import jax
 
 from distill_jax.data.records import load_manifest
 from distill_jax.evals import findings, fits
+from distill_jax.evals.findings import NAMES
 from distill_jax.evals.robustness import worst_case
 from distill_jax.io import tradeoff
 from distill_jax.models.transformer import parameter_count
@@ -143,7 +144,6 @@ def label(kind: str, method: str | None, alpha: float | None, beta: float | None
     return f"{LABELS.get(kind, kind)}{of}"
 
 
-NAMES: dict[str | None, str] = {"maxent": "MaxEnt", "graddiff": "GradDiff", "rmu": "RMU"}
 LABELS = {
     "reference": "reference (all data)",
     "oracle": "oracle (retain data only)",
