@@ -39,8 +39,8 @@ def load_module(path: str | Path, needs: str, says: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except (ImportError, SyntaxError) as error:
-        raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
+    except Exception as error:  # whatever the user's code raises
+        raise ConfigError(f"{path}: {type(error).__name__}: {' '.join(str(error).split())}") from error
     check(hasattr(module, needs), f"{path} has no {needs}: {says}")
     return module
 

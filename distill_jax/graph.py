@@ -211,14 +211,18 @@ def planned_flops(ctx: Context, node: Node) -> float:
     return float(VERBS[node.verb].plan(ctx, node.settings))
 
 
-def fitting(ctx: Context, group: Sequence[Node]) -> int:
-    """Return how many of a group's nodes, from its first on, fit into the devices' memory as one population."""
+def fitting(ctx: Context, group: Sequence[Node], workers: int = 1) -> int:
+    """Return how many of a group's nodes, from its first on, fit as one population into the devices' memory.
+
+    Args:
+      workers: that share a device.
+    """
     verb, count = VERBS[group[0].verb], len(group)
     while count > 1 and hasattr(verb, "program"):
         program = verb.program(ctx, group[:count])
         mesh = program.mesh(ctx)
         shapes = program.shapes(ctx, mesh)
-        free, least = memory.capacity(mesh.devices.flat[0]), memory.least_bytes(*shapes)
+        free, least = memory.capacity(mesh.devices.flat[0]) / workers, memory.least_bytes(*shapes)
         # Far from the limit the answer is known without the compiler; near it, only the compiler knows.
         if 100 * least < free or (least < free and _needed(program.build(mesh), shapes) < FILL * free):
             break

@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import dataclasses
 import os
+import signal
 import sys
 import threading
 import time
@@ -120,6 +121,9 @@ def parse(argv: Sequence[str]) -> Arguments:
         rest = values(given)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, SyntaxError) as error:
         raise ConfigError(_explain(error)) from error
+    for name, owners in _ONLY.items():
+        mend = f"only `distill-jax {' and '.join(owners)}` has it"
+        check(command in owners or not values[name].present, f"--{name}: {command} has no such flag; {mend}")
     check(len(rest) == 1, f"unexpected argument {rest[-1]!r}; settings are given as --config.key=value")
     if command == "plan":
         check(values.slice, "--slice is missing: name the TPU slice to plan for, such as v5e-16, or auto")
@@ -135,6 +139,13 @@ def parse(argv: Sequence[str]) -> Arguments:
     return Arguments(command, values, Path(values.workdir or ""), values.config, module, points)
 
 
+# The commands that heed a flag; one that any other command is given would be ignored in silence.
+_ONLY = {
+    **dict.fromkeys(("slice", "json", "prices", "stages", "verbose"), ("plan",)),
+    **dict.fromkeys(("sweep", "workers", "index", "count", "dry_run", "pack", "dead_after"), ("sweep",)),
+    **dict.fromkeys(("distributed", "coordinator", "coordinator_port"), ("run", "prepare")),
+    **dict.fromkeys(("processes", "process", "heartbeat"), ("run", "prepare")),
+}
 _DRY_RUN = {"--dry-run": "--dry_run"}  # absl's flags have no hyphens
 
 
@@ -151,6 +162,9 @@ def _sweep_file(given: Sequence[str]) -> tuple[tuple[str, list[dict[str, Any]], 
         base, points = module.get_sweep(arg)
     except ValueError as error:
         raise ConfigError(f"--sweep={named[-1]}: {error}") from error
+    except Exception as error:  # whatever the user's code raises
+        mend = "get_sweep(arg) returns the base config and a list of points"
+        raise ConfigError(f"--sweep={named[-1]}: {type(error).__name__}: {error}; {mend}") from error
     file, _, preset = base.partition(":")
     base = f"{Path(path).parent / file}{':' + preset if preset else ''}"
     text = " ".join((module.__doc__ or "").split("\n\n")[0].split())
@@ -237,8 +251,7 @@ def _main(argv: Sequence[str]) -> int:
     from distill_jax.sharding import distributed
 
     experiment = load_experiment(given.module, given.config)
-    mend = "only `distill-jax plan` knows what to do with it"
-    check(not getattr(experiment.data, "PLAN_ONLY", False), f"{experiment.name}: its data have no loader yet; {mend}")
+    _check_has_loader(experiment)
     nodes = graph.build(experiment, given.workdir)
     _join(given.flags)
     # One of a run's processes holds the directory for all.
@@ -254,6 +267,11 @@ def _main(argv: Sequence[str]) -> int:
     return 0
 
 
+def _check_has_loader(experiment: Any) -> None:
+    mend = "only `distill-jax plan` knows what to do with it"
+    check(not getattr(experiment.data, "PLAN_ONLY", False), f"{experiment.name}: its data have no loader yet; {mend}")
+
+
 def _sweep(given: Arguments, argv: Sequence[str]) -> int:
     said, workdir = given.flags, given.workdir
     assert given.module is not None and given.points is not None
@@ -261,7 +279,6 @@ def _sweep(given: Arguments, argv: Sequence[str]) -> int:
     if said.count:
         print(len(points))
         return 0
-    check(not said.coordinator and not said.distributed, "a sweep's workers are one process each: start several")
     _set_up_jax(given.config)
     from distill_jax import sweep_graph
     from distill_jax.evals import tradeoff
@@ -269,16 +286,19 @@ def _sweep(given: Arguments, argv: Sequence[str]) -> int:
     from distill_jax.sharding import distributed
 
     whole = sweep_graph.load(name, points, given.module, given.config, workdir, text)
+    for world in whole.worlds:
+        _check_has_loader(world.experiment)
     mine = whole if said.index is None else whole.of_point(said.index)
     if said.dry_run:
         print(sweep_graph.preview(mine))
         return 0
-    if said.workers > 1:
+    if said.workers > 1 and workers.COUNT not in os.environ:
         codes = workers.run(argv, said.workers)
         if mine.done:  # a worker that died has been replaced by the others
             print(f"report: {tradeoff.write_report(whole, workdir)}")
             return 0
-        return next((code for code in codes if code > 0), 1)
+        stopped = {TRY_AGAIN, -signal.SIGTERM} & set(codes)  # the signal may come before a worker heeds it
+        return TRY_AGAIN if stopped else next((code for code in codes if code > 0), 1)
     distributed.heed_signals()
     with leases.held(workdir, whole.marker(), shared=True):
         held = leases.Leases(dead_after=said.dead_after, heartbeat=min(10.0, said.dead_after / 4))

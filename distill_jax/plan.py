@@ -233,7 +233,9 @@ def _program(ctx: Context, group: Sequence[Node], devices: Sequence[Any]) -> tup
     program = VERBS[group[0].verb].program(ctx, group)
     try:
         mesh = program.mesh(ctx, devices)
-    except (ValueError, NotImplementedError) as error:
+    except ConfigError as error:
+        raise ConfigError(f"{group[0].name}: {error}") from error
+    except NotImplementedError as error:
         raise ConfigError(f"{group[0].name}: {error}; change config.run.fsdp or config.run.tensor") from error
     return program, mesh, program.shapes(ctx, mesh)
 

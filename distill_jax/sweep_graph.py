@@ -201,22 +201,27 @@ def leased(
 
 def _take(group: list[Node], leases: Leases, portion: Callable[[list[Node]], int]) -> list[Node]:
     mine: list[Node] = []
-    most = portion(group)
+    most = 1
     for node in group:
         if len(mine) == most:
             break
+        # Nodes that were interrupted at different steps cannot go on together without losing what they have.
+        if mine and node.checkpoints.steps() != mine[0].checkpoints.steps():
+            continue
         if leases.take(node.directory):
             if node.done:  # another worker finished it since we looked
                 leases.release(node.directory)
-            else:
-                mine.append(node)
+                continue
+            mine.append(node)
+            if len(mine) == 1:
+                most = portion(group)  # which may ask the compiler, so not before there is something to run
     return mine
 
 
 def _portion(ctx: Context, group: list[Node], most: int, workers: int) -> int:
     share = math.ceil(len(group) / workers)
     share = min(share, most) if most else share
-    return graph.fitting(ctx, group[:share])
+    return graph.fitting(ctx, group[:share], workers)
 
 
 def work(sweep: Sweep) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@
   configs/sweeps/undo_arithmetic.py:smoke    two of each for a few steps: a minute, learns nothing
 
 β = 0 only shrinks the weights; β = 0.1 is the paper's. Every seed is a training run of its own (reference, oracle,
-unlearning, damage, students), and one attacker: what varies between seeds is all that chance decides.
+unlearning, damage, students, one attacker); the data are the same for all.
 
   distill-jax sweep --sweep=configs/sweeps/undo_arithmetic.py --workdir=runs/undo_arithmetic --workers=2
 """
@@ -21,7 +21,7 @@ def get_sweep(arg: str = "") -> tuple:
     if arg not in BASE:
         raise ValueError(f"no preset {arg!r} in configs/sweeps/undo_arithmetic.py; there are {', '.join(BASE)}")
     smoke = arg == "smoke"
-    # MaxEnt reads 100 × 16 rows of each kind, which are about so many documents with a label.
+    # MaxEnt reads 100 × 16 rows of each kind, which are about so many documents with a label (RMU reads twice as many).
     common = axis("data.filter_labels", 60 if smoke else 13_800)
     common = product(common, axis("relearn.seeds", 1), axis("seed", *range(2 if smoke else 3)))
     if not smoke:
@@ -34,9 +34,9 @@ def get_sweep(arg: str = "") -> tuple:
     methods = axis("undo.method", "maxent", "rmu")
     grid = product(common, methods, axis("undo.beta", 0.0, 0.1), chain(*map(undo, alphas)))
     noise_only = product(common, axis("undo.shrink", False), chain(*map(undo, alphas[-2:])))
-    whole = ("reference", "oracle", "maxent", "rmu", "student", "student-rmu", "undo-0.0", "filtered")
+    whole = ("reference", "oracle", "maxent", "rmu", "student", "student-rmu", "filtered")
     controls = chain(*(wanting(common, f"relearn-{name}") for name in whole))
-    budgets = product(
-        common, wanting(axis("budget.steps", *((2, 6) if smoke else (60, 280))), "relearn-student-budget")
-    )
-    return BASE[arg], chain(grid, controls, noise_only, budgets)
+    undamaged = product(common, methods, wanting([{}], "relearn-undo-0.0"))
+    short = axis("budget.steps", 2, 6) if smoke else axis("budget.steps", 60, 280)
+    budgets = product(common, wanting(short, "relearn-student-budget"))
+    return BASE[arg], chain(grid, controls, undamaged, noise_only, budgets)

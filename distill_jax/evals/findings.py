@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -18,11 +17,16 @@ NAMES: dict[str | None, str] = {"maxent": "MaxEnt", "graddiff": "GradDiff", "rmu
 def findings(runs: Sequence[Run]) -> list[dict[str, str]]:
     """Answer the three questions of an UNDO sweep; a question is left out if its models are not there.
 
-    Robustness is the accuracy on held-out forget facts at the attack's last step: lower is more robust. Intervals are
-    95 % Student-t over the seeds' paired differences (or slopes).
+    Robustness is the accuracy on held-out forget facts at the attack's last step: lower is more robust. A student that
+    did not recover its retain ability counts nowhere, as it may resist only because it can do nothing. Intervals are
+    95 % Student-t over the seeds' paired differences (or slopes); the data, with their split of the facts, are the same
+    for all seeds.
     """
-    runs = [run for run in runs if run["attack"] and not run["diverged"]]
-    return [*_rises_with_alpha(runs), *_shrinkage_or_noise(runs), *_filtering(runs)]
+    usable = [run for run in runs if run["attack"] and not run["diverged"] and run["recovered"] is not False]
+    found = [*_rises_with_alpha(usable), *_shrinkage_or_noise(usable), *_filtering(usable)]
+    lost = sum(run["recovered"] is False for run in runs)
+    note = f"; {lost} that did not recover left out" if lost else ""
+    return [one | {"numbers": one["numbers"] + note} for one in found]
 
 
 def heldout(run: Run) -> float:
@@ -32,10 +36,7 @@ def heldout(run: Run) -> float:
 
 def by_seed(runs: Iterable[Run], value: Callable[[Run], float] = heldout) -> BySeed:
     """Return each seed's mean value."""
-    found = collections.defaultdict(list)
-    for run in runs:
-        found[run["seed"]].append(value(run))
-    return {seed: float(np.mean(values)) for seed, values in found.items()}
+    return {seed: float(np.mean([value(r) for r in of_seed])) for (seed,), of_seed in _groups(runs, "seed").items()}
 
 
 def difference(first: BySeed, second: BySeed) -> tuple[float, float, float] | None:
@@ -85,47 +86,50 @@ def _rises_with_alpha(runs: Sequence[Run]) -> list[dict[str, str]]:
 def _shrinkage_or_noise(runs: Sequence[Run]) -> list[dict[str, str]]:
     verdicts, numbers = [], []
     for (method,), group in _groups((r for r in runs if r["method"]), "method").items():
-        suppressed = by_seed(r for r in group if r["kind"] == "suppressed")
+        # Distilled like the others, and not damaged: what distilling alone does is not credited to the damage.
+        control = [r for r in group if r["kind"] == "alpha 0"]
         undo = [r for r in group if r["kind"] == "undo"]
         only = [r for r in group if r["kind"] == "noise only"]
-        alphas = {r["alpha"] for r in only} or {r["alpha"] for r in undo}
-        same = [r for r in undo if r["alpha"] in alphas]
-        shrunk, both = by_seed(r for r in same if not r["beta"]), by_seed(r for r in same if r["beta"])
+        shrunk, both = [r for r in undo if not r["beta"]], [r for r in undo if r["beta"]]
         compared = {
-            "shrinkage alone": difference(shrunk, suppressed),
-            "noise alone": difference(by_seed(only), suppressed),
-            "noise beside shrinkage": difference(both, shrunk),
+            "shrinkage alone against α = 0": _paired_over_alpha(shrunk, control),
+            "noise alone against α = 0": _paired_over_alpha(only, control),
+            "noise added to shrinkage": _paired_over_alpha(both, shrunk),
         }
         parts = {name: found for name, found in compared.items() if found}
         if parts:
-            at = ", ".join(f"{alpha:g}" for alpha in sorted(alphas))
             verdict = "; ".join(f"{name}: {_judge(f, 'helps', 'harms')}" for name, f in parts.items())
-            verdicts.append(f"{NAMES.get(method, method)}, mean over α = {at}: {verdict}")
-            numbers.append(
-                f"{NAMES.get(method, method)}: " + "; ".join(_said(name, found) for name, found in parts.items())
-            )
+            verdicts.append(f"{NAMES.get(method, method)}: {verdict}")
+            told = "; ".join(_said(name, found) for name, found in parts.items())
+            numbers.append(f"{NAMES.get(method, method)}, mean over α: {told}")
     return _finding("Is it the shrinkage or the noise?", verdicts, numbers)
 
 
+def _paired_over_alpha(first: Sequence[Run], second: Sequence[Run]) -> tuple[float, float, float] | None:
+    """Return the difference by seed, averaged over the α that both have; a control without α stands for every α."""
+    mine, theirs = _groups(first, "seed", "alpha"), _groups(second, "seed", "alpha")
+    apart: dict[int, list[float]] = {}
+    for (seed, alpha), group in mine.items():
+        other = theirs.get((seed, alpha)) or theirs.get((seed, 0.0))
+        if other:
+            gap = np.mean([heldout(r) for r in group]) - np.mean([heldout(r) for r in other])
+            apart.setdefault(seed, []).append(float(gap))
+    return difference({seed: float(np.mean(gaps)) for seed, gaps in apart.items()}, dict.fromkeys(apart, 0.0))
+
+
 def _filtering(runs: Sequence[Run]) -> list[dict[str, str]]:
+    """Compare with the random student of MaxEnt, which reads as many labelled rows as the filter is given."""
     filtered = [r for r in runs if r["kind"] == "filtered"]
-    verdicts, numbers = [], []
-    students = [r for r in runs if r["kind"] == "random student" or (r["kind"] == "undo" and r["recovered"])]
-    for group in _groups(students, "method").values():
-        named = _groups(group, "kind", "alpha", "beta")
-        best = min(named.values(), key=lambda g: float(np.mean([heldout(r) for r in g])))
-        found = difference(by_seed(filtered), by_seed(best))
-        if not found:
-            continue
-        retain = difference(by_seed(filtered, _retain), by_seed(best, _retain))
-        verdict = _judge(found, "filtering is more robust", "filtering is less robust")
-        verdicts.append(f"against {best[0]['label']}: {verdict}")
-        numbers.append(f"{_said('filtered minus ' + best[0]['label'], found)}, {_said('retain', retain or found)}")
-        costs = [by_seed(g, _training) for g in (filtered, best)]
-        numbers.append(
-            "student and teacher FLOPs " + " against ".join(f"{np.mean(list(c.values())):.3g}" for c in costs)
-        )
-    return _finding("Does filter-then-distil do as well for the same labels?", verdicts, numbers)
+    student = [r for r in runs if r["kind"] == "random student" and r["method"] == "maxent"]
+    found = difference(by_seed(filtered), by_seed(student))
+    if not found:
+        return []
+    verdict = _judge(found, "filtering is more robust", "filtering is less robust")
+    retain = difference(by_seed(filtered, _retain), by_seed(student, _retain)) or found
+    costs = " against ".join(f"{np.mean([_training(run) for run in g]):.3g}" for g in (filtered, student))
+    numbers = [_said("filtered minus student, held-out", found), _said("retain", retain), f"training FLOPs {costs}"]
+    question = "Does filter-then-distil do as well for the same labels?"
+    return _finding(question, [f"against the random student of MaxEnt: {verdict}"], numbers)
 
 
 def _retain(run: Run) -> float:

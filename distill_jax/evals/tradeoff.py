@@ -32,7 +32,8 @@ def write_report(sweep: Any, workdir: Path) -> Path:
 
 def summarise(sweep: Any) -> dict[str, Any]:
     """Return the summary that `report/sweep.json` holds; the same nodes give the same summary."""
-    runs = [run for world in sweep.worlds for run in _runs(world)]
+    variants = _variants(sweep)
+    runs = [run for world in sweep.worlds for run in _runs(world, variants)]
     attacks = [n for world in sweep.worlds for n in world.nodes.values() if n.verb == "relearn"]
     data = next((w.nodes["data"] for w in sweep.worlds if w.nodes["data"].done), None)
     finished = {name for world in sweep.worlds for name, node in world.nodes.items() if node.done}
@@ -55,15 +56,38 @@ def _attack_settings(settings: Any) -> dict[str, Any]:
     return {key: value for key, value in dataclasses.asdict(settings).items() if key in wanted}
 
 
-def _runs(world: Any) -> list[dict[str, Any]]:
+# Settings that a run has fields for, or that only name what is asked.
+TOLD = {"seed", "undo.alphas", "undo.beta", "undo.method", "undo.shrink", "budget.steps", "model.hidden", "model.mlp"}
+
+
+def _variants(sweep: Any) -> dict[str, str]:
+    """Return for each node that is asked for in which other settings its points differ from the rest, as a text."""
+    values: dict[str, set[str]] = {}
+    for point in sweep.points:
+        for key in {key for other in sweep.points for key in other} - TOLD:
+            values.setdefault(key, set()).add(repr(point.get(key)))
+    varied = sorted(key for key, found in values.items() if len(found) > 1)
+    out: dict[str, str] = {}
+    for point, names in zip(sweep.points, sweep.asked, strict=True):
+        text = ", ".join(f"{key} = {point[key]}" for key in varied if key in point)
+        for name in names:
+            out.setdefault(name, text)
+    return out
+
+
+def _runs(world: Any, variants: Mapping[str, str]) -> list[dict[str, Any]]:
     nodes: Nodes = world.nodes
     attacked = [n for n in nodes.values() if n.verb == "relearn" and n.done]
     # What a node's cost is divided by: the attacked models that it had to be computed for, finished or not.
-    users = collections.Counter(
-        name for n in nodes.values() if n.verb == "relearn" for name in ancestry(n.inputs["start"], nodes)
-    )
+    models = {n.inputs["start"] for n in nodes.values() if n.verb == "relearn"}
+    users = collections.Counter(past.name for name in models for past in _billed(nodes[name], nodes))
     oracles = {n.settings.seed: n for n in nodes.values() if kind(n, nodes) == "oracle" and n.done}
-    return [_run(attack, nodes, users, oracles, parameter_count(world.experiment.model)) for attack in attacked]
+    size = parameter_count(world.experiment.model)
+    runs = [_run(attack, nodes, users, oracles, size) for attack in attacked]
+    for run in runs:
+        if variants.get(run["id"]):
+            run["label"] += f" ({variants[run['id']]})"
+    return runs
 
 
 def _run(attack: Any, nodes: Nodes, users: Mapping[str, int], oracles: Mapping[int, Any], size: int) -> dict[str, Any]:
@@ -83,7 +107,7 @@ def _run(attack: Any, nodes: Nodes, users: Mapping[str, int], oracles: Mapping[i
     outcome = attack.result()
     curves = worst_case(attack.rows(), outcome.get("diverged_at"))
     return {
-        "id": node.directory.name,
+        "id": attack.directory.name,
         "label": label(what, method, alpha, beta, getattr(settings, "steps", 0)),
         "kind": what,
         "method": method,
@@ -94,7 +118,7 @@ def _run(attack: Any, nodes: Nodes, users: Mapping[str, int], oracles: Mapping[i
         "retain": result["retain"],
         "forget": result["forget"],
         "steps": result["steps"],
-        "max_steps": settings.steps,
+        "max_steps": getattr(settings, "steps", 0),
         "recovered": result["recovered"] if getattr(settings, "stop", False) else None,
         "diverged": result["diverged"],
         "attack": {
@@ -122,8 +146,10 @@ def kind(node: Any, nodes: Nodes) -> str:
         return str(node.verb)
     teacher = nodes[node.inputs["teacher"]]
     if start is None:
+        if kind(teacher, nodes) == "reference":
+            return "filtered" if settings.data == "filtered" else "student of the reference"
         if teacher.verb == "pretrain":
-            return "filtered" if settings.data not in ("all",) else "student of the reference"
+            return "distilled"
         return "random student" if settings.stop else "equal compute"
     if start.verb == "perturb":
         return "undo" if start.settings.shrink else "noise only"
@@ -178,12 +204,17 @@ def cost(node: Any, nodes: Nodes, users: Mapping[str, int]) -> dict[str, Spent]:
     the number of its users. The reference is left out of what others were made from: it exists already and is to be
     mended.
     """
-    past = [nodes[n] for n in ancestry(node.name, nodes) if n == node.name or kind(nodes[n], nodes) != "reference"]
+    past = _billed(node, nodes)
     return {
         "whole": _sum((n.ledger()["flops"], 1.0) for n in past),
         "own": _sum((n.ledger()["flops"], 1.0) for n in past if users[n.name] <= 1),
         "amortised": _sum((n.ledger()["flops"], 1 / max(users[n.name], 1)) for n in past),
     }
+
+
+def _billed(node: Any, nodes: Nodes) -> list[Any]:
+    past = [nodes[name] for name in ancestry(node.name, nodes)]
+    return [n for n in past if n.name == node.name or kind(n, nodes) != "reference"]
 
 
 def _sum(spent: Iterable[tuple[Spent, float]]) -> Spent:

@@ -53,11 +53,13 @@ class Leases:
         if number >= 0 and self._alive(_lease(directory, number)):
             return False
         mine = directory / f".lease.{self.worker}"
-        mine.write_text(json.dumps({"worker": self.worker, **_self()}))
+        mine.write_text(json.dumps({"worker": self.worker, "heartbeat": self._heartbeat, **_self()}))
         try:
             os.link(mine, _lease(directory, number + 1))
         except FileExistsError:
-            return False
+            # A network file system that asked twice says so of its own first success.
+            if mine.stat().st_nlink == 1:
+                return False
         finally:
             mine.unlink()
         with self._guard:
@@ -99,17 +101,17 @@ class Leases:
         if before != changed:
             self._seen[lease] = changed, now
             return True
-        return now - since < self._dead_after
+        return now - since < max(self._dead_after, 4 * float(found.get("heartbeat", 0)))
 
     def _beat(self) -> None:
         while not self._closed.wait(self._heartbeat):
             with self._guard:
                 for directory, lease in list(self._held.items()):
-                    if _newest(directory) != int(lease.stem.removeprefix("lease-")):
-                        del self._held[directory]
-                        self._lost(f"{directory.name} was taken over by {self.holder(directory)}")
-                        continue
-                    with contextlib.suppress(OSError):
+                    with contextlib.suppress(OSError):  # a file system that stumbles may be right again next time
+                        if _newest(directory) != int(lease.stem.removeprefix("lease-")):
+                            del self._held[directory]
+                            self._lost(f"{directory.name} was taken over by {self.holder(directory)}")
+                            continue
                         os.utime(lease)  # no new bytes: it succeeds on a full disk
 
 
@@ -169,7 +171,7 @@ def held(workdir: Path, marker: Mapping[str, Any], *, shared: bool = False) -> I
     where = f"--workdir={workdir}"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        gate, lock = open(workdir / ".gate", "w"), open(workdir / ".lock", "w")  # noqa: SIM115
+        gate, lock = open(workdir / ".gate", "a+"), open(workdir / ".lock", "a+")  # noqa: SIM115
     except OSError as error:
         raise ConfigError(f"{where} cannot be written: {error.strerror}; choose another") from error
     with lock:
@@ -196,7 +198,7 @@ def held(workdir: Path, marker: Mapping[str, Any], *, shared: bool = False) -> I
 def _flocked(lock: Any, how: int) -> bool:
     try:
         fcntl.flock(lock, how | fcntl.LOCK_NB)
-    except OSError:
+    except (BlockingIOError, PermissionError):  # somebody has it; any other error is none of theirs
         return False
     return True
 

@@ -94,7 +94,7 @@ def _completeness(data: Summary, runs: list[dict[str, Any]], seeds: int) -> str:
         said.append("<b>One training seed:</b> there are no bands, and the luck of training is not covered.")
     shared, unshared = sharing.get("flops_shared"), sharing.get("flops_unshared")
     if shared is not None and unshared:
-        saved = f"{shared:.2e} FLOPs were executed where every point run alone would have taken {unshared:.2e}"
+        saved = f"{shared:.2e} FLOPs of nodes were computed where every point run alone would have taken {unshared:.2e}"
         said.append(f"Sharing stages between points saved {report.percent(1 - shared / unshared)}: {saved}.")
     return f'<p class="did">{" ".join(said)}</p>'
 
@@ -212,7 +212,8 @@ oracle's</label><label><input id="log" type="checkbox"> logarithmic</label></div
 <dl class="terms small"><dt>whole</dt><dd>The model and everything it was made from, as if it were the only one; the
 pretrained reference exists already and is left out.</dd><dt>own</dt><dd>Only the stages that no other point of the
 sweep uses: what adding this point to the sweep costs.</dd><dt>amortised</dt><dd>Every shared stage divided by the
-number of points that use it, so that all points add up to what was executed.</dd></dl>
+number of models made from it, so that all models together cost what all nodes did, but for references and attacks.
+A student's work includes its teacher's forward passes, which a population of students runs once for all.</dd></dl>
 <p class="small">The share of retraining counts student and teacher, over what training the oracle took; evaluation and
 attack are counted apart.</p></section>
 <section id="relearning"><h2>Relearning curves of the selection</h2>
@@ -231,8 +232,8 @@ ring of its colour is around its mark. Click a name to take it away.</p>
 </section>
 <section id="recovery"><h2>How long until the retain ability is back?</h2>
 {_figure("steps", "Steps to recover against α", STEPS_NOTE)}
-<p class="small">Least squares over all seeds of the recovered runs, whatever is filtered here; the band is the 95 %
-interval of the mean. Runs that did not recover would have taken longer, so leaving them out makes a slope too small.
+<p class="small">Least squares over all seeds of the recovered runs, whatever is filtered here, each taken as
+independent although the α of one seed share a teacher; the band is the 95 % interval of the mean. Runs that did not recover would have taken longer, so leaving them out makes a slope too small.
 The better shape has the smaller leave-one-out error, in steps.</p>{{steps}}</section>
 <section id="scaling"><h2>What would a larger model cost?</h2>{{sizes}}</section>
 </div></div>

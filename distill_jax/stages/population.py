@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -39,7 +40,7 @@ from distill_jax.train.population import (
     weights_shape,
 )
 from distill_jax.train.settings import Training
-from distill_jax.train.step import DIVERGED, REACHED, Batch, State
+from distill_jax.train.step import DIVERGED, REACHED, RUNNING, Batch, State
 
 COLUMNS = ("tokens", "segments", "answer")  # of a batch
 
@@ -113,16 +114,21 @@ class Program:
         self, ctx: Context, steps: int, looks: int, parts: Sequence[str]
     ) -> tuple[dict[str, float], dict[str, int]]:
         """Return one member's FLOPs and tokens by cause, after so many steps and evaluations on the parts."""
-        tokens = steps * self.settings.batch * ctx.row_length * (2 if isinstance(self.reads, Mapping) else 1)
         flops = {cause: steps * count for cause, count in self.flops.items()}
+        batches = len(self.reads) if isinstance(self.reads, Mapping) else 1  # of which RMU's teacher reads one
+        rows = {cause: steps * self.settings.batch * (1 if cause == "teacher" else batches) for cause in flops}
+        tokens = {cause: count * ctx.row_length for cause, count in rows.items()}
         evaluation = {"evaluation": looks * ctx.evaluation_flops(*parts)}
-        return flops | evaluation, dict.fromkeys(flops, tokens) | {"evaluation": looks * ctx.evaluation_tokens(*parts)}
+        return flops | evaluation, tokens | {"evaluation": looks * ctx.evaluation_tokens(*parts)}
 
     def mesh(self, ctx: Context, devices: Sequence[Any] | None = None) -> Mesh:
         """Lay out the devices (all of the run's when left out) for this crew."""
         spread = self.crew[0].node.peers > 1 and (ctx.run.fsdp, ctx.run.tensor) == (1, 1)
         fsdp, tensor = ctx.run.fsdp, ctx.run.tensor
-        return make_mesh(len(self.crew), spread=spread, fsdp=fsdp, tensor=tensor, devices=devices)
+        try:
+            return make_mesh(len(self.crew), spread=spread, fsdp=fsdp, tensor=tensor, devices=devices)
+        except ValueError as error:
+            raise ConfigError(f"{error}; change config.run.fsdp or config.run.tensor") from error
 
     def state(self, ctx: Context, mesh: Mesh, starts: Sequence[Any]) -> State:
         """Return the population before its first step."""
@@ -266,7 +272,9 @@ def train(
 
     def write(kind: str, step: int, values: dict[str, np.ndarray]) -> None:
         for i, m in enumerate(crew if books else ()):
-            books[m.node.name].write(kind, step, m.label, {k: float(v[i]) for k, v in values.items()})
+            own = {k: float(v[i]) for k, v in values.items()}
+            if any(map(math.isfinite, own.values())):  # a member that has stopped has no numbers, whoever goes on
+                books[m.node.name].write(kind, step, m.label, own)
 
     def flush() -> None:
         for book in books.values():
@@ -281,7 +289,8 @@ def train(
         with clock.spent_on("evaluate"):
             correct = evaluator(state.params, base)[: len(crew)]
         values = accuracies(correct, groups, _wanted(groups))
-        write("evaluation", step, values)
+        running = np.asarray(state.status)[: len(crew)] == RUNNING
+        write("evaluation", step, {k: np.where(running, v, np.nan) for k, v in values.items()})
         flush()
         seen["accuracy"] = "  ".join(f"{k} {np.max(v):.2f}" for k, v in values.items() if "_" not in k)
         return reached(values) if reached else np.zeros(len(crew), bool)
@@ -379,6 +388,12 @@ def _restore(ctx: Context, stores: dict[str, Checkpoints], crew: Sequence[Member
         shape = jax.eval_shape(lambda s: take_state(ctx.model, mesh, s, places[name]), state)
         return laid_out(shape, state_shardings(ctx.model, mesh, shape))
 
+    def forget_after(step: int) -> None:
+        # Newer steps that cannot be used would crowd out those that are about to be saved.
+        for store in stores.values() if chief() else ():
+            for later in filter(lambda saved: saved > step, store.steps()):
+                store.remove(later)
+
     common = set.intersection(*(set(store.steps()) for store in stores.values()))
     for step in sorted(common, reverse=True):
         try:
@@ -389,5 +404,7 @@ def _restore(ctx: Context, stores: dict[str, Checkpoints], crew: Sequence[Member
         ctx.progress.say(f"{', '.join(stores)}: continuing from step {step} of an earlier run")
         for name, piece in found.items():
             state = put_state(ctx.model, mesh, state, piece, places[name])
+        forget_after(step)
         return state
+    forget_after(-1)
     return state

@@ -117,8 +117,11 @@ def _take(state: State, chosen: jax.Array) -> State:
 
 
 def _put(state: State, piece: State, chosen: jax.Array) -> State:
-    both = (state.replace(step=None), piece.replace(step=None))
-    return jax.tree.map(lambda x, y: x.at[chosen].set(y), *both).replace(step=piece.step)
+    # What a member is given, and which stream it reads here, is for this population to say, which need not be the one
+    # that the piece was saved from.
+    both = (state.replace(step=None, hyper=None), piece.replace(step=None, hyper=None))
+    new = jax.tree.map(lambda x, y: x.at[chosen].set(y), *both)
+    return new.replace(step=piece.step, hyper=state.hyper)
 
 
 # The three below move arrays between layouts; every host of the run calls them. What they compile is a function of this
