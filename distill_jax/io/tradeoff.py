@@ -233,8 +233,9 @@ ring of its colour is around its mark. Click a name to take it away.</p>
 <section id="recovery"><h2>How long until the retain ability is back?</h2>
 {_figure("steps", "Steps to recover against α", STEPS_NOTE)}
 <p class="small">Least squares over all seeds of the recovered runs, whatever is filtered here, each taken as
-independent although the α of one seed share a teacher; the band is the 95 % interval of the mean. Runs that did not recover would have taken longer, so leaving them out makes a slope too small.
-The better shape has the smaller leave-one-out error, in steps.</p>{{steps}}</section>
+independent although the α of one seed share a teacher; the band is the 95 % interval of the mean. Runs that did not
+recover would have taken longer, so leaving them out makes a slope too small. The better shape has the smaller
+leave-one-out error, in steps.</p>{{steps}}</section>
 <section id="scaling"><h2>What would a larger model cost?</h2>{{sizes}}</section>
 </div></div>
 <section id="table"><h2>All runs</h2><p>One row a run; a click on its box draws its curve above, a click on a heading
