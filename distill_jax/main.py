@@ -279,7 +279,6 @@ def _sweep(given: Arguments, argv: Sequence[str]) -> int:
     if said.count:
         print(len(points))
         return 0
-    _set_up_jax(given.config)
     from distill_jax import sweep_graph
     from distill_jax.evals import tradeoff
     from distill_jax.io import leases
@@ -299,6 +298,7 @@ def _sweep(given: Arguments, argv: Sequence[str]) -> int:
             return 0
         stopped = {TRY_AGAIN, -signal.SIGTERM} & set(codes)  # the signal may come before a worker heeds it
         return TRY_AGAIN if stopped else next((code for code in codes if code > 0), 1)
+    _set_up_jax(given.config)  # not before: the workers' devices are fewer
     distributed.heed_signals()
     with leases.held(workdir, whole.marker(), shared=True):
         held = leases.Leases(dead_after=said.dead_after, heartbeat=min(10.0, said.dead_after / 4))

@@ -395,10 +395,9 @@ def probe(made: dict[str, Any], folder: Path) -> tuple[dict[str, Any], list[str]
 def groups(runs: list[Run]) -> dict[str, list[Run]]:
     made: dict[str, list[Run]] = {}
     for r in runs:
-        key = [r["kind"], r["method"], r["alpha"], r["beta"], r["parameters"]]
-        made.setdefault(
-            json.dumps([int(v) if isinstance(v, float) and v == int(v) else v for v in key], separators=(",", ":")), []
-        ).append(r)
+        key = [r["kind"], r["method"], r["alpha"], r["beta"], r["parameters"], r["label"]]
+        plain = [int(v) if isinstance(v, float) and v == int(v) else v for v in key]
+        made.setdefault(json.dumps(plain, separators=(",", ":"), ensure_ascii=False), []).append(r)
     return made
 
 

@@ -89,7 +89,7 @@ function comparable(group) {
 
 // ---------------------------------------------------------------------------------------------- groups and words
 
-const keyOf = run => JSON.stringify([run.kind, run.label, run.method, run.alpha, run.beta, run.parameters]);
+const keyOf = run => JSON.stringify([run.kind, run.method, run.alpha, run.beta, run.parameters, run.label]);
 const visibleRuns = () => runs.filter(run => FILTERS.every(([field]) => !hidden[field].has(run[field])));
 const visibleGroups = () => [...grouped(visibleRuns(), keyOf)].map(([key, same]) => ({ ...same[0], key, runs: same,
   label: words(same) }));
