@@ -146,28 +146,23 @@ def test_unpacked_the_sweep_comes_to_the_same(workers, undisturbed, copy):
 
 
 @pytest.mark.end_to_end
-@pytest.mark.parametrize("spoil", [harness.flip, harness.cut])
-def test_a_spoilt_model_is_named_and_never_used(workers, undisturbed, copy, spoil):
+def test_what_is_spoilt_is_named_and_never_used(workers, undisturbed, copy):
+    """A model with a bit turned over or cut short, and every record of an attack cut short."""
     remove(copy, "relearn-undo-0.2")
-    victim = next(path for name, path in nodes(copy).items() if name.startswith("undo-0.2"))
-    spoil(harness.largest(victim / "checkpoints/final"))
-    code, text = workers(copy)
-    assert code == 2 and str(victim) in text and "Traceback" not in text
-    shutil.rmtree(victim)  # as the message says
+    models = [path for name, path in nodes(copy).items() if name.startswith("undo-0.2")]
+    attacks = [path for name, path in nodes(copy).items() if name.startswith(("relearn-undo-0.9", "relearn-reference"))]
+    victims = [(harness.flip, models[0], None), (harness.cut, models[1], None)]
+    records = ("metrics.jsonl", "result.json", "ledger.json", "DONE")
+    victims += [(harness.cut, path, file) for path, file in zip(attacks, records, strict=True)]
+    for spoil, path, file in victims:
+        spoil(path / file if file else harness.largest(path / "checkpoints/final"))
+    for _ in victims:
+        code, text = workers(copy)
+        said_of = [victim for _, victim, _ in victims if str(victim) in text and victim.exists()]
+        assert code == 2 and len(said_of) == 1 and "remove" in text and "Traceback" not in text, text
+        shutil.rmtree(said_of[0])  # as the message says
     code, text = workers(copy)
     assert code == 0, text
-    assert_same(copy, undisturbed)
-
-
-@pytest.mark.end_to_end
-@pytest.mark.parametrize("file", ["metrics.jsonl", "result.json", "ledger.json", "DONE"])
-def test_a_spoilt_record_is_named_and_never_drawn(workers, undisturbed, copy, file):
-    victim = next(path for name, path in nodes(copy).items() if name.startswith("relearn-undo-0.2"))
-    harness.cut(victim / file)
-    code, text = workers(copy)
-    assert code == 2 and str(victim / file) in text and "remove" in text and "Traceback" not in text
-    shutil.rmtree(victim)
-    assert workers(copy)[0] == 0
     assert_same(copy, undisturbed)
 
 
