@@ -70,7 +70,8 @@ def test_a_student_learns_the_same_from_the_cache(ctx):
     out = {}
     for name in ("", "store"):
         settings = Distill(teacher="teacher", cache=name, **{**COMMON, "loss_on": "all", "microbatches": 2})
-        node = Node("student", "distill", settings, {"teacher": "teacher"}, "", ctx.data / "student")
+        inputs = {"teacher": "teacher"} | ({"cache": settings.cache} if settings.cache else {})
+        node = Node("student", "distill", settings, inputs, "", ctx.data / "student")
         program = distill.program(ctx, [node])
         mesh = program.mesh(ctx)
         state = program.state(ctx, mesh, [ctx.fresh(node, mesh)])
@@ -112,7 +113,12 @@ def test_states_of_other_data_or_damaged_ones_are_refused(ctx):
     path = directory / "00001.npy"
     path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
     node = Node(
-        "s", "distill", Distill(teacher="teacher", cache="store", **COMMON), {"teacher": "teacher"}, "", ctx.data
+        "s",
+        "distill",
+        Distill(teacher="teacher", cache="store", **COMMON),
+        {"teacher": "teacher", "cache": "store"},
+        "",
+        ctx.data,
     )
     program = distill.program(ctx, [node])
     with pytest.raises(ConfigError, match=r"00001\.npy is missing or damaged.*remove .*store and run again"):

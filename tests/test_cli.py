@@ -93,8 +93,8 @@ def assert_refused(code: int, out: str, err: str, *words: str) -> None:
 
 
 def state_of(directory: Path) -> dict[str, bytes | None]:
-    """Return every file's contents; .lock, which says nothing, is left out."""
-    files = [path for path in sorted(directory.rglob("*")) if path.name != ".lock"]
+    """Return every file's contents; the locks, which say nothing, are left out."""
+    files = [path for path in sorted(directory.rglob("*")) if path.name not in (".lock", ".gate")]
     return {str(path): path.read_bytes() if path.is_file() else None for path in files}
 
 
@@ -174,7 +174,7 @@ def test_a_directory_with_other_files(tmp_path, capsys):
     code = call("run", SMOKE, f"--workdir={tmp_path}")
     assert_refused(code, *capsys.readouterr(), str(tmp_path), "thesis.tex", "choose a new directory")
     assert (tmp_path / "thesis.tex").read_text() == "mine"
-    assert {path.name for path in tmp_path.iterdir()} <= {"thesis.tex", ".lock"}
+    assert {path.name for path in tmp_path.iterdir()} <= {"thesis.tex", ".lock", ".gate"}
 
 
 @pytest.mark.unit

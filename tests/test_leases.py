@@ -35,10 +35,10 @@ def lease(tmp_path):
         holder.close()
 
 
-def as_of_another_machine(directory: Path) -> Path:
+def as_of_another_machine(directory: Path, heartbeat: float = 0.0) -> Path:
     """Rewrite the newest lease of a directory as one that this machine cannot look behind."""
     newest = max(directory.glob("lease-*.json"), key=lambda p: int(p.stem.split("-")[1]))
-    newest.write_text(json.dumps(json.loads(newest.read_text()) | {"machine": "elsewhere"}))
+    newest.write_text(json.dumps(json.loads(newest.read_text()) | {"machine": "elsewhere", "heartbeat": heartbeat}))
     return newest
 
 
@@ -137,6 +137,17 @@ def test_the_heartbeat_keeps_a_lease_alive_beyond_its_term(lease, tmp_path):
         time.sleep(0.1)
 
 
+def test_who_beats_slowly_is_given_the_time_of_four_beats(lease, tmp_path):
+    node, hasty = tmp_path / "node", lease(dead_after=0.05)
+    assert lease(heartbeat=1000).take(node)
+    as_of_another_machine(node, heartbeat=0.15)
+    assert not hasty.take(node)
+    time.sleep(0.3)
+    assert not hasty.take(node)
+    time.sleep(0.4)
+    assert hasty.take(node)
+
+
 def test_who_slept_too_long_is_told_that_it_lost(lease, tmp_path):
     told: list[str] = []
     node, onlooker = tmp_path / "node", lease(dead_after=0.1)
@@ -225,5 +236,5 @@ def test_a_lease_tells_nothing_of_times(tmp_path, lease):
     """No field that a wrong clock could write, so that none can be compared."""
     assert lease().take(tmp_path / "node")
     (path,) = (tmp_path / "node").glob("lease-*.json")
-    assert set(json.loads(path.read_text())) == {"worker", "machine", "pid", "started"}
+    assert set(json.loads(path.read_text())) == {"worker", "heartbeat", "machine", "pid", "started"}
     assert leases._started(os.getpid()) is not None and leases._started(2**22 + 1) is None

@@ -12,6 +12,7 @@ import pytest
 
 from distill_jax import graph, main, plan
 from distill_jax.config import ConfigError
+from distill_jax.experiment import load_experiment, load_module
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops, hlo
 from distill_jax.perf.slices import CHIPS, SLICES, find
@@ -42,7 +43,7 @@ def get_config(arg=""):
 def get_stages(c):
     return {
         "reference": Pretrain(steps=c.steps, batch=8),
-        "again": Pretrain(steps=c.steps, batch=8),
+        "again": Pretrain(data="retain", steps=c.steps, batch=8),
         "damaged": Perturb(start="reference"),
         "undo": Distill(teacher="reference", start="damaged", steps=c.steps, batch=8),
     }
@@ -160,8 +161,8 @@ def test_a_bad_price_table_is_refused(tmp_path, text):
 
 
 def context(config):
-    module = main._load(str(config))
-    experiment = main.load_experiment(module, module.get_config())
+    module = load_module(config, "get_stages", "")
+    experiment = load_experiment(module, module.get_config())
     nodes = graph.build(experiment, Path("plan"))
     return Context(experiment.model, nodes, Path(), None, experiment.run)
 
@@ -403,8 +404,8 @@ def test_no_logits_travel_between_devices():
 @pytest.mark.parametrize("name", ["wmdp.py", "wmdp.py:9b", "language.py"])
 def test_a_config_without_data_can_be_planned_but_not_run(name, tmp_path, capsys):
     path, _, arg = name.partition(":")
-    module = main._load(str(ROOT / "configs" / path))
-    nodes = graph.build(main.load_experiment(module, module.get_config(arg)), tmp_path)
+    module = load_module(ROOT / "configs" / path, "get_stages", "")
+    nodes = graph.build(load_experiment(module, module.get_config(arg)), tmp_path)
     assert {"reference", "maxent"} <= set(nodes)
     given = ["distill-jax", "run", f"--config={ROOT}/configs/{name}", f"--workdir={tmp_path}/w"]
     assert main.main(given) == 2

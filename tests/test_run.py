@@ -542,7 +542,8 @@ def test_a_damaged_training_state_is_passed_over(finished, runs, copy):
     forget(
         copy, "reference", *(name for name in NODES if name not in ("data", "reference", "oracle", "relearn-oracle"))
     )
-    kill(runs.start(copy), at(r"\] reference  step 1[6-9]\d/200"))
+    late = at(r"\] reference  step 1[6-9]\d/200")
+    kill(runs.start(copy), lambda count, line: late(count, line) and newest_save(copy, ("reference",)) == 120)
     state = node(copy, "reference") / "checkpoints/120"
     largest = max((p for p in state.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
     os.truncate(largest, largest.stat().st_size // 2)

@@ -406,7 +406,7 @@ def check_marks(seen: dict[str, Any], runs: list[Run], x: Callable[[Run], float]
     expected, allowed = {}, []
     for key, same in groups(runs).items():
         y = np.array([r["attack"]["forget_heldout"][STEPS.index(step)] for r in same])
-        half = stats.t.ppf(0.975, len(y) - 1) * stats.sem(y)
+        half = stats.t.ppf(0.975, len(y) - 1) * stats.sem(y) if len(y) > 1 else 0.0  # no interval of one
         up, down = min(y.mean() + half, 1) - y.mean(), y.mean() - max(y.mean() - half, 0)
         expected[key] = [np.mean([x(r) for r in same]), y.mean(), up, down]
         oracles = [r["retain"] for r in ALL if r["kind"] == "oracle" and r["parameters"] == same[0]["parameters"]]

@@ -240,7 +240,10 @@ function drawAccuracies(groups) {
 
 function drawGrid(groups, place, value, colorscale, zmin) {
   const shown = groups.filter(g => g.kind === 'undo' && g.method === view.method && g.parameters === view.size);
-  const cells = shown.map(group => ({ group, z: estimate(group.runs, value).mean })).filter(({ z }) => known(z));
+  // A cell is all its runs, whatever else they differ in.
+  const whole = [...grouped(shown.flatMap(g => g.runs), run => JSON.stringify([run.alpha, run.beta]))]
+    .map(([key, same]) => ({ ...same[0], key, runs: same, label: words(same) }));
+  const cells = whole.map(group => ({ group, z: estimate(group.runs, value).mean })).filter(({ z }) => known(z));
   const alphas = unique(cells.map(cell => cell.group.alpha)), betas = unique(cells.map(cell => cell.group.beta));
   const table = content => betas.map(beta => alphas.map(alpha => {
     const cell = cells.find(({ group }) => group.alpha === alpha && group.beta === beta);

@@ -176,7 +176,7 @@ def test_workers_with_another_config_or_code_are_refused(workers, copy):
             assert first.poll() is None and time.monotonic() < deadline, said(copy)
             time.sleep(0.1)
         os.kill(first.pid, 19)  # SIGSTOP: it stays where it is
-        code, text = workers(copy, "--config.relearn.steps=23", "--config.relearn.evaluate_steps=(0,8)")
+        code, text = workers(copy, "--config.relearn.seeds=3")
         assert code == 2 and "points" in text and "workers there" in text
         marker = json.loads((copy / "experiment.json").read_text())
         (copy / "experiment.json").write_text(json.dumps(marker | {"code": "0123456789ab"}))
