@@ -128,13 +128,14 @@ def record(file: str, words: list[str]) -> None:
 @contextlib.contextmanager
 def script() -> Iterator[dict]:
     """Yield what is yet to happen; what is taken out of it has happened."""
-    with (CLOUD / "script.json").open("r+") as f:
-        fcntl.flock(f, fcntl.LOCK_EX)
-        plan = json.load(f)
+    with (CLOUD / "script.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        plan = json.loads((CLOUD / "script.json").read_text())
         yield plan
-        f.seek(0)
-        f.truncate()
-        json.dump(plan, f)
+        # Whoever is killed in the middle leaves the old one whole.
+        new = CLOUD / f"script-{os.getpid()}"
+        new.write_text(json.dumps(plan))
+        new.replace(CLOUD / "script.json")
 
 
 def take(key: str, default=None):
