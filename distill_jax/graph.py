@@ -19,6 +19,7 @@ from typing import Any
 
 from distill_jax.config import ConfigError, check, identity, nearest
 from distill_jax.data.records import verify
+from distill_jax.evals.ancestry import ancestry
 from distill_jax.io.files import write_json
 from distill_jax.io.metrics import Progress
 from distill_jax.models.transformer import TransformerConfig
@@ -105,12 +106,7 @@ def _node(name: str, verb: str, settings: Any, inputs: dict[str, str], basis: An
 
 def lineage(names: Iterable[str], nodes: Mapping[str, Node]) -> dict[str, Node]:
     """Return the named nodes and all that they are made from, the data first."""
-    todo, found = [*names], {DATA}
-    while todo:
-        name = todo.pop()
-        if name not in found:
-            found.add(name)
-            todo += nodes[name].inputs.values()
+    found = {DATA, *ancestry(names, nodes)}
     return {name: node for name, node in nodes.items() if name in found}
 
 

@@ -64,6 +64,10 @@ class Sweep:
         """Whether every node is complete."""
         return all(node.done for world in self.worlds for node in world.nodes.values())
 
+    def asked_of(self, world: World) -> list[list[str]]:
+        """Return what is asked of one of the worlds."""
+        return [names for names in self.asked if set(names) <= set(world.nodes)]
+
     def of_point(self, index: int) -> Sweep:
         """Return the sweep with the nodes of one point only."""
         check(0 <= index < len(self.points), f"--index={index}: the sweep has points 0 to {len(self.points) - 1}")
@@ -229,7 +233,7 @@ def work(sweep: Sweep) -> list[dict[str, Any]]:
     rows: dict[Path, dict[str, Any]] = {}
     for world in sweep.worlds:
         ctx = Context(world.experiment.model, world.nodes, world.nodes[graph.DATA].directory / "rows", Progress(0, 0.0))
-        lineages = [set(graph.lineage(names, world.nodes)) for names in sweep.asked if set(names) <= set(world.nodes)]
+        lineages = [set(graph.lineage(names, world.nodes)) for names in sweep.asked_of(world)]
         for name, node in world.nodes.items():
             users = sum(name in lineage for lineage in lineages)
             flops = graph.planned_flops(ctx, node)

@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from test_run import ROOT, Runs, assert_same_run, finished_run, forget, node, shared
+from test_run import ROOT, Runs, assert_same_run, finished_run, forget, node
 
 from distill_jax import graph
 from distill_jax.main import main
+from tests.spoil import cut, flip, largest, shared
 
 SMOKE = "--config=configs/arithmetic.py:smoke"
 
@@ -241,7 +242,7 @@ def test_the_real_program_refuses_as_well(name, workdir):
 
 @pytest.fixture(scope="session")
 def base(tmp_path_factory) -> Path:
-    return shared(tmp_path_factory)
+    return shared(tmp_path_factory, "runs")
 
 
 @pytest.fixture(scope="session")
@@ -256,20 +257,6 @@ def copy(finished, tmp_path) -> Path:
 
 def done_files(workdir: Path) -> set[str]:
     return {path.parent.name for path in workdir.glob("nodes/*/DONE")}
-
-
-def cut(path: Path) -> None:
-    os.truncate(path, path.stat().st_size // 2)
-
-
-def largest(directory: Path) -> Path:
-    return max((path for path in directory.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
-
-
-def flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
 
 
 @pytest.mark.end_to_end

@@ -11,7 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
-from test_run import kept_in
+
+from tests.spoil import kept_in
 
 pytestmark = pytest.mark.kill
 

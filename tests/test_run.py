@@ -25,6 +25,8 @@ import pytest
 from tensorboardX.crc32c import crc32c
 from tensorboardX.proto.event_pb2 import Event
 
+from tests.spoil import kept_in, shared
+
 ROOT = Path(__file__).parent.parent
 CONFIG = "--config=configs/arithmetic.py:smoke"
 # Enough steps that some facts are learnt, forgotten and relearnt: a curve of zeros would agree with any other.
@@ -62,15 +64,6 @@ sys.exit(code)
 def environment(cache: Path) -> dict[str, str]:
     """Return the environment of a run: what was compiled once is not compiled again, so it is worth optimising."""
     return os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", **kept_in(cache)}
-
-
-def kept_in(cache: Path) -> dict[str, str]:
-    """Return the variables with which every compiled program is kept in a directory."""
-    return {
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }
 
 
 class Runs:
@@ -119,17 +112,9 @@ def finished_run(base: Path) -> tuple[Path, str]:
     return workdir, said.read_text()
 
 
-def shared(tmp_path_factory) -> Path:
-    """Return a directory that all processes of one test session share."""
-    own = tmp_path_factory.getbasetemp()
-    path = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "runs"
-    path.mkdir(exist_ok=True)
-    return path
-
-
 @pytest.fixture(scope="session")
 def base(tmp_path_factory) -> Path:
-    return shared(tmp_path_factory)
+    return shared(tmp_path_factory, "runs")
 
 
 @pytest.fixture(scope="session")

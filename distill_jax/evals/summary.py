@@ -11,6 +11,7 @@ import jax
 
 from distill_jax.config import ConfigError, check
 from distill_jax.data.records import load_manifest
+from distill_jax.evals.ancestry import ancestry
 from distill_jax.evals.claims import judge
 from distill_jax.evals.robustness import worst_case
 from distill_jax.io import report, tradeoff
@@ -101,16 +102,9 @@ def training_flops(node: Any, nodes: dict[str, Any]) -> float:
 
     The reference is left out of what others were made from: it is the model that exists already and is to be mended.
     """
-    todo, seen, total = [node.name], set(), 0.0
-    while todo:
-        name = todo.pop()
-        if name in seen or (name == "reference" and name != node.name):
-            continue
-        seen.add(name)
-        spent = nodes[name].ledger()["flops"]
-        total += spent.get("student", 0.0) + spent.get("teacher", 0.0)
-        todo += nodes[name].inputs.values()
-    return total
+    past = [name for name in ancestry([node.name], nodes) if name == node.name or name != "reference"]
+    spent = [nodes[name].ledger()["flops"] for name in past]
+    return sum(flops.get("student", 0.0) + flops.get("teacher", 0.0) for flops in spent)
 
 
 def _attack(node: Any) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import jax
 
 from distill_jax.data.records import load_manifest
 from distill_jax.evals import findings, fits
+from distill_jax.evals.ancestry import ancestry
 from distill_jax.evals.findings import NAMES
 from distill_jax.evals.robustness import worst_case
 from distill_jax.io import tradeoff
@@ -180,21 +181,10 @@ LABELS = {
 
 def _method(node: Any, nodes: Nodes) -> str | None:
     """Return the unlearning method that a model goes back to."""
-    for name in ancestry(node.name, nodes):
+    for name in ancestry([node.name], nodes):
         if nodes[name].verb == "unlearn":
             return str(nodes[name].settings.method)
     return None
-
-
-def ancestry(name: str, nodes: Nodes) -> list[str]:
-    """Return a node and all it was made from, without the data."""
-    todo, found = [name], []
-    while todo:
-        name = todo.pop()
-        if name not in found:
-            found.append(name)
-            todo += nodes[name].inputs.values()
-    return found
 
 
 def cost(node: Any, nodes: Nodes, users: Mapping[str, int]) -> dict[str, Spent]:
@@ -213,7 +203,7 @@ def cost(node: Any, nodes: Nodes, users: Mapping[str, int]) -> dict[str, Spent]:
 
 
 def _billed(node: Any, nodes: Nodes) -> list[Any]:
-    past = [nodes[name] for name in ancestry(node.name, nodes)]
+    past = [nodes[name] for name in ancestry([node.name], nodes)]
     return [n for n in past if n.name == node.name or kind(n, nodes) != "reference"]
 
 
@@ -235,8 +225,6 @@ def _sharing(sweep: Any) -> dict[str, float]:
     for world in sweep.worlds:
         spent = {name: sum(n.ledger()["flops"].values()) for name, n in world.nodes.items() if n.done}
         shared += sum(spent.values())
-        for names in sweep.asked:
-            if set(names) <= set(world.nodes):
-                past = {n for name in names for n in ancestry(name, world.nodes)}
-                unshared += sum(spent.get(name, 0.0) for name in past)
+        for names in sweep.asked_of(world):
+            unshared += sum(spent.get(name, 0.0) for name in ancestry(names, world.nodes))
     return {"flops_shared": shared, "flops_unshared": unshared}

@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tests.spoil import kept_in
+
 ROOT = Path(__file__).parent.parent.parent
 SWEEP = "tests/faults/tiny_sweep.py"
 # Enough steps that accuracies differ, and checkpoints between logged steps and evaluations, where a careless restart
@@ -38,9 +40,7 @@ class Workers:
         self.env = os.environ | {
             # Training here is seconds, compilation is most of it.
             "XLA_FLAGS": "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0",
-            "JAX_COMPILATION_CACHE_DIR": str(base / "compiled"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+            **kept_in(base / "compiled"),
         }
 
     def start(self, workdir: Path, *more: str) -> subprocess.Popen[str]:
@@ -121,20 +121,3 @@ def assert_same(one: Path, other: Path) -> None:
     mine, theirs = results(one), results(other)
     assert set(mine) == set(theirs)
     assert [name for name in mine if mine[name] != theirs[name]] == []
-
-
-def largest(directory: Path) -> Path:
-    """Return the largest file under a directory."""
-    return max((p for p in directory.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
-
-
-def flip(path: Path) -> None:
-    """Turn over one bit in the middle of a file."""
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-
-
-def cut(path: Path) -> None:
-    """Cut a file short by half."""
-    os.truncate(path, path.stat().st_size // 2)

@@ -13,15 +13,14 @@ import harness
 import pytest
 from harness import Workers, assert_same, computed, kill, nodes, said
 
+from tests.spoil import cut, flip, largest, shared
+
 KILLS = 20
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
-    own = tmp_path_factory.getbasetemp()
-    path = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "sweeps"
-    path.mkdir(exist_ok=True)
-    return path
+    return shared(tmp_path_factory, "sweeps")
 
 
 @pytest.fixture(scope="module")
@@ -151,11 +150,11 @@ def test_what_is_spoilt_is_named_and_never_used(workers, undisturbed, copy):
     remove(copy, "relearn-undo-0.2")
     models = [path for name, path in nodes(copy).items() if name.startswith("undo-0.2")]
     attacks = [path for name, path in nodes(copy).items() if name.startswith(("relearn-undo-0.9", "relearn-reference"))]
-    victims = [(harness.flip, models[0], None), (harness.cut, models[1], None)]
+    victims = [(flip, models[0], None), (cut, models[1], None)]
     records = ("metrics.jsonl", "result.json", "ledger.json", "DONE")
-    victims += [(harness.cut, path, file) for path, file in zip(attacks, records, strict=True)]
+    victims += [(cut, path, file) for path, file in zip(attacks, records, strict=True)]
     for spoil, path, file in victims:
-        spoil(path / file if file else harness.largest(path / "checkpoints/final"))
+        spoil(path / file if file else largest(path / "checkpoints/final"))
     for _ in victims:
         code, text = workers(copy)
         said_of = [victim for _, victim, _ in victims if str(victim) in text and victim.exists()]
