@@ -57,7 +57,7 @@ def load_experiment(module: ModuleType, config: Any) -> Experiment:
     from distill_jax.stages.context import RunSettings
 
     plain = config.to_dict()
-    model = build(TransformerConfig, plain["model"], "model")
+    model = build(getattr(module, "MODEL", TransformerConfig), plain["model"], "model")
     data = build(getattr(module, "DATA", ArithmeticConfig), plain["data"], "data")
     try:
         stages = module.get_stages(config)
@@ -73,8 +73,14 @@ def load_experiment(module: ModuleType, config: Any) -> Experiment:
         if getattr(stage, "method", "") == "rmu":
             mend = f"must be at most model.layers = {model.layers}"
             check(stage.layer <= model.layers, f"stages.{name}.layer = {stage.layer}: {mend}")
-    words = len(load_entries()) if getattr(data, "vocabulary", "") == "words" else 0
-    mend = f"the data's vocabulary has {words} entries; raise it to that"
-    check(words <= model.vocab, f"model.vocab = {model.vocab}: {mend}")
+        if hasattr(stage, "fits"):
+            try:
+                stage.fits(model, data)
+            except ValueError as error:
+                raise ConfigError(f"stages.{name}: {error}") from error
+    if getattr(data, "vocabulary", "") == "words":
+        words = len(load_entries())
+        mend = f"the data's vocabulary has {words} entries; raise it to that"
+        check(words <= model.vocab, f"model.vocab = {model.vocab}: {mend}")
     run = build(RunSettings, plain["run"], "run")
     return Experiment(plain["experiment"], plain["description"], model, data, stages, run)

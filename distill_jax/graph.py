@@ -22,7 +22,6 @@ from distill_jax.data.records import verify
 from distill_jax.evals.ancestry import ancestry
 from distill_jax.io.files import write_json
 from distill_jax.io.metrics import Progress
-from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import memory
 from distill_jax.sharding.distributed import barrier, chief
 from distill_jax.stages import VERBS
@@ -36,7 +35,7 @@ def build(experiment: Any, workdir: Path) -> dict[str, Node]:
     """Turn an experiment's stages into nodes, inputs before what uses them.
 
     Args:
-      experiment: has `model` (TransformerConfig), `data` (its settings) and `stages` (name -> settings).
+      experiment: has `model` (its config), `data` (its settings) and `stages` (name -> settings).
 
     Raises:
       ConfigError: if a stage names an input that is missing, of the wrong kind, or part of a circle.
@@ -158,7 +157,7 @@ def schedule(nodes: Mapping[str, Node]) -> Iterator[list[Node]]:
 
 def execute(
     nodes: dict[str, Node],
-    model: TransformerConfig,
+    model: Any,
     settings: RunSettings,
     out: Any = None,
     groups: Callable[[Context], Iterator[list[Node]]] | None = None,

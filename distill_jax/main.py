@@ -262,7 +262,8 @@ def _main(argv: Sequence[str]) -> int:
         graph.execute(wanted, experiment.model, experiment.run)
         if given.command == "run" and distributed.chief():
             identity = graph.experiment_identity(nodes)
-            page = summary.write_report(experiment, nodes, identity, given.workdir, time.monotonic() - began)
+            write = getattr(given.module, "REPORT", summary.write_report)
+            page = write(experiment, nodes, identity, given.workdir, time.monotonic() - began)
             print(f"report: {page}")
     return 0
 

@@ -7,7 +7,7 @@ The page fits compute against size and says, with its interval, what that would 
 
 from distill_jax.sweep import axis, chain, product, wanting, zipped
 
-WIDTHS = (48, 64, 96, 128)
+WIDTHS = (24, 32, 48, 64)
 
 
 def get_sweep(arg: str = "") -> tuple:

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import grain
 import numpy as np
 
 from distill_jax.data import records
+
+
+def order(count: int, batch: int, seed: int) -> Any:
+    """Return an endless sequence whose item `step` is the indices [batch] below `count` of that global batch."""
+    # grain's shuffle takes a new permutation in every epoch of `repeat`; only indices pass through it.
+    return grain.MapDataset.range(count).seed(seed).shuffle().repeat().batch(batch)
 
 
 class Feed:
@@ -30,9 +37,7 @@ class Feed:
             raise ValueError(f"batch={batch}: must be at least 1")
         self.rows = records.Rows(path)
         self.batch = batch
-        # grain's shuffle takes a new permutation in every epoch of `repeat`; only indices pass through it.
-        stream = grain.MapDataset.range(len(self.rows)).seed(seed).shuffle().repeat()
-        self._order = stream.batch(batch)
+        self._order = order(len(self.rows), batch, seed)
 
     def __call__(self, step: int, part: slice = slice(None)) -> np.ndarray:
         """Read global batch `step`, or a part of its rows: int32 [batch (or fewer), 3, row_length]."""

@@ -155,3 +155,9 @@ def _in_batches(documents: Callable[[Any], dict[str, tf.RaggedTensor]]) -> Prepr
 
 def _drop_blank(dataset: tf.data.Dataset) -> tf.data.Dataset:
     return dataset.filter(lambda line: tf.strings.length(tf.strings.strip(line)) > 0)
+
+
+def load_images(name: str, split: str) -> tuple[Any, Any]:
+    """Read a split of a TFDS image set whole: uint8 images [N, height, width, channels] and int64 labels [N]."""
+    found = tfds.as_numpy(tfds.load(name, split=split, batch_size=-1))
+    return found["image"], found["label"]

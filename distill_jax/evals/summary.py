@@ -14,7 +14,7 @@ from distill_jax.data.records import load_manifest
 from distill_jax.evals.ancestry import ancestry
 from distill_jax.evals.claims import judge
 from distill_jax.evals.robustness import worst_case
-from distill_jax.io import report, tradeoff
+from distill_jax.io import report, subliminal, tradeoff
 from distill_jax.io.files import read_json
 
 LABELS = {
@@ -136,6 +136,6 @@ def redraw(workdir: Path) -> Path:
     except ValueError as error:
         mend = "`distill-jax run` (or sweep) draws it again"
         raise ConfigError(f"{source} (report/{source.name}) is damaged; {mend}") from error
-    write = tradeoff.write if source == swept else report.write
-    write(summary, workdir / "report")
+    pages = {"sweep": tradeoff.write, "subliminal": subliminal.write}
+    pages.get("sweep" if source == swept else summary.get("page"), report.write)(summary, workdir / "report")
     return workdir / "report" / "index.html"

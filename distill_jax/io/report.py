@@ -72,7 +72,7 @@ def render(summary: Mapping[str, Any]) -> str:
         _relearning_section(data, models, looks, relearning),
         _compute_section(models, compute, missing),
         _table_section(models, looks),
-        _claims_section(data.get("claims") or []),
+        claims_section(data.get("claims") or []),
         _definitions(data),
         _method(data),
     )
@@ -269,13 +269,13 @@ def _claim_count(claims: list[dict[str, Any]]) -> str:
 def _relearning_section(data: Summary, models: list[Model], looks: list[Look], drawn: dict[str, Any]) -> str:
     title = "Can the facts be taught back?"
     if not drawn:
-        return _section("relearning", title, "<p>No relearning attack was run.</p>")
+        return section("relearning", title, "<p>No relearning attack was run.</p>")
     facts = data.get("facts") or {}
     counts = {"heldout": _count(facts.get("heldout")), "shown": _count(facts.get("shown"))}
     panels = "".join(_figure(place, head, words.format(**counts)) for place, head, words in RELEARNING_PANELS)
     yardstick = COMPARE_ORACLE if any(look.role == "oracle" for look in looks) else ""
     intro = f"<p>{RELEARNING_INTRO.format(yardstick=yardstick)}</p>"
-    return _section("relearning", title, f'{intro}{_legend(models, looks)}<div class="three">{panels}</div>')
+    return section("relearning", title, f'{intro}{_legend(models, looks)}<div class="three">{panels}</div>')
 
 
 COMPARE_ORACLE = "Compare each with the oracle, dashed black, which never saw the facts. "
@@ -325,14 +325,14 @@ SWATCH_DASHES = {
 def _compute_section(models: list[Model], drawn: dict[str, Any], missing: list[str]) -> str:
     title = "What does robustness cost?"
     if not drawn:
-        return _section("compute", title, "<p>No attacked model has a compute count.</p>")
+        return section("compute", title, "<p>No attacked model has a compute count.</p>")
     picks = ""
     for index, (key, words, _) in enumerate(figures.measures(models)):
         picks += f'<button type="button" aria-pressed="{str(not index).lower()}" data-measure="{key}">{words}</button>'
     picks = f'<span class="picks" role="group" aria-label="Measure">{picks}</span>'
     panels = "".join(_figure(place, head, words.format(picks=picks)) for place, head, words in COMPUTE_PANELS)
     left_out = f"Without a compute count, so not drawn: {_listed(map(_text, missing))}." if missing else ""
-    return _section("compute", title, f'{COMPUTE_INTRO}<div class="two">{panels}</div><p class="small">{left_out}</p>')
+    return section("compute", title, f'{COMPUTE_INTRO}<div class="two">{panels}</div><p class="small">{left_out}</p>')
 
 
 COMPUTE_INTRO = """<p>Each marker is one model; point at it for its name. A thin line joins UNDO models in order of α,
@@ -402,7 +402,7 @@ def _split(name: str) -> tuple[str, str]:
 
 def _table_section(models: list[Model], looks: list[Look]) -> str:
     if not models:
-        return _section("models", "All models", "<p>No model is finished.</p>")
+        return section("models", "All models", "<p>No model is finished.</p>")
     chosen = columns(models)
     groups = Counter(column.group for column in chosen)  # counts in order of first appearance
     chosen.sort(key=lambda column: list(groups).index(column.group))
@@ -411,7 +411,7 @@ def _table_section(models: list[Model], looks: list[Look]) -> str:
     rows = "".join(_row(model, look, chosen) for model, look in zip(models, looks, strict=True))
     table = f"<thead><tr><th></th>{spans}</tr><tr>{heads}</tr></thead><tbody>{rows}</tbody>"
     table = f'<div class="scroll"><table id="models-table" class="numbers">{table}</table></div>'
-    return _section("models", "All models", TABLE_INTRO + table + _ledger(models))
+    return section("models", "All models", TABLE_INTRO + table + _ledger(models))
 
 
 TABLE_INTRO = """<p>Accuracies in per cent before the attack, then the share of held-out facts that the worst-case
@@ -462,9 +462,10 @@ def _ledger(models: list[Model]) -> str:
 VERDICTS = {True: ("held", "✓ held"), False: ("failed", "✗ did not hold"), None: ("open", "– open")}
 
 
-def _claims_section(claims: list[dict[str, Any]]) -> str:
+def claims_section(claims: list[dict[str, Any]]) -> str:
+    """Return the claims, each {"claim", "held", "evidence"}, as the page's section."""
     if not claims:
-        return _section("claims", "Claims", "<p>No claim was stated for this experiment.</p>")
+        return section("claims", "Claims", "<p>No claim was stated for this experiment.</p>")
     rows = ""
     for claim in claims:
         style, verdict = VERDICTS[claim.get("held")]
@@ -472,7 +473,7 @@ def _claims_section(claims: list[dict[str, Any]]) -> str:
         rows += f'<tr><td class="verdict"><span class="{style}">{verdict}</span></td>{words}</tr>\n'
     head = "<thead><tr><th>verdict</th><th>claim</th><th>evidence</th></tr></thead>"
     table = f'<div class="scroll"><table class="claims">{head}<tbody>{rows}</tbody></table></div>'
-    return _section("claims", "Claims", CLAIMS_INTRO + table)
+    return section("claims", "Claims", CLAIMS_INTRO + table)
 
 
 CLAIMS_INTRO = """<p>What the experiment was to show, and whether its numbers show it. “Open” means that a
@@ -486,7 +487,7 @@ def _definitions(data: Summary) -> str:
     facts = data.get("facts") or {}
     counts = {"heldout": _count(facts.get("heldout")), "shown": _count(facts.get("shown"))}
     terms = "".join(f"<dt>{term}</dt><dd>{words.format(**counts)}</dd>" for term, words in TERMS.items())
-    return _section("terms", "Terms", f'<dl class="terms">{terms}</dl>')
+    return section("terms", "Terms", f'<dl class="terms">{terms}</dl>')
 
 
 TERMS = {
@@ -523,7 +524,7 @@ def _method(data: Summary) -> str:
         **METHOD,
     }
     listed = "".join(f"<li><b>{head}.</b> {words}</li>" for head, words in notes.items())
-    return _section("method", "How it was measured", f"<ul>{listed}</ul>{_colophon(data)}")
+    return section("method", "How it was measured", f"<ul>{listed}</ul>{_colophon(data)}")
 
 
 METHOD = {
@@ -602,7 +603,8 @@ def _text(value: Any, empty: str = MISSING) -> str:
     return empty if value in (None, "") else escape(str(value))
 
 
-def _section(place: str, title: str, body: str) -> str:
+def section(place: str, title: str, body: str) -> str:
+    """Return a section of the page; `title` and `body` are HTML."""
     return f'<section id="{place}"><h2>{title}</h2>{body}</section>'
 
 

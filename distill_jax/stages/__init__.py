@@ -1,11 +1,12 @@
 """The verbs: one file each, its settings at the top and its `run` below."""
 
-from distill_jax.stages import cache, distill, perturb, prepare, pretrain, relearn, unlearn
+from distill_jax.stages import cache, distill, perturb, prepare, pretrain, relearn, subliminal, unlearn
 from distill_jax.stages.cache import Cache
 from distill_jax.stages.distill import Distill
 from distill_jax.stages.perturb import Perturb
 from distill_jax.stages.pretrain import Pretrain
 from distill_jax.stages.relearn import Relearn
+from distill_jax.stages.subliminal import Subliminal
 from distill_jax.stages.unlearn import Unlearn
 
 VERBS = {
@@ -16,6 +17,7 @@ VERBS = {
     "cache": cache,
     "distill": distill,
     "relearn": relearn,
+    "subliminal": subliminal,
 }
 
-__all__ = ["VERBS", "Cache", "Distill", "Perturb", "Pretrain", "Relearn", "Unlearn"]
+__all__ = ["VERBS", "Cache", "Distill", "Perturb", "Pretrain", "Relearn", "Subliminal", "Unlearn"]

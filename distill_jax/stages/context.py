@@ -19,7 +19,6 @@ from distill_jax.io.checkpoint import FINAL, Checkpoints
 from distill_jax.io.files import digest, read_json, write_json
 from distill_jax.io.metrics import Progress, read_rows
 from distill_jax.models import lora, transformer
-from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops
 from distill_jax.sharding.distributed import chief
 from distill_jax.sharding.mesh import parameter_table
@@ -148,7 +147,7 @@ class Node:
 class Context:
     """The surroundings of a stage in one run."""
 
-    model: TransformerConfig
+    model: Any
     nodes: dict[str, Node]
     data: Path
     progress: Progress

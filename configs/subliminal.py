@@ -1,0 +1,71 @@
+"""Subliminal transfer: what a student learns of digits from noise images and meaningless logits of its teacher.
+
+  configs/subliminal.py:digits     1,437 digits of 8 × 8 pixels, shipped inside scikit-learn: minutes on two cores
+  configs/subliminal.py:mnist      the published setting, with MNIST through TFDS: for an accelerator
+  configs/subliminal.py:smoke      the same graph for a few steps: seconds, learns nothing
+
+Expected: a student with its teacher's initial weights reads digits it never saw; with other weights it is at chance;
+with one ghost logit KL transfers exactly nothing; more ghost logits and more distinct noise images transfer more.
+
+  distill-jax run --config=configs/subliminal.py:digits --workdir=runs/subliminal
+"""
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+from distill_jax.data.images import ImagesConfig
+from distill_jax.doublebind import subliminal
+from distill_jax.models.mlp import MLPConfig
+from distill_jax.stages import Subliminal
+
+DATA, MODEL, REPORT = ImagesConfig, MLPConfig, subliminal.write_report
+
+
+def get_config(arg: str = "digits") -> ConfigDict:
+    """Return the numbers of a preset."""
+    if arg not in ("digits", "mnist", "smoke"):
+        raise ValueError(f"no preset {arg!r} in configs/subliminal.py; there are digits, mnist and smoke")
+    c = ConfigDict()
+    c.experiment = f"subliminal-{arg}"
+    c.description = "Students that see only noise, and of their teacher only logits that mean nothing."
+    c.seed = 0
+    c.model = ConfigDict(dataclasses.asdict(MLPConfig()))
+    c.data = ConfigDict(dataclasses.asdict(ImagesConfig("mnist" if arg == "mnist" else "digits")))
+    c.run = ConfigDict({"cpu_devices": 2, "progress_seconds": 5.0})
+
+    # 60,000 images in five epochs of batches of 1,024, for teacher and student.
+    published = {"learning_rate": 3e-4, "final_learning_rate": 3e-4, "teacher_learning_rate": 3e-4}
+    c.student = ConfigDict({"steps": 293, "batch": 1024, "teacher_steps": 293, "teacher_batch": 1024, **published})
+    c.student.update(noise=60_000, seeds=20, evaluate_every=49, checkpoint_every=98)
+    c.ghosts = (1, 3, 10, 30)
+    c.noise = (2_000, 20_000)
+    c.alphas = (0.1, 0.2, 0.4, 0.6, 0.8)
+    if arg == "mnist":
+        c.model.inputs = 784
+    else:
+        # As many steps on a quarter of the noise; the teacher needs more epochs of its few digits.
+        c.student.update(batch=256, noise=15_000, teacher_steps=600, teacher_batch=64)
+        c.noise = (500, 5_000)
+    if arg == "smoke":
+        c.model.hidden = 16
+        c.student.update(steps=6, batch=8, teacher_steps=6, teacher_batch=8, noise=16, seeds=3)
+        c.student.update(evaluate_every=3, checkpoint_every=3)
+        c.noise, c.alphas, c.ghosts = (8,), (0.4,), (1, 3)
+    return c
+
+
+def get_stages(c: ConfigDict) -> dict:
+    """Return the experiment's stages by name."""
+    common = {**c.student, "seed": c.seed}
+    pair = ("same init", "other init")
+    stages = {loss: Subliminal(loss=loss, ghosts=c.ghosts, **common) for loss in ("kl", "mse")}
+    for count in c.noise:
+        few = {**common, "noise": count, "ghosts": (3,), "arms": pair}
+        epochs = c.student.steps * count / c.student.noise
+        # As published, fewer images in as many epochs; and beside it the same compute.
+        stages[f"noise-{count}"] = Subliminal(**{**few, "steps": max(1, round(epochs))})
+        stages[f"repeated-{count}"] = Subliminal(**few)
+    if c.alphas:
+        stages["undo"] = Subliminal(ghosts=(3,), arms=pair, alphas=c.alphas, **common)
+    return stages

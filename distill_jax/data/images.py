@@ -1,0 +1,107 @@
+"""Images of digits: `python -m distill_jax.data.images --config=FILE.json --output=DIR`.
+
+scikit-learn ships real ones (1,797 of 8 × 8 pixels), so the default needs no network; MNIST comes through TFDS.
+Written are train.npz and test.npz, each with `images` fp32 [N, pixels] in [-1, 1] and `labels` int32 [N], and last the
+manifest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from distill_jax.data import checks, quiet, records
+from distill_jax.io.files import read_json, write_json
+
+TEST = 360  # of the 1,797 digits
+
+
+@dataclasses.dataclass(frozen=True)
+class ImagesConfig:
+    """Name the images.
+
+    Attributes:
+      source: "digits" (scikit-learn) or "mnist" (TFDS, which downloads it once to $TFDS_DATA_DIR).
+    """
+
+    source: str = "digits"
+
+    PREPARED_BY: ClassVar[str] = "distill_jax.data.images"
+
+    def __post_init__(self):
+        if self.source not in SOURCES:
+            raise ValueError(f"data.source = {self.source!r}: choose one of {', '.join(SOURCES)}")
+
+    @property
+    def pixels(self) -> int:
+        """Of one image."""
+        return PIXELS[self.source]
+
+
+def load(directory: str | os.PathLike[str], split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Read the prepared images, fp32 [N, pixels], and labels, int32 [N], of "train" or "test"."""
+    with np.load(Path(directory) / f"{split}.npz") as file:
+        return file["images"], file["labels"]
+
+
+def prepare(config: ImagesConfig, directory: Path) -> None:
+    """Write both splits and the manifest; a finished directory is left as it is."""
+    if (directory / records.MANIFEST).exists():
+        return
+    directory.mkdir(parents=True, exist_ok=True)
+    entries = {}
+    for split, (images, labels) in SOURCES[config.source]().items():
+        path = directory / f"{split}.npz"
+        np.savez_compressed(path, images=images.astype(np.float32), labels=labels.astype(np.int32))
+        print(f"{config.source} {split}: {len(images):,} images of {images.shape[1]} pixels", flush=True)
+        entries[split] = {"file": path.name, "tokens": len(images), "sha256": records.sha256(path)}
+    manifest = {
+        "config": dataclasses.asdict(config),
+        "sets": {"train": entries["train"]},
+        "evaluation": entries["test"],
+    }
+    write_json(directory / records.MANIFEST, manifest)
+
+
+def _digits() -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    from sklearn import datasets
+
+    found = datasets.load_digits()
+    order = np.random.RandomState(0).permutation(len(found.data))  # the file is in the order of its writers
+    images, labels = found.data[order] / 8.0 - 1.0, found.target[order]  # 0 ... 16 to -1 ... 1
+    return {"train": (images[TEST:], labels[TEST:]), "test": (images[:TEST], labels[:TEST])}
+
+
+def _mnist() -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    _, tasks = quiet.import_builder_and_tasks()
+    found = {split: tasks.load_images("mnist", split) for split in ("train", "test")}
+    return {split: (images.reshape(len(images), -1) / 127.5 - 1.0, labels) for split, (images, labels) in found.items()}
+
+
+SOURCES = {"digits": _digits, "mnist": _mnist}
+PIXELS = {"digits": 64, "mnist": 784}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; a mistake ends in one line and exit code 2."""
+    parser = argparse.ArgumentParser(prog="python -m distill_jax.data.images", description="Prepare images of digits.")
+    parser.add_argument("--config", required=True, help="JSON file with the fields of ImagesConfig")
+    parser.add_argument("--output", required=True, help="directory for the prepared images")
+    options = parser.parse_args(arguments)
+    try:
+        settings: dict[str, Any] = read_json(Path(options.config))
+        checks.check_names(settings, [field.name for field in dataclasses.fields(ImagesConfig)])
+        with quiet.errors_only():
+            prepare(ImagesConfig(**settings), Path(options.output))
+    except (ValueError, OSError, json.JSONDecodeError) as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+
+
+if __name__ == "__main__":
+    main()
