@@ -106,6 +106,16 @@ def test_other_weights_are_another_node(imported, tmp_path):
     assert import_model(copy, tmp_path / "work").name != imported["llama"].name
 
 
+def test_a_tied_head_may_be_saved_as_well(imported, tmp_path):
+    copy = shutil.copytree(MODELS / "qwen3", tmp_path / "qwen3")
+    index = json.loads((copy / "model.safetensors.index.json").read_text())
+    index["weight_map"]["lm_head.weight"] = "head.safetensors"
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    save_file({"lm_head.weight": stored(copy)["model.embed_tokens.weight"]}, copy / "head.safetensors")
+    mesh = make_mesh(1, devices=jax.devices()[:1])
+    jax.tree.map(np.testing.assert_array_equal, *(open_model(p).load(mesh, None) for p in (copy, imported["qwen3"])))
+
+
 def test_a_single_file_is_a_model(imported, tmp_path):
     assert import_model(MODELS / "llama" / "model.safetensors", tmp_path).name == imported["llama"].name
 

@@ -96,6 +96,9 @@ def test_generation_ends_before_the_end_token(tmp_path):
     (copy / "config.json").write_text(json.dumps({**config, "eos_token_id": [99, whole[end]]}))
     generate(copy, given, tmp_path / "cut", new=6)
     assert read(tmp_path / "cut")[0]["generated_tokens"] == whole[:end]
+    (copy / "generation_config.json").write_text(json.dumps({"eos_token_id": whole[0]}))
+    generate(copy, given, tmp_path / "cut", new=6)
+    assert read(tmp_path / "cut")[0]["generated_tokens"] == []
 
 
 def test_sampling_depends_on_seed_and_row_alone(tmp_path):

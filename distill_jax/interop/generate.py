@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from distill_jax.interop.models import open_model
+from distill_jax.interop.directory import read_object
+from distill_jax.interop.models import Model, open_model
 from distill_jax.interop.rows import Rows, padded_length, write
 from distill_jax.models.decoding import decode
 from distill_jax.models.transformer import Params, TransformerConfig
@@ -32,7 +33,7 @@ def generate(
 ) -> None:
     """Add `generated_tokens` to rows of JSON lines, and to a row that was `text` also `generated`.
 
-    A row ends before the model's end-of-text token, where its config.json has one.
+    A row ends before the model's end-of-text token, where its generation_config.json or config.json has one.
 
     Args:
       source: a model, as `open_model` opens it.
@@ -48,8 +49,7 @@ def generate(
     rows = Rows(given, model.cfg.vocab, tokenizer or model.tokenizer)
     cfg, mesh = dataclasses.replace(model.cfg, dtype=dtype), make_mesh(1, fsdp=-1)
     params = model.load(mesh, dtype)
-    ends = model.facts.get("eos_token_id")
-    stop = set(ends if isinstance(ends, list) else [ends])
+    stop = _ends(model)
     out = [dict(row) for row in rows.rows]
     for chosen in rows.batches(batch):
         width = padded_length(max(len(rows.tokens[i]) for i in chosen))
@@ -65,6 +65,12 @@ def generate(
             if "text" in out[i]:
                 out[i]["generated"] = rows.tokenizer.decode(out[i]["generated_tokens"])
     write(to, out)
+
+
+def _ends(model: Model) -> set[int]:
+    settings = Path(model.tokenizer) / "generation_config.json"
+    ends = (read_object(settings) if settings.is_file() else model.facts).get("eos_token_id")
+    return set(ends if isinstance(ends, list) else [] if ends is None else [ends])
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
