@@ -29,12 +29,13 @@ pytestmark = pytest.mark.unit
 MODELS = Path(__file__).parent / "recordings" / "models"
 FAMILIES = ("gemma2", "gemma3", "llama", "qwen3")
 
+apply = jax.jit(transformer.apply, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0})
+
 
 def logits(path: Path, tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Return what a model, wherever it lies, says of padded tokens; zero at padding."""
     model = open_model(path)
     params = model.load(make_mesh(1, devices=jax.devices()[:1]), "float32")
-    apply = jax.jit(transformer.apply, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0})
     return np.asarray(apply(model.cfg, params, tokens, mask)) * mask[..., None]
 
 

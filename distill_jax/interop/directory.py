@@ -111,8 +111,8 @@ class Directory:
     def _equal(self, a: str, b: str, rows: int = 8192) -> bool:
         if self.source.shapes[a] != self.source.shapes[b]:
             return False
-        starts = range(0, self.source.shapes[a][0], rows)
-        here = (slice(start, start + rows) for start in starts)
+        count = self.source.shapes[a][0]
+        here = (slice(start, min(start + rows, count)) for start in range(0, count, rows))
         return all(np.array_equal(self.source.read(a, s), self.source.read(b, s)) for s in here)
 
 

@@ -98,15 +98,15 @@ def main() -> None:
     shutil.rmtree(MODELS, ignore_errors=True)
     for seed, (name, (config, shard, dtype)) in enumerate(CASES.items()):
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(
-            AutoConfig.for_model(**{**COMMON, **config}), attn_implementation="eager"
-        ).eval()
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**{**COMMON, **config}))
         with torch.no_grad():
             for weight in model.parameters():
                 weight += 0.3 * torch.randn_like(weight)
-        model = model.to(getattr(torch, dtype))
-        model.save_pretrained(MODELS / name, max_shard_size=shard)
-        model = model.float()
+        model.to(getattr(torch, dtype)).save_pretrained(MODELS / name, max_shard_size=shard)
+        # Loaded, for the cast to bf16 has rounded the rotary frequencies too, which are not saved.
+        model = AutoModelForCausalLM.from_pretrained(
+            MODELS / name, dtype=torch.float32, attn_implementation="eager"
+        ).eval()
         tokens = torch.randint(0, COMMON["vocab_size"], (3, 14))
         mask = torch.ones_like(tokens)
         mask[1, :5], mask[2, 9:] = 0, 0
