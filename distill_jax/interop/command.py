@@ -136,7 +136,7 @@ def parse(name: str, arguments: Sequence[str]) -> Any:
         raise ConfigError(f"{name}: {' '.join(str(error).split())[:300]}") from error
     check(not rest, f"{name}: unexpected argument {rest[:1]}; settings are given as --flag=value")
     for flag, (value, text) in COMMANDS[name].flags.items():
-        check(value is not None or values[flag].value, f"{name}: --{flag} is missing: {text}")
+        check(value is not None or bool(values[flag].value), f"{name}: --{flag} is missing: {text}")
     return values
 
 

@@ -108,7 +108,7 @@ class _Leaf:
         self.names, self.leaf, self.shape, self.source, self.dtype = names(cfg, leaf), leaf, shape, source, dtype
         self.offset = FAMILIES[family_of(cfg)].norm_offset
 
-    def __call__(self, index: tuple[slice, ...]) -> np.ndarray:
+    def __call__(self, index: Any) -> np.ndarray:
         spans = [range(*part.indices(size)) for part, size in zip(index, self.shape, strict=True)]
         lead = len(next(iter(self.names)))
         out = np.empty([len(span) for span in spans], self.dtype)

@@ -119,7 +119,7 @@ class _Merged:
 
 
 def _check_shapes(found: dict[str, tuple[int, ...]], cfg: TransformerConfig, rank: int, where: str) -> None:
-    wanted = {}
+    wanted: dict[str, tuple[int, int]] = {}
     for weight, shape in expected(cfg).items():
         if ".layers." in weight and len(shape) == 2:
             wanted |= {_theirs(weight, "A"): (rank, shape[1]), _theirs(weight, "B"): (shape[0], rank)}
