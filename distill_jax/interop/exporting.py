@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import math
+import os
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -59,6 +61,8 @@ def export_adapter(source: Path, to: Path) -> None:
 
 def _write_tensors(directory: Path, cfg: TransformerConfig, params: Params, kind: Any, limit: int) -> None:
     sizes = {name: math.prod(shape) * kind.itemsize for name, shape in hugging_face.expected(cfg).items()}
+    if shutil.disk_usage(directory).free < sum(sizes.values()):  # the library would say so in its own kind of error
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory.parent))
     shards = _split(sizes, limit)
     files = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
     if len(shards) == 1:
