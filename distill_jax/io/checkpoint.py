@@ -91,6 +91,13 @@ class Checkpoints:
         """Return the steps saved completely, oldest first."""
         return sorted(int(p.stem) for p in self.directory.glob("*.json") if p.stem.isdigit())
 
+    def shapes(self, tag: int | str) -> Any:
+        """Return the tree of a checkpoint as shapes and dtypes, from its description alone."""
+        with ocp.StandardCheckpointer() as checkpointer:
+            found = checkpointer.metadata(self._paths(tag)[0].absolute()).item_metadata
+        is_leaf = lambda node: hasattr(node, "shape")  # noqa: E731
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), found.tree, is_leaf=is_leaf)
+
     def restore(self, tag: int | str, like: Any) -> Any:
         """Read a checkpoint back into the structure and shapes of `like`, whatever mesh and hosts it was written on.
 

@@ -1,4 +1,4 @@
-"""One decoder in Flax Linen: Gemma 2 as it stands, Llama 3 by a few fields of its config.
+"""One decoder in Flax Linen: Gemma 2 as it stands; Gemma 3, Llama 3 and Qwen 3 by a few fields of its config.
 
 Axis legend used in every einsum of the package:
   B batch, T query length, S key length, D model width, F MLP width, N query heads, K key-value heads,
@@ -6,7 +6,7 @@ Axis legend used in every einsum of the package:
 
 Parameters (layers are stacked on a leading L axis because they run in one `nn.scan`):
   embedding [V, D], and unembedding [V, D] where the head is not tied to it; final_norm/scale [D]; and under layers/
-  attention/{query [L,D,N,H], key_value [L,2,D,K,H], output [L,N,H,D]},
+  attention/{query [L,D,N,H], key_value [L,2,D,K,H], output [L,N,H,D]}, and {query,key}_norm/scale [L,H] with qk_norm,
   mlp/{gate_up [L,2,D,F], down [L,F,D]},
   {pre,post}_{attention,mlp}_norm/scale [L,D], the post norms only where the config has them.
 """
@@ -27,6 +27,7 @@ from distill_jax.sharding.mesh import constrain, splits
 
 Params = Any
 Cache = tuple[jax.Array, jax.Array]
+Angles = tuple[jax.Array, jax.Array]
 
 # Axes of one matrix (without the stacked L axis) that face its input and its output. In key_value and gate_up two
 # matrices share a tensor: axis 0 tells them apart and belongs to neither side.
@@ -69,10 +70,13 @@ class TransformerConfig:
       head_dim: H, even (RoPE rotates halves).
       query_scale: attention logits are divided by sqrt(query_scale); Gemma 2 fixes it at 256 whatever H.
       attention_softcap, final_softcap: c in c·tanh(x / c); 0 switches the cap off.
-      sliding_window: keys a local layer can see; layers alternate local (first), global. 0: all global.
+      sliding_window: keys a local layer can see. 0: all layers are global.
+      global_every: the last of every so many layers is global, the others are local; with 2 they alternate.
       rope_theta: base of the rotary frequencies.
-      rope_scaling: Llama 3's stretch to longer contexts, (factor, low_freq_factor, high_freq_factor, original length);
-        () for none.
+      rope_scaling: the stretch to longer contexts: (factor,) of all frequencies, or Llama 3's (factor, low_freq_factor,
+        high_freq_factor, original length); () for none.
+      local_rope_theta: base of the frequencies of local layers, which are not stretched; 0: as those of global ones.
+      qk_norm: whether every head's queries and keys are normalised before they are rotated.
       activation: of the gated MLP, a key of `ACTIVATIONS`; "gelu" is its tanh approximation.
       post_norms: whether what a block computed is normalised before it is added to the residual stream.
       scale_embedding: whether embeddings enter the residual stream multiplied with sqrt(D).
@@ -95,8 +99,11 @@ class TransformerConfig:
     attention_softcap: float = 50.0
     final_softcap: float = 30.0
     sliding_window: int = 4096
+    global_every: int = 2
     rope_theta: float = 10_000.0
     rope_scaling: tuple[float, ...] = ()
+    local_rope_theta: float = 0.0
+    qk_norm: bool = False
     activation: str = "gelu"
     post_norms: bool = True
     scale_embedding: bool = True
@@ -109,7 +116,7 @@ class TransformerConfig:
 
     def __post_init__(self):
         object.__setattr__(self, "rope_scaling", tuple(self.rope_scaling))  # JSON has lists, which do not hash
-        for name in ("vocab", "layers", "hidden", "mlp", "heads", "kv_heads", "head_dim"):
+        for name in ("vocab", "layers", "hidden", "mlp", "heads", "kv_heads", "head_dim", "global_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"model.{name} = {getattr(self, name)}: must be at least 1")
         if self.heads % self.kv_heads:
@@ -124,9 +131,11 @@ class TransformerConfig:
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"model.activation = {self.activation!r}: choose one of {', '.join(ACTIVATIONS)}")
         stretch = self.rope_scaling
-        if stretch and (len(stretch) != 4 or min(stretch) <= 0 or stretch[1] >= stretch[2]):
+        whole = len(stretch) == 1 or (len(stretch) == 4 and stretch[1] < stretch[2])
+        if stretch and (min(stretch) <= 0 or not whole):
             raise ValueError(
-                f"model.rope_scaling = {stretch}: give (factor, low, high, original length), positive, low < high"
+                f"model.rope_scaling = {stretch}: give (factor,) or (factor, low, high, original length), positive, "
+                "low < high"
             )
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"model.dtype = {self.dtype!r}: choose float32 or bfloat16")
@@ -141,12 +150,19 @@ def softcap(x: jax.Array, cap: float) -> jax.Array:
     return cap * jnp.tanh(x / cap) if cap else x
 
 
-def rotary(cfg: TransformerConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return the rotary (cos, sin) of positions [B, T], each fp32 [B, T, 1, H], for all layers at once."""
+def rotary(cfg: TransformerConfig, positions: jax.Array, local: bool = False) -> Angles:
+    """Return the rotary (cos, sin) of positions [B, T], each fp32 [B, T, 1, H], for all layers of a kind at once.
+
+    Args:
+      local: for the local layers of a config that gives them a base of their own.
+    """
+    theta, stretch = (cfg.local_rope_theta, ()) if local else (cfg.rope_theta, cfg.rope_scaling)
     half = cfg.head_dim // 2
-    frequency = cfg.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    if cfg.rope_scaling:
-        factor, low, high, length = cfg.rope_scaling
+    frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    if len(stretch) == 1:
+        frequency = frequency / stretch[0]
+    elif stretch:
+        factor, low, high, length = stretch
         # Slow frequencies turn `factor` times slower, fast ones are kept, and between them lies a ramp.
         turns = length * frequency / (2 * math.pi)
         kept = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
@@ -156,7 +172,7 @@ def rotary(cfg: TransformerConfig, positions: jax.Array) -> tuple[jax.Array, jax
     return jnp.tile(jnp.cos(angle), 2), jnp.concatenate([-sin, sin], axis=-1)
 
 
-def rope(x: jax.Array, cos_sin: tuple[jax.Array, jax.Array]) -> jax.Array:
+def rope(x: jax.Array, cos_sin: Angles) -> jax.Array:
     """Rotate x [B, T, N, H], the first half of H against the second."""
     cos, sin = cos_sin
     y = x.astype(jnp.float32)
@@ -203,14 +219,15 @@ def project(
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) · (1 + scale), computed in fp32."""
+    """x / rms(x) · (1 + scale) over the last axis, computed in fp32."""
 
     cfg: TransformerConfig
+    axis: str = "embed"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         scale = jnp.asarray(
-            self.param("scale", nn.with_logical_partitioning(nn.initializers.zeros, ("embed",)), x.shape[-1:])
+            self.param("scale", nn.with_logical_partitioning(nn.initializers.zeros, (self.axis,)), x.shape[-1:])
         )
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.cfg.norm_eps)
@@ -232,6 +249,8 @@ class Attention(nn.Module):
 
         q = project(self, "query", x, w_q)
         k, v = (project(self, "key_value", x, w_kv[i], i) for i in (0, 1))
+        if c.qk_norm:
+            q, k = (RMSNorm(c, "head_dim", name=f"{n}_norm")(y) for n, y in (("query", q), ("key", k)))
         q, k = rope(q, angles), rope(k, angles)
         if cache is not None:
             k = jax.lax.dynamic_update_slice_in_dim(cache[0], k, slot, axis=1)
@@ -270,6 +289,8 @@ class Layer(nn.Module):
     def __call__(self, x, scanned, angles, masks, slot):
         local, cache = scanned
         mask = jnp.where(local, masks[0], masks[1])
+        if self.cfg.local_rope_theta:
+            angles = jax.tree.map(functools.partial(jnp.where, local), *angles)
         norm = functools.partial(RMSNorm, self.cfg)
         post = norm if self.cfg.post_norms else lambda name: lambda y: y
         y = norm(name="pre_attention_norm")(x)
@@ -309,8 +330,11 @@ class Transformer(nn.Module):
         if self.cfg.scale_embedding:  # in the compute dtype, as the published Gemma weights expect
             x = x * jnp.asarray(self.cfg.hidden**0.5, dtype)
         x = constrain(x, "batch", None, None)
-        local = (jnp.arange(self.cfg.layers) % 2 == 0) & (self.cfg.sliding_window > 0)
-        return self.layers(x, (local, cache), rotary(self.cfg, positions), masks, slot)
+        local = ((jnp.arange(self.cfg.layers) + 1) % self.cfg.global_every != 0) & (self.cfg.sliding_window > 0)
+        angles: Any = rotary(self.cfg, positions)
+        if self.cfg.local_rope_theta:
+            angles = (rotary(self.cfg, positions, local=True), angles)
+        return self.layers(x, (local, cache), angles, masks, slot)
 
     def __call__(self, tokens, positions, masks, cache=None, slot=0):
         x, cache = self.residual(tokens, positions, masks, cache, slot)
