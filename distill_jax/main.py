@@ -1,4 +1,4 @@
-"""The only entry point: `distill-jax run | prepare | report | sweep | plan | bench`.
+"""The only entry point: `distill-jax run | prepare | data | report | sweep | plan | bench`.
 
 Exit codes: 0 when everything asked for is complete; 2 with a line or two when the input is wrong or the disk refuses;
 42 when SIGTERM came and everything up to it is saved: the same command, started again, continues.
@@ -34,6 +34,7 @@ USAGE = """usage: distill-jax COMMAND --config=FILE.py[:preset] --workdir=DIR [-
 commands:
   run      compute what is missing of an experiment, then draw its report
   prepare  make the experiment's data only
+  data     show what a model will see of them: decoded rows, shares, counts (--examples=N rows of each set)
   report   draw the report again from a work directory (needs no --config)
   bench    measure speed and memory on synthetic data (needs neither; `distill-jax bench --help`)
   sweep    compute many points over one config, alone or beside other workers (`distill-jax sweep --help`)
@@ -78,7 +79,7 @@ def parse(argv: Sequence[str]) -> Arguments:
     Raises:
       ConfigError: naming what is unknown, missing or of the wrong type.
     """
-    commands = ("run", "prepare", "report", "sweep", "plan", "bench")
+    commands = ("run", "prepare", "data", "report", "sweep", "plan", "bench")
     check(len(argv) > 1, USAGE)
     command, given = argv[1], ["distill-jax", *(_DRY_RUN.get(a, a) for a in argv[2:])]
     mend = f"{nearest(command, commands)}; there are {', '.join(commands)}"
@@ -102,6 +103,7 @@ def parse(argv: Sequence[str]) -> Arguments:
     flags.DEFINE_string("prices", None, "price table of a plan", flag_values=values)
     flags.DEFINE_list("stages", [], "the only stages of a plan", flag_values=values)
     flags.DEFINE_bool("verbose", False, "also print where every parameter lies", flag_values=values)
+    flags.DEFINE_integer("examples", 2, "decoded rows of each set", lower_bound=0, flag_values=values)
     flags.DEFINE_string("sweep", None, "sweep", flag_values=values)
     flags.DEFINE_integer("workers", 1, "of a sweep, on this machine", lower_bound=1, flag_values=values)
     flags.DEFINE_integer("index", None, "the only point of a sweep", lower_bound=0, flag_values=values)
@@ -143,6 +145,7 @@ def parse(argv: Sequence[str]) -> Arguments:
 _ONLY = {
     **dict.fromkeys(("slice", "json", "prices", "stages", "verbose"), ("plan",)),
     **dict.fromkeys(("sweep", "workers", "index", "count", "dry_run", "pack", "dead_after"), ("sweep",)),
+    "examples": ("data",),
     **dict.fromkeys(("distributed", "coordinator", "coordinator_port"), ("run", "prepare")),
     **dict.fromkeys(("processes", "process", "heartbeat"), ("run", "prepare")),
 }
@@ -252,14 +255,21 @@ def _main(argv: Sequence[str]) -> int:
 
     experiment = load_experiment(given.module, given.config)
     _check_has_loader(experiment)
+    if hasattr(experiment.data, "identified"):
+        known = experiment.data.identified(given.workdir / "digests.json")
+        experiment = dataclasses.replace(experiment, data=known)
     nodes = graph.build(experiment, given.workdir)
     _join(given.flags)
     # One of a run's processes holds the directory for all.
     alone = distributed.chief()
     with leases.held(given.workdir, {"experiment": experiment.name}) if alone else contextlib.nullcontext():
         began = time.monotonic()
-        wanted = {graph.DATA: nodes[graph.DATA]} if given.command == "prepare" else nodes
-        graph.execute(wanted, experiment.model, experiment.run)
+        wanted = nodes if given.command == "run" else {graph.DATA: nodes[graph.DATA]}
+        ctx = graph.execute(wanted, experiment.model, experiment.run)
+        if given.command == "data":
+            from distill_jax.data import show
+
+            print(*show.describe(ctx.data, experiment.data.vocabulary, given.flags.examples), sep="\n")
         if given.command == "run" and distributed.chief():
             identity = graph.experiment_identity(nodes)
             page = summary.write_report(experiment, nodes, identity, given.workdir, time.monotonic() - began)
@@ -287,6 +297,8 @@ def _sweep(given: Arguments, argv: Sequence[str]) -> int:
     whole = sweep_graph.load(name, points, given.module, given.config, workdir, text)
     for world in whole.worlds:
         _check_has_loader(world.experiment)
+        mend = "its page compares accuracies; run the points one by one"
+        check(world.experiment.data.MEASURE == "exact_match", f"{name}: a sweep over text has no report; {mend}")
     mine = whole if said.index is None else whole.of_point(said.index)
     if said.dry_run:
         print(sweep_graph.preview(mine))
