@@ -48,7 +48,7 @@ def prepare_text(config: TextConfig, directory: str | os.PathLike[str]) -> dict[
         wanted = {"format": FORMAT, "config": config.known_by()}
         if os.path.exists(os.path.join(directory, records.MANIFEST)):
             return prepare.check_finished(directory, wanted)
-        work = Path(directory, "preparing")
+        work = Path(directory, f"preparing-{identity(wanted)}")
         work.mkdir(exist_ok=True)
         manifest = wanted | _build(config, work)
         prepare.publish(manifest, os.fspath(work), directory)

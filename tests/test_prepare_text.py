@@ -1,0 +1,244 @@
+"""Preparation of text with TensorFlow: what goes in comes out, once, whatever happens in between."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+import multiprocessing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from distill_jax.data import pieces, prepare_text, quiet, records, show, sources
+from distill_jax.data.text import SAMPLES, TextConfig
+
+ROOT = Path(__file__).parents[1]
+CONFIG = TextConfig(
+    retain=f"{SAMPLES}/sample_english.txt", forget=f"{SAMPLES}/sample_korean.txt",
+    row_length=32, vocabulary_size=1024, validation_share=0.2, evaluation_bytes=700,
+)  # fmt: skip
+
+
+def lines(name: str) -> set[str]:
+    return set((SAMPLES / f"sample_{name}.txt").read_text().splitlines())
+
+
+def texts(directory: Path, rows: np.ndarray) -> collections.Counter[str]:
+    """Decode the documents of rows; those longer than a row are joined again by their overlap of one token."""
+    model = pieces.load(directory / "vocabulary.model")
+    parts = [row[0][row[1] == k].tolist() for row in rows for k in range(1, row[1].max() + 1)]
+    found: collections.Counter[str] = collections.Counter()
+    heads = [part for part in parts if part[0] == model.bos_id()]
+    tails = collections.Counter(tuple(part) for part in parts if part[0] != model.bos_id())
+
+    def finish(ids: list[int]) -> list[int]:
+        while ids[-1] != model.eos_id():
+            tail = next(t for t in tails if t[0] == ids[-1] and tails[t])  # tests' texts make it the only one
+            tails[tail] -= 1
+            ids = ids + list(tail[1:])
+        return ids
+
+    for head in heads:
+        ids = finish(head)
+        found[model.decode(ids[1:-1])] += 1
+    return found
+
+
+def row_tokens(rows: np.ndarray) -> int:
+    return int((rows[:, 1] > 0).sum())
+
+
+def contents(directory: Path) -> dict[str, str]:
+    return {entry["file"]: entry["sha256"] for entry in records.entries(records.load_manifest(directory))}
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("prepared")
+    prepare_text.prepare_text(CONFIG, directory)
+    return directory
+
+
+@pytest.mark.end_to_end
+def test_every_document_comes_out_once_and_whole(tmp_path):
+    """Rows long enough for every document: they are decoded without joining anything."""
+    wide = dataclasses.replace(CONFIG, row_length=400, tokens=0)
+    manifest = prepare_text.prepare_text(wide, tmp_path)
+    found = {name: texts(tmp_path, records.Rows(tmp_path / f"{name}.array_record").gather(range(told["rows"])))
+             for name, told in manifest["sets"].items()}  # fmt: skip
+    assert set(found["retain"]) < lines("english") and set(found["forget"]) < lines("korean")
+    assert found["all"] == found["retain"] + found["forget"] and set(found["all"].values()) == {1}
+    parts, evaluated, first = manifest["evaluation"]["parts"], {}, 0
+    rows = records.Rows(tmp_path / records.EVALUATION_ROWS)
+    for part, told in parts.items():
+        evaluated[part] = texts(tmp_path, rows.gather(range(first, first + told["rows"])))
+        first += told["rows"]
+        assert sum(len(text.encode()) for text in evaluated[part]) == told["bytes"] <= wide.evaluation_bytes
+        assert len(evaluated[part]) == told["documents"] > 0
+    assert first == len(rows)
+    assert not set(evaluated["retain"]) & set(found["retain"]) and not set(evaluated["heldout"]) & set(found["forget"])
+    assert set(evaluated["shown"]) < lines("korean") - set(evaluated["heldout"])
+    # Half of the tokens is Korean: the larger side gives no more than the smaller one has.
+    tokens = [manifest["sets"][name]["tokens"] for name in ("retain", "forget")]
+    assert abs(tokens[0] - tokens[1]) < 200 and sum(tokens) == manifest["sets"]["all"]["tokens"]
+
+
+@pytest.mark.end_to_end
+def test_rows_shorter_than_documents_lose_no_token(prepared):
+    manifest = records.load_manifest(prepared)
+    for name, told in manifest["sets"].items():
+        rows = records.Rows(prepared / f"{name}.array_record").gather(range(told["rows"]))
+        heads = sum(int((row[0][row[1] > 0] == manifest["vocabulary"]["bos"]).sum()) for row in rows)
+        pieces_of = int(rows[:, 1].max(axis=1).sum())
+        assert heads == told["documents"]
+        assert row_tokens(rows) == told["tokens"] + pieces_of - heads  # an overlap of one for every later piece
+
+
+@pytest.mark.end_to_end
+def test_the_same_contents_give_the_same_bytes_elsewhere_and_by_two_processes(prepared, tmp_path, monkeypatch):
+    for name in ("english", "korean"):
+        (tmp_path / f"{name}.txt").write_bytes((SAMPLES / f"sample_{name}.txt").read_bytes())
+    moved = {"retain": f"{tmp_path}/english.txt", "forget": f"{tmp_path}/korean.txt"}
+    monkeypatch.setattr(prepare_text, "FEW_BYTES", 0)
+    prepare_text.prepare_text(dataclasses.replace(CONFIG, **moved, workers=2), tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(prepared)
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.kill
+def test_a_killed_preparation_goes_on_with_the_shards_that_are_missing(prepared, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sources, "SHARD_BYTES", 2000)
+    whole, done = prepare_text.Job.__call__, []
+
+    def killed(job):
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        done.append(job.path.name)
+        return whole(job)
+
+    monkeypatch.setattr(prepare_text.Job, "__call__", killed)
+    with pytest.raises(KeyboardInterrupt):
+        prepare_text.prepare_text(CONFIG, tmp_path)
+    assert not (tmp_path / records.MANIFEST).exists()
+    first, done[:] = list(done), []
+    done_before = len(first)
+    monkeypatch.setattr(prepare_text.Job, "__call__", lambda job: (done.append(job.path.name), whole(job))[1])
+    capsys.readouterr()
+    prepare_text.prepare_text(CONFIG, tmp_path)
+    assert "3 of 6 shards were tokenised before" in capsys.readouterr().out
+    assert len(done) == 6 - done_before and not set(done) & set(first)
+    # Shards are a way to cut the work, no part of what comes out: but the vocabulary is trained on their heads.
+    assert contents(tmp_path) == contents(prepared)
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir()) == []
+
+
+@pytest.mark.end_to_end
+def test_weights_mix_and_what_is_too_small_repeats(tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("".join(f"alpha {i}\n" for i in range(300)))
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps({"body": f"beta {i}"}) + "\n" for i in range(40)))
+    retain = f"{tmp_path}/a.txt?weight=1,{tmp_path}/b.jsonl?field=body&weight=3"
+    more = {"retain": retain, "retain_share": 0.25, "tokens": 8000, "vocabulary": ""}
+    manifest = prepare_text.prepare_text(dataclasses.replace(CONFIG, **more), tmp_path / "out")
+    mixture = manifest["sets"]["all"]["mixture"]
+    alpha, beta, korean = mixture.values()
+    assert [round(count / 8000, 2) for count in (alpha, beta, korean)] == [0.06, 0.19, 0.75]
+    assert "b.jsonl is repeated" in capsys.readouterr().out
+
+
+@pytest.mark.end_to_end
+def test_what_is_trained_on_is_not_held_out(tmp_path, capsys):
+    (tmp_path / "valid.txt").write_text("\n".join([*sorted(lines("korean"))[:3], "새 문장이다.", "", "또 하나."]))
+    config = dataclasses.replace(CONFIG, valid_forget=f"{tmp_path}/valid.txt")
+    manifest = prepare_text.prepare_text(config, tmp_path / "out")
+    assert manifest["evaluation"]["parts"]["heldout"]["documents"] == 2
+    said = capsys.readouterr().out
+    assert "valid_forget: 3 documents are also trained on" in said and "left out: 1 blank" in said
+    assert manifest["sets"]["forget"]["documents"] == 40  # none of them had to be held out
+
+
+@pytest.mark.end_to_end
+def test_faults_of_the_text_are_named(tmp_path, capsys):
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "bad.txt").write_bytes(b"fine\n\xff\xfe\n" * 30)
+
+    def refused(**given: object) -> str:
+        with pytest.raises(ValueError) as error:
+            prepare_text.prepare_text(dataclasses.replace(CONFIG, **given), tmp_path / "out")
+        return str(error.value)
+
+    assert "holds no document to train on" in refused(retain=f"{CONFIG.retain},{tmp_path}/empty.txt")
+    assert "no document is left to train on" in refused(retain=f"{tmp_path}/empty.txt")
+    assert "no document is left to hold out" in refused(valid_retain=f"{tmp_path}/empty.txt")
+    assert "data.evaluation_bytes=5: every document of" in refused(evaluation_bytes=5)
+    assert "give every source a weight, or none" in refused(
+        retain=f"{CONFIG.retain},{tmp_path}/bad.txt?weight=2", broken="skip"
+    )
+    # From inside TensorFlow, where the vocabulary is given and so nothing was read before.
+    model = tmp_path / "a.model"
+    model.write_bytes(pieces.train([*lines("english"), *lines("korean")], 1024))
+    assert refused(retain=f"{tmp_path}/bad.txt", vocabulary=str(model)).startswith(f"{tmp_path}/bad.txt:2: not UTF-8")
+    manifest = prepare_text.prepare_text(
+        dataclasses.replace(CONFIG, retain=f"{tmp_path}/bad.txt,{CONFIG.retain}", broken="skip"), tmp_path / "skipped"
+    )
+    assert manifest["sources"][f"retain: {tmp_path}/bad.txt"]["broken"] == 30
+    assert f"30 broken (such as {tmp_path}/bad.txt:2: not UTF-8" in capsys.readouterr().out
+
+
+@pytest.mark.end_to_end
+def test_a_document_in_pieces_is_the_document_whole(prepared, tmp_path, monkeypatch):
+    from distill_jax.data import reading
+
+    (tmp_path / "one.txt").write_text("가나다라 one two " * 400)
+    config = dataclasses.replace(
+        CONFIG, retain=f"{CONFIG.retain},{tmp_path}/one.txt", vocabulary=f"{prepared}/vocabulary.model"
+    )
+    monkeypatch.setattr(reading, "PIECE_BYTES", 100)
+    manifest = prepare_text.prepare_text(config, tmp_path / "out")
+    told = manifest["sources"][f"retain: {tmp_path}/one.txt"]
+    assert told["documents"] == 1 and told["bytes"] == len(("가나다라 one two " * 400).encode())
+
+
+@pytest.mark.end_to_end
+def test_a_tfds_data_set_by_name(tmp_path, monkeypatch):
+    """A data set prepared by TFDS itself, with none of this project's readers."""
+    import tensorflow_datasets as tfds
+
+    quiet.import_text_tasks()
+    english = sorted(lines("english"))
+    tfds.dataset_builders.store_as_tfds_dataset(
+        "tiny_text", version="1.0.0", data_dir=tmp_path, disable_shuffling=True,
+        features=tfds.features.FeaturesDict({"text": tfds.features.Text()}),
+        split_datasets={"train": [{"text": line} for line in english], "test": [{"text": "x"}]},
+    )  # fmt: skip
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(tmp_path))
+    config = dataclasses.replace(CONFIG, retain="tfds:tiny_text")
+    manifest = prepare_text.prepare_text(config, tmp_path / "out")
+    assert manifest["sources"]["retain: tiny_text"]["documents"] == len(english)
+    assert manifest["sources"]["retain: tiny_text"]["bytes"] == sum(len(line.encode()) for line in english)
+    for given, said in (
+        ("tfds:tiny_text?split=dev", "has no split 'dev' but"),
+        ("tfds:tiny_text?field=body", "has no field 'body' but text"),
+        ("tfds:no_such_set", "tfds:no_such_set: "),
+    ):
+        with pytest.raises(ValueError, match=said):
+            prepare_text.prepare_text(dataclasses.replace(CONFIG, retain=given), tmp_path / "other")
+
+
+@pytest.mark.end_to_end
+def test_what_a_model_will_see(prepared):
+    out = "\n".join(show.describe(prepared, examples=1))
+    manifest = records.load_manifest(prepared)
+    assert "vocabulary: 1,024 entries, 256 of them single bytes" in out
+    assert f"set all: {manifest['sets']['all']['rows']:,} rows of 32" in out and "tokens unknown 0.00 %" in out
+    assert "<bos>" in out and "<eos>" in out and "segment 1, positions 0.." in out
+    shares = [float(line.split(" %")[0]) for line in out.splitlines() if "of its tokens from retain" in line]
+    assert shares[0] == pytest.approx(50, abs=3) and shares[1:] == [100.0]
+    first = records.Rows(prepared / "retain.array_record")[0]
+    shown = out.split("set retain")[1].split("segment 1, positions 0..")[1].split("\n")[0]
+    end = int(shown.split(":")[0])
+    assert (first[1] == 1).sum() == end + 1
+    decoded = shown.split(": ", 1)[1].replace("<bos>", "").replace("<eos>", "")
+    assert any(decoded[:20].strip() in line for line in lines("english"))
