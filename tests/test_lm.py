@@ -26,11 +26,7 @@ from tests import test_evals, test_report
 CFG = TransformerConfig(vocab=11, layers=1, hidden=8, mlp=12, heads=2, kv_heads=1, head_dim=4, query_scale=4.0)
 ROW = 8
 PARTS = ("retain", "shown", "heldout")
-DOCUMENTS = {
-    "retain": [3, 8, 5, 2],
-    "shown": [7],
-    "heldout": [6, 6, 1, 4, 3],
-}  # tokens; of one there is none to predict
+DOCUMENTS = {"retain": [3, 8, 5, 2], "shown": [7], "heldout": [6, 6, 1, 4, 3]}  # tokens
 BYTES = {"retain": 31, "shown": 7, "heldout": 55}
 
 
