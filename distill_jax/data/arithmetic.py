@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import zlib
 from collections.abc import Callable, Iterator
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -96,8 +96,8 @@ class Example:
     part: str
 
 
-def random_stream(config: ArithmeticConfig, *names: str) -> np.random.Generator:
-    """Make the random stream of a purpose, independent of every other purpose's."""
+def random_stream(config: Any, *names: str) -> np.random.Generator:
+    """Make the random stream of a purpose from settings with a seed, independent of every other purpose's."""
     return np.random.default_rng([config.seed, zlib.crc32("/".join(names).encode())])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ class ShardWriter:
         os.replace(temporary, self.path.with_suffix(".npz"))
 
 
-class Documents(Sequence[Document]):
+class Documents:
     """Read the documents of several finished shards by index.
 
     Attributes:
@@ -94,7 +94,7 @@ class Documents(Sequence[Document]):
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def __getitem__(self, index: Any) -> Document:
+    def __getitem__(self, index: int) -> Document:
         shard = int(np.searchsorted(self._first, index, "right")) - 1
         tokens = self._tokens[shard][self._starts[index] : self._starts[index] + self.lengths[index]]
         return Document(tokens, np.broadcast_to(np.int32(0), tokens.shape))
