@@ -89,7 +89,7 @@ def _smoke(c: ConfigDict) -> None:
     c.experiment = "language-smoke"
     c.model.update(vocab=1024, layers=1, hidden=16, mlp=32, heads=2, kv_heads=1, head_dim=8, unroll=1)
     c.data.update(retain=f"{SAMPLES}/sample_english.txt", forget=f"{SAMPLES}/sample_korean.txt")
-    c.data.update(row_length=64, vocabulary_size=1024, validation_share=0.2, evaluation_bytes=2000)
+    c.data.update(row_length=128, vocabulary_size=1024, validation_share=0.2, evaluation_bytes=2000)
     for stage in (c.reference, c.oracle, c.maxent, c.graddiff, c.rmu, c.distill, c.relearn):
         stage.update(steps=8, batch=4)
     c.rmu.update(layer=1, train_layers=1)

@@ -250,20 +250,22 @@ def _main(argv: Sequence[str]) -> int:
     _set_up_jax(given.config)
     from distill_jax import graph
     from distill_jax.evals import summary
-    from distill_jax.io import leases
+    from distill_jax.io import files, leases
     from distill_jax.sharding import distributed
 
     experiment = load_experiment(given.module, given.config)
     _check_has_loader(experiment)
+    digests = files.Digests(given.workdir / "digests.json")
     if hasattr(experiment.data, "identified"):
-        known = experiment.data.identified(given.workdir / "digests.json")
-        experiment = dataclasses.replace(experiment, data=known)
+        experiment = dataclasses.replace(experiment, data=experiment.data.identified(digests))
     nodes = graph.build(experiment, given.workdir)
     _join(given.flags)
     # One of a run's processes holds the directory for all.
     alone = distributed.chief()
     with leases.held(given.workdir, {"experiment": experiment.name}) if alone else contextlib.nullcontext():
         began = time.monotonic()
+        if alone:
+            digests.save()
         wanted = nodes if given.command == "run" else {graph.DATA: nodes[graph.DATA]}
         ctx = graph.execute(wanted, experiment.model, experiment.run)
         if given.command == "data":

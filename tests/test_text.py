@@ -20,6 +20,7 @@ from distill_jax.data import packing, pieces, reading, sources
 from distill_jax.data.documents import Documents, ShardWriter
 from distill_jax.data.reading import Broken, Reader
 from distill_jax.data.text import SAMPLES, TextConfig
+from distill_jax.io.files import Digests
 
 TEXTS = st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\r\n"), max_size=12), max_size=8)
 
@@ -165,7 +166,7 @@ def test_sources_that_are_not_there_are_refused(tmp_path):
         ({"retain": good, "forget": good, "vocabulary": "none.model"}, "data.vocabulary='none.model': no such file"),
     ):
         with pytest.raises(ConfigError) as error:
-            TextConfig(**told).identified(tmp_path / "digests.json")
+            TextConfig(**told).identified(Digests())
         assert said in str(error.value)
 
 
@@ -175,7 +176,10 @@ def test_text_is_known_by_what_it_holds_and_not_by_where_it_lies(tmp_path):
         (tmp_path / folder).mkdir(exist_ok=True)
         (tmp_path / folder / "a.txt").write_text(text)
         config = TextConfig(retain=f"{tmp_path}/{folder}/a.txt", forget=f"{tmp_path}/{folder}/*.txt", **more)
-        return config.identified(tmp_path / "digests.json").known_by()
+        digests = Digests(tmp_path / "digests.json")
+        found = config.identified(digests).known_by()
+        digests.save()
+        return found
 
     here = known("here", "one\ntwo\n")
     assert known("there", "one\ntwo\n") == here == known("there", "one\ntwo\n", workers=7)

@@ -27,6 +27,7 @@ from distill_jax.data.documents import Documents, ShardWriter
 from distill_jax.data.reading import Piece, Reader
 from distill_jax.data.sources import Shard
 from distill_jax.data.text import ROLES, SIDES, TextConfig
+from distill_jax.io.files import Digests
 
 FORMAT = 1
 FEW_BYTES = 2**26  # with fewer, starting another process takes longer than it saves
@@ -43,7 +44,7 @@ def prepare_text(config: TextConfig, directory: str | os.PathLike[str]) -> dict[
     """
     directory = os.fspath(directory)
     os.makedirs(directory, exist_ok=True)
-    config = config if config.content else config.identified(Path(directory, "digests.json"))
+    config = config if config.content else config.identified(Digests())
     with prepare.locked(directory), quiet.errors_only():
         wanted = {"format": FORMAT, "config": config.known_by()}
         if os.path.exists(os.path.join(directory, records.MANIFEST)):

@@ -75,16 +75,12 @@ class TextConfig:
         """Return the sources of a role, one of `ROLES`."""
         return sources.parse(getattr(self, role), role)
 
-    def identified(self, cache: Path) -> Self:
+    def identified(self, digests: Digests) -> Self:
         """Return the settings with `content` filled in, once every source is known to be there.
-
-        Args:
-          cache: a file that remembers the digests of files that have not changed.
 
         Raises:
           ConfigError: naming the source that is missing.
         """
-        digests = Digests(cache)
         held: list[Any] = [self.vocabulary and digests.of(self._vocabulary_file())]
         for role in ROLES:
             for source in self.sources(role):
@@ -95,7 +91,6 @@ class TextConfig:
                 held.append([role, source.weight, source.reading(), *map(digests.of, source.files)])
         for side in SIDES:
             check(bool(getattr(self, side)), f"data.{side} is empty: name its text, such as --config.data.{side}=a.txt")
-        digests.save()
         return dataclasses.replace(self, content=identity(held))
 
     def _vocabulary_file(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
@@ -48,26 +49,8 @@ class BitsPerByte:
     ) -> Callable[..., np.ndarray]:
         """Build evaluate(params [P, ...], base=None) -> nats of each part, fp64 [P, parts]."""
 
-        def nats(params: Any, rows: jax.Array) -> jax.Array:
-            tokens, segments = (constrain(rows[:, i], "batch", None) for i in (TOKENS, SEGMENTS))
-            hidden, head = transformer.hidden_states(cfg, params, tokens, segments)[:, :-1], transformer.head(params)
-
-            def loss(hidden, targets, mask):
-                return cross_entropy(transformer.unembed(cfg, head, hidden), targets, mask)
-
-            return over_tokens(loss, chunk, hidden, tokens[:, 1:], target_mask(segments))[0]
-
-        def member(trained: Any, shared: Any) -> jax.Array:
-            base, rows = shared
-            return nats(lora.attach(trained, base), rows)
-
-        def run(params: Any, base: Any, rows: Any) -> jax.Array:
-            with tracing(mesh):
-                out = over_members(member, mesh)(params, (base, rows))
-            return jax.lax.with_sharding_constraint(out, replicated(mesh))  # every host reads all of it
-
-        run = jax.jit(run)
-        size = min(batch or 2**31, max(len(self._rows[part]) for part in parts))
+        run = _program(cfg, mesh, chunk)
+        size = min(batch or 2**31, max(map(len, self._rows.values())))
         batches = [_batches(self._rows[part], size) for part in parts]
 
         def evaluate(params: Any, base: Any = None) -> np.ndarray:
@@ -100,3 +83,28 @@ def _batches(rows: np.ndarray, size: int) -> np.ndarray:
     """Cut rows into batches, [n, size, 3, T]; the last is filled up with padding, which counts nothing."""
     fill = np.zeros((-len(rows) % size, *rows.shape[1:]), rows.dtype)
     return np.concatenate([rows, fill]).reshape(-1, size, *rows.shape[1:])
+
+
+@functools.cache
+def _program(cfg: TransformerConfig, mesh: Mesh, chunk: int) -> Callable[..., jax.Array]:
+    """Return run(params [P, ...], base, rows [B, 3, T]) -> nats of the rows' targets, [P]: one program for all."""
+
+    def nats(params: Any, rows: jax.Array) -> jax.Array:
+        tokens, segments = (constrain(rows[:, i], "batch", None) for i in (TOKENS, SEGMENTS))
+        hidden, head = transformer.hidden_states(cfg, params, tokens, segments)[:, :-1], transformer.head(params)
+
+        def loss(hidden, targets, mask):
+            return cross_entropy(transformer.unembed(cfg, head, hidden), targets, mask)
+
+        return over_tokens(loss, chunk, hidden, tokens[:, 1:], target_mask(segments))[0]
+
+    def member(trained: Any, shared: Any) -> jax.Array:
+        base, rows = shared
+        return nats(lora.attach(trained, base), rows)
+
+    def run(params: Any, base: Any, rows: Any) -> jax.Array:
+        with tracing(mesh):
+            out = over_members(member, mesh)(params, (base, rows))
+        return jax.lax.with_sharding_constraint(out, replicated(mesh))  # every host reads all of it
+
+    return jax.jit(run)

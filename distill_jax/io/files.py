@@ -44,12 +44,16 @@ def digest(path: Path) -> str:
 
 
 class Digests:
-    """Digests of files, remembered in a file as long as a file's size and time stay what they were."""
+    """Digests of files, remembered in a file as long as a file's size and time stay what they were.
 
-    def __init__(self, cache: Path):
+    Args:
+      cache: where they are read from and saved; None remembers nothing.
+    """
+
+    def __init__(self, cache: Path | None = None):
         self._cache = cache
         try:
-            self._known = read_json(cache)
+            self._known = read_json(cache) if cache else {}
         except (OSError, ValueError):
             self._known = {}
 
@@ -63,6 +67,6 @@ class Digests:
         return found
 
     def save(self) -> None:
-        """Write down what was computed."""
-        self._cache.parent.mkdir(parents=True, exist_ok=True)
-        write_json(self._cache, self._known)
+        """Write down what was computed, if anything was."""
+        if self._cache and self._known:
+            write_json(self._cache, self._known)
