@@ -5,7 +5,11 @@ from __future__ import annotations
 import collections
 import dataclasses
 import json
-import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -97,14 +101,59 @@ def test_rows_shorter_than_documents_lose_no_token(prepared):
 
 
 @pytest.mark.end_to_end
-def test_the_same_contents_give_the_same_bytes_elsewhere_and_by_two_processes(prepared, tmp_path, monkeypatch):
+def test_the_same_contents_give_the_same_bytes_elsewhere(prepared, tmp_path):
     for name in ("english", "korean"):
         (tmp_path / f"{name}.txt").write_bytes((SAMPLES / f"sample_{name}.txt").read_bytes())
     moved = {"retain": f"{tmp_path}/english.txt", "forget": f"{tmp_path}/korean.txt"}
-    monkeypatch.setattr(prepare_text, "FEW_BYTES", 0)
-    prepare_text.prepare_text(dataclasses.replace(CONFIG, **moved, workers=2), tmp_path / "out")
+    prepare_text.prepare_text(dataclasses.replace(CONFIG, **moved), tmp_path / "out")
     assert contents(tmp_path / "out") == contents(prepared)
-    assert multiprocessing.active_children() == []
+
+
+SCRIPT = """
+import dataclasses, os, sys, time
+from distill_jax.data import prepare_text, sources
+
+@dataclasses.dataclass
+class Slow:
+    name: str
+    seconds: float
+    def __call__(self):
+        open(self.name, "w").write(str(os.getpid()))
+        time.sleep(self.seconds)
+        return 7
+
+if __name__ == "__main__":
+    jobs = [Slow(name, float(sys.argv[1])) for name in "ab"]
+    print(*prepare_text._results(jobs, 2, 2 * prepare_text.FEW_BYTES))
+"""
+
+
+def alive(process: int) -> bool:
+    path = Path(f"/proc/{process}/stat")
+    return path.exists() and path.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+@pytest.mark.kill
+@pytest.mark.parametrize("killed", [False, True])
+def test_shards_are_shared_by_processes_that_end_with_the_one_that_began_them(tmp_path, killed):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "script.py", "60" if killed else "0.5"]
+    with subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, text=True) as process:
+        if killed:
+            until = time.monotonic() + 60
+            while not all((tmp_path / name).exists() and (tmp_path / name).read_text() for name in "ab"):
+                assert time.monotonic() < until and process.poll() is None
+                time.sleep(0.05)
+            os.kill(process.pid, signal.SIGKILL)
+        else:
+            assert process.communicate(timeout=60)[0].split() == ["7", "7"]
+    workers = {int((tmp_path / name).read_text()) for name in "ab"}
+    assert len(workers) == 2 and process.pid not in workers
+    until = time.monotonic() + 20
+    while any(map(alive, workers)):
+        assert time.monotonic() < until, "a worker outlives its parent"
+        time.sleep(0.05)
 
 
 @pytest.mark.kill
@@ -150,7 +199,7 @@ def test_weights_mix_and_what_is_too_small_repeats(tmp_path, capsys):
 @pytest.mark.end_to_end
 def test_what_is_trained_on_is_not_held_out(tmp_path, capsys):
     (tmp_path / "valid.txt").write_text("\n".join([*sorted(lines("korean"))[:3], "새 문장이다.", "", "또 하나."]))
-    config = dataclasses.replace(CONFIG, valid_forget=f"{tmp_path}/valid.txt")
+    config = dataclasses.replace(CONFIG, valid_forget=f"{tmp_path}/valid.txt", retain_share=0.3)
     manifest = prepare_text.prepare_text(config, tmp_path / "out")
     assert manifest["evaluation"]["parts"]["heldout"]["documents"] == 2
     said = capsys.readouterr().out
@@ -210,8 +259,9 @@ def test_a_tfds_data_set_by_name(tmp_path, monkeypatch):
     tfds.dataset_builders.store_as_tfds_dataset(
         "tiny_text", version="1.0.0", data_dir=tmp_path, disable_shuffling=True,
         features=tfds.features.FeaturesDict({"text": tfds.features.Text()}),
-        split_datasets={"train": [{"text": line} for line in english], "test": [{"text": "x"}]},
+        split_datasets={"train": [(i, {"text": line}) for i, line in enumerate(english)], "test": [(0, {"text": "x"})]},
     )  # fmt: skip
+    monkeypatch.setattr(sources, "TFDS_SHARDS", 2)
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(tmp_path))
     config = dataclasses.replace(CONFIG, retain="tfds:tiny_text")
@@ -229,7 +279,7 @@ def test_a_tfds_data_set_by_name(tmp_path, monkeypatch):
 
 @pytest.mark.end_to_end
 def test_what_a_model_will_see(prepared):
-    out = "\n".join(show.describe(prepared, examples=1))
+    out = "\n".join(show.describe(prepared, examples=30))
     manifest = records.load_manifest(prepared)
     assert "vocabulary: 1,024 entries, 256 of them single bytes" in out
     assert f"set all: {manifest['sets']['all']['rows']:,} rows of 32" in out and "tokens unknown 0.00 %" in out

@@ -88,6 +88,7 @@ def _row(index: int, row: np.ndarray, tokens: Tokens) -> Iterator[str]:
     for segment in range(1, int(segments.max()) + 1):
         at = np.flatnonzero(segments == segment)
         text = " ".join(tokens.text(ids[at], answer[at]).split())
+        text = text if ids[at[0]] == tokens.bos else f"… {text}"  # the tail of a document longer than a row
         if len(text) > TEXT_WIDTH:
             text = f"{text[: TEXT_WIDTH // 2]} … {text[-TEXT_WIDTH // 2 :]}"
         yield f"    segment {segment}, positions {at[0]}..{at[-1]}: {text}"

@@ -125,7 +125,7 @@ def _tfds(shard: Shard) -> seqio.DataSource:
         raise ValueError(f"{where}: has no field {shard.source.field!r} but {fields}; name one as ?field=")
     name, _, version = builder.info.full_name.rpartition("/")
     part = f"{split}[{shard.start}%:{shard.stop}%]"
-    return seqio.TfdsDataSource(f"{name}:{version}", tfds_data_dir=str(builder.data_dir_root), splits={"train": part})
+    return seqio.TfdsDataSource(f"{name}:{version}", splits={"train": part})
 
 
 def _texts(shard: Shard) -> tasks.Preprocessor:
