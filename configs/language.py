@@ -1,7 +1,7 @@
 """Unlearn-and-Distill and UNDO on two languages: keep English, forget Korean ("Distillation Robustifies Unlearning").
 
   configs/language.py          the paper's 0.1B model and its settings; for accelerators
-  configs/language.py:cpu      the same stages, 1.5 M parameters, on any two texts of some megabytes
+  configs/language.py:cpu      the same stages, 1.3 M parameters, on any two texts of some megabytes
   configs/language.py:smoke    the same graph for a few steps on the package's own sample: seconds, learns nothing
 
 The paper keeps FineWeb-Edu and forgets FineWeb-2's Korean, 1e9 tokens of each; both are on the Hugging Face hub as
@@ -67,22 +67,22 @@ def get_config(arg: str = "") -> ConfigDict:
 
 def _cpu(c: ConfigDict) -> None:
     c.experiment = "language-cpu"
-    shape = {"vocab": 4096, "layers": 4, "hidden": 128, "mlp": 512, "heads": 4, "kv_heads": 2, "head_dim": 32}
-    c.model = ConfigDict(dataclasses.asdict(preset("cpu", **shape, query_scale=32.0, unroll=4, init_std=128**-0.5)))
-    c.data.update(tokens=0, row_length=128, vocabulary_size=4096, evaluation_bytes=50_000, validation_share=0.05)
+    shape = {"vocab": 4096, "layers": 3, "hidden": 128, "mlp": 512, "heads": 4, "kv_heads": 2, "head_dim": 32}
+    c.model = ConfigDict(dataclasses.asdict(preset("cpu", **shape, query_scale=32.0, unroll=3, init_std=128**-0.5)))
+    c.data.update(tokens=0, row_length=128, vocabulary_size=4096, evaluation_bytes=25_000, validation_share=0.05)
     c.run.update(evaluation_batch=32, loss_chunk=0, fsdp=1)
-    fast = {"batch": 16, "learning_rate": 4e-3, "final_learning_rate": 4e-4, "checkpoint_every": 200}
-    c.reference.update(steps=2400, **fast, evaluate_every=400)
-    c.oracle.update(steps=1200, **fast, evaluate_every=400)
+    fast = {"batch": 16, "learning_rate": 3e-3, "final_learning_rate": 3e-4, "checkpoint_every": 200}
+    c.reference.update(steps=2000, **fast, evaluate_every=400)
+    c.oracle.update(steps=1000, **fast, evaluate_every=400)
     suppress = {"batch": 16, "learning_rate": 1e-3, "final_learning_rate": 1e-3, "checkpoint_every": 100}
     c.maxent.update(steps=100, **suppress)
     c.graddiff.update(steps=100, **suppress)
-    c.rmu.update(steps=200, **suppress, layer=3, train_layers=3, retain_weight=4.0)
-    c.distill.update(steps=2400, **fast, evaluate_every=40)
+    c.rmu.update(steps=150, **suppress, layer=3, train_layers=3, retain_weight=4.0)
+    c.distill.update(steps=1200, **fast, evaluate_every=40)
     c.undo.alphas = (0.3, 0.6)
-    c.relearn.update(steps=100, batch=8, seeds=2, checkpoint_every=50)
-    c.relearn.learning_rates = (1e-2, 4e-3, 2e-3, 1e-3, 3e-4)
-    c.relearn.evaluate_steps = (0, 5, 10, 20, 40, 70, 100)
+    c.relearn.update(steps=60, batch=8, seeds=2, checkpoint_every=30)
+    c.relearn.learning_rates = (1e-2, 3e-3, 1e-3, 3e-4)
+    c.relearn.evaluate_steps = (0, 5, 10, 20, 40, 60)
 
 
 def _smoke(c: ConfigDict) -> None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from distill_jax.data import pieces, prepare_text, quiet, records, show, sources
 from distill_jax.data.text import SAMPLES, TextConfig
@@ -183,56 +185,101 @@ def test_a_killed_preparation_goes_on_with_the_shards_that_are_missing(prepared,
     assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir()) == []
 
 
-@pytest.mark.end_to_end
-def test_weights_mix_and_what_is_too_small_repeats(tmp_path, capsys):
-    (tmp_path / "a.txt").write_text("".join(f"alpha {i}\n" for i in range(300)))
-    (tmp_path / "b.jsonl").write_text("".join(json.dumps({"body": f"beta {i}"}) + "\n" for i in range(40)))
-    retain = f"{tmp_path}/a.txt?weight=1,{tmp_path}/b.jsonl?field=body&weight=3"
-    more = {"retain": retain, "retain_share": 0.25, "tokens": 8000, "vocabulary": ""}
-    manifest = prepare_text.prepare_text(dataclasses.replace(CONFIG, **more), tmp_path / "out")
-    mixture = manifest["sets"]["all"]["mixture"]
-    alpha, beta, korean = mixture.values()
-    assert [round(count / 8000, 2) for count in (alpha, beta, korean)] == [0.06, 0.19, 0.75]
-    assert "b.jsonl is repeated" in capsys.readouterr().out
+def corpus(**sides: list[tuple[int, int]]) -> tuple[SimpleNamespace, dict[tuple[str, int], np.ndarray]]:
+    """Documents of one token each that have distinct hashes, or the given ones: {source: [(documents, first hash)]}."""
+    hashes, places = np.zeros(0, np.int64), {}
+    for role, parts in sides.items():
+        for i, (count, first) in enumerate(parts):
+            places[role, i] = np.arange(len(hashes), len(hashes) + count)
+            hashes = np.concatenate([hashes, np.arange(first, first + count)])
+    return SimpleNamespace(hashes=hashes, lengths=np.ones(len(hashes), np.int64)), places
+
+
+@pytest.mark.property
+@settings(max_examples=60, deadline=None)
+@given(
+    counts=st.lists(st.tuples(st.integers(20, 200), st.integers(1, 9)), min_size=1, max_size=3),
+    share=st.sampled_from([0.25, 0.5, 0.8]),
+    tokens=st.sampled_from([0, 500, 4000]),
+)
+def test_weights_are_shares_of_tokens_and_what_is_too_small_repeats(counts, share, tokens):
+    retain = ",".join(f"{i}.txt?weight={weight}" for i, (_, weight) in enumerate(counts))
+    config = TextConfig(retain=retain, forget="f.txt", retain_share=share, tokens=tokens)
+    documents, places = corpus(retain=[(count, 0) for count, _ in counts], forget=[(150, 0)])
+    split = {role: [mine for (r, _), mine in places.items() if r == role] for role in ("retain", "forget")}
+    chosen, mixture = prepare_text._mix(config, documents, split)
+    total = tokens or min(150 / (1 - share), *(n * sum(w for _, w in counts) / w / share for n, w in counts))
+    assert len(chosen["forget"]) == pytest.approx((1 - share) * total, abs=1)
+    for (count, weight), mine, taken in zip(counts, split["retain"], mixture["retain"].values(), strict=True):
+        assert taken == pytest.approx(share * total * weight / sum(w for _, w in counts), abs=1)
+        times = np.array(list(collections.Counter(d for d in chosen["retain"].tolist() if d in mine).values()))
+        assert times.sum() == taken and (tokens or times.max(initial=1) == 1)
+        assert times.size == min(taken, count) and np.ptp(times if times.size == count else np.append(times, 0)) <= 1
+
+
+@pytest.mark.unit
+def test_what_is_trained_on_is_not_held_out(capsys):
+    config = TextConfig(retain="r", forget="f", valid_forget="v", validation_share=0.25)
+    spread = 2**18  # hashes of which every fourth is held out
+    documents, places = corpus(retain=[(400, 0)], forget=[(9, 100)], valid_forget=[(8, 105)])
+    documents.hashes[:400] *= spread
+    split = prepare_text._split(config, documents, places)
+    assert documents.hashes[split["valid_forget"][0]].tolist() == [109, 110, 111, 112]
+    assert "valid_forget: 4 documents are also trained on" in capsys.readouterr().out
+    kept, held = (documents.hashes[np.concatenate(split[role])] for role in ("retain", "valid_retain"))
+    assert len(held) == 100 and len(kept) == 300 and not set(kept) & set(held)
+    assert len(split["forget"][0]) == 9  # none of them had to be held out
+
+
+EMPTY = {
+    "nothing to train on": ({"forget": [(0, 0)]}, "data.forget='f': no document is left to train on"),
+    "nothing to hold out": ({"valid_retain": [(0, 0)]}, "data.valid_retain='w': no document is left to hold out"),
+    "all held out is trained on": ({"valid_forget": [(3, 7)]}, "data.valid_forget='v': no document is left to hold"),
+}
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("case", EMPTY)
+def test_a_split_without_documents_is_named(case):
+    config = TextConfig(retain="r", forget="f", valid_retain="w", valid_forget="v")
+    changed, said = EMPTY[case]
+    sides = {"retain": [(9, 0)], "forget": [(9, 5)], "valid_retain": [(9, 50)], "valid_forget": [(9, 90)]} | changed
+    with pytest.raises(ValueError) as error:
+        prepare_text._split(config, *corpus(**sides))
+    assert said in str(error.value)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("retain", "counts", "said"),
+    [
+        ("a.txt,b.txt?weight=2", [5, 5], "give every source a weight, or none"),
+        ("a.txt,b.txt", [5, 0], "data.retain='b.txt': holds no document to train on"),
+    ],
+)
+def test_a_mixture_that_cannot_be_is_named(retain, counts, said):
+    documents, places = corpus(retain=[(n, 0) for n in counts], forget=[(5, 0)])
+    split = {role: [mine for (r, _), mine in places.items() if r == role] for role in ("retain", "forget")}
+    with pytest.raises(ValueError) as error:
+        prepare_text._mix(TextConfig(retain=retain, forget="f.txt"), documents, split)
+    assert said in str(error.value)
 
 
 @pytest.mark.end_to_end
-def test_what_is_trained_on_is_not_held_out(tmp_path, capsys):
-    (tmp_path / "valid.txt").write_text("\n".join([*sorted(lines("korean"))[:3], "새 문장이다.", "", "또 하나."]))
-    config = dataclasses.replace(CONFIG, valid_forget=f"{tmp_path}/valid.txt", retain_share=0.3)
-    manifest = prepare_text.prepare_text(config, tmp_path / "out")
-    assert manifest["evaluation"]["parts"]["heldout"]["documents"] == 2
-    said = capsys.readouterr().out
-    assert "valid_forget: 3 documents are also trained on" in said and "left out: 1 blank" in said
-    assert manifest["sets"]["forget"]["documents"] == 40  # none of them had to be held out
-
-
-@pytest.mark.end_to_end
-def test_faults_of_the_text_are_named(tmp_path, capsys):
-    (tmp_path / "empty.txt").write_text("")
+def test_a_broken_document_is_named_from_inside_tensorflow_or_counted(prepared, tmp_path, capsys):
     (tmp_path / "bad.txt").write_bytes(b"fine\n\xff\xfe\n" * 30)
-
-    def refused(**given: object) -> str:
-        with pytest.raises(ValueError) as error:
-            prepare_text.prepare_text(dataclasses.replace(CONFIG, **given), tmp_path / "out")
-        return str(error.value)
-
-    assert "holds no document to train on" in refused(retain=f"{CONFIG.retain},{tmp_path}/empty.txt")
-    assert "no document is left to train on" in refused(retain=f"{tmp_path}/empty.txt")
-    assert "no document is left to hold out" in refused(valid_retain=f"{tmp_path}/empty.txt")
-    assert "data.evaluation_bytes=5: every document of" in refused(evaluation_bytes=5)
-    assert "give every source a weight, or none" in refused(
-        retain=f"{CONFIG.retain},{tmp_path}/bad.txt?weight=2", broken="skip"
-    )
-    # From inside TensorFlow, where the vocabulary is given and so nothing was read before.
-    model = tmp_path / "a.model"
-    model.write_bytes(pieces.train([*lines("english"), *lines("korean")], 1024))
-    assert refused(retain=f"{tmp_path}/bad.txt", vocabulary=str(model)).startswith(f"{tmp_path}/bad.txt:2: not UTF-8")
-    manifest = prepare_text.prepare_text(
-        dataclasses.replace(CONFIG, retain=f"{tmp_path}/bad.txt,{CONFIG.retain}", broken="skip"), tmp_path / "skipped"
-    )
-    assert manifest["sources"][f"retain: {tmp_path}/bad.txt"]["broken"] == 30
-    assert f"30 broken (such as {tmp_path}/bad.txt:2: not UTF-8" in capsys.readouterr().out
+    (tmp_path / "empty.txt").write_text("")
+    # Where the vocabulary is given, nothing has read the text before.
+    config = dataclasses.replace(CONFIG, retain=f"{tmp_path}/*.txt", vocabulary=f"{prepared}/vocabulary.model")
+    with pytest.raises(ValueError) as error:
+        prepare_text.prepare_text(config, tmp_path / "out")
+    assert str(error.value).startswith(f"{tmp_path}/bad.txt:2: not UTF-8")
+    more = {"broken": "skip", "valid_retain": CONFIG.retain}
+    manifest = prepare_text.prepare_text(dataclasses.replace(config, **more), tmp_path / "skipped")
+    told = manifest["sources"][f"retain: {tmp_path}/*.txt"]
+    assert (told["documents"], told["broken"], told["empty_files"]) == (30, 30, 1)
+    said = capsys.readouterr().out
+    assert f"30 broken (such as {tmp_path}/bad.txt:2: not UTF-8" in said and "1 empty files" in said
 
 
 @pytest.mark.end_to_end
@@ -268,13 +315,13 @@ def test_a_tfds_data_set_by_name(tmp_path, monkeypatch):
     manifest = prepare_text.prepare_text(config, tmp_path / "out")
     assert manifest["sources"]["retain: tiny_text"]["documents"] == len(english)
     assert manifest["sources"]["retain: tiny_text"]["bytes"] == sum(len(line.encode()) for line in english)
-    for given, said in (
+    for line, said in (
         ("tfds:tiny_text?split=dev", "has no split 'dev' but"),
         ("tfds:tiny_text?field=body", "has no field 'body' but text"),
         ("tfds:no_such_set", "tfds:no_such_set: "),
     ):
         with pytest.raises(ValueError, match=said):
-            prepare_text.prepare_text(dataclasses.replace(CONFIG, retain=given), tmp_path / "other")
+            prepare_text.prepare_text(dataclasses.replace(CONFIG, retain=line), tmp_path / "other")
 
 
 @pytest.mark.end_to_end
