@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill_jax.data import pieces, prepare_text, quiet, records, show, sources
+from distill_jax.data import mixing, pieces, prepare_text, quiet, records, show, sources, tokenise
 from distill_jax.data.text import SAMPLES, TextConfig
 
 ROOT = Path(__file__).parents[1]
@@ -113,7 +113,7 @@ def test_the_same_contents_give_the_same_bytes_elsewhere(prepared, tmp_path):
 
 SCRIPT = """
 import dataclasses, os, sys, time
-from distill_jax.data import prepare_text, sources
+from distill_jax.data import tokenise
 
 @dataclasses.dataclass
 class Slow:
@@ -126,7 +126,7 @@ class Slow:
 
 if __name__ == "__main__":
     jobs = [Slow(name, float(sys.argv[1])) for name in "ab"]
-    print(*prepare_text._results(jobs, 2, 2 * prepare_text.FEW_BYTES))
+    print(*tokenise.results(jobs, 2, 2 * tokenise.FEW_BYTES))
 """
 
 
@@ -161,7 +161,7 @@ def test_shards_are_shared_by_processes_that_end_with_the_one_that_began_them(tm
 @pytest.mark.kill
 def test_a_killed_preparation_goes_on_with_the_shards_that_are_missing(prepared, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sources, "SHARD_BYTES", 2000)
-    whole, done = prepare_text.Job.__call__, []
+    whole, done = tokenise.Job.__call__, []
 
     def killed(job):
         if len(done) == 3:
@@ -169,13 +169,13 @@ def test_a_killed_preparation_goes_on_with_the_shards_that_are_missing(prepared,
         done.append(job.path.name)
         return whole(job)
 
-    monkeypatch.setattr(prepare_text.Job, "__call__", killed)
+    monkeypatch.setattr(tokenise.Job, "__call__", killed)
     with pytest.raises(KeyboardInterrupt):
         prepare_text.prepare_text(CONFIG, tmp_path)
     assert not (tmp_path / records.MANIFEST).exists()
     first, done[:] = list(done), []
     done_before = len(first)
-    monkeypatch.setattr(prepare_text.Job, "__call__", lambda job: (done.append(job.path.name), whole(job))[1])
+    monkeypatch.setattr(tokenise.Job, "__call__", lambda job: (done.append(job.path.name), whole(job))[1])
     capsys.readouterr()
     prepare_text.prepare_text(CONFIG, tmp_path)
     assert "3 of 6 shards were tokenised before" in capsys.readouterr().out
@@ -207,7 +207,7 @@ def test_weights_are_shares_of_tokens_and_what_is_too_small_repeats(counts, shar
     config = TextConfig(retain=retain, forget="f.txt", retain_share=share, tokens=tokens)
     documents, places = corpus(retain=[(count, 0) for count, _ in counts], forget=[(150, 0)])
     split = {role: [mine for (r, _), mine in places.items() if r == role] for role in ("retain", "forget")}
-    chosen, mixture = prepare_text._mix(config, documents, split)
+    chosen, mixture = mixing.mix(config, documents, split)
     total = tokens or min(150 / (1 - share), *(n * sum(w for _, w in counts) / w / share for n, w in counts))
     assert len(chosen["forget"]) == pytest.approx((1 - share) * total, abs=1)
     for (count, weight), mine, taken in zip(counts, split["retain"], mixture["retain"].values(), strict=True):
@@ -223,7 +223,7 @@ def test_what_is_trained_on_is_not_held_out(capsys):
     spread = 2**18  # hashes of which every fourth is held out
     documents, places = corpus(retain=[(400, 0)], forget=[(9, 100)], valid_forget=[(8, 105)])
     documents.hashes[:400] *= spread
-    split = prepare_text._split(config, documents, places)
+    split = mixing.split(config, documents, places)
     assert documents.hashes[split["valid_forget"][0]].tolist() == [109, 110, 111, 112]
     assert "valid_forget: 4 documents are also trained on" in capsys.readouterr().out
     kept, held = (documents.hashes[np.concatenate(split[role])] for role in ("retain", "valid_retain"))
@@ -245,7 +245,7 @@ def test_a_split_without_documents_is_named(case):
     changed, said = EMPTY[case]
     sides = {"retain": [(9, 0)], "forget": [(9, 5)], "valid_retain": [(9, 50)], "valid_forget": [(9, 90)]} | changed
     with pytest.raises(ValueError) as error:
-        prepare_text._split(config, *corpus(**sides))
+        mixing.split(config, *corpus(**sides))
     assert said in str(error.value)
 
 
@@ -261,7 +261,7 @@ def test_a_mixture_that_cannot_be_is_named(retain, counts, said):
     documents, places = corpus(retain=[(n, 0) for n in counts], forget=[(5, 0)])
     split = {role: [mine for (r, _), mine in places.items() if r == role] for role in ("retain", "forget")}
     with pytest.raises(ValueError) as error:
-        prepare_text._mix(TextConfig(retain=retain, forget="f.txt"), documents, split)
+        mixing.mix(TextConfig(retain=retain, forget="f.txt"), documents, split)
     assert said in str(error.value)
 
 

@@ -8,12 +8,8 @@ where it was. The same contents give the same bytes, wherever the files lie and 
 from __future__ import annotations
 
 import collections
-import concurrent.futures
-import dataclasses
-import multiprocessing
 import os
 import shutil
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,16 +18,14 @@ from typing import Any
 import numpy as np
 
 from distill_jax.config import identity
-from distill_jax.data import arithmetic, corpus, packing, pieces, prepare, quiet, records, sources
-from distill_jax.data.documents import Documents, ShardWriter
+from distill_jax.data import arithmetic, mixing, packing, pieces, prepare, quiet, records, sources, tokenise
+from distill_jax.data.documents import Documents
 from distill_jax.data.reading import Piece, Reader
 from distill_jax.data.sources import Shard
 from distill_jax.data.text import ROLES, SIDES, TextConfig
 from distill_jax.io.files import Digests
 
 FORMAT = 1
-FEW_BYTES = 2**26  # with fewer, starting another process takes longer than it saves
-SAY_SECONDS = 5.0
 PARTS = {"retain": "valid_retain", "shown": "forget", "heldout": "valid_forget"}  # of the evaluation
 
 
@@ -62,8 +56,8 @@ def _build(config: TextConfig, work: Path) -> dict[str, Any]:
     model = _vocabulary(config, shards, work)
     words = pieces.load(model)
     documents, places, notes = _tokenise(config, shards, model, work)
-    split = _split(config, documents, places)
-    chosen, mixture = _mix(config, documents, split)
+    split = mixing.split(config, documents, places)
+    chosen, mixture = mixing.mix(config, documents, split)
     sets = {}
     for name, parts in {"all": SIDES, "retain": ("retain",), "forget": ("forget",)}.items():
         told = {"mixture": {source: tokens for side in parts for source, tokens in mixture[side].items()}}
@@ -114,11 +108,11 @@ def _tokenise(
         for source, parts in ((source, list(enumerate(found))) for source, found in shards.items())
     }
     jobs = [
-        Job(shard, path, model, config.broken == "skip")
+        tokenise.Job(shard, path, model, config.broken == "skip")
         for source, found in shards.items()
         for shard, path in zip(found, paths[source], strict=True)
     ]
-    _run([job for job in jobs if not job.path.with_suffix(".npz").exists()], len(jobs), config.workers)
+    tokenise.run([job for job in jobs if not job.path.with_suffix(".npz").exists()], len(jobs), config.workers)
     documents, places, notes = Documents(path for found in paths.values() for path in found), {}, {}
     first, shard = 0, 0
     for source, found in paths.items():
@@ -155,135 +149,6 @@ def _note(
     return {"documents": len(mine), "tokens": tokens, "bytes": size, "empty_files": len(empty), **totals}
 
 
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """One shard to tokenise, and where to."""
-
-    shard: Shard
-    path: Path
-    model: Path
-    skip_broken: bool
-
-    def __call__(self) -> int:
-        """Tokenise the shard and return its size in bytes."""
-        text_tasks = quiet.import_text_tasks()
-        words = text_tasks.load_vocabulary(self.model)
-        reading, writer = text_tasks.Reading(self.shard, words, self.skip_broken), ShardWriter(self.path)
-        unknown = 0
-        for batch in reading.batches():
-            unknown += int((batch["tokens"] == words.unk_id).sum())
-            writer.write(batch)
-        left_out = reading.reader.notes if reading.reader else {}
-        counts = {"blank": left_out.get("blank", 0), "broken": left_out.get("broken", 0), "unknown": unknown}
-        writer.finish({**counts, "first_broken": reading.reader.first_broken if reading.reader else ""})
-        return self.shard.size
-
-
-def _run(jobs: Sequence[Job], of: int, workers: int) -> None:
-    """Run the jobs in as many processes as help, and say how far they are."""
-    if len(jobs) < of:
-        prepare.say(f"{of - len(jobs):,} of {of:,} shards were tokenised before")
-    total, done, start, said = sum(job.shard.size for job in jobs), 0, time.monotonic(), time.monotonic()
-    for count, size in enumerate(_results(jobs, workers or (os.cpu_count() or 1), total), 1):
-        done, now = done + size, time.monotonic()
-        if now - said > SAY_SECONDS:
-            said, rate = now, done / (now - start)
-            left = f"{(total - done) / rate:,.0f} s left" if rate else "?"
-            prepare.say(f"shard {count:,} of {len(jobs):,}  {done / 1e6:,.0f} of {total / 1e6:,.0f} MB  {left}")
-
-
-def _results(jobs: Sequence[Job], workers: int, total: int) -> Iterator[int]:
-    workers = min(workers, len(jobs))
-    if workers < 2 or 0 < total < FEW_BYTES:
-        yield from (job() for job in jobs)
-        return
-    # Spawned: TensorFlow's threads do not survive a fork.
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, context, _end_with_parent) as pool:
-        try:
-            for future in concurrent.futures.as_completed([pool.submit(job) for job in jobs]):
-                yield future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-def _end_with_parent() -> None:
-    """Leave when the process that gave out the work was killed; otherwise a worker waits for more for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
-
-
-def _split(
-    config: TextConfig, documents: Documents, places: Mapping[tuple[str, int], np.ndarray]
-) -> dict[str, list[np.ndarray]]:
-    """Return each role's documents by source; a text that is trained on is not held out, wherever it stands."""
-    split: dict[str, list[np.ndarray]] = {role: [] for role in ROLES}
-    for (role, _), mine in places.items():
-        split[role].append(mine)
-    for side in SIDES:
-        valid, key = f"valid_{side}", f"valid_{side}" if split[f"valid_{side}"] else side
-        if split[valid]:
-            trained = documents.hashes[np.concatenate(split[side])]
-            kept = [mine[~np.isin(documents.hashes[mine], trained)] for mine in split[valid]]
-            dropped = sum(map(len, split[valid])) - sum(map(len, kept))
-            if dropped:
-                prepare.say(f"{valid}: {dropped:,} documents are also trained on and are not held out")
-            split[valid] = kept
-        else:
-            held = [documents.hashes[mine] % 2**20 < config.validation_share * 2**20 for mine in split[side]]
-            split[valid] = [mine[out] for mine, out in zip(split[side], held, strict=True)]
-            split[side] = [mine[~out] for mine, out in zip(split[side], held, strict=True)]
-        for role, mend in ((side, "it needs more text"), (valid, "give it text, or raise data.validation_share")):
-            if not sum(map(len, split[role])):
-                where = f"data.{key if role == valid else side}={getattr(config, key if role == valid else side)!r}"
-                what = "to hold out" if role == valid else "to train on"
-                raise ValueError(f"{where}: no document is left {what}; {mend}")
-    return split
-
-
-def _mix(
-    config: TextConfig, documents: Documents, split: Mapping[str, Sequence[np.ndarray]]
-) -> tuple[dict[str, np.ndarray], dict[str, dict[str, int]]]:
-    """Choose each side's documents of the set `all`, and count the tokens that each source gives."""
-    share = {"retain": config.retain_share, "forget": 1 - config.retain_share}
-    sizes = {side: np.array([documents.lengths[mine].sum() for mine in split[side]]) for side in SIDES}
-    rates = {side: _rates(config, side, sizes[side]) for side in SIDES}
-    whole = {side: float(np.min(sizes[side] / np.maximum(rates[side], 1e-12))) for side in SIDES}
-    total = config.tokens or min(whole[side] / share[side] for side in SIDES)
-    chosen: dict[str, np.ndarray] = {}
-    mixture: dict[str, dict[str, int]] = {side: {} for side in SIDES}
-    for side in SIDES:
-        parts = []
-        for i, (source, mine) in enumerate(zip(config.sources(side), split[side], strict=True)):
-            order = arithmetic.random_stream(config, "choice", side, str(i)).permutation(mine)
-            budget = round(total * share[side] * rates[side][i])
-            parts.append(order[corpus.cycle(documents.lengths[order], budget)])
-            given = int(documents.lengths[parts[-1]].sum())
-            mixture[side][f"{side}: {source.name}"] = given
-            if given > 1.01 * sizes[side][i]:
-                prepare.say(f"{side}: {source.name} is repeated {given / sizes[side][i]:.1f} times")
-        chosen[side] = np.concatenate(parts)
-    return chosen, mixture
-
-
-def _rates(config: TextConfig, side: str, sizes: np.ndarray) -> np.ndarray:
-    weights = np.array([source.weight for source in config.sources(side)])
-    if weights.any() and not weights.all():
-        raise ValueError(f"data.{side}={getattr(config, side)!r}: give every source a weight, or none")
-    for source, size in zip(config.sources(side), sizes, strict=True):
-        if not size:
-            raise ValueError(f"data.{side}={source.name!r}: holds no document to train on; leave it out")
-    weights = weights if weights.any() else sizes
-    return weights / weights.sum()
-
-
 def _write_set(config: TextConfig, name: str, documents: Documents, chosen: np.ndarray, work: Path) -> dict[str, Any]:
     order = arithmetic.random_stream(config, "order", name).permutation(chosen)
     path = work / f"{name}.array_record"
@@ -296,9 +161,7 @@ def _write_set(config: TextConfig, name: str, documents: Documents, chosen: np.n
     return {"file": path.name, **facts, "sha256": records.sha256(path)}
 
 
-def _write_evaluation(
-    config: TextConfig, documents: Documents, split: Mapping[str, Sequence[np.ndarray]], work: Path
-) -> dict[str, Any]:
+def _write_evaluation(config: TextConfig, documents: Documents, split: mixing.Split, work: Path) -> dict[str, Any]:
     """Write the rows of all parts one after another into one file."""
     path, parts, rows = work / records.EVALUATION_ROWS, {}, []
     for part, role in PARTS.items():
