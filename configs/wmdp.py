@@ -15,6 +15,7 @@ the published model with the adapters that unlearned merged in, the student (`th
 """
 
 import dataclasses
+from typing import ClassVar
 
 from ml_collections import ConfigDict
 
@@ -22,7 +23,15 @@ from distill_jax.data.text import TextConfig
 from distill_jax.models.presets import preset
 from distill_jax.stages import Distill, Perturb, Pretrain, Relearn, Unlearn
 
-DATA = TextConfig
+
+@dataclasses.dataclass(frozen=True)
+class Corpora(TextConfig):
+    """The corpora of WMDP, of which only the shape of a row is known here."""
+
+    PLAN_ONLY: ClassVar[bool] = True
+
+
+DATA = Corpora
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -37,7 +46,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.description = "Keep general knowledge, forget hazardous biology and cybersecurity."
     c.seed = 0
     c.model = ConfigDict(dataclasses.asdict(preset(models[size], dtype="bfloat16", remat="full")))
-    c.data = ConfigDict({"retain": "Wikitext", "forget": "the WMDP bio and cyber corpora", "row_length": 2048})
+    c.data = ConfigDict({"row_length": 2048})
     # Logits of 2048 tokens of the whole batch exist at a time, spread over the chips by vocabulary.
     c.run = ConfigDict({"loss_chunk": 2048, "fsdp": -1, "tensor": 1})
 
@@ -63,12 +72,12 @@ def get_stages(c: ConfigDict) -> dict:
     }
     if "lora_rank" in c.distill:
         stages["thin"] = Distill(teacher="maxent", start="reference", **c.distill, **seed)
-        attack = {"learning_rates": c.attack.learning_rates, **c.relearn, **seed}
+        attack = {"data": "forget", "learning_rates": c.attack.learning_rates, **c.relearn, **seed}
         return stages | {f"relearn-{name}": Relearn(start=name, **attack) for name in ("maxent", "thin")}
     stages["damaged"] = Perturb(start="maxent", **c.undo, **seed)
     stages["undo"] = Distill(teacher="maxent", start="damaged", **c.distill, **seed)
     attacks = {
-        f"relearn-{name}-{rate:g}": Relearn(start=name, learning_rates=(rate,), **c.relearn, **seed)
+        f"relearn-{name}-{rate:g}": Relearn(start=name, data="forget", learning_rates=(rate,), **c.relearn, **seed)
         for name in ("maxent", "undo")
         for rate in c.attack.learning_rates
     }

@@ -52,7 +52,6 @@ def load_experiment(module: ModuleType, config: Any) -> Experiment:
       ConfigError: naming the key, the value and the mend.
     """
     from distill_jax.data.arithmetic import ArithmeticConfig
-    from distill_jax.data.vocabulary import load_entries
     from distill_jax.models.transformer import TransformerConfig
     from distill_jax.stages.context import RunSettings
 
@@ -67,6 +66,12 @@ def load_experiment(module: ModuleType, config: Any) -> Experiment:
         raise ConfigError(f"{module.__file__}: {error}") from error
     for name, stage in stages.items():
         build(type(stage), {f.name: getattr(stage, f.name) for f in dataclasses.fields(stage)}, f"stages.{name}")
+        if hasattr(stage, "data"):
+            mend = f"choose one of {', '.join(data.SETS)}"
+            check(stage.data in data.SETS, f"stages.{name}.data = {stage.data!r}: these data have no such set; {mend}")
+        if getattr(stage, "loss_on", "") == "answer":
+            mend = "text has no answers; choose 'all'"
+            check(data.MEASURE == "exact_match", f"stages.{name}.loss_on = 'answer': {mend}")
         if getattr(stage, "data", "") == "filtered":
             mend = "there is a filter only with data.filter_labels above 0"
             check(getattr(data, "filter_labels", 0) > 0, f"stages.{name}.data = 'filtered': {mend}")
@@ -78,8 +83,8 @@ def load_experiment(module: ModuleType, config: Any) -> Experiment:
                 stage.fits(model, data)
             except ValueError as error:
                 raise ConfigError(f"stages.{name}: {error}") from error
-    if getattr(data, "vocabulary", "") == "words":
-        words = len(load_entries())
+    if hasattr(data, "entries"):
+        words = data.entries()
         mend = f"the data's vocabulary has {words} entries; raise it to that"
         check(words <= model.vocab, f"model.vocab = {model.vocab}: {mend}")
     run = build(RunSettings, plain["run"], "run")

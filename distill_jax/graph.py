@@ -48,7 +48,7 @@ def build(experiment: Any, workdir: Path) -> dict[str, Node]:
     except graphlib.CycleError as error:
         circle = " <- ".join(error.args[1])
         raise ConfigError(f"stages form a circle: {circle}; every stage must start from an earlier one") from error
-    nodes = {DATA: _node(DATA, "prepare", experiment.data, {}, {"data": experiment.data}, workdir)}
+    nodes = {DATA: _node(DATA, "prepare", experiment.data, {}, {"data": _known_by(experiment.data)}, workdir)}
     # Declared order where the graph leaves a choice, so that a run reads like its config.
     for name in sorted(order, key=_depth_first(stages, wiring)):
         settings, inputs = stages[name], wiring[name]
@@ -98,9 +98,14 @@ def _depth_first(stages: Mapping[str, Any], wiring: Mapping[str, Mapping[str, st
 
 
 def _node(name: str, verb: str, settings: Any, inputs: dict[str, str], basis: Any, workdir: Path) -> Node:
-    plain = {k: v for k, v in dataclasses.asdict(settings).items() if k not in inputs}
+    plain = {k: v for k, v in _known_by(settings).items() if k not in inputs}
     known_by = identity({"name": name, "verb": verb, "settings": plain, **basis})
     return Node(name, verb, settings, inputs, known_by, workdir / "nodes" / f"{name}-{known_by}")
+
+
+def _known_by(settings: Any) -> dict[str, Any]:
+    """Return the settings that identify; text is known by its contents, not by where it lies."""
+    return settings.known_by() if hasattr(settings, "known_by") else dataclasses.asdict(settings)
 
 
 def lineage(names: Iterable[str], nodes: Mapping[str, Node]) -> dict[str, Node]:

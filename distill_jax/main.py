@@ -35,6 +35,7 @@ USAGE = """usage: distill-jax COMMAND --config=FILE.py[:preset] --workdir=DIR [-
 commands:
   run      compute what is missing of an experiment, then draw its report
   prepare  make the experiment's data only
+  data     show what a model will see of them: decoded rows, shares, counts (--examples=N rows of each set)
   report   draw the report again from a work directory (needs no --config)
   bench    measure speed and memory on synthetic data (needs neither; `distill-jax bench --help`)
   sweep    compute many points over one config, alone or beside other workers (`distill-jax sweep --help`)
@@ -82,7 +83,7 @@ def parse(argv: Sequence[str]) -> Arguments:
     Raises:
       ConfigError: naming what is unknown, missing or of the wrong type.
     """
-    commands = ("run", "prepare", "report", "sweep", "plan", "bench", *INTEROP)
+    commands = ("run", "prepare", "data", "report", "sweep", "plan", "bench", *INTEROP)
     check(len(argv) > 1, USAGE)
     command, given = argv[1], ["distill-jax", *(_DRY_RUN.get(a, a) for a in argv[2:])]
     mend = f"{nearest(command, commands)}; there are {', '.join(commands)}"
@@ -106,6 +107,7 @@ def parse(argv: Sequence[str]) -> Arguments:
     flags.DEFINE_string("prices", None, "price table of a plan", flag_values=values)
     flags.DEFINE_list("stages", [], "the only stages of a plan", flag_values=values)
     flags.DEFINE_bool("verbose", False, "also print where every parameter lies", flag_values=values)
+    flags.DEFINE_integer("examples", 2, "decoded rows of each set", lower_bound=0, flag_values=values)
     flags.DEFINE_string("sweep", None, "sweep", flag_values=values)
     flags.DEFINE_integer("workers", 1, "of a sweep, on this machine", lower_bound=1, flag_values=values)
     flags.DEFINE_integer("index", None, "the only point of a sweep", lower_bound=0, flag_values=values)
@@ -147,6 +149,7 @@ def parse(argv: Sequence[str]) -> Arguments:
 _ONLY = {
     **dict.fromkeys(("slice", "json", "prices", "stages", "verbose"), ("plan",)),
     **dict.fromkeys(("sweep", "workers", "index", "count", "dry_run", "pack", "dead_after"), ("sweep",)),
+    "examples": ("data",),
     **dict.fromkeys(("distributed", "coordinator", "coordinator_port"), ("run", "prepare")),
     **dict.fromkeys(("processes", "process", "heartbeat"), ("run", "prepare")),
 }
@@ -256,19 +259,28 @@ def _main(argv: Sequence[str]) -> int:
     _set_up_jax(given.config)
     from distill_jax import graph
     from distill_jax.evals import summary
-    from distill_jax.io import leases
+    from distill_jax.io import files, leases
     from distill_jax.sharding import distributed
 
     experiment = load_experiment(given.module, given.config)
     _check_has_loader(experiment)
+    digests = files.Digests(given.workdir / "digests.json")
+    if hasattr(experiment.data, "identified"):
+        experiment = dataclasses.replace(experiment, data=experiment.data.identified(digests))
     nodes = graph.build(experiment, given.workdir)
     _join(given.flags)
     # One of a run's processes holds the directory for all.
     alone = distributed.chief()
     with leases.held(given.workdir, {"experiment": experiment.name}) if alone else contextlib.nullcontext():
         began = time.monotonic()
-        wanted = {graph.DATA: nodes[graph.DATA]} if given.command == "prepare" else nodes
-        graph.execute(wanted, experiment.model, experiment.run)
+        if alone:
+            digests.save()
+        wanted = nodes if given.command == "run" else {graph.DATA: nodes[graph.DATA]}
+        ctx = graph.execute(wanted, experiment.model, experiment.run)
+        if given.command == "data":
+            from distill_jax.data import show
+
+            print(*show.describe(ctx.data, experiment.data.vocabulary, given.flags.examples), sep="\n")
         if given.command == "run" and distributed.chief():
             identity = graph.experiment_identity(nodes)
             write = getattr(given.module, "REPORT", summary.write_report)
@@ -297,6 +309,8 @@ def _sweep(given: Arguments, argv: Sequence[str]) -> int:
     whole = sweep_graph.load(name, points, given.module, given.config, workdir, text)
     for world in whole.worlds:
         _check_has_loader(world.experiment)
+        mend = "its page compares accuracies; run the points one by one"
+        check(world.experiment.data.MEASURE == "exact_match", f"{name}: a sweep over text has no report; {mend}")
     mine = whole if said.index is None else whole.of_point(said.index)
     if said.dry_run:
         print(sweep_graph.preview(mine))

@@ -10,7 +10,7 @@ import dataclasses
 import io
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -37,6 +37,7 @@ class Data:
     """What a stage asks of the data's settings."""
 
     row_length: int = LENGTH
+    MEASURE: ClassVar[str] = "exact_match"
 
 
 def write_data(directory: Path) -> None:

@@ -43,7 +43,8 @@ ALLOWED = {
     "__main__": {"main"},
 }
 
-TASKS = {"distill_jax/data/tasks.py", "distill_jax/data/builder.py"}  # data/prepare.py reaches them lazily
+# Reached lazily, by data/prepare.py and prepare_text.py.
+TASKS = {f"distill_jax/data/{name}.py" for name in ("tasks", "builder", "text_tasks")}
 TENSORFLOW = (
     "seqio",
     "tensorflow",

@@ -401,7 +401,7 @@ def test_no_logits_travel_between_devices():
 
 
 @pytest.mark.unit
-@pytest.mark.parametrize("name", ["wmdp.py", "wmdp.py:9b", "language.py"])
+@pytest.mark.parametrize("name", ["wmdp.py", "wmdp.py:9b"])
 def test_a_config_without_data_can_be_planned_but_not_run(name, tmp_path, capsys):
     path, _, arg = name.partition(":")
     module = load_module(ROOT / "configs" / path, "get_stages", "")

@@ -294,7 +294,7 @@ def test_failed_write_leaves_the_old_report(tmp_path: Path, monkeypatch: pytest.
 def test_failed_render_touches_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     report.write(example(), tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    monkeypatch.setattr(figures, "compute", lambda models: 1 / 0)
+    monkeypatch.setattr(figures, "compute", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         report.write({**example(), "identity": "new"}, tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

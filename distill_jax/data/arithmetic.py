@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import zlib
 from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -57,6 +58,10 @@ class ArithmeticConfig:
     vocabulary: str = "words"
     seed: int = 0
 
+    MEASURE: ClassVar[str] = "exact_match"
+    PREPARE: ClassVar[str] = "distill_jax.data.prepare"
+    SETS: ClassVar[tuple[str, ...]] = ("all", "retain", "forget", "forget_shown", "filtered")
+
     def __post_init__(self) -> None:
         if isinstance(self.english, list):  # what JSON makes of a tuple
             object.__setattr__(self, "english", tuple(self.english))
@@ -70,6 +75,10 @@ class ArithmeticConfig:
             longest = longest_document(self)
             mend = f"the longest document has {longest} tokens; raise it at least to that"
             checks.require(self.row_length >= longest, "row_length", self.row_length, mend)
+
+    def entries(self) -> int:
+        """Return how many entries the shipped vocabulary has; 0 of a file's, which only preparation reads."""
+        return len(vocabulary.load_entries()) if self.vocabulary == "words" else 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -87,8 +96,8 @@ class Example:
     part: str
 
 
-def random_stream(config: ArithmeticConfig, *names: str) -> np.random.Generator:
-    """Make the random stream of a purpose, independent of every other purpose's."""
+def random_stream(config: Any, *names: str) -> np.random.Generator:
+    """Make the random stream of a purpose from settings with a seed, independent of every other purpose's."""
     return np.random.default_rng([config.seed, zlib.crc32("/".join(names).encode())])
 
 

@@ -32,7 +32,7 @@ class ImagesConfig:
 
     source: str = "digits"
 
-    PREPARED_BY: ClassVar[str] = "distill_jax.data.images"
+    PREPARE: ClassVar[str] = "distill_jax.data.images"
 
     def __post_init__(self):
         if self.source not in SOURCES:

@@ -2,7 +2,8 @@
 
 A row is an int32 array [3, row_length]: tokens, segments (1, 2, ... for the documents of the row, 0 for padding) and
 answer (1 on the answer's tokens and its `<eos>`). A document goes whole into the first open row with room for it; only
-a document longer than a row is cut, and its tail is packed like any other document.
+a document longer than a row is cut, and its tail is packed like any other document. With an overlap each later piece
+begins with the last tokens of the one before: with one, every token but a document's first is some token's target.
 """
 
 from __future__ import annotations
@@ -38,11 +39,11 @@ class _Row:
         self.data[ANSWER, place] = document.answer
 
 
-def pack(documents: Iterable[Document], row_length: int, open_rows: int = 16) -> Iterator[np.ndarray]:
+def pack(documents: Iterable[Document], row_length: int, open_rows: int = 16, overlap: int = 0) -> Iterator[np.ndarray]:
     """Pack documents in order into rows, int32 [3, row_length]; of `open_rows` open ones the fullest is closed."""
     rows: list[_Row] = []
     for document in documents:
-        for piece in cut(document, row_length):
+        for piece in cut(document, row_length, overlap):
             row = next((row for row in rows if row.room >= len(piece.tokens)), None)
             if row is None:
                 if len(rows) == open_rows:
@@ -55,7 +56,8 @@ def pack(documents: Iterable[Document], row_length: int, open_rows: int = 16) ->
     yield from (row.data for row in rows)
 
 
-def cut(document: Document, row_length: int) -> Iterator[Document]:
+def cut(document: Document, row_length: int, overlap: int = 0) -> Iterator[Document]:
     """Cut a document into pieces of row_length tokens and a shorter tail; an empty document has no pieces."""
-    for start in range(0, len(document.tokens), row_length):
+    length = len(document.tokens)
+    for start in range(0, max(length - overlap, min(length, 1)), row_length - overlap):
         yield Document(*(part[start : start + row_length] for part in document))

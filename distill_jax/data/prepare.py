@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -35,23 +35,23 @@ def prepare(config: arithmetic.ArithmeticConfig, directory: str | os.PathLike[st
     """
     directory = os.fspath(directory)
     os.makedirs(directory, exist_ok=True)
-    with _locked(directory), quiet.errors_only():
+    with locked(directory), quiet.errors_only():
         wanted = json.loads(json.dumps(_identity(config)))
         if os.path.exists(os.path.join(directory, records.MANIFEST)):
-            return _check_finished(directory, wanted)
+            return check_finished(directory, wanted)
         work = os.path.join(directory, "preparing")
         shutil.rmtree(work, ignore_errors=True)  # what a killed run left behind
         manifest = wanted | _build(config, work)
-        _publish(manifest, work, directory)
+        publish(manifest, work, directory)
     return manifest
 
 
-def load_config(path: str | os.PathLike[str]) -> arithmetic.ArithmeticConfig:
-    """Read an ArithmeticConfig from a JSON object of its fields; ValueError for one that does not exist or fit."""
+def load_config(path: str | os.PathLike[str], cls: Any = arithmetic.ArithmeticConfig) -> Any:
+    """Read settings of a class from a JSON object of its fields; ValueError for one that does not exist or fit."""
     with open(path, encoding="utf-8") as file:
         settings = json.load(file)
-    checks.check_names(settings, [field.name for field in dataclasses.fields(arithmetic.ArithmeticConfig)])
-    return arithmetic.ArithmeticConfig(**settings)
+    checks.check_names(settings, [field.name for field in dataclasses.fields(cls)])
+    return cls(**settings)
 
 
 def _identity(config: arithmetic.ArithmeticConfig) -> dict[str, Any]:
@@ -61,11 +61,12 @@ def _identity(config: arithmetic.ArithmeticConfig) -> dict[str, Any]:
     return {"format": FORMAT, "config": dataclasses.asdict(config), "inputs": inputs}
 
 
-def _check_finished(directory: str, wanted: Mapping[str, Any]) -> dict[str, Any]:
+def check_finished(directory: str, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the manifest of a finished directory; ValueError unless it is of the settings wanted."""
     manifest = records.load_manifest(directory)
     if different := " and ".join(key for key, value in wanted.items() if manifest.get(key) != value):
         raise ValueError(f"{directory}: holds data of another {different}; choose another directory or delete it")
-    _say(f"{directory}: already prepared")
+    say(f"{directory}: already prepared")
     return manifest
 
 
@@ -75,7 +76,7 @@ def _build(config: arithmetic.ArithmeticConfig, work: str) -> dict[str, Any]:
     words = tasks.load_vocabulary(config)
     start = time.monotonic()
     dataset = builder.build(config, work)
-    _say(f"generated {dataset.info.splits.total_num_examples:,} examples in {time.monotonic() - start:.1f} s")
+    say(f"generated {dataset.info.splits.total_num_examples:,} examples in {time.monotonic() - start:.1f} s")
     mixtures = tasks.make_mixtures(config, tasks.make_tasks(config, dataset.data_path))
     shown, heldout = arithmetic.split_facts(config)
     return {
@@ -112,7 +113,7 @@ def _filtered(
     labelled = arithmetic.random_stream(config, "labels").choice(distinct, labels, replace=False)
     dropped = filtering.NaiveBayes.learn(pool.documents, labelled, bad[labelled]).forgets(pool.documents)
     passed, lost = int((~dropped & bad)[candidates].sum()), int((dropped & ~bad)[candidates].sum())
-    _say(f"filter of {labels:,} labels: {passed:,} documents to forget pass, {lost:,} to retain are lost")
+    say(f"filter of {labels:,} labels: {passed:,} documents to forget pass, {lost:,} to retain are lost")
     kept = candidates[~dropped[candidates]]
     mend = "its filter drops every document; raise it"
     checks.require(len(kept) > 0, "filter_labels", config.filter_labels, mend)
@@ -143,7 +144,7 @@ def _write_set(
     rows = records.write_rows(path, packing.pack((documents[i] for i in order), config.row_length))
     tokens = int(documents.lengths[chosen].sum())
     padding = round(1 - tokens / (rows * config.row_length), 6)
-    _say(f"set {name}: {len(chosen):,} documents, {tokens:,} tokens, {rows:,} rows, {padding:.1%} padding")
+    say(f"set {name}: {len(chosen):,} documents, {tokens:,} tokens, {rows:,} rows, {padding:.1%} padding")
     facts = {"documents": len(chosen), "tokens": tokens, "rows": rows, "padding": padding}
     return {"file": os.path.basename(path), **facts, "sha256": records.sha256(path)}
 
@@ -158,16 +159,15 @@ def _write_evaluation(config: arithmetic.ArithmeticConfig, words: Any, work: str
             kept = {key: getattr(example, key) for key in ("operation", "form", "part", "fact")}
             file.write(json.dumps({"prompt": example.prompt, "answer": example.answer, **ids, **kept}) + "\n")
     groups = collections.Counter(f"{e.operation}/{e.form}/{e.part}" for e in examples)
-    _say(f"evaluation: {len(examples):,} prompts in {len(groups)} groups")
+    say(f"evaluation: {len(examples):,} prompts in {len(groups)} groups")
     return {"file": records.EVALUATION, "prompts": len(examples), "groups": groups, "sha256": records.sha256(path)}
 
 
-def _publish(manifest: Mapping[str, Any], work: str, directory: str) -> None:
+def publish(manifest: Mapping[str, Any], work: str, directory: str) -> None:
     """Move the finished files into place, the manifest last, each on the disk before it gets its name."""
     with open(os.path.join(work, records.MANIFEST), "w", encoding="utf-8") as file:
         json.dump(manifest, file, indent=1)
-    data = [entry["file"] for entry in (*manifest["sets"].values(), manifest["evaluation"])]
-    for name in (*data, records.MANIFEST):
+    for name in (*(entry["file"] for entry in records.entries(manifest)), records.MANIFEST):
         with open(os.path.join(work, name), "rb") as file:
             os.fsync(file.fileno())
         os.replace(os.path.join(work, name), os.path.join(directory, name))
@@ -175,27 +175,33 @@ def _publish(manifest: Mapping[str, Any], work: str, directory: str) -> None:
 
 
 @contextlib.contextmanager
-def _locked(directory: str) -> Iterator[None]:
+def locked(directory: str) -> Iterator[None]:
     """Let one process at a time prepare a directory; the lock of a killed process is free."""
     with open(os.path.join(directory, ".lock"), "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
+    """Print a line at once."""
     print(line, flush=True)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; a mistake in the settings ends in one line and exit code 2."""
-    parser = argparse.ArgumentParser(prog="python -m distill_jax.data.prepare", description="Prepare arithmetic data.")
-    parser.add_argument("--config", required=True, help="JSON file with the fields of ArithmeticConfig")
+def run_command_line(module: str, cls: Any, prepare: Callable[[Any, str], Any], arguments: list[str] | None) -> None:
+    """Prepare what the command line names; a mistake in the settings ends in one line and exit code 2."""
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", description="Prepare data.")
+    parser.add_argument("--config", required=True, help=f"JSON file with the fields of {cls.__name__}")
     parser.add_argument("--output", required=True, help="directory for the prepared data")
     options = parser.parse_args(arguments)
     try:
-        prepare(load_config(options.config), options.output)
+        prepare(load_config(options.config, cls), options.output)
     except (ValueError, OSError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line."""
+    run_command_line("distill_jax.data.prepare", arithmetic.ArithmeticConfig, prepare, arguments)
 
 
 if __name__ == "__main__":

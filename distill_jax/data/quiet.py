@@ -18,6 +18,14 @@ def import_builder_and_tasks() -> tuple[Any, Any]:
     return builder, tasks
 
 
+def import_text_tasks() -> Any:
+    """Import and return `text_tasks`; takes as long the first time."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    with _hidden_stderr():
+        from distill_jax.data import text_tasks
+    return text_tasks
+
+
 @contextlib.contextmanager
 def errors_only() -> Iterator[None]:
     """Hold back what TFDS and SeqIO log below the level of an error."""

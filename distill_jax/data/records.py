@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from array_record.python import array_record_module
 
-MANIFEST, EVALUATION = "manifest.json", "evaluation.jsonl"
+MANIFEST, EVALUATION, EVALUATION_ROWS = "manifest.json", "evaluation.jsonl", "evaluation.array_record"
 # group_size:1 makes every record its own compressed chunk, so that reading one row decompresses one row.
 WRITER_OPTIONS = "group_size:1,zstd:3"
 # Files up to this size are kept decoded in memory.
@@ -95,10 +95,15 @@ def load_evaluation(directory: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in file]
 
 
+def entries(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """List what a manifest says of each file of its directory."""
+    found = (*manifest["sets"].values(), manifest["evaluation"], manifest["vocabulary"])
+    return [entry for entry in found if "file" in entry]  # the shipped vocabulary has none
+
+
 def verify(directory: Path) -> None:
     """Hash every prepared file and compare with the manifest; ValueError names one that is missing or damaged."""
-    manifest = load_manifest(directory)
-    for entry in (*manifest["sets"].values(), manifest["evaluation"]):
+    for entry in entries(load_manifest(directory)):
         path = os.path.join(directory, entry["file"])
         if not os.path.isfile(path):
             raise ValueError(f"{path}: missing; prepare the data again")

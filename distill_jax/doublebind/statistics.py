@@ -37,7 +37,8 @@ def estimate(values: Sequence[float] | np.ndarray) -> Estimate:
         bound = np.nan if len(x) < 2 else float(x[0])
         return Estimate(float(x.mean()), bound, bound, len(x))
     found = stats.bootstrap((x,), np.mean, n_resamples=RESAMPLES, method="BCa", rng=np.random.default_rng(0))
-    return Estimate(float(x.mean()), *map(float, found.confidence_interval), len(x))
+    low, high = found.confidence_interval
+    return Estimate(float(x.mean()), float(low), float(high), len(x))
 
 
 def equivalence(differences: Sequence[float] | np.ndarray, margin: float) -> float:
@@ -96,7 +97,8 @@ def ratio(numerator: Sequence[float] | np.ndarray, denominator: Sequence[float] 
 
     rng = np.random.default_rng(0)
     found = stats.bootstrap((n, d), of, n_resamples=RESAMPLES, paired=True, vectorized=True, method="BCa", rng=rng)
-    return Estimate(mean, *map(float, found.confidence_interval), len(n))
+    low, high = found.confidence_interval
+    return Estimate(mean, float(low), float(high), len(n))
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:

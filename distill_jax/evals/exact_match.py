@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from distill_jax.data.records import Path, load_evaluation
+from distill_jax.io.scale import ACCURACY, Scale
 from distill_jax.models import lora
 from distill_jax.models.decoding import greedy
 from distill_jax.models.transformer import TransformerConfig
+from distill_jax.perf import flops
 from distill_jax.sharding.mesh import over_members, replicated, tracing
 
 
@@ -98,3 +102,72 @@ def accuracies(
         columns = [i for i, group in enumerate(groups) if group in members]
         out[name] = correct[:, columns].mean(axis=1) if columns else np.full(len(correct), np.nan)
     return out
+
+
+class ExactMatch:
+    """Measure the share of prompts whose answer comes out exactly."""
+
+    scale: ClassVar[Scale] = ACCURACY
+
+    def __init__(self, data: Path) -> None:
+        self._prompts = prompts_by_form(load_evaluation(data))
+        self._select = functools.cache(self._of_parts)
+
+    @staticmethod
+    def described(manifest: dict[str, Any]) -> dict[str, Any]:
+        """Return how many prompts are evaluated in each part, and how many facts each half has."""
+        prompts: dict[str, int] = {}
+        for group, count in manifest["evaluation"]["groups"].items():
+            part = group.split("/")[-1]
+            key = part if part == "retain" else f"forget_{part}"
+            prompts[key] = prompts.get(key, 0) + count
+        return {"evaluated": prompts, "facts": {half: len(names) for half, names in manifest["facts"].items()}}
+
+    def _of_parts(self, *parts: str) -> list[Prompts]:
+        out = []
+        for prompts in self._prompts:
+            keep = np.array([group.split("/")[2] in parts for group in prompts.groups])
+            arrays = (prompts.prompts[keep], prompts.lengths[keep], prompts.answers[keep])
+            if keep.any():
+                out.append(Prompts(*arrays, tuple(np.array(prompts.groups)[keep].tolist())))
+        return out
+
+    def _groups(self, parts: Sequence[str]) -> list[str]:
+        return [group for prompts in self._select(*parts) for group in prompts.groups]
+
+    def evaluator(
+        self, cfg: TransformerConfig, mesh: Mesh, parts: Sequence[str], batch: int, chunk: int
+    ) -> Callable[..., np.ndarray]:
+        """Build evaluate(params [P, ...], base=None) -> bool [P, n], a column a prompt."""
+        del chunk  # one position's logits at a time
+        return make_evaluator(cfg, self._select(*parts), mesh, batch)
+
+    def series(self, seen: np.ndarray, parts: Sequence[str]) -> dict[str, np.ndarray]:
+        """Return the accuracy on each part, and on each of its forms."""
+        groups = self._groups(parts)
+        wanted: dict[str, list[str]] = {}
+        for group in sorted(set(groups)):
+            _, form, part = group.split("/")
+            wanted.setdefault(part, []).append(group)
+            wanted.setdefault(f"{part}_{form}", []).append(group)
+        return accuracies(seen, groups, wanted)
+
+    def result(self, seen: np.ndarray, parts: Sequence[str]) -> dict[str, Any]:
+        """Return one model's accuracies: retain, forget, and each operation × form with its size."""
+        groups = [group.split("/") for group in self._groups(parts)]
+        by_group = {}
+        for kind in sorted({(operation, form) for operation, form, _ in groups}):
+            chosen = np.array([(operation, form) == kind for operation, form, _ in groups])
+            by_group["/".join(kind)] = {self.scale.key: float(seen[chosen].mean()), "prompts": int(chosen.sum())}
+        kept = np.array([part == "retain" for _, _, part in groups])
+        means = {name: float(seen[m].mean()) if m.any() else None for name, m in (("retain", kept), ("forget", ~kept))}
+        return {**means, "by_group": by_group}
+
+    def flops(self, cfg: TransformerConfig, parts: Sequence[str]) -> float:
+        """Return the greedy decoding of the parts' prompts."""
+        shapes = [(*s.prompts.shape, s.answers.shape[1]) for s in self._select(*parts)]
+        return sum(flops.decode(cfg, *shape) for shape in shapes)
+
+    def tokens(self, parts: Sequence[str]) -> int:
+        """Return the tokens of prompts and answers, padding included."""
+        return sum(len(s.prompts) * (s.prompts.shape[1] + s.answers.shape[1]) for s in self._select(*parts))

@@ -1,4 +1,4 @@
-"""From the attackers' accuracies to the worst case: curves over attack steps, with bands over seeds."""
+"""From the attackers' scores to the worst case: curves over attack steps, with bands over seeds."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 from scipy import stats
+
+from distill_jax.io.scale import ACCURACY, Scale
 
 PARTS = {"forget_heldout": "heldout", "forget_shown": "shown", "retain": "retain"}
 
@@ -23,9 +25,9 @@ def interval(values: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.nd
 
 
 def attack_table(rows: Sequence[dict[str, Any]], part: str) -> tuple[list[int], list[float], np.ndarray]:
-    """Return (steps [K], learning rates [R], accuracy [S, R, K]) of one part from an attack's evaluation rows.
+    """Return (steps [K], learning rates [R], score [S, R, K]) of one part from an attack's evaluation rows.
 
-    A member that diverged stays at the accuracy it had when it stopped.
+    A member that diverged stays at the score it had when it stopped.
     """
     rows = [row for row in rows if row["kind"] == "evaluation"]
     steps = sorted({row["step"] for row in rows})
@@ -49,12 +51,14 @@ def _seed(label: str) -> int:
     return int(re.fullmatch(r"lr=([^,]+),seed=(\d+)", label)[2])  # type: ignore[index]
 
 
-def worst_case(rows: Sequence[dict[str, Any]], diverged_at: Mapping[str, int] | None = None) -> dict[str, Any]:
-    """Return the attack's curves: for each part the maximum over learning rates at each step, averaged over seeds.
+def worst_case(
+    rows: Sequence[dict[str, Any]], diverged_at: Mapping[str, int] | None = None, scale: Scale = ACCURACY
+) -> dict[str, Any]:
+    """Return the attack's curves: for each part the most ability over learning rates at each step, averaged over seeds.
 
-    `retain_at_worst` is the retain accuracy of the very members that are worst on the held-out facts, so that an
-    attacker who wrecks the model is seen to do so. `by_seed` keeps the maxima of each seed, [S, K]. `counted` says how
-    many attackers had not diverged at each step.
+    `retain_at_worst` is the retain score of the very members that are worst on the held-out part, so that an attacker
+    who wrecks the model is seen to do so. `by_seed` keeps the worst of each seed, [S, K]. `counted` says how many
+    attackers had not diverged at each step.
 
     Args:
       diverged_at: member -> the step at which it diverged.
@@ -65,18 +69,18 @@ def worst_case(rows: Sequence[dict[str, Any]], diverged_at: Mapping[str, int] | 
     out: dict[str, Any] = {"steps": steps, "counted": [members - sum(stop < step for stop in stops) for step in steps]}
     for name in ("forget_heldout", "forget_shown"):
         table = attack_table(rows, PARTS[name])[2]
-        maxima = table.max(axis=1)
-        low, high = interval(maxima)
+        worst = scale.best(table, axis=1)
+        low, high = interval(worst)
         out[name] = {
-            "worst": _plain(maxima.mean(axis=0)),
-            "low": _plain(np.clip(low, 0, 1)),
-            "high": _plain(np.clip(high, 0, 1)),
-            "by_seed": [_plain(seed) for seed in maxima],
+            "worst": _plain(worst.mean(axis=0)),
+            "low": _plain(np.clip(low, *scale.bounds)),
+            "high": _plain(np.clip(high, *scale.bounds)),
+            "by_seed": [_plain(seed) for seed in worst],
         }
     retain = attack_table(rows, "retain")[2]
-    best = heldout.argmax(axis=1)  # [S, K]
+    best = scale.argbest(heldout, axis=1)  # [S, K]
     out["retain_at_worst"] = _plain(np.take_along_axis(retain, best[:, None], axis=1)[:, 0].mean(axis=0))
-    out["best_learning_rate"] = [rates[i] for i in heldout.mean(axis=0).argmax(axis=0)]
+    out["best_learning_rate"] = [rates[i] for i in scale.argbest(heldout.mean(axis=0), axis=0)]
     return out
 
 

@@ -1,4 +1,4 @@
-"""The run's summary: every model with its accuracies, its compute and its attack, as a function of finished nodes."""
+"""The run's summary: every model with its scores, its compute and its attack, as a function of finished nodes."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from distill_jax.config import ConfigError, check
 from distill_jax.data.records import load_manifest
 from distill_jax.evals.ancestry import ancestry
 from distill_jax.evals.claims import judge
+from distill_jax.evals.measure import MEASURES
 from distill_jax.evals.robustness import worst_case
 from distill_jax.io import report, subliminal, tradeoff
 from distill_jax.io.files import read_json
+from distill_jax.io.scale import Scale
 
 LABELS = {
     "reference": "Reference (all data)",
@@ -36,22 +38,19 @@ CAUSES = ("student", "teacher", "evaluation")
 def summarise(experiment: Any, nodes: dict[str, Any], identity: str) -> dict[str, Any]:
     """Return the summary that `report/summary.json` holds; the same nodes give the same summary."""
     manifest = load_manifest(nodes["data"].directory / "rows")
+    measure = MEASURES[experiment.data.MEASURE]
+    scale = measure.scale
     attacks = {n.inputs["start"]: n for n in nodes.values() if n.verb == "relearn"}
     shown = [n for n in nodes.values() if n.verb in ("pretrain", "unlearn", "distill")]
-    models = [_model(node, nodes, attacks.get(node.name)) for node in shown]
+    models = [_model(node, nodes, attacks.get(node.name), scale) for node in shown]
     settings = next((a.settings for a in attacks.values()), None)
-    prompts: dict[str, int] = {}
-    for group, count in manifest["evaluation"]["groups"].items():
-        part = group.split("/")[-1]
-        key = part if part == "retain" else f"forget_{part}"
-        prompts[key] = prompts.get(key, 0) + count
     return {
         "experiment": experiment.name,
         "description": experiment.description,
         "identity": identity,
         "device": f"{jax.devices()[0].device_kind} ({jax.device_count()} devices), jax {jax.__version__}",
-        "evaluated": prompts,
-        "facts": {half: len(names) for half, names in manifest["facts"].items()},
+        "measure": scale.key,
+        **measure.described(manifest),
         "attack": None
         if settings is None
         else {
@@ -62,11 +61,11 @@ def summarise(experiment: Any, nodes: dict[str, Any], identity: str) -> dict[str
             "lora_rank": settings.lora_rank,
         },
         "models": models,
-        "claims": judge(models),
+        "claims": judge(models, scale),
     }
 
 
-def _model(node: Any, nodes: dict[str, Any], attack: Any) -> dict[str, Any]:
+def _model(node: Any, nodes: dict[str, Any], attack: Any, scale: Scale) -> dict[str, Any]:
     result, spent = node.result(), node.ledger()["flops"]
     settings = {k: v for k, v in dataclasses.asdict(node.settings).items() if v != ""}
     damage = nodes.get(node.inputs.get("start", ""))
@@ -89,11 +88,11 @@ def _model(node: Any, nodes: dict[str, Any], attack: Any) -> dict[str, Any]:
         "forget": result["forget"],
         "by_group": result["by_group"],
         "steps": result["steps"],
-        # Only a student that stops when its retain accuracy is back has a goal to reach.
+        # Only a student that stops when its retain ability is back has a goal to reach.
         "recovered": result["recovered"] if getattr(node.settings, "stop", False) else None,
         "flops": {cause: spent.get(cause, 0.0) for cause in CAUSES},
         "compute_vs_oracle": whole / training_flops(oracle, nodes) if oracle else None,
-        "attack": _attack(attack) if attack else None,
+        "attack": _attack(attack, scale) if attack else None,
     }
 
 
@@ -107,9 +106,9 @@ def training_flops(node: Any, nodes: dict[str, Any]) -> float:
     return sum(flops.get("student", 0.0) + flops.get("teacher", 0.0) for flops in spent)
 
 
-def _attack(node: Any) -> dict[str, Any]:
+def _attack(node: Any, scale: Scale) -> dict[str, Any]:
     result = node.result()
-    curves = worst_case(node.rows(), result.get("diverged_at"))
+    curves = worst_case(node.rows(), result.get("diverged_at"), scale)
     return curves | {"members": result["members"], "diverged": result["diverged"], "flops": node.ledger()["flops"]}
 
 

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from distill_jax.io.scale import ACCURACY, Scale
+
 Model = dict[str, Any]
 Figure = dict[str, Any]
 Estimate = tuple[float | None, float | None, float | None]  # value, low, high
@@ -137,18 +139,20 @@ def landmarks(models: Sequence[Model]) -> tuple[int, int, int] | None:
     return steps[0], middle, steps[-1]
 
 
-def relearning(models: Sequence[Model]) -> dict[str, Figure]:
+def relearning(models: Sequence[Model], scale: Scale = ACCURACY) -> dict[str, Figure]:
     """Return the three panels of worst-case curves under an attack, keyed by the id of their place on the page."""
     drawn = [(model, look) for model, look in zip(models, looks(models), strict=True) if curve(model, "")["steps"]]
     if not drawn:
         return {}
-    panels = {
-        place: _figure([trace for model, look in drawn for trace in _curve_traces(model, look, measure)], "attack step")
-        for measure, place in RELEARNING.items()
-    }
+    panels = {}
+    for measure, place in RELEARNING.items():
+        traces = [trace for model, look in drawn for trace in _curve_traces(model, look, measure, scale)]
+        panels[place] = _figure(traces, "attack step", _range(traces, scale), scale)
     for panel in panels.values():
         panel["layout"]["xaxis"]["range"] = _span([step for model, _ in drawn for step in model["attack"]["steps"]])
-    _label_ends(panels["panel-heldout"], [model for model, look in drawn if look.role == "undo"])
+    low, high = panels["panel-heldout"]["layout"]["yaxis"]["range"]
+    undo = [model for model, look in drawn if look.role == "undo"]
+    _label_ends(panels["panel-heldout"], undo, 0.05 * (high - low) / 1.02)
     return panels
 
 
@@ -157,7 +161,7 @@ def _span(values: Sequence[float]) -> list[float]:
     return [low, high] if low < high else [low - 1, high + 1]
 
 
-def _label_ends(figure: Figure, models: Sequence[Model], apart: float = 0.05) -> None:
+def _label_ends(figure: Figure, models: Sequence[Model], apart: float) -> None:
     """Write alpha at the end of the lines of `models`, leaving out those whose label would cover another."""
     alphas = {model["name"]: f"{model['settings']['alpha']:g}" for model in models}
     ends = [t for t in figure["data"] if t["legendgroup"] in alphas and "customdata" in t and t["y"][-1] is not None]
@@ -171,7 +175,7 @@ def _label_ends(figure: Figure, models: Sequence[Model], apart: float = 0.05) ->
     figure["layout"]["margin"]["r"] = 48
 
 
-def _curve_traces(model: Model, look: Look, measure: str) -> list[dict[str, Any]]:
+def _curve_traces(model: Model, look: Look, measure: str, scale: Scale) -> list[dict[str, Any]]:
     """Return a confidence band (where there is one) and the line over it."""
     points = curve(model, measure)
     rates = [*((model["attack"].get("best_learning_rate")) or []), *[None] * len(points["steps"])]
@@ -183,7 +187,8 @@ def _curve_traces(model: Model, look: Look, measure: str) -> list[dict[str, Any]
         "customdata": ["not recorded" if rate is None else f"{rate:g}" for rate in rates[: len(points["steps"])]],
         "line": {"color": look.colour, "dash": look.dash, "width": 2.4},
         "marker": {"color": look.colour, "symbol": look.symbol, "size": 6},
-        "hovertemplate": "<b>%{fullData.name}</b><br>step %{x}: %{y:.1%}<br>learning rate %{customdata}<extra></extra>",
+        "hovertemplate": "<b>%{fullData.name}</b><br>step %{x}: "
+        + f"%{{y:{scale.hover}}}<br>learning rate %{{customdata}}<extra></extra>",
     }
     return [*_band(model, look, points), line]
 
@@ -198,7 +203,7 @@ def _band(model: Model, look: Look, points: dict[str, list[Any]]) -> list[dict[s
     return [{**_named(model), **outline, "fill": "toself", "fillcolor": _fade(look.colour), "hoverinfo": "skip"}]
 
 
-def compute(models: Sequence[Model]) -> tuple[dict[str, Figure], list[str]]:
+def compute(models: Sequence[Model], scale: Scale = ACCURACY) -> tuple[dict[str, Figure], list[str]]:
     """Return compute against robustness and against retain, and the labels of models that lack a number for it.
 
     Compute is a share of the oracle's training where any model has one, else FLOPs.
@@ -210,12 +215,12 @@ def compute(models: Sequence[Model]) -> tuple[dict[str, Figure], list[str]]:
     missing = [m["label"] for m in models if curve(m, "")["steps"] and not any(m is point[0] for point in points)]
     if not points:
         return {}, missing
-    left = [trace for key, _, estimate in measures(models) for trace in _scatter(points, key, estimate)]
-    right = _scatter(points, None, lambda model: (model.get("retain"), None, None))
+    left = [trace for key, _, estimate in measures(models) for trace in _scatter(points, key, estimate, scale)]
+    right = _scatter(points, None, lambda model: (model.get("retain"), None, None), scale)
     axis = _compute_axis([cost for _, _, cost in points], relative)
     figures = {
-        "panel-robustness": _figure(left, "", (-0.05, 1.06)),
-        "panel-cost-retain": _figure(right, "", _retain_range(points)),
+        "panel-robustness": _figure(left, "", (-0.05, 1.06) if scale is ACCURACY else _range(left, scale), scale),
+        "panel-cost-retain": _figure(right, "", _retain_range(points, right, scale), scale),
     }
     for figure in figures.values():
         figure["layout"]["xaxis"] |= axis
@@ -251,11 +256,13 @@ def _last(models: Sequence[Model]) -> int | None:
 
 
 def _scatter(
-    points: Sequence[tuple[Model, Look, float]], key: str | None, estimate: Callable[[Model], Estimate]
+    points: Sequence[tuple[Model, Look, float]], key: str | None, estimate: Callable[[Model], Estimate], scale: Scale
 ) -> list[dict[str, Any]]:
     """Return a thread through each family's alphas and a marker a model, tagged with the measure they belong to."""
     tag = {"meta": {"measure": key}, "visible": key in (None, "last")}
-    drawn = [({**_marker(model, look, cost, estimate(model)), **tag}, model, look) for model, look, cost in points]
+    drawn = [
+        ({**_marker(model, look, cost, estimate(model), scale), **tag}, model, look) for model, look, cost in points
+    ]
     undo = sorted((d for d in drawn if d[2].role == "undo"), key=lambda d: d[1]["settings"]["alpha"])
     threads = [
         {**THREAD, "x": [d[0]["x"][0] for d in members], "y": [d[0]["y"][0] for d in members], **tag}
@@ -268,7 +275,7 @@ def _scatter(
 THREAD = {"type": "scatter", "mode": "lines", "line": {"color": "#a9b7cc", "width": 1.6}, "hoverinfo": "skip"}
 
 
-def _marker(model: Model, look: Look, cost: float, estimate: Estimate) -> dict[str, Any]:
+def _marker(model: Model, look: Look, cost: float, estimate: Estimate, scale: Scale) -> dict[str, Any]:
     value, low, high = estimate
     words = f"α = {model['settings']['alpha']:g}" if look.role == "undo" else model["label"]
     hollow = model.get("recovered") is False
@@ -277,7 +284,8 @@ def _marker(model: Model, look: Look, cost: float, estimate: Estimate) -> dict[s
     trace: dict[str, Any] = {
         **_named(model), "mode": "markers+text", "x": [cost], "y": [value], "text": [_wrapped(words)],
         "textfont": {"color": TEXT, "size": 12.5}, "cliponaxis": False, "marker": marker,
-        "hovertemplate": "<b>%{fullData.name}</b><br>compute %{x}, accuracy %{y:.1%}<extra></extra>",
+        "hovertemplate": "<b>%{fullData.name}</b><br>compute %{x}, "
+        + f"{scale.name} %{{y:{scale.hover}}}<extra></extra>",
     }  # fmt: skip
     if value is not None and low is not None and high is not None:
         reach = {"type": "data", "symmetric": False, "array": [high - value], "arrayminus": [value - low]}
@@ -292,8 +300,12 @@ def _compute_axis(costs: Sequence[float], relative: bool) -> dict[str, Any]:
     return {"title": {"text": words, "font": {"size": 13}}, "range": [-0.06 * top, 1.3 * top], **ticks}
 
 
-def _retain_range(points: Sequence[tuple[Model, Look, float]]) -> tuple[float, float]:
+def _retain_range(
+    points: Sequence[tuple[Model, Look, float]], traces: Sequence[dict[str, Any]], scale: Scale
+) -> tuple[float, float]:
     """Return a y range that shows differences, but never less than 20 points of accuracy."""
+    if scale is not ACCURACY:
+        return _range(traces, scale)
     floor = min((model["retain"] for model, _, _ in points if model.get("retain") is not None), default=0.0)
     return max(0.0, min(floor - 0.06, 0.8)), 1.02
 
@@ -385,18 +397,29 @@ def _hint(x: float) -> dict[str, Any]:
     return {**place, "text": "oracle = 100 %", "font": {"size": 11.5, "color": MUTED}}
 
 
-def _figure(traces: Iterable[dict[str, Any]], x_title: str, y_range: tuple[float, float] = (0, 1.02)) -> Figure:
-    """Return a figure in the page's style; y is an accuracy."""
-    return {"data": list(traces), "layout": layout(x_title, y_range)}
+def _range(traces: Sequence[dict[str, Any]], scale: Scale) -> tuple[float, float]:
+    """Return a y range that holds the traces: all of a scale that ends, else their own span with a margin."""
+    if math.isfinite(scale.bounds[1]):
+        return scale.bounds[0], 1.02 * scale.bounds[1]
+    values = [y for trace in traces for y in trace["y"] if y is not None] or [0.0, 1.0]
+    margin = 0.08 * (max(values) - min(values)) or 0.1
+    return max(min(values) - margin, scale.bounds[0]), max(values) + margin
 
 
-def layout(x_title: str = "", y_range: tuple[float, float] = (0, 1.02)) -> dict[str, Any]:
-    """Return the layout that all figures share; y is an accuracy."""
+def _figure(
+    traces: Iterable[dict[str, Any]], x_title: str, y_range: tuple[float, float] = (0, 1.02), scale: Scale = ACCURACY
+) -> Figure:
+    """Return a figure in the page's style; y is a score."""
+    return {"data": list(traces), "layout": layout(x_title, y_range, scale)}
+
+
+def layout(x_title: str = "", y_range: tuple[float, float] = (0, 1.02), scale: Scale = ACCURACY) -> dict[str, Any]:
+    """Return the layout that all figures share; y is a score."""
     axis = {"gridcolor": GRID, "zeroline": False, "linecolor": "#b9c1cc", "ticks": "outside", "tickcolor": "#b9c1cc"}
     return {
         "font": {"family": FONT, "size": 13, "color": TEXT},
         "xaxis": {**axis, "title": {"text": x_title, "font": {"size": 13}}, "showgrid": False, "showline": True},
-        "yaxis": {**axis, "range": list(y_range), "tickformat": ".0%"},
+        "yaxis": {**axis, "range": list(y_range), "tickformat": scale.tick},
         "margin": {"l": 52, "r": 22, "t": 28, "b": 50},
         "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": "#a9b3c0", "activecolor": TEXT},
         "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)",

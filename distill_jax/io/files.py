@@ -41,3 +41,32 @@ def digest(path: Path) -> str:
     """Return the SHA-256 of a file's contents."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class Digests:
+    """Digests of files, remembered in a file as long as a file's size and time stay what they were.
+
+    Args:
+      cache: where they are read from and saved; None remembers nothing.
+    """
+
+    def __init__(self, cache: Path | None = None):
+        self._cache = cache
+        try:
+            self._known = read_json(cache) if cache else {}
+        except (OSError, ValueError):
+            self._known = {}
+
+    def of(self, path: str) -> str:
+        """Return the SHA-256 of a file's contents."""
+        about, key = os.stat(path), os.path.abspath(path)
+        size, time, found = self._known.get(key, (None, None, ""))
+        if (size, time) != (about.st_size, about.st_mtime_ns):
+            found = digest(Path(path))
+            self._known[key] = (about.st_size, about.st_mtime_ns, found)
+        return found
+
+    def save(self) -> None:
+        """Write down what was computed, if anything was."""
+        if self._cache and self._known:
+            write_json(self._cache, self._known)

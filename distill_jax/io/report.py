@@ -22,10 +22,10 @@ from plotly.offline import get_plotlyjs
 from distill_jax.io import figures
 from distill_jax.io.figures import Look, Model
 from distill_jax.io.files import write_atomic
+from distill_jax.io.scale import ACCURACY, MISSING, SCALES, Scale, percent
+from distill_jax.io.wording import WORDINGS
 
 Summary = dict[str, Any]
-MISSING = "–"
-NARROW = "\u202f"  # a narrow no-break space keeps "92 %" on one line
 
 
 def write(summary: Mapping[str, Any], directory: str | os.PathLike[str]) -> Path:
@@ -64,14 +64,14 @@ def render(summary: Mapping[str, Any]) -> str:
     """Return the whole report as one HTML page that needs no network."""
     data: Summary = clean(summary)
     models = data["models"] = [_named(model, index) for index, model in enumerate(data.get("models") or [])]
-    looks = figures.looks(models)
-    relearning = figures.relearning(models)
-    compute, missing = figures.compute(models)
+    looks, scale = figures.looks(models), scale_of(data)
+    relearning = figures.relearning(models, scale)
+    compute, missing = figures.compute(models, scale)
     sections = (
         _lead(data, models, looks),
         _relearning_section(data, models, looks, relearning),
-        _compute_section(models, compute, missing),
-        _table_section(models, looks),
+        _compute_section(data, models, compute, missing),
+        _table_section(models, looks, scale),
         claims_section(data.get("claims") or []),
         _definitions(data),
         _method(data),
@@ -79,6 +79,11 @@ def render(summary: Mapping[str, Any]) -> str:
     title = f"{_text(data.get('experiment'))} · distill_jax report"
     drawings = {"figures": relearning | compute, "curves": list(relearning)}
     return html_page(title, "\n".join(sections), drawings, CSS, JAVASCRIPT)
+
+
+def scale_of(data: Mapping[str, Any]) -> Scale:
+    """Return how a summary's numbers read; those of a summary that does not say are accuracies."""
+    return SCALES[data.get("measure") or ACCURACY.key]
 
 
 def _named(model: Model, index: int) -> Model:
@@ -102,16 +107,17 @@ class Leads:
     undo_choices: int
 
 
-def leads(models: list[Model], looks: list[Look], step: int | None) -> Leads:
+def leads(models: list[Model], looks: list[Look], step: int | None, scale: Scale) -> Leads:
     """Choose what to compare at attack step `step`.
 
-    Among UNDO's settings: the lowest worst case of those that recovered their retain ability, the cheaper at a tie.
+    Among UNDO's settings: the least able worst case of those that recovered their retain ability, the cheaper at a tie.
     The suppressed model is the teacher of that choice, so that like is compared with like.
     """
 
     def rank(model: Model) -> tuple[bool, float, float]:
         value = figures.at_step(model, step)[0]
-        return model.get("recovered") is False, math.inf if value is None else value, figures.flops(model) or math.inf
+        able = math.inf if value is None else scale.ability(value)
+        return model.get("recovered") is False, able, figures.flops(model) or math.inf
 
     parts: dict[str, list[Model]] = {part: [] for part in figures.ROLES}
     for model, look in zip(models, looks, strict=True):
@@ -132,43 +138,41 @@ def _first(models: list[Model], wanted: Callable[[Model], bool]) -> Model | None
 
 
 def _lead(data: Summary, models: list[Model], looks: list[Look]) -> str:
-    steps = figures.landmarks(models)
-    chosen = leads(models, looks, steps[-1] if steps else None)
-    verdict, story = answer(chosen, steps[-1] if steps else None)
+    steps, scale = figures.landmarks(models), scale_of(data)
+    chosen = leads(models, looks, steps[-1] if steps else None, scale)
+    verdict, story = answer(chosen, steps[-1] if steps else None, scale)
     return f"""<header>
 <p class="kicker">distill_jax · unlearning report</p>
 <h1>{_text(data.get("experiment"))}</h1>
 <p class="description">{_text(data.get("description"), "")}</p>
 <h2 class="answer">{verdict}</h2>
 <p class="story">{story}</p>
-{_cards(chosen, steps)}
+{_cards(chosen, steps, scale)}
 <p class="did">{_what_was_done(data, chosen)} {_claim_count(data.get("claims") or [])}</p>
 </header>"""
 
 
-def answer(chosen: Leads, step: int | None) -> tuple[str, str]:
+def answer(chosen: Leads, step: int | None, scale: Scale) -> tuple[str, str]:
     """Return the answer in one line and the numbers behind it, as HTML, for the curves at attack step `step`.
 
     Two models count as different only where their confidence bands do not touch.
     """
     base, best, oracle = chosen.suppressed, chosen.best, chosen.oracle
     if step is None:
-        return (
-            "No model was attacked, so robustness is not known.",
-            "Only accuracies without an attack are given below.",
-        )
+        return "No model was attacked, so robustness is not known.", WORDINGS[scale.key].unknown
     told = [(model, figures.at_step(model, step)[0]) for model in (base, chosen.undo, chosen.student, oracle) if model]
-    parts = [f"<b>{percent(value)}</b> from {_text(model['label'])}" for model, value in told if value is not None]
-    story = f"After {step:,} steps the most successful attacker gets these shares of the forgotten facts back, "
-    story += f"measured on facts it was never shown: {_listed(parts) if parts else 'none was measured'}. "
-    return _verdict(base, best, oracle, step), story + _gap(base, best, oracle, step) + _caveat(best, oracle)
+    parts = [f"<b>{scale.show(value)}</b> from {_text(model['label'])}" for model, value in told if value is not None]
+    said = _listed(parts) if parts else "none was measured"
+    story = WORDINGS[scale.key].story.format(step=f"{step:,}", told=said)
+    story += _gap(base, best, oracle, step, scale) + _caveat(best, oracle, scale)
+    return _verdict(base, best, oracle, step, scale), story
 
 
-def _verdict(base: Model | None, best: Model | None, oracle: Model | None, step: int) -> str:
+def _verdict(base: Model | None, best: Model | None, oracle: Model | None, step: int, scale: Scale) -> str:
     if best is None or figures.at_step(best, step)[0] is None:
         return "No distilled model was attacked, so there is nothing to compare with suppression."
     name = _text(best["label"])
-    below_base, above_oracle = _apart(best, base, step), _apart(oracle, best, step)
+    below_base, above_oracle = _apart(best, base, step, scale), _apart(oracle, best, step, scale)
     if best.get("recovered") is False:
         return f"{name} gave the least back, but never regained its useful ability: not an answer yet."
     if below_base is None:
@@ -182,61 +186,66 @@ def _verdict(base: Model | None, best: Model | None, oracle: Model | None, step:
     return f"{name} resists relearning: better than suppression alone, and not measurably worse than the oracle."
 
 
-def _apart(lower: Model | None, upper: Model | None, step: int) -> bool | None:
-    """Return whether the band of `lower` ends below that of `upper`, or None where one was not measured."""
+def _apart(lower: Model | None, upper: Model | None, step: int, scale: Scale) -> bool | None:
+    """Return whether all of the band of `lower` is less ability than that of `upper`, or None where one is missing."""
     if lower is None or upper is None:
         return None
-    (value, _, high), (other, low, _) = figures.at_step(lower, step), figures.at_step(upper, step)
-    if value is None or other is None:
-        return None
-    return (value if high is None else high) < (other if low is None else low)
+    bands = []
+    for model in (lower, upper):
+        value, *ends = figures.at_step(model, step)
+        if value is None:
+            return None
+        bands.append([scale.ability(value if end is None else end) for end in ends])
+    return max(bands[0]) < min(bands[1])
 
 
-def _gap(base: Model | None, best: Model | None, oracle: Model | None, step: int) -> str:
+def _gap(base: Model | None, best: Model | None, oracle: Model | None, step: int, scale: Scale) -> str:
     """Say how much of the way from suppression to the oracle was covered, and for what compute."""
     start, here, goal = (figures.at_step(model, step)[0] if model else None for model in (base, best, oracle))
-    if best is None or start is None or here is None or goal is None or start <= goal:
+    if best is None or start is None or here is None or goal is None or scale.ability(start) <= scale.ability(goal):
         return ""
     share, cost = (start - here) / (start - goal), best.get("compute_vs_oracle")
     price = f" for {percent(cost)} of the oracle’s compute" if cost is not None else ""
     return f"{_text(best['label'])} covers {percent(share)} of the way from suppression to the oracle{price}. "
 
 
-def _caveat(best: Model | None, oracle: Model | None) -> str:
+def _caveat(best: Model | None, oracle: Model | None, scale: Scale) -> str:
     """Warn when a model looks robust because it is a weaker model altogether."""
     if not best or not oracle or best.get("retain") is None or oracle.get("retain") is None:
         return ""
-    keeps = "It keeps what it should" if oracle["retain"] - best["retain"] <= 0.02 else "<b>It also keeps less</b>"
-    return f"{keeps}: retain accuracy {percent(best['retain'])}, the oracle’s {percent(oracle['retain'])}."
+    less = scale.sign * (oracle["retain"] - best["retain"]) > 0.02
+    keeps = "<b>It also keeps less</b>" if less else "It keeps what it should"
+    return f"{keeps}: retain {scale.name} {scale.show(best['retain'])}, the oracle’s {scale.show(oracle['retain'])}."
 
 
-def _cards(chosen: Leads, steps: tuple[int, int, int] | None) -> str:
+def _cards(chosen: Leads, steps: tuple[int, int, int] | None, scale: Scale) -> str:
     note = f"best of {chosen.undo_choices} settings by this very number" if chosen.undo_choices > 1 else ""
     shown = (
         (chosen.suppressed, "unlearned, not distilled"),
         (chosen.undo, note),
         (chosen.student, "distilled into a fresh network"),
-        (chosen.oracle, "never saw the facts: the goal"),
+        (chosen.oracle, WORDINGS[scale.key].goal),
     )
-    return '<div class="cards">' + "".join(_card(model, note, steps) for model, note in shown if model) + "</div>"
+    cards = "".join(_card(model, note, steps, scale) for model, note in shown if model)
+    return f'<div class="cards">{cards}</div>'
 
 
-def _card(model: Model, note: str, steps: tuple[int, int, int] | None) -> str:
+def _card(model: Model, note: str, steps: tuple[int, int, int] | None, scale: Scale) -> str:
     first, last = (steps[0], steps[-1]) if steps else (None, None)
     value, low, high = figures.at_step(model, last)
-    band = "" if low is None or high is None else f"band {percent(low)} to {percent(high)}"
+    band = "" if low is None or high is None else f"band {scale.show(low)} to {scale.show(high)}"
     missed = ' <span class="warn">goal not met</span>' if model.get("recovered") is False else ""
     cost = model.get("compute_vs_oracle")
     rows = {
-        "before the attack": percent(figures.at_step(model, first)[0]),
-        "retain": percent(model.get("retain")) + missed,
+        "before the attack": scale.show(figures.at_step(model, first)[0]),
+        "retain": scale.show(model.get("retain")) + missed,
         "compute": MISSING if cost is None else f"{percent(cost)} of oracle",
     }
     listed = "".join(f"<div><dt>{term}</dt><dd>{words}</dd></div>" for term, words in rows.items())
     return f"""<div class="card" style="border-top-color:{figures.looks([model])[0].colour}">
 <h3>{_text(model["label"])}</h3><p class="note">{_text(note, "")}</p>
-<p class="big">{percent(value)}<span class="band">{band}</span></p>
-<p class="caption">of held-out facts back {f"after {last:,} attack steps" if steps else "(not attacked)"}</p>
+<p class="big">{scale.show(value)}<span class="band">{band}</span></p>
+<p class="caption">{WORDINGS[scale.key].caption} {f"after {last:,} attack steps" if steps else "(not attacked)"}</p>
 <dl>{listed}</dl></div>"""
 
 
@@ -250,9 +259,15 @@ def _what_was_done(data: Summary, chosen: Leads) -> str:
     if not attack:
         return said
     rates = _plural(len(attack.get("learning_rates") or []), "learning rate")
-    shown, steps = _plural(facts.get("shown"), "forgotten fact"), _plural(attack.get("steps"), "step")
-    said += f" Then each was attacked: fine-tuned on {shown} for up to {steps}, with {rates}"
-    return f"{said} and {_plural(attack.get('seeds'), 'seed')}, and asked about {_count(facts.get('heldout'))} others."
+    scale = scale_of(data)
+    filled = {
+        "shown": _plural(facts.get("shown"), f"forgotten {scale.item}"),
+        "steps": _plural(attack.get("steps"), "step"),
+        "rates": rates,
+        "seeds": _plural(attack.get("seeds"), "seed"),
+        "heldout": _count(facts.get("heldout")),
+    }
+    return said + WORDINGS[scale.key].attacked.format(**filled)
 
 
 def _claim_count(claims: list[dict[str, Any]]) -> str:
@@ -267,39 +282,21 @@ def _claim_count(claims: list[dict[str, Any]]) -> str:
 
 
 def _relearning_section(data: Summary, models: list[Model], looks: list[Look], drawn: dict[str, Any]) -> str:
-    title = "Can the facts be taught back?"
+    words = WORDINGS[scale_of(data).key]
+    title = words.question
     if not drawn:
         return section("relearning", title, "<p>No relearning attack was run.</p>")
     facts = data.get("facts") or {}
     counts = {"heldout": _count(facts.get("heldout")), "shown": _count(facts.get("shown"))}
-    panels = "".join(_figure(place, head, words.format(**counts)) for place, head, words in RELEARNING_PANELS)
-    yardstick = COMPARE_ORACLE if any(look.role == "oracle" for look in looks) else ""
+    panels = "".join(_figure(place, head, text.format(**counts)) for place, head, text in words.relearning)
+    yardstick = words.yardstick if any(look.role == "oracle" for look in looks) else ""
     intro = f"<p>{RELEARNING_INTRO.format(yardstick=yardstick)}</p>"
     return section("relearning", title, f'{intro}{_legend(models, looks)}<div class="three">{panels}</div>')
 
 
-COMPARE_ORACLE = "Compare each with the oracle, dashed black, which never saw the facts. "
 RELEARNING_INTRO = """Each line is one model under the worst-case attack: at every step, the learning rate that brings
 most back. The shaded band is the uncertainty over the attacker’s seeds. {yardstick}Click a name to hide or show that
 model in all three panels."""
-RELEARNING_PANELS = (
-    (
-        "panel-heldout",
-        "Held-out facts",
-        "The {heldout} forgotten facts the attacker never showed. <b>What comes back, beyond what an oracle "
-        "reaches, was never removed.</b> Lower is safer.",
-    ),
-    (
-        "panel-shown",
-        "Shown facts",
-        "The {shown} facts the attacker trains on. Any network learns these in the end; only the speed tells.",
-    ),
-    (
-        "panel-retain",
-        "Retained ability",
-        "What the model should still do, in that same worst case. Where a curve falls, the attack breaks the model.",
-    ),
-)
 
 
 def _legend(models: list[Model], looks: list[Look]) -> str:
@@ -322,7 +319,7 @@ SWATCH_DASHES = {
 }  # fmt: skip
 
 
-def _compute_section(models: list[Model], drawn: dict[str, Any], missing: list[str]) -> str:
+def _compute_section(data: Summary, models: list[Model], drawn: dict[str, Any], missing: list[str]) -> str:
     title = "What does robustness cost?"
     if not drawn:
         return section("compute", title, "<p>No attacked model has a compute count.</p>")
@@ -330,7 +327,8 @@ def _compute_section(models: list[Model], drawn: dict[str, Any], missing: list[s
     for index, (key, words, _) in enumerate(figures.measures(models)):
         picks += f'<button type="button" aria-pressed="{str(not index).lower()}" data-measure="{key}">{words}</button>'
     picks = f'<span class="picks" role="group" aria-label="Measure">{picks}</span>'
-    panels = "".join(_figure(place, head, words.format(picks=picks)) for place, head, words in COMPUTE_PANELS)
+    texts = WORDINGS[scale_of(data).key].compute
+    panels = "".join(_figure(place, head, words.format(picks=picks)) for place, head, words in texts)
     left_out = f"Without a compute count, so not drawn: {_listed(map(_text, missing))}." if missing else ""
     return section("compute", title, f'{COMPUTE_INTRO}<div class="two">{panels}</div><p class="small">{left_out}</p>')
 
@@ -338,19 +336,6 @@ def _compute_section(models: list[Model], drawn: dict[str, Any], missing: list[s
 COMPUTE_INTRO = """<p>Each marker is one model; point at it for its name. A thin line joins UNDO models in order of α,
 the share of the weights that was damaged; another shape of marker means other settings besides α. A hollow marker is a
 model that had not regained its retain ability when training stopped.</p>"""
-COMPUTE_PANELS = (
-    (
-        "panel-robustness",
-        "Held-out facts the worst-case attack brings back",
-        "Best is bottom left: little comes back, little was spent. The bars are bands over seeds.{picks}",
-    ),
-    (
-        "panel-cost-retain",
-        "Retained ability before the attack",
-        "Best is top left. A model that is low here may look robust only because it is weak. "
-        "The axis need not start at zero.",
-    ),
-)
 
 
 def _figure(place: str, head: str, words: str) -> str:
@@ -373,37 +358,38 @@ class Column:
     shaded: bool = False
 
 
-def columns(models: list[Model]) -> list[Column]:
+def columns(models: list[Model], scale: Scale) -> list[Column]:
     """Return the columns that these models fill: one a group of prompts, one a landmark of the attack."""
 
     def group(name: str) -> Callable[[Model], Any]:
-        return lambda model: ((model.get("by_group") or {}).get(name) or {}).get("accuracy")
+        return lambda model: ((model.get("by_group") or {}).get(name) or {}).get(scale.key)
 
     def at(step: int) -> Callable[[Model], Any]:
         return lambda model: figures.at_step(model, step)[0]
 
     names = dict.fromkeys(name for model in models for name in model.get("by_group") or {})
     steps = sorted(set(figures.landmarks(models) or ()))
+    shaded = math.isfinite(scale.bounds[1])
     return [
-        Column("accuracy", "retain", lambda model: model.get("retain"), _tenths, True),
-        Column("accuracy", "forget", lambda model: model.get("forget"), _tenths, True),
-        *(Column(*_split(name), group(name), _tenths, True) for name in names),
-        *(Column("held-out, worst case", f"step {step:,}", at(step), _tenths, True) for step in steps),
+        Column(scale.name, "retain", lambda model: model.get("retain"), scale.cell, shaded),
+        Column(scale.name, "forget", lambda model: model.get("forget"), scale.cell, shaded),
+        *(Column(*_split(name, scale), group(name), scale.cell, shaded) for name in names),
+        *(Column("held-out, worst case", f"step {step:,}", at(step), scale.cell, shaded) for step in steps),
         Column("training", "steps", lambda model: model.get("steps"), _count),
         Column("training", "compute", lambda model: model.get("compute_vs_oracle"), _tenths),
         Column("training", "goal", lambda model: model.get("recovered"), _goal),
     ]
 
 
-def _split(name: str) -> tuple[str, str]:
+def _split(name: str, scale: Scale) -> tuple[str, str]:
     operation, _, form = name.partition("/")
-    return (operation, form) if form else ("accuracy by group", operation)
+    return (operation, form) if form else (f"{scale.name} by group", operation)
 
 
-def _table_section(models: list[Model], looks: list[Look]) -> str:
+def _table_section(models: list[Model], looks: list[Look], scale: Scale) -> str:
     if not models:
         return section("models", "All models", "<p>No model is finished.</p>")
-    chosen = columns(models)
+    chosen = columns(models, scale)
     groups = Counter(column.group for column in chosen)  # counts in order of first appearance
     chosen.sort(key=lambda column: list(groups).index(column.group))
     spans = "".join(f'<th colspan="{width}" scope="colgroup">{_text(name)}</th>' for name, width in groups.items())
@@ -411,12 +397,12 @@ def _table_section(models: list[Model], looks: list[Look]) -> str:
     rows = "".join(_row(model, look, chosen) for model, look in zip(models, looks, strict=True))
     table = f"<thead><tr><th></th>{spans}</tr><tr>{heads}</tr></thead><tbody>{rows}</tbody>"
     table = f'<div class="scroll"><table id="models-table" class="numbers">{table}</table></div>'
-    return section("models", "All models", TABLE_INTRO + table + _ledger(models))
+    intro = f"<p>{WORDINGS[scale.key].table} {TABLE_INTRO}</p>"
+    return section("models", "All models", intro + table + _ledger(models))
 
 
-TABLE_INTRO = """<p>Accuracies in per cent before the attack, then the share of held-out facts that the worst-case
-attack brings back. Compute is in per cent of training the oracle; <i>goal</i> says whether retain ability reached the
-level at which training was to stop. Click a column to sort by it.</p>"""
+TABLE_INTRO = """Compute is in per cent of training the oracle; <i>goal</i> says whether retain ability reached the
+level at which training was to stop. Click a column to sort by it."""
 
 
 def _head(label: str, edge: str = "") -> str:
@@ -486,41 +472,25 @@ model it needs is missing or that the seeds cannot tell; it is not a pass.</p>""
 def _definitions(data: Summary) -> str:
     facts = data.get("facts") or {}
     counts = {"heldout": _count(facts.get("heldout")), "shown": _count(facts.get("shown"))}
-    terms = "".join(f"<dt>{term}</dt><dd>{words.format(**counts)}</dd>" for term, words in TERMS.items())
+    meanings = WORDINGS[scale_of(data).key].terms
+    terms = "".join(f"<dt>{term}</dt><dd>{words.format(**counts)}</dd>" for term, words in meanings.items())
     return section("terms", "Terms", f'<dl class="terms">{terms}</dl>')
-
-
-TERMS = {
-    "Retain, forget": "The ability the model should keep, and the one it should lose, as shares of prompts answered "
-    "right.",
-    "Reference": "The model trained on everything, before anything was removed.",
-    "Oracle": "A model trained from the start on data with nothing to forget in it. It cannot recall what it never "
-    "saw, so it is the goal, and its training is the unit of compute.",
-    "Suppressed or unlearned model": "The reference after fine-tuning that makes it stop giving the forget answers. It "
-    "may still hold them.",
-    "Student": "A network with freshly drawn weights, trained only to copy the outputs of another model.",
-    "UNDO, α": "Damage a fraction α of the suppressed model’s weights (shrink them, add noise), then train it to copy "
-    "the undamaged one. α = 0 damages nothing; towards α = 1 little is left.",
-    "Shown and held-out facts": "The forget facts are split: the attacker trains on {shown} and never sees the other "
-    "{heldout}. Shown facts may simply be learned anew. Held-out facts that return, beyond what the oracle can work "
-    "out, were still in the model.",
-    "Worst-case attack": "The model is fine-tuned at several learning rates. At each step the one that brings back "
-    "most is counted, as if the attacker had known which to choose.",
-}
 
 
 def _method(data: Summary) -> str:
     sets, attack = data.get("evaluated") or {}, data.get("attack") or {}
     rates = ", ".join(f"{rate:g}" for rate in attack.get("learning_rates") or [] if rate is not None)
-    prompts = (_count(sets.get(key)) for key in ("retain", "forget_shown", "forget_heldout"))
+    scale = scale_of(data)
+    head, words = WORDINGS[scale.key].evaluated
+    counts = {key: _count(sets.get(key)) for key in ("retain", "forget_shown", "forget_heldout")}
     steps, batch, seeds = (_count(attack.get(key)) for key in ("steps", "batch", "seeds"))
     rank = attack.get("lora_rank")
     setting = (steps, f"LoRA adapters of rank {rank}" if rank else "all weights", batch, seeds)
     notes = {
-        "Prompts": "{} retain, {} forget (shown), {} forget (held out).".format(*prompts)
-        + _sampling(sets.get("forget_heldout")),
+        head: words.format(**counts) + _sampling(sets.get("forget_heldout"), scale),
         "Attack": "{} steps of fine-tuning {}, batch {}, {} seeds at each learning rate: ".format(*setting)
         + f"{rates or MISSING}.",
+        "Worst case and band": WORDINGS[scale.key].worst,
         **METHOD,
     }
     listed = "".join(f"<li><b>{head}.</b> {words}</li>" for head, words in notes.items())
@@ -528,9 +498,6 @@ def _method(data: Summary) -> str:
 
 
 METHOD = {
-    "Worst case and band": "At each step the largest accuracy over the learning rates is taken, and averaged over "
-    "seeds; the band is the confidence interval over seeds. Being a maximum, it errs towards alarm. For the mean over "
-    "an attack the bands are averaged too, which makes that band wider than need be.",
     "Different": "The answer at the top calls two models different only where their bands do not touch.",
     "Retain under attack": "Measured in the same worst-case attacker at the same step, so that forgetting cannot be "
     "mistaken for breaking.",
@@ -541,8 +508,8 @@ METHOD = {
 }
 
 
-def _sampling(prompts: int | None) -> str:
-    if not prompts:
+def _sampling(prompts: int | None, scale: Scale) -> str:
+    if not prompts or scale is not ACCURACY:  # the spread of a share is known from its size alone
         return ""
     margin = 100 * 1.96 * 0.5 / math.sqrt(prompts)
     limit = f"another draw of held-out prompts would move an accuracy near 50 % by up to ±{margin:.1f} points (95 %)"
@@ -560,13 +527,6 @@ def _colophon(data: Summary) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------- words and page
-
-
-def percent(value: float | None) -> str:
-    """Write a fraction as whole per cent, with a decimal where rounding would hide it."""
-    if value is None:
-        return MISSING
-    return f"{value * 100:.{1 if 0 < value < 0.01 else 0}f}{NARROW}%"
 
 
 def _tenths(value: float) -> str:

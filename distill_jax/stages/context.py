@@ -9,23 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from distill_jax.config import ConfigError, identity
-from distill_jax.data.records import MANIFEST, load_evaluation
-from distill_jax.evals.exact_match import Prompts, make_evaluator, prompts_by_form
+from distill_jax.data.records import MANIFEST
+from distill_jax.evals.measure import MEASURES, PARTS, Measure
 from distill_jax.io.checkpoint import FINAL, Checkpoints
 from distill_jax.io.files import digest, read_json, write_json
 from distill_jax.io.metrics import Progress, read_rows
 from distill_jax.models import lora, transformer
-from distill_jax.perf import flops
 from distill_jax.sharding.distributed import chief
 from distill_jax.sharding.mesh import parameter_table
 from distill_jax.train.population import draw_weights, weights_shape
 
 DONE = "DONE"
-PARTS = ("retain", "shown", "heldout")  # of the evaluated prompts
+
+__all__ = ["DONE", "PARTS", "Context", "Node", "RunSettings", "seed_for"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +32,7 @@ class RunSettings:
     """How to execute, without effect on any result but the order of floating-point sums.
 
     Attributes:
-      evaluation_batch: prompts decoded at a time; 0 for all of a form.
+      evaluation_batch: prompts decoded, or rows of text read, at a time; 0 for all of a form or part.
       loss_chunk: tokens whose logits exist at a time; 0 for all.
       progress_seconds: time between two progress lines.
       cpu_devices: devices that JAX makes of the host's cores; members of a population run on them side by side.
@@ -155,7 +154,6 @@ class Context:
 
     def __post_init__(self):
         self._evaluators: dict[Any, Any] = {}
-        self._evaluation_flops: dict[Any, float] = {}
         self._described: set[tuple[int, int]] = set()
 
     def describe(self, mesh: Mesh) -> None:
@@ -210,29 +208,16 @@ class Context:
         return self.nodes["data"].settings.row_length
 
     @functools.cached_property
-    def prompts(self) -> list[Prompts]:
-        """The evaluated prompts, one entry a form."""
-        return prompts_by_form(load_evaluation(self.data))
-
-    def select(self, *parts: str) -> list[Prompts]:
-        """Return the prompts of some parts only (retain, shown, heldout)."""
-        out = []
-        for prompts in self.prompts:
-            keep = np.array([group.split("/")[2] in parts for group in prompts.groups])
-            arrays = (prompts.prompts[keep], prompts.lengths[keep], prompts.answers[keep])
-            if keep.any():
-                out.append(Prompts(*arrays, tuple(np.array(prompts.groups)[keep].tolist())))
-        return out
-
-    def groups(self, *parts: str) -> list[str]:
-        """Return the group of each prompt of some parts, in the order of the evaluator's columns."""
-        return [group for prompts in self.select(*parts) for group in prompts.groups]
+    def measure(self) -> Measure:
+        """What is measured of a model on these data."""
+        return MEASURES[self.nodes["data"].settings.MEASURE](self.data)
 
     def evaluator(self, mesh: Mesh, *parts: str) -> Any:
-        """Return evaluate(params [P, ...], base=None) -> bool [P, n] on the parts; compiled once a run."""
+        """Return evaluate(params [P, ...], base=None) -> [P, n] on the parts; compiled once a run."""
         key = (mesh, parts)
         if key not in self._evaluators:
-            self._evaluators[key] = make_evaluator(self.model, self.select(*parts), mesh, self.run.evaluation_batch)
+            batch, chunk = self.run.evaluation_batch, self.run.loss_chunk
+            self._evaluators[key] = self.measure.evaluator(self.model, mesh, parts, batch, chunk)
         return self._evaluators[key]
 
     @property
@@ -240,18 +225,9 @@ class Context:
         """Whether the data are complete."""
         return (self.data / MANIFEST).exists()
 
-    def evaluation_tokens(self, *parts: str) -> int:
-        """Return the tokens that one member's evaluation on the parts reads and writes, padding included."""
-        return sum(len(s.prompts) * (s.prompts.shape[1] + s.answers.shape[1]) for s in self.select(*parts))
-
     def evaluation_flops(self, *parts: str) -> float:
         """Return what one member's evaluation on the parts costs; 0 as long as there are no data to count."""
-        if not self.prepared:
-            return 0.0
-        if parts not in self._evaluation_flops:
-            shapes = [(*s.prompts.shape, s.answers.shape[1]) for s in self.select(*parts)]
-            self._evaluation_flops[parts] = sum(flops.decode(self.model, *shape) for shape in shapes)
-        return self._evaluation_flops[parts]
+        return self.measure.flops(self.model, parts) if self.prepared else 0.0
 
 
 def seed_for(*what: Any) -> int:

@@ -1,7 +1,7 @@
 """Distil: train a student on the teacher's output distribution, and on nothing else.
 
 The student is random (Unlearn-and-Distill) or a damaged copy of the teacher (UNDO). The loss is the forward KL over
-the full vocabulary on unlabelled data, without any cross-entropy term. A student stops when its retain accuracy is
+the full vocabulary on unlabelled data, without any cross-entropy term. A student stops when its retain score is
 within `tolerance` of the teacher's.
 """
 
@@ -41,7 +41,8 @@ class Distill(Training):
       divergence: what is minimised, a key of `losses.distill.DIVERGENCES`.
       temperature, times_t_squared, beta, skew, top_k: the divergence's, see `losses.distill.Divergence`; one that the
         chosen divergence does not read must keep its default, and so cannot change an identity.
-      tolerance: the student has recovered when its retain accuracy is at most this much below the teacher's.
+      tolerance: the student has recovered when its retain accuracy is at most this much below the teacher's, or its
+        cross-entropy at most this share above it.
       stop: whether a student that recovered stops; otherwise it takes all steps.
     """
 
@@ -66,7 +67,7 @@ class Distill(Training):
         super().__post_init__()
         self.loss()
         if not 0 <= self.tolerance <= 1:
-            raise ValueError(f"tolerance = {self.tolerance}: a difference of accuracies lies in [0, 1]")
+            raise ValueError(f"tolerance = {self.tolerance}: a difference of scores lies in [0, 1]")
         if self.lora_rank and not self.start:
             raise ValueError(f"lora_rank = {self.lora_rank}: a student of adapters needs a start to attach them to")
 
@@ -134,14 +135,15 @@ def run(ctx: Context, nodes: Sequence[Node]) -> None:
     """Distil one teacher into all the nodes' students."""
     settings, what = nodes[0].settings, program(ctx, nodes)
     teacher = ctx.nodes[what.teacher].result()["retain"]
-    goals = np.array([teacher - node.settings.tolerance for node in nodes])
+    scale = ctx.measure.scale
+    goals = np.array([scale.goal(teacher, node.settings.tolerance) for node in nodes])
     outcome = train(
         ctx,
         what,
         lambda mesh: [student(ctx, node, mesh) for node in nodes],
         evaluate_at=lambda s: s % settings.evaluate_every == 0,
         parts=("retain",),
-        reached=(lambda accuracy: accuracy["retain"] >= goals) if settings.stop else None,
+        reached=(lambda scores: scale.reaches(scores["retain"], goals)) if settings.stop else None,
         planned_flops=plan(ctx, settings) * len(nodes),
     )
     finish_models(ctx, what, outcome, watched=("retain",))

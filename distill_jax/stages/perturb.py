@@ -20,7 +20,6 @@ from distill_jax.models.transformer import FANS
 from distill_jax.perf.ledger import ledger
 from distill_jax.sharding.mesh import make_mesh
 from distill_jax.stages.context import PARTS, Context, Node, seed_for
-from distill_jax.stages.population import scores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,13 +84,13 @@ def run(ctx: Context, nodes: Sequence[Node]) -> None:
         start = ctx.params(node.inputs["start"], mesh)
         kept = 1.0 if not settings.shrink else 1 - settings.alpha
         params = jax.jit(damage)(start, key, np.float32(kept), np.float32(settings.alpha * settings.beta))
-        correct = ctx.evaluator(mesh, *PARTS)(jax.tree.map(lambda x: x[None], params))[0]
+        seen = ctx.evaluator(mesh, *PARTS)(jax.tree.map(lambda x: x[None], params))[0]
         node.checkpoints.save(FINAL, params)
         node.finish(
-            {**scores(correct, ctx.groups(*PARTS)), "steps": 0, "recovered": False, "diverged": False},
+            {**ctx.measure.result(seen, PARTS), "steps": 0, "recovered": False, "diverged": False},
             ledger(
                 {"evaluation": plan(ctx, settings)},
-                {"evaluation": ctx.evaluation_tokens(*PARTS)},
+                {"evaluation": ctx.measure.tokens(PARTS)},
                 {"other": time.monotonic() - began},
                 devices=mesh.size,
             ),

@@ -20,7 +20,6 @@ from distill_jax.config import ConfigError
 from distill_jax.data.feed import Feed
 from distill_jax.data.records import load_manifest
 from distill_jax.data.states import States
-from distill_jax.evals.exact_match import accuracies
 from distill_jax.io.checkpoint import FINAL, Checkpoints, Damaged
 from distill_jax.io.metrics import Metrics
 from distill_jax.models import lora, transformer
@@ -119,7 +118,7 @@ class Program:
         rows = {cause: steps * self.settings.batch * (1 if cause == "teacher" else batches) for cause in flops}
         tokens = {cause: count * ctx.row_length for cause, count in rows.items()}
         evaluation = {"evaluation": looks * ctx.evaluation_flops(*parts)}
-        return flops | evaluation, tokens | {"evaluation": looks * ctx.evaluation_tokens(*parts)}
+        return flops | evaluation, tokens | {"evaluation": looks * ctx.measure.tokens(parts)}
 
     def mesh(self, ctx: Context, devices: Sequence[Any] | None = None) -> Mesh:
         """Lay out the devices (all of the run's when left out) for this crew."""
@@ -248,8 +247,8 @@ def train(
 
     Args:
       starts: mesh -> each member's starting weights, or one tree for all; not called if adapters train.
-      evaluate_at: the steps at which accuracies on `parts` are measured and written as "evaluation" rows.
-      reached: accuracies {name: [P]} -> bool [P], who may stop.
+      evaluate_at: the steps at which scores on `parts` are measured and written as "evaluation" rows.
+      reached: scores {name: [P]} -> bool [P], who may stop.
 
     Raises:
       Interrupted: if the run was asked to stop; everything up to here is saved.
@@ -264,8 +263,7 @@ def train(
     start = int(state.step)
     books = {node.name: Metrics(node.directory, start) for node in nodes} if chief() else {}
     evaluator = ctx.evaluator(mesh, *parts)
-    groups = ctx.groups(*parts)
-    seen = {"loss": "", "accuracy": ""}  # what the progress line shows
+    shown = {"loss": "", "score": ""}  # by the progress line
     tokens = settings.batch * ctx.row_length * len(crew)
     peak = peaks.peak_flops(mesh.devices.flat)
     ideal = program.step_flops() / peak if peak else None
@@ -281,24 +279,24 @@ def train(
             book.flush()
 
     def evaluate(step: int, state: State) -> np.ndarray | None:
-        ctx.progress.step(step, settings.steps, tokens, planned_flops, "  ".join(seen.values()), ideal)
+        ctx.progress.step(step, settings.steps, tokens, planned_flops, "  ".join(shown.values()), ideal)
         if not evaluate_at(step):
             return None
         with clock.spent_on("step"):
             jax.block_until_ready(state.step)
         with clock.spent_on("evaluate"):
-            correct = evaluator(state.params, base)[: len(crew)]
-        values = accuracies(correct, groups, _wanted(groups))
+            values = ctx.measure.series(evaluator(state.params, base)[: len(crew)], parts)
         running = np.asarray(state.status)[: len(crew)] == RUNNING
         write("evaluation", step, {k: np.where(running, v, np.nan) for k, v in values.items()})
         flush()
-        seen["accuracy"] = "  ".join(f"{k} {np.max(v):.2f}" for k, v in values.items() if "_" not in k)
+        best = ctx.measure.scale.best
+        shown["score"] = "  ".join(f"{k} {best(v):.2f}" for k, v in values.items() if "_" not in k)
         return reached(values) if reached else np.zeros(len(crew), bool)
 
     def record(step: int, values: dict[str, np.ndarray]) -> None:
         write("train", step, {k: v[: len(crew)] for k, v in values.items()})
         terms = [f"{k} {np.nanmean(v[: len(crew)]):.3g}" for k, v in values.items() if k != "gradient_norm"]
-        seen["loss"] = "loss " + ", ".join(terms)
+        shown["loss"] = "loss " + ", ".join(terms)
 
     def save(step: int, state: State) -> None:
         flush()
@@ -333,47 +331,22 @@ def finish_models(
     Args:
       watched: the parts that were evaluated while training.
     """
-    groups = ctx.groups(*parts)
-    correct = ctx.evaluator(outcome.mesh, *parts)(outcome.state.params, outcome.base)
+    seen = ctx.evaluator(outcome.mesh, *parts)(outcome.state.params, outcome.base)
     spent = [program.spent(ctx, outcome.steps[i], outcome.evaluations[i], watched) for i in range(len(program.crew))]
     for flops, tokens in spent:
         flops["evaluation"] += ctx.evaluation_flops(*parts)
-        tokens["evaluation"] += ctx.evaluation_tokens(*parts)
+        tokens["evaluation"] += ctx.measure.tokens(parts)
     whole = sum(sum(flops.values()) for flops, _ in spent)
     for i, m in enumerate(program.crew):
         m.node.checkpoints.save(FINAL, take_weights(ctx.model, outcome.mesh, outcome.state.params, i))
         result = {
-            **scores(correct[i], groups),
+            **ctx.measure.result(seen[i], parts),
             "steps": outcome.steps[i],
             "recovered": outcome.status[i] == REACHED,
             "diverged": outcome.status[i] == DIVERGED,
         }
         share = sum(spent[i][0].values()) / whole
         m.node.finish(result, ledger(*spent[i], outcome.seconds, devices=outcome.mesh.size, share=share))
-
-
-def scores(correct: np.ndarray, groups: Sequence[str]) -> dict[str, Any]:
-    """Return a model's accuracies from bool [n]: retain, forget, and each operation × form with its size."""
-    column = {name: np.array([test(g.split("/")) for g in groups]) for name, test in _SCORES.items()}
-    kinds = sorted({"/".join(g.split("/")[:2]) for g in groups})
-    by_group = {}
-    for kind in kinds:
-        chosen = np.array([g.startswith(kind + "/") for g in groups])
-        by_group[kind] = {"accuracy": float(correct[chosen].mean()), "prompts": int(chosen.sum())}
-    means = {name: float(correct[mask].mean()) if mask.any() else None for name, mask in column.items()}
-    return {**means, "by_group": by_group}
-
-
-_SCORES = {"retain": lambda g: g[2] == "retain", "forget": lambda g: g[2] != "retain"}
-
-
-def _wanted(groups: Sequence[str]) -> dict[str, list[str]]:
-    wanted: dict[str, list[str]] = {}
-    for group in sorted(set(groups)):
-        _, form, part = group.split("/")
-        wanted.setdefault(part, []).append(group)
-        wanted.setdefault(f"{part}_{form}", []).append(group)
-    return wanted
 
 
 def _places(crew: Sequence[Member], node: Node) -> tuple[int, ...]:

@@ -33,8 +33,7 @@ def _prepare(ctx: Context, node: Node) -> None:
     began = time.monotonic()
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         write_json(Path(file.name), dataclasses.asdict(node.settings))
-        maker = getattr(node.settings, "PREPARED_BY", "distill_jax.data.prepare")
-        command = [sys.executable, "-m", maker, f"--config={file.name}"]
+        command = [sys.executable, "-m", node.settings.PREPARE, f"--config={file.name}"]
         command.append(f"--output={ctx.data}")
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
             assert process.stdout and process.stderr

@@ -1,0 +1,100 @@
+"""Tokenised documents on the disk, a shard a file; many more than memory holds. Needs no TensorFlow."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distill_jax.data.packing import Document
+
+COLUMNS = ("lengths", "bytes", "hashes")
+
+
+class ShardWriter:
+    """Write the documents of one shard: its tokens as they come, and last, when they are whole, what is known of them.
+
+    Args:
+      path: without an ending; `.tokens` and `.npz` are written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = open(path.with_suffix(".tokens"), "wb")  # noqa: SIM115 - closed by finish
+        self._columns: dict[str, list[np.ndarray]] = {name: [] for name in COLUMNS}
+        self._open = np.zeros(3, np.int64)  # length, bytes and hash of the document whose end has not come
+
+    def write(self, batch: Mapping[str, np.ndarray]) -> None:
+        """Append examples; one that is not `first` continues the document before it."""
+        self._file.write(batch["tokens"].astype("<i4").tobytes())
+        starts = np.flatnonzero(batch["first"])
+        lengths, sizes = batch["lengths"].astype(np.int64), batch["bytes"].astype(np.int64)
+        head = int(starts[0]) if len(starts) else len(lengths)
+        self._open[:2] += lengths[:head].sum(), sizes[:head].sum()
+        if not len(starts):
+            return
+        self._close()
+        summed = [np.add.reduceat(column, starts) for column in (lengths, sizes)]
+        found = [*summed, batch["hash"].astype(np.int64)[starts]]
+        for name, column in zip(COLUMNS, found, strict=True):
+            self._columns[name].append(column[:-1])
+        self._open[:] = [column[-1] for column in found]
+
+    def _close(self) -> None:
+        if self._open[0]:
+            for name, value in zip(COLUMNS, self._open, strict=True):
+                self._columns[name].append(np.array([value]))
+
+    def finish(self, notes: Mapping[str, Any]) -> None:
+        """Close the shard, with notes for the manifest."""
+        self._close()
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        columns = {name: np.concatenate([np.zeros(0, np.int64), *parts]) for name, parts in self._columns.items()}
+        temporary = self.path.with_suffix(".tmp")
+        with open(temporary, "wb") as file:
+            told = json.dumps({**notes, "documents": len(columns["lengths"])})
+            np.savez(file, notes=np.array(told), **columns)  # type: ignore[arg-type]
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self.path.with_suffix(".npz"))
+
+
+class Documents:
+    """Read the documents of several finished shards by index.
+
+    Attributes:
+      lengths: tokens of each document, int64 [n].
+      bytes: of each document's text.
+      hashes: of each document's text (of a very long one, of its head).
+      notes: what was noted of each shard.
+    """
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self._tokens: list[np.ndarray] = []
+        columns: dict[str, list[np.ndarray]] = {name: [np.zeros(0, np.int64)] for name in COLUMNS}
+        self.notes: list[dict[str, Any]] = []
+        for path in paths:
+            with np.load(path.with_suffix(".npz")) as found:
+                for name, parts in columns.items():
+                    parts.append(found[name])
+                self.notes.append(json.loads(str(found["notes"])))
+            file = path.with_suffix(".tokens")
+            empty = not file.stat().st_size
+            self._tokens.append(np.zeros(0, np.int32) if empty else np.memmap(file, "<i4", "r"))
+        self.lengths, self.bytes, self.hashes = (np.concatenate(columns[name]) for name in COLUMNS)
+        self._first = np.cumsum([0, *(len(part) for part in columns["lengths"][1:])])
+        self._starts = np.concatenate([np.zeros(0, np.int64), *(np.cumsum(p) - p for p in columns["lengths"][1:])])
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> Document:
+        shard = int(np.searchsorted(self._first, index, "right")) - 1
+        tokens = self._tokens[shard][self._starts[index] : self._starts[index] + self.lengths[index]]
+        return Document(tokens, np.broadcast_to(np.int32(0), tokens.shape))

@@ -1,0 +1,190 @@
+"""Prepare text: `python -m distill_jax.data.prepare_text --config=FILE.json --output=DIR`.
+
+Trains a vocabulary (or takes one), tokenises every shard of the sources, and packs the sets all, retain and forget and
+the evaluated documents. Shards are tokenised by several processes and kept until all is done, so a killed run goes on
+where it was. The same contents give the same bytes, wherever the files lie and whatever the number of processes.
+"""
+
+from __future__ import annotations
+
+import collections
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distill_jax.config import identity
+from distill_jax.data import arithmetic, mixing, packing, pieces, prepare, quiet, records, sources, tokenise
+from distill_jax.data.documents import Documents
+from distill_jax.data.reading import Piece, Reader
+from distill_jax.data.sources import Shard
+from distill_jax.data.text import ROLES, SIDES, TextConfig
+from distill_jax.io.files import Digests
+
+FORMAT = 1
+PARTS = {"retain": "valid_retain", "shown": "forget", "heldout": "valid_forget"}  # of the evaluation
+
+
+def prepare_text(config: TextConfig, directory: str | os.PathLike[str]) -> dict[str, Any]:
+    """Prepare the data into a directory and return its manifest; a directory already finished is left as it is.
+
+    Raises:
+      ValueError: a document is broken, a source or a split is empty, the vocabulary does not fit the text, or the
+        directory holds data of other settings.
+    """
+    directory = os.fspath(directory)
+    os.makedirs(directory, exist_ok=True)
+    config = config if config.content else config.identified(Digests())
+    with prepare.locked(directory), quiet.errors_only():
+        wanted = {"format": FORMAT, "config": config.known_by()}
+        if os.path.exists(os.path.join(directory, records.MANIFEST)):
+            return prepare.check_finished(directory, wanted)
+        work = Path(directory, f"preparing-{identity(wanted)}")
+        work.mkdir(exist_ok=True)
+        manifest = wanted | _build(config, work)
+        prepare.publish(manifest, os.fspath(work), directory)
+    return manifest
+
+
+def _build(config: TextConfig, work: Path) -> dict[str, Any]:
+    """Make every file but the manifest under `work`, and return what the manifest says of them."""
+    shards = {(role, i): sources.shards(s) for role in ROLES for i, s in enumerate(config.sources(role))}
+    model = _vocabulary(config, shards, work)
+    words = pieces.load(model)
+    documents, places, notes = _tokenise(config, shards, model, work)
+    split = mixing.split(config, documents, places)
+    chosen, mixture = mixing.mix(config, documents, split)
+    sets = {}
+    for name, parts in {"all": SIDES, "retain": ("retain",), "forget": ("forget",)}.items():
+        told = {"mixture": {source: tokens for side in parts for source, tokens in mixture[side].items()}}
+        sets[name] = _write_set(config, name, documents, np.concatenate([chosen[side] for side in parts]), work) | told
+    ids = {"size": words.get_piece_size(), "bos": words.bos_id(), "eos": words.eos_id(), "pad": max(words.pad_id(), 0)}
+    return {
+        "vocabulary": {**ids, "file": model.name, "sha256": records.sha256(model)},
+        "sources": notes,
+        "sets": sets,
+        "evaluation": _write_evaluation(config, documents, split, work),
+    }
+
+
+def _vocabulary(config: TextConfig, shards: Mapping[tuple[str, int], Sequence[Shard]], work: Path) -> Path:
+    path = work / "vocabulary.model"
+    if path.exists():
+        return path
+    if config.vocabulary:
+        pieces.load(config.vocabulary)  # refuses what is no model
+        shutil.copyfile(config.vocabulary, path.with_suffix(".tmp"))
+    else:
+        start, skip = time.monotonic(), config.broken == "skip"
+
+        def text(side: str) -> Iterator[str]:
+            mine = [shard for (role, _), found in shards.items() if role == side for shard in found]
+            return pieces.sample(mine, config.vocabulary_bytes, lambda shard: _read(shard, skip))
+
+        model = pieces.train((line for side in SIDES for line in text(side)), config.vocabulary_size)
+        path.with_suffix(".tmp").write_bytes(model)
+        prepare.say(f"trained a vocabulary of {config.vocabulary_size:,} entries in {time.monotonic() - start:.1f} s")
+    os.replace(path.with_suffix(".tmp"), path)
+    return path
+
+
+def _read(shard: Shard, skip_broken: bool) -> Iterator[Piece]:
+    if shard.source.kind == "tfds":
+        return quiet.import_text_tasks().texts(shard)
+    return iter(Reader(shard, skip_broken))
+
+
+def _tokenise(
+    config: TextConfig, shards: Mapping[tuple[str, int], Sequence[Shard]], model: Path, work: Path
+) -> tuple[Documents, dict[tuple[str, int], np.ndarray], dict[str, Any]]:
+    """Tokenise what is missing; return all documents, which of them each source has, and what is to be said of it."""
+    known = [config.content, records.sha256(model), config.broken]
+    paths = {
+        source: [work / f"{source[0]}-{source[1]}-{i:05d}-{identity([*known, s.start, s.stop])}" for i, s in parts]
+        for source, parts in ((source, list(enumerate(found))) for source, found in shards.items())
+    }
+    jobs = [
+        tokenise.Job(shard, path, model, config.broken == "skip")
+        for source, found in shards.items()
+        for shard, path in zip(found, paths[source], strict=True)
+    ]
+    tokenise.run([job for job in jobs if not job.path.with_suffix(".npz").exists()], len(jobs), config.workers)
+    documents, places, notes = Documents(path for found in paths.values() for path in found), {}, {}
+    first, shard = 0, 0
+    for source, found in paths.items():
+        mine = documents.notes[shard : shard + len(found)]
+        count, shard = sum(note["documents"] for note in mine), shard + len(found)
+        places[source] = np.arange(first, first + count)
+        first += count
+        name = config.sources(source[0])[source[1]].name
+        notes[f"{source[0]}: {name}"] = _note(config, source, mine, documents, places[source])
+    return documents, places, notes
+
+
+def _note(
+    config: TextConfig, source: tuple[str, int], notes: list[dict[str, Any]], documents: Documents, mine: np.ndarray
+) -> dict[str, Any]:
+    """Sum up a source, and say aloud what was left out of it."""
+    totals: collections.Counter[str] = collections.Counter()
+    for note in notes:
+        totals.update({key: note[key] for key in ("unknown", "blank", "broken")})
+    files = config.sources(source[0])[source[1]].files
+    empty = [path for path in files if not os.path.getsize(path)]
+    name = f"{source[0]}: {config.sources(source[0])[source[1]].name}"
+    tokens, size = int(documents.lengths[mine].sum()), int(documents.bytes[mine].sum())
+    left_out = [f"{totals['blank']:,} blank"] * bool(totals["blank"])
+    if totals["broken"]:
+        example = next(note["first_broken"] for note in notes if note["first_broken"])
+        left_out.append(f"{totals['broken']:,} broken (such as {example})")
+    if empty:
+        left_out.append(f"{len(empty):,} empty files (such as {empty[0]})")
+    prepare.say(
+        f"{name}: {len(mine):,} documents, {tokens:,} tokens, {size:,} bytes"
+        + (f"; left out: {', '.join(left_out)}" if left_out else "")
+    )
+    return {"documents": len(mine), "tokens": tokens, "bytes": size, "empty_files": len(empty), **totals}
+
+
+def _write_set(config: TextConfig, name: str, documents: Documents, chosen: np.ndarray, work: Path) -> dict[str, Any]:
+    order = arithmetic.random_stream(config, "order", name).permutation(chosen)
+    path = work / f"{name}.array_record"
+    rows = records.write_rows(path, packing.pack((documents[i] for i in order), config.row_length, overlap=1))
+    tokens, size = int(documents.lengths[chosen].sum()), int(documents.bytes[chosen].sum())
+    # An overlap's token stands twice: padding is what no row would have needed.
+    padding = round(max(0.0, 1 - tokens / (rows * config.row_length)), 6)
+    prepare.say(f"set {name}: {len(chosen):,} documents, {tokens:,} tokens, {rows:,} rows, {padding:.1%} padding")
+    facts = {"documents": len(chosen), "tokens": tokens, "bytes": size, "rows": rows, "padding": padding}
+    return {"file": path.name, **facts, "sha256": records.sha256(path)}
+
+
+def _write_evaluation(config: TextConfig, documents: Documents, split: mixing.Split, work: Path) -> dict[str, Any]:
+    """Write the rows of all parts one after another into one file."""
+    path, parts, rows = work / records.EVALUATION_ROWS, {}, []
+    for part, role in PARTS.items():
+        found = np.concatenate(split[role])
+        fitting = found[documents.bytes[found] <= config.evaluation_bytes]
+        if not len(fitting):
+            mend = f"every document of {role} is longer; raise it"
+            raise ValueError(f"data.evaluation_bytes={config.evaluation_bytes}: {mend}")
+        order = arithmetic.random_stream(config, "evaluation", part).permutation(fitting)
+        order = order[np.cumsum(documents.bytes[order]) <= config.evaluation_bytes]
+        packed = list(packing.pack((documents[i] for i in order), config.row_length, overlap=1))
+        rows += packed
+        tokens, size = int(documents.lengths[order].sum()), int(documents.bytes[order].sum())
+        parts[part] = {"rows": len(packed), "documents": len(order), "tokens": tokens, "bytes": size}
+        prepare.say(f"evaluation, {part}: {len(order):,} documents, {tokens:,} tokens, {size:,} bytes")
+    records.write_rows(path, rows)
+    return {"file": path.name, "parts": parts, "sha256": records.sha256(path)}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; a mistake in the settings ends in one line and exit code 2."""
+    prepare.run_command_line("distill_jax.data.prepare_text", TextConfig, prepare_text, arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""Where text comes from: lines that name files or TFDS data sets, cut into shards that any process can read.
+
+A line is `PATH` or `tfds:NAME`, options follow a question mark: `corpus/*.jsonl?field=body&weight=2`. The kind is told
+by the ending: .jsonl, .parquet, and any other is text; .jsonl and text may be gzipped. Needs no TensorFlow.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import glob
+import math
+import os
+from urllib.parse import parse_qsl
+
+SHARD_BYTES = 2**25
+TFDS_SHARDS = 20  # five per cent each
+OPTIONS = ("kind", "field", "document", "weight", "split")
+KINDS = ("text", "jsonl", "parquet", "tfds")
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """One line of sources.
+
+    Attributes:
+      name: the line without its options.
+      kind: text, jsonl, parquet or tfds.
+      field: where the text lies in a record of any kind but text.
+      document: of text, what a document is: a `line` or a whole `file`.
+      weight: the source's share of its side's tokens, relative to the others'; 0 takes them as they are.
+      split: of a TFDS data set.
+    """
+
+    name: str
+    kind: str = "text"
+    field: str = "text"
+    document: str = "line"
+    weight: float = 0.0
+    split: str = "train"
+
+    @property
+    def files(self) -> list[str]:
+        """The files, in the order of their names; none for TFDS."""
+        if self.kind == "tfds":
+            return []
+        return sorted(glob.glob(self.name)) if glob.has_magic(self.name) else [self.name]
+
+    def reading(self) -> dict[str, str]:
+        """Return what decides how the bytes become documents."""
+        used = {"text": ("document",), "tfds": ("name", "field", "split")}.get(self.kind, ("field",))
+        return {"kind": self.kind, **{key: getattr(self, key) for key in used}}
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """A part of a source that is read on its own.
+
+    Attributes:
+      path: the file; of TFDS the data set's name.
+      start, stop: documents that begin in these bytes; of parquet the row groups, of TFDS the percentages.
+      size: bytes, for the progress line.
+    """
+
+    source: Source
+    path: str
+    start: int
+    stop: int
+    size: int
+
+
+def parse(lines: str, key: str) -> tuple[Source, ...]:
+    """Read comma-separated source lines; ValueError names the setting `key`, the line and the mend."""
+    return tuple(_parse(line.strip(), f"data.{key}={line.strip()!r}") for line in lines.split(",") if line.strip())
+
+
+def _parse(line: str, where: str) -> Source:
+    name, _, query = line.partition("?")
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    for option in options:
+        near = (difflib.get_close_matches(option, OPTIONS, n=1) or [", ".join(OPTIONS)])[0]
+        _require(option in OPTIONS, f"{where}: no option {option!r}; did you mean {near}?")
+    kind = options.get("kind") or _kind(name)
+    _require(kind in KINDS, f"{where}: kind={kind}; choose one of {', '.join(KINDS)}")
+    _require(options.get("document", "line") in ("line", "file"), f"{where}: document is `line` or `file`")
+    try:
+        weight = float(options.pop("weight", 0.0))
+    except ValueError as error:
+        raise ValueError(f"{where}: weight must be a number") from error
+    _require(0 <= weight < math.inf, f"{where}: weight must not be negative, and finite")
+    name = name.removeprefix("tfds:")
+    return Source(**{**options, "name": name, "kind": kind, "weight": weight})  # type: ignore[arg-type]
+
+
+def _kind(name: str) -> str:
+    if name.startswith("tfds:"):
+        return "tfds"
+    plain = name.removesuffix(".gz")
+    return "jsonl" if plain.endswith((".jsonl", ".ndjson")) else "parquet" if plain.endswith(".parquet") else "text"
+
+
+def check_files(source: Source, key: str) -> None:
+    """Raise ValueError unless every file of the source can be read."""
+    where = f"data.{key}={source.name!r}"
+    _require(bool(source.files) or source.kind == "tfds", f"{where}: no file has such a name")
+    for path in source.files:
+        _require(not os.path.isdir(path), f"{where}: {path} is a directory; name its files, such as {path}/*.txt")
+        _require(os.path.isfile(path), f"{where}: no such file; give a text, .jsonl or .parquet file, or tfds:NAME")
+        _require(os.access(path, os.R_OK), f"{where}: {path} may not be read; change its permissions")
+
+
+def shards(source: Source) -> list[Shard]:
+    """Cut a source into shards; an empty file has none."""
+    if source.kind == "tfds":
+        step = 100 // TFDS_SHARDS
+        return [Shard(source, source.name, at, at + step, 0) for at in range(0, 100, step)]
+    return [shard for path in source.files for shard in _of_file(source, path)]
+
+
+def _of_file(source: Source, path: str) -> list[Shard]:
+    size = os.path.getsize(path)
+    if source.kind == "parquet":
+        groups = _row_groups(path)
+        return [Shard(source, path, i, i + 1, size // groups) for i in range(groups)]
+    whole = path.endswith(".gz") or (source.kind == "text" and source.document == "file")
+    step = max(size, 1) if whole else SHARD_BYTES
+    return [Shard(source, path, at, min(at + step, size), min(step, size - at)) for at in range(0, size, step)]
+
+
+def _row_groups(path: str) -> int:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.ParquetFile(path).num_row_groups
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{path}: not a parquet file, or a damaged one ({str(error).splitlines()[0]})") from error
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)

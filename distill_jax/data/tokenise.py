@@ -1,0 +1,85 @@
+"""Tokenise shards in several processes; each is a file that is whole or not there. Needs no TensorFlow but in them."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from distill_jax.data import quiet
+from distill_jax.data.documents import ShardWriter
+from distill_jax.data.prepare import say
+from distill_jax.data.sources import Shard
+
+FEW_BYTES = 2**26  # with fewer, starting another process takes longer than it saves
+SAY_SECONDS = 5.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One shard to tokenise, and where to."""
+
+    shard: Shard
+    path: Path
+    model: Path
+    skip_broken: bool
+
+    def __call__(self) -> int:
+        """Tokenise the shard and return its size in bytes."""
+        text_tasks = quiet.import_text_tasks()
+        words = text_tasks.load_vocabulary(self.model)
+        reading, writer = text_tasks.Reading(self.shard, words, self.skip_broken), ShardWriter(self.path)
+        unknown = 0
+        for batch in reading.batches():
+            unknown += int((batch["tokens"] == words.unk_id).sum())
+            writer.write(batch)
+        left_out = reading.reader.notes if reading.reader else {}
+        counts = {"blank": left_out.get("blank", 0), "broken": left_out.get("broken", 0), "unknown": unknown}
+        writer.finish({**counts, "first_broken": reading.reader.first_broken if reading.reader else ""})
+        return self.shard.size
+
+
+def run(jobs: Sequence[Job], of: int, workers: int) -> None:
+    """Run the jobs in as many processes as help, and say how far they are."""
+    if len(jobs) < of:
+        say(f"{of - len(jobs):,} of {of:,} shards were tokenised before")
+    total, done, start, said = sum(job.shard.size for job in jobs), 0, time.monotonic(), time.monotonic()
+    for count, size in enumerate(results(jobs, workers or (os.cpu_count() or 1), total), 1):
+        done, now = done + size, time.monotonic()
+        if now - said > SAY_SECONDS:
+            said, rate = now, done / (now - start)
+            left = f"{(total - done) / rate:,.0f} s left" if rate else "?"
+            say(f"shard {count:,} of {len(jobs):,}  {done / 1e6:,.0f} of {total / 1e6:,.0f} MB  {left}")
+
+
+def results(jobs: Sequence[Job], workers: int, total: int) -> Iterator[int]:
+    workers = min(workers, len(jobs))
+    if workers < 2 or 0 < total < FEW_BYTES:
+        yield from (job() for job in jobs)
+        return
+    # Spawned: TensorFlow's threads do not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(workers, context, _end_with_parent) as pool:
+        try:
+            for future in concurrent.futures.as_completed([pool.submit(job) for job in jobs]):
+                yield future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _end_with_parent() -> None:
+    """Leave when the process that gave out the work was killed; otherwise a worker waits for more for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()

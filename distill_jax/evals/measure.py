@@ -1,0 +1,56 @@
+"""What is measured of a model. It belongs to the data: prompts have an exact answer, text has a likelihood."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+from jax.sharding import Mesh
+
+from distill_jax.evals.exact_match import ExactMatch
+from distill_jax.evals.lm import BitsPerByte
+from distill_jax.io.scale import Scale
+from distill_jax.models.transformer import TransformerConfig
+
+PARTS = ("retain", "shown", "heldout")  # of what is evaluated
+
+
+class Measure(Protocol):
+    """A measurement on the parts retain, shown and heldout of prepared data. It is made of their directory.
+
+    Attributes:
+      scale: how its numbers read.
+    """
+
+    scale: ClassVar[Scale]
+
+    def __init__(self, data: Any) -> None: ...
+
+    @staticmethod
+    def described(manifest: dict[str, Any]) -> dict[str, Any]:
+        """Return {"evaluated": items by part, "facts": {"shown", "heldout"} there are} from the data's manifest."""
+
+    def evaluator(
+        self, cfg: TransformerConfig, mesh: Mesh, parts: Sequence[str], batch: int, chunk: int
+    ) -> Callable[..., np.ndarray]:
+        """Build evaluate(params [P, ...], base=None) -> what is seen of each member, [P, n]; n is the measure's own.
+
+        Args:
+          batch: items at a time, 0 for all; chunk: tokens whose logits exist at a time, 0 for all.
+        """
+
+    def series(self, seen: np.ndarray, parts: Sequence[str]) -> dict[str, np.ndarray]:
+        """Return {name: fp64 [P]} from an evaluator's [P, n]: a score for each part by its name, and details."""
+
+    def result(self, seen: np.ndarray, parts: Sequence[str]) -> dict[str, Any]:
+        """Return {"retain", "forget", "by_group"} of one model from its row [n]."""
+
+    def flops(self, cfg: TransformerConfig, parts: Sequence[str]) -> float:
+        """Return what evaluating one member costs."""
+
+    def tokens(self, parts: Sequence[str]) -> int:
+        """Return how many tokens evaluating one member reads and writes, padding included."""
+
+
+MEASURES: dict[str, type[Measure]] = {"exact_match": ExactMatch, "bits_per_byte": BitsPerByte}

@@ -1,0 +1,101 @@
+"""What a measure's numbers mean: which way is more ability, how far they reach, how they are written."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+MISSING = "–"
+NARROW = "\u202f"  # a narrow no-break space keeps "92 %" on one line
+
+
+def percent(value: float | None) -> str:
+    """Write a fraction as whole per cent, with a decimal where rounding would hide it."""
+    if value is None:
+        return MISSING
+    return f"{value * 100:.{1 if 0 < value < 0.01 else 0}f}{NARROW}%"
+
+
+def _bits(value: float | None) -> str:
+    return MISSING if value is None else f"{value:.2f}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """How the numbers of a measure read.
+
+    Attributes:
+      key: names it in results and summaries.
+      name: in a sentence; item: what is held out from an attacker.
+      sign: +1 if a larger number is more ability, -1 if a smaller one is.
+      bounds: the smallest and the largest number there can be.
+      nothing: what a model scores that knows nothing; None where no number is known beforehand.
+      relative: whether a tolerance is a share of the goal, or a difference.
+      show: writes a number in a sentence.
+      cell: writes it in a table whose heading has the unit.
+      tick, hover: Plotly's formats, of an axis and of what the pointer shows.
+    """
+
+    key: str
+    name: str
+    item: str
+    sign: int
+    bounds: tuple[float, float]
+    nothing: float | None
+    relative: bool
+    show: Callable[[float | None], str]
+    cell: Callable[[float], str]
+    tick: str
+    hover: str
+
+    def ability(self, value: float | None) -> float:
+        """Return a number that is larger the more a model can; least for a score that is missing."""
+        return -math.inf if value is None else self.sign * value
+
+    def best(self, values: np.ndarray, axis: int | None = None) -> np.ndarray:
+        """Return the score of most ability along an axis."""
+        return values.max(axis=axis) if self.sign > 0 else values.min(axis=axis)
+
+    def argbest(self, values: np.ndarray, axis: int) -> np.ndarray:
+        """Return where the score of most ability lies along an axis."""
+        return values.argmax(axis=axis) if self.sign > 0 else values.argmin(axis=axis)
+
+    def goal(self, score: float, tolerance: float) -> float:
+        """Return the score that is a tolerance worse: what counts as having recovered `score`."""
+        return score * (1 - self.sign * tolerance) if self.relative else score - self.sign * tolerance
+
+    def reaches(self, values: np.ndarray, goals: np.ndarray) -> np.ndarray:
+        """Return which values show at least the ability of their goals."""
+        return values >= goals if self.sign > 0 else values <= goals
+
+
+ACCURACY = Scale(
+    key="accuracy",
+    name="accuracy",
+    item="fact",
+    sign=1,
+    bounds=(0.0, 1.0),
+    nothing=0.0,
+    relative=False,
+    show=percent,
+    cell=lambda value: f"{value * 100:.1f}",
+    tick=".0%",
+    hover=".1%",
+)
+BITS_PER_BYTE = Scale(
+    key="bits_per_byte",
+    name="bits per byte",
+    item="document",
+    sign=-1,
+    bounds=(0.0, math.inf),
+    nothing=None,
+    relative=True,
+    show=_bits,
+    cell=lambda value: f"{value:.3f}",
+    tick=".2f",
+    hover=".3f",
+)
+SCALES = {scale.key: scale for scale in (ACCURACY, BITS_PER_BYTE)}

@@ -1,0 +1,194 @@
+"""Bits per byte against float64 sums over documents that stand alone; scales; the paper's claims read in bits."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distill_jax.data import packing, records
+from distill_jax.evals.claims import judge
+from distill_jax.evals.lm import BitsPerByte
+from distill_jax.evals.robustness import worst_case
+from distill_jax.io import report
+from distill_jax.io.scale import ACCURACY, BITS_PER_BYTE
+from distill_jax.models import transformer
+from distill_jax.models.transformer import TransformerConfig
+from distill_jax.sharding.mesh import make_mesh
+from tests import test_evals, test_report
+
+CFG = TransformerConfig(vocab=11, layers=1, hidden=8, mlp=12, heads=2, kv_heads=1, head_dim=4, query_scale=4.0)
+ROW = 8
+PARTS = ("retain", "shown", "heldout")
+DOCUMENTS = {"retain": [3, 8, 5, 2], "shown": [7], "heldout": [6, 6, 1, 4, 3]}  # tokens
+BYTES = {"retain": 31, "shown": 7, "heldout": 55}
+
+
+@functools.cache
+def documents() -> dict[str, list[np.ndarray]]:
+    rng = np.random.default_rng(3)
+    return {part: [rng.integers(1, CFG.vocab, n) for n in lengths] for part, lengths in DOCUMENTS.items()}
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A prepared directory's evaluation, its rows packed; made without the code that prepares text."""
+    directory, rows, told = tmp_path_factory.mktemp("rows"), [], {}
+    for part, found in documents().items():
+        packed = list(packing.pack((packing.Document(d, d * 0) for d in found), ROW))
+        rows += packed
+        told[part] = {"rows": len(packed), "documents": len(found), "bytes": BYTES[part]}
+    records.write_rows(directory / records.EVALUATION_ROWS, rows)
+    manifest = {"evaluation": {"file": records.EVALUATION_ROWS, "parts": told}, "sets": {"forget": {"documents": 9}}}
+    (directory / records.MANIFEST).write_text(json.dumps(manifest))
+    return directory
+
+
+@functools.cache
+def weights(seed: int):
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(lambda: transformer.init(CFG, jax.random.key(0)))
+    return jax.tree.map(lambda x: rng.normal(0, 0.5, x.shape).astype(np.float32), shapes)
+
+
+@functools.cache
+def expected(seed: int) -> dict[str, float]:
+    """Bits per byte from the logits of each document in a row of its own, summed in float64."""
+    forward = jax.jit(functools.partial(transformer.apply, CFG))
+    out = {}
+    for part, found in documents().items():
+        bits = 0.0
+        for ids in found:
+            row = np.zeros((1, ROW), np.int32)
+            row[0, : len(ids)] = ids
+            logits = np.asarray(forward(weights(seed), row, (row > 0).astype(np.int32))[0], np.float64)
+            for i in range(len(ids) - 1):
+                shifted = logits[i] - logits[i].max()
+                bits += (math.log(np.exp(shifted).sum()) - shifted[ids[i + 1]]) / math.log(2)
+        out[part] = bits / BYTES[part]
+    return out
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(("batch", "chunk"), [(0, 0), (2, 3)])
+def test_bits_per_byte_are_those_of_documents_that_stand_alone(prepared, batch, chunk):
+    measure = BitsPerByte(prepared)
+    members = jax.tree.map(lambda *leaves: np.stack(leaves), weights(0), weights(1))
+    evaluate = measure.evaluator(CFG, make_mesh(2), PARTS, batch, chunk)
+    seen = evaluate(members)
+    found = measure.series(seen, PARTS)
+    for seed in (0, 1):
+        for part in PARTS:
+            assert found[part][seed] == pytest.approx(expected(seed)[part], rel=1e-5)
+    result = measure.result(seen[1], PARTS)
+    assert (result["retain"], result["forget"]) == (found["retain"][1], found["heldout"][1])
+    assert result["by_group"]["forget/shown"] == {"bits_per_byte": found["shown"][1], "bytes": 7}
+    assert expected(0)["retain"] != pytest.approx(expected(1)["retain"], rel=0.01)
+
+
+@pytest.mark.unit
+def test_a_part_alone_is_measured_as_with_the_others(prepared):
+    measure = BitsPerByte(prepared)
+    one = jax.tree.map(lambda leaf: leaf[None], weights(0))
+    seen = measure.evaluator(CFG, make_mesh(1), ("retain",), 0, 0)(one)
+    assert seen.shape == (1, 1)
+    assert measure.series(seen, ("retain",))["retain"][0] == pytest.approx(expected(0)["retain"], rel=1e-5)
+    told = BitsPerByte.described(records.load_manifest(prepared))
+    assert told["evaluated"] == {"retain": 4, "forget_shown": 1, "forget_heldout": 5}
+    assert told["facts"] == {"shown": 9, "heldout": 5}
+
+
+@pytest.mark.unit
+def test_a_goal_is_a_share_of_the_cross_entropy_and_a_difference_of_accuracies():
+    assert BITS_PER_BYTE.goal(2.0, 0.05) == pytest.approx(2.1) and ACCURACY.goal(0.9, 0.05) == pytest.approx(0.85)
+    goals = np.array([2.1, 2.1])
+    assert BITS_PER_BYTE.reaches(np.array([2.0, 2.2]), goals).tolist() == [True, False]
+    assert ACCURACY.reaches(np.array([2.0, 2.2]), goals).tolist() == [False, True]
+    assert BITS_PER_BYTE.ability(None) == ACCURACY.ability(None) == -math.inf
+
+
+@pytest.mark.unit
+def test_the_worst_case_takes_the_fewest_bits_and_the_retain_score_of_the_same_member():
+    """Bits that are 2 - accuracy are worst where the accuracy is, and by as much."""
+    told = [
+        row | {key: 2 - row[key] for key in PARTS} if row["kind"] == "evaluation" else row
+        for row in test_evals.attack_rows()
+    ]
+    bits, accuracy = worst_case(told, scale=BITS_PER_BYTE), worst_case(test_evals.attack_rows())
+    for part in ("forget_heldout", "forget_shown"):
+        assert bits[part]["worst"] == pytest.approx([2 - value for value in accuracy[part]["worst"]])
+    low, high = (np.array(bits["forget_heldout"][key]) for key in ("low", "high"))
+    assert np.all(low <= bits["forget_heldout"]["worst"]) and np.all(high >= bits["forget_heldout"]["worst"])
+    assert high.max() > 1  # bits do not end at one
+    assert bits["retain_at_worst"] == pytest.approx([2 - value for value in accuracy["retain_at_worst"]])
+    assert bits["best_learning_rate"] == accuracy["best_learning_rate"]
+
+
+def in_bits(model: dict) -> dict:
+    """A model whose every accuracy is told as bits: 5 - 4 · accuracy."""
+    turn = lambda value: 5 - 4 * value  # noqa: E731
+    curve = model["attack"]["forget_heldout"]
+    turned = {"worst": [turn(v) for v in curve["worst"]], "by_seed": [[turn(v) for v in s] for s in curve["by_seed"]]}
+    turned |= {"low": [turn(v) for v in curve["high"]], "high": [turn(v) for v in curve["low"]]}
+    attack = {**model["attack"], "forget_heldout": turned}
+    return {**model, "forget": turn(model["forget"]), "attack": attack}
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("case", [None, *test_evals.CHANGES], ids=lambda case: " ".join(case) if case else "all hold")
+def test_claims_are_judged_the_same_in_bits(case):
+    models = test_evals.good_run() | {m["name"]: m for m in (test_evals.CHANGES[case][1] if case else [])}
+    plain = [claim["held"] for claim in judge(list(models.values()))]
+    found = judge([in_bits(m) for m in models.values()], BITS_PER_BYTE)
+    # Suppression is measured from the oracle on, not from zero, and so is not the same question.
+    assert [claim["held"] for claim in found[1:]] == plain[1:]
+    assert all("fact" not in claim["claim"] + claim["evidence"] for claim in found[:-1])
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(("end", "held"), [(0.9, True), (0.5, False)])
+def test_suppression_is_measured_between_the_oracle_and_the_reference(end, held):
+    """The oracle ends at .2 and the reference knows .95: half of the way is .575."""
+    models = test_evals.good_run() | {"maxent": test_evals.model("maxent", end)}
+    assert judge([in_bits(m) for m in models.values()], BITS_PER_BYTE)[0]["held"] is held
+    del models["oracle"]
+    assert judge([in_bits(m) for m in models.values()], BITS_PER_BYTE)[0]["held"] is None
+
+
+@pytest.mark.unit
+def test_the_report_reads_bits_the_other_way_round():
+    """The same verdict, the same shares of the way; but no per cent of facts and no axis that ends at one."""
+    summary = test_report.example() | {"measure": "bits_per_byte"}
+    for model in summary["models"]:
+        model["retain"], model["forget"] = 2 - model["retain"], 3 - 2 * model["forget"]
+        model["by_group"] = {"forget/shown": {"bits_per_byte": 1.875, "bytes": 9}}
+        if model["attack"]:
+            curve, turned = model["attack"]["forget_heldout"], {"worst": "worst", "low": "high", "high": "low"}
+            bits = {key: [3 - 2 * v for v in curve[other]] for key, other in turned.items()}
+            model["attack"] |= {"forget_heldout": bits, "forget_shown": bits}
+    page = test_report.Page(report.render(summary))
+    assert "Student resists relearning: better than suppression alone, and not measurably worse" in page.text
+    assert "2.62 from UNDO α = 0.8" in page.text and "best of 3 settings" in page.text
+    assert "covers 93\u202f% of the way from suppression to the oracle for 88\u202f%" in page.text
+    assert "facts" not in page.text and "It keeps what it should: retain bits per byte 1.05" in page.text
+    panels = page.drawings["figures"]
+    assert panels["panel-heldout"]["layout"]["yaxis"]["range"][1] > 2.9
+    assert all(panel["layout"]["yaxis"]["tickformat"] == ".2f" for panel in panels.values())
+    assert page.rows["maxent"][2] == ("1.875", "1.875")
+
+
+@pytest.mark.property
+@settings(max_examples=60, deadline=None)
+@given(values=st.lists(st.floats(0, 9), min_size=1, max_size=6))
+def test_best_is_where_argbest_says_and_has_the_most_ability(values):
+    found = np.array([values])
+    for scale in (ACCURACY, BITS_PER_BYTE):
+        best = scale.best(found, axis=1)[0]
+        assert found[0, scale.argbest(found, axis=1)[0]] == best
+        assert scale.ability(best) == max(map(scale.ability, values))
