@@ -1,7 +1,12 @@
-"""Damage to files, and what all processes of one test session share."""
+"""Damage to files, disks that fill up, and what all processes of one test session share."""
 
+import contextlib
 import os
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 
 def largest(directory: Path) -> Path:
@@ -36,3 +41,23 @@ def kept_in(cache: Path) -> dict[str, str]:
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
+
+
+@contextlib.contextmanager
+def small_disk(directory: Path, size: str) -> Iterator[Path]:
+    """Mount a small file system of its own, where that is allowed."""
+    directory.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(directory)], capture_output=True)
+    if made.returncode:
+        pytest.skip(f"cannot mount a small file system here: {made.stderr.decode().strip()}")
+    try:
+        yield directory
+    finally:
+        subprocess.run(["umount", str(directory)], check=True)
+
+
+def fill(disk: Path, leave: int) -> None:
+    """Fill a disk but for some KiB."""
+    free = os.statvfs(disk)
+    with open(disk / "filler", "wb") as file:
+        file.write(bytes(free.f_bavail * free.f_frsize - leave * 1024))

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ from test_run import ROOT, Runs, assert_same_run, finished_run, forget, node
 
 from distill_jax import graph
 from distill_jax.main import main
-from tests.spoil import cut, flip, largest, shared
+from tests.spoil import cut, fill, flip, largest, shared, small_disk
 
 SMOKE = "--config=configs/arithmetic.py:smoke"
 
@@ -324,26 +323,6 @@ def runs_here(base) -> Callable[..., subprocess.CompletedProcess[str]]:
 
 
 # A full disk
-
-
-@contextlib.contextmanager
-def small_disk(directory: Path, size: str) -> Iterator[Path]:
-    """Mount a small file system of its own, where that is allowed."""
-    directory.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(directory)], capture_output=True)
-    if made.returncode:
-        pytest.skip(f"cannot mount a small file system here: {made.stderr.decode().strip()}")
-    try:
-        yield directory
-    finally:
-        subprocess.run(["umount", str(directory)], check=True)
-
-
-def fill(disk: Path, leave: int) -> None:
-    """Fill a disk but for some KiB."""
-    free = os.statvfs(disk)
-    with open(disk / "filler", "wb") as file:
-        file.write(bytes(free.f_bavail * free.f_frsize - leave * 1024))
 
 
 @pytest.mark.end_to_end

@@ -13,7 +13,7 @@ import harness
 import pytest
 from harness import Workers, assert_same, computed, kill, nodes, said
 
-from tests.spoil import cut, flip, largest, shared
+from tests.spoil import cut, fill, flip, largest, shared, small_disk
 
 KILLS = 20
 
@@ -163,6 +163,25 @@ def test_what_is_spoilt_is_named_and_never_used(workers, undisturbed, copy):
     code, text = workers(copy)
     assert code == 0, text
     assert_same(copy, undisturbed)
+
+
+@pytest.mark.end_to_end
+def test_a_disk_that_fills_up_in_the_middle_of_a_checkpoint(workers, undisturbed, tmp_path):
+    """One message, nothing lost that was finished, and room is all it takes to go on."""
+    with small_disk(tmp_path / "disk", "64m") as disk:
+        shutil.copytree(undisturbed, disk / "sweep")
+        workdir = tmp_path / "sweep"
+        workdir.symlink_to(disk / "sweep")  # so that what workers say is written elsewhere
+        remove(workdir, "undo-0.2", "relearn-undo-0.2")
+        before = {name for name, path in nodes(workdir).items() if (path / "DONE").exists()}
+        fill(disk, 100)
+        code, text = workers(workdir)
+        assert code == 2 and "No space left on device" in text and "Traceback" not in text, text
+        assert before == {name for name, path in nodes(workdir).items() if (path / "DONE").exists()}
+        (disk / "filler").unlink()
+        code, text = workers(workdir)
+        assert code == 0, text
+        assert_same(workdir, undisturbed)
 
 
 @pytest.mark.end_to_end
