@@ -93,10 +93,11 @@ def test_bits_per_byte_are_those_of_documents_that_stand_alone(prepared, batch, 
 
 
 @pytest.mark.unit
-def test_a_part_alone_is_measured_as_with_the_others(prepared):
+@pytest.mark.parametrize("ways", [{}, {"fsdp": 2}, {"tensor": 2}], ids=str)
+def test_a_part_alone_is_measured_as_with_the_others_on_any_mesh(prepared, ways):
     measure = BitsPerByte(prepared)
     one = jax.tree.map(lambda leaf: leaf[None], weights(0))
-    seen = measure.evaluator(CFG, make_mesh(1), ("retain",), 0, 0)(one)
+    seen = measure.evaluator(CFG, make_mesh(1, **ways), ("retain",), 4, 0)(one)
     assert seen.shape == (1, 1)
     assert measure.series(seen, ("retain",))["retain"][0] == pytest.approx(expected(0)["retain"], rel=1e-5)
     told = BitsPerByte.described(records.load_manifest(prepared))
