@@ -13,6 +13,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from test_cli import assert_refused, call
+from test_run import environment
 
 from distill_jax import graph
 from distill_jax.config import ConfigError
@@ -21,8 +23,6 @@ from distill_jax.experiment import load_experiment, load_module
 from distill_jax.main import main
 from distill_jax.stages import Pretrain, Relearn
 from tests.spoil import shared
-from tests.test_cli import assert_refused, call
-from tests.test_run import environment
 
 ROOT = Path(__file__).parents[1]
 SMOKE = "--config=configs/language.py:smoke"
@@ -34,7 +34,7 @@ def program(command: str, workdir: Path, *more: str) -> subprocess.CompletedProc
     # Its programs run for milliseconds: leave LLVM's optimiser out.
     flags = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
     env = environment(workdir.parent / "compiled") | {"XLA_FLAGS": flags}
-    return subprocess.run(arguments, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
+    return subprocess.run(arguments, cwd=ROOT, env=env, capture_output=True, text=True, timeout=900)
 
 
 @pytest.fixture(scope="module")

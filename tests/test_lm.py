@@ -9,6 +9,8 @@ import math
 import jax
 import numpy as np
 import pytest
+import test_evals
+import test_report
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,7 +23,6 @@ from distill_jax.io.scale import ACCURACY, BITS_PER_BYTE
 from distill_jax.models import transformer
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.sharding.mesh import make_mesh
-from tests import test_evals, test_report
 
 CFG = TransformerConfig(vocab=11, layers=1, hidden=8, mlp=12, heads=2, kv_heads=1, head_dim=4, query_scale=4.0)
 ROW = 8
