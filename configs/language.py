@@ -2,7 +2,7 @@
 
   configs/language.py          the paper's 0.1B model and its settings; for accelerators
   configs/language.py:cpu      the same stages, 1.3 M parameters, on any two texts of some megabytes
-  configs/language.py:smoke    the same graph for a few steps on the package's own sample: seconds, learns nothing
+  configs/language.py:smoke    the same graph for a few steps on the package's own sample; learns nothing
 
 The paper keeps FineWeb-Edu and forgets FineWeb-2's Korean, 1e9 tokens of each; both are on the Hugging Face hub as
 parquet files, with their text in the column `text`. Its vocabulary is Gemma's; without that file one of 65,536 entries

@@ -9,6 +9,8 @@ import math
 import jax
 import numpy as np
 import pytest
+import test_evals
+import test_report
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,7 +23,6 @@ from distill_jax.io.scale import ACCURACY, BITS_PER_BYTE
 from distill_jax.models import transformer
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.sharding.mesh import make_mesh
-from tests import test_evals, test_report
 
 CFG = TransformerConfig(vocab=11, layers=1, hidden=8, mlp=12, heads=2, kv_heads=1, head_dim=4, query_scale=4.0)
 ROW = 8
@@ -93,10 +94,11 @@ def test_bits_per_byte_are_those_of_documents_that_stand_alone(prepared, batch, 
 
 
 @pytest.mark.unit
-def test_a_part_alone_is_measured_as_with_the_others(prepared):
+@pytest.mark.parametrize("ways", [{}, {"fsdp": 2}, {"tensor": 2}], ids=str)
+def test_a_part_alone_is_measured_as_with_the_others_on_any_mesh(prepared, ways):
     measure = BitsPerByte(prepared)
     one = jax.tree.map(lambda leaf: leaf[None], weights(0))
-    seen = measure.evaluator(CFG, make_mesh(1), ("retain",), 0, 0)(one)
+    seen = measure.evaluator(CFG, make_mesh(1, **ways), ("retain",), 4, 0)(one)
     assert seen.shape == (1, 1)
     assert measure.series(seen, ("retain",))["retain"][0] == pytest.approx(expected(0)["retain"], rel=1e-5)
     told = BitsPerByte.described(records.load_manifest(prepared))

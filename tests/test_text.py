@@ -126,6 +126,18 @@ def test_a_damaged_container_is_named(tmp_path, name, said):
 
 
 @pytest.mark.unit
+def test_a_parquet_file_that_is_damaged_inside_is_named(tmp_path):
+    table = pyarrow.table({"text": [f"line {i * i}" for i in range(5000)]})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet", compression="zstd", use_dictionary=False)
+    data = bytearray((tmp_path / "a.parquet").read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 1000] = bytes(1000)
+    (tmp_path / "a.parquet").write_bytes(data)
+    with pytest.raises(Broken, match=r"a\.parquet: damaged in row group 0"):
+        read(f"{tmp_path}/a.parquet")
+
+
+@pytest.mark.unit
 def test_a_parquet_file_without_the_column_tells_those_it_has(tmp_path):
     pyarrow.parquet.write_table(pyarrow.table({"body": ["a"], "url": ["b"]}), tmp_path / "a.parquet")
     with pytest.raises(Broken, match="has no column 'text' but body, url; name one as"):

@@ -120,21 +120,20 @@ def _tokenise(
         count, shard = sum(note["documents"] for note in mine), shard + len(found)
         places[source] = np.arange(first, first + count)
         first += count
-        name = config.sources(source[0])[source[1]].name
-        notes[f"{source[0]}: {name}"] = _note(config, source, mine, documents, places[source])
+        told = config.sources(source[0])[source[1]]
+        name = f"{source[0]}: {told.name}"
+        notes[name] = _note(name, told.files, mine, documents, places[source])
     return documents, places, notes
 
 
 def _note(
-    config: TextConfig, source: tuple[str, int], notes: list[dict[str, Any]], documents: Documents, mine: np.ndarray
+    name: str, files: Sequence[str], notes: Sequence[dict[str, Any]], documents: Documents, mine: np.ndarray
 ) -> dict[str, Any]:
     """Sum up a source, and say aloud what was left out of it."""
     totals: collections.Counter[str] = collections.Counter()
     for note in notes:
         totals.update({key: note[key] for key in ("unknown", "blank", "broken")})
-    files = config.sources(source[0])[source[1]].files
     empty = [path for path in files if not os.path.getsize(path)]
-    name = f"{source[0]}: {config.sources(source[0])[source[1]].name}"
     tokens, size = int(documents.lengths[mine].sum()), int(documents.bytes[mine].sum())
     left_out = [f"{totals['blank']:,} blank"] * bool(totals["blank"])
     if totals["broken"]:

@@ -100,9 +100,17 @@ class Reader:
                 yield file, file.tell()
 
     def _parquet(self) -> Iterator[Piece]:
+        import pyarrow
         import pyarrow.parquet
 
-        file, field = pyarrow.parquet.ParquetFile(self.shard.path), self.shard.source.field
+        try:
+            yield from self._row_group(pyarrow.parquet.ParquetFile(self.shard.path))
+        except (pyarrow.ArrowException, OSError) as error:
+            said = str(error).splitlines()[0]
+            raise Broken(f"{self.shard.path}: damaged in row group {self.shard.start} ({said})") from error
+
+    def _row_group(self, file: Any) -> Iterator[Piece]:
+        field = self.shard.source.field
         if field not in file.schema_arrow.names:
             columns = ", ".join(file.schema_arrow.names)
             raise Broken(f"{self.shard.path}: has no column {field!r} but {columns}; name one as ?field=")

@@ -26,7 +26,7 @@ class TextConfig:
       retain_share: share of `retain` in the tokens of the set `all`.
       tokens: tokens of the set `all`; sources that have fewer repeat. 0: as many as there are without repeating any.
       row_length: tokens in a packed row.
-      vocabulary: the path of a SentencePiece model; "" trains one on the training documents.
+      vocabulary: the path of a SentencePiece model; "" trains one on the sources.
       vocabulary_size: entries of a trained one.
       vocabulary_bytes: text of each side that it is trained on.
       evaluation_bytes: text of each part that models are measured on.
