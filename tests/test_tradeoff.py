@@ -261,6 +261,18 @@ def test_size_fit_is_a_log_log_regression_with_a_prediction_interval() -> None:
 
 
 @pytest.mark.unit
+def test_a_law_that_needs_less_than_one_step_is_said_not_to_hold() -> None:
+    # 1,000 FLOPs a parameter and step; 100 steps at 1e5 parameters, and by the law one step at 1e9.
+    def judged(exponent: float) -> str:
+        runs = sized(lambda n, _: 1e10 * (n / 1e5) ** exponent)
+        runs = [r | {"steps": round(100 * (r["parameters"] / 1e5) ** (exponent - 1))} for r in runs]
+        return fits.compute_against_size(runs, at=(1e7, 1e8, 1e10))[0]["fit"]["warning"]
+
+    assert "At 1e+10 parameters it already means less than one training step" in judged(0.5)
+    assert "less than one" not in judged(1.1)
+
+
+@pytest.mark.unit
 def test_seeds_do_not_stand_in_for_sizes() -> None:
     runs = sized(lambda n, seed: n**1.5 * (1 + 0.3 * (n == 200_000)))
     again = [{**r, "seed": r["seed"] + 3 * turn} for r in runs for turn in range(9)]

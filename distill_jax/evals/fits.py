@@ -181,9 +181,18 @@ def _size_fit(runs: list[Run], at: Sequence[float]) -> dict[str, Any]:
         f"{min(orders):.1f} to {max(orders):.1f} orders of magnitude. The interval assumes that the same power law "
         "holds all the way, which nothing here can test."
     )
+    if short := [p["parameters"] for p in predictions if p["flops"] < p["parameters"] * _step_flops(runs)]:
+        warning += (
+            f" At {min(short):.2g} parameters it already means less than one training step: there it cannot hold."
+        )
     points = _lists(parameters=sizes, flops=10.0 ** np.array(flops))
     exponent = line.slope_interval()
     return {"exponent": exponent, "r2": line.r2(), "points": points, "predictions": predictions, "warning": warning}
+
+
+def _step_flops(runs: list[Run]) -> float:
+    """Return the least that a training step of these runs cost for each parameter; 0 where no run took one."""
+    return min((run["flops"] / run["parameters"] / run["steps"] for run in runs if run.get("steps")), default=0.0)
 
 
 def _training_flops(run: Run) -> float | None:
