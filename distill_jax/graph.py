@@ -183,7 +183,7 @@ def execute(
         progress.begin(", ".join(n.name for n in group), len(group))
         if chief():
             for node in group:
-                _prepare_directory(node)
+                _prepare_directory(node, ctx)
         barrier("a group's directories")
         if group[0].name != DATA:
             progress.flops_left = sum(planned_flops(ctx, n) for n in nodes.values() if not n.done)
@@ -232,14 +232,16 @@ def _needed(step: Any, shapes: Any) -> float:
     return math.inf if needed is None else needed
 
 
-def _prepare_directory(node: Node) -> None:
+def _prepare_directory(node: Node, ctx: Context) -> None:
     node.directory.mkdir(parents=True, exist_ok=True)
     config = {
         "name": node.stage,
         "verb": node.verb,
         "identity": node.identity,
         "settings": dataclasses.asdict(node.settings),
-        "inputs": node.inputs,
+        "inputs": {role: ctx.nodes[source].directory.name for role, source in node.inputs.items()},
+        "model": dataclasses.asdict(ctx.model),
+        "vocabulary": getattr(ctx.nodes[DATA].settings, "vocabulary", ""),
     }
     write_json(node.directory / "config.json", config)
 

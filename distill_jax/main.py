@@ -1,4 +1,4 @@
-"""The only entry point: `distill-jax run | prepare | report | sweep | plan | bench`.
+"""The only entry point: `distill-jax COMMAND`, the commands being those of USAGE.
 
 Exit codes: 0 when everything asked for is complete; 2 with a line or two when the input is wrong or the disk refuses;
 42 when SIGTERM came and everything up to it is saved: the same command, started again, continues.
@@ -27,6 +27,7 @@ from distill_jax.config import ConfigError, Interrupted, check, nearest
 from distill_jax.experiment import load_experiment, load_module
 
 TRY_AGAIN = 42
+INTEROP = ("import", "export", "score", "generate")
 
 USAGE = """usage: distill-jax COMMAND --config=FILE.py[:preset] --workdir=DIR [--config.key=value …]
        distill-jax plan --config=FILE.py[:preset] --slice=v5e-16 [--json=FILE] [--stages=NAME,…] [--prices=FILE]
@@ -38,7 +39,10 @@ commands:
   bench    measure speed and memory on synthetic data (needs neither; `distill-jax bench --help`)
   sweep    compute many points over one config, alone or beside other workers (`distill-jax sweep --help`)
   plan     compile an experiment for a TPU slice, without one, and print memory, time and cost of every stage
-           (--slice=auto: the cheapest it fits on; --verbose: also where every parameter lies)"""
+           (--slice=auto: the cheapest it fits on; --verbose: also where every parameter lies)
+  import   make a model in the Hugging Face layout one that stages can start from; export: the way back
+  score    per-token log-likelihoods of texts; generate: what a model writes after prompts
+           (these four have flags of their own: `distill-jax import --help` and so on)"""
 
 SWEEP_USAGE = """usage: distill-jax sweep --sweep=FILE.py[:preset] --workdir=DIR [--config.key=value …]
 
@@ -78,7 +82,7 @@ def parse(argv: Sequence[str]) -> Arguments:
     Raises:
       ConfigError: naming what is unknown, missing or of the wrong type.
     """
-    commands = ("run", "prepare", "report", "sweep", "plan", "bench")
+    commands = ("run", "prepare", "report", "sweep", "plan", "bench", *INTEROP)
     check(len(argv) > 1, USAGE)
     command, given = argv[1], ["distill-jax", *(_DRY_RUN.get(a, a) for a in argv[2:])]
     mend = f"{nearest(command, commands)}; there are {', '.join(commands)}"
@@ -203,7 +207,7 @@ def _explain(error: Exception) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program and return its exit code."""
     argv = list(sys.argv if argv is None else argv)
-    if ({"--help", "-h"} & set(argv[1:]) and argv[1] != "bench") or argv[1:2] == ["help"]:
+    if ({"--help", "-h"} & set(argv[1:]) and argv[1] not in ("bench", *INTEROP)) or argv[1:2] == ["help"]:
         print(SWEEP_USAGE if argv[1] == "sweep" else USAGE)
         return 0
     try:
@@ -232,6 +236,11 @@ def _main(argv: Sequence[str]) -> int:
         from distill_jax.bench import command
 
         command.main(argv[2:])
+        return 0
+    if argv[1:2] and argv[1] in INTEROP:
+        from distill_jax.interop import command as interop
+
+        interop.main(argv[1], argv[2:])
         return 0
     given = parse(argv)
     if given.command == "report":

@@ -74,7 +74,7 @@ def torch_stepper(python: str, case: Case, device: str, *, threads: int = 0, com
     Raises:
       Unavailable: with PyTorch's own reason.
     """
-    if not (case.cfg.tied and case.cfg.post_norms and case.cfg.activation == "gelu"):
+    if not (case.cfg.tied and case.cfg.post_norms and case.cfg.activation == "gelu") or case.cfg.qk_norm:
         raise Unavailable("only Gemma 2 has a counterpart here")
     spec = {
         "model": dataclasses.asdict(case.cfg),

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from distill_jax.models import lora, transformer
+from distill_jax.models import lora
+from distill_jax.models.decoding import greedy
 from distill_jax.models.transformer import TransformerConfig
-from distill_jax.sharding.mesh import constrain, over_members, replicated, tracing
+from distill_jax.sharding.mesh import over_members, replicated, tracing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,34 +50,6 @@ def prompts_by_form(items: Sequence[dict[str, Any]]) -> list[Prompts]:
         groups = tuple(f"{item['operation']}/{form}/{item['part']}" for item in chosen)
         out.append(Prompts(prompts, lengths, answers, groups))
     return out
-
-
-def greedy(cfg: TransformerConfig, params: Any, prompts: jax.Array, lengths: jax.Array, new: int) -> jax.Array:
-    """Decode `new` tokens greedily after each prompt: int32 [n, new].
-
-    Args:
-      prompts: [n, T], padded on the left; lengths: [n].
-    """
-    n, width = prompts.shape
-    prompts = constrain(prompts, "batch", None)
-    slots = jnp.arange(width + new)
-    held = (slots[None, :] >= width - lengths[:, None]).astype(jnp.int32)
-    positions = slots[None, :] - (width - lengths)[:, None]
-
-    def next_token(hidden: jax.Array) -> jax.Array:
-        return jnp.argmax(transformer.unembed(cfg, params, hidden), axis=-1).astype(jnp.int32)
-
-    cache = transformer.empty_cache(cfg, n, width + new)
-    hidden, cache = transformer.decode_step(cfg, params, cache, 0, prompts, positions[:, :width], held)
-
-    def one(carry, slot):
-        cache, token = carry
-        place = jax.lax.dynamic_slice_in_dim(positions, slot, 1, axis=1)
-        hidden, cache = transformer.decode_step(cfg, params, cache, slot, token[:, None], place, held)
-        return (cache, next_token(hidden[:, 0])), token
-
-    (_, last), tokens = jax.lax.scan(one, (cache, next_token(hidden[:, -1])), slots[width : width + new - 1])
-    return jnp.concatenate([tokens.T, last[:, None]], axis=1)
 
 
 def make_evaluator(

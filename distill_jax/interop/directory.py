@@ -1,0 +1,161 @@
+"""A model's directory in the Hugging Face layout: config.json and safetensors, read tensor by tensor."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from distill_jax.config import ConfigError, check
+from distill_jax.interop import families
+from distill_jax.interop.hugging_face import check_shapes
+from distill_jax.io.files import read_json
+
+INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+DTYPES = {"F32": np.dtype("float32"), "F16": np.dtype("float16"), "BF16": np.dtype(jnp.bfloat16)}
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+# A multimodal model's names -> those of its text part; the rest of it is left out.
+TEXT = {"language_model.model.": "model.", "model.language_model.": "model.", "language_model.lm_head.": "lm_head."}
+NOT_TEXT = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
+
+
+class SafeTensors:
+    """Tensors of several safetensors files, read in part. Memory holds what is asked for and no more.
+
+    Raises:
+      ConfigError: for a file that is damaged, or a tensor of a dtype that is no weight's, naming it.
+    """
+
+    def __init__(self, files: Sequence[Path]):
+        self._slices: dict[str, Any] = {}
+        for path in files:
+            try:
+                # Pages of a mapped file would count as this process's memory until all of it is read.
+                file = safe_open(path, framework="np", backend="pread")
+            except SafetensorError as error:
+                raise ConfigError(f"{path}: no whole safetensors file ({error}); fetch it again") from error
+            self._slices |= {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        for name, tensor in self._slices.items():
+            kind, known = tensor.get_dtype(), ", ".join(DTYPES)
+            check(kind in DTYPES, f"{files[0].parent}: {name} has dtype {kind}; weights may be {known}")
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every tensor."""
+        return {name: tuple(tensor.get_shape()) for name, tensor in self._slices.items()}
+
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Keep only these tensors, under new names: {old: new}."""
+        self._slices = {new: self._slices[old] for old, new in names.items()}
+
+    def dtype(self, name: str) -> np.dtype:
+        """Return the dtype of a tensor."""
+        return DTYPES[self._slices[name].get_dtype()]
+
+    def read(self, name: str, *index: slice) -> np.ndarray:
+        """Return a part of a tensor, a slice an axis."""
+        return self._slices[name][index or ...]
+
+
+class Directory:
+    """A model in the Hugging Face layout, checked.
+
+    Attributes:
+      path: the directory.
+      files: its files of weights.
+      json: its config.json.
+      family: a key of FAMILIES.
+      cfg: the decoder.
+      source: its tensors.
+
+    Args:
+      path: the directory, or its only file of weights.
+
+    Raises:
+      ConfigError: for whatever is missing, unknown or of the wrong shape, naming it.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path.parent if path.is_file() else path
+        if path.is_file():
+            refuse_pickles([path])
+        config = self.path / "config.json"
+        check(config.is_file(), _missing(self.path, "config.json"))
+        self.json = read_object(config)
+        self.family, self.cfg = families.from_json(self.json, str(config))
+        self.files = [path] if path.is_file() else _weights(self.path)
+        self.source = SafeTensors(self.files)
+        self.source.rename(self._names())
+        check_shapes(self.cfg, self.source.shapes, str(self.path))
+
+    def _names(self) -> dict[str, str]:
+        """Return {their name: ours} of the tensors that count."""
+        found = {}
+        for name in self.source.shapes:
+            if name.endswith(".rotary_emb.inv_freq") or ("text_config" in self.json and name.startswith(NOT_TEXT)):
+                continue
+            prefix = next((old for old in TEXT if "text_config" in self.json and name.startswith(old)), "")
+            found[name] = TEXT.get(prefix, "") + name.removeprefix(prefix)
+        tied = [old for old, new in found.items() if new == "lm_head.weight" and self.cfg.tied]
+        embedding = next((old for old, new in found.items() if new == "model.embed_tokens.weight"), "")
+        for old in tied:  # some save the head although it is the embedding
+            check(not embedding or self._equal(old, embedding), f"{self.path}: {old} differs from {embedding}, {_TIED}")
+            del found[old]
+        return found
+
+    def _equal(self, a: str, b: str, rows: int = 8192) -> bool:
+        if self.source.shapes[a] != self.source.shapes[b]:
+            return False
+        count = self.source.shapes[a][0]
+        here = (slice(start, min(start + rows, count)) for start in range(0, count, rows))
+        return all(np.array_equal(self.source.read(a, s), self.source.read(b, s)) for s in here)
+
+
+_TIED = "but config.json has tie_word_embeddings = true; set it to false"
+
+
+def _weights(path: Path) -> list[Path]:
+    """Return the files of weights that a directory consists of."""
+    index = path / INDEX
+    if index.is_file():
+        holds: dict[str, str] = read_object(index).get("weight_map", {})
+        files = [path / name for name in sorted(set(holds.values()))]
+        check(bool(files), f"{index}: has no weight_map; fetch it again")
+        count = collections.Counter(holds.values())
+        for file in files:
+            check(file.parent == path, f"{index}: {file.name} lies outside the directory")
+            check(file.is_file(), f"{_missing(path, file.name)} ({count[file.name]} tensors are in it)")
+        return files
+    if (path / SINGLE).is_file():
+        return [path / SINGLE]
+    refuse_pickles(sorted(path.iterdir()))
+    raise ConfigError(_missing(path, SINGLE))
+
+
+def refuse_pickles(files: Sequence[Path]) -> None:
+    """Refuse the first of the files that is a pickle."""
+    pickles = [file for file in files if file.suffix in PICKLES]
+    mend = "a pickle runs whatever code it holds; save the model as safetensors"
+    check(not pickles, f"{pickles[:1] and pickles[0]}: {mend}")
+
+
+def _missing(path: Path, name: str) -> str:
+    """Say that a file is missing, what would fetch it, and where to."""
+    hub = f"{path}" if not path.is_absolute() and len(path.parts) == 2 else "OWNER/NAME"
+    what = f"{path / name}: no such file" if path.is_dir() else f"{path}: no such directory"
+    return f"{what}; fetch it with `hf download {hub} --local-dir {path}`"
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON object."""
+    try:
+        found = read_json(path)
+    except ValueError as error:
+        raise ConfigError(f"{path}: no JSON ({error}); fetch it again") from error
+    check(isinstance(found, dict), f"{path}: no JSON object; fetch it again")
+    return found

@@ -1,0 +1,103 @@
+"""A model to read: a finished node of a run, an imported one among them, or a directory in the Hugging Face layout."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+
+from distill_jax.config import check
+from distill_jax.interop import hugging_face
+from distill_jax.interop.directory import Directory, read_object
+from distill_jax.io.checkpoint import FINAL, Checkpoints
+from distill_jax.models import lora, transformer
+from distill_jax.models.transformer import Params, TransformerConfig
+from distill_jax.sharding.mesh import laid_out, shardings
+
+DONE, TOKENIZER = "DONE", "tokenizer"
+# Of a config.json, what is no part of the decoder but goes with it.
+CARRIED = ("bos_token_id", "eos_token_id", "pad_token_id", "max_position_embeddings")
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A model that can be loaded.
+
+    Attributes:
+      cfg: the decoder.
+      load: load(mesh, dtype) lays its weights out on a mesh, matrices in the dtype (None: as they are stored); a model
+        that trained adapters comes with them merged in.
+      facts: the keys CARRIED of its config.json, or of the imported model it goes back to.
+      tokenizer: directory of its tokenizer's files, or the name of a vocabulary, or "".
+    """
+
+    cfg: TransformerConfig
+    load: Callable[[Mesh, str | None], Params]
+    facts: dict[str, Any]
+    tokenizer: str
+
+
+def open_model(path: Path) -> Model:
+    """Open a node's directory, a directory in the Hugging Face layout, or its only file of weights.
+
+    Raises:
+      ConfigError: saying what is missing or wrong.
+    """
+    config = path / "config.json"
+    if config.is_file() and "verb" in (found := read_object(config)):
+        return _node(path, found)
+    directory = Directory(path)
+    carried = {key: directory.json[key] for key in CARRIED if key in directory.json}
+
+    def load(mesh: Mesh, dtype: str | None = None) -> Params:
+        return hugging_face.load(directory.cfg, directory.source, mesh, dtype)
+
+    return Model(directory.cfg, load, carried, str(directory.path))
+
+
+def _node(path: Path, config: dict[str, Any]) -> Model:
+    mend = "run the command that makes it to its end"
+    check((path / DONE).is_file(), f"{path}: not finished, there is no {DONE}; {mend}")
+    check((path / "checkpoints" / FINAL).is_dir(), f"{path}: a {config['verb']} node leaves no model")
+    check("model" in config, f"{path}/config.json: has no model; it was written before nodes kept theirs")
+    cfg = TransformerConfig(**config["model"])
+    origin, facts = path, config
+    while "hugging_face" not in facts and facts["inputs"]:  # it may go back to an imported model
+        origin = path.parent / next(iter(facts["inputs"].values()))
+        facts = read_object(origin / "config.json")
+    tokenizer = str(origin / TOKENIZER) if (origin / TOKENIZER).is_dir() else config.get("vocabulary", "")
+
+    def load(mesh: Mesh, dtype: str | None = None) -> Params:
+        rank, checkpoints = config["settings"].get("lora_rank", 0), Checkpoints(path / "checkpoints")
+        if not rank:
+            return checkpoints.restore(FINAL, _placed(cfg, mesh, _cast(cfg, checkpoints.shapes(FINAL), dtype)))
+        adapters = checkpoints.restore(FINAL, _placed(cfg, mesh, checkpoints.shapes(FINAL)))
+        start = open_model(path.parent / config["inputs"]["start"]).load(mesh, None)
+        merged = lora.merge(start, adapters, config["settings"]["lora_alpha"])
+        return _cast(cfg, merged, dtype)
+
+    return Model(cfg, load, facts.get("hugging_face", {}), tokenizer)
+
+
+def adapters_of(path: Path) -> tuple[TransformerConfig, int, float, Any]:
+    """Return the (decoder, rank, alpha, adapters) of a finished node that kept adapters.
+
+    Raises:
+      ConfigError: if it did not.
+    """
+    cfg, config = open_model(path).cfg, read_object(path / "config.json")
+    settings = config.get("settings", {})
+    check(settings.get("lora_rank", 0) > 0, f"{path}: has no adapters of its own; export the whole model")
+    checkpoints = Checkpoints(path / "checkpoints")
+    return cfg, settings["lora_rank"], settings["lora_alpha"], checkpoints.restore(FINAL, checkpoints.shapes(FINAL))
+
+
+def _cast(cfg: TransformerConfig, params: Params, dtype: str | None) -> Params:
+    return transformer.frozen(dataclasses.replace(cfg, dtype=dtype), params) if dtype else params
+
+
+def _placed(cfg: TransformerConfig, mesh: Mesh, shape: Any) -> Any:
+    return laid_out(shape, shardings(mesh, lora.logical_axes(cfg, shape), shape))

@@ -1,0 +1,104 @@
+"""Tokenizers by the files they are kept in: tokenizer.json, a SentencePiece model, or the shipped word vocabulary."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from distill_jax.config import ConfigError, check
+from distill_jax.data.vocabulary import WordVocabulary
+from distill_jax.io.files import read_json
+
+JSON, SENTENCEPIECE, SETTINGS = "tokenizer.json", "tokenizer.model", "tokenizer_config.json"
+# What goes along when a model is copied.
+FILES = (JSON, SENTENCEPIECE, SETTINGS, "special_tokens_map.json", "chat_template.jinja", "generation_config.json")
+WORDS = "words"
+
+
+class Tokenizer(Protocol):
+    """Text to ids and back."""
+
+    def encode(self, text: str) -> list[int]:
+        """Turn text into ids, behind whatever its model begins every text with."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Turn ids into text; special tokens vanish."""
+
+
+def load(where: str) -> Tokenizer:
+    """Load a tokenizer.
+
+    Args:
+      where: a directory, a file, or "words".
+
+    Raises:
+      ConfigError: if there is none, naming the files it may be in.
+    """
+    if where == WORDS:
+        return _Words()
+    mend = f"give --tokenizer=FILE, a {JSON} or a SentencePiece model (*.model), or --tokenizer={WORDS}"
+    check(bool(where), f"`text` needs a tokenizer, and the model has none: {mend}")
+    path = Path(where)
+    if path.is_dir():
+        found = [path / name for name in (JSON, SENTENCEPIECE) if (path / name).is_file()]
+        fetch = f"`hf download OWNER/NAME {JSON} --local-dir {path}` fetches it"
+        check(bool(found), f"{path}: has neither {JSON} nor {SENTENCEPIECE}; {fetch}, or {mend}")
+        path = found[0]
+    check(path.is_file(), f"{path}: no such file; {mend}")
+    try:
+        return _Json(path) if path.suffix == ".json" else _SentencePiece(path)
+    except Exception as error:  # each library has its own
+        raise ConfigError(f"{path}: no tokenizer ({' '.join(str(error).split())[:200]})") from error
+
+
+def copy(where: str, to: Path) -> None:
+    """Copy a tokenizer's files, those that there are, into a directory."""
+    path = Path(where)
+    found = [path] if path.is_file() else [path / name for name in FILES if where and (path / name).is_file()]
+    for file in found:
+        to.mkdir(exist_ok=True)
+        shutil.copyfile(file, to / (SENTENCEPIECE if file.suffix == ".model" else file.name))
+
+
+class _Json:
+    def __init__(self, path: Path):
+        import tokenizers
+
+        self._tokenizer: Any = tokenizers.Tokenizer.from_file(str(path))
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+
+    def encode(self, text: str) -> list[int]:
+        return list(self._tokenizer.encode(text).ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(ids)))
+
+
+class _SentencePiece:
+    def __init__(self, path: Path):
+        import sentencepiece
+
+        self._model: Any = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        settings = path.with_name(SETTINGS)
+        begins = read_json(settings).get("add_bos_token", True) if settings.is_file() else True
+        self._begin = [self._model.bos_id()] if begins and self._model.bos_id() >= 0 else []
+
+    def encode(self, text: str) -> list[int]:
+        return [*self._begin, *self._model.encode(text)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(self._model.decode([i for i in ids if not self._model.is_control(i)]))
+
+
+class _Words:
+    def __init__(self):
+        self._words = WordVocabulary()
+
+    def encode(self, text: str) -> list[int]:
+        return [self._words.bos_id, *self._words.encode(text)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._words.decode(ids)
