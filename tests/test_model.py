@@ -123,6 +123,26 @@ def test_recordings_of_llama_would_notice(change):
     assert np.abs(ours - logits).max() > 1e-2
 
 
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("gemma3_grouped", {"global_every": 5}),
+        ("gemma3_grouped", {"local_rope_theta": 0.0}),
+        ("gemma3_grouped", {"rope_scaling": ()}),
+        ("gemma3_grouped", {"sliding_window": 6}),
+        ("gemma3_grouped", {"qk_norm": False}),
+        ("qwen3_tied", {"qk_norm": False}),
+        ("qwen3_tied", {"rope_theta": 500.0}),
+    ],
+    ids=str,
+)
+def test_recordings_of_gemma_3_and_qwen_3_would_notice(name, change):
+    cfg, params, tokens, segments, logits = recording(name)
+    ours = np.asarray(apply(dataclasses.replace(cfg, **change), params, tokens, segments))
+    assert np.abs(ours - logits).max() > 1e-2
+
+
 def numpy_forward(cfg: TransformerConfig, params, tokens):
     """The decoder on one unpadded sequence [T], in float64 and one head at a time: (residuals, hidden, logits)."""
     p = jax.tree.map(lambda w: np.asarray(w, np.float64), params)

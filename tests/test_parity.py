@@ -1,4 +1,4 @@
-"""Live parity with Hugging Face's Gemma 2 and Llama 3: the optional [parity] extra (torch, transformers)."""
+"""Live parity with Hugging Face's models: the optional [parity] extra (torch, transformers, peft)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from parity.record import (
     lay_out,
     to_hugging_face,
 )
+from parity.save_models import MODELS, logits
 
+from distill_jax.interop.exporting import export_adapter, export_model
+from distill_jax.interop.importing import import_model
 from distill_jax.models import transformer
 from distill_jax.models.transformer import TransformerConfig
 
@@ -97,7 +100,11 @@ def their_loss(model, tokens, segments):
 
 @pytest.mark.unit
 @pytest.mark.parametrize(
-    "name", ["gemma2_left_padded", "gemma2_packed", "gemma2_grouped_8_4", "llama3_untied", "llama3_tied"]
+    "name",
+    [
+        *("gemma2_left_padded", "gemma2_packed", "gemma2_grouped_8_4", "llama3_untied", "llama3_tied"),
+        *("gemma2_untied", "gemma3_packed", "gemma3_untied", "qwen3_tied", "qwen3_untied"),
+    ],
 )
 def test_gradients_of_all_parameters(name):
     cfg, rows = CASES[name]
@@ -116,3 +123,39 @@ def test_gradients_of_all_parameters(name):
         scale = np.abs(g).max()
         assert scale > 0, key
         np.testing.assert_allclose(ours[key] / scale, g / scale, atol=1e-4, rtol=0, err_msg=key)
+
+
+def loaded(path):
+    """Return the model that transformers makes of a directory, which must have every tensor and no other."""
+    from transformers import AutoModelForCausalLM
+
+    model, info = AutoModelForCausalLM.from_pretrained(
+        path, output_loading_info=True, attn_implementation="eager", dtype=torch.float32
+    )
+    assert not any(info.values()), info
+    return model.eval()
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("name", ["gemma2", "gemma3", "llama", "qwen3"])
+def test_transformers_loads_what_was_exported(name, tmp_path):
+    export_model(import_model(MODELS / name, tmp_path), tmp_path / "out", shard_bytes=20_000)
+    with np.load(MODELS / name / "expected.npz") as said:
+        ours = logits(loaded(tmp_path / "out"), *(torch.from_numpy(said[key]) for key in ("tokens", "mask")))
+        np.testing.assert_allclose(ours, said["logits"], atol=1e-4, rtol=0)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("keep", [False, True])
+def test_peft_loads_what_was_exported(keep, tmp_path):
+    peft = pytest.importorskip("peft")
+    node = import_model(MODELS / "llama", tmp_path, MODELS / "llama_adapter", keep)
+    if keep:
+        export_adapter(node, tmp_path / "out")
+        model = peft.PeftModel.from_pretrained(loaded(MODELS / "llama"), tmp_path / "out")
+    else:
+        export_model(node, tmp_path / "out")
+        model = loaded(tmp_path / "out")
+    with np.load(MODELS / "llama" / "expected.npz") as said:
+        ours = logits(model, *(torch.from_numpy(said[key]) for key in ("tokens", "mask")))
+        np.testing.assert_allclose(ours, said["adapted"], atol=1e-4, rtol=0)

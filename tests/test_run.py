@@ -25,6 +25,7 @@ import pytest
 from tensorboardX.crc32c import crc32c
 from tensorboardX.proto.event_pb2 import Event
 
+from distill_jax.main import main
 from tests.spoil import kept_in, shared
 
 ROOT = Path(__file__).parent.parent
@@ -203,6 +204,20 @@ def test_the_run_directory_keeps_its_contract(finished):
     assert leftover == []
     page = (finished / "report/index.html").read_text()
     assert page.lstrip().lower().startswith("<!doctype html>") and all(name in page for name in MODELS)
+
+
+@pytest.mark.end_to_end
+def test_a_finished_model_can_be_scored_and_leaves_for_hugging_face(finished, tmp_path, capsys):
+    (tmp_path / "in").write_text('{"text": "2 * 2 = 4"}\n{"text": "2 * 2 = 9"}\n')
+    assert main(["", "export", f"--model={node(finished, 'undo-0.2')}", f"--to={tmp_path / 'exported'}"]) == 0
+    found = []
+    for more in ([f"--model={node(finished, 'undo-0.2')}"], [f"--model={tmp_path / 'exported'}", "--tokenizer=words"]):
+        assert main(["", "score", f"--input={tmp_path / 'in'}", f"--output={tmp_path / 'out'}", *more]) == 0
+        found.append([json.loads(line) for line in (tmp_path / "out").read_text().splitlines()])
+    assert found[0] == found[1]
+    assert all(sum(row["log_likelihoods"][1:]) < 0 and len(row["tokens"]) == 6 for row in found[0])
+    assert main(["", "export", f"--model={node(finished, 'relearn-undo-0.2')}", f"--to={tmp_path / 'x'}"]) == 2
+    assert "a relearn node leaves no model" in capsys.readouterr().err
 
 
 @pytest.mark.end_to_end

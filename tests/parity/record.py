@@ -1,6 +1,6 @@
 """Record the logits of Hugging Face's models on random weights, for tests/test_model.py to hold this model against.
 
-    python -m tests.parity.record    # from the repository root; needs the [parity] extra
+    python -m tests.parity.record [NAME ...]    # from the repository root; needs the [parity] extra
 
 Weights are drawn from a seed with NumPy, so a recording holds only a config, tokens and logits. Run this again after
 changing `CASES` or `draw`. Everything up to "Hugging Face" below works without torch.
@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import operator
 import pathlib
+import sys
 from typing import Any
 
 import jax
 import numpy as np
 
+from distill_jax.interop.families import FAMILIES, family_of, to_json
+from distill_jax.interop.hugging_face import tensors
 from distill_jax.models import transformer
 from distill_jax.models.transformer import TransformerConfig
 
@@ -48,6 +50,20 @@ LLAMA = TransformerConfig(
     tied=False,
     norm_eps=1e-5,
 )
+GEMMA3 = dataclasses.replace(
+    WINDOW,
+    layers=7,  # five local, one global, one local
+    query_scale=20,
+    attention_softcap=0.0,
+    final_softcap=0.0,
+    global_every=6,
+    rope_theta=5000.0,
+    rope_scaling=(3.0,),
+    local_rope_theta=100.0,
+    qk_norm=True,
+)
+QWEN3 = dataclasses.replace(LLAMA, head_dim=12, query_scale=12, rope_scaling=(), tied=True, norm_eps=1e-6, qk_norm=True)
+ONE_KEY_VALUE_HEAD = {"kv_heads": 1, "tied": False}
 
 # name: (config, the segments of each row as (number, length) runs); number 0 is padding.
 CASES: dict[str, tuple[TransformerConfig, list[list[tuple[int, int]]]]] = {
@@ -60,6 +76,13 @@ CASES: dict[str, tuple[TransformerConfig, list[list[tuple[int, int]]]]] = {
     "llama3_untied": (LLAMA, [[(1, 40)], [(1, 40)]]),
     "llama3_tied": (dataclasses.replace(LLAMA, tied=True, rope_scaling=(), kv_heads=1), [[(0, 5), (1, 9)], [(1, 14)]]),
     "llama3_packed": (LLAMA, [[(1, 7), (2, 9)], [(1, 10), (2, 4), (0, 2)]]),
+    "gemma2_untied": (dataclasses.replace(WINDOW, **ONE_KEY_VALUE_HEAD), [[(1, 16)], [(1, 9), (0, 7)]]),
+    "gemma3_grouped": (GEMMA3, [[(1, 16)], [(1, 16)]]),
+    "gemma3_untied": (dataclasses.replace(GEMMA3, **ONE_KEY_VALUE_HEAD), [[(0, 7), (1, 9)], [(1, 14), (0, 2)]]),
+    "gemma3_packed": (GEMMA3, [[(1, 7), (2, 9)], [(1, 10), (2, 4), (0, 2)]]),
+    "qwen3_tied": (QWEN3, [[(1, 14)], [(1, 14)]]),
+    "qwen3_untied": (dataclasses.replace(QWEN3, **ONE_KEY_VALUE_HEAD), [[(0, 7), (1, 9)], [(1, 14), (0, 2)]]),
+    "qwen3_packed": (QWEN3, [[(1, 7), (2, 9)], [(1, 10), (2, 4), (0, 2)]]),
 }
 
 
@@ -88,72 +111,19 @@ def lay_out(rows: list[list[tuple[int, int]]], vocab: int, seed: int) -> tuple[n
 
 
 def to_hugging_face(cfg: TransformerConfig, params: Any, gradients: bool = False) -> dict[str, np.ndarray]:
-    """Rename and reshape our parameters (or their gradients) to theirs, whose matrices are [out, in]."""
-
-    def wide(w):  # [D, N, H] -> [NH, D]
-        return w.reshape(cfg.hidden, -1).T
-
-    def norm(group):  # Llama's norms multiply with w, Gemma's and ours with 1 + w
-        return group["scale"] + (not cfg.post_norms and not gradients)
-
-    named = {"model.embed_tokens.weight": params["embedding"], "model.norm.weight": norm(params["final_norm"])}
-    if not cfg.tied:
-        named["lm_head.weight"] = params["unembedding"]
-    for i in range(cfg.layers):
-        layer = jax.tree.map(operator.itemgetter(i), params["layers"])
-        attention, mlp = layer["attention"], layer["mlp"]
-        here = {
-            "self_attn.q_proj": wide(attention["query"]),
-            "self_attn.k_proj": wide(attention["key_value"][0]),
-            "self_attn.v_proj": wide(attention["key_value"][1]),
-            "self_attn.o_proj": attention["output"].reshape(-1, cfg.hidden).T,
-            "mlp.gate_proj": mlp["gate_up"][0].T,
-            "mlp.up_proj": mlp["gate_up"][1].T,
-            "mlp.down_proj": mlp["down"].T,
-            "input_layernorm": norm(layer["pre_attention_norm"]),
-        }
-        if cfg.post_norms:
-            here["post_attention_layernorm"] = norm(layer["post_attention_norm"])
-            here["pre_feedforward_layernorm"] = norm(layer["pre_mlp_norm"])
-            here["post_feedforward_layernorm"] = norm(layer["post_mlp_norm"])
-        else:
-            here["post_attention_layernorm"] = norm(layer["pre_mlp_norm"])
-        named |= {f"model.layers.{i}.{name}.weight": w for name, w in here.items()}
-    return {name: np.array(w) for name, w in named.items()}
+    """Rename and reshape our parameters (or their gradients) to theirs."""
+    above = FAMILIES[family_of(cfg)].norm_offset if gradients else 0  # what is added to a norm's weight has no gradient
+    return {name: np.array(w - above if w.ndim == 1 else w) for name, w in tensors(cfg, params)}
 
 
 def hugging_face(cfg: TransformerConfig, params: Any):
-    """Return a Gemma2ForCausalLM or a LlamaForCausalLM with our weights, in fp32 and with eager attention."""
+    """Return the model of transformers that has our config and weights, in fp32 and with eager attention."""
     import torch
-    from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    rope = {"rope_type": "default", "rope_theta": float(cfg.rope_theta)}
-    if cfg.rope_scaling:
-        names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-        rope |= {"rope_type": "llama3", **dict(zip(names, cfg.rope_scaling, strict=True))}
-        rope["original_max_position_embeddings"] = int(cfg.rope_scaling[3])
-    common = dict(
-        vocab_size=cfg.vocab,
-        hidden_size=cfg.hidden,
-        intermediate_size=cfg.mlp,
-        num_hidden_layers=cfg.layers,
-        num_attention_heads=cfg.heads,
-        num_key_value_heads=cfg.kv_heads,
-        head_dim=cfg.head_dim,
-        rms_norm_eps=cfg.norm_eps,
-        rope_parameters=rope,
-        pad_token_id=None,  # otherwise torch drops the gradient of that token's embedding
-        attn_implementation="eager",
-        tie_word_embeddings=cfg.tied,
-    )
-    if cfg.post_norms:
-        capped = {"attn_logit_softcapping": cfg.attention_softcap, "final_logit_softcapping": cfg.final_softcap}
-        attention = {"query_pre_attn_scalar": int(cfg.query_scale), "sliding_window": cfg.sliding_window}
-        model = Gemma2ForCausalLM(Gemma2Config(**common, **capped, **attention))
-    else:
-        assert cfg.query_scale == cfg.head_dim
-        model = LlamaForCausalLM(LlamaConfig(**common))
-    model = model.float().eval()
+    # With a padding token torch drops the gradient of that token's embedding.
+    config = AutoConfig.for_model(**to_json(cfg), pad_token_id=None)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
     state = {name: torch.from_numpy(w) for name, w in to_hugging_face(cfg, params).items()}
     missing, unexpected = model.load_state_dict(state, strict=False)
     assert not unexpected and set(missing) <= ({"lm_head.weight"} if cfg.tied else set()), (missing, unexpected)
@@ -179,12 +149,14 @@ def hugging_face_logits(model, tokens: np.ndarray, segments: np.ndarray):
 
 
 def main() -> None:
-    """Write one recording a case."""
+    """Write a recording of every case, or of those that are named."""
     import torch
     import transformers
 
     versions = {"torch": torch.__version__, "transformers": transformers.__version__, "numpy": np.__version__}
     for seed, (name, (cfg, rows)) in enumerate(CASES.items()):
+        if sys.argv[1:] and name not in sys.argv[1:]:
+            continue
         params = draw(cfg, seed)
         tokens, segments = lay_out(rows, cfg.vocab, seed)
         with torch.no_grad():
