@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from distill_jax.config import ConfigError
 from distill_jax.interop import families, hugging_face
-from distill_jax.interop.directory import Directory
+from distill_jax.interop.directory import Directory, SafeTensors
 from distill_jax.interop.exporting import export_adapter, export_model
 from distill_jax.interop.importing import import_model
 from distill_jax.interop.models import open_model
@@ -89,6 +89,21 @@ def test_shards_hold_what_the_whole_holds(fsdp):
         jax.tree.map(np.testing.assert_array_equal, whole, parts)
         assert len(parts["layers"]["mlp"]["down"].sharding.device_set) == 2
         assert not parts["layers"]["mlp"]["down"].sharding.is_fully_replicated
+
+
+def test_a_device_reads_its_part_and_nothing_twice(monkeypatch):
+    """With the width cut in two, every read of a matrix is half of one tensor, and together they are the file."""
+    whole, reads, read = stored(MODELS / "gemma3"), [], SafeTensors.read
+
+    def noted(self, name, *index):
+        reads.append((name, read(self, name, *index)))
+        return reads[-1][1]
+
+    monkeypatch.setattr(SafeTensors, "read", noted)
+    open_model(MODELS / "gemma3").load(make_mesh(1, fsdp=2), None)
+    matrices = [(name, w) for name, w in reads if w.ndim == 2]
+    assert all(w.nbytes * 2 == whole[name].nbytes for name, w in matrices)
+    assert sum(w.nbytes for _, w in matrices) == sum(w.nbytes for w in whole.values() if w.ndim == 2)
 
 
 def test_what_was_imported_is_not_imported_again(imported):

@@ -66,7 +66,7 @@ def _node(
     write_json(path / "config.json", {"name": name, "identity": known_by, **basis, "hugging_face": carried})
     tokenizers.copy(str(directory.path), path / TOKENIZER)
     tree = load()
-    Checkpoints(path / "checkpoints").save(FINAL, tree)
+    Checkpoints(path / "checkpoints").save(FINAL, tree, lean=True)
     count = sum(leaf.size for leaf in jax.tree.leaves(tree))
     write_json(path / "ledger.json", ledger({}, {}, {"other": time.monotonic() - began}))
     write_json(path / "result.json", {"source": str(source.resolve()), "parameters": count, "steps": 0})

@@ -17,6 +17,7 @@ from distill_jax.config import ConfigError
 from distill_jax.io.files import digest, read_json, write_json
 
 FINAL = "final"
+CHUNK = 2**26  # bytes of a leaf that are compressed together
 # A failed save is raised once; asyncio would log each of its unfinished writes as well, and Orbax each leftover.
 logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 logging.getLogger("absl").setLevel(logging.ERROR)
@@ -39,12 +40,14 @@ class Checkpoints:
         self._worker = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: concurrent.futures.Future[None] | None = None
 
-    def save(self, tag: int | str, tree: Any, *, background: bool = False) -> None:
+    def save(self, tag: int | str, tree: Any, *, background: bool = False, lean: bool = False) -> None:
         """Write a tree of arrays under a step or a name; older steps beyond `keep` go once it is safe.
 
         Args:
           background: return as soon as the arrays are copied. The checkpoint counts a little later, after `wait` at
             the latest; one save at a time is under way.
+          lean: write as few leaves at a time as the largest has bytes, and each in chunks, so that little of what is
+            compressed waits in host memory for the disk.
 
         Raises:
           OSError: if the disk is full, or was for the save before this one.
@@ -58,9 +61,11 @@ class Checkpoints:
             needed = 2 * sum(x.nbytes for x in jax.tree.leaves(tree)) + 2**20
             if shutil.disk_usage(self.directory).free < needed:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
-        checkpointer = ocp.StandardCheckpointer()
+        most = -(-max(x.nbytes for x in jax.tree.leaves(tree)) // 10**9) if lean else 96
+        chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK), tree) if lean else None
+        checkpointer = ocp.StandardCheckpointer(save_concurrent_gb=most)
         try:
-            checkpointer.save(target.absolute(), tree, force=True)
+            checkpointer.save(target.absolute(), tree, force=True, save_args=chunks)
         except ValueError as error:
             raise _full_disk(error, target) from error
         self._pending = self._worker.submit(self._finish, checkpointer, tag)
