@@ -144,7 +144,7 @@ def claims(tables: dict[str, dict[str, Table]], settings: Mapping[str, Any]) -> 
     if "kl" in tables:
         few = _few(tables["kl"])
         found += [_transfers(tables["kl"], few), _control(tables["kl"], few), _nothing_of_one(tables["kl"])]
-        found += [_heads(tables["kl"], few), _more_ghosts(tables["kl"])]
+        found += [_heads(tables["kl"]), _more_ghosts(tables["kl"])]
     if "mse" in tables and ("same init", 1) in tables["mse"]["accuracy"]:
         words = "With MSE on raw logits even one ghost logit transfers."
         found.append(_positive(words, "gain with one ghost logit", _gain(tables["mse"], "same init", 1)))
@@ -203,8 +203,9 @@ def _nothing_of_one(tables: dict[str, Table]) -> dict[str, Any]:
     return _claim(words, moved == 0 and loss == 0, evidence)
 
 
-def _heads(tables: dict[str, Table], m: int) -> dict[str, Any]:
-    words = "Sharing the output heads matters more than sharing the body."
+def _heads(tables: dict[str, Table]) -> dict[str, Any]:
+    m = max(ghosts for _, ghosts in tables["accuracy"])  # where the channel is widest
+    words = f"Sharing the output heads matters more than sharing the body, with {m} ghost logits."
     if not {("same heads", m), ("same body", m)} <= set(tables["accuracy"]):
         return _claim(words, None, "The two arms were not run.")
     apart = tables["accuracy"]["same heads", m] - tables["accuracy"]["same body", m]
