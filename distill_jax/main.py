@@ -264,6 +264,8 @@ def _main(argv: Sequence[str]) -> int:
 
     experiment = load_experiment(given.module, given.config)
     _check_has_loader(experiment)
+    shown = given.command != "data" or experiment.data.MEASURE
+    check(bool(shown), f"{experiment.name}: its data are images, and `distill-jax data` shows text")
     digests = files.Digests(given.workdir / "digests.json")
     if hasattr(experiment.data, "identified"):
         experiment = dataclasses.replace(experiment, data=experiment.data.identified(digests))
@@ -310,7 +312,7 @@ def _sweep(given: Arguments, argv: Sequence[str]) -> int:
     for world in whole.worlds:
         _check_has_loader(world.experiment)
         mend = "its page compares accuracies; run the points one by one"
-        check(world.experiment.data.MEASURE == "exact_match", f"{name}: a sweep over text has no report; {mend}")
+        check(world.experiment.data.MEASURE == "exact_match", f"{name}: a sweep over such data has no report; {mend}")
     mine = whole if said.index is None else whole.of_point(said.index)
     if said.dry_run:
         print(sweep_graph.preview(mine))

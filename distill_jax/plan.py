@@ -109,6 +109,8 @@ def run(
     for stage in stages:
         check(stage in nodes, f"--stages={stage}: no such stage{nearest(stage, nodes)}")
     groups = [g for g in graph.pack(list(nodes.values())) if not stages or {n.name for n in g} & set(stages)]
+    planned = any(hasattr(VERBS[group[0].verb], "program") for group in groups)
+    check(planned, "none of these stages takes steps that are compiled for a slice: there is nothing to plan")
     rows = on_slice(ctx, groups, where, prices, say, verbose) if where else cheapest(ctx, groups, prices, say)
     say(table(rows, prices))
     return rows

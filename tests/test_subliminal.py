@@ -304,6 +304,20 @@ class TestCommand:
 
 
 @pytest.mark.unit
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [(["data", "--workdir=never"], "shows text"), (["plan", "--slice=v5e-8"], "nothing to plan")],
+)
+def test_a_command_that_has_no_use_for_images_says_so(command, words):
+    done = _plain("distill_jax", command[0], f"--config={ROOT}/configs/subliminal.py:smoke", *command[1:])
+    assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+def _plain(*arguments):
+    return subprocess.run([sys.executable, "-m", *arguments], cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.unit
 def test_members_of_a_population_do_not_depend_on_each_other():
     """A student's numbers are those it has beside other arms: what is compared is the arms, not the company."""
     alone = Subliminal(ghosts=(3,), arms=("other init",), seeds=3)

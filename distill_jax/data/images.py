@@ -33,6 +33,8 @@ class ImagesConfig:
     source: str = "digits"
 
     PREPARE: ClassVar[str] = "distill_jax.data.images"
+    MEASURE: ClassVar[str] = ""  # the stage that reads them has its own
+    SETS: ClassVar[tuple[str, ...]] = ()  # no packed rows
 
     def __post_init__(self):
         if self.source not in SOURCES:

@@ -97,8 +97,12 @@ class Subliminal(Training):
     VERB: ClassVar[str] = "subliminal"
     INPUTS: ClassVar[tuple[str, ...]] = ()
 
-    def fits(self, model: MLPConfig, data: images.ImagesConfig) -> None:
-        """Raise ValueError unless the model has the data's pixels and enough ghost logits."""
+    def fits(self, model: Any, data: Any) -> None:
+        """Raise ValueError unless the model is an MLP of the data's pixels with enough ghost logits."""
+        if not isinstance(model, MLPConfig) or not isinstance(data, images.ImagesConfig):
+            raise ValueError(
+                "subliminal: wants MODEL = MLPConfig and DATA = ImagesConfig, as configs/subliminal.py has"
+            )
         if model.inputs != data.pixels:
             raise ValueError(f"model.inputs = {model.inputs}: images of {data.source!r} have {data.pixels} pixels")
         if max(self.ghosts) > model.ghosts:
