@@ -10,7 +10,6 @@ import functools
 import hashlib
 import json
 import os
-import random
 import re
 import shutil
 import signal
@@ -504,22 +503,6 @@ def test_killed_in_every_phase_it_comes_to_the_same_end(finished, runs, tmp_path
         assert step > 0
         said = kill(runs.start(workdir), at("continuing from step"))
         assert f"{', '.join(stages)}: continuing from step {step} " in said
-    done = runs(workdir)
-    assert done.returncode == 0, done.stderr
-    assert_same_run(finished, workdir)
-
-
-@pytest.mark.kill
-def test_killed_at_random_moments_it_comes_to_the_same_end(finished, runs, tmp_path):
-    """After a random count of lines and a random part of a step: in saves, in compilation, between stages."""
-    workdir = tmp_path / "run"
-    workdir.mkdir()
-    (workdir / "experiment.json").write_text((finished / "experiment.json").read_text())
-    shutil.copytree(node(finished, "data"), workdir / "nodes" / node(finished, "data").name)
-    random_numbers = random.Random(7)
-    for _ in range(2):
-        lines, delay = random_numbers.randrange(40, 160), random_numbers.uniform(0, 0.3)
-        kill(runs.start(workdir), lambda count, _, lines=lines: count == lines, delay)
     done = runs(workdir)
     assert done.returncode == 0, done.stderr
     assert_same_run(finished, workdir)

@@ -26,7 +26,7 @@ TOLERANCE = 2e-5
 
 # (stage, microbatches, devices, fsdp, tensor)
 ALONE = [(verb, 1, 1, 1, 1) for verb in VERBS]
-SHAPES = [("pretrain", 1, 8, f, t) for f, t in ((1, 1), (8, 1), (1, 8), (2, 2), (4, 2))]
+SHAPES = [("pretrain", 1, 8, f, t) for f, t in ((8, 1), (1, 8), (2, 2))]
 OTHERS = [
     ("maxent", 4, 8, 2, 2),
     ("rmu", 2, 8, 2, 2),
@@ -36,7 +36,7 @@ OTHERS = [
     ("relearn", 1, 8, 1, 1),  # 4 attackers × 2 devices each
     ("adapters", 2, 8, 2, 2),
 ]
-HOSTS = [("pretrain", 2, 8, 2, 2), ("distill", 1, 8, 2, 1), ("adapters", 1, 8, 1, 1)]
+HOSTS = [("pretrain", 2, 8, 2, 2), ("distill", 1, 8, 2, 1)]
 # With --every-mesh: every stage in every shape that 8 devices have, under every accumulation, and every stage on hosts.
 EVERY_SHAPE = [(f, t) for f in (1, 2, 4, 8) for t in (1, 2, 4, 8) if f * t <= 8]
 EVERY = [(verb, micro, 8, *shape) for verb in VERBS for shape in EVERY_SHAPE for micro in (1, 2, 4)]
@@ -114,8 +114,7 @@ def test_weights_and_moments_are_divided(results):
     """fsdp divides what has the model's width, tensor what has heads, columns or words."""
     whole = results[("pretrain", 1, 1, 1, 1)]["bytes_on_first_device"]
     held = {job[3:]: results[job]["bytes_on_first_device"] / whole for job in SHAPES}
-    assert held[(1, 1)] == 1
-    assert held[(8, 1)] < 0.13 and held[(2, 2)] < 0.27 and held[(4, 2)] < 0.14
+    assert held[(8, 1)] < 0.13 and held[(2, 2)] < 0.27
     assert held[(1, 8)] > held[(8, 1)]  # 4 heads and 30 words do not divide by 8, the columns do
 
 
