@@ -258,7 +258,6 @@ def _main(argv: Sequence[str]) -> int:
         return _sweep(given, argv)
     _set_up_jax(given.config)
     from distill_jax import graph
-    from distill_jax.evals import summary
     from distill_jax.io import files, leases
     from distill_jax.sharding import distributed
 
@@ -284,6 +283,8 @@ def _main(argv: Sequence[str]) -> int:
 
             print(*show.describe(ctx.data, experiment.data.vocabulary, given.flags.examples), sep="\n")
         if given.command == "run" and distributed.chief():
+            from distill_jax.evals import summary  # not before: a third of the time to start is scipy's
+
             identity = graph.experiment_identity(nodes)
             write = getattr(given.module, "REPORT", summary.write_report)
             page = write(experiment, nodes, identity, given.workdir, time.monotonic() - began)

@@ -2,6 +2,8 @@
 
 import os
 
+import pytest
+
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Most of a test's time is compilation: unoptimised programs compile in half of it.
 flags = " --xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
@@ -10,11 +12,17 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
 def pytest_addoption(parser):
-    """Let the whole matrix of stages, meshes and accumulation be asked for; a part of it always runs."""
-    parser.addoption("--every-mesh", action="store_true", help="test_sharding: every stage on every mesh (10 minutes)")
+    """Let the whole matrix of meshes, kills and damages be asked for; a part of each always runs."""
+    parser.addoption(
+        "--thorough", action="store_true", help="every mesh, more kills and damage (half an hour more)"
+    )
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
     """Whole programs first: a long file that comes last would leave the other process waiting."""
+    if not config.getoption("--thorough"):
+        for item in items:
+            if item.get_closest_marker("thorough"):
+                item.add_marker(pytest.mark.skip(reason="asked for with --thorough"))
     long = {item.path for item in items if item.get_closest_marker("end_to_end") or item.get_closest_marker("kill")}
     items.sort(key=lambda item: item.path not in long)

@@ -258,6 +258,7 @@ def done_files(workdir: Path) -> set[str]:
     return {path.parent.name for path in workdir.glob("nodes/*/DONE")}
 
 
+@pytest.mark.thorough
 @pytest.mark.end_to_end
 @pytest.mark.parametrize("damage", [cut, flip, Path.unlink], ids=["cut short", "one bit", "gone"])
 def test_damaged_weights_that_are_still_needed(damage, copy, runs_here):
@@ -270,6 +271,7 @@ def test_damaged_weights_that_are_still_needed(damage, copy, runs_here):
     assert done_files(copy) == before
 
 
+@pytest.mark.thorough
 @pytest.mark.end_to_end
 def test_the_mend_of_damaged_weights_mends(copy, finished, runs_here):
     cut(largest(node(copy, "oracle") / "checkpoints/final"))
@@ -279,6 +281,7 @@ def test_the_mend_of_damaged_weights_mends(copy, finished, runs_here):
     assert_same_run(finished, copy)
 
 
+@pytest.mark.thorough
 @pytest.mark.end_to_end
 def test_damaged_weights_that_nobody_needs_do_not_matter(copy, runs_here):
     cut(largest(node(copy, "oracle") / "checkpoints/final"))
@@ -308,6 +311,7 @@ def test_damaged_data(file, damage, copy, runs_here):
     assert done_files(copy) == before
 
 
+@pytest.mark.thorough
 @pytest.mark.end_to_end
 @pytest.mark.parametrize("file", ["result.json", "ledger.json", "metrics.jsonl"])
 def test_a_damaged_record_of_a_finished_node(file, copy, runs_here):
@@ -335,6 +339,7 @@ def test_a_disk_full_from_the_start(tmp_path, capsys):
         assert_refused(code, *capsys.readouterr(), "No space left on device", str(workdir), "same command")
 
 
+@pytest.mark.thorough
 @pytest.mark.end_to_end
 @pytest.mark.parametrize("leave", [30, 100], ids="{} KiB".format)
 def test_a_disk_that_fills_up_in_the_middle(leave, finished, runs_here, tmp_path):

@@ -137,6 +137,7 @@ def test_sigkill_of_one_process_ends_all_and_the_same_command_continues(prepared
     assert_same_rows(rows(workdir), undisturbed)
 
 
+@pytest.mark.thorough
 def test_sigterm_to_a_single_process(prepared, undisturbed):
     workdir = prepared / "single"
     shutil.copytree(prepared / "data", workdir)

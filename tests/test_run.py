@@ -484,6 +484,7 @@ def newest_save(workdir: Path, stages: tuple[str, ...]) -> int:
     return max(set.intersection(*lists), default=0)
 
 
+@pytest.mark.thorough
 @pytest.mark.kill
 def test_killed_in_every_phase_it_comes_to_the_same_end(finished, runs, tmp_path):
     """In the data, in a stage of one member, in a population of three nodes, and in an attack."""
@@ -508,6 +509,7 @@ def test_killed_in_every_phase_it_comes_to_the_same_end(finished, runs, tmp_path
     assert_same_run(finished, workdir)
 
 
+@pytest.mark.thorough
 @pytest.mark.kill
 def test_killed_between_two_students_of_one_population(finished, copy, runs):
     """Nodes that train together finish one after the other; the rest must not depend on who is still there."""

@@ -37,7 +37,7 @@ OTHERS = [
     ("adapters", 2, 8, 2, 2),
 ]
 HOSTS = [("pretrain", 2, 8, 2, 2), ("distill", 1, 8, 2, 1)]
-# With --every-mesh: every stage in every shape that 8 devices have, under every accumulation, and every stage on hosts.
+# With --thorough: every stage in every shape that 8 devices have, under every accumulation, and every stage on hosts.
 EVERY_SHAPE = [(f, t) for f in (1, 2, 4, 8) for t in (1, 2, 4, 8) if f * t <= 8]
 EVERY = [(verb, micro, 8, *shape) for verb in VERBS for shape in EVERY_SHAPE for micro in (1, 2, 4)]
 EVERY_HOST = [(verb, micro, 8, 2, 2) for verb in VERBS for micro in (1, 2)]
@@ -45,7 +45,7 @@ EVERY_HOST = [(verb, micro, 8, 2, 2) for verb in VERBS for micro in (1, 2)]
 
 def wanted(config) -> tuple[list, list]:
     """Return the jobs of one process and those of two hosts."""
-    if config.getoption("--every-mesh"):
+    if config.getoption("--thorough"):
         return list(dict.fromkeys(SHAPES + OTHERS + EVERY)), HOSTS + EVERY_HOST
     return SHAPES + OTHERS, HOSTS
 

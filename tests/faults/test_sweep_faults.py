@@ -92,6 +92,7 @@ def test_twenty_kills_at_random_moments_change_nothing(workers, undisturbed, tmp
     assert_same(workdir, undisturbed)
 
 
+@pytest.mark.thorough
 @pytest.mark.kill
 def test_nodes_interrupted_apart_go_on_together_on_their_own_data(workers, undisturbed, copy):
     """Two seeds train in two workers, both are killed, and one worker takes both up as one population."""
@@ -122,6 +123,7 @@ def test_nodes_interrupted_apart_go_on_together_on_their_own_data(workers, undis
     assert_same(copy, undisturbed)
 
 
+@pytest.mark.thorough
 @pytest.mark.end_to_end
 def test_one_command_starts_several_workers_of_a_machine(workers, copy):
     wanted = [name for name in nodes(copy) if name.startswith("relearn")]
@@ -134,6 +136,7 @@ def test_one_command_starts_several_workers_of_a_machine(workers, copy):
     assert text.splitlines()[-1] == f"report: {copy}/report/index.html"
 
 
+@pytest.mark.thorough
 @pytest.mark.end_to_end
 def test_unpacked_the_sweep_comes_to_the_same(workers, undisturbed, copy):
     remove(copy, "undo-0.2", "undo-0.9", "maxent")
