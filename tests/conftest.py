@@ -13,9 +13,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 def pytest_addoption(parser):
     """Let the whole matrix of meshes, kills and damages be asked for; a part of each always runs."""
-    parser.addoption(
-        "--thorough", action="store_true", help="every mesh, more kills and damage (half an hour more)"
-    )
+    parser.addoption("--thorough", action="store_true", help="every mesh, more kills and damage (half an hour more)")
 
 
 def pytest_collection_modifyitems(config, items):
