@@ -395,7 +395,9 @@ def context(tmp_path, nodes=(), **run):
     write_rows(data / "all.array_record", rows)
     prompt = {"operation": "+", "form": "equation", "part": "retain", "fact": "1+1", "prompt": "", "answer": ""}
     (data / "evaluation.jsonl").write_text(json.dumps(prompt | {"prompt_ids": [1, 2], "answer_ids": [3]}) + "\n")
-    names = {"data": SimpleNamespace(settings=SimpleNamespace(row_length=6))} | {n.name: n for n in nodes}
+    names = {"data": SimpleNamespace(settings=SimpleNamespace(row_length=6, MEASURE="exact_match"))} | {
+        n.name: n for n in nodes
+    }
     progress = Progress(1, 1.0, 0.0, io.StringIO())
     progress.begin("pretrain")
     return Context(TINY, names, data, progress, RunSettings(**run))

@@ -97,8 +97,8 @@ def load_evaluation(directory: Path) -> list[dict[str, Any]]:
 
 def entries(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
     """List what a manifest says of each file of its directory."""
-    found = (*manifest["sets"].values(), manifest["evaluation"], manifest["vocabulary"])
-    return [entry for entry in found if "file" in entry]  # the shipped vocabulary has none
+    found = (*manifest["sets"].values(), manifest["evaluation"], manifest.get("vocabulary", {}))
+    return [entry for entry in found if "file" in entry]  # the shipped vocabulary has none, images have no vocabulary
 
 
 def verify(directory: Path) -> None:

@@ -56,6 +56,7 @@ def test_the_undisturbed_sweep_computes_every_node_once_and_shares_references(un
     assert len({tuple(run["attack"]["forget_shown"]) for run in summary["runs"]}) > 3  # no table of zeros
 
 
+@pytest.mark.thorough
 @pytest.mark.end_to_end
 def test_eight_workers_at_once_do_every_node_exactly_once(workers, undisturbed, tmp_path):
     workdir = tmp_path / "eight"
