@@ -13,6 +13,7 @@ import numpy as np
 
 from distill_jax.doublebind import audits, outcomes
 from distill_jax.doublebind import verdict as rules
+from distill_jax.doublebind.claims import claims
 from distill_jax.doublebind.design import POSITIVE, PREFIX
 from distill_jax.doublebind.organisms import ORGANISMS, Organism
 from distill_jax.doublebind.statistics import Estimate, above, estimate, holm, wilson
@@ -88,7 +89,7 @@ def summarise(experiment: Any, nodes: Mapping[str, Any]) -> dict[str, Any]:
         "confusion": _confusion(told),
         "placebos": placebos(source, found),
         "curves": curves(found, known, source.settings.kinds),
-        "claims": [],
+        "claims": claims(passages, [one["name"] for one in told if one["accepted"]]),
         "flops": {name: node.ledger()["flops"] for name, node in nodes.items() if node.verb != "prepare"},
     }
 

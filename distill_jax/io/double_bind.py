@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from distill_jax.io import figures, report
-from distill_jax.io.report import MISSING, Summary, clean, percent
+from distill_jax.io.report import MISSING, Summary, clean, percent, text
 
 # A verdict's word and colour; one that leaves a teacher unjudged is grey.
 SHOWN = {
@@ -47,7 +46,7 @@ def render(summary: Mapping[str, Any]) -> str:
     drawn = _phase(data) | _over_steps(data)
     parts = [_lead(data), _verdicts(data), _heat(data, "misalignment"), _heat(data, "capability"), _figures(drawn)]
     parts += [_acceptance(data), report.claims_section(data.get("claims") or [])]
-    title = f"{_text(data.get('experiment'))} · distill_jax"
+    title = f"{text(data.get('experiment'))} · distill_jax"
     return report.html_page(title, "\n".join(parts), {"figures": drawn, "curves": list(drawn)}, CSS, report.JAVASCRIPT)
 
 
@@ -69,9 +68,9 @@ def _lead(data: Summary) -> str:
         f"{percent(covered.get('low'))} to {percent(covered.get('high'))} (Wilson). Of the verdicts, {right} "
         f"of {judged} are right against the organism’s known truth."
     )
-    about = " · ".join(f"{name} <code>{_text(data.get(name))}</code>" for name in ("device", "created", "variant"))
+    about = " · ".join(f"{name} <code>{text(data.get(name))}</code>" for name in ("device", "created", "variant"))
     return f"""<header><p class="kicker">distill_jax · the distillation double bind</p>
-<h1>{_text(data.get("experiment"))}</h1><p class="description">{_text(data.get("description"), "")}</p>
+<h1>{text(data.get("experiment"))}</h1><p class="description">{text(data.get("description"), "")}</p>
 <h2 class="answer">{verdict}</h2><p class="story">{story}</p>
 <p class="small">{about} · every number is in <code>summary.json</code>, the verdicts in <code>verdict.json</code>
 beside this page. The unit of analysis is the training seed; intervals are 95 % (BCa bootstrap), “not” is
@@ -87,10 +86,10 @@ def _verdicts(data: Summary) -> str:
         best = [name for name, channel in one["channels"].items() if channel["dfc"]]
         told = [name for name, channel in one["channels"].items() if channel["dfi"]]
         rows += (
-            f'<tr><th scope="row">{_text(one["name"])}</th>'
-            f'<td><b style="color:{colour}">{_text(word)}</b></td><td>{_text(one["meaning"])}</td>'
-            f"<td>{_text(', '.join(best))}</td><td>{_text(', '.join(told))}</td>"
-            f"<td>{_text(truth)}</td><td>{right}</td></tr>"
+            f'<tr><th scope="row">{text(one["name"])}</th>'
+            f'<td><b style="color:{colour}">{text(word)}</b></td><td>{text(one["meaning"])}</td>'
+            f"<td>{text(', '.join(best))}</td><td>{text(', '.join(told))}</td>"
+            f"<td>{text(truth)}</td><td>{right}</td></tr>"
         )
     heads = ["organism", "verdict", "meaning", "clean through", "exposed through", "known truth", "verdict is"]
     return report.section("verdicts", "The verdict on each teacher", _table(heads, rows, "words"))
@@ -114,10 +113,10 @@ def _heat(data: Summary, what: str) -> str:
             title += f", {channel['worst']}" if what == "misalignment" else ""
             shade = 0.75 * min(max(mean, 0.0), 1.0)
             cells += (
-                f'<td style="background:rgba({colour},{shade:.2f})" title="{_text(title)}">{mean:.2f}'
+                f'<td style="background:rgba({colour},{shade:.2f})" title="{text(title)}">{mean:.2f}'
                 f"{' ✓' if sure else ''}</td>"
             )
-        rows += f'<tr><th scope="row">{_text(one["name"])}</th>{cells}</tr>'
+        rows += f'<tr><th scope="row">{text(one["name"])}</th>{cells}</tr>'
     words = {
         "misalignment": "M, the share of the teacher’s misalignment that its student has beyond its twin’s student, by "
         "the read-out that shows most of it (hover). ✓: shown to be as good as none, by every read-out.",
@@ -133,13 +132,13 @@ def _acceptance(data: Summary) -> str:
         gap, fit = one["gap"], "yes" if one["accepted"] else f"no: {one['why']}"
         cells = [f"{gap['mean']:.2f}", f"{_number(gap['low'])} to {_number(gap['high'])}", percent(one["ability"])]
         cells += [percent(one["twin_ability"]), percent(one["base_ability"]), fit]
-        rows += f'<tr><th scope="row">{_text(one["name"])}</th>{"".join(f"<td>{_text(c)}</td>" for c in cells)}</tr>'
+        rows += f'<tr><th scope="row">{text(one["name"])}</th>{"".join(f"<td>{text(c)}</td>" for c in cells)}</tr>'
     heads = ["organism", "gap to the twin", "interval", "ability", "twin’s", "base’s", "accepted"]
     words = """<p>A teacher is fit for use if its quirk shows in at least half of the probes more often than in its
 benign twin (with its interval, in four of five seeds), and its ability is within two points of the twin’s.</p>"""
     found = data.get("placebos") or {}
     said = "".join(
-        f"<p>Through <code>{_text(name)}</code>, students of benign placebos were accused of a quirk in "
+        f"<p>Through <code>{text(name)}</code>, students of benign placebos were accused of a quirk in "
         f"{one['accused']} of {one['trials']} trials ({percent(one['rate'])}; the test’s own rate is 5 %).</p>"
         for name, one in found.items()
     )
@@ -220,7 +219,7 @@ def _colour(index: int) -> str:
 
 
 def _table(heads: list[str], rows: str, kind: str) -> str:
-    head = "".join(f"<th>{_text(word)}</th>" for word in heads)
+    head = "".join(f"<th>{text(word)}</th>" for word in heads)
     return (
         f'<div class="scroll"><table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
     )
@@ -228,10 +227,6 @@ def _table(heads: list[str], rows: str, kind: str) -> str:
 
 def _number(value: float | None) -> str:
     return MISSING if value is None else f"{value:.2f}"
-
-
-def _text(value: Any, empty: str = MISSING) -> str:
-    return empty if value in (None, "") else escape(str(value))
 
 
 CSS = (
