@@ -191,14 +191,16 @@ def _run(ctx: Context, node: Node) -> None:
         "student": lambda kind, g: place[kind, kind, g],
         "control": lambda kind, g: place[TWIN, concern[kind], g],
     }
+    each = [(kind, g) for kind in kinds for g in range(seeds)]
     prompts, answers = asked(ctx, source.settings, seeds)
-    both = [member[role](kind, g) for role in member for kind in kinds for g in range(seeds)]
-    prompts, answers = (np.concatenate([x, x]) for x in (prompts, answers))
-    looked = [f"{role} of {kind}, seed {g}" for role in member for kind in kinds for g in range(seeds)]
 
     def look(params: Any) -> dict[str, dict[str, float]]:
-        found = audits.ask(cfg, crew_mesh(len(both)), params, both, prompts, answers)
-        return {label: {name: float(x[i]) for name, x in found.items()} for i, label in enumerate(looked)}
+        out = {}
+        for role, of in member.items():
+            found = audits.ask(cfg, crew_mesh(len(each)), params, [of(kind, g) for kind, g in each], prompts, answers)
+            for i, (kind, g) in enumerate(each):
+                out[_name(role, kind, g)] = {name: float(x[i]) for name, x in found.items()}
+        return out
 
     begin = starts(ctx, settings, source, crew, seeds)
     examples, recall = lessons(ctx, settings, source, crew, seeds, begin)
@@ -216,7 +218,7 @@ def _run(ctx: Context, node: Node) -> None:
     }
     result = {
         "rates": told,
-        "curve": _curve(node, looked, (len(member), len(kinds), seeds)),
+        "curve": _curve(node, [*member], kinds, seeds),
         "diverged": int(diverged.sum()),
     }
     if settings.channel.filter.score:
@@ -226,19 +228,24 @@ def _run(ctx: Context, node: Node) -> None:
     node.finish(result, ledger(*_spent(ctx, settings, crew), clock.split(), devices=crew_mesh(len(crew)).size))
 
 
-def _curve(node: Node, looked: Sequence[str], shape: tuple[int, int, int]) -> list[dict[str, Any]]:
+def _name(role: str, kind: str, seed: int) -> str:
+    return f"{role} of {kind}, seed {seed}"
+
+
+def _curve(node: Node, roles: Sequence[str], kinds: Sequence[str], seeds: int) -> list[dict[str, Any]]:
     """Return {"step", audit: [roles, O, S]} of every look, an earlier process's among them."""
-    rows = [row for row in read_rows(node.directory / "metrics.jsonl") if row["kind"] == "evaluation"]
-    found: dict[int, dict[str, dict[str, float]]] = {}
-    for row in rows:
-        found.setdefault(row["step"], {})[row["member"]] = row
+    rows: dict[int, dict[str, dict[str, float]]] = {}
+    for row in read_rows(node.directory / "metrics.jsonl"):
+        if row["kind"] == "evaluation":
+            rows.setdefault(row["step"], {})[row["member"]] = row
+    audits_kept = (*audits.ASKED, "prefill")
     return [
         {"step": step}
         | {
-            name: np.reshape([of[label][name] for label in looked], shape).tolist()
-            for name in (*audits.ASKED, "prefill")
+            audit: [[[of[_name(role, kind, g)][audit] for g in range(seeds)] for kind in kinds] for role in roles]
+            for audit in audits_kept
         }
-        for step, of in found.items()
+        for step, of in rows.items()
     ]
 
 
