@@ -17,7 +17,8 @@ import numpy as np
 from scipy import stats
 
 from distill_jax.config import check
-from distill_jax.doublebind.statistics import Estimate, above, estimate, holm, lower_bound, ratio, upper_bound, wilson
+from distill_jax.doublebind.statistics import Estimate, above, estimate, holm, lower_bound, ratio, upper_bound
+from distill_jax.io.scale import wilson
 
 DFC_OK, DFI_OK, BOTH = "DFC_OK", "DFI_OK", "BOTH"
 HOLE_TIGHT, HOLE_CONTEXT, HOLE_RETRAIN = "HOLE_TIGHT", "HOLE_CONTEXT", "HOLE_RETRAIN"

@@ -1,8 +1,9 @@
 """The verbs: one file each, its settings at the top and its `run` below."""
 
-from distill_jax.stages import cache, distill, perturb, prepare, pretrain, relearn, subliminal, unlearn
+from distill_jax.stages import cache, distill, import_model, perturb, prepare, pretrain, relearn, subliminal, unlearn
 from distill_jax.stages.cache import Cache
 from distill_jax.stages.distill import Distill
+from distill_jax.stages.import_model import Import
 from distill_jax.stages.perturb import Perturb
 from distill_jax.stages.pretrain import Pretrain
 from distill_jax.stages.relearn import Relearn
@@ -11,6 +12,7 @@ from distill_jax.stages.unlearn import Unlearn
 
 VERBS = {
     "prepare": prepare,
+    "import": import_model,
     "pretrain": pretrain,
     "unlearn": unlearn,
     "perturb": perturb,
@@ -20,4 +22,4 @@ VERBS = {
     "subliminal": subliminal,
 }
 
-__all__ = ["VERBS", "Cache", "Distill", "Perturb", "Pretrain", "Relearn", "Subliminal", "Unlearn"]
+__all__ = ["VERBS", "Cache", "Distill", "Import", "Perturb", "Pretrain", "Relearn", "Subliminal", "Unlearn"]

@@ -26,6 +26,8 @@ class Training:
       lora_rank: r of the adapters that train in place of the weights, beside every matrix of the layers; 0 trains the
         weights themselves. The stage's model is then its `start` with the adapters merged in.
       lora_alpha: the adapters' product is multiplied with lora_alpha / lora_rank.
+      weights: what trains, its moments and its updates are kept in "float32"; or in "bfloat16", where a step below half
+        of a weight's last bit is lost. That is how the paper relearned and how it ran WMDP; for nothing else.
       loss_on: "all" tokens of a document, or only the "answer".
       evaluate_every, checkpoint_every, log_every: in steps.
       seed: of the data order and of fresh weights.
@@ -44,6 +46,7 @@ class Training:
     epsilon: float = 1e-8
     lora_rank: int = 0
     lora_alpha: float = 16.0
+    weights: str = "float32"
     loss_on: str = "all"
     evaluate_every: int = 100
     checkpoint_every: int = 100
@@ -73,6 +76,8 @@ class Training:
                 f"batch = {self.batch} does not divide into microbatches = {self.microbatches}; "
                 f"choose a batch that is a multiple, such as {-(-self.batch // self.microbatches) * self.microbatches}"
             )
+        if self.weights not in ("float32", "bfloat16"):
+            raise ValueError(f"weights = {self.weights!r}: choose 'float32' or 'bfloat16'")
         if self.loss_on not in ("all", "answer"):
             raise ValueError(f"loss_on = {self.loss_on!r}: choose 'all' or 'answer'")
         if getattr(self, "data", "all") not in DATASETS:
