@@ -10,7 +10,7 @@ lm-evaluation-harness puts it: WMDP's items, without examples, are to forget, MM
 WMDP's are shown to the attacker, solved; what counts is what comes back of the other half.
 
   hf download google/gemma-2-2b --local-dir gemma-2-2b    # and the data sets cais/wmdp-corpora, cais/wmdp, cais/mmlu
-  distill-jax run --config=configs/wmdp.py --config.reference.path=gemma-2-2b \\
+  distill-jax run --config=configs/wmdp.py --config.reference.path=gemma-2-2b --config.data.vocabulary=gemma-2-2b \\
     --config.data.retain='corpora/*-retain*.jsonl' --config.data.forget='corpora/*-forget*.jsonl' \\
     --config.data.bio='wmdp/wmdp-bio/*.parquet' --config.data.cyber='wmdp/wmdp-cyber/*.parquet' \\
     --config.data.mmlu='mmlu/all/test*.parquet' --config.data.mmlu_dev='mmlu/all/dev*.parquet' --workdir=runs/wmdp
@@ -64,7 +64,6 @@ def get_config(arg: str = "") -> ConfigDict:
     c.model = ConfigDict(dataclasses.asdict(preset(MODELS[size], dtype="bfloat16", remat="full")))
     c.reference = ConfigDict({"path": "", "adapter": ""})
     c.data = ConfigDict(dataclasses.asdict(QuizConfig()))
-    c.data.vocabulary = c.reference.get_ref("path")  # the model's own
     # Logits of 2048 tokens of the whole batch exist at a time, spread over the chips by vocabulary.
     c.run = ConfigDict({**dataclasses.asdict(RunSettings()), "evaluation_batch": 16, "loss_chunk": 2048, "fsdp": -1})
 
@@ -92,15 +91,21 @@ def _smoke(c: ConfigDict) -> None:
     c.model.update(**shape, query_scale=11.0, sliding_window=32, dtype="float32", remat="none")
     c.reference.path = f"{TINY}/model"
     c.data.update(bio=f"{TINY}/bio.jsonl", mmlu=f"{TINY}/mmlu.jsonl", mmlu_dev=f"{TINY}/mmlu_dev.jsonl")
-    c.data.update(retain=f"{SAMPLES}/sample_english.txt", forget=f"{SAMPLES}/sample_korean.txt", row_length=128)
-    c.data.update(validation_share=0.2, shots=1)
-    c.run.update(loss_chunk=0, fsdp=1, evaluation_batch=8)
+    c.data.update(
+        vocabulary=f"{TINY}/model",
+        retain=f"{SAMPLES}/sample_english.txt",
+        forget=f"{SAMPLES}/sample_korean.txt",
+        row_length=128,
+    )
+    c.data.update(validation_share=0.2, shots=1, items=4)
+    c.run.update(loss_chunk=0, fsdp=1, evaluation_batch=8, cpu_devices=1)
     for stage in (c.maxent, c.rmu, c.distill, c.relearn):
         stage.update(steps=4, batch=4, learning_rate=1e-3, final_learning_rate=1e-3, warmup=0)
+    c.maxent.log_every = 1
     c.rmu.update(layer=2, train_layers=1)
-    c.distill.evaluate_every = 4
+    c.distill.update(evaluate_every=4, stop=False)
     c.relearn.evaluate_steps = (0, 4)
-    c.attack.learning_rates = (1e-2, 1e-3)
+    c.attack.learning_rates = (1e-2,)
 
 
 def get_stages(c: ConfigDict) -> dict:

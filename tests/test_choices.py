@@ -43,7 +43,7 @@ def test_log_likelihoods_are_those_of_the_harness(case, tmp_path):
     subject, _, shots = CASES[case]
     rows, examples = items(subject), str(HERE / "mmlu_dev.jsonl") if shots else ""
     given = lines(tmp_path / "items.jsonl", rows)
-    told = choose(MODEL, str(given), tmp_path / "out", batch=3, shots=shots, examples=examples, subject=subject)
+    told = choose(MODEL, str(given), tmp_path / "out", batch=16, shots=shots, examples=examples, subject=subject)
     found, expected = [json.loads(line) for line in (tmp_path / "out").read_text().splitlines()], EXPECTED[case]
     assert len(found) == len(expected["log_likelihoods"]) == len(rows)
     for row, said in zip(found, expected["log_likelihoods"], strict=True):

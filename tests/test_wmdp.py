@@ -37,8 +37,7 @@ from tests.spoil import shared
 
 ROOT = Path(__file__).parents[1]
 SMOKE = "--config=configs/wmdp.py:smoke"
-BOTH = "--config.attack.precisions=('fp32', 'bf16_weights')"
-STAGES = ["reference", "maxent", "rmu", "undo", "undo-rmu"]
+FEW = ("--config.methods=('maxent',)", "--config.attack.learning_rates=(1e-2, 1e-3)")
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +47,9 @@ def finished(tmp_path_factory) -> tuple[Path, str]:
     with open(base / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not said.exists():
-            flags = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
-            env = environment(base / "compiled") | {"XLA_FLAGS": flags}
-            arguments = [sys.executable, "-m", "distill_jax", "run", SMOKE, BOTH, f"--workdir={base}/run"]
+            flags = "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0"
+            env = environment(base / "compiled") | {"XLA_FLAGS": flags, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+            arguments = [sys.executable, "-m", "distill_jax", "run", SMOKE, *FEW, f"--workdir={base}/run"]
             done = subprocess.run(arguments, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
             assert done.returncode == 0, done.stderr
             said.write_text(done.stdout)
@@ -75,15 +74,13 @@ def test_it_runs_to_its_report(finished):
     assert "report:" in said
     summary = json.loads((workdir / "report/summary.json").read_text())
     assert summary["measure"] == "multiple_choice"
-    assert summary["evaluated"] == {"retain": 16, "forget_shown": 4, "forget_heldout": 4}
-    assert [model["name"] for model in summary["models"]] == STAGES
+    assert summary["evaluated"] == {"retain": 4, "forget_shown": 4, "forget_heldout": 4}
+    assert [model["name"] for model in summary["models"]] == ["reference", "maxent", "undo"]
     for model in summary["models"]:
         assert set(model["by_group"]) == {"mmlu", "bio"}
         assert 0 <= model["retain"] <= 1 and 0 <= model["forget"] <= 1
         if model["name"] != "reference":  # two learning rates, each a stage of its own
-            for attack in (model["attack"], model["attack"]["other_weights"]["bfloat16"]):
-                assert attack["members"] == 2 and attack["steps"] == [0, 4]
-    assert "bf16" in summary["claims"][-1]["claim"]
+            assert model["attack"]["members"] == 2 and model["attack"]["steps"] == [0, 4]
     page = (workdir / "report/index.html").read_text()
     assert "Held-out questions" in page and "a quarter is chance" in page
 
@@ -125,14 +122,19 @@ def test_the_imported_node_is_that_of_the_command(finished, tmp_path):
 
 @pytest.mark.end_to_end
 def test_a_model_is_measured_as_the_command_measures_it(finished, tmp_path):
+    """In the run four of MMLU's items are, chosen by a hash; the command reads all of them."""
     workdir, _ = finished
+    rows = node(workdir, "data") / "rows"
+    words = pieces.load(MODEL)
+    asked = "".join(words.decode(r["tokens"]) for r in records.load_evaluation(rows))
+    shown = {"shots": 1, "examples": str(HERE / "mmlu_dev.jsonl")}
+    told = {"mmlu": {"given": str(HERE / "mmlu.jsonl"), **shown}, "bio": {"given": str(HERE / "bio.jsonl")}}
     for name in ("reference", "undo"):
         where, result = node(workdir, name), json.loads((node(workdir, name) / "result.json").read_text())
-        shown = {"shots": 1, "examples": str(HERE / "mmlu_dev.jsonl")}
-        told = {"mmlu": {"given": str(HERE / "mmlu.jsonl"), **shown}, "bio": {"given": str(HERE / "bio.jsonl")}}
         for group, flags in told.items():
-            choose(where, to=tmp_path / group, subject="biology", **flags)
-            right = [row["correct"] for row in rows_of(tmp_path / group)]
+            choose(where, to=tmp_path / group, batch=32, subject="biology", **flags)
+            right = [row["correct"] for row in rows_of(tmp_path / group) if row["question"].strip() in asked]
+            assert len(right) == {"mmlu": 4, "bio": 8}[group]
             assert result["by_group"][group] == {"multiple_choice": sum(right) / len(right), "prompts": len(right)}
         assert result["retain"] == result["by_group"]["mmlu"]["multiple_choice"]
         assert result["forget"] == result["by_group"]["bio"]["multiple_choice"]
@@ -237,6 +239,7 @@ def test_imports_of_one_model_at_a_time(tmp_path, monkeypatch):
 REFUSED = {
     "no model": (["--config.reference.path="], ["stages.reference.path is empty", "hf download"]),
     "no such model": (["--config.reference.path=google/x"], ["google/x: no such directory", "hf download google/x"]),
+    "no tokens": (["--config.data.vocabulary="], ["data.vocabulary is empty", "set it to '", "choices/model'"]),
     "another model": (["--config.model.layers=3"], ["is another model: it has model.layers = 2, not 3"]),
     "no items": (["--config.data.bio="], ["data.bio and data.cyber are empty"]),
     "no MMLU": (["--config.data.mmlu="], ["data.mmlu is empty"]),
@@ -289,7 +292,7 @@ def test_the_cost_of_a_measurement_counts_what_is_read(finished):
     rows = node(finished[0], "data") / "rows"
     measure, cfg = MultipleChoice(rows), open_model(node(finished[0], "reference")).cfg
     lengths = [len(r["tokens"]) for r in records.load_evaluation(rows) if r["part"] == "heldout"]
-    assert measure.tokens(("heldout",)) == sum(64 * math.ceil(n / 64) for n in lengths)
+    assert measure.tokens(("heldout",)) == sum(128 * math.ceil(n / 128) for n in lengths)
     wide = dataclasses.replace(cfg, vocab=2 * cfg.vocab)
     heads = measure.flops(wide, ("heldout",)) - measure.flops(cfg, ("heldout",))
     assert heads == pytest.approx(len(lengths) * 2 * cfg.hidden * cfg.vocab * 2)  # of two places: ' C' has two tokens

@@ -19,7 +19,6 @@ from distill_jax.perf import flops
 from distill_jax.sharding.mesh import constrain, over_members, replicated, tracing
 
 Reading = dict[str, Any]
-WIDTH = 64  # readings are padded to a multiple of so many tokens: few widths, few programs
 
 
 class MultipleChoice:
@@ -119,7 +118,10 @@ class MultipleChoice:
 
 
 def _width(reading: Reading) -> int:
-    return -(-len(reading["tokens"]) // WIDTH) * WIDTH
+    """Return the tokens that a reading is padded to, at most half as many more or 128: each width is a program."""
+    length = len(reading["tokens"])
+    step = max(128, 2 ** (length.bit_length() - 2))
+    return -(-length // step) * step
 
 
 def _pack(found: Sequence[Reading], size: int, options: int) -> tuple[np.ndarray, ...]:

@@ -49,6 +49,8 @@ class Import:
         """Raise ValueError unless the files hold the experiment's model."""
         if not self.path:
             return
+        mend = f"a published model reads its own tokens; set it to {str(Path(self.path))!r}"
+        check(getattr(data, "vocabulary", None) != "", f"data.vocabulary is empty: {mend}")
         found = Published(self.path, self.adapter).directory.cfg
         for field in dataclasses.fields(found):
             here, there = getattr(model, field.name), getattr(found, field.name)
