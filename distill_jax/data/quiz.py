@@ -64,6 +64,7 @@ class QuizConfig(TextConfig):
         check(bool(self.mmlu), "data.mmlu is empty: name the items to retain, such as MMLU's")
         check(bool(self.mmlu_dev) or not self.shots, f"data.mmlu_dev is empty, with data.shots={self.shots}: name them")
         held = {key: [dataclasses.asdict(item) for item in found] for key, found in self.read().items()}
+        self.parts()  # refuses what is no quiz
         text = super().identified(digests)
         return dataclasses.replace(text, content=identity([text.content, held]))
 
@@ -86,9 +87,9 @@ class QuizConfig(TextConfig):
             for part, start in (("shown", 0), ("heldout", 1)):
                 out.setdefault(part, []).extend((key, item) for item in mine[start::2])
         told = {}
-        for part, mine in out.items():
-            check(bool(mine), f"data.bio and data.cyber: have no two items, and {part!r} would be empty")
-            chosen = sorted(mine, key=lambda pair: _hash(pair[1]))[: self.items or None]
+        for part, pairs in out.items():
+            check(bool(pairs), f"data.bio and data.cyber: have no two items, and {part!r} would be empty")
+            chosen = sorted(pairs, key=lambda pair: _hash(pair[1]))[: self.items or None]
             shown, shots = (found.get("mmlu_dev", []), self.shots) if part == "retain" else ([], 0)
             try:
                 contexts = items.contexts([item for _, item in chosen], shown, shots)
