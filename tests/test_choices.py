@@ -170,8 +170,8 @@ def test_the_command_prints_the_accuracy(tmp_path, capsys):
         (["--input=x", "--items=y"], ["--input=FILE.jsonl, or --items=FILE"]),
         (["--input=x", "--shots=2"], ["--shots: only --items has a use for it"]),
         (["--items=x", "--shots=-1"], ["--shots=-1"]),
-        (["--items=x", "--shots=2"], ["--shots=2", "name their file with --examples=FILE"]),
-        (["--items=x", "--examples=y"], ["--shots=0 --examples=y"]),
+        (["--items=x", "--shots=2"], ["--shots=2", "--examples=FILE"]),
+        (["--items=x", "--examples=y"], ["--examples=y: none is shown", "--shots"]),
         (["--items=none/x.jsonl"], ["none/x.jsonl: no such file", "hf download cais/wmdp", "--local-dir none"]),
         (["--items=none/*.csv"], ["none/*.csv: no file has such a name", "hf download"]),
         (

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -25,19 +26,21 @@ from distill_jax.config import ConfigError
 from distill_jax.data import pieces, records
 from distill_jax.data.packing import SEGMENTS, TOKENS
 from distill_jax.data.text import SAMPLES
+from distill_jax.evals import summary
 from distill_jax.evals.multiple_choice import MultipleChoice
 from distill_jax.experiment import identified, load_experiment, load_module
 from distill_jax.interop import importing
 from distill_jax.interop.choose import choose
 from distill_jax.interop.models import open_model
 from distill_jax.io.files import Digests
+from distill_jax.io.scale import CHOICE
 from distill_jax.sharding.mesh import make_mesh
 from distill_jax.stages import Import, Unlearn
 from tests.spoil import shared
 
 ROOT = Path(__file__).parents[1]
 SMOKE = "--config=configs/wmdp.py:smoke"
-FEW = ("--config.methods=('maxent',)", "--config.attack.learning_rates=(1e-2, 1e-3)")
+FEW = ("--config.methods=('maxent',)",)
 
 
 @pytest.fixture(scope="module")
@@ -72,30 +75,37 @@ def rows_of(path: Path) -> list[dict]:
 def test_it_runs_to_its_report(finished):
     workdir, said = finished
     assert "report:" in said
-    summary = json.loads((workdir / "report/summary.json").read_text())
-    assert summary["measure"] == "multiple_choice"
-    assert summary["evaluated"] == {"retain": 4, "forget_shown": 4, "forget_heldout": 4}
-    assert [model["name"] for model in summary["models"]] == ["reference", "maxent", "undo"]
-    for model in summary["models"]:
+    told = json.loads((workdir / "report/summary.json").read_text())
+    assert told["measure"] == "multiple_choice"
+    assert told["evaluated"] == {"retain": 4, "forget_shown": 4, "forget_heldout": 4}
+    assert [model["name"] for model in told["models"]] == ["reference", "maxent", "undo"]
+    for model in told["models"]:
         assert set(model["by_group"]) == {"mmlu", "bio"}
         assert 0 <= model["retain"] <= 1 and 0 <= model["forget"] <= 1
-        if model["name"] != "reference":  # two learning rates, each a stage of its own
-            assert model["attack"]["members"] == 2 and model["attack"]["steps"] == [0, 4]
+        if model["name"] != "reference":
+            assert model["attack"]["members"] == 1 and model["attack"]["steps"] == [0, 4]
     page = (workdir / "report/index.html").read_text()
     assert "Held-out questions" in page and "a quarter is chance" in page
 
 
-@pytest.mark.end_to_end
-def test_the_worst_attack_is_that_of_the_stages_together(finished):
-    workdir, _ = finished
-    summary = json.loads((workdir / "report/summary.json").read_text())
-    found = [rows_of(node(workdir, f"relearn-undo-{rate}") / "metrics.jsonl") for rate in ("0.01", "0.001")]
-    scores = [
-        max(r["heldout"] for rows in found for r in rows if r["kind"] == "evaluation" and r["step"] == s)
-        for s in (0, 4)
-    ]
-    attack = next(model for model in summary["models"] if model["name"] == "undo")["attack"]
-    assert attack["forget_heldout"]["worst"] == pytest.approx(scores, abs=1e-6)
+@pytest.mark.unit
+def test_an_attack_may_be_several_stages():
+    """Learning rates count together, kinds of weights apart; the kind that comes first is the attack."""
+
+    def stage(rate: float, weights: str, last: float) -> SimpleNamespace:
+        scores = {step: {"heldout": x, "shown": x, "retain": 0.5} for step, x in ((0, 0.25), (4, last))}
+        rows = [{"kind": "evaluation", "step": k, "member": f"lr={rate:g},seed=0", **v} for k, v in scores.items()]
+        settings = SimpleNamespace(weights=weights)
+        result, spent = {"members": 1, "diverged": 0}, {"flops": {"attack": 2.0}}
+        return SimpleNamespace(settings=settings, rows=lambda: rows, result=lambda: result, ledger=lambda: spent)
+
+    full = [stage(0.01, "float32", 0.3), stage(0.001, "float32", 0.75)]
+    half = [stage(0.01, "bfloat16", 0.5), stage(0.001, "bfloat16", 0.25)]
+    said = summary._attack([*full, *half], CHOICE)
+    assert said["weights"] == "float32" and said["members"] == 2 and said["flops"] == {"attack": 4.0}
+    assert said["forget_heldout"]["worst"] == [0.25, 0.75] and said["best_learning_rate"][1] == 0.001
+    assert said["other_weights"]["bfloat16"]["forget_heldout"]["worst"] == [0.25, 0.5]
+    assert "other_weights" not in summary._attack(full, CHOICE)
 
 
 @pytest.mark.end_to_end
@@ -116,7 +126,8 @@ def test_the_imported_node_is_that_of_the_command(finished, tmp_path):
     assert beside <= files[0] and {"DONE", "tokenizer/tokenizer.json", "checkpoints/final.json"} <= beside
     config = json.loads((here / "config.json").read_text())
     assert config["hugging_face"] == json.loads((there / "config.json").read_text())["hugging_face"]
-    said = [choose(path, str(HERE / "bio.jsonl"), tmp_path / path.name, subject="biology") for path in (here, MODEL)]
+    told = {"given": str(HERE / "bio.jsonl"), "batch": 16, "subject": "biology"}
+    said = [choose(path, to=tmp_path / path.name, **told) for path in (here, MODEL)]
     assert said[0] == said[1] and (tmp_path / here.name).read_text() == (tmp_path / MODEL.name).read_text()
 
 
@@ -129,15 +140,15 @@ def test_a_model_is_measured_as_the_command_measures_it(finished, tmp_path):
     asked = "".join(words.decode(r["tokens"]) for r in records.load_evaluation(rows))
     shown = {"shots": 1, "examples": str(HERE / "mmlu_dev.jsonl")}
     told = {"mmlu": {"given": str(HERE / "mmlu.jsonl"), **shown}, "bio": {"given": str(HERE / "bio.jsonl")}}
-    for name in ("reference", "undo"):
-        where, result = node(workdir, name), json.loads((node(workdir, name) / "result.json").read_text())
-        for group, flags in told.items():
-            choose(where, to=tmp_path / group, batch=32, subject="biology", **flags)
-            right = [row["correct"] for row in rows_of(tmp_path / group) if row["question"].strip() in asked]
-            assert len(right) == {"mmlu": 4, "bio": 8}[group]
-            assert result["by_group"][group] == {"multiple_choice": sum(right) / len(right), "prompts": len(right)}
-        assert result["retain"] == result["by_group"]["mmlu"]["multiple_choice"]
-        assert result["forget"] == result["by_group"]["bio"]["multiple_choice"]
+    where = node(workdir, "undo")
+    result = json.loads((where / "result.json").read_text())
+    for group, flags in told.items():
+        choose(where, to=tmp_path / group, batch=16, subject="biology", **flags)
+        right = [row["correct"] for row in rows_of(tmp_path / group) if row["question"].strip() in asked]
+        assert len(right) == {"mmlu": 4, "bio": 8}[group]
+        assert result["by_group"][group] == {"multiple_choice": sum(right) / len(right), "prompts": len(right)}
+    assert result["retain"] == result["by_group"]["mmlu"]["multiple_choice"]
+    assert result["forget"] == result["by_group"]["bio"]["multiple_choice"]
 
 
 @pytest.mark.end_to_end

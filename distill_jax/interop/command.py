@@ -58,8 +58,9 @@ def _score(given: Any) -> str:
         score.score(model, rows, to, given.dtype, given.batch, given.tokenizer)
         return str(given.output)
     check(given.shots >= 0, f"--shots={given.shots}: must not be negative")
-    needs = "examples are shown; name their file with --examples=FILE (MMLU's are those of its split `dev`)"
-    check(bool(given.examples) == (given.shots > 0), f"--shots={given.shots} --examples={given.examples}: {needs}")
+    mend = "name the file they are taken from with --examples=FILE (MMLU's is that of its split `dev`)"
+    check(not given.shots or bool(given.examples), f"--shots={given.shots}: no examples are named; {mend}")
+    check(bool(given.shots) or not given.examples, f"--examples={given.examples}: none is shown; give --shots=5, say")
     settings = (given.dtype, given.batch, given.tokenizer)
     told = choose.choose(model, given.items, to, *settings, given.shots, given.examples, given.subject)
     return f"{given.output}\n{told}"
