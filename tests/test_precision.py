@@ -11,6 +11,7 @@ from test_train import CFG, weights
 
 from distill_jax.evals.claims import judge
 from distill_jax.sharding.mesh import make_mesh
+from distill_jax.stages import Unlearn
 from distill_jax.train.population import make_state
 from distill_jax.train.settings import Training
 from distill_jax.train.step import make_step
@@ -65,6 +66,11 @@ def test_none_are_lost_in_float32():
     for rate, after in zip(RATES, members, strict=True):
         for w, sign, new in zip(start, signs, after, strict=True):
             np.testing.assert_allclose(new, w.astype(np.float64) - rate * sign, rtol=0, atol=1e-8)
+
+
+def test_a_younger_setting_leaves_kept_results_known_as_they_were():
+    assert "weights" not in Training().known_by() and Training(weights="bfloat16").known_by()["weights"] == "bfloat16"
+    assert "hold" not in Unlearn(start="a").known_by() and Unlearn(start="a", hold="kl").known_by()["hold"] == "kl"
 
 
 def test_an_unknown_precision_is_refused():

@@ -82,7 +82,7 @@ class TextConfig:
         Raises:
           ConfigError: naming the source that is missing.
         """
-        held: list[Any] = [[digests.of(path) for path in self._vocabulary_files()] or ""]
+        held: list[Any] = ["".join(map(digests.of, self._vocabulary_files()))]
         for role in ROLES:
             for source in self.sources(role):
                 try:

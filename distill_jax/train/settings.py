@@ -53,6 +53,8 @@ class Training:
     log_every: int = 10
     seed: int = 0
 
+    # Settings younger than kept results, and what was the rule before them: at that value they identify nothing.
+    LATER: ClassVar[dict[str, Any]] = {"weights": "float32", "hold": "cross_entropy"}
     # What the members of one population may differ in; a verb whose nodes never train together has none.
     MEMBER: ClassVar[tuple[str, ...] | None] = None
 
@@ -82,6 +84,10 @@ class Training:
             raise ValueError(f"loss_on = {self.loss_on!r}: choose 'all' or 'answer'")
         if getattr(self, "data", "all") not in DATASETS:
             raise ValueError(f"data = {getattr(self, 'data', None)!r}: choose one of {', '.join(DATASETS)}")
+
+    def known_by(self) -> dict[str, Any]:
+        """Return what identifies a node of these settings."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in self.LATER or v != self.LATER[k]}
 
     def alike(self) -> Self:
         """Return the settings with all that members may differ in set to one value: equal ones train together.
