@@ -156,7 +156,7 @@ def score(*flags: str) -> int:
 
 def test_the_command_prints_the_accuracy(tmp_path, capsys):
     flags = [f"--items={HERE / 'mmlu.jsonl'}", f"--output={tmp_path / 'out.jsonl'}"]
-    assert main(["distill-jax", "score", f"--model={MODEL}", *flags]) == 0
+    assert main(["distill-jax", "score", f"--model={MODEL}", "--batch=32", *flags]) == 0
     said = capsys.readouterr().out
     right = sum(json.loads(line)["correct"] for line in (tmp_path / "out.jsonl").read_text().splitlines())
     low, high = proportion_confint(right, 16, method="wilson")

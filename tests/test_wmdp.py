@@ -25,6 +25,8 @@ from distill_jax import graph
 from distill_jax.config import ConfigError
 from distill_jax.data import pieces, records
 from distill_jax.data.packing import SEGMENTS, TOKENS
+from distill_jax.data.prepare_quiz import quiz
+from distill_jax.data.quiz import QuizConfig
 from distill_jax.data.text import SAMPLES
 from distill_jax.evals import summary
 from distill_jax.evals.multiple_choice import MultipleChoice
@@ -34,6 +36,7 @@ from distill_jax.interop.choose import choose
 from distill_jax.interop.models import open_model
 from distill_jax.io.files import Digests
 from distill_jax.io.scale import CHOICE
+from distill_jax.models import transformer
 from distill_jax.sharding.mesh import make_mesh
 from distill_jax.stages import Import, Unlearn
 from tests.spoil import shared
@@ -310,9 +313,38 @@ def test_the_cost_of_a_measurement_counts_what_is_read(finished):
 
 
 @pytest.mark.unit
-def test_items_are_given_two_halves(tmp_path):
-    from distill_jax.data.quiz import QuizConfig
+def test_a_population_is_measured_by_the_likelihood_of_letters(tmp_path):
+    """Two members on two devices, against plain logits of each whole answer, in float64."""
+    files = {"bio": f"{HERE}/bio.jsonl", "mmlu": f"{HERE}/mmlu.jsonl"}
+    told = quiz(QuizConfig(**files, shots=0, items=3), pieces.load(MODEL), tmp_path)
+    assert told["evaluation"]["parts"]["heldout"] == {"items": 3, "readings": 6, "cut": 0}
+    model, measure, mesh = open_model(MODEL), MultipleChoice(tmp_path), make_mesh(2)
+    params = model.load(make_mesh(1, devices=jax.devices()[:1]), "float32")
+    other = jax.tree.map(lambda w: w + 0.3 * np.random.RandomState(w.size).randn(*w.shape).astype(np.float32), params)
+    stack = jax.tree.map(lambda *w: np.stack([np.asarray(x) for x in w]), params, other)
+    seen = measure.evaluator(model.cfg, mesh, ("retain", "heldout"), 4, 0)(stack)
+    apply = jax.jit(transformer.apply, static_argnums=0)
+    for member, weights in enumerate((params, other)):
+        said: dict[tuple[str, int], dict[int, float]] = {}
+        for r in records.load_evaluation(tmp_path):
+            for choice, last in zip(r["choices"], r["last"], strict=True) if r["part"] != "shown" else ():
+                row, length = np.zeros((1, 192), np.int32), len(r["tokens"]) + 1
+                row[0, :length] = [*r["tokens"], last]
+                z = np.asarray(apply(model.cfg, weights, row, (row > -1) * (np.arange(192) < length)), np.float64)[0]
+                z -= z.max(-1, keepdims=True)
+                log_p = z - np.log(np.exp(z).sum(-1, keepdims=True))
+                mine = sum(log_p[t - 1, row[0, t]] for t in range(length - 1 - r["own"], length))
+                said.setdefault((r["part"], r["item"]), {})[choice] = mine
+        answers = {(r["part"], r["item"]): r["answer"] for r in records.load_evaluation(tmp_path)}
+        right = {key: max(found, key=found.get) == answers[key] for key, found in said.items()}
+        assert seen[member].tolist() == list(right.values())
+        assert all(sorted(found) == [0, 1, 2, 3] for found in said.values())
+    scores = measure.series(seen, ("retain", "heldout"))
+    assert scores["heldout"].tolist() == scores["heldout_bio"].tolist() == seen[:, 3:].mean(axis=1).tolist()
 
+
+@pytest.mark.unit
+def test_items_are_given_two_halves(tmp_path):
     (tmp_path / "one.jsonl").write_text('{"question": "Q", "choices": ["a", "b"], "answer": 0}\n')
     config = QuizConfig(bio=f"{tmp_path}/one.jsonl", mmlu=f"{tmp_path}/one.jsonl", shots=0)
     with pytest.raises(ConfigError, match="have no two items"):
