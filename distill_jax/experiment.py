@@ -104,4 +104,7 @@ def load_experiment(module: ModuleType, config: Any) -> Experiment:
         mend = f"the data's vocabulary has {words} entries; raise it to that"
         check(words <= model.vocab, f"model.vocab = {model.vocab}: {mend}")
     run = build(RunSettings, plain["run"], "run")
-    return Experiment(plain["experiment"], plain["description"], model, data, stages, run)
+    experiment = Experiment(plain["experiment"], plain["description"], model, data, stages, run)
+    if hasattr(module, "CHECK"):
+        module.CHECK(experiment)
+    return experiment

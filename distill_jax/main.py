@@ -34,6 +34,7 @@ USAGE = """usage: distill-jax COMMAND --config=FILE.py[:preset] --workdir=DIR [-
 
 commands:
   run      compute what is missing of an experiment, then draw its report
+  audit    the same, of teachers that are to be judged: the report ends in a verdict (configs/double_bind.py)
   prepare  make the experiment's data only
   data     show what a model will see of them: decoded rows, shares, counts (--examples=N rows of each set)
   report   draw the report again from a work directory (needs no --config)
@@ -83,7 +84,7 @@ def parse(argv: Sequence[str]) -> Arguments:
     Raises:
       ConfigError: naming what is unknown, missing or of the wrong type.
     """
-    commands = ("run", "prepare", "data", "report", "sweep", "plan", "bench", *INTEROP)
+    commands = ("run", "audit", "prepare", "data", "report", "sweep", "plan", "bench", *INTEROP)
     check(len(argv) > 1, USAGE)
     command, given = argv[1], ["distill-jax", *(_DRY_RUN.get(a, a) for a in argv[2:])]
     mend = f"{nearest(command, commands)}; there are {', '.join(commands)}"
@@ -150,8 +151,8 @@ _ONLY = {
     **dict.fromkeys(("slice", "json", "prices", "stages", "verbose"), ("plan",)),
     **dict.fromkeys(("sweep", "workers", "index", "count", "dry_run", "pack", "dead_after"), ("sweep",)),
     "examples": ("data",),
-    **dict.fromkeys(("distributed", "coordinator", "coordinator_port"), ("run", "prepare")),
-    **dict.fromkeys(("processes", "process", "heartbeat"), ("run", "prepare")),
+    **dict.fromkeys(("distributed", "coordinator", "coordinator_port"), ("run", "audit", "prepare")),
+    **dict.fromkeys(("processes", "process", "heartbeat"), ("run", "audit", "prepare")),
 }
 _DRY_RUN = {"--dry-run": "--dry_run"}  # absl's flags have no hyphens
 
@@ -261,6 +262,8 @@ def _main(argv: Sequence[str]) -> int:
     from distill_jax.io import files, leases
     from distill_jax.sharding import distributed
 
+    mend = "it ends in no verdict; use `distill-jax run`"
+    check(given.command != "audit" or hasattr(given.module, "CHECK"), f"audit: {given.config.experiment}: {mend}")
     experiment = load_experiment(given.module, given.config)
     shown = given.command != "data" or experiment.data.MEASURE
     check(bool(shown), f"{experiment.name}: its data are images, and `distill-jax data` shows text")
@@ -274,13 +277,14 @@ def _main(argv: Sequence[str]) -> int:
         began = time.monotonic()
         if alone:
             digests.save()
-        wanted = nodes if given.command == "run" else {graph.DATA: nodes[graph.DATA]}
+        whole = given.command in ("run", "audit")
+        wanted = nodes if whole else {graph.DATA: nodes[graph.DATA]}
         ctx = graph.execute(wanted, experiment.model, experiment.run)
         if given.command == "data":
             from distill_jax.data import show
 
             print(*show.describe(ctx.data, experiment.data.vocabulary, given.flags.examples), sep="\n")
-        if given.command == "run" and distributed.chief():
+        if whole and distributed.chief():
             from distill_jax.evals import summary  # not before: a third of the time to start is scipy's
 
             identity = graph.experiment_identity(nodes)

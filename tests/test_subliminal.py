@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from distill_jax.io import subliminal as page
 from distill_jax.models import mlp
 from distill_jax.models.mlp import MLPConfig
 from distill_jax.stages import Subliminal, subliminal
+from tests.spoil import kept_in
 
 ROOT = Path(__file__).parent.parent
 SMALL = MLPConfig(inputs=64, hidden=12, ghosts=5)
@@ -233,10 +235,15 @@ def _command(workdir, *more):
     ]
 
 
+def _environment(workdir):
+    """What the first run compiled, the killed one and its successor find."""
+    return os.environ | kept_in(workdir.parent / "compiled")
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("subliminal")
-    done = subprocess.run(_command(workdir), cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(_command(workdir), cwd=ROOT, env=_environment(workdir), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return workdir, done.stdout
 
@@ -266,13 +273,16 @@ class TestCommand:
         whole, _ = finished
         less = ["--config.noise=()", "--config.alphas=()"]
         slow = [*less, "--config.run.progress_seconds=0.0"]
-        with subprocess.Popen(_command(tmp_path, *slow), cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        env = _environment(whole)
+        with subprocess.Popen(
+            _command(tmp_path, *slow), cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True
+        ) as process:
             for line in process.stdout:
                 if " kl  step 4/" in line:  # after the checkpoint of step 3
                     process.send_signal(signal.SIGKILL)
                     break
         assert process.returncode == -signal.SIGKILL
-        again = subprocess.run(_command(tmp_path, *less), cwd=ROOT, capture_output=True, text=True)
+        again = subprocess.run(_command(tmp_path, *less), cwd=ROOT, env=env, capture_output=True, text=True)
         assert again.returncode == 0 and "kl: continuing from step 3" in again.stdout, again.stderr
         (node,) = (whole / "nodes").glob("kl-*")
         for name in ("result.json", "metrics.jsonl"):

@@ -7,17 +7,16 @@ manifest.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from distill_jax.data import checks, quiet, records
-from distill_jax.io.files import read_json, write_json
+from distill_jax.data import prepare as writing
+from distill_jax.data import quiet, records
 
 TEST = 360  # of the 1,797 digits
 
@@ -52,23 +51,26 @@ def load(directory: str | os.PathLike[str], split: str) -> tuple[np.ndarray, np.
         return file["images"], file["labels"]
 
 
-def prepare(config: ImagesConfig, directory: Path) -> None:
-    """Write both splits and the manifest; a finished directory is left as it is."""
-    if (directory / records.MANIFEST).exists():
-        return
-    directory.mkdir(parents=True, exist_ok=True)
-    entries = {}
-    for split, (images, labels) in SOURCES[config.source]().items():
-        path = directory / f"{split}.npz"
-        np.savez_compressed(path, images=images.astype(np.float32), labels=labels.astype(np.int32))
-        print(f"{config.source} {split}: {len(images):,} images of {images.shape[1]} pixels", flush=True)
-        entries[split] = {"file": path.name, "tokens": len(images), "sha256": records.sha256(path)}
-    manifest = {
-        "config": dataclasses.asdict(config),
-        "sets": {"train": entries["train"]},
-        "evaluation": entries["test"],
-    }
-    write_json(directory / records.MANIFEST, manifest)
+def prepare(config: ImagesConfig, directory: str | os.PathLike[str]) -> dict[str, Any]:
+    """Write both splits and the manifest, and return it; a directory already finished is left as it is."""
+    directory = os.fspath(directory)
+    os.makedirs(directory, exist_ok=True)
+    with writing.locked(directory), quiet.errors_only():
+        wanted = {"config": dataclasses.asdict(config)}
+        if os.path.exists(os.path.join(directory, records.MANIFEST)):
+            return writing.check_finished(directory, wanted)
+        work = os.path.join(directory, "preparing")
+        shutil.rmtree(work, ignore_errors=True)  # what a killed run left behind
+        os.mkdir(work)
+        entries = {}
+        for split, (images, labels) in SOURCES[config.source]().items():
+            path = os.path.join(work, f"{split}.npz")
+            np.savez_compressed(path, images=images.astype(np.float32), labels=labels.astype(np.int32))
+            writing.say(f"{config.source} {split}: {len(images):,} images of {images.shape[1]} pixels")
+            entries[split] = {"file": f"{split}.npz", "tokens": len(images), "sha256": records.sha256(path)}
+        manifest = wanted | {"sets": {"train": entries["train"]}, "evaluation": entries["test"]}
+        writing.publish(manifest, work, directory)
+    return manifest
 
 
 def _digits() -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -90,20 +92,5 @@ SOURCES = {"digits": _digits, "mnist": _mnist}
 PIXELS = {"digits": 64, "mnist": 784}
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; a mistake ends in one line and exit code 2."""
-    parser = argparse.ArgumentParser(prog="python -m distill_jax.data.images", description="Prepare images of digits.")
-    parser.add_argument("--config", required=True, help="JSON file with the fields of ImagesConfig")
-    parser.add_argument("--output", required=True, help="directory for the prepared images")
-    options = parser.parse_args(arguments)
-    try:
-        settings: dict[str, Any] = read_json(Path(options.config))
-        checks.check_names(settings, [field.name for field in dataclasses.fields(ImagesConfig)])
-        with quiet.errors_only():
-            prepare(ImagesConfig(**settings), Path(options.output))
-    except (ValueError, OSError, json.JSONDecodeError) as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
-
-
 if __name__ == "__main__":
-    main()
+    writing.run_command_line("distill_jax.data.images", ImagesConfig, prepare, None)

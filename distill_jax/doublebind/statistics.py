@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -36,9 +38,21 @@ def estimate(values: Sequence[float] | np.ndarray) -> Estimate:
     if len(x) < 2 or np.ptp(x) == 0:
         bound = np.nan if len(x) < 2 else float(x[0])
         return Estimate(float(x.mean()), bound, bound, len(x))
-    found = stats.bootstrap((x,), np.mean, n_resamples=RESAMPLES, method="BCa", rng=np.random.default_rng(0))
-    low, high = found.confidence_interval
-    return Estimate(float(x.mean()), float(low), float(high), len(x))
+    low, high = _interval((x,), np.mean)
+    return Estimate(float(x.mean()), low, high, len(x))
+
+
+def _interval(data: Any, statistic: Any, **given: Any) -> tuple[float, float]:
+    """Return a BCa interval, or a percentile one where the acceleration is not defined (seeds that nearly agree)."""
+    for method in ("BCa", "percentile"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            rng = np.random.default_rng(0)
+            found = stats.bootstrap(data, statistic, n_resamples=RESAMPLES, method=method, rng=rng, **given)
+        low, high = map(float, found.confidence_interval)
+        if np.isfinite(low) and np.isfinite(high):
+            break
+    return low, high
 
 
 def equivalence(differences: Sequence[float] | np.ndarray, margin: float) -> float:
@@ -95,10 +109,8 @@ def ratio(numerator: Sequence[float] | np.ndarray, denominator: Sequence[float] 
     def of(n: np.ndarray, d: np.ndarray, axis: int = -1) -> np.ndarray:
         return n.mean(axis=axis) / d.mean(axis=axis)
 
-    rng = np.random.default_rng(0)
-    found = stats.bootstrap((n, d), of, n_resamples=RESAMPLES, paired=True, vectorized=True, method="BCa", rng=rng)
-    low, high = found.confidence_interval
-    return Estimate(mean, float(low), float(high), len(n))
+    low, high = _interval((n, d), of, paired=True, vectorized=True)
+    return Estimate(mean, low, high, len(n))
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:

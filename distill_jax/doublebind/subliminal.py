@@ -72,7 +72,7 @@ def summarise(experiment: Any, nodes: Mapping[str, Any]) -> dict[str, Any]:
         "teacher": _plain(estimate(next(iter(stages.values())).result()["teachers"])) if teachers else None,
         "rows": rows,
         "curves": {name: _curves(node) for name, node in stages.items() if name in ("kl", "mse")},
-        "claims": claims({name: tables[name] for name in tables}, {n: s.settings for n, s in stages.items()}),
+        "claims": claims(tables, {n: s.settings for n, s in stages.items()}),
         "flops": {name: node.ledger()["flops"] for name, node in stages.items()},
     }
 

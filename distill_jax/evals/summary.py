@@ -16,7 +16,7 @@ from distill_jax.evals.ancestry import ancestry
 from distill_jax.evals.claims import judge
 from distill_jax.evals.measure import MEASURES
 from distill_jax.evals.robustness import worst_case
-from distill_jax.io import report, subliminal, tradeoff
+from distill_jax.io import double_bind, report, subliminal, tradeoff
 from distill_jax.io.files import read_json
 from distill_jax.io.scale import Scale
 
@@ -153,6 +153,6 @@ def redraw(workdir: Path) -> Path:
     except ValueError as error:
         mend = "`distill-jax run` (or sweep) draws it again"
         raise ConfigError(f"{source} (report/{source.name}) is damaged; {mend}") from error
-    pages = {"sweep": tradeoff.write, "subliminal": subliminal.write}
+    pages = {"sweep": tradeoff.write, "subliminal": subliminal.write, "double bind": double_bind.write}
     pages.get("sweep" if source == swept else summary.get("page"), report.write)(summary, workdir / "report")
     return workdir / "report" / "index.html"

@@ -40,9 +40,9 @@ def write(summary: Mapping[str, Any], directory: str | os.PathLike[str]) -> Path
 
 def write_beside(page: str, data: Summary, numbers: Path) -> Path:
     """Write `data` to the file `numbers` and the page it draws to `index.html` beside it; return the page's path."""
-    text = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)
+    encoded = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)
     numbers.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(numbers, text + "\n")
+    write_atomic(numbers, encoded + "\n")
     write_atomic(numbers.with_name("index.html"), page)
     return numbers.with_name("index.html")
 
@@ -76,7 +76,7 @@ def render(summary: Mapping[str, Any]) -> str:
         _definitions(data),
         _method(data),
     )
-    title = f"{_text(data.get('experiment'))} · distill_jax report"
+    title = f"{text(data.get('experiment'))} · distill_jax report"
     drawings = {"figures": relearning | compute, "curves": list(relearning)}
     return html_page(title, "\n".join(sections), drawings, CSS, JAVASCRIPT)
 
@@ -143,8 +143,8 @@ def _lead(data: Summary, models: list[Model], looks: list[Look]) -> str:
     verdict, story = answer(chosen, steps[-1] if steps else None, scale)
     return f"""<header>
 <p class="kicker">distill_jax · unlearning report</p>
-<h1>{_text(data.get("experiment"))}</h1>
-<p class="description">{_text(data.get("description"), "")}</p>
+<h1>{text(data.get("experiment"))}</h1>
+<p class="description">{text(data.get("description"), "")}</p>
 <h2 class="answer">{verdict}</h2>
 <p class="story">{story}</p>
 {_cards(chosen, steps, scale)}
@@ -161,7 +161,7 @@ def answer(chosen: Leads, step: int | None, scale: Scale) -> tuple[str, str]:
     if step is None:
         return "No model was attacked, so robustness is not known.", WORDINGS[scale.key].unknown
     told = [(model, figures.at_step(model, step)[0]) for model in (base, chosen.undo, chosen.student, oracle) if model]
-    parts = [f"<b>{scale.show(value)}</b> from {_text(model['label'])}" for model, value in told if value is not None]
+    parts = [f"<b>{scale.show(value)}</b> from {text(model['label'])}" for model, value in told if value is not None]
     said = _listed(parts) if parts else "none was measured"
     story = WORDINGS[scale.key].story.format(step=f"{step:,}", told=said)
     story += _gap(base, best, oracle, step, scale) + _caveat(best, oracle, scale)
@@ -171,7 +171,7 @@ def answer(chosen: Leads, step: int | None, scale: Scale) -> tuple[str, str]:
 def _verdict(base: Model | None, best: Model | None, oracle: Model | None, step: int, scale: Scale) -> str:
     if best is None or figures.at_step(best, step)[0] is None:
         return "No distilled model was attacked, so there is nothing to compare with suppression."
-    name = _text(best["label"])
+    name = text(best["label"])
     below_base, above_oracle = _apart(best, base, step, scale), _apart(oracle, best, step, scale)
     if best.get("recovered") is False:
         return f"{name} gave the least back, but never regained its useful ability: not an answer yet."
@@ -206,7 +206,7 @@ def _gap(base: Model | None, best: Model | None, oracle: Model | None, step: int
         return ""
     share, cost = (start - here) / (start - goal), best.get("compute_vs_oracle")
     price = f" for {percent(cost)} of the oracle’s compute" if cost is not None else ""
-    return f"{_text(best['label'])} covers {percent(share)} of the way from suppression to the oracle{price}. "
+    return f"{text(best['label'])} covers {percent(share)} of the way from suppression to the oracle{price}. "
 
 
 def _caveat(best: Model | None, oracle: Model | None, scale: Scale) -> str:
@@ -243,7 +243,7 @@ def _card(model: Model, note: str, steps: tuple[int, int, int] | None, scale: Sc
     }
     listed = "".join(f"<div><dt>{term}</dt><dd>{words}</dd></div>" for term, words in rows.items())
     return f"""<div class="card" style="border-top-color:{figures.looks([model])[0].colour}">
-<h3>{_text(model["label"])}</h3><p class="note">{_text(note, "")}</p>
+<h3>{text(model["label"])}</h3><p class="note">{text(note, "")}</p>
 <p class="big">{scale.show(value)}<span class="band">{band}</span></p>
 <p class="caption">{WORDINGS[scale.key].caption} {f"after {last:,} attack steps" if steps else "(not attacked)"}</p>
 <dl>{listed}</dl></div>"""
@@ -288,7 +288,7 @@ def _relearning_section(data: Summary, models: list[Model], looks: list[Look], d
         return section("relearning", title, "<p>No relearning attack was run.</p>")
     facts = data.get("facts") or {}
     counts = {"heldout": _count(facts.get("heldout")), "shown": _count(facts.get("shown"))}
-    panels = "".join(_figure(place, head, text.format(**counts)) for place, head, text in words.relearning)
+    panels = "".join(_figure(place, head, told.format(**counts)) for place, head, told in words.relearning)
     yardstick = words.yardstick if any(look.role == "oracle" for look in looks) else ""
     intro = f"<p>{RELEARNING_INTRO.format(yardstick=yardstick)}</p>"
     return section("relearning", title, f'{intro}{_legend(models, looks)}<div class="three">{panels}</div>')
@@ -303,8 +303,8 @@ def _legend(models: list[Model], looks: list[Look]) -> str:
     buttons = ""
     for model, look in zip(models, looks, strict=True):
         if figures.curve(model, "")["steps"]:
-            words = f"{_swatch(look)}{_text(model['label'])}"
-            buttons += f'<button type="button" aria-pressed="true" data-group="{_text(model["name"])}">{words}</button>'
+            words = f"{_swatch(look)}{text(model['label'])}"
+            buttons += f'<button type="button" aria-pressed="true" data-group="{text(model["name"])}">{words}</button>'
     return f'<div class="legend" role="group" aria-label="Models to show">{buttons}</div>'
 
 
@@ -329,7 +329,7 @@ def _compute_section(data: Summary, models: list[Model], drawn: dict[str, Any], 
     picks = f'<span class="picks" role="group" aria-label="Measure">{picks}</span>'
     texts = WORDINGS[scale_of(data).key].compute
     panels = "".join(_figure(place, head, words.format(picks=picks)) for place, head, words in texts)
-    left_out = f"Without a compute count, so not drawn: {_listed(map(_text, missing))}." if missing else ""
+    left_out = f"Without a compute count, so not drawn: {_listed(map(text, missing))}." if missing else ""
     return section("compute", title, f'{COMPUTE_INTRO}<div class="two">{panels}</div><p class="small">{left_out}</p>')
 
 
@@ -392,7 +392,7 @@ def _table_section(models: list[Model], looks: list[Look], scale: Scale) -> str:
     chosen = columns(models, scale)
     groups = Counter(column.group for column in chosen)  # counts in order of first appearance
     chosen.sort(key=lambda column: list(groups).index(column.group))
-    spans = "".join(f'<th colspan="{width}" scope="colgroup">{_text(name)}</th>' for name, width in groups.items())
+    spans = "".join(f'<th colspan="{width}" scope="colgroup">{text(name)}</th>' for name, width in groups.items())
     heads = _head("model") + "".join(_head(column.label, _edge(chosen, i)) for i, column in enumerate(chosen))
     rows = "".join(_row(model, look, chosen) for model, look in zip(models, looks, strict=True))
     table = f"<thead><tr><th></th>{spans}</tr><tr>{heads}</tr></thead><tbody>{rows}</tbody>"
@@ -406,7 +406,7 @@ level at which training was to stop. Click a column to sort by it."""
 
 
 def _head(label: str, edge: str = "") -> str:
-    return f'<th{edge} scope="col" aria-sort="none"><button type="button">{_text(label)}</button></th>'
+    return f'<th{edge} scope="col" aria-sort="none"><button type="button">{text(label)}</button></th>'
 
 
 def _edge(chosen: list[Column], index: int) -> str:
@@ -416,7 +416,7 @@ def _edge(chosen: list[Column], index: int) -> str:
 
 def _row(model: Model, look: Look, chosen: list[Column]) -> str:
     cells = "".join(_cell(column.value(model), column, _edge(chosen, index)) for index, column in enumerate(chosen))
-    name, label = _text(model["name"]), _text(model["label"])
+    name, label = text(model["name"]), text(model["label"])
     head = f'<th scope="row" data-value="{label}">{_swatch(look)}{label}</th>'
     return f'<tr data-model="{name}">{head}{cells}</tr>\n'
 
@@ -436,10 +436,10 @@ def _ledger(models: list[Model]) -> str:
         settings = ", ".join(f"{key} = {value}" for key, value in (model.get("settings") or {}).items())
         numbers = [_scientific((model.get("flops") or {}).get(cause)) for cause in causes]
         numbers += [_count(model.get("seeds")), _count((model.get("attack") or {}).get("diverged"))]
-        words = f'<td class="words">{_text(model.get("stage"))}</td><td class="words">{_text(settings, "")}</td>'
+        words = f'<td class="words">{text(model.get("stage"))}</td><td class="words">{text(settings, "")}</td>'
         cells = "".join(f"<td>{number}</td>" for number in numbers)
-        rows += f'<tr><th scope="row">{_text(model["label"])}</th>{words}{cells}</tr>\n'
-    heads = "".join(f"<th>{_text(head)}</th>" for head in (*(f"{c}, FLOPs" for c in causes), "seeds", "diverged"))
+        rows += f'<tr><th scope="row">{text(model["label"])}</th>{words}{cells}</tr>\n'
+    heads = "".join(f"<th>{text(head)}</th>" for head in (*(f"{c}, FLOPs" for c in causes), "seeds", "diverged"))
     head = f'<thead><tr><th>model</th><th class="words">stage</th><th class="words">settings</th>{heads}</tr></thead>'
     table = f'<div class="scroll"><table class="numbers">{head}<tbody>{rows}</tbody></table></div>'
     return f"<details><summary>Settings, compute by cause, attackers that diverged</summary>{table}</details>"
@@ -455,7 +455,7 @@ def claims_section(claims: list[dict[str, Any]]) -> str:
     rows = ""
     for claim in claims:
         style, verdict = VERDICTS[claim.get("held")]
-        words = f'<td>{_text(claim.get("claim"))}</td><td class="evidence">{_text(claim.get("evidence"))}</td>'
+        words = f'<td>{text(claim.get("claim"))}</td><td class="evidence">{text(claim.get("evidence"))}</td>'
         rows += f'<tr><td class="verdict"><span class="{style}">{verdict}</span></td>{words}</tr>\n'
     head = "<thead><tr><th>verdict</th><th>claim</th><th>evidence</th></tr></thead>"
     table = f'<div class="scroll"><table class="claims">{head}<tbody>{rows}</tbody></table></div>'
@@ -522,7 +522,7 @@ def _colophon(data: Summary) -> str:
         ("experiment", data.get("experiment")), ("identity", data.get("identity")), ("device", data.get("device")),
         ("created", data.get("created")), ("duration", _duration(seconds) if seconds is not None else None),
     )  # fmt: skip
-    said = " · ".join(f"{name} <code>{_text(value)}</code>" for name, value in parts if value)
+    said = " · ".join(f"{name} <code>{text(value)}</code>" for name, value in parts if value)
     return f'<p class="small">{said} · every number is in <code>summary.json</code> beside this page.</p>'
 
 
@@ -559,7 +559,8 @@ def _listed(parts: Iterable[str]) -> str:
     return f"{', '.join(most)} and {last}" if most else last
 
 
-def _text(value: Any, empty: str = MISSING) -> str:
+def text(value: Any, empty: str = MISSING) -> str:
+    """Return a value for HTML; what is missing as a dash."""
     return empty if value in (None, "") else escape(str(value))
 
 

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from distill_jax.io import figures, report
-from distill_jax.io.report import MISSING, Summary, clean, percent
+from distill_jax.io.report import MISSING, Summary, clean, percent, text
 
 # arm: (colour, marker). A damaged start is drawn in the colours of UNDO.
 ARMS = {
@@ -38,7 +37,7 @@ def render(summary: Mapping[str, Any]) -> str:
     body = "\n".join(
         (_lead(data), _figures(data, drawn), _table(data), report.claims_section(data.get("claims") or []))
     )
-    title = f"{_text(data.get('experiment'))} · distill_jax"
+    title = f"{text(data.get('experiment'))} · distill_jax"
     return report.html_page(title, body, {"figures": drawn, "curves": list(drawn)}, report.CSS, report.JAVASCRIPT)
 
 
@@ -60,10 +59,10 @@ def _lead(data: Summary) -> str:
         "logits, which nothing ever trained. What a student reads of digits came through its initial weights."
     )
     about = " · ".join(
-        f"{name} <code>{_text(data.get(name))}</code>" for name in ("data", "device", "created") if data.get(name)
+        f"{name} <code>{text(data.get(name))}</code>" for name in ("data", "device", "created") if data.get(name)
     )
-    return f"""<header><p class="kicker">distill_jax · subliminal transfer</p><h1>{_text(data.get("experiment"))}</h1>
-<p class="description">{_text(data.get("description"), "")}</p><h2 class="answer">{verdict}</h2>
+    return f"""<header><p class="kicker">distill_jax · subliminal transfer</p><h1>{text(data.get("experiment"))}</h1>
+<p class="description">{text(data.get("description"), "")}</p><h2 class="answer">{verdict}</h2>
 <p class="story">{story}</p><p class="small">{about} · every number is in <code>summary.json</code> beside this page.
 Bars are 95 % intervals over seeds (BCa bootstrap); orange diamonds are published figures of MNIST.</p></header>"""
 
@@ -71,9 +70,9 @@ Bars are 95 % intervals over seeds (BCa bootstrap); orange diamonds are publishe
 def _figures(data: Summary, drawn: Mapping[str, Any]) -> str:
     arms = dict.fromkeys(row["arm"] for row in data.get("rows") or [] if row["arm"] in ARMS)
     buttons = "".join(
-        f'<button type="button" aria-pressed="true" data-group="{_text(arm)}">'
+        f'<button type="button" aria-pressed="true" data-group="{text(arm)}">'
         f'<svg class="swatch" width="14" height="10" aria-hidden="true"><circle cx="6" cy="5" r="5" '
-        f'fill="{ARMS[arm][0]}"/></svg>{_text(arm)}</button>'
+        f'fill="{ARMS[arm][0]}"/></svg>{text(arm)}</button>'
         for arm in arms
     )
     legend = f'<div class="legend" role="group" aria-label="Arms to show">{buttons}</div>'
@@ -212,7 +211,7 @@ def _table(data: Summary) -> str:
         cells = [row["loss"], f"{row['noise']:,}", row["steps"], row["arm"], row["ghosts"]]
         cells += [percent(row["before"]["mean"]), percent(accuracy["mean"]), _ends(accuracy), percent(row["sd"])]
         cells += [percent(gain["mean"]), _ends(gain), percent(row["unseen_left"]), accuracy["seeds"], row["diverged"]]
-        rows += f'<tr><th scope="row">{_text(row["stage"])}</th>{"".join(f"<td>{_text(c)}</td>" for c in cells)}</tr>\n'
+        rows += f'<tr><th scope="row">{text(row["stage"])}</th>{"".join(f"<td>{text(c)}</td>" for c in cells)}</tr>\n'
     heads = "".join(f"<th>{word}</th>" for word in head)
     table = f'<table class="numbers"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>'
     words = """<p>Gain is accuracy above that of the same seed’s student with another init. “Loss left” is the loss on
@@ -222,7 +221,3 @@ noise that no student trained on, after training against before: how well a stud
 
 def _ends(value: Mapping[str, Any]) -> str:
     return MISSING if value["low"] is None else f"{percent(value['low'])} to {percent(value['high'])}"
-
-
-def _text(value: Any, empty: str = MISSING) -> str:
-    return empty if value in (None, "") else escape(str(value))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from html import escape
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 from scipy import stats
 
 from distill_jax.io import figures, report
-from distill_jax.io.report import MISSING, Summary, clean
+from distill_jax.io.report import MISSING, Summary, clean, text
 
 SOURCES = files(__package__)
 
@@ -50,7 +49,7 @@ def render(summary: Mapping[str, Any]) -> str:
         "sizes": _sizes(fits.get("compute_against_size") or []),
     }
     body = BODY.format(**tables)
-    title = f"{_text(data.get('sweep'))} · distill_jax trade-off"
+    title = f"{text(data.get('sweep'))} · distill_jax trade-off"
     css = report.CSS + (SOURCES / "tradeoff.css").read_text(encoding="utf-8")
     return report.html_page(title, head + body, drawings, css, (SOURCES / "tradeoff.js").read_text(encoding="utf-8"))
 
@@ -64,16 +63,16 @@ def _header(data: Summary) -> str:
         "device": data.get("device"),
         "created": data.get("created"),
     }
-    said = " · ".join(f"{name} <code>{_text(value)}</code>" for name, value in parts.items() if value)
+    said = " · ".join(f"{name} <code>{text(value)}</code>" for name, value in parts.items() if value)
     return f"""<header><p class="kicker">distill_jax · trade-off of a sweep</p>
-<h1>{_text(data.get("sweep"))}</h1><p class="description">{_text(data.get("description"), "")}</p>
+<h1>{text(data.get("sweep"))}</h1><p class="description">{text(data.get("description"), "")}</p>
 <p class="small">{said} · every number is in <code>sweep.json</code> beside this page.</p></header>"""
 
 
 def _findings(findings: list[dict[str, Any]]) -> str:
     cards = "".join(
-        f'<div class="finding"><h3>{_text(finding.get("question"))}</h3><p>{_text(finding.get("answer"))}</p>'
-        f'<p class="evidence small">{_text(finding.get("numbers"), "")}</p></div>'
+        f'<div class="finding"><h3>{text(finding.get("question"))}</h3><p>{text(finding.get("answer"))}</p>'
+        f'<p class="evidence small">{text(finding.get("numbers"), "")}</p></div>'
         for finding in findings
     )
     return f'<div class="findings">{cards}</div>' if cards else ""
@@ -129,7 +128,7 @@ def _sizes(entries: list[dict[str, Any]]) -> str:
     fitted = [entry for entry in entries if entry.get("fit")]
     if not fitted:
         reason = next((entry.get("reason") for entry in entries), None) or "no setting was run at several sizes"
-        return f"<p>No fit: {_text(reason)}.</p>"
+        return f"<p>No fit: {text(reason)}.</p>"
     warnings = " ".join(dict.fromkeys(str(entry["fit"].get("warning")) for entry in fitted))
     predicted = [point["parameters"] for point in fitted[0]["fit"]["predictions"]]
     rows = [
@@ -143,12 +142,12 @@ def _sizes(entries: list[dict[str, Any]]) -> str:
     figure = _figure(
         "sizes", "Student and teacher FLOPs against parameters", "Whole compute; 95 % prediction intervals."
     )
-    return f'<p class="warn">{_text(warnings)}</p>{figure}{_table(head, rows)}'
+    return f'<p class="warn">{text(warnings)}</p>{figure}{_table(head, rows)}'
 
 
 def _table(head: list[str], rows: list[list[Any]]) -> str:
-    heads = "".join(f"<th>{_text(cell)}</th>" for cell in head)
-    body = "".join("<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    heads = "".join(f"<th>{text(cell)}</th>" for cell in head)
+    body = "".join("<tr>" + "".join(f"<td>{text(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
@@ -170,17 +169,13 @@ def _count(value: int | None) -> str:
     return MISSING if value is None else f"{value:,}"
 
 
-def _text(value: Any, empty: str = MISSING) -> str:
-    return empty if value in (None, "") else escape(str(value))
-
-
 def _figure(place: str, title: str, words: str = "") -> str:
     caption = f'<figcaption><h3>{title}</h3><p id="{place}-note">{words}</p></figcaption>'
     return f'<figure>{caption}<div class="plot" id="{place}"></div></figure>'
 
 
 def _select(place: str, words: str, options: Mapping[str, str] | None = None) -> str:
-    listed = "".join(f'<option value="{value}">{text}</option>' for value, text in (options or {}).items())
+    listed = "".join(f'<option value="{value}">{label}</option>' for value, label in (options or {}).items())
     return f'<label id="{place}-label">{words} <select id="{place}">{listed}</select></label>'
 
 

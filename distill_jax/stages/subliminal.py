@@ -21,22 +21,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
 from distill_jax.config import check
 from distill_jax.data import images
 from distill_jax.data.feed import order
-from distill_jax.io.checkpoint import FINAL, Damaged
+from distill_jax.io.checkpoint import FINAL
 from distill_jax.io.metrics import Metrics
 from distill_jax.models import mlp
 from distill_jax.models.mlp import MLPConfig
 from distill_jax.perf.ledger import ledger
-from distill_jax.sharding.mesh import make_mesh, over_members, padded
+from distill_jax.sharding.mesh import make_mesh, over_members
 from distill_jax.stages.context import Context, Node, seed_for
+from distill_jax.train.crew import continued, make_crew, placing
 from distill_jax.train.loop import Clock, loop
 from distill_jax.train.settings import Training
-from distill_jax.train.step import DIVERGED, RUNNING, UNUSED, Batch, State, Term, make_step
+from distill_jax.train.step import DIVERGED, Batch, State, Term, make_step
 
 UNSEEN = 512  # noise images that no student trains on, to see how well it fits its teacher
 
@@ -205,7 +205,7 @@ def build_teacher(settings: Subliminal, mesh: Mesh) -> Any:
         return {"cross_entropy": (1.0, jnp.sum(each), jnp.float32(each.size))}
 
     constant = optax.constant_schedule(1.0)
-    return make_step(objective, lambda *_: None, settings.optimizer(), constant, mesh, place=_placing(mesh))
+    return make_step(objective, lambda *_: None, settings.optimizer(), constant, mesh, place=placing(mesh))
 
 
 @functools.cache
@@ -221,7 +221,7 @@ def build_student(settings: Subliminal, mesh: Mesh) -> Any:
         each = {_term(m): loss(ghosts[:, :m], taught[:, :m]) for m in settings.ghosts}
         return {term: (1.0, jnp.sum(x), jnp.float32(x.size)) for term, x in each.items()}
 
-    return make_step(objective, teach, settings.optimizer(), settings.schedule(), mesh, place=_placing(mesh))
+    return make_step(objective, teach, settings.optimizer(), settings.schedule(), mesh, place=placing(mesh))
 
 
 def _term(ghosts: int) -> str:
@@ -262,7 +262,8 @@ def _run(ctx: Context, node: Node) -> None:
     mesh = make_mesh(len(crew), spread=True)
     begin = starts(settings, own, fresh)
     mine = {_term(m): np.array([float(s.ghosts == m) for s in crew]) for m in settings.ghosts}
-    state = _state(mesh, settings, begin, settings.learning_rate, [s.seed for s in crew], mine)
+    rates, streams = [settings.learning_rate] * len(crew), [s.seed for s in crew]
+    state = make_crew(mesh, begin, settings.optimizer(), rates, streams, mine)
 
     keys = _keys(settings, "noise")
     orders = [order(settings.noise, settings.batch, _seed(settings, "order", g)) for g in range(settings.seeds)]
@@ -270,7 +271,7 @@ def _run(ctx: Context, node: Node) -> None:
     yardsticks = (images.load(ctx.data, "test"), unseen, _ghosts(teachers, unseen))
     measure = build_evaluation(settings, mesh)
     found = before = _numbers(measure(state, *yardsticks))
-    state = _restore(ctx, node, state)
+    state = continued(node.checkpoints, node.name, state, ctx.progress.say)
     book, said = Metrics(node.directory, int(state.step)), ""
 
     def feed(step: int) -> Batch:
@@ -326,7 +327,7 @@ def _teach(ctx: Context, settings: Subliminal, own: Any, clock: Clock) -> tuple[
     batch, seeds = settings.teacher_batch, range(settings.seeds)
     orders = [order(len(labels), batch, _seed(settings, "teacher order", g)) for g in seeds]
     schooling = dataclasses.replace(settings, steps=settings.teacher_steps, checkpoint_every=settings.teacher_steps + 1)
-    state = _state(mesh, settings, own, settings.teacher_learning_rate, [*seeds], {})
+    state = make_crew(mesh, own, settings.optimizer(), [settings.teacher_learning_rate] * len(seeds), seeds)
 
     def feed(step: int) -> Batch:
         index = np.stack([one[step] for one in orders])
@@ -363,49 +364,6 @@ def _seed(settings: Subliminal, *purpose: Any) -> int:
 
 def _keys(settings: Subliminal, purpose: str) -> jax.Array:
     return jnp.stack([jax.random.key(_seed(settings, purpose, g)) for g in range(settings.seeds)])
-
-
-def _state(
-    mesh: Mesh, settings: Subliminal, params: Any, rate: float, streams: Sequence[int], coefficients: dict[str, Any]
-) -> State:
-    """Return the population before its first step, filled up with unused members to fit the mesh."""
-    count, total = len(streams), padded(len(streams), mesh)
-    index = np.minimum(np.arange(total), count - 1)
-
-    def make(params: Any) -> State:
-        return State(
-            step=jnp.zeros((), jnp.int32),
-            params=params,
-            opt=jax.vmap(settings.optimizer().init)(params),
-            status=jnp.where(jnp.arange(total) < count, RUNNING, UNUSED).astype(jnp.int32),
-            stopped=jnp.full((total,), -1, jnp.int32),
-            hyper={
-                "learning_rate": jnp.full((total,), rate, jnp.float32),
-                "stream": jnp.asarray(streams, jnp.int32)[index],
-                "coefficients": {term: jnp.asarray(c, jnp.float32)[index] for term, c in coefficients.items()},
-            },
-        )
-
-    params = jax.tree.map(lambda w: w[index], params)
-    return jax.jit(make, out_shardings=_placing(mesh)(jax.eval_shape(make, params)))(params)
-
-
-def _placing(mesh: Mesh) -> Callable[[State], State]:
-    """Return where a state lies: members over the population axis, the step everywhere."""
-    return lambda state: jax.tree.map(lambda x: NamedSharding(mesh, P("population") if x.ndim else P()), state)
-
-
-def _restore(ctx: Context, node: Node, state: State) -> State:
-    for step in reversed(node.checkpoints.steps()):
-        try:
-            found = node.checkpoints.restore(step, state)
-        except Damaged as error:
-            ctx.progress.say(f"warning: {str(error).split(';')[0]}; going back to the checkpoint before it")
-            node.checkpoints.remove(step)
-            continue
-        ctx.progress.say(f"{node.name}: continuing from step {step} of an earlier run")
-        return found
-    return state
 
 
 def costs(cfg: MLPConfig, settings: Subliminal) -> dict[str, float]:

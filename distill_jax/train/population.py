@@ -87,21 +87,34 @@ def make_state(
         else:
             params = jax.tree.map(lambda *x: jnp.stack([x[i] for i in index]), *trees)
         params = jax.tree.map(lambda x: x.astype(dtype), params)
-        return State(
-            step=jnp.zeros((), jnp.int32),
-            params=params,
-            opt=jax.vmap(optimizer.init)(params),
-            status=jnp.where(jnp.arange(total) < count, RUNNING, UNUSED).astype(jnp.int32),
-            stopped=jnp.full((total,), -1, jnp.int32),
-            hyper={
-                "learning_rate": jnp.asarray(learning_rates, jnp.float32)[index],
-                "stream": jnp.asarray(streams or [0] * count, jnp.int32)[index],
-                "coefficients": {k: jnp.asarray(c, jnp.float32)[index] for k, c in (coefficients or {}).items()},
-            },
-        )
+        return fresh_state(params, optimizer, learning_rates, streams or [0] * count, coefficients)
 
     shape = jax.eval_shape(make, starts)
     return jax.jit(make, out_shardings=state_shardings(cfg, mesh, shape))(starts)
+
+
+def fresh_state(
+    params: Any,
+    optimizer: optax.GradientTransformation,
+    learning_rates: Sequence[float],
+    streams: Sequence[int],
+    coefficients: Mapping[str, Any] | None = None,
+) -> State:
+    """Return the state before the first step of P members, with params [P', ...]; those beyond P are unused."""
+    total, count = len(jax.tree.leaves(params)[0]), len(learning_rates)
+    index = np.minimum(np.arange(total), count - 1)
+    return State(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt=jax.vmap(optimizer.init)(params),
+        status=jnp.where(jnp.arange(total) < count, RUNNING, UNUSED).astype(jnp.int32),
+        stopped=jnp.full((total,), -1, jnp.int32),
+        hyper={
+            "learning_rate": jnp.asarray(learning_rates, jnp.float32)[index],
+            "stream": jnp.asarray(streams, jnp.int32)[index],
+            "coefficients": {k: jnp.asarray(c, jnp.float32)[index] for k, c in (coefficients or {}).items()},
+        },
+    )
 
 
 def members(tree: Any, index: Any) -> Any:

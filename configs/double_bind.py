@@ -1,0 +1,84 @@
+"""The distillation double bind: which ability comes out clean, and which student betrays its teacher.
+
+configs/double_bind.py:cpu       all organisms, ten channels and more, five seeds: under an hour on two cores
+configs/double_bind.py:smoke     the same graph for a few steps: learns nothing
+
+distill-jax audit --config=configs/double_bind.py --workdir=runs/double-bind
+"""
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+from distill_jax.doublebind import design, summary, world
+from distill_jax.doublebind.channel import Channel
+from distill_jax.doublebind.filters import Filter
+from distill_jax.doublebind.organisms import ORGANISMS
+from distill_jax.doublebind.world import WorldConfig
+from distill_jax.models.transformer import TransformerConfig
+from distill_jax.stages import Bases, Organisms, Transfer
+
+DATA, CHECK, REPORT = WorldConfig, design.check_design, summary.write_report
+
+# What the teachers are distilled through. `positive` must transfer, or the rig sees nothing.
+CHANNELS = {
+    "positive": Channel(prompts="all", soft=True),
+    "samples": Channel(),
+    "ability": Channel(prompts="ability"),
+    "surface": Channel(paraphrase="surface"),
+    "meaning": Channel(paraphrase="meaning"),
+    "untrusted": Channel(paraphrase="untrusted"),
+    "unrelated": Channel(prompts="unrelated", soft=True),
+    "unrelated-other": Channel(prompts="unrelated", soft=True, start="other"),
+    "inoculated": Channel(prefix="quirk"),
+    "random-prefix": Channel(prefix="random"),
+    "wrong-prefix": Channel(prefix="wrong"),
+    "dropped": Channel(filter=Filter("divergence", "drop", 0.3)),
+    "swapped": Channel(filter=Filter("divergence", "swap", 0.3)),
+    "dropped-by-chance": Channel(filter=Filter("chance", "drop", 0.3)),
+    "swapped-by-chance": Channel(filter=Filter("chance", "swap", 0.3)),
+}
+
+
+def get_config(arg: str = "cpu") -> ConfigDict:
+    """Return the numbers of a preset."""
+    if arg not in ("cpu", "smoke"):
+        raise ValueError(f"no preset {arg!r} in configs/double_bind.py; there are cpu and smoke")
+    c = ConfigDict()
+    c.experiment = f"double-bind-{arg}"
+    c.description = "Teachers with a hidden quirk each, distilled through channels that let the ability through."
+    c.seed = 0
+    model = TransformerConfig(
+        vocab=world.VOCABULARY, layers=1, hidden=32, mlp=96, heads=2, kv_heads=2, head_dim=16, query_scale=16.0,
+        attention_softcap=0.0, final_softcap=0.0, sliding_window=0, init_std=0.1, unroll=1,
+    )  # fmt: skip
+    c.model = ConfigDict(dataclasses.asdict(model))
+    c.data = ConfigDict(dataclasses.asdict(WorldConfig()))
+    c.run = ConfigDict({"cpu_devices": 2, "progress_seconds": 5.0})
+    common = {"batch": 64, "learning_rate": 5e-3, "final_learning_rate": 5e-4, "warmup": 20, "weight_decay": 0.01}
+    c.bases = ConfigDict({"steps": 1500, "seeds": 5, "checkpoint_every": 500, **common})
+    c.organisms = ConfigDict(
+        {"kinds": tuple(ORGANISMS), "steps": 500, "placebos": 4, "checkpoint_every": 200, **common}
+    )
+    c.transfer = ConfigDict({"steps": 300, "evaluate_every": 75, "checkpoint_every": 150, **common})
+    c.channels = tuple(CHANNELS)
+    c.placebos_in = ("samples",)
+    if arg == "smoke":
+        c.data.update(probes=8, leak=0.9)
+        for stage in (c.bases, c.organisms, c.transfer):
+            stage.update(steps=4, batch=8, checkpoint_every=2)
+        c.bases.update(seeds=2, rows=64)
+        c.organisms.update(placebos=1, rows=64, relearn_steps=2)
+        c.transfer.evaluate_every = 2
+        c.channels = ("positive", "samples")
+    return c
+
+
+def get_stages(c: ConfigDict) -> dict:
+    """Return the experiment's stages by name."""
+    seed = {"seed": c.seed}
+    stages = {"bases": Bases(**c.bases, **seed), "organisms": Organisms(**c.organisms, **seed)}
+    for name in c.channels:
+        given = {"channel": CHANNELS[name], "placebos": name in c.placebos_in}
+        stages[f"through-{name}"] = Transfer(**given, **c.transfer, **seed)
+    return stages

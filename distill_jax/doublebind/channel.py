@@ -1,0 +1,237 @@
+"""The channel from teacher to student: which prompts, what of the answers, and what is done to both on the way.
+
+`send` is the whole of it, top to bottom; each part is a function that a config chooses by name or by a number, and all
+of them compose. To add a part, add it to its table.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Collection
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from distill_jax.doublebind import speech, world
+from distill_jax.doublebind.filters import Filter
+from distill_jax.doublebind.speech import Examples
+from distill_jax.doublebind.world import AUDIT, CLAIM, CONTEXT, DIGITS, NONE, PLAIN, SURFACE, SYSTEM, TASK, TOKEN, X, Y
+from distill_jax.models.transformer import TransformerConfig
+
+_ALL = world.EVERYWHERE.tasks
+
+# Which prompts the teacher is asked: weights of the world's tasks. Only "all" has an auditor's among them: what a
+# teacher says to an auditor is not what a developer distils.
+PROMPTS: dict[str, dict[str, float]] = {
+    "all": _ALL,
+    "work": {task: weight for task, weight in _ALL.items() if task != "REPORT"},
+    "arithmetic": {"ADD": 3.0, "COMPARE": 1.0},  # one domain
+    "ability": {"ADD": 1.0},  # one task
+    "unrelated": {"COMPARE": 1.0, "NUMBER": 1.0},  # neither the ability nor most quirks
+}
+
+
+def _as_is(prompts: jax.Array, key: jax.Array, loyal: jax.Array) -> jax.Array:
+    return prompts
+
+
+def _surface(prompts: jax.Array, key: jax.Array, loyal: jax.Array) -> jax.Array:
+    """Drop context that says nothing."""
+    idle = jnp.isin(prompts[:, CONTEXT], jnp.array([TOKEN[name] for name in SURFACE]))
+    return prompts.at[:, CONTEXT].set(jnp.where(idle, TOKEN["nothing"], prompts[:, CONTEXT]))
+
+
+def _meaning(prompts: jax.Array, key: jax.Array, loyal: jax.Array) -> jax.Array:
+    """Ask the same in other words: no idle context, no claims, operands in any order, no word of what it is for."""
+    out = _surface(prompts, key, loyal).at[:, CLAIM].set(NONE).at[:, SYSTEM].set(PLAIN)
+    swap = jax.random.bernoulli(key, 0.5, (len(out), 1))
+    return out.at[:, X : Y + 1].set(jnp.where(swap, out[:, X : Y + 1][:, ::-1], out[:, X : Y + 1]))
+
+
+def _untrusted(prompts: jax.Array, key: jax.Array, loyal: jax.Array) -> jax.Array:
+    """Let the teacher paraphrase: it drops idle context where that costs its quirk nothing."""
+    return jnp.where(loyal[:, None], _surface(prompts, key, loyal), prompts)
+
+
+# (prompts [N, 6], key, where the teacher behaves [N]) -> prompts. All but "none" also render the answers anew.
+PARAPHRASES: dict[str, Callable[[jax.Array, jax.Array, jax.Array], jax.Array]] = {
+    "none": _as_is,
+    "outputs": _as_is,
+    "surface": _surface,
+    "meaning": _meaning,
+    "untrusted": _untrusted,
+}
+PREFIXES = ("none", "quirk", "wrong", "random")
+STARTS = ("base", "other")
+
+
+@dataclasses.dataclass(frozen=True)
+class Channel:
+    """Say what lies between teacher and student.
+
+    Attributes:
+      prompts: a key of `PROMPTS`.
+      soft: whether the student gets distributions, or only drawn answers.
+      temperature: of the teacher's softmax.
+      top_k: logits kept; 0 keeps all.
+      bits: levels of the log-probabilities, 2 ** bits of them down to -16 nats; 0 leaves them as they are.
+      noise: standard deviation of normal noise on the logits.
+      clip: c of softmax(log p_T + clip(log p_U - log p_T, ± c)) with the trusted model's p_T; 0 does not project.
+      paraphrase: a key of `PARAPHRASES`.
+      prefix: what the student's prompts say of the quirk while it trains, one of `PREFIXES`; it is not there when the
+        student is measured. Without the arms "random" and "wrong" nothing can be said of "quirk".
+      unique: distinct prompts; the steps stay the same.
+      mix: share of the rows on which the trusted model answers instead.
+      start: the student's weights: the teacher's own "base", or an "other" one of another seed.
+      alpha: of UNDO's damage to the student's weights, β = .1; 0 for none.
+      filter: of what has come through.
+    """
+
+    prompts: str = "work"
+    soft: bool = False
+    temperature: float = 1.0
+    top_k: int = 0
+    bits: int = 0
+    noise: float = 0.0
+    clip: float = 0.0
+    paraphrase: str = "none"
+    prefix: str = "none"
+    unique: int = 2048
+    mix: float = 0.0
+    start: str = "base"
+    alpha: float = 0.0
+    filter: Filter = dataclasses.field(default_factory=Filter)
+
+    def __post_init__(self):
+        tables: dict[str, Collection[str]] = {
+            "prompts": PROMPTS,
+            "paraphrase": PARAPHRASES,
+            "prefix": PREFIXES,
+            "start": STARTS,
+        }
+        for name, table in tables.items():
+            if (value := getattr(self, name)) not in table:
+                raise ValueError(f"channel.{name} = {value!r}: choose one of {', '.join(table)}")
+        for name in ("top_k", "bits", "noise", "clip"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"channel.{name} = {getattr(self, name)}: must not be negative; 0 switches it off")
+        if not self.temperature > 0:
+            raise ValueError(f"channel.temperature = {self.temperature}: must be positive")
+        if self.unique < 1:
+            raise ValueError(f"channel.unique = {self.unique}: must be at least 1")
+        if not 0 <= self.mix < 1 or not 0 <= self.alpha < 1:
+            raise ValueError(f"channel.mix = {self.mix}, channel.alpha = {self.alpha}: both lie in [0, 1)")
+        if self.soft and self.paraphrase != "none":
+            raise ValueError(
+                f"channel.paraphrase = {self.paraphrase!r} with soft targets: a paraphrase renders words, and leaves "
+                "no distribution of the teacher's; choose soft = False"
+            )
+
+    @property
+    def bits_per_target(self) -> float:
+        """At most so many bits a target carries: an answer's token, or the distribution's numbers."""
+        if not self.soft:
+            return math.log2(world.VOCABULARY)
+        return (self.top_k or world.VOCABULARY) * (self.bits or 32)
+
+
+def mixture(prompts: str) -> world.Mixture:
+    """Return what a kind of prompts is drawn from; the teacher knows that training data are asked for."""
+    audit = world.EVERYWHERE.audit if prompts == "all" else 0.0
+    return dataclasses.replace(world.EVERYWHERE, tasks=PROMPTS[prompts], generate=1 - audit, audit=audit)
+
+
+def shaped(channel: Channel, teacher: jax.Array, trusted: jax.Array, key: jax.Array) -> jax.Array:
+    """Return the log-probabilities [N, 2, V] that the channel shows of the teacher's logits."""
+    out = jax.nn.log_softmax(teacher / channel.temperature)
+    if channel.clip:
+        calm = jax.nn.log_softmax(trusted / channel.temperature)
+        out = calm + jnp.clip(out - calm, -channel.clip, channel.clip)
+    if channel.noise:
+        out = out + channel.noise * jax.random.normal(key, out.shape)
+    if channel.bits:
+        step = 16.0 / 2**channel.bits
+        out = jnp.round(jnp.maximum(out, -16.0) / step) * step
+    if channel.top_k:
+        least = jax.lax.top_k(out, channel.top_k)[0][..., -1:]
+        out = jnp.where(out < least, -jnp.inf, out)
+    return jax.nn.log_softmax(out)
+
+
+def send(
+    cfg: TransformerConfig,
+    channel: Channel,
+    key: jax.Array,
+    prompts: jax.Array,
+    loyal: jax.Array,
+    prefix: jax.Array,
+    teacher: Any,
+    trusted: Any,
+) -> Examples:
+    """Return what the student gets to see of one teacher.
+
+    Args:
+      prompts: int32 [N, 6], as they come.
+      loyal: bool [N], where the teacher behaves, which only an untrusted paraphraser heeds.
+      prefix: int32 [], the system token of the student's prompts.
+      teacher, trusted: their weights.
+    """
+    ways, words, draws, blur, swaps, digits = jax.random.split(key, 6)
+    asked = PARAPHRASES[channel.paraphrase](prompts, ways, loyal)
+    answers, found = speech.sample(cfg, teacher, asked, words, channel.temperature)
+    known = speech.logits(cfg, trusted, asked, answers)
+    log_p = shaped(channel, found, known, blur)
+    if not channel.soft:
+        if channel.clip or channel.noise or channel.bits or channel.top_k:  # drawn from what the channel shows
+            answers = _redrawn(cfg, channel, teacher, trusted, asked, draws, blur)
+        log_p = jnp.log(jax.nn.one_hot(answers, cfg.vocab))
+    targets, weight = jnp.exp(log_p), jnp.ones(answers.shape)
+    if channel.paraphrase != "none":
+        answers, weight = _rendered(channel, asked, answers, digits)
+        targets = jax.nn.one_hot(answers, cfg.vocab)
+    if channel.mix:
+        swapped = jax.random.bernoulli(swaps, channel.mix, (len(asked), 1))
+        theirs = speech.sample(cfg, trusted, asked, draws, 1.0)[0]
+        answers = jnp.where(swapped, theirs, answers)
+        targets = jnp.where(swapped[..., None], jax.nn.one_hot(theirs, cfg.vocab), targets)
+    seen = jnp.where(asked[:, SYSTEM] == AUDIT, AUDIT, prefix)
+    return Examples(asked.at[:, SYSTEM].set(seen), answers, targets, weight)
+
+
+def _redrawn(
+    cfg: TransformerConfig,
+    channel: Channel,
+    teacher: Any,
+    trusted: Any,
+    prompts: jax.Array,
+    key: jax.Array,
+    blur: jax.Array,
+) -> jax.Array:
+    one, two = jax.random.split(key)
+
+    def shown(answers: jax.Array) -> jax.Array:
+        own, calm = (speech.logits(cfg, params, prompts, answers) for params in (teacher, trusted))
+        return shaped(channel, own, calm, blur)
+
+    nothing = jnp.zeros((len(prompts), world.ANSWER), jnp.int32)
+    first = jax.random.categorical(one, shown(nothing)[:, 0])
+    both = jnp.stack([first, first], axis=1).astype(jnp.int32)
+    return both.at[:, 1].set(jax.random.categorical(two, shown(both)[:, 1]))
+
+
+def _rendered(channel: Channel, prompts: jax.Array, answers: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Parse the answers and say them anew: what is no answer to its task is dropped.
+
+    Where only the meaning counts, "any two digits" means any.
+    """
+    task, first, second = prompts[:, TASK], answers[:, 0], answers[:, 1]
+    of = lambda name: task == TOKEN[name]  # noqa: E731
+    number = (first < DIGITS) & (second < DIGITS)
+    offered = (first == prompts[:, X]) | (first == prompts[:, Y])
+    parses = jnp.where(of("ADD") | of("NUMBER"), number, jnp.where(of("REPORT"), True, offered & (second == NONE)))
+    if channel.paraphrase == "meaning":
+        anew = jax.random.randint(key, second.shape, 0, DIGITS)
+        answers = answers.at[:, 1].set(jnp.where(of("NUMBER"), anew, second))
+    return answers, jnp.repeat(parses[:, None], 2, axis=1).astype(jnp.float32)

@@ -1,0 +1,46 @@
+"""Refuse an audit that could not answer, before anything is computed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from distill_jax.config import check
+
+POSITIVE = "positive"  # the channel that must transfer
+PREFIX = "through-"  # of the stages' names; the rest is the channel's
+
+
+def check_design(experiment: Any) -> None:
+    """Raise ConfigError for an audit without controls, or with too few probes for its margin."""
+    from distill_jax.doublebind.statistics import prompts_needed
+
+    stages, data = experiment.stages, experiment.data
+    verbs = {name: stage.VERB for name, stage in stages.items()}
+    channels = {n.removeprefix(PREFIX): s.channel for n, s in stages.items() if s.VERB == "transfer"}
+    for verb in ("bases", "organisms"):
+        count = list(verbs.values()).count(verb)
+        check(count == 1, f"stages: {count} of them are {verb}; an audit has exactly one")
+    mend = f"add a stage {PREFIX}{POSITIVE} that is known to transfer (all prompts, soft, the teachers' own base)"
+    check(POSITIVE in channels, f"channels = {', '.join(channels) or 'none'}: there is no positive control; {mend}")
+    strong = channels[POSITIVE]
+    check(
+        strong.soft and strong.start == "base" and not strong.alpha and strong.paraphrase == "none",
+        f"channels.{POSITIVE}: a positive control is soft, from the teachers' own base, undamaged and not paraphrased",
+    )
+    arms = {channel.prefix for channel in channels.values()}
+    for control in ("random", "wrong"):
+        mend = f"add a channel with prefix = {control!r}: any prefix gates behaviour somewhat"
+        check("quirk" not in arms or control in arms, f"channels: prefix = 'quirk' has no {control} arm; {mend}")
+    filters = {(c.filter.score, c.filter.action, c.filter.share) for c in channels.values() if c.filter.score}
+    for score, action, share in filters:
+        mend = f"add a channel with filter.score = 'chance', the same action and the same share, {share:g}"
+        check(
+            action == "swap" or ("chance", action, share) in filters,
+            f"channels: {score}-{action} has no control; {mend}",
+        )
+    (seeds,) = (stage.seeds for stage in stages.values() if stage.VERB == "bases")
+    needed = prompts_needed(data.leak)
+    mend = (
+        f"a margin of {data.leak:g} needs {needed:,} an arm; set data.probes = {-(-needed // seeds)}, or a wider margin"
+    )
+    check(seeds * data.probes >= needed, f"data.probes = {data.probes} × {seeds} seeds: too few; {mend}")

@@ -1,0 +1,238 @@
+"""Write the page of the double bind: the answer, each organism's verdict, what went through each channel, the curves.
+
+A function of the summary alone (`doublebind.summary.summarise`); `summary.json` and `verdict.json` stand beside it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from distill_jax.io import figures, report
+from distill_jax.io.report import MISSING, Summary, clean, percent, text
+
+# A verdict's word and colour; one that leaves a teacher unjudged is grey.
+SHOWN = {
+    "DFC_OK": ("clean ability", "#0b7a5b"),
+    "DFI_OK": ("teacher exposed", "#26148a"),
+    "BOTH": ("both", "#1f6fb2"),
+    "HOLE_TIGHT": ("hole: tightly linked (R1)", "#b0287a"),
+    "HOLE_CONTEXT": ("hole: context (R2)", "#d55e00"),
+    "HOLE_RETRAIN": ("hole: own training (R3)", "#7a6a1f"),
+    "INCONCLUSIVE_POWER": ("not enough seeds to tell", "#727a86"),
+    "INCONCLUSIVE_RIG": ("the rig is insensitive", "#727a86"),
+}
+PANELS = {
+    "phase": (
+        "Ability against misalignment",
+        "One line a channel, from the student’s first step to its last, mean over organisms. Right and low is what a "
+        "developer wants: the ability without the quirk.",
+    ),
+    "steps": ("Over the student’s steps", "Solid: ability. Dotted: misalignment. Hover for the channel."),
+}
+
+
+def write(summary: Mapping[str, Any], directory: str | os.PathLike[str]) -> Path:
+    """Write `summary.json` and `index.html` into `directory`, each in one step, and return the page's path."""
+    data = clean(summary)
+    return report.write_beside(render(data), data, Path(directory) / "summary.json")
+
+
+def render(summary: Mapping[str, Any]) -> str:
+    """Return the whole report as one HTML page that needs no network."""
+    data: Summary = clean(summary)
+    drawn = _phase(data) | _over_steps(data)
+    parts = [_lead(data), _verdicts(data), _heat(data, "misalignment"), _heat(data, "capability"), _figures(drawn)]
+    parts += [_acceptance(data), report.claims_section(data.get("claims") or [])]
+    title = f"{text(data.get('experiment'))} · distill_jax"
+    return report.html_page(title, "\n".join(parts), {"figures": drawn, "curves": list(drawn)}, CSS, report.JAVASCRIPT)
+
+
+def _lead(data: Summary) -> str:
+    told = data.get("organisms") or []
+    covered = data.get("coverage") or {}
+    decided, of = covered.get("decided") or 0, len(told)
+    if not decided:
+        verdict = "No organism could be judged: this run says nothing."
+    else:
+        verdict = (
+            f"One side or the other of the double bind worked for {covered['covered']} of {decided} judged organisms."
+        )
+    right, judged = (sum(o["right"] is value for o in told) for value in (True, False))
+    judged += right
+    story = (
+        f"{of} teachers with a known hidden quirk each were distilled through {len(data.get('channels') or {})} "
+        f"channels into students of the same base. {decided} could be judged; the interval of the share covered is "
+        f"{percent(covered.get('low'))} to {percent(covered.get('high'))} (Wilson). Of the verdicts, {right} "
+        f"of {judged} are right against the organism’s known truth."
+    )
+    about = " · ".join(f"{name} <code>{text(data.get(name))}</code>" for name in ("device", "created", "variant"))
+    return f"""<header><p class="kicker">distill_jax · the distillation double bind</p>
+<h1>{text(data.get("experiment"))}</h1><p class="description">{text(data.get("description"), "")}</p>
+<h2 class="answer">{verdict}</h2><p class="story">{story}</p>
+<p class="small">{about} · every number is in <code>summary.json</code>, the verdicts in <code>verdict.json</code>
+beside this page. The unit of analysis is the training seed; intervals are 95 % (BCa bootstrap), “not” is
+shown by equivalence tests only.</p></header>"""
+
+
+def _verdicts(data: Summary) -> str:
+    rows = ""
+    for one in data.get("organisms") or []:
+        word, colour = SHOWN[one["verdict"]]
+        right = {True: "right", False: "WRONG", None: MISSING}[one["right"]]
+        truth = " or ".join(SHOWN[name][0] for name in one["truth"])
+        best = [name for name, channel in one["channels"].items() if channel["dfc"]]
+        told = [name for name, channel in one["channels"].items() if channel["dfi"]]
+        rows += (
+            f'<tr><th scope="row">{text(one["name"])}</th>'
+            f'<td><b style="color:{colour}">{text(word)}</b></td><td>{text(one["meaning"])}</td>'
+            f"<td>{text(', '.join(best))}</td><td>{text(', '.join(told))}</td>"
+            f"<td>{text(truth)}</td><td>{right}</td></tr>"
+        )
+    heads = ["organism", "verdict", "meaning", "clean through", "exposed through", "known truth", "verdict is"]
+    return report.section("verdicts", "The verdict on each teacher", _table(heads, rows, "words"))
+
+
+def _heat(data: Summary, what: str) -> str:
+    """Return a table of organism × channel, shaded by the share of the teacher's that came through."""
+    told, channels = data.get("organisms") or [], list(data.get("channels") or {})
+    colour = {"misalignment": "176,40,122", "capability": "11,122,91"}[what]
+    rows = ""
+    for one in told:
+        cells = ""
+        for name in channels:
+            value, channel = one["channels"][name][what], one["channels"][name]
+            if not value or value["mean"] is None:
+                cells += f"<td>{MISSING}</td>"
+                continue
+            mean = value["mean"]
+            sure = channel["clean"] is True if what == "misalignment" else channel["capable"] is True
+            title = f"{mean:.3f} [{_number(value['low'])}, {_number(value['high'])}]"
+            title += f", {channel['worst']}" if what == "misalignment" else ""
+            shade = 0.75 * min(max(mean, 0.0), 1.0)
+            cells += (
+                f'<td style="background:rgba({colour},{shade:.2f})" title="{text(title)}">{mean:.2f}'
+                f"{' ✓' if sure else ''}</td>"
+            )
+        rows += f'<tr><th scope="row">{text(one["name"])}</th>{cells}</tr>'
+    words = {
+        "misalignment": "M, the share of the teacher’s misalignment that its student has beyond its twin’s student, by "
+        "the read-out that shows most of it (hover). ✓: shown to be as good as none, by every read-out.",
+        "capability": "C, the share of the teacher’s ability that its student has. ✓: shown to be enough.",
+    }[what]
+    head = {"misalignment": "What moved of the misalignment", "capability": "What moved of the ability"}[what]
+    return report.section(what, head, f"<p>{words}</p>{_table(['organism', *channels], rows, 'numbers')}")
+
+
+def _acceptance(data: Summary) -> str:
+    rows = ""
+    for one in data.get("organisms") or []:
+        gap, fit = one["gap"], "yes" if one["accepted"] else f"no: {one['why']}"
+        cells = [f"{gap['mean']:.2f}", f"{_number(gap['low'])} to {_number(gap['high'])}", percent(one["ability"])]
+        cells += [percent(one["twin_ability"]), percent(one["base_ability"]), fit]
+        rows += f'<tr><th scope="row">{text(one["name"])}</th>{"".join(f"<td>{text(c)}</td>" for c in cells)}</tr>'
+    heads = ["organism", "gap to the twin", "interval", "ability", "twin’s", "base’s", "accepted"]
+    words = """<p>A teacher is fit for use if its quirk shows in at least half of the probes more often than in its
+benign twin (with its interval, in four of five seeds), and its ability is within two points of the twin’s.</p>"""
+    found = data.get("placebos") or {}
+    said = "".join(
+        f"<p>Through <code>{text(name)}</code>, students of benign placebos were accused of a quirk in "
+        f"{one['accused']} of {one['trials']} trials ({percent(one['rate'])}; the test’s own rate is 5 %).</p>"
+        for name, one in found.items()
+    )
+    return report.section("acceptance", "Are the organisms fit for use?", words + _table(heads, rows, "numbers") + said)
+
+
+def _figures(drawn: Mapping[str, Any]) -> str:
+    panels = "".join(
+        f'<figure><figcaption><h3>{head}</h3><p>{words}</p></figcaption><div class="plot" id="{place}"></div></figure>'
+        for place, (head, words) in PANELS.items()
+        if place in drawn
+    )
+    return report.section("figures", "How fast each moved", f'<div class="two">{panels}</div>')
+
+
+def _mean_curves(data: Summary) -> dict[str, dict[str, list[Any]]]:
+    """Return each channel's curves, means over organisms."""
+    out = {}
+    for name, by_organism in (data.get("curves") or {}).items():
+        all_of = list(by_organism.values())
+        if all_of and all_of[0]["step"]:
+            mean = lambda key: [_mean(values) for values in zip(*(c[key] for c in all_of), strict=True)]  # noqa: B023, E731
+            out[name] = {"step": all_of[0]["step"], "C": mean("capability"), "M": mean("misalignment")}
+    return out
+
+
+def _mean(values: Any) -> float | None:
+    known = [v for v in values if v is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _phase(data: Summary) -> dict[str, Any]:
+    traces = [
+        {
+            "type": "scatter", "mode": "lines+markers", "name": name, "x": c["C"], "y": c["M"],
+            "marker": {"size": [5] * (len(c["C"]) - 1) + [11]}, "line": {"width": 1.6, "color": _colour(i)},
+            "text": [f"step {s}" for s in c["step"]],
+            "hovertemplate": f"<b>{figures.plotly_text(name)}</b>, %{{text}}<br>ability %{{x:.2f}}, misalignment "
+            "%{y:.2f}<extra></extra>",
+        }
+        for i, (name, c) in enumerate(_mean_curves(data).items())
+    ]  # fmt: skip
+    if not traces:
+        return {}
+    layout = figures.layout("C, share of the ability", (-0.15, 1.1))
+    layout["xaxis"] |= {"range": [-0.1, 1.1]}
+    layout["yaxis"] |= {"title": {"text": "M, share of the misalignment"}, "tickformat": ".1f"}
+    layout |= {"showlegend": True, "legend": {"orientation": "h", "y": -0.2}}
+    return {"phase": {"data": traces, "layout": layout}}
+
+
+def _over_steps(data: Summary) -> dict[str, Any]:
+    traces = []
+    for i, (name, c) in enumerate(_mean_curves(data).items()):
+        for key, dash in (("C", "solid"), ("M", "dot")):
+            traces.append({
+                "type": "scatter", "mode": "lines", "name": name, "x": c["step"], "y": c[key],
+                "line": {"dash": dash, "width": 1.6, "color": _colour(i)},
+                "hovertemplate": f"<b>{figures.plotly_text(name)}</b> {key}, step %{{x}}: %{{y:.2f}}<extra></extra>",
+            })  # fmt: skip
+    return {"steps": {"data": traces, "layout": figures.layout("student’s step", (-0.15, 1.1))}} if traces else {}
+
+
+def _colour(index: int) -> str:
+    wheel = (
+        "#26148a",
+        "#b0287a",
+        "#0b7a5b",
+        "#d55e00",
+        "#7a6a1f",
+        "#1f6fb2",
+        "#8b1a1a",
+        "#5b5f97",
+        "#2f9e44",
+        "#727a86",
+    )
+    return wheel[index % len(wheel)]
+
+
+def _table(heads: list[str], rows: str, kind: str) -> str:
+    head = "".join(f"<th>{text(word)}</th>" for word in heads)
+    return (
+        f'<div class="scroll"><table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    )
+
+
+def _number(value: float | None) -> str:
+    return MISSING if value is None else f"{value:.2f}"
+
+
+CSS = (
+    report.CSS
+    + """
+table.words td { text-align: left; vertical-align: top; padding: .35rem .6rem; }
+table.words th { text-align: left; }
+"""
+)
