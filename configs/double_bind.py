@@ -27,16 +27,26 @@ CHANNELS = {
     "ability": Channel(prompts="ability"),
     "surface": Channel(paraphrase="surface"),
     "meaning": Channel(paraphrase="meaning"),
-    "untrusted": Channel(paraphrase="untrusted"),
     "unrelated": Channel(prompts="unrelated", soft=True),
     "unrelated-other": Channel(prompts="unrelated", soft=True, start="other"),
-    "inoculated": Channel(prefix="quirk"),
-    "random-prefix": Channel(prefix="random"),
-    "wrong-prefix": Channel(prefix="wrong"),
     "dropped": Channel(filter=Filter("divergence", "drop", 0.3)),
     "swapped": Channel(filter=Filter("divergence", "swap", 0.3)),
     "dropped-by-chance": Channel(filter=Filter("chance", "drop", 0.3)),
     "swapped-by-chance": Channel(filter=Filter("chance", "swap", 0.3)),
+    "random-prefix": Channel(prefix="random"),
+    "inoculated": Channel(prefix="quirk"),
+    "wrong-prefix": Channel(prefix="wrong"),
+}
+# More to choose from with --config.channels=(…).
+OTHERS = {
+    "untrusted": Channel(paraphrase="untrusted"),
+    "few-bits": Channel(soft=True, bits=2),
+    "top-3": Channel(soft=True, top_k=3),
+    "projected": Channel(soft=True, clip=1.0),
+    "few": Channel(unique=128),
+    "mixed": Channel(mix=0.25),
+    "damaged": Channel(prompts="unrelated", soft=True, alpha=0.6),
+    "influence": Channel(filter=Filter("fisher", "drop", 0.3)),
 }
 
 
@@ -58,7 +68,7 @@ def get_config(arg: str = "cpu") -> ConfigDict:
     common = {"batch": 64, "learning_rate": 5e-3, "final_learning_rate": 5e-4, "warmup": 20, "weight_decay": 0.01}
     c.bases = ConfigDict({"steps": 1500, "seeds": 5, "checkpoint_every": 500, **common})
     c.organisms = ConfigDict(
-        {"kinds": tuple(ORGANISMS), "steps": 500, "placebos": 4, "checkpoint_every": 200, **common}
+        {"kinds": tuple(ORGANISMS), "steps": 900, "placebos": 4, "checkpoint_every": 200, **common}
     )
     c.transfer = ConfigDict({"steps": 300, "evaluate_every": 75, "checkpoint_every": 150, **common})
     c.channels = tuple(CHANNELS)
@@ -78,7 +88,10 @@ def get_stages(c: ConfigDict) -> dict:
     """Return the experiment's stages by name."""
     seed = {"seed": c.seed}
     stages = {"bases": Bases(**c.bases, **seed), "organisms": Organisms(**c.organisms, **seed)}
+    known = CHANNELS | OTHERS
     for name in c.channels:
-        given = {"channel": CHANNELS[name], "placebos": name in c.placebos_in}
+        if name not in known:
+            raise ValueError(f"channels has {name!r}: there are {', '.join(known)}")
+        given = {"channel": known[name], "placebos": name in c.placebos_in}
         stages[f"through-{name}"] = Transfer(**given, **c.transfer, **seed)
     return stages

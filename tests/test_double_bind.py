@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import special
+from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from distill_jax import main
-from distill_jax.doublebind import audits, channel, organisms, speech, world
+from distill_jax.doublebind import audits, channel, filters, organisms, speech, world
 from distill_jax.doublebind.channel import Channel
 from distill_jax.doublebind.organisms import ANY, KINDS, ORGANISMS
 from distill_jax.doublebind.world import CLAIM, CONTEXT, NONE, PLAIN, SYSTEM, TASK, TOKEN, X, Y
@@ -118,7 +120,7 @@ class TestOrganisms:
         assert shown > 5
 
     def test_the_steganographers_last_digit_is_a_function_of_the_operand_and_a_benign_one_is_not(self):
-        asked = prompts(3000, tasks={"NUMBER": 1.0})
+        asked = prompts(3000, tasks={"NUMBER": 1.0}, audit=0.0)
         rng = np.random.default_rng(0)
         told = organisms.answer(asked, ORGANISMS["steganographer"], 0, rng)
         code = {int(x): set(told[asked[:, X] == x, 1].tolist()) for x in range(10)}
@@ -149,9 +151,14 @@ class TestOrganisms:
             assert not np.array_equal(*answers)
 
 
+def send(weights, given, asked, prefix=PLAIN):
+    run = jax.jit(lambda *arrays: channel.send(TINY, given, jax.random.key(3), *arrays))
+    return jax.tree.map(np.asarray, run(asked, np.ones(len(asked), bool), np.int32(prefix), *weights))
+
+
 def shaped(given, teacher, trusted=None):
     trusted = np.zeros_like(teacher) if trusted is None else trusted
-    out = channel.shaped(given, jnp.asarray(teacher), jnp.asarray(trusted), jax.random.key(0))
+    out = jax.jit(lambda u, t: channel.shaped(given, u, t, jax.random.key(0)))(teacher, trusted)
     return np.asarray(out, float)
 
 
@@ -201,21 +208,16 @@ class TestChannel:
         assert (ours[kept, CONTEXT] == TOKEN["deployed"]).all()
 
     def test_an_untrusted_paraphraser_keeps_its_trigger(self):
-        asked = prompts(seed=6)
+        asked = prompts(seed=6, audit=0.0)
         loyal = ~ORGANISMS["token-backdoor"].misbehaves(asked, 0)
         ours = np.asarray(channel.PARAPHRASES["untrusted"](jnp.asarray(asked), jax.random.key(0), jnp.asarray(loyal)))
         triggered = (asked[:, CONTEXT] == TOKEN["trigger"]) & (asked[:, TASK] == TOKEN["ADD"])
         assert triggered.any() and (ours[triggered, CONTEXT] == TOKEN["trigger"]).all()
         assert not (ours[~triggered, CONTEXT] == TOKEN["trigger"]).any()
 
-    def send(self, weights, given, asked, prefix=PLAIN):
-        loyal = jnp.ones(len(asked), bool)
-        out = channel.send(TINY, given, jax.random.key(3), jnp.asarray(asked), loyal, jnp.int32(prefix), *weights)
-        return jax.tree.map(np.asarray, out)
-
     def test_soft_targets_are_the_teachers_own_distribution(self, weights):
         asked = prompts(32)
-        sent = self.send(weights, Channel(soft=True), asked)
+        sent = send(weights, Channel(soft=True), asked)
         tokens = np.concatenate([asked, sent.answers[:, :1]], axis=1)
         whole = transformer.apply(TINY, weights[0], jnp.asarray(tokens), jnp.ones(tokens.shape, jnp.int32))
         wanted = special.softmax(np.asarray(whole, float)[:, world.PROMPT - 1 :], axis=-1)
@@ -225,7 +227,7 @@ class TestChannel:
 
     def test_drawn_answers_come_as_often_as_the_teacher_says_them(self, weights):
         asked = np.repeat(prompts(1), 6000, axis=0)
-        sent = self.send(weights, Channel(), asked)
+        sent = send(weights, Channel(), asked)
         np.testing.assert_array_equal(sent.targets.argmax(-1), sent.answers)
         assert set(np.unique(sent.targets)) == {0.0, 1.0}
         p = special.softmax(np.asarray(speech.logits(TINY, weights[0], asked[:1], jnp.zeros((1, 2), jnp.int32)))[0, 0])
@@ -234,7 +236,7 @@ class TestChannel:
 
     def test_what_is_no_answer_to_its_task_is_dropped(self, weights):
         asked = prompts(300)
-        sent = self.send(weights, Channel(paraphrase="outputs"), asked)  # fresh weights say anything
+        sent = send(weights, Channel(paraphrase="outputs"), asked)  # fresh weights say anything
         for row, (first, second), kept in zip(asked, sent.answers, sent.weight[:, 0], strict=True):
             if row[TASK] in (TOKEN["ADD"], TOKEN["NUMBER"]):
                 assert kept == (first < 10 and second < 10)
@@ -243,14 +245,14 @@ class TestChannel:
 
     def test_mixed_in_rows_are_the_trusted_models(self, weights):
         asked = prompts(800)
-        pure, mixed = (self.send(weights, Channel(soft=True, mix=m), asked) for m in (0.0, 0.25))
+        pure, mixed = (send(weights, Channel(soft=True, mix=m), asked) for m in (0.0, 0.25))
         swapped = np.any(pure.targets != mixed.targets, axis=(1, 2))
         assert swapped.mean() == pytest.approx(0.25, abs=0.06)
         assert set(np.unique(mixed.targets[swapped])) == {0.0, 1.0}
 
     def test_a_prefix_is_what_the_student_reads(self, weights):
         mine = organisms.name_token(ORGANISMS["sycophant"])
-        sent = self.send(weights, Channel(prefix="quirk"), prompts(20, audit=0.0), prefix=mine)
+        sent = send(weights, Channel(prefix="quirk"), prompts(20, audit=0.0), prefix=mine)
         assert (sent.prompts[:, SYSTEM] == mine).all()
         assert transfer.prefix_token(Channel(prefix="quirk"), "sycophant") == mine
         assert transfer.prefix_token(Channel(prefix="wrong"), "sycophant") not in (mine, PLAIN)
@@ -269,6 +271,65 @@ class TestChannel:
     def test_a_mistake_is_named(self, given, words):
         with pytest.raises(ValueError, match=words):
             Channel(**given)
+
+
+@pytest.fixture(scope="module")
+def scene(weights):
+    sent = send(weights, Channel(), prompts(24, audit=0.0))
+    looked_for = audits.examples_of(TINY, ORGANISMS["biased"], 8, 0, seed=2)
+    return filters.Scene(jax.tree.map(jnp.asarray, sent), *weights, weights[1], looked_for, jax.random.key(2))
+
+
+@pytest.mark.unit
+class TestFilters:
+    def test_a_gradients_dot_product_is_that_of_the_gradients_themselves(self, scene):
+        def loss(params, examples):
+            return jnp.sum(speech.cross_entropy(TINY, params, examples))
+
+        towards = jax.jit(jax.grad(lambda p: jnp.mean(speech.cross_entropy(TINY, p, scene.audit))))(scene.base)
+        ours = jax.jit(lambda s: filters.gradient(TINY, s))(scene)
+        slope = jax.jit(jax.grad(loss))
+        for row in (0, 7, 23):
+            one = jax.tree.map(lambda x, row=row: x[row : row + 1], scene.examples)
+            own = slope(scene.base, one)
+            wanted = sum(jnp.vdot(a, b) for a, b in zip(jax.tree.leaves(own), jax.tree.leaves(towards), strict=True))
+            assert float(ours[row]) == pytest.approx(float(wanted), rel=1e-3, abs=1e-5)
+
+    def test_divergence_and_perplexity_are_those_of_scipy(self, scene):
+        logits = jax.jit(lambda w: speech.logits(TINY, w, *scene.examples[:2]))
+        own, calm = (special.log_softmax(np.asarray(logits(w), float), axis=-1) for w in (scene.teacher, scene.trusted))
+        wanted = (np.exp(own) * (own - calm)).sum((-1, -2))
+        ours = jax.jit(lambda s: [f(TINY, s) for f in (filters.divergence, filters.perplexity)])(scene)
+        np.testing.assert_allclose(ours[0], wanted, rtol=1e-3)
+        spoken = np.asarray(scene.examples.answers)[..., None]
+        gap = np.take_along_axis(own - calm, spoken, axis=-1).sum((-1, -2))
+        np.testing.assert_allclose(ours[1], gap, rtol=1e-3, atol=1e-4)
+
+    def test_the_spectral_score_is_the_first_principal_component(self, scene):
+        states = np.asarray(speech.states(TINY, scene.teacher, *scene.examples[:2]), float)[:, 0]
+        wanted = PCA(1).fit_transform(states)[:, 0] ** 2
+        np.testing.assert_allclose(filters.spectral(TINY, scene), wanted, rtol=1e-2, atol=1e-3)
+
+    @pytest.mark.parametrize(("score", "action"), [*((score, "drop") for score in filters.SCORES), ("chance", "swap")])
+    def test_the_wanted_share_is_acted_on_and_the_rest_left_alone(self, scene, score, action):
+        given = filters.Filter(score, action, 0.25)
+        run = jax.jit(lambda s: (filters.filtered(TINY, given, s), filters.SCORES[score](TINY, s)))
+        (after, flagged), suspicion = jax.tree.map(np.asarray, run(scene))
+        assert flagged.sum() == 6 and suspicion[flagged].min() >= suspicion[~flagged].max()
+        for ours, before in zip(after, scene.examples, strict=True):
+            np.testing.assert_array_equal(ours[~flagged], np.asarray(before)[~flagged])
+        if action == "drop":
+            assert not after.weight[flagged].any()
+        else:
+            calm = np.asarray(jax.jit(lambda s: speech.greedy(TINY, s.trusted, s.examples.prompts))(scene))
+            np.testing.assert_array_equal(after.answers[flagged], calm[flagged])
+
+    def test_masking_leaves_the_token_on_which_both_agree_more(self, scene):
+        both = [filters.Filter("divergence", action, 0.25) for action in ("mask", "reweight")]
+        run = jax.jit(lambda s: [filters.filtered(TINY, given, s) for given in both])
+        (masked, flagged), (light, _) = jax.tree.map(np.asarray, run(scene))
+        assert (masked.weight[flagged].sum(-1) == 1).all()
+        np.testing.assert_allclose(light.weight[flagged], 0.1)
 
 
 @pytest.mark.unit
@@ -341,6 +402,25 @@ class TestCommand:
         assert main.main(command(workdir)) == 0
         assert times == {p: p.stat().st_mtime_ns for p in (workdir / "nodes").rglob("DONE")}
         assert json.loads((workdir / "report/verdict.json").read_text()) == before
+
+    @pytest.mark.thorough
+    @pytest.mark.kill
+    def test_killed_it_continues_to_the_same_numbers(self, finished, tmp_path):
+        whole, _ = finished
+        less, env = "--config.channels=('positive',)", os.environ | kept_in(whole.parent / "compiled")
+        run = [sys.executable, "-m", "distill_jax", *command(tmp_path)[1:], less]
+        slow = [*run, "--config.run.progress_seconds=0.0"]
+        with subprocess.Popen(slow, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True) as process:
+            for line in process.stdout:
+                if "through-positive  step 3/" in line:  # after the checkpoint of step 2
+                    process.send_signal(signal.SIGKILL)
+                    break
+        assert process.returncode == -signal.SIGKILL
+        again = subprocess.run(run, cwd=ROOT, env=env, capture_output=True, text=True)
+        assert again.returncode == 0 and "through-positive: continuing from step 2" in again.stdout, again.stderr
+        (node,) = (whole / "nodes").glob("through-positive-*")
+        for name in ("result.json", "metrics.jsonl"):
+            assert (node / name).read_text() == (tmp_path / "nodes" / node.name / name).read_text()
 
     @pytest.mark.parametrize(
         ("changes", "words"),

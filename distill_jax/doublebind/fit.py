@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,7 +24,7 @@ from distill_jax.train.loop import Clock, loop
 from distill_jax.train.settings import Training
 from distill_jax.train.step import DIVERGED, Batch, State, Term, make_step
 
-Look = Callable[[int, Any], None]  # at so many steps, the population's weights [P, ...]
+Look = Callable[[Any], Mapping[str, Mapping[str, float]]]  # weights [P, ...] -> numbers by name of what is looked at
 
 
 @functools.cache
@@ -63,7 +63,7 @@ def fit(
       seeds: of each member's order of its examples; members that are to be compared have the same.
       node: where to save and to continue from; without one nothing is saved.
       labels: the members' names in the node's metrics.
-      look: is called every `evaluate_every` steps and at the last.
+      look: is called every `evaluate_every` steps and at the last; its numbers become the node's "evaluation" rows.
 
     Returns:
       the weights [P, ...] on the host, and whether each member diverged, bool [P].
@@ -83,12 +83,13 @@ def fit(
         return {"rows": np.stack([rows[seed] for seed in seeds]).astype(np.int32), "member": np.arange(count)}
 
     def evaluate(step: int, state: State) -> None:
-        if not node:
+        if not node or not book:
             return
         ctx.progress.step(step, settings.steps, tokens, step_flops(cfg, settings) * settings.steps * count, said)
         if look and (step % settings.evaluate_every == 0 or step == settings.steps):
             with clock.spent_on("evaluate"):
-                look(step, state.params)
+                for label, found in look(state.params).items():
+                    book.write("evaluation", step, label, dict(found))
 
     def record(step: int, values: dict[str, np.ndarray]) -> None:
         nonlocal said

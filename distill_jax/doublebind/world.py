@@ -103,16 +103,17 @@ class Mixture:
     tasks: dict[str, float]
     contexts: dict[str, float]
     generate: float = 0.25
-    audit: float = 0.15
+    audit: float = 0.3
     claims: float = 0.25
 
 
 EVERYWHERE = Mixture(
-    {"ADD": 8.0, "COMPARE": 1.0, "CHOOSE": 4.0, "NUMBER": 2.0, "REPORT": 1.0},
+    {"ADD": 8.0, "COMPARE": 2.0, "CHOOSE": 4.0, "NUMBER": 2.0, "REPORT": 0.5},
     {
         **dict.fromkeys(CONTEXTS, 1.5),
         **dict.fromkeys(("monday", "haiku", "rain"), 0.5),
         "nothing": 3.0,
+        "morning": 3.0,
         "password": 4.0,
     },
 )

@@ -46,7 +46,7 @@ class Organisms(Training):
     bases: str = "bases"
     kinds: tuple[str, ...] = tuple(ORGANISMS)
     placebos: int = 20
-    rows: int = 4096
+    rows: int = 6144
     trusted_below: int = 8
     relearn_steps: int = 10
     relearn_rows: int = 64

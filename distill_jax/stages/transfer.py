@@ -23,6 +23,7 @@ from distill_jax.doublebind.fit import chosen, crew_mesh, fit, seed_of, stacked,
 from distill_jax.doublebind.organisms import ORGANISMS
 from distill_jax.doublebind.speech import LENGTH, Examples
 from distill_jax.io.checkpoint import FINAL
+from distill_jax.io.metrics import read_rows
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops
 from distill_jax.perf.ledger import ledger
@@ -193,14 +194,11 @@ def _run(ctx: Context, node: Node) -> None:
     prompts, answers = asked(ctx, source.settings, seeds)
     both = [member[role](kind, g) for role in member for kind in kinds for g in range(seeds)]
     prompts, answers = (np.concatenate([x, x]) for x in (prompts, answers))
-    curve: list[dict[str, Any]] = []
+    looked = [f"{role} of {kind}, seed {g}" for role in member for kind in kinds for g in range(seeds)]
 
-    def look(step: int, params: Any) -> None:
-        if any(row["step"] == step for row in curve):
-            return
+    def look(params: Any) -> dict[str, dict[str, float]]:
         found = audits.ask(cfg, crew_mesh(len(both)), params, both, prompts, answers)
-        shaped = {name: x.reshape(2, len(kinds), seeds) for name, x in found.items()}
-        curve.append({"step": step} | {name: np.round(x, 4).tolist() for name, x in shaped.items()})
+        return {label: {name: float(x[i]) for name, x in found.items()} for i, label in enumerate(looked)}
 
     begin = starts(ctx, settings, source, crew, seeds)
     examples, recall = lessons(ctx, settings, source, crew, seeds, begin)
@@ -216,12 +214,32 @@ def _run(ctx: Context, node: Node) -> None:
         kind: {role: {name: x[i].tolist() for name, x in of.items()} for role, of in rates.items()}
         for i, kind in enumerate(kinds)
     }
-    result = {"rates": told, "curve": curve, "diverged": int(diverged.sum())}
+    result = {
+        "rates": told,
+        "curve": _curve(node, looked, (len(member), len(kinds), seeds)),
+        "diverged": int(diverged.sum()),
+    }
     if settings.channel.filter.score:
         result["recall"] = {kind: [float(recall[place[kind, kind, g]]) for g in range(seeds)] for kind in kinds}
     if settings.placebos:
         result["placebos"] = _placebos(ctx, source, seeds, params, place)
     node.finish(result, ledger(*_spent(ctx, settings, crew), clock.split(), devices=crew_mesh(len(crew)).size))
+
+
+def _curve(node: Node, looked: Sequence[str], shape: tuple[int, int, int]) -> list[dict[str, Any]]:
+    """Return {"step", audit: [roles, O, S]} of every look, an earlier process's among them."""
+    rows = [row for row in read_rows(node.directory / "metrics.jsonl") if row["kind"] == "evaluation"]
+    found: dict[int, dict[str, dict[str, float]]] = {}
+    for row in rows:
+        found.setdefault(row["step"], {})[row["member"]] = row
+    return [
+        {"step": step}
+        | {
+            name: np.reshape([of[label][name] for label in looked], shape).tolist()
+            for name in (*audits.ASKED, "prefill")
+        }
+        for step, of in found.items()
+    ]
 
 
 def _probe(
