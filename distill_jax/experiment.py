@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from distill_jax.config import ConfigError, build, check
+from distill_jax.io.files import Digests
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +44,21 @@ def load_module(path: str | Path, needs: str, says: str) -> ModuleType:
         raise ConfigError(f"{path}: {type(error).__name__}: {' '.join(str(error).split())}") from error
     check(hasattr(module, needs), f"{path} has no {needs}: {says}")
     return module
+
+
+def identified(experiment: Experiment, digests: Digests) -> Experiment:
+    """Return the experiment with the contents of the files that it names filled in, by which its nodes are known.
+
+    Raises:
+      ConfigError: naming a file that is missing.
+    """
+    data, stages = experiment.data, dict(experiment.stages)
+    if hasattr(data, "identified"):
+        data = data.identified(digests)
+    for name, stage in stages.items():
+        if hasattr(stage, "identified"):
+            stages[name] = stage.identified(f"stages.{name}", digests)
+    return dataclasses.replace(experiment, data=data, stages=stages)
 
 
 def load_experiment(module: ModuleType, config: Any) -> Experiment:

@@ -24,7 +24,7 @@ from ml_collections import config_flags
 
 from distill_jax import workers
 from distill_jax.config import ConfigError, Interrupted, check, nearest
-from distill_jax.experiment import load_experiment, load_module
+from distill_jax.experiment import identified, load_experiment, load_module
 
 TRY_AGAIN = 42
 INTEROP = ("import", "export", "score", "generate")
@@ -265,12 +265,10 @@ def _main(argv: Sequence[str]) -> int:
     mend = "it ends in no verdict; use `distill-jax run`"
     check(given.command != "audit" or hasattr(given.module, "CHECK"), f"audit: {given.config.experiment}: {mend}")
     experiment = load_experiment(given.module, given.config)
-    _check_has_loader(experiment)
     shown = given.command != "data" or experiment.data.MEASURE
     check(bool(shown), f"{experiment.name}: its data are images, and `distill-jax data` shows text")
     digests = files.Digests(given.workdir / "digests.json")
-    if hasattr(experiment.data, "identified"):
-        experiment = dataclasses.replace(experiment, data=experiment.data.identified(digests))
+    experiment = identified(experiment, digests)
     nodes = graph.build(experiment, given.workdir)
     _join(given.flags)
     # One of a run's processes holds the directory for all.
@@ -296,11 +294,6 @@ def _main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _check_has_loader(experiment: Any) -> None:
-    mend = "only `distill-jax plan` knows what to do with it"
-    check(not getattr(experiment.data, "PLAN_ONLY", False), f"{experiment.name}: its data have no loader yet; {mend}")
-
-
 def _sweep(given: Arguments, argv: Sequence[str]) -> int:
     said, workdir = given.flags, given.workdir
     assert given.module is not None and given.points is not None
@@ -315,7 +308,6 @@ def _sweep(given: Arguments, argv: Sequence[str]) -> int:
 
     whole = sweep_graph.load(name, points, given.module, given.config, workdir, text)
     for world in whole.worlds:
-        _check_has_loader(world.experiment)
         mend = "its page compares accuracies; run the points one by one"
         check(world.experiment.data.MEASURE == "exact_match", f"{name}: a sweep over such data has no report; {mend}")
     mine = whole if said.index is None else whole.of_point(said.index)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import random
 
 import jax
@@ -18,6 +19,8 @@ from parity.record import (
     lay_out,
     to_hugging_face,
 )
+from parity.record_choices import CASES as CHOICES
+from parity.record_choices import HERE, harness
 from parity.save_models import MODELS, logits
 
 from distill_jax.interop.exporting import export_adapter, export_model
@@ -159,3 +162,12 @@ def test_peft_loads_what_was_exported(keep, tmp_path):
     with np.load(MODELS / "llama" / "expected.npz") as said:
         ours = logits(model, *(torch.from_numpy(said[key]) for key in ("tokens", "mask")))
         np.testing.assert_allclose(ours, said["adapted"], atol=1e-4, rtol=0)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("case", CHOICES)
+def test_the_harness_says_today_what_was_recorded(case):
+    pytest.importorskip("lm_eval")
+    said, recorded = harness(case), json.loads((HERE / "expected.json").read_text())[case]
+    assert said["accuracy"] == recorded["accuracy"]
+    np.testing.assert_allclose(said["log_likelihoods"], recorded["log_likelihoods"], atol=1e-4, rtol=0)

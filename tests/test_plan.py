@@ -401,15 +401,15 @@ def test_no_logits_travel_between_devices():
 
 
 @pytest.mark.unit
-@pytest.mark.parametrize("name", ["wmdp.py", "wmdp.py:9b"])
-def test_a_config_without_data_can_be_planned_but_not_run(name, tmp_path, capsys):
+@pytest.mark.parametrize("name", ["wmdp.py", "wmdp.py:9b", "wmdp.py:70b"])
+def test_what_a_config_names_has_to_be_there_to_run_and_not_to_plan(name, tmp_path, capsys):
     path, _, arg = name.partition(":")
     module = load_module(ROOT / "configs" / path, "get_stages", "")
     nodes = graph.build(load_experiment(module, module.get_config(arg)), tmp_path)
     assert {"reference", "maxent"} <= set(nodes)
     given = ["distill-jax", "run", f"--config={ROOT}/configs/{name}", f"--workdir={tmp_path}/w"]
     assert main.main(given) == 2
-    assert "plan" in capsys.readouterr().err and not (tmp_path / "w").exists()
+    assert "data.bio and data.cyber are empty" in capsys.readouterr().err and not (tmp_path / "w").exists()
 
 
 @pytest.mark.end_to_end

@@ -548,17 +548,26 @@ def nll(logp, one, mask):
 
 
 @pytest.mark.unit
-@pytest.mark.parametrize(("method", "loss_on", "chunk"), [("maxent", "answer", 4), ("graddiff", "all", 0)])
-def test_unlearning_terms_equal_float64(method, loss_on, chunk):
+@pytest.mark.parametrize(
+    ("method", "loss_on", "chunk", "hold"),
+    [("maxent", "answer", 4, "cross_entropy"), ("graddiff", "all", 0, "cross_entropy"), ("maxent", "answer", 4, "kl")],
+)
+def test_unlearning_terms_equal_float64(method, loss_on, chunk, hold):
     cfg, params = dataclasses.replace(SMALL, layers=1), weights(dataclasses.replace(SMALL, layers=1))
     both = {"forget": rows(11), "retain": rows(12)}
     logp = {k: log_p(apply(cfg, params, b["tokens"], b["segments"])[:, :-1]) for k, b in both.items()}
     mask = {k: counted(b, loss_on == "answer") for k, b in both.items()}
-    retain = nll(logp["retain"], both["retain"], mask["retain"])
+    retain, frozen = nll(logp["retain"], both["retain"], mask["retain"]), None
+    if hold == "kl":  # to what another model says
+        other, seen = weights(cfg, seed=1), (both["retain"]["tokens"], both["retain"]["segments"])
+        logq = log_p(apply(cfg, other, *seen)[:, :-1])
+        retain = (np.exp(logq) * (logq - logp["retain"])).sum(-1)[mask["retain"] > 0].mean()
+        hidden = jit(transformer.hidden_states, static_argnums=0)(cfg, other, *seen)
+        frozen = {"hidden": hidden[:, :-1], "head": transformer.head_of(other)}
     uniform = (-math.log(SMALL.vocab) - logp["forget"].mean(-1))[mask["forget"] > 0].mean()
     forget = {"maxent": uniform, "graddiff": -nll(logp["forget"], both["forget"], mask["forget"])}
-    settings = unlearn.Unlearn(method=method, loss_on=loss_on, forget_weight=0.3, retain_weight=2.0)
-    terms = jit(lambda params: unlearn.METHODS[method]((cfg, settings, chunk), params, both, None))(params)
+    settings = unlearn.Unlearn(method=method, loss_on=loss_on, forget_weight=0.3, retain_weight=2.0, hold=hold)
+    terms = jit(lambda params: unlearn.METHODS[method]((cfg, settings, chunk), params, both, frozen))(params)
     (gamma, total, weight), (alpha, *rest) = terms["forget"], terms["retain"]
     assert (float(gamma), float(alpha)) == pytest.approx((0.3, 2.0))
     assert float(total / weight) == pytest.approx(forget[method], rel=1e-4)

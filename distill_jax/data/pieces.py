@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from distill_jax.data import published
 from distill_jax.data.reading import Piece
 from distill_jax.data.sources import Shard
 
@@ -16,7 +17,13 @@ PAD, EOS, BOS, UNK = range(4)
 
 
 def load(path: str | Path) -> Any:
-    """Load a model; ValueError if the file is none, or has no `<bos>` or no `<eos>`."""
+    """Load a vocabulary; ValueError if it is none, or has no `<bos>` or no `<eos>`.
+
+    Args:
+      path: a SentencePiece model, or the directory of a published model with its tokenizer.json.
+    """
+    if Path(path).is_dir() or Path(path).suffix == ".json":
+        return published.Tokenizer(Path(path))
     import sentencepiece
 
     try:

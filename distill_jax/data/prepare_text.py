@@ -8,10 +8,11 @@ where it was. The same contents give the same bytes, wherever the files lie and 
 from __future__ import annotations
 
 import collections
+import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,14 @@ FORMAT = 1
 PARTS = {"retain": "valid_retain", "shown": "forget", "heldout": "valid_forget"}  # of the evaluation
 
 
-def prepare_text(config: TextConfig, directory: str | os.PathLike[str]) -> dict[str, Any]:
+def prepare_text(
+    config: TextConfig, directory: str | os.PathLike[str], evaluation: Callable[..., dict[str, Any]] | None = None
+) -> dict[str, Any]:
     """Prepare the data into a directory and return its manifest; a directory already finished is left as it is.
+
+    Args:
+      evaluation: evaluation(config, words, work) writes what models are measured on, and sets of its own, and returns
+        the manifest's {"sets", "evaluation"}; held-out documents when left out.
 
     Raises:
       ValueError: a document is broken, a source or a split is empty, the vocabulary does not fit the text, or the
@@ -45,12 +52,12 @@ def prepare_text(config: TextConfig, directory: str | os.PathLike[str]) -> dict[
             return prepare.check_finished(directory, wanted)
         work = Path(directory, f"preparing-{identity(wanted)}")
         work.mkdir(exist_ok=True)
-        manifest = wanted | _build(config, work)
+        manifest = wanted | _build(config, work, evaluation)
         prepare.publish(manifest, os.fspath(work), directory)
     return manifest
 
 
-def _build(config: TextConfig, work: Path) -> dict[str, Any]:
+def _build(config: TextConfig, work: Path, evaluation: Callable[..., dict[str, Any]] | None) -> dict[str, Any]:
     """Make every file but the manifest under `work`, and return what the manifest says of them."""
     shards = {(role, i): sources.shards(s) for role in ROLES for i, s in enumerate(config.sources(role))}
     model = _vocabulary(config, shards, work)
@@ -63,21 +70,29 @@ def _build(config: TextConfig, work: Path) -> dict[str, Any]:
         told = {"mixture": {source: tokens for side in parts for source, tokens in mixture[side].items()}}
         sets[name] = _write_set(config, name, documents, np.concatenate([chosen[side] for side in parts]), work) | told
     ids = {"size": words.get_piece_size(), "bos": words.bos_id(), "eos": words.eos_id(), "pad": max(words.pad_id(), 0)}
+    if evaluation:
+        measured = evaluation(config, words, work)
+    else:
+        measured = {"sets": {}, "evaluation": _write_evaluation(config, documents, split, work)}
     return {
         "vocabulary": {**ids, "file": model.name, "sha256": records.sha256(model)},
         "sources": notes,
-        "sets": sets,
-        "evaluation": _write_evaluation(config, documents, split, work),
+        "sets": sets | measured["sets"],
+        "evaluation": measured["evaluation"],
     }
 
 
 def _vocabulary(config: TextConfig, shards: Mapping[tuple[str, int], Sequence[Shard]], work: Path) -> Path:
-    path = work / "vocabulary.model"
+    published = os.path.isdir(config.vocabulary)
+    path = work / ("vocabulary.json" if published else "vocabulary.model")
     if path.exists():
         return path
     if config.vocabulary:
-        pieces.load(config.vocabulary)  # refuses what is no model
-        shutil.copyfile(config.vocabulary, path.with_suffix(".tmp"))
+        given = pieces.load(config.vocabulary)  # refuses what is no vocabulary
+        if published:
+            path.with_suffix(".tmp").write_text(json.dumps(given.whole), "utf-8")
+        else:
+            shutil.copyfile(config.vocabulary, path.with_suffix(".tmp"))
     else:
         start, skip = time.monotonic(), config.broken == "skip"
 

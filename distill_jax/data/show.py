@@ -60,7 +60,8 @@ def describe(directory: Path, named: str = "", examples: int = 2) -> Iterator[st
         yield from _set(name, told, records.Rows(directory / told["file"]), tokens, examples)
     yield ""
     for part, told in manifest["evaluation"].get("parts", {}).items():
-        yield f"evaluated, {part}: {_counts(told)}, {told['rows']:,} rows"
+        rows = f"{told['items']:,} items" if "items" in told else f"{_counts(told)}, {told['rows']:,} rows"
+        yield f"evaluated, {part}: {rows}"
     for group, count in manifest["evaluation"].get("groups", {}).items():
         yield f"evaluated, {group}: {count:,} prompts"
 

@@ -102,10 +102,14 @@ def _kind(name: str) -> str:
 def check_files(source: Source, key: str) -> None:
     """Raise ValueError unless every file of the source can be read."""
     where = f"data.{key}={source.name!r}"
-    _require(bool(source.files) or source.kind == "tfds", f"{where}: no file has such a name")
+    folder = os.path.dirname(source.name.split("*")[0]) or "."
+    fetch = f"`hf download OWNER/NAME --repo-type dataset --local-dir {folder}` fetches what is on the hub"
+    _require(bool(source.files) or source.kind == "tfds", f"{where}: no file has such a name; {fetch}")
     for path in source.files:
         _require(not os.path.isdir(path), f"{where}: {path} is a directory; name its files, such as {path}/*.txt")
-        _require(os.path.isfile(path), f"{where}: no such file; give a text, .jsonl or .parquet file, or tfds:NAME")
+        _require(
+            os.path.isfile(path), f"{where}: no such file; give a text, .jsonl or .parquet file, or tfds:NAME; {fetch}"
+        )
         _require(os.access(path, os.R_OK), f"{where}: {path} may not be read; change its permissions")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from distill_jax.config import ConfigError, check, identity
-from distill_jax.data import sources
+from distill_jax.data import published, sources
 from distill_jax.io.files import Digests
 
 SAMPLES = Path(__file__).parent  # holds sample_english.txt and sample_korean.txt
@@ -26,7 +26,8 @@ class TextConfig:
       retain_share: share of `retain` in the tokens of the set `all`.
       tokens: tokens of the set `all`; sources that have fewer repeat. 0: as many as there are without repeating any.
       row_length: tokens in a packed row.
-      vocabulary: the path of a SentencePiece model; "" trains one on the sources.
+      vocabulary: a SentencePiece model, or the directory of a published model with its tokenizer.json; "" trains one on
+        the sources.
       vocabulary_size: entries of a trained one.
       vocabulary_bytes: text of each side that it is trained on.
       evaluation_bytes: text of each part that models are measured on.
@@ -81,7 +82,7 @@ class TextConfig:
         Raises:
           ConfigError: naming the source that is missing.
         """
-        held: list[Any] = [self.vocabulary and digests.of(self._vocabulary_file())]
+        held: list[Any] = ["".join(map(digests.of, self._vocabulary_files()))]
         for role in ROLES:
             for source in self.sources(role):
                 try:
@@ -93,10 +94,18 @@ class TextConfig:
             check(bool(getattr(self, side)), f"data.{side} is empty: name its text, such as --config.data.{side}=a.txt")
         return dataclasses.replace(self, content=identity(held))
 
-    def _vocabulary_file(self) -> str:
-        mend = "no such file; give a SentencePiece model, or '' to train one on the text"
-        check(Path(self.vocabulary).is_file(), f"data.vocabulary={self.vocabulary!r}: {mend}")
-        return self.vocabulary
+    def _vocabulary_files(self) -> list[str]:
+        if not self.vocabulary:
+            return []
+        path, where = Path(self.vocabulary), f"data.vocabulary={self.vocabulary!r}"
+        if path.is_dir():
+            fetch = f"`hf download OWNER/NAME {published.JSON} {published.SETTINGS} --local-dir {path}` fetches it"
+            check((path / published.JSON).is_file(), f"{where}: has no {published.JSON}; {fetch}")
+            return [str(file) for file in published.files(path)]
+        mend = "give a SentencePiece model, the directory of a published model, or '' to train one on the text"
+        check(path.suffix != ".json", f"{where}: name the directory of {path.name}; {mend}")
+        check(path.is_file(), f"{where}: no such file; {mend}")
+        return [self.vocabulary]
 
     def known_by(self) -> dict[str, Any]:
         """Return what decides what the prepared data hold: contents in place of paths as soon as they are known."""
@@ -107,8 +116,9 @@ class TextConfig:
         """Return how many entries the vocabulary will have; 0 where no text or file is named yet."""
         if not self.vocabulary:
             return self.vocabulary_size if self.retain else 0
-        if not Path(self.vocabulary).is_file():
+        if not Path(self.vocabulary).exists():
             return 0
+        self._vocabulary_files()
         from distill_jax.data.pieces import load
 
         return load(self.vocabulary).get_piece_size()

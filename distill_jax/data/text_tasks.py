@@ -6,6 +6,7 @@ A document is `<bos> text <eos>`. One that is longer than a piece comes as sever
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import seqio
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from distill_jax.data import tasks
+from distill_jax.data import published, tasks
 from distill_jax.data.reading import Piece, Reader
 from distill_jax.data.sources import Shard
 
@@ -75,8 +76,43 @@ class Reading:
             yield _columns(held)
 
 
+class PublishedVocabulary(seqio.Vocabulary):
+    """A published model's tokenizer for SeqIO."""
+
+    def __init__(self, words: published.Tokenizer) -> None:
+        super().__init__()
+        self._words = words
+
+    bos_id = property(lambda self: self._words.bos_id())
+    eos_id = property(lambda self: self._words.eos_id())
+    unk_id = property(lambda self: self._words.unk_id())
+    _base_vocab_size = property(lambda self: self._words.get_piece_size())
+
+    def _encode(self, s: str) -> list[int]:
+        return self._words.encode([s])[0]
+
+    def _decode(self, ids: Any) -> str:
+        return self._words.decode(ids)
+
+    def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
+        def encode(texts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            found = self._words.encode([text.decode("utf-8", "replace") for text in texts])
+            lengths = np.array([len(ids) for ids in found], np.int64)
+            return np.fromiter(itertools.chain.from_iterable(found), np.int32, lengths.sum()), lengths
+
+        ids, lengths = tf.numpy_function(encode, [s], (tf.int32, tf.int64))
+        ids.set_shape([None])
+        lengths.set_shape([None])
+        return tf.RaggedTensor.from_row_lengths(ids, lengths)
+
+    def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
+        raise NotImplementedError
+
+
 def load_vocabulary(model: Path) -> seqio.Vocabulary:
-    """Load a SentencePiece model for SeqIO."""
+    """Load a SentencePiece model or a published tokenizer for SeqIO."""
+    if model.suffix == ".json":
+        return PublishedVocabulary(published.Tokenizer(model))
     return seqio.SentencePieceVocabulary(str(model))
 
 

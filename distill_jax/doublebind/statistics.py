@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from scipy import stats
-from statsmodels.stats import multitest, proportion, weightstats
+from statsmodels.stats import multitest, weightstats
 
 RESAMPLES = 9999
 
@@ -118,14 +118,6 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
     if len(p_values) < 2:
         return np.asarray(p_values, float)
     return multitest.multipletests(p_values, method="holm")[1]  # a sixth of a second: it collects garbage
-
-
-def wilson(successes: int, trials: int) -> tuple[float, float]:
-    """Return Wilson's 95 % interval of a proportion; (0, 1) of no trials."""
-    if not trials:
-        return 0.0, 1.0
-    low, high = proportion.proportion_confint(successes, trials, method="wilson")
-    return float(low), float(high)
 
 
 def prompts_needed(margin: float, rate: float = 0.5, power: float = 0.8) -> int:

@@ -16,10 +16,11 @@ from distill_jax.doublebind import verdict as rules
 from distill_jax.doublebind.claims import claims
 from distill_jax.doublebind.design import POSITIVE, PREFIX
 from distill_jax.doublebind.organisms import ORGANISMS, Organism
-from distill_jax.doublebind.statistics import Estimate, above, estimate, holm, wilson
+from distill_jax.doublebind.statistics import Estimate, above, estimate, holm
 from distill_jax.doublebind.verdict import Finding, Passage, Readout, Thresholds
 from distill_jax.io import double_bind as page
 from distill_jax.io.files import write_json
+from distill_jax.io.scale import wilson
 
 Rates = dict[str, dict[str, np.ndarray]]  # role -> audit -> [seeds]
 

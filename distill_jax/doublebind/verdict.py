@@ -27,7 +27,8 @@ from distill_jax.doublebind.outcomes import (
     INCONCLUSIVE_POWER,
     INCONCLUSIVE_RIG,
 )
-from distill_jax.doublebind.statistics import Estimate, above, estimate, holm, lower_bound, ratio, upper_bound, wilson
+from distill_jax.doublebind.statistics import Estimate, above, estimate, holm, lower_bound, ratio, upper_bound
+from distill_jax.io.scale import wilson
 
 PLAIN = ("behaviour", "trigger")  # read-outs that need no knowledge of the context
 

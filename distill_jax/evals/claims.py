@@ -29,6 +29,8 @@ def judge(models: list[Model], scale: Scale = ACCURACY) -> list[Claim]:
     claims += [_distilling_helps(named, method, scale) for method in METHODS]
     claims += [_slows_with_alpha(undo, scale), _steps_grow(undo), _cheaper_than_retraining(named, undo, scale)]
     claims += [_needs_unlearning(named, scale), _oracle_matching(named, scale)]
+    if any("other_weights" in m["attack"] for m in models):
+        claims.append(_precision(models, scale))
     return claims
 
 
@@ -140,3 +142,21 @@ def _oracle_matching(named: dict[str, Model], scale: Scale) -> Claim:
     held, text = _more(kept, fresh, scale)
     near = _last(fresh) - _last(oracle)
     return _claim(claim, held, f"{text} The random student against the oracle: {near:+.2f}.")
+
+
+def _precision(models: list[Model], scale: Scale) -> Claim:
+    claim = "An attack whose weights are kept in bf16 alone brings back less than it could."
+    parts, gaps = [], []
+    for model in models:
+        attack = model["attack"]
+        ways = {attack["weights"]: attack, **attack.get("other_weights", {})}
+        if {"float32", "bfloat16"} <= set(ways):
+            full, half = (ways[kind]["forget_heldout"]["worst"][-1] for kind in ("float32", "bfloat16"))
+            parts.append(f"{model['label']} {full:.2f} in fp32, {half:.2f} in bf16")
+            gaps.append(scale.sign * (full - half))
+    if not gaps:
+        return _absent(claim, "attack in both")
+    held = True if min(gaps) > 0 else False if max(gaps) <= 0 else None
+    return _claim(
+        claim, held, f"Held-out {scale.item}s after the attack: {'; '.join(parts)}. Held when so for every model."
+    )

@@ -1,4 +1,4 @@
-"""What is measured of a model. It belongs to the data: prompts have an exact answer, text has a likelihood."""
+"""What is measured of a model. It belongs to the data: prompts have an answer, items choices, text a likelihood."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from distill_jax.evals.exact_match import ExactMatch
 from distill_jax.evals.lm import BitsPerByte
+from distill_jax.evals.multiple_choice import MultipleChoice
 from distill_jax.io.scale import Scale
 from distill_jax.models.transformer import TransformerConfig
 
@@ -53,4 +54,8 @@ class Measure(Protocol):
         """Return how many tokens evaluating one member reads and writes, padding included."""
 
 
-MEASURES: dict[str, type[Measure]] = {"exact_match": ExactMatch, "bits_per_byte": BitsPerByte}
+MEASURES: dict[str, type[Measure]] = {
+    "exact_match": ExactMatch,
+    "bits_per_byte": BitsPerByte,
+    "multiple_choice": MultipleChoice,
+}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import datetime
 from pathlib import Path
@@ -40,10 +41,13 @@ def summarise(experiment: Any, nodes: dict[str, Any], identity: str) -> dict[str
     manifest = load_manifest(nodes["data"].directory / "rows")
     measure = MEASURES[experiment.data.MEASURE]
     scale = measure.scale
-    attacks = {n.inputs["start"]: n for n in nodes.values() if n.verb == "relearn"}
-    shown = [n for n in nodes.values() if n.verb in ("pretrain", "unlearn", "distill")]
-    models = [_model(node, nodes, attacks.get(node.name), scale) for node in shown]
-    settings = next((a.settings for a in attacks.values()), None)
+    attacks: dict[str, list[Any]] = {}
+    for node in (n for n in nodes.values() if n.verb == "relearn"):
+        attacks.setdefault(node.inputs["start"], []).append(node)
+    shown = [n for n in nodes.values() if n.verb in ("pretrain", "import", "unlearn", "distill")]
+    models = [_model(node, nodes, attacks.get(node.name, []), scale) for node in shown]
+    first = next(iter(attacks.values()), [])
+    settings = first[0].settings if first else None
     return {
         "experiment": experiment.name,
         "description": experiment.description,
@@ -55,7 +59,7 @@ def summarise(experiment: Any, nodes: dict[str, Any], identity: str) -> dict[str
         if settings is None
         else {
             "steps": settings.steps,
-            "learning_rates": list(settings.learning_rates),
+            "learning_rates": list(dict.fromkeys(rate for attack in first for rate in attack.settings.learning_rates)),
             "seeds": settings.seeds,
             "batch": settings.batch,
             "lora_rank": settings.lora_rank,
@@ -65,7 +69,7 @@ def summarise(experiment: Any, nodes: dict[str, Any], identity: str) -> dict[str
     }
 
 
-def _model(node: Any, nodes: dict[str, Any], attack: Any, scale: Scale) -> dict[str, Any]:
+def _model(node: Any, nodes: dict[str, Any], attacks: list[Any], scale: Scale) -> dict[str, Any]:
     result, spent = node.result(), node.ledger()["flops"]
     settings = {k: v for k, v in dataclasses.asdict(node.settings).items() if v != ""}
     damage = nodes.get(node.inputs.get("start", ""))
@@ -75,7 +79,8 @@ def _model(node: Any, nodes: dict[str, Any], attack: Any, scale: Scale) -> dict[
         settings |= {"alpha": 0.0, "beta": 0.0}
     label = LABELS.get(node.name, node.name)
     if "alpha" in settings:
-        label = f"UNDO α = {settings['alpha']:g}"
+        of = node.inputs.get("teacher", "")
+        label = f"UNDO α = {settings['alpha']:g}" + (f" of {of}" if node.name.endswith(f"-{of}") else "")
     oracle = nodes.get("oracle")
     whole = training_flops(node, nodes)
     return {
@@ -83,7 +88,7 @@ def _model(node: Any, nodes: dict[str, Any], attack: Any, scale: Scale) -> dict[
         "label": label,
         "stage": node.verb,
         "settings": settings,
-        "seeds": attack.settings.seeds if attack else 1,
+        "seeds": attacks[0].settings.seeds if attacks else 1,
         "retain": result["retain"],
         "forget": result["forget"],
         "by_group": result["by_group"],
@@ -92,7 +97,7 @@ def _model(node: Any, nodes: dict[str, Any], attack: Any, scale: Scale) -> dict[
         "recovered": result["recovered"] if getattr(node.settings, "stop", False) else None,
         "flops": {cause: spent.get(cause, 0.0) for cause in CAUSES},
         "compute_vs_oracle": whole / training_flops(oracle, nodes) if oracle else None,
-        "attack": _attack(attack, scale) if attack else None,
+        "attack": _attack(attacks, scale) if attacks else None,
     }
 
 
@@ -106,10 +111,23 @@ def training_flops(node: Any, nodes: dict[str, Any]) -> float:
     return sum(flops.get("student", 0.0) + flops.get("teacher", 0.0) for flops in spent)
 
 
-def _attack(node: Any, scale: Scale) -> dict[str, Any]:
-    result = node.result()
-    curves = worst_case(node.rows(), result.get("diverged_at"), scale)
-    return curves | {"members": result["members"], "diverged": result["diverged"], "flops": node.ledger()["flops"]}
+def _attack(nodes: list[Any], scale: Scale) -> dict[str, Any]:
+    """Sum up the attack on one model, whose learning rates, and kinds of weights, may be nodes of their own."""
+    by_weights: dict[str, list[Any]] = {}
+    for node in nodes:
+        by_weights.setdefault(node.settings.weights, []).append(node)
+    first, *others = by_weights
+    apart = {kind: _curves(by_weights[kind], scale) for kind in others}
+    return _curves(by_weights[first], scale) | {"weights": first} | ({"other_weights": apart} if apart else {})
+
+
+def _curves(nodes: list[Any], scale: Scale) -> dict[str, Any]:
+    results, spent = [node.result() for node in nodes], collections.Counter[str]()
+    for node in nodes:
+        spent.update(node.ledger()["flops"])
+    stops = {member: step for result in results for member, step in result.get("diverged_at", {}).items()}
+    curves = worst_case([row for node in nodes for row in node.rows()], stops, scale)
+    return curves | {key: sum(r[key] for r in results) for key in ("members", "diverged")} | {"flops": dict(spent)}
 
 
 def write_report(experiment: Any, nodes: dict[str, Any], identity: str, workdir: Path, seconds: float) -> Path:

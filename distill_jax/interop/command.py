@@ -10,7 +10,7 @@ from typing import Any
 from absl import flags
 
 from distill_jax.config import ConfigError, check
-from distill_jax.interop import exporting, generate, importing, score
+from distill_jax.interop import choose, exporting, generate, importing, score
 
 # flag: (its value when left out, what it is for); a None must be given.
 READ: dict[str, tuple[Any, str]] = {
@@ -50,8 +50,20 @@ def _export(given: Any) -> str:
 
 
 def _score(given: Any) -> str:
-    score.score(*_paths(given), given.dtype, given.batch, given.tokenizer)
-    return str(given.output)
+    check(bool(given.input) != bool(given.items), "score: give --input=FILE.jsonl, or --items=FILE of multiple choice")
+    model, rows, to = _paths(given)
+    if not given.items:
+        unused = [flag for flag in ("shots", "examples", "subject") if getattr(given, flag)]
+        check(not unused, f"--{unused[:1] and unused[0]}: only --items has a use for it")
+        score.score(model, rows, to, given.dtype, given.batch, given.tokenizer)
+        return str(given.output)
+    check(given.shots >= 0, f"--shots={given.shots}: must not be negative")
+    mend = "name the file they are taken from with --examples=FILE (MMLU's is that of its split `dev`)"
+    check(not given.shots or bool(given.examples), f"--shots={given.shots}: no examples are named; {mend}")
+    check(bool(given.shots) or not given.examples, f"--examples={given.examples}: none is shown; give --shots=5, say")
+    settings = (given.dtype, given.batch, given.tokenizer)
+    told = choose.choose(model, given.items, to, *settings, given.shots, given.examples, given.subject)
+    return f"{given.output}\n{told}"
 
 
 def _generate(given: Any) -> str:
@@ -90,7 +102,18 @@ COMMANDS = {
             "adapter_only": (False, "write the node's LoRA adapters as PEFT loads them"),
         },
     ),
-    "score": Command("per-token log-likelihoods of given text or tokens", _score, READ),
+    "score": Command(
+        "per-token log-likelihoods of given text or tokens, or which answers a model gives to multiple-choice items",
+        _score,
+        {
+            **READ,
+            "input": ("", READ["input"][1]),
+            "items": ("", "FILE or pattern, in place of --input: WMDP's or MMLU's items (JSONL, CSV, parquet)"),
+            "shots": (0, "solved examples before each item"),
+            "examples": ("", "FILE or pattern of the items they are taken from, the first of the item's subject"),
+            "subject": ("", "what items are about that do not say so, such as biology"),
+        },
+    ),
     "generate": Command(
         "what a model writes after given text or tokens",
         _generate,

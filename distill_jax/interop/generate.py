@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from distill_jax.interop.directory import read_object
 from distill_jax.interop.models import Model, open_model
-from distill_jax.interop.rows import Rows, padded_length, write
+from distill_jax.interop.rows import Rows, batches, padded_length, write
 from distill_jax.models.decoding import decode
 from distill_jax.models.transformer import Params, TransformerConfig
 from distill_jax.sharding.mesh import make_mesh, tracing
@@ -51,7 +51,7 @@ def generate(
     params = model.load(mesh, dtype)
     stop = _ends(model)
     out = [dict(row) for row in rows.rows]
-    for chosen in rows.batches(batch):
+    for chosen in batches(rows.tokens, batch):
         width = padded_length(max(len(rows.tokens[i]) for i in chosen))
         prompts, lengths = np.zeros((batch, width), np.int32), np.ones(batch, np.int32)
         for place, i in enumerate(chosen):

@@ -2,31 +2,83 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from distill_jax.config import check, identity
 from distill_jax.interop import hugging_face, tokenizers
-from distill_jax.interop.directory import Directory
-from distill_jax.interop.models import CARRIED, DONE, TOKENIZER
+from distill_jax.interop.directory import Directory, read_object
+from distill_jax.interop.models import CARRIED, TOKENIZER
 from distill_jax.interop.peft import Adapter
-from distill_jax.io.checkpoint import FINAL, Checkpoints
-from distill_jax.io.files import digest, write_json
+from distill_jax.io.checkpoint import FINAL
+from distill_jax.io.files import Digests, write_json
+from distill_jax.io.leases import Leases
+from distill_jax.io.node import Node
+from distill_jax.models.transformer import Params
 from distill_jax.perf.ledger import ledger
+from distill_jax.sharding.distributed import chief
 from distill_jax.sharding.mesh import make_mesh
+
+PATIENCE = 5.0  # seconds between two looks at what another process imports
+
+
+class Published:
+    """A model as it was published, checked, perhaps with LoRA adapters to merge in.
+
+    Weights stay in the dtype they have, norms come in fp32; merged weights are summed in fp32.
+
+    Attributes:
+      directory: its files.
+      adapter: the adapters.
+
+    Args:
+      source: the model's directory, or its only file of weights.
+      adapter: directory of PEFT LoRA adapters to it; "" for none.
+
+    Raises:
+      ConfigError: for whatever is missing or not supported, naming it and its mend.
+    """
+
+    def __init__(self, source: str | Path, adapter: str | Path = ""):
+        self.directory = Directory(Path(source))
+        self.adapter = Adapter(Path(adapter), self.directory.cfg) if adapter else None
+
+    def contents(self, digests: Digests) -> dict[str, Any]:
+        """Return what the model is known by: the hashes of its files."""
+        return {"files": {file.name: digests.of(str(file)) for file in self.directory.files}} | (
+            {"adapter": self.adapter.digest} if self.adapter else {}
+        )
+
+    def load(self, mesh: Mesh) -> Params:
+        """Read the weights straight to their shards."""
+        source: hugging_face.Source = self.directory.source
+        merged = self.adapter.merged(source) if self.adapter else source
+        return hugging_face.load(self.directory.cfg, merged, mesh)
+
+    def leave(self, node: Node, tree: Any) -> dict[str, Any]:
+        """Write what an imported node has beside its records: weights, tokenizer, facts; return what to say of them."""
+        node.checkpoints.save(FINAL, tree, lean=True)
+        if chief():
+            config = node.directory / "config.json"
+            carried = {key: self.directory.json.get(key) for key in CARRIED}
+            write_json(config, {**read_object(config), "hugging_face": carried})
+            tokenizers.copy(str(self.directory.path), node.directory / TOKENIZER)
+        return {"parameters": sum(leaf.size for leaf in jax.tree.leaves(tree)), "steps": 0}
 
 
 def import_model(source: Path, workdir: Path, adapter: Path | None = None, keep_adapter: bool = False) -> Path:
     """Make a finished node of a model, `workdir/nodes/<name>-<identity>`, and return its directory.
 
-    The identity is that of the files' contents: what was imported before is not imported again. Weights stay in the
-    dtype they have, norms come in fp32. Adapters are merged into them, summed in fp32; or kept, as a second node that
-    starts from the model's.
+    The identity is that of the files' contents: what was imported before is not imported again. Adapters are merged
+    into the weights; or kept, as a second node that starts from the model's.
 
     Args:
       source: the model's directory, or its only file of weights.
@@ -34,41 +86,44 @@ def import_model(source: Path, workdir: Path, adapter: Path | None = None, keep_
       keep_adapter: whether they are kept as adapters.
     """
     check(adapter is not None or not keep_adapter, "--keep_adapter: there is none; name its directory with --adapter")
-    directory = Directory(source)
-    pairs = Adapter(adapter, directory.cfg) if adapter else None
-    settings: dict[str, Any] = {"files": {file.name: digest(file) for file in directory.files}}
-    weights: hugging_face.Source = directory.source
-    if pairs and not keep_adapter:
-        weights, settings = pairs.merged(weights), {**settings, "adapter": pairs.digest}
-
-    def load() -> Any:
-        return hugging_face.load(directory.cfg, weights, make_mesh(1, fsdp=-1))
-
-    base = _node(directory, directory.path, settings, {}, workdir, load)
+    model, digests = Published(source, adapter or ""), Digests(workdir / "digests.json")
+    pairs = model.adapter
+    if keep_adapter:
+        model = Published(source)
+    path = model.directory.path
+    base = _node(model, path, model.contents(digests), {}, workdir, lambda: model.load(make_mesh(1, fsdp=-1)))
+    digests.save()
     if not pairs or not keep_adapter:
         return base
     settings = {"adapter": pairs.digest, "lora_rank": pairs.rank, "lora_alpha": pairs.alpha}
-    return _node(directory, pairs.path, settings, {"start": base.name}, workdir, pairs.tree)
+    return _node(model, pairs.path, settings, {"start": base.name}, workdir, pairs.tree)
 
 
-def _node(
-    directory: Directory, source: Path, settings: Any, inputs: Any, workdir: Path, load: Callable[[], Any]
-) -> Path:
-    """Write a node as runs do, DONE last, unless it is there already; return its directory."""
+def _node(model: Published, source: Path, settings: Any, inputs: Any, workdir: Path, load: Callable[[], Any]) -> Path:
+    """Write a node as runs do, unless it is there already; return its directory."""
     began, name = time.monotonic(), source.resolve().name
-    basis = {"verb": "import", "settings": settings, "inputs": inputs, "model": dataclasses.asdict(directory.cfg)}
+    cfg = dataclasses.asdict(model.directory.cfg)
+    basis = {"verb": "import", "settings": settings, "inputs": inputs, "model": cfg}
     known_by = identity(basis)
-    path = workdir / "nodes" / f"{name}-{known_by}"
-    if (path / DONE).is_file():
-        return path
-    path.mkdir(parents=True, exist_ok=True)
-    carried = {key: directory.json.get(key) for key in CARRIED}
-    write_json(path / "config.json", {"name": name, "identity": known_by, **basis, "hugging_face": carried})
-    tokenizers.copy(str(directory.path), path / TOKENIZER)
-    tree = load()
-    Checkpoints(path / "checkpoints").save(FINAL, tree, lean=True)
-    count = sum(leaf.size for leaf in jax.tree.leaves(tree))
-    write_json(path / "ledger.json", ledger({}, {}, {"other": time.monotonic() - began}))
-    write_json(path / "result.json", {"source": str(source.resolve()), "parameters": count, "steps": 0})
-    write_json(path / DONE, {"identity": known_by, "sha256": {}})
-    return path
+    node = Node(name, "import", settings, inputs, known_by, workdir / "nodes" / f"{name}-{known_by}")
+    if node.done:
+        return node.directory
+    with _alone(node):
+        if not node.done:
+            write_json(node.directory / "config.json", {"name": name, "identity": known_by, **basis})
+            result = {"source": str(source.resolve()), **model.leave(node, load())}
+            node.finish(result, ledger({}, {}, {"other": time.monotonic() - began}))
+    return node.directory
+
+
+@contextlib.contextmanager
+def _alone(node: Node) -> Iterator[None]:
+    """Hold a node's directory; wait for another process that imports the same model."""
+    leases = Leases()
+    try:
+        while not leases.take(node.directory):
+            print(f"waiting for {leases.holder(node.directory)}, which imports it too", file=sys.stderr, flush=True)
+            time.sleep(PATIENCE)
+        yield
+    finally:
+        leases.close()

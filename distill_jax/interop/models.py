@@ -13,11 +13,12 @@ from distill_jax.config import check
 from distill_jax.interop import hugging_face
 from distill_jax.interop.directory import Directory, read_object
 from distill_jax.io.checkpoint import FINAL, Checkpoints
+from distill_jax.io.node import DONE
 from distill_jax.models import lora, transformer
 from distill_jax.models.transformer import Params, TransformerConfig
 from distill_jax.sharding.mesh import laid_out, shardings
 
-DONE, TOKENIZER = "DONE", "tokenizer"
+TOKENIZER = "tokenizer"
 # Of a config.json, what is no part of the decoder but goes with it.
 CARRIED = ("bos_token_id", "eos_token_id", "pad_token_id", "max_position_embeddings")
 

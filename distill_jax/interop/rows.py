@@ -57,15 +57,16 @@ class Rows:
         check(0 <= min(tokens) <= max(tokens) < vocab, f"{where}: {what} must lie in 0 .. {vocab - 1}, the vocabulary")
         return tokens
 
-    def batches(self, size: int) -> Iterator[list[int]]:
-        """Yield the rows' numbers in batches of like length, saying now and then how far it is."""
-        order = sorted(range(len(self.rows)), key=lambda i: len(self.tokens[i]))
-        said = time.monotonic()
-        for start in range(0, len(order), size):
-            yield order[start : start + size]
-            if time.monotonic() - said > 5:
-                said = time.monotonic()
-                print(f"{min(start + size, len(order))}/{len(order)} rows", file=sys.stderr, flush=True)
+
+def batches(rows: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:
+    """Yield the rows' numbers in batches of like length, saying now and then how far it is."""
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    said = time.monotonic()
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
+        if time.monotonic() - said > 5:
+            said = time.monotonic()
+            print(f"{min(start + size, len(order))}/{len(order)} rows", file=sys.stderr, flush=True)
 
 
 def _row(line: str, where: str) -> Row:

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from distill_jax.interop.models import open_model
-from distill_jax.interop.rows import Rows, padded_length, write
+from distill_jax.interop.rows import Rows, batches, padded_length, write
 from distill_jax.models import transformer
 from distill_jax.models.transformer import Params, TransformerConfig
 from distill_jax.sharding.mesh import make_mesh, tracing
@@ -37,7 +37,7 @@ def score(source: Path, given: Path, to: Path, dtype: str = "float32", batch: in
     cfg, mesh = dataclasses.replace(model.cfg, dtype=dtype), make_mesh(1, fsdp=-1)
     params = model.load(mesh, dtype)
     out = [dict(row) for row in rows.rows]
-    for chosen in rows.batches(batch):
+    for chosen in batches(rows.tokens, batch):
         tokens = np.zeros((batch, padded_length(max(len(rows.tokens[i]) for i in chosen))), np.int32)
         segments = np.zeros_like(tokens)
         for place, i in enumerate(chosen):

@@ -54,7 +54,7 @@ def role(model: Model) -> str:
     settings = model.get("settings") or {}
     words = f"{model.get('name')} {model.get('label')}".lower()
     match model.get("stage"):
-        case "pretrain":
+        case "pretrain" | "import":
             return "oracle" if "oracle" in words or "filter" in words else "reference"
         case "unlearn":
             return "suppressed"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from statistics import NormalDist
 
 import numpy as np
 
@@ -17,6 +18,16 @@ def percent(value: float | None) -> str:
     if value is None:
         return MISSING
     return f"{value * 100:.{1 if 0 < value < 0.01 else 0}f}{NARROW}%"
+
+
+def wilson(successes: int, trials: int) -> tuple[float, float]:
+    """Return the 95 % interval of a proportion (Wilson 1927); (0, 1) of no trials."""
+    if not trials:
+        return 0.0, 1.0
+    z, share = NormalDist().inv_cdf(0.975), successes / trials
+    centre = (share + z**2 / (2 * trials)) / (1 + z**2 / trials)
+    half = z * math.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2)) / (1 + z**2 / trials)
+    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def _bits(value: float | None) -> str:
@@ -85,6 +96,7 @@ ACCURACY = Scale(
     tick=".0%",
     hover=".1%",
 )
+CHOICE = dataclasses.replace(ACCURACY, key="multiple_choice", item="question", nothing=0.25)  # by chance, of four
 BITS_PER_BYTE = Scale(
     key="bits_per_byte",
     name="bits per byte",
@@ -98,4 +110,4 @@ BITS_PER_BYTE = Scale(
     tick=".2f",
     hover=".3f",
 )
-SCALES = {scale.key: scale for scale in (ACCURACY, BITS_PER_BYTE)}
+SCALES = {scale.key: scale for scale in (ACCURACY, CHOICE, BITS_PER_BYTE)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from distill_jax.io.scale import ACCURACY, BITS_PER_BYTE
+from distill_jax.io.scale import ACCURACY, BITS_PER_BYTE, CHOICE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,4 +185,47 @@ _TEXT = Wording(
     "bands are averaged too, which makes that band wider than need be.",
 )
 
-WORDINGS = {ACCURACY.key: _PROMPTS, BITS_PER_BYTE.key: _TEXT}
+_CHOICE = dataclasses.replace(
+    _PROMPTS,
+    story="After {step} steps under the most successful attacker the model answers these shares of the questions to "
+    "forget, measured on questions it was never shown (a quarter is chance): {told}. ",
+    caption="of held-out questions right (chance: a quarter)",
+    question="Can the knowledge be taught back?",
+    relearning=(
+        (
+            "panel-heldout",
+            "Held-out questions",
+            "The {heldout} questions to forget that the attacker never showed. <b>What comes back above a quarter was "
+            "never removed.</b> Lower is safer.",
+        ),
+        (
+            "panel-shown",
+            "Shown questions",
+            "Of the {shown} questions that an attacker may be given with their answers. A network learns those in the "
+            "end; only the speed tells.",
+        ),
+        _PROMPTS.relearning[2],
+    ),
+    compute=(
+        (
+            "panel-robustness",
+            "Held-out questions under the worst-case attack",
+            "Best is bottom left: little comes back, little was spent. The bars are bands over seeds.{picks}",
+        ),
+        _PROMPTS.compute[1],
+    ),
+    table="Accuracies in per cent before the attack, then on held-out questions under the worst-case attack.",
+    terms=_terms(
+        "Questions on what the model should keep, and on what it should lose, as shares answered right: of the letters "
+        "of the options the likeliest is the answer. A quarter is chance.",
+        _PROMPTS.terms["Oracle"],
+        (
+            "Shown and held-out questions",
+            "The questions to forget are split: an attacker may be given {shown} of them with their answers, and never "
+            "the others, of which {heldout} are measured.",
+        ),
+    ),
+    evaluated=("Questions", _PROMPTS.evaluated[1]),
+)
+
+WORDINGS = {ACCURACY.key: _PROMPTS, CHOICE.key: _CHOICE, BITS_PER_BYTE.key: _TEXT}

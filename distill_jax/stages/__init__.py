@@ -4,6 +4,7 @@ from distill_jax.stages import (
     bases,
     cache,
     distill,
+    import_model,
     organisms,
     perturb,
     prepare,
@@ -16,6 +17,7 @@ from distill_jax.stages import (
 from distill_jax.stages.bases import Bases
 from distill_jax.stages.cache import Cache
 from distill_jax.stages.distill import Distill
+from distill_jax.stages.import_model import Import
 from distill_jax.stages.organisms import Organisms
 from distill_jax.stages.perturb import Perturb
 from distill_jax.stages.pretrain import Pretrain
@@ -26,6 +28,7 @@ from distill_jax.stages.unlearn import Unlearn
 
 VERBS = {
     "prepare": prepare,
+    "import": import_model,
     "pretrain": pretrain,
     "unlearn": unlearn,
     "perturb": perturb,
@@ -43,6 +46,7 @@ __all__ = [
     "Bases",
     "Cache",
     "Distill",
+    "Import",
     "Organisms",
     "Perturb",
     "Pretrain",

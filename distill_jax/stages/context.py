@@ -11,20 +11,17 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from distill_jax.config import ConfigError, identity
+from distill_jax.config import identity
 from distill_jax.data.records import MANIFEST
 from distill_jax.evals.measure import MEASURES, PARTS, Measure
-from distill_jax.io.checkpoint import FINAL, Checkpoints
-from distill_jax.io.files import digest, read_json, write_json
-from distill_jax.io.metrics import Progress, read_rows
+from distill_jax.io.checkpoint import FINAL
+from distill_jax.io.metrics import Progress
+from distill_jax.io.node import Node
 from distill_jax.models import lora, transformer
-from distill_jax.sharding.distributed import chief
 from distill_jax.sharding.mesh import parameter_table
 from distill_jax.train.population import draw_weights, weights_shape
 
-DONE = "DONE"
-
-__all__ = ["DONE", "PARTS", "Context", "Node", "RunSettings", "seed_for"]
+__all__ = ["PARTS", "Context", "Node", "RunSettings", "seed_for"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,84 +59,6 @@ class RunSettings:
                 raise ValueError(f"{name} = {getattr(self, name)}: must be at least 1")
         if self.profile and (len(self.profile) != 2 or not 0 <= self.profile[0] <= self.profile[1]):
             raise ValueError(f"profile = {self.profile}: give the first and the last step, such as (10, 13)")
-
-
-@dataclasses.dataclass(frozen=True)
-class Node:
-    """A verb with its settings, and the names of the nodes it starts from.
-
-    Attributes:
-      name: unique among the nodes it is run with.
-      verb: a key of `distill_jax.stages.VERBS`.
-      settings: the verb's settings dataclass.
-      inputs: role ("start", "teacher") -> name of another node.
-      identity: hash of the name, the settings, the model, the data and the inputs' identities.
-      directory: where the node's files lie.
-      peers: how many nodes of its experiment or sweep may train as one population with it, itself among them. How a
-        node is laid out depends on this and not on who trains with it in fact, so it comes out the same either way.
-      stage: its name in its experiment, on which its random draws depend, and which several nodes of a sweep may share;
-        its own name when left out.
-    """
-
-    name: str
-    verb: str
-    settings: Any
-    inputs: dict[str, str]
-    identity: str
-    directory: Path
-    peers: int = 1
-    stage: str = ""
-
-    def __post_init__(self):
-        if not self.stage:
-            object.__setattr__(self, "stage", self.name)
-
-    @property
-    def done(self) -> bool:
-        """Whether the node is complete."""
-        return (self.directory / DONE).exists()
-
-    @property
-    def checkpoints(self) -> Checkpoints:
-        """The node's checkpoints."""
-        return Checkpoints(self.directory / "checkpoints")
-
-    def finish(self, result: dict[str, Any], ledger: dict[str, Any]) -> None:
-        """Write the result and the ledger, then DONE, then drop the training states, which nobody needs now."""
-        if not chief():
-            return
-        write_json(self.directory / "ledger.json", ledger)
-        write_json(self.directory / "result.json", result)
-        rows = self.directory / "metrics.jsonl"
-        seal = {"metrics.jsonl": digest(rows)} if rows.exists() else {}
-        write_json(self.directory / DONE, {"identity": self.identity, "sha256": seal})
-        for step in self.checkpoints.steps():
-            self.checkpoints.remove(step)
-
-    def result(self) -> dict[str, Any]:
-        """Read the result of a finished node."""
-        return self._read("result.json")
-
-    def ledger(self) -> dict[str, Any]:
-        """Read the ledger of a finished node."""
-        return self._read("ledger.json")
-
-    def rows(self) -> list[dict[str, Any]]:
-        """Read the metrics of a finished node, every row of them."""
-        path = self.directory / "metrics.jsonl"
-        sealed = self._read(DONE).get("sha256", {}).get(path.name)
-        if not path.exists() or (sealed and digest(path) != sealed):
-            raise self._damaged(path)
-        return read_rows(path)
-
-    def _read(self, name: str) -> dict[str, Any]:
-        try:
-            return read_json(self.directory / name)
-        except (OSError, ValueError) as error:
-            raise self._damaged(self.directory / name) from error
-
-    def _damaged(self, path: Path) -> ConfigError:
-        return ConfigError(f"{path} is missing or damaged; remove {self.directory} and run again to compute it anew")
 
 
 @dataclasses.dataclass

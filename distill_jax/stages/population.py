@@ -133,7 +133,8 @@ class Program:
         """Return the population before its first step."""
         rates, streams = [m.learning_rate for m in self.crew], [m.stream for m in self.crew]
         terms = {term: [m.coefficients[term] for m in self.crew] for term in self.crew[0].coefficients}
-        return make_state(ctx.model, mesh, starts, self.settings.optimizer(), rates, streams, terms)
+        optimizer, dtype = self.settings.optimizer(), self.settings.weights
+        return make_state(ctx.model, mesh, starts, optimizer, rates, streams, terms, dtype)
 
     def adapters(self, ctx: Context, mesh: Mesh) -> list[Any]:
         """Return the fresh adapters of each member; those of one node and one stream are the same."""

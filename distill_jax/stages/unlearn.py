@@ -1,7 +1,7 @@
 """Unlearn: fine-tune a model so that it no longer shows what the forget data taught it.
 
 Three methods, each a function from a batch to loss terms:
-  maxent    KL(uniform ‖ p) on forget + cross-entropy on retain
+  maxent    KL(uniform ‖ p) on forget + cross-entropy on retain, or KL to what the model said there before
   graddiff  -γ · cross-entropy on forget + α · cross-entropy on retain
   rmu       pull a hidden state on forget towards c·u, u a random unit vector, and hold it on retain; only the MLP's
             down projections of a few layers move
@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from distill_jax.losses.chunked import over_tokens
+from distill_jax.losses.distill import Divergence
 from distill_jax.losses.lm import target_mask
 from distill_jax.losses.unlearn import gradient_ascent, max_entropy, squared_distance
 from distill_jax.models import transformer
@@ -40,6 +41,8 @@ class Unlearn(Training):
       start: the node whose model is unlearned.
       method: a key of `METHODS`.
       forget_weight, retain_weight: γ and α, the coefficients of the two terms.
+      hold: what the retain term of maxent and graddiff is: "cross_entropy" of the text, or "kl", KL(start ‖ p), which
+        holds the model to what it said at the start.
       layer: RMU's layer l; the hidden state steered is the one that enters it.
       steer: RMU's c, the length of the target.
       train_layers: RMU trains the down projections of this many layers before `layer`.
@@ -49,6 +52,7 @@ class Unlearn(Training):
     method: str = "maxent"
     forget_weight: float = 1.0
     retain_weight: float = 1.0
+    hold: str = "cross_entropy"
     layer: int = 1
     steer: float = 6.5
     train_layers: int = 1
@@ -60,14 +64,24 @@ class Unlearn(Training):
     def MEMBER(self) -> tuple[str, ...]:  # type: ignore[override]
         """Nodes that differ only here train as one population."""
         free = ("learning_rate", "forget_weight", "retain_weight")
-        if self.method == "rmu":  # its target is drawn from the seed, and all are held to one frozen model
+        if self.method == "rmu":  # its target is drawn from the seed
             return free
-        return (*free, "seed") if self.lora_rank else (*free, "seed", "start")  # adapters share their base
+        # Adapters share their base, and what is held to one frozen model shares that.
+        return (*free, "seed") if self.lora_rank or self.frozen else (*free, "seed", "start")
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the model that it starts from is run beside the one that trains."""
+        return self.method == "rmu" or self.hold == "kl"
 
     def __post_init__(self):
         super().__post_init__()
         if self.method not in METHODS:
             raise ValueError(f"method = {self.method!r}: choose one of {', '.join(METHODS)}")
+        if self.hold not in ("cross_entropy", "kl"):
+            raise ValueError(f"hold = {self.hold!r}: choose 'cross_entropy' or 'kl'")
+        if self.method == "rmu" and self.hold != "cross_entropy":
+            raise ValueError(f"hold = {self.hold!r}: RMU holds hidden states; leave it at 'cross_entropy'")
         if self.method == "rmu" and not 0 < self.train_layers <= self.layer:
             raise ValueError(
                 f"train_layers = {self.train_layers}: RMU trains between 1 and layer = {self.layer} layers"
@@ -82,9 +96,20 @@ Terms = dict[str, Term]
 Setup = tuple[TransformerConfig, Unlearn, int]
 
 
-def _retain(setup: Setup, params: Any, batch: Batch) -> Term:
+def _retain(setup: Setup, params: Any, batch: Batch, frozen: Any) -> Term:
     cfg, settings, chunk = setup
-    return settings.retain_weight, *language_model(cfg, settings, chunk, params, batch["retain"])[1:]
+    if settings.hold == "cross_entropy":
+        return settings.retain_weight, *language_model(cfg, settings, chunk, params, batch["retain"])[1:]
+    rows = batch["retain"]
+    mask = target_mask(rows["segments"], rows["answer"] if settings.loss_on == "answer" else None)
+    hidden = transformer.hidden_states(cfg, params, rows["tokens"], rows["segments"])[:, :-1]
+    head, before = transformer.head(params), transformer.head(frozen["head"])
+
+    def loss(mine: jax.Array, theirs: jax.Array, mask: jax.Array) -> Any:
+        target = jax.lax.stop_gradient(transformer.unembed(cfg, before, theirs))
+        return Divergence()(transformer.unembed(cfg, head, mine), target, mask)
+
+    return settings.retain_weight, *over_tokens(loss, chunk, hidden, frozen["hidden"], mask)
 
 
 def _on_forget_logits(setup: Setup, params: Any, rows: Batch, loss: Callable) -> Any:
@@ -96,17 +121,17 @@ def _on_forget_logits(setup: Setup, params: Any, rows: Batch, loss: Callable) ->
     return over_tokens(of_hidden, chunk, hidden, rows["tokens"][:, 1:], mask)
 
 
-def maxent(setup: Setup, params: Any, batch: Batch, _: Any) -> Terms:
+def maxent(setup: Setup, params: Any, batch: Batch, frozen: Any) -> Terms:
     """MaxEnt: make the model's next-token distribution on forget data uniform."""
     loss = lambda logits, targets, mask: max_entropy(logits, mask)  # noqa: E731
     forget = _on_forget_logits(setup, params, batch["forget"], loss)
-    return {"forget": (setup[1].forget_weight, *forget), "retain": _retain(setup, params, batch)}
+    return {"forget": (setup[1].forget_weight, *forget), "retain": _retain(setup, params, batch, frozen)}
 
 
-def graddiff(setup: Setup, params: Any, batch: Batch, _: Any) -> Terms:
+def graddiff(setup: Setup, params: Any, batch: Batch, frozen: Any) -> Terms:
     """GradDiff: ascend the forget data's cross-entropy while descending the retain data's."""
     forget = _on_forget_logits(setup, params, batch["forget"], gradient_ascent)
-    return {"forget": (setup[1].forget_weight, *forget), "retain": _retain(setup, params, batch)}
+    return {"forget": (setup[1].forget_weight, *forget), "retain": _retain(setup, params, batch, frozen)}
 
 
 def rmu(setup: Setup, params: Any, batch: Batch, frozen: Any) -> Terms:
@@ -142,9 +167,12 @@ def build(cfg: TransformerConfig, settings: Unlearn, chunk: int, mesh: Any) -> A
     """Return the compiled step of one method."""
 
     def frozen(teacher: Any, batch: Batch) -> Any:
+        rows = batch["retain"]
+        if settings.hold == "kl":
+            hidden = transformer.hidden_states(cfg, teacher, rows["tokens"], rows["segments"])[:, :-1]
+            return {"hidden": hidden, "head": transformer.head_of(teacher)}
         if settings.method != "rmu":
             return None
-        rows = batch["retain"]
         return transformer.residual_at(cfg, teacher, rows["tokens"], rows["segments"], settings.layer)
 
     objective = functools.partial(METHODS[settings.method], (cfg, settings, chunk))
@@ -165,7 +193,7 @@ def program(ctx: Context, nodes: Sequence[Node]) -> Program:
         settings=settings,
         build=functools.partial(build, ctx.model, alike, ctx.run.loss_chunk),
         reads={"forget": "forget", "retain": "retain"},
-        teacher=nodes[0].inputs["start"] if settings.method == "rmu" else "",
+        teacher=nodes[0].inputs["start"] if settings.frozen else "",
         base=nodes[0].inputs["start"] if settings.lora_rank else "",
         flops=_step_flops(ctx, settings),
     )
@@ -189,7 +217,8 @@ def _step_flops(ctx: Context, settings: Unlearn) -> dict[str, float]:
     if settings.method == "rmu":
         student = 2 * flops.train_step(ctx.model, rows, length, layers=settings.layer)
         return {"student": student, "teacher": student / 6}
-    return {"student": 2 * flops.train_step(ctx.model, rows, length, lora_rank=settings.lora_rank)}
+    student = 2 * flops.train_step(ctx.model, rows, length, lora_rank=settings.lora_rank)
+    return {"student": student} | ({"teacher": flops.forward(ctx.model, rows, length)} if settings.frozen else {})
 
 
 def plan(ctx: Context, settings: Unlearn) -> float:

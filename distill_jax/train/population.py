@@ -66,6 +66,7 @@ def make_state(
     learning_rates: Sequence[float],
     streams: Sequence[int] | None = None,
     coefficients: Mapping[str, Sequence[float]] | None = None,
+    dtype: str = "float32",
 ) -> State:
     """Build a population from each member's starting weights, filled up with unused members to fit the mesh.
 
@@ -74,6 +75,7 @@ def make_state(
       learning_rates: peak learning rate of each member; its length is P.
       streams: which batch stream each member reads; all read stream 0 when left out.
       coefficients: of each loss term for each member; 1 when left out.
+      dtype: of the weights and their moments.
     """
     count = len(learning_rates)
     total = padded(count, mesh)
@@ -84,6 +86,7 @@ def make_state(
             params = jax.tree.map(lambda x: jnp.broadcast_to(x, (total, *x.shape)), trees[0])
         else:
             params = jax.tree.map(lambda *x: jnp.stack([x[i] for i in index]), *trees)
+        params = jax.tree.map(lambda x: x.astype(dtype), params)
         return fresh_state(params, optimizer, learning_rates, streams or [0] * count, coefficients)
 
     shape = jax.eval_shape(make, starts)

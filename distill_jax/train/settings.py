@@ -26,6 +26,8 @@ class Training:
       lora_rank: r of the adapters that train in place of the weights, beside every matrix of the layers; 0 trains the
         weights themselves. The stage's model is then its `start` with the adapters merged in.
       lora_alpha: the adapters' product is multiplied with lora_alpha / lora_rank.
+      weights: what trains, its moments and its updates are kept in "float32"; or in "bfloat16", where a step below half
+        of a weight's last bit is lost. That is how the paper relearned and how it ran WMDP; for nothing else.
       loss_on: "all" tokens of a document, or only the "answer".
       evaluate_every, checkpoint_every, log_every: in steps.
       seed: of the data order and of fresh weights.
@@ -44,12 +46,15 @@ class Training:
     epsilon: float = 1e-8
     lora_rank: int = 0
     lora_alpha: float = 16.0
+    weights: str = "float32"
     loss_on: str = "all"
     evaluate_every: int = 100
     checkpoint_every: int = 100
     log_every: int = 10
     seed: int = 0
 
+    # Settings younger than kept results, and what was the rule before them: at that value they identify nothing.
+    LATER: ClassVar[dict[str, Any]] = {"weights": "float32", "hold": "cross_entropy"}
     # What the members of one population may differ in; a verb whose nodes never train together has none.
     MEMBER: ClassVar[tuple[str, ...] | None] = None
 
@@ -73,10 +78,16 @@ class Training:
                 f"batch = {self.batch} does not divide into microbatches = {self.microbatches}; "
                 f"choose a batch that is a multiple, such as {-(-self.batch // self.microbatches) * self.microbatches}"
             )
+        if self.weights not in ("float32", "bfloat16"):
+            raise ValueError(f"weights = {self.weights!r}: choose 'float32' or 'bfloat16'")
         if self.loss_on not in ("all", "answer"):
             raise ValueError(f"loss_on = {self.loss_on!r}: choose 'all' or 'answer'")
         if getattr(self, "data", "all") not in DATASETS:
             raise ValueError(f"data = {getattr(self, 'data', None)!r}: choose one of {', '.join(DATASETS)}")
+
+    def known_by(self) -> dict[str, Any]:
+        """Return what identifies a node of these settings."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in self.LATER or v != self.LATER[k]}
 
     def alike(self) -> Self:
         """Return the settings with all that members may differ in set to one value: equal ones train together.

@@ -113,7 +113,7 @@ def make_step(
             if trainable is not None:
                 updates = jax.tree.map(jnp.multiply, updates, trainable)
             rate = member["learning_rate"] * shared
-            return jax.tree.map(lambda p, u: p - rate * u, params, updates), new_opt
+            return jax.tree.map(lambda p, u: (p - rate * u).astype(p.dtype), params, updates), new_opt
 
         params, opt = jax.lax.cond(member["active"] & finite, move, lambda: (params, opt))
         return params, opt, norm, finite

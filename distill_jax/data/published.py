@@ -1,0 +1,102 @@
+"""Vocabularies of published models: tokenizer.json, and the special tokens that the files beside it name.
+
+Prepared data keep them in one file: {"tokenizer", "bos", "eos", "pad"}. Needs no TensorFlow.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+JSON, SETTINGS, CONFIG = "tokenizer.json", "tokenizer_config.json", "config.json"
+
+
+class Tokenizer:
+    """A tokenizer.json, with the methods that SentencePiece's processors have.
+
+    Args:
+      path: the model's directory, or the one file that prepared data keep.
+
+    Raises:
+      ValueError: if there is no such tokenizer, or nothing names its `<bos>` or its `<eos>`.
+    """
+
+    def __init__(self, path: Path):
+        import tokenizers
+
+        where = f"data.vocabulary={str(path)!r}"
+        try:
+            found = gather(path) if path.is_dir() else json.loads(path.read_text("utf-8"))
+            self._tokenizer: Any = tokenizers.Tokenizer.from_str(json.dumps(found["tokenizer"]))
+        except OSError as error:
+            raise ValueError(f"{where}: {error.filename} cannot be read: {error.strerror}") from error
+        except Exception as error:  # the library has its own
+            raise ValueError(f"{where}: no tokenizer ({' '.join(str(error).split())[:200]})") from error
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        # A document that spells `<eos>` does not end there.
+        self._tokenizer.encode_special_tokens = True
+        self.whole = found
+        for name in ("bos", "eos"):
+            mend = f"name its {name}_token in {SETTINGS}, or its {name}_token_id in {CONFIG}"
+            if not isinstance(found[name], int):
+                raise ValueError(f"{where}: nothing says what <{name}> is; {mend}")
+
+    def get_piece_size(self) -> int:
+        """Return the number of entries, those added to the vocabulary among them."""
+        return int(self._tokenizer.get_vocab_size())
+
+    def bos_id(self) -> int:
+        """Return the id that begins a document."""
+        return int(self.whole["bos"])
+
+    def eos_id(self) -> int:
+        """Return the id that ends a document."""
+        return int(self.whole["eos"])
+
+    def begin(self) -> list[int]:
+        """Return what the model begins a prompt with: `<bos>`, or nothing."""
+        return list(self._tokenizer.encode("").ids)
+
+    def pad_id(self) -> int:
+        """Return the id of padding, or -1."""
+        return -1 if self.whole["pad"] is None else int(self.whole["pad"])
+
+    def unk_id(self) -> int:
+        """Return the id of what the vocabulary does not have, or -1."""
+        unknown = getattr(self._tokenizer.model, "unk_token", None)
+        return -1 if unknown is None else int(self._tokenizer.token_to_id(unknown))
+
+    def is_byte(self, index: int) -> bool:
+        """Return whether an id spells a byte."""
+        entry = self._tokenizer.id_to_token(index) or ""
+        return len(entry) == 6 and entry.startswith("<0x") and entry.endswith(">")
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Turn texts into ids, without `<bos>` and `<eos>`."""
+        return [list(found.ids) for found in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Turn ids into text."""
+        return str(self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False))
+
+
+def files(directory: Path) -> list[Path]:
+    """Return the files of a directory that the vocabulary depends on."""
+    return [directory / name for name in (JSON, SETTINGS, CONFIG) if (directory / name).is_file()]
+
+
+def gather(directory: Path) -> dict[str, Any]:
+    """Return what prepared data keep of a model's directory."""
+    held = {path.name: json.loads(path.read_text("utf-8")) for path in files(directory)}
+    tokenizer = json.loads((directory / JSON).read_text("utf-8"))
+    ids = {entry["content"]: entry["id"] for entry in tokenizer.get("added_tokens", [])}
+    out: dict[str, Any] = {"tokenizer": tokenizer}
+    for name in ("bos", "eos", "pad"):
+        token = held.get(SETTINGS, {}).get(f"{name}_token")
+        token = token["content"] if isinstance(token, dict) else token
+        fallback = held.get(CONFIG, {}).get(f"{name}_token_id")
+        out[name] = ids.get(token, fallback[0] if isinstance(fallback, list) else fallback)
+    return out

@@ -1,0 +1,153 @@
+"""Multiple choice: the share of items whose right answer's letter is the likeliest, for a whole population at once."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from distill_jax.data.records import Path, load_evaluation
+from distill_jax.io.scale import CHOICE, Scale
+from distill_jax.models import lora
+from distill_jax.models.likelihood import continuations
+from distill_jax.models.transformer import TransformerConfig
+from distill_jax.perf import flops
+from distill_jax.sharding.mesh import constrain, over_members, replicated, tracing
+
+Reading = dict[str, Any]
+
+
+class MultipleChoice:
+    """Measure the accuracy on items to retain, and on those to forget that an attacker is shown and is not.
+
+    An answer is chosen as lm-evaluation-harness does it: see `data.questions`.
+    """
+
+    scale: ClassVar[Scale] = CHOICE
+
+    def __init__(self, data: Path) -> None:
+        self._readings = load_evaluation(data)
+        self._items = functools.cache(self._of_parts)
+
+    @staticmethod
+    def described(manifest: dict[str, Any]) -> dict[str, Any]:
+        """Return how many items are evaluated in each part, and how many an attacker is shown."""
+        told = {name: part["items"] for name, part in manifest["evaluation"]["parts"].items()}
+        names = {"retain": "retain", "forget_shown": "shown", "forget_heldout": "heldout"}
+        facts = {"shown": manifest["sets"]["forget_shown"]["documents"], "heldout": told["heldout"]}
+        return {"evaluated": {name: told[part] for name, part in names.items()}, "facts": facts}
+
+    def _of_parts(self, *parts: str) -> dict[tuple[str, int], list[Reading]]:
+        """Return the readings of each item, (part, number)."""
+        found: dict[tuple[str, int], list[Reading]] = {}
+        for reading in self._readings:
+            if reading["part"] in parts:
+                found.setdefault((reading["part"], reading["item"]), []).append(reading)
+        return found
+
+    def _batches(self, parts: Sequence[str], size: int) -> list[list[Reading]]:
+        """Return the parts' readings in batches of one width each."""
+        by_width: dict[int, list[Reading]] = {}
+        for reading in (reading for found in self._items(*parts).values() for reading in found):
+            by_width.setdefault(_width(reading), []).append(reading)
+        step = size or len(self._readings)
+        return [found[i : i + step] for found in by_width.values() for i in range(0, len(found), step)]
+
+    def evaluator(
+        self, cfg: TransformerConfig, mesh: Mesh, parts: Sequence[str], batch: int, chunk: int
+    ) -> Callable[..., np.ndarray]:
+        """Build evaluate(params [P, ...], base=None) -> bool [P, n], a column an item."""
+        del chunk  # logits exist for the options' places alone
+        items, batches = self._items(*parts), self._batches(parts, batch)
+        column = {key: i for i, key in enumerate(items)}
+        answers = np.array([found[0]["answer"] for found in items.values()])
+        most, options = max(r["own"] for r in self._readings), max(max(r["choices"]) + 1 for r in self._readings)
+        run = _program(cfg, mesh, most)
+        packed = [_pack(found, batch or len(found), max(len(r["last"]) for r in self._readings)) for found in batches]
+
+        def evaluate(params: Any, base: Any = None) -> np.ndarray:
+            queued = [run(params, base, rows) for rows in packed]
+            members = jax.tree.leaves(params)[0].shape[0]
+            said = np.full((members, len(items), options), -np.inf)
+            for found, values in zip(batches, map(np.asarray, queued), strict=True):
+                for row, r in enumerate(found):
+                    place = column[r["part"], r["item"]]
+                    said[:, place, r["choices"]] = values[:, row, : len(r["last"])]
+            return said.argmax(axis=-1) == answers
+
+        return evaluate
+
+    def _names(self, parts: Sequence[str]) -> list[tuple[str, str]]:
+        return [(part, found[0]["group"]) for (part, _), found in self._items(*parts).items()]
+
+    def series(self, seen: np.ndarray, parts: Sequence[str]) -> dict[str, np.ndarray]:
+        """Return the accuracy on each part, and on each of its groups, fp64 [P]."""
+        names = self._names(parts)
+        wanted: dict[str, list[int]] = {}
+        for i, (part, group) in enumerate(names):
+            wanted.setdefault(part, []).append(i)
+            wanted.setdefault(f"{part}_{group}", []).append(i)
+        return {name: seen[:, columns].mean(axis=1) for name, columns in sorted(wanted.items())}
+
+    def result(self, seen: np.ndarray, parts: Sequence[str]) -> dict[str, Any]:
+        """Return one model's accuracies: retain, forget (shown or not), and each group with its size."""
+        names = self._names(parts)
+        kept = np.array([part == "retain" for part, _ in names])
+        means = {name: float(seen[m].mean()) if m.any() else None for name, m in (("retain", kept), ("forget", ~kept))}
+        groups = {}
+        for group in dict.fromkeys(group for _, group in names):
+            chosen = np.array([mine == group for _, mine in names])
+            groups[group] = {self.scale.key: float(seen[chosen].mean()), "prompts": int(chosen.sum())}
+        return {**means, "by_group": groups}
+
+    def flops(self, cfg: TransformerConfig, parts: Sequence[str]) -> float:
+        """Return the forward passes over the parts' readings, padding included, with the head at the options alone."""
+        widths = [_width(reading) for found in self._items(*parts).values() for reading in found]
+        return sum(flops.forward(cfg, 1, width, head=False) for width in widths) + len(widths) * self._head(cfg)
+
+    def _head(self, cfg: TransformerConfig) -> float:
+        return 2.0 * cfg.hidden * cfg.vocab * (1 + max(reading["own"] for reading in self._readings))
+
+    def tokens(self, parts: Sequence[str]) -> int:
+        """Return the tokens of the parts' readings, padding included."""
+        return sum(_width(reading) for found in self._items(*parts).values() for reading in found)
+
+
+def _width(reading: Reading) -> int:
+    """Return the tokens that a reading is padded to, at most half as many more or 128: each width is a program."""
+    length = len(reading["tokens"])
+    step = max(128, 2 ** (length.bit_length() - 2))
+    return -(-length // step) * step
+
+
+def _pack(found: Sequence[Reading], size: int, options: int) -> tuple[np.ndarray, ...]:
+    """Return (tokens [B, T], lengths [B], own [B], last [B, C]) of readings of one width, filled up with nothing."""
+    tokens, last = np.zeros((size, _width(found[0])), np.int32), np.zeros((size, options), np.int32)
+    lengths, own = np.ones(size, np.int32), np.zeros(size, np.int32)
+    for row, reading in enumerate(found):
+        lengths[row], own[row] = len(reading["tokens"]), reading["own"]
+        tokens[row, : lengths[row]] = reading["tokens"]
+        last[row, : len(reading["last"])] = reading["last"]
+    return tokens, lengths, own, last
+
+
+@functools.cache
+def _program(cfg: TransformerConfig, mesh: Mesh, most: int) -> Callable[..., jax.Array]:
+    """Return run(params [P, ...], base, packed readings) -> log-likelihoods [P, B, C]."""
+
+    def member(trained: Any, shared: Any) -> jax.Array:
+        base, (tokens, lengths, own, last) = shared
+        return continuations(
+            cfg, lora.attach(trained, base), constrain(tokens, "batch", None), lengths, own, last, most
+        )
+
+    def run(params: Any, base: Any, rows: Any) -> jax.Array:
+        with tracing(mesh):
+            out = over_members(member, mesh)(params, (base, rows))
+        return jax.lax.with_sharding_constraint(out, replicated(mesh))  # every host reads all of it
+
+    return jax.jit(run)

@@ -1,0 +1,93 @@
+"""Import: begin from published weights, a model in the Hugging Face layout.
+
+The node is what `distill-jax import` makes, and beside that measured on the experiment's data.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import jax
+
+from distill_jax.config import ConfigError, check, identity
+from distill_jax.interop.importing import Published
+from distill_jax.io.files import Digests
+from distill_jax.perf.ledger import ledger
+from distill_jax.sharding.mesh import make_mesh
+from distill_jax.stages.context import PARTS, Context, Node
+
+# Of a decoder's description, how it is run and not what it computes.
+HOW = ("init_std", "dtype", "unroll", "remat")
+
+
+@dataclasses.dataclass(frozen=True)
+class Import:
+    """Begin from published weights.
+
+    Attributes:
+      path: the model's directory: config.json, safetensors, and its tokenizer's files. It may stay empty to plan.
+      adapter: directory of PEFT LoRA adapters that are merged in; "" for none.
+      content: hash of the files; filled in when a run begins, and then known by instead of paths.
+    """
+
+    path: str = ""
+    adapter: str = ""
+    content: str = ""
+
+    VERB: ClassVar[str] = "import"
+    INPUTS: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self):
+        if self.adapter and not self.path:
+            raise ValueError(f"adapter = {self.adapter!r}: there is no path of the model that it adapts")
+
+    def fits(self, model: Any, data: Any) -> None:
+        """Raise ValueError unless the files hold the experiment's model."""
+        if not self.path:
+            return
+        mend = f"a published model reads its own tokens; set it to {str(Path(self.path))!r}"
+        check(getattr(data, "vocabulary", None) != "", f"data.vocabulary is empty: {mend}")
+        found = Published(self.path, self.adapter).directory.cfg
+        for field in dataclasses.fields(found):
+            here, there = getattr(model, field.name), getattr(found, field.name)
+            if field.name not in HOW and here != there:
+                raise ConfigError(f"{self.path} is another model: it has model.{field.name} = {there}, not {here}")
+
+    def identified(self, where: str, digests: Digests) -> Self:
+        """Return the settings with `content` filled in.
+
+        Raises:
+          ConfigError: naming what is missing.
+        """
+        mend = "name the directory that `hf download OWNER/NAME --local-dir DIR` filled"
+        check(bool(self.path), f"{where}.path is empty: {mend}")
+        return dataclasses.replace(self, content=identity(Published(self.path, self.adapter).contents(digests)))
+
+    def known_by(self) -> dict[str, Any]:
+        """Return what identifies the weights: contents in place of paths as soon as they are known."""
+        return {"content": self.content} if self.content else dataclasses.asdict(self)
+
+
+def run(ctx: Context, nodes: Sequence[Node]) -> None:
+    """Read the weights, and measure what they can do."""
+    mesh = make_mesh(1, fsdp=ctx.run.fsdp, tensor=ctx.run.tensor)
+    for node in nodes:
+        began, model = time.monotonic(), Published(node.settings.path, node.settings.adapter)
+        told = model.leave(node, model.load(mesh))
+        # What the stages after this one will read.
+        params = jax.tree.map(lambda x: x[None], ctx.params(node.name, mesh))
+        seen = ctx.evaluator(mesh, *PARTS)(params)[0]
+        spent = {"evaluation": plan(ctx, node.settings)}
+        seconds = {"other": time.monotonic() - began}
+        source = {"source": str(Path(node.settings.path).resolve()), "recovered": False, "diverged": False}
+        result = {**ctx.measure.result(seen, PARTS), **told, **source}
+        node.finish(result, ledger(spent, {"evaluation": ctx.measure.tokens(PARTS)}, seconds, devices=mesh.size))
+
+
+def plan(ctx: Context, settings: Import) -> float:
+    """Return the FLOPs of one node: only its evaluation."""
+    return ctx.evaluation_flops(*PARTS)

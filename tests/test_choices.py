@@ -1,0 +1,194 @@
+"""Multiple choice: held against a recording of lm-evaluation-harness; files of every kind, and items that are none."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from parity.record_choices import CASES, HERE, MODEL, items
+from statsmodels.stats.proportion import proportion_confint
+
+from distill_jax.config import ConfigError
+from distill_jax.data.items import Item, contexts, put, read
+from distill_jax.data.questions import questions
+from distill_jax.interop import tokenizers
+from distill_jax.interop.choose import choose
+from distill_jax.io.scale import wilson
+from distill_jax.main import main
+
+pytestmark = pytest.mark.unit
+
+EXPECTED = json.loads((HERE / "expected.json").read_text())
+LONGEST = 340  # tokens, of the recorded model
+
+
+def lines(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def as_items(rows: list[dict]) -> list[Item]:
+    return [Item(row["question"], tuple(row["choices"]), row["answer"], row.get("subject", "")) for row in rows]
+
+
+# The harness
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_log_likelihoods_are_those_of_the_harness(case, tmp_path):
+    subject, _, shots = CASES[case]
+    rows, examples = items(subject), str(HERE / "mmlu_dev.jsonl") if shots else ""
+    given = lines(tmp_path / "items.jsonl", rows)
+    told = choose(MODEL, str(given), tmp_path / "out", batch=16, shots=shots, examples=examples, subject=subject)
+    found, expected = [json.loads(line) for line in (tmp_path / "out").read_text().splitlines()], EXPECTED[case]
+    assert len(found) == len(expected["log_likelihoods"]) == len(rows)
+    for row, said in zip(found, expected["log_likelihoods"], strict=True):
+        assert row["log_likelihoods"] == pytest.approx(said, abs=1e-3)
+        assert row["correct"] == (said.index(max(said)) == row["answer"])
+    assert told.startswith(f"accuracy {expected['accuracy']:.4f} ")
+    assert ("cut off at 340 tokens" in told) == (shots > 0)
+
+
+def test_the_recording_has_answers_of_one_token_and_of_more():
+    """In its vocabulary ' A' and ' B' are one token, ' C' and ' D' two: every item is read twice."""
+    given = as_items(items("college_biology"))
+    asked = questions(given, contexts(given), tokenizers.load(str(MODEL)), LONGEST)
+    assert [(q.item, q.choices, q.own) for q in asked[:2]] == [(0, (0, 1), 0), (0, (2, 3), 1)]
+    assert len(asked) == 2 * len(given)
+
+
+def test_the_prompt_to_the_letter():
+    item = Item(" Which? \n", ("one", " two", "three", "four"), 2, "us_foreign_policy")
+    example = Item("That?", ("a", "b", "c", "d"), 3, "us_foreign_policy")
+    other = Item("Not this", ("a", "b", "c", "d"), 0, "law")
+    assert put(item) == "Which?\nA. one\nB.  two\nC. three\nD. four\nAnswer:"
+    assert contexts([item], [other, example], 1) == [
+        "The following are multiple choice questions (with answers) about us foreign policy.\n\n"
+        "That?\nA. a\nB. b\nC. c\nD. d\nAnswer: D\n\n"
+        "Which?\nA. one\nB.  two\nC. three\nD. four\nAnswer:"
+    ]
+    assert contexts([Item("Q", ("a", "b"), 0)]) == ["Q\nA. a\nB. b\nAnswer:"]
+
+
+def test_a_letter_may_need_no_beginning_of_its_own():
+    """A tokenizer that joins the letter with the colon before it leaves an option without a token."""
+
+    class Joins:
+        def encode(self, text: str) -> list[int]:
+            return [0] * len(text.removesuffix(" A"))
+
+    item = Item("Q", ("a", "b"), 0)
+    with pytest.raises(ConfigError, match="answer 'A' has no token of its own"):
+        questions([item], contexts([item]), Joins())
+
+
+# Files
+
+
+def test_every_kind_of_file_holds_the_same_items(tmp_path):
+    given = as_items(items("us_foreign_policy"))
+    rows = [[item.question, *item.choices, "ABCD"[item.answer]] for item in given]
+    for name, heading in (("named.csv", [["question", *"ABCD", "answer"]]), ("us_foreign_policy_test.csv", [])):
+        with open(tmp_path / name, "w", newline="") as file:
+            csv.writer(file).writerows([*heading, *rows])
+    table = pyarrow.Table.from_pylist(items("us_foreign_policy"))
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    letters = [{**row, "answer": "abcd"[row["answer"]]} for row in items("us_foreign_policy")]
+    assert read(str(lines(tmp_path / "a.jsonl", letters)), "--items") == given
+    assert read(str(tmp_path / "a.parquet"), "--items") == given
+    assert read(str(tmp_path / "us_*.csv"), "--items") == given
+    assert read(str(tmp_path / "named.csv"), "--items", "us_foreign_policy") == given
+
+
+GOOD = {"question": "Q", "choices": ["a", "b"], "answer": 1}
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({**GOOD, "answer": 2}, ["a.jsonl:2", "answer = 2", "none of 2 choices"]),
+        ({**GOOD, "answer": "E!"}, ["answer = 'E!'", "a letter or an index"]),
+        ({**GOOD, "answer": True}, ["answer = True"]),
+        ({**GOOD, "answer": -1}, ["answer = -1"]),
+        ({**GOOD, "choices": ["a"]}, ["choices: has 1", "2 to 26"]),
+        ({**GOOD, "choices": "ab"}, ["choices: a list is needed"]),
+        ({**GOOD, "choices": ["a", 2]}, ["strings are needed"]),
+        ({"question": "Q", "choices": ["a", "b"]}, ["has no `answer` but question, choices"]),
+        ([GOOD], ["an object with `question`"]),
+    ],
+    ids=str,
+)
+def test_items_that_are_none(tmp_path, row, says):
+    with pytest.raises(ConfigError) as error:
+        read(str(lines(tmp_path / "a.jsonl", [GOOD, row])), "--items")
+    assert all(text in str(error.value) for text in says), str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.jsonl", b"\xff\xfe", ["a.jsonl: no .jsonl file"]),
+        ("a.jsonl", b"\n\n", ["holds no items"]),
+        ("a.jsonl", b"{", ["a.jsonl:1: no JSON"]),
+        ("a.parquet", b"PAR1", ["a.parquet: no .parquet file"]),
+        ("a.csv", b"question,answer\nonly one\n", ["a.csv:2: has 1 columns, 2 are needed"]),
+        ("a.csv", b"one,two\n", ["a.csv:1: has 2 columns; question, options and answer"]),
+    ],
+    ids=str,
+)
+def test_files_that_hold_none(tmp_path, name, content, says):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ConfigError) as error:
+        read(str(tmp_path / name), "--items")
+    assert all(text in str(error.value) for text in says), str(error.value)
+
+
+# The command
+
+
+def score(*flags: str) -> int:
+    return main(["distill-jax", "score", f"--model={MODEL}", "--output=never", *flags])
+
+
+def test_the_command_prints_the_accuracy(tmp_path, capsys):
+    flags = [f"--items={HERE / 'mmlu.jsonl'}", f"--output={tmp_path / 'out.jsonl'}"]
+    assert main(["distill-jax", "score", f"--model={MODEL}", "--batch=32", *flags]) == 0
+    said = capsys.readouterr().out
+    right = sum(json.loads(line)["correct"] for line in (tmp_path / "out.jsonl").read_text().splitlines())
+    low, high = proportion_confint(right, 16, method="wilson")
+    assert said.endswith(f"accuracy {right / 16:.4f} [{low:.4f}, {high:.4f}], {right} of 16 items\n")
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ([], ["--input=FILE.jsonl, or --items=FILE"]),
+        (["--input=x", "--items=y"], ["--input=FILE.jsonl, or --items=FILE"]),
+        (["--input=x", "--shots=2"], ["--shots: only --items has a use for it"]),
+        (["--items=x", "--shots=-1"], ["--shots=-1"]),
+        (["--items=x", "--shots=2"], ["--shots=2", "--examples=FILE"]),
+        (["--items=x", "--examples=y"], ["--examples=y: none is shown", "--shots"]),
+        (["--items=none/x.jsonl"], ["none/x.jsonl: no such file", "hf download cais/wmdp", "--local-dir none"]),
+        (["--items=none/*.csv"], ["none/*.csv: no file has such a name", "hf download"]),
+        (
+            [f"--items={HERE}/mmlu.jsonl", "--shots=5", f"--examples={HERE}/mmlu_dev.jsonl"],
+            ["--shots=5", "have 4 of subject 'us_foreign_policy'"],
+        ),
+        ([f"--items={HERE}/mmlu.jsonl", "--tokenizer=none.json"], ["none.json: no such file"]),
+    ],
+    ids=str,
+)
+def test_wrong_commands(flags, says, capsys):
+    code = score(*flags)
+    said = capsys.readouterr().err
+    assert code == 2 and all(text in said for text in says) and said.count("\n") == 1, said
+
+
+@pytest.mark.parametrize(("right", "of"), [(0, 7), (7, 7), (3, 7), (589, 1273), (0, 1)])
+def test_wilson_is_that_of_statsmodels(right, of):
+    assert wilson(right, of) == pytest.approx(proportion_confint(right, of, method="wilson"), abs=1e-12)
+    assert wilson(0, 0) == (0.0, 1.0)
