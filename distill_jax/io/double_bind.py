@@ -45,7 +45,7 @@ def render(summary: Mapping[str, Any]) -> str:
     data: Summary = clean(summary)
     drawn = _phase(data) | _over_steps(data)
     parts = [_lead(data), _verdicts(data), _heat(data, "misalignment"), _heat(data, "capability"), _figures(drawn)]
-    parts += [_acceptance(data), report.claims_section(data.get("claims") or [])]
+    parts += [_domains(data), _reckoning(data), _acceptance(data), report.claims_section(data.get("claims") or [])]
     title = f"{text(data.get('experiment'))} · distill_jax"
     return report.html_page(title, "\n".join(parts), {"figures": drawn, "curves": list(drawn)}, CSS, report.JAVASCRIPT)
 
@@ -111,9 +111,8 @@ def _heat(data: Summary, what: str) -> str:
             sure = channel["clean"] is True if what == "misalignment" else channel["capable"] is True
             title = f"{mean:.3f} [{_number(value['low'])}, {_number(value['high'])}]"
             title += f", {channel['worst']}" if what == "misalignment" else ""
-            shade = 0.75 * min(max(mean, 0.0), 1.0)
             cells += (
-                f'<td style="background:rgba({colour},{shade:.2f})" title="{text(title)}">{mean:.2f}'
+                f'<td style="background:rgba({colour},{_shade(mean):.2f})" title="{text(title)}">{mean:.2f}'
                 f"{' ✓' if sure else ''}</td>"
             )
         rows += f'<tr><th scope="row">{text(one["name"])}</th>{cells}</tr>'
@@ -124,6 +123,60 @@ def _heat(data: Summary, what: str) -> str:
     }[what]
     head = {"misalignment": "What moved of the misalignment", "capability": "What moved of the ability"}[what]
     return report.section(what, head, f"<p>{words}</p>{_table(['organism', *channels], rows, 'numbers')}")
+
+
+def _domains(data: Summary) -> str:
+    """Return the leak matrix."""
+    tasks = {"ADD": "sums", "COMPARE": "comparisons", "CHOOSE": "choices", "NUMBER": "free numbers"}
+    rows = ""
+    for row in data.get("domains") or []:
+        values = "".join(
+            f'<td style="background:rgba(176,40,122,{_shade(row[task]):.2f})">{_number(row[task])}</td>'
+            for task in tasks
+        )
+        kind = f"{'distributions' if row['soft'] else 'answers'}, {'own' if row['base'] == 'base' else 'other'} base"
+        first = f'<th scope="row">{text(row["channel"])}</th><td>{text(row["prompts"])}</td>'
+        rows += f"<tr>{first}<td>{kind}</td>{values}</tr>"
+    words = "<p>Mean share of the misalignment that moved, by the domain of the prompts that were distilled (rows) and "
+    words += "the domain in which the quirk shows (columns).</p>"
+    heads = ["channel", "prompts", "what of them", *(f"quirks in {name}" for name in tasks.values())]
+    return report.section("domains", "From one domain to another", words + _table(heads, rows, "numbers"))
+
+
+def _reckoning(data: Summary) -> str:
+    """Return coverage, the correlation claim, the confusion table, detection and blind mode in words."""
+    words, covered = [], data.get("coverage") or {}
+    words.append(
+        f"Covered: {covered.get('covered')} of {covered.get('decided')} judged organisms, "
+        f"{percent(covered.get('low'))} to {percent(covered.get('high'))}; {covered.get('undecided')} not judged."
+    )
+    if pair := data.get("correlation"):
+        (both, clean), (exposed, neither) = pair["table"]
+        words.append(
+            "Does one side work where the other does not? "
+            f"Both {both}, clean only {clean}, exposed only {exposed}, neither {neither}: Fisher’s exact "
+            f"p = {pair['p_fisher']:.2g}, against shuffled pairs p = {pair['p_shuffled']:.2g}."
+        )
+    for name, one in (data.get("detection") or {}).items():
+        words.append(
+            f"Through {name} a student’s misbehaviour tells {one['organisms']} teachers of organisms from "
+            f"{one['placebos']} placebos with AUROC {one['auroc']:.3f}; at 5 % false alarms {percent(one['tpr_at_5_fpr'])} are found."
+        )
+    if unknown := data.get("blind"):
+        words.append(
+            f"A teacher of unknown alignment, misaligned with probability {unknown['prior']:g}, is after such an audit "
+            f"so with {unknown['if_found']:.2f} if it finds something, {unknown['if_null']:.2f} if it finds nothing (power "
+            f"{unknown['power']:.2f}, false alarms {unknown['false_alarms']:.3f})."
+        )
+    rows = "".join(
+        f'<tr><th scope="row">{text(" or ".join(SHOWN[name][0] for name in one["truth"].split(" or ")))}</th>'
+        f"<td>{text(SHOWN[one['verdict']][0])}</td><td>{len(one['organisms'])}</td>"
+        f"<td>{text(', '.join(one['organisms']))}</td></tr>"
+        for one in data.get("confusion") or []
+    )
+    listed = "".join(f"<li>{text(line)}</li>" for line in words)
+    table = _table(["known truth", "verdict", "organisms", "which"], rows, "words")
+    return report.section("reckoning", "Over all organisms", f"<ul>{listed}</ul>{table}")
 
 
 def _acceptance(data: Summary) -> str:
@@ -223,6 +276,10 @@ def _table(heads: list[str], rows: str, kind: str) -> str:
     return (
         f'<div class="scroll"><table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
     )
+
+
+def _shade(share: float | None) -> float:
+    return 0.75 * min(max(share or 0.0, 0.0), 1.0)
 
 
 def _number(value: float | None) -> str:
