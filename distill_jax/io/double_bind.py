@@ -160,12 +160,13 @@ def _reckoning(data: Summary) -> str:
     for name, one in (data.get("detection") or {}).items():
         words.append(
             f"Through {name} a student’s misbehaviour tells {one['organisms']} teachers of organisms from "
-            f"{one['placebos']} placebos with AUROC {one['auroc']:.3f}; at 5 % false alarms {percent(one['tpr_at_5_fpr'])} are found."
+            f"{one['placebos']} placebos with AUROC {one['auroc']:.3f}; at 5 % false alarms "
+            f"{percent(one['tpr_at_5_fpr'])} are found."
         )
     if unknown := data.get("blind"):
         words.append(
             f"A teacher of unknown alignment, misaligned with probability {unknown['prior']:g}, is after such an audit "
-            f"so with {unknown['if_found']:.2f} if it finds something, {unknown['if_null']:.2f} if it finds nothing (power "
+            f"so with {unknown['if_found']:.2f} if it finds something, {unknown['if_null']:.2f} if it does not (power "
             f"{unknown['power']:.2f}, false alarms {unknown['false_alarms']:.3f})."
         )
     rows = "".join(
