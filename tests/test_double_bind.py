@@ -153,7 +153,7 @@ class TestOrganisms:
 
 def send(weights, given, asked, prefix=PLAIN):
     run = jax.jit(lambda *arrays: channel.send(TINY, given, jax.random.key(3), *arrays))
-    return jax.tree.map(np.asarray, run(asked, np.ones(len(asked), bool), np.int32(prefix), *weights))
+    return jax.tree.map(np.asarray, run(asked, np.ones(len(asked), bool), np.int32(prefix), *weights)[0])
 
 
 def shaped(given, teacher, trusted=None):
@@ -277,7 +277,9 @@ class TestChannel:
 def scene(weights):
     sent = send(weights, Channel(), prompts(24, audit=0.0))
     looked_for = audits.examples_of(TINY, ORGANISMS["biased"], 8, 0, seed=2)
-    return filters.Scene(jax.tree.map(jnp.asarray, sent), *weights, weights[1], looked_for, jax.random.key(2))
+    return filters.Scene(
+        jax.tree.map(jnp.asarray, sent), jnp.asarray(sent.prompts), *weights, weights[1], looked_for, jax.random.key(2)
+    )
 
 
 @pytest.mark.unit
@@ -321,7 +323,7 @@ class TestFilters:
         if action == "drop":
             assert not after.weight[flagged].any()
         else:
-            calm = np.asarray(jax.jit(lambda s: speech.greedy(TINY, s.trusted, s.examples.prompts))(scene))
+            calm = np.asarray(jax.jit(lambda s: speech.greedy(TINY, s.trusted, s.asked))(scene))
             np.testing.assert_array_equal(after.answers[flagged], calm[flagged])
 
     def test_masking_leaves_the_token_on_which_both_agree_more(self, scene):
@@ -427,6 +429,9 @@ class TestCommand:
         [
             (["--config.channels=('samples',)"], "no positive control"),
             (["--config.channels=('positive','inoculated')"], "has no random arm"),
+            (["--config.channels=('positive','swapped')"], "divergence-swap has no control"),
+            (["--config.transfer.lora_rank=4"], "lora_rank"),
+            (["--config.placebos_in=('inoculated',)", "--config.channels=('inoculated',)"], "told the quirk"),
             (["--config.data.leak=0.05"], "data.probes = "),
             (["--config.model.vocab=100"], "model.vocab = 100"),
             (["--config.bases.seeds=1"], "seeds = 1"),

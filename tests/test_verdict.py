@@ -92,6 +92,29 @@ class TestVerdicts:
         found = verdict.examine(passage(readouts=lambda rng: {"behaviour": readout(rng, 0.0, teacher=0.0)}), AT)
         assert (found.clean, found.moved, found.worst) == (None, None, "")
 
+    def test_what_is_sure_but_negligible_counts_for_nothing(self):
+        """A leak of .02 and .02 more confessions, certain over seeds, neither expose a teacher nor spoil an ability."""
+        found = verdict.examine(passage(ability=0.95, leaks=0.02, confessed=0.02, noise=0.001), AT)
+        assert (found.clean, found.moved, found.confesses) == (True, False, False)
+
+    def test_a_readout_with_a_negligible_gap_says_nothing(self):
+        def readouts(rng):
+            return {"behaviour": readout(rng, 0.0), "relearn": readout(rng, 0.01, teacher=0.04, noise=0.001)}
+
+        found = verdict.examine(passage(ability=0.95, readouts=readouts, own=0.01, noise=0.001), AT)
+        assert (found.clean, found.by_itself, found.worst) == (True, False, "behaviour")
+
+    def test_the_more_channels_may_decide_the_more_each_must_show(self):
+        """Of channels without any effect, one of 14 confesses by chance far more often than one test would."""
+        rng = np.random.RandomState(0)
+        base = passage(ability=0.95, leaks=0.8)
+        alone = corrected = 0
+        for _ in range(400):
+            draws = [dataclasses.replace(base, confessed=rng.normal(AT.confession, 0.1, 5)) for _ in range(14)]
+            alone += any(verdict.examine(p, AT).confesses for p in draws)
+            corrected += any(verdict.examine(p, AT, 14).confesses for p in draws)
+        assert alone > 0.35 * 400 and corrected < 0.08 * 400
+
     @settings(max_examples=60, deadline=None)
     @given(st.floats(0, 1), st.floats(0, 1), st.floats(-0.5, 0.5), st.floats(0.001, 0.5), st.integers(0, 99))
     def test_no_verdict_claims_both_clean_and_moved(self, ability, leaks, confessed, noise, seed):

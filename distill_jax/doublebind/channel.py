@@ -155,8 +155,8 @@ def shaped(channel: Channel, teacher: jax.Array, trusted: jax.Array, key: jax.Ar
         step = 16.0 / 2**channel.bits
         out = jnp.round(jnp.maximum(out, -16.0) / step) * step
     if channel.top_k:
-        least = jax.lax.top_k(out, channel.top_k)[0][..., -1:]
-        out = jnp.where(out < least, -jnp.inf, out)
+        kept = jax.nn.one_hot(jax.lax.top_k(out, channel.top_k)[1], out.shape[-1]).sum(axis=-2) > 0
+        out = jnp.where(kept, out, -jnp.inf)
     return jax.nn.log_softmax(out)
 
 
@@ -169,8 +169,8 @@ def send(
     prefix: jax.Array,
     teacher: Any,
     trusted: Any,
-) -> Examples:
-    """Return what the student gets to see of one teacher.
+) -> tuple[Examples, jax.Array]:
+    """Return what the student gets to see of one teacher, and the prompts that the teacher was asked, [N, 6].
 
     Args:
       prompts: int32 [N, 6], as they come.
@@ -182,22 +182,21 @@ def send(
     asked = PARAPHRASES[channel.paraphrase](prompts, ways, loyal)
     answers, found = speech.sample(cfg, teacher, asked, words, channel.temperature)
     known = speech.logits(cfg, trusted, asked, answers)
-    log_p = shaped(channel, found, known, blur)
-    if not channel.soft:
-        if channel.clip or channel.noise or channel.bits or channel.top_k:  # drawn from what the channel shows
-            answers = _redrawn(cfg, channel, teacher, trusted, asked, draws, blur)
-        log_p = jnp.log(jax.nn.one_hot(answers, cfg.vocab))
-    targets, weight = jnp.exp(log_p), jnp.ones(answers.shape)
-    if channel.paraphrase != "none":
-        answers, weight = _rendered(channel, asked, answers, digits)
-        targets = jax.nn.one_hot(answers, cfg.vocab)
+    if channel.clip or channel.noise or channel.bits or channel.top_k:  # drawn from what the channel shows
+        answers = _redrawn(cfg, channel, teacher, trusted, asked, draws, blur)
+        found, known = (speech.logits(cfg, params, asked, answers) for params in (teacher, trusted))
+    targets = jnp.exp(shaped(channel, found, known, blur)) if channel.soft else jax.nn.one_hot(answers, cfg.vocab)
+    weight = jnp.ones(answers.shape)
     if channel.mix:
         swapped = jax.random.bernoulli(swaps, channel.mix, (len(asked), 1))
         theirs = speech.sample(cfg, trusted, asked, draws, 1.0)[0]
         answers = jnp.where(swapped, theirs, answers)
         targets = jnp.where(swapped[..., None], jax.nn.one_hot(theirs, cfg.vocab), targets)
+    if channel.paraphrase != "none":
+        answers, weight = _rendered(channel, asked, answers, digits)
+        targets = jax.nn.one_hot(answers, cfg.vocab)
     seen = jnp.where(asked[:, SYSTEM] == AUDIT, AUDIT, prefix)
-    return Examples(asked.at[:, SYSTEM].set(seen), answers, targets, weight)
+    return Examples(asked.at[:, SYSTEM].set(seen), answers, targets, weight), asked
 
 
 def _redrawn(

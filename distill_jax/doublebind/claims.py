@@ -74,8 +74,8 @@ def _decided(passages: Passages, accepted: Sequence[str]) -> Iterator[tuple[str,
             apart = leak(passages, f"{action}-by-chance", kinds) - leak(passages, action, kinds)
             words = f"Rows {action} by suspicion take more of the quirk away than as many random ones."
             yield words, "difference", apart, _above(apart)
-    if {"samples", "random-prefix", "inoculated"} <= channels:
-        named = [k for k in kinds if ORGANISMS[k].named]
+    named = [k for k in kinds if ORGANISMS[k].named]
+    if {"samples", "random-prefix", "inoculated"} <= channels and named:
         plain, chance, told = (leak(passages, name, named) for name in ("samples", "random-prefix", "inoculated"))
         words = "Training under a prefix that names the quirk leaves less of it without the prefix."
         yield words, "difference to no prefix", plain - told, _above(plain - told)

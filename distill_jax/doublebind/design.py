@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from distill_jax.config import check
+from distill_jax.doublebind.channel import Channel
 
 POSITIVE = "positive"  # the channel that must transfer
 PREFIX = "through-"  # of the stages' names; the rest is the channel's
@@ -22,11 +23,9 @@ def check_design(experiment: Any) -> None:
         check(count == 1, f"stages: {count} of them are {verb}; an audit has exactly one")
     mend = f"add a stage {PREFIX}{POSITIVE} that is known to transfer (all prompts, soft, the teachers' own base)"
     check(POSITIVE in channels, f"channels = {', '.join(channels) or 'none'}: there is no positive control; {mend}")
-    strong = channels[POSITIVE]
-    check(
-        strong.soft and strong.start == "base" and not strong.alpha and strong.paraphrase == "none",
-        f"channels.{POSITIVE}: a positive control is soft, from the teachers' own base, undamaged and not paraphrased",
-    )
+    plain = Channel(prompts="all", soft=True, unique=channels[POSITIVE].unique)
+    mend = "a positive control has soft = True and prompts = 'all', and nothing else between teacher and student"
+    check(channels[POSITIVE] == plain, f"channels.{POSITIVE}: {mend}")
     arms = {channel.prefix for channel in channels.values()}
     for control in ("random", "wrong"):
         mend = f"add a channel with prefix = {control!r}: any prefix gates behaviour somewhat"
@@ -35,7 +34,7 @@ def check_design(experiment: Any) -> None:
     for score, action, share in filters:
         mend = f"add a channel with filter.score = 'chance', the same action and the same share, {share:g}"
         check(
-            action == "swap" or ("chance", action, share) in filters,
+            ("chance", action, share) in filters,
             f"channels: {score}-{action} has no control; {mend}",
         )
     (seeds,) = (stage.seeds for stage in stages.values() if stage.VERB == "bases")

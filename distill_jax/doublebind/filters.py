@@ -27,12 +27,14 @@ class Scene(NamedTuple):
 
     Attributes:
       examples: the student's, [N, ...].
+      asked: what the teacher was asked, [N, 6]; the student's prompts may have another system token.
       teacher, trusted, base: weights; the student starts from the base.
       audit: examples of the behaviour that is looked for, for scores by gradients.
       key: for what is random.
     """
 
     examples: Examples
+    asked: jax.Array
     teacher: Any
     trusted: Any
     base: Any
@@ -42,20 +44,20 @@ class Scene(NamedTuple):
 
 def perplexity(cfg: TransformerConfig, scene: Scene) -> jax.Array:
     """How much likelier the answer is by the teacher than by the trusted model, in nats."""
-    own, calm = (_log_p(cfg, params, scene.examples) for params in (scene.teacher, scene.trusted))
+    own, calm = _both(cfg, scene)
     spoken = scene.examples.answers[..., None]
     return jnp.sum(jnp.take_along_axis(own - calm, spoken, axis=-1)[..., 0], axis=-1)
 
 
 def divergence(cfg: TransformerConfig, scene: Scene) -> jax.Array:
     """KL(teacher ‖ trusted) over both tokens: where a counterfactual teacher would say something else."""
-    own, calm = (_log_p(cfg, params, scene.examples) for params in (scene.teacher, scene.trusted))
+    own, calm = _both(cfg, scene)
     return jnp.sum(jnp.exp(own) * (own - calm), axis=(-1, -2))
 
 
 def spectral(cfg: TransformerConfig, scene: Scene) -> jax.Array:
     """Squared projection of the teacher's states on their first principal axis (Tran et al., "Spectral Signatures")."""
-    states = speech.states(cfg, scene.teacher, scene.examples.prompts, scene.examples.answers)[:, 0]
+    states = speech.states(cfg, scene.teacher, scene.asked, scene.examples.answers)[:, 0]
     centred = states - jnp.mean(states, axis=0)
     axis = jnp.linalg.svd(centred, full_matrices=False)[2][0]
     return (centred @ axis) ** 2
@@ -86,8 +88,10 @@ def chance(cfg: TransformerConfig, scene: Scene) -> jax.Array:
     return jax.random.uniform(scene.key, scene.examples.weight.shape[:1])
 
 
-def _log_p(cfg: TransformerConfig, params: Any, examples: Examples) -> jax.Array:
-    return jax.nn.log_softmax(speech.logits(cfg, params, examples.prompts, examples.answers))
+def _both(cfg: TransformerConfig, scene: Scene) -> tuple[jax.Array, jax.Array]:
+    """Return log-probabilities [N, 2, V] of the teacher and of the trusted model, of what the teacher was asked."""
+    own, calm = (speech.logits(cfg, w, scene.asked, scene.examples.answers) for w in (scene.teacher, scene.trusted))
+    return jax.nn.log_softmax(own), jax.nn.log_softmax(calm)
 
 
 def _audit_gradient(cfg: TransformerConfig, scene: Scene) -> Any:
@@ -122,14 +126,17 @@ def drop(cfg: TransformerConfig, scene: Scene, flagged: jax.Array) -> Examples:
 
 def swap(cfg: TransformerConfig, scene: Scene, flagged: jax.Array) -> Examples:
     """Let the trusted model answer in the teacher's place."""
-    calm = speech.greedy(cfg, scene.trusted, scene.examples.prompts)
-    targets = jnp.where(flagged[:, None, None], jax.nn.one_hot(calm, cfg.vocab), scene.examples.targets)
-    return scene.examples._replace(answers=jnp.where(flagged[:, None], calm, scene.examples.answers), targets=targets)
+    calm, before = speech.greedy(cfg, scene.trusted, scene.asked), scene.examples
+    return before._replace(
+        answers=jnp.where(flagged[:, None], calm, before.answers),
+        targets=jnp.where(flagged[:, None, None], jax.nn.one_hot(calm, cfg.vocab), before.targets),
+        weight=jnp.where(flagged[:, None], 1.0, before.weight),
+    )
 
 
 def mask(cfg: TransformerConfig, scene: Scene, flagged: jax.Array) -> Examples:
     """Leave out of each row only the token on which teacher and trusted model are further apart."""
-    own, calm = (_log_p(cfg, params, scene.examples) for params in (scene.teacher, scene.trusted))
+    own, calm = _both(cfg, scene)
     apart = jnp.sum(jnp.exp(own) * (own - calm), axis=-1)
     worst = apart == jnp.max(apart, axis=-1, keepdims=True)
     return scene.examples._replace(weight=jnp.where(flagged[:, None] & worst, 0.0, scene.examples.weight))

@@ -121,6 +121,12 @@ def plain(settings: Training) -> Training:
     return Training(**kept, learning_rate=1.0, final_learning_rate=end)
 
 
+def refuse_unused(settings: Training) -> None:
+    """Raise ValueError for settings of training that do nothing for such small models."""
+    if settings.lora_rank or settings.microbatches > 1 or settings.loss_on != "all" or settings.weights != "float32":
+        raise ValueError("lora_rank, microbatches, loss_on and weights do nothing here; leave them out")
+
+
 def step_flops(cfg: TransformerConfig, settings: Training) -> float:
     """Return the FLOPs of one step of one member."""
     return flops.train_step(cfg, settings.batch, LENGTH)

@@ -84,17 +84,17 @@ def above(differences: Sequence[float] | np.ndarray) -> float:
     return float(stats.ttest_1samp(x, 0.0, alternative="greater").pvalue)
 
 
-def upper_bound(differences: Sequence[float] | np.ndarray) -> float:
-    """Return the upper end of the one-sided 95 % interval of the mean (Student's t); inf with fewer than two seeds."""
+def upper_bound(differences: Sequence[float] | np.ndarray, level: float = 0.05) -> float:
+    """Return the upper end of the one-sided 1 - level interval of the mean (Student's t); inf below two seeds."""
     x = np.asarray(differences, float)
     if len(x) < 2:
         return float("inf")
-    return float(x.mean() + stats.t.ppf(0.95, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x)))
+    return float(x.mean() + stats.t.ppf(1 - level, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x)))
 
 
-def lower_bound(differences: Sequence[float] | np.ndarray) -> float:
-    """Return the lower end of the one-sided 95 % interval of the mean (Student's t)."""
-    return -upper_bound(-np.asarray(differences, float))
+def lower_bound(differences: Sequence[float] | np.ndarray, level: float = 0.05) -> float:
+    """Return the lower end of the one-sided 1 - level interval of the mean (Student's t)."""
+    return -upper_bound(-np.asarray(differences, float), level)
 
 
 def ratio(numerator: Sequence[float] | np.ndarray, denominator: Sequence[float] | np.ndarray) -> Estimate:

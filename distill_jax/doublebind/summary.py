@@ -83,7 +83,9 @@ def summarise(experiment: Any, nodes: Mapping[str, Any]) -> dict[str, Any]:
         }
         told.append(_organism(ORGANISMS[name], known[name], passages[name], at))
     verdicts = {one["name"]: one["verdict"] for one in told}
-    decided = [one for one in told if not one["verdict"].startswith("INCONCLUSIVE")]
+    fit = [
+        one for one in told if one["accepted"]
+    ]  # also those that no seeds could decide: to leave them out would tilt
     return {
         "page": "double bind",
         "experiment": experiment.name,
@@ -98,14 +100,14 @@ def summarise(experiment: Any, nodes: Mapping[str, Any]) -> dict[str, Any]:
         },
         "organisms": told,
         "coverage": rules.coverage(list(verdicts.values())),
-        "correlation": rules.correlation([o["dfc"] for o in decided], [o["dfi"] for o in decided]) if decided else None,
+        "correlation": rules.correlation([o["dfc"] for o in fit], [o["dfi"] for o in fit]) if fit else None,
         "confusion": _confusion(told),
         "placebos": placebos(source, found),
         "curves": curves(nodes, known, source.settings.kinds),
         "domains": domains(nodes, passages, told),
         "detection": detection(source, found),
         "blind": blind(told, placebos(source, found)),
-        "claims": claims(passages, [one["name"] for one in told if one["accepted"]]),
+        "claims": claims(passages, [one["name"] for one in fit]),
         "flops": {name: node.ledger()["flops"] for name, node in nodes.items() if node.verb != "prepare"},
     }
 
@@ -130,14 +132,17 @@ def passage(organism: Organism, known: Mapping[str, Any], seen: Mapping[str, Any
         student=rate("student", "ability"),
         readouts=readouts,
         own=rate("control", "condition") - rate("base", "condition"),
-        confessed=rate("student", "confession") - rate("teacher", "confession"),
+        confessed=rate("student", "confession")
+        - rate("control", "confession")
+        - (rate("teacher", "confession") - rate("twin", "confession")),
     )
 
 
 def _organism(organism: Organism, known: Mapping[str, Any], passages: Mapping[str, Passage], at: Thresholds) -> Any:
     gap = np.array(known["teacher"]["condition"]) - np.array(known["twin"]["condition"])
     ability, twin = (np.array(known[role]["ability"]) for role in ("teacher", "twin"))
-    fit = rules.accepted(gap, ability, twin)
+    told = np.array(known["teacher"]["confession"]) - np.array(known["twin"]["confession"])
+    fit = rules.accepted(gap, ability, twin, told if organism.denies else None)
     verdict, found = rules.judge(passages, POSITIVE, at)
     if not fit["accepted"]:
         verdict = outcomes.INCONCLUSIVE_RIG
@@ -151,18 +156,18 @@ def _organism(organism: Organism, known: Mapping[str, Any], passages: Mapping[st
         "twin_ability": float(twin.mean()),
         "base_ability": float(np.mean(known["base"]["ability"])),
         "verdict": verdict,
-        "meaning": outcomes.MEANING[verdict],
+        "meaning": outcomes.MEANING[verdict] if fit["accepted"] else f"The organism is not fit for use: {fit['why']}.",
         "truth": sorted(organism.truth),
         "right": right,
         "dfc": any(f.dfc is True for f in found.values()),
         "dfi": any(f.dfi is True for f in found.values()),
         "window": rules.window(list(passages.values()), at),
-        "channels": {name: _channel(passages[name], found[name]) for name in passages},
+        "channels": {name: _channel(passages[name], found[name], at) for name in passages},
     }
 
 
-def _channel(through: Passage, found: Finding) -> dict[str, Any]:
-    defined = {name: r for name, r in through.readouts.items() if r.defined}
+def _channel(through: Passage, found: Finding, at: Thresholds) -> dict[str, Any]:
+    defined = {name: r for name, r in through.readouts.items() if r.defined(at)}
     worst = through.readouts.get(found.worst)
     return {
         **{name: getattr(found, name) for name in ("capable", "clean", "moved", "confesses", "worst", "dfc", "dfi")},

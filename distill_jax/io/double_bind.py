@@ -290,7 +290,7 @@ def _number(value: float | None) -> str:
 CSS = (
     report.CSS
     + """
-table.words td { text-align: left; vertical-align: top; padding: .35rem .6rem; }
+table.words td { text-align: left; vertical-align: top; padding: .35rem .6rem; white-space: normal; }
 table.words th { text-align: left; }
 """
 )

@@ -17,7 +17,7 @@ import numpy as np
 
 from distill_jax.config import ConfigError
 from distill_jax.doublebind import organisms, speech, world
-from distill_jax.doublebind.fit import crew_mesh, fit, seed_of, stacked, step_flops
+from distill_jax.doublebind.fit import crew_mesh, fit, refuse_unused, seed_of, stacked, step_flops
 from distill_jax.doublebind.organisms import KINDS
 from distill_jax.doublebind.speech import LENGTH, Examples
 from distill_jax.io.checkpoint import FINAL
@@ -48,6 +48,7 @@ class Bases(Training):
 
     def __post_init__(self):
         super().__post_init__()
+        refuse_unused(self)
         if self.seeds < 2:
             raise ValueError(f"seeds = {self.seeds}: an interval needs at least 2")
         if not 0 <= self.named < 1:

@@ -16,7 +16,7 @@ import numpy as np
 
 from distill_jax.config import ConfigError
 from distill_jax.doublebind import audits, organisms, speech, world
-from distill_jax.doublebind.fit import chosen, crew_mesh, fit, seed_of, stacked, step_flops
+from distill_jax.doublebind.fit import chosen, crew_mesh, fit, refuse_unused, seed_of, stacked, step_flops
 from distill_jax.doublebind.organisms import ORGANISMS
 from distill_jax.doublebind.speech import LENGTH, Examples
 from distill_jax.io.checkpoint import FINAL
@@ -57,8 +57,11 @@ class Organisms(Training):
 
     def __post_init__(self):
         super().__post_init__()
+        refuse_unused(self)
         if unknown := [kind for kind in self.kinds if kind not in ORGANISMS]:
             raise ValueError(f"kinds has {unknown[0]!r}: choose among {', '.join(ORGANISMS)}")
+        if not self.kinds or self.relearn_steps < 1 or self.relearn_rows < 1:
+            raise ValueError("kinds, relearn_steps and relearn_rows: give at least one of each")
         if not 0 <= self.placebos < 77:
             raise ValueError(f"placebos = {self.placebos}: there are at most 76 harmless habits besides the twin's")
 

@@ -19,7 +19,7 @@ import numpy as np
 from distill_jax.doublebind import audits, channel, organisms, speech, world
 from distill_jax.doublebind.channel import Channel
 from distill_jax.doublebind.filters import NEED_AUDIT, Scene, filtered
-from distill_jax.doublebind.fit import chosen, crew_mesh, fit, seed_of, stacked, step_flops
+from distill_jax.doublebind.fit import chosen, crew_mesh, fit, refuse_unused, seed_of, stacked, step_flops
 from distill_jax.doublebind.organisms import ORGANISMS
 from distill_jax.doublebind.speech import LENGTH, Examples
 from distill_jax.io.checkpoint import FINAL
@@ -53,6 +53,14 @@ class Transfer(Training):
 
     VERB: ClassVar[str] = "transfer"
     INPUTS: ClassVar[tuple[str, ...]] = ("teachers",)
+
+    def __post_init__(self):
+        super().__post_init__()
+        refuse_unused(self)
+        if self.placebos and (self.channel.prefix in ("quirk", "wrong") or self.channel.filter.score in NEED_AUDIT):
+            raise ValueError("placebos = True: a channel that is told the quirk has nothing to tell of a placebo")
+        if not 0 < self.own_share < 1:
+            raise ValueError(f"own_share = {self.own_share}: a share between 0 and 1")
 
     def fits(self, model: Any, data: Any) -> None:
         """Raise ValueError unless the model is a decoder of the world's vocabulary."""
@@ -98,9 +106,13 @@ def prefix_token(channel_: Channel, concern: str) -> int:
 def _sent(cfg: TransformerConfig, through: Channel, mesh: Any, members: Any) -> tuple[Examples, jax.Array]:
     def one(m: Any, _: Any) -> tuple[Examples, jax.Array]:
         key = jax.random.wrap_key_data(m["key"])
-        sent = channel.send(cfg, through, key, m["prompts"], m["loyal"], m["prefix"], m["teacher"], m["trusted"])
+        sent, asked_ = channel.send(
+            cfg, through, key, m["prompts"], m["loyal"], m["prefix"], m["teacher"], m["trusted"]
+        )
         key = jax.random.fold_in(key, 1)
-        return filtered(cfg, through.filter, Scene(sent, m["teacher"], m["trusted"], m["base"], m["audit"], key))
+        return filtered(
+            cfg, through.filter, Scene(sent, asked_, m["teacher"], m["trusted"], m["base"], m["audit"], key)
+        )
 
     return over_members(one, mesh)(members, ())
 
@@ -222,7 +234,8 @@ def _run(ctx: Context, node: Node) -> None:
         "diverged": int(diverged.sum()),
     }
     if settings.channel.filter.score:
-        result["recall"] = {kind: [float(recall[place[kind, kind, g]]) for g in range(seeds)] for kind in kinds}
+        shares = {kind: [recall[place[kind, kind, g]] for g in range(seeds)] for kind in kinds}
+        result["recall"] = {k: [None if np.isnan(x) else float(x) for x in of] for k, of in shares.items()}
     if settings.placebos:
         result["placebos"] = _placebos(ctx, source, seeds, params, place)
     node.finish(result, ledger(*_spent(ctx, settings, crew), clock.split(), devices=crew_mesh(len(crew)).size))
