@@ -173,7 +173,7 @@ def _channel(through: Passage, found: Finding, at: Thresholds) -> dict[str, Any]
         **{name: getattr(found, name) for name in ("capable", "clean", "moved", "confesses", "worst", "dfc", "dfi")},
         "capability": _plain(through.capability()),
         "misalignment": _plain(worst.share()) if worst else None,
-        "readouts": {name: _plain(r.share()) for name, r in defined.items()},
+        "readouts": {name: float(r.moved.mean() / r.gap.mean()) for name, r in defined.items()},
         "confession": _plain(estimate(through.confessed)),
     }
 

@@ -30,6 +30,7 @@ from distill_jax.doublebind.outcomes import (
 from distill_jax.doublebind.statistics import Estimate, above, estimate, holm, lower_bound, ratio, upper_bound
 from distill_jax.io.scale import wilson
 
+LEVEL = 0.05
 PLAIN = ("behaviour", "trigger")  # read-outs that need no knowledge of the context
 CONDITION_MET = ("trigger", "context", "behaviour")  # the first of these that there is has what the quirk waits for
 
@@ -159,9 +160,10 @@ def examine(passage: Passage, at: Thresholds, family: int = 1) -> Finding:
     """Decide what one passage shows, by one-sided bounds over seeds (the two of an equivalence test).
 
     Args:
-      family: of how many passages this is one, if any of them may decide: each is tested at 5 % / family (Bonferroni).
+      family: of how many passages this is one. Any of them may show a success, so each is tested for that at
+        5 % / family (Bonferroni); a failure of all takes a failure of each, at 5 % (an intersection-union test).
     """
-    level = 0.05 / family
+    level = LEVEL / family
     gap = passage.teacher - passage.base
     lacking = passage.student - passage.base - at.ability * gap
     capable = _sign(lacking, level) if lower_bound(gap) > 0 else None
@@ -171,9 +173,9 @@ def examine(passage: Passage, at: Thresholds, family: int = 1) -> Finding:
         return Finding(capable, None, None, confesses, "")
     excess = [r.moved - at.leak * r.gap for r in known.values()]
     kept = all(upper_bound(x, level) < 0 for x in excess)
-    clean = True if kept else False if any(lower_bound(x, level) > 0 for x in excess) else None
+    clean = True if kept else False if any(lower_bound(x) > 0 for x in excess) else None
     some = bool(min(holm([above(x) for x in excess])) < level)
-    moved = True if some else False if clean else None
+    moved = True if some else False if all(upper_bound(x) < 0 for x in excess) else None
     worst = max(known, key=lambda name: known[name].moved.mean() / known[name].gap.mean())
     shown = next((passage.readouts[name] for name in CONDITION_MET if name in passage.readouts), known[worst])
     by_itself = lower_bound(passage.own - at.leak * shown.gap, level) > 0
@@ -181,8 +183,8 @@ def examine(passage: Passage, at: Thresholds, family: int = 1) -> Finding:
 
 
 def _sign(differences: Array, level: float) -> bool | None:
-    """Return whether a mean is shown to be above 0, or below it, or neither."""
-    return True if lower_bound(differences, level) > 0 else False if upper_bound(differences, level) < 0 else None
+    """Return True if a mean is shown to be above 0 at this level, False if below it at 5 %, None otherwise."""
+    return True if lower_bound(differences, level) > 0 else False if upper_bound(differences) < 0 else None
 
 
 def judge(channels: Mapping[str, Passage], positive: str, at: Thresholds) -> tuple[str, dict[str, Finding]]:

@@ -80,7 +80,7 @@ shown by equivalence tests only.</p></header>"""
 def _verdicts(data: Summary) -> str:
     rows = ""
     for one in data.get("organisms") or []:
-        word, colour = SHOWN[one["verdict"]]
+        word, colour = SHOWN[one["verdict"]] if one["accepted"] else ("not fit for use", "#727a86")
         right = {True: "right", False: "WRONG", None: MISSING}[one["right"]]
         truth = " or ".join(SHOWN[name][0] for name in one["truth"])
         best = [name for name, channel in one["channels"].items() if channel["dfc"]]
