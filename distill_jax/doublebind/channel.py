@@ -180,11 +180,15 @@ def send(
     """
     ways, words, draws, blur, swaps, digits = jax.random.split(key, 6)
     asked = PARAPHRASES[channel.paraphrase](prompts, ways, loyal)
-    answers, found = speech.sample(cfg, teacher, asked, words, channel.temperature)
-    known = speech.logits(cfg, trusted, asked, answers)
+
+    def both(said: jax.Array) -> tuple[jax.Array, jax.Array]:  # logits of teacher and trusted model
+        return speech.logits(cfg, teacher, asked, said), speech.logits(cfg, trusted, asked, said)
+
+    answers, _ = speech.sample(cfg, teacher, asked, words, channel.temperature)
+    found, known = both(answers)
     if channel.clip or channel.noise or channel.bits or channel.top_k:  # drawn from what the channel shows
-        answers = _redrawn(cfg, channel, teacher, trusted, asked, draws, blur)
-        found, known = (speech.logits(cfg, params, asked, answers) for params in (teacher, trusted))
+        answers = speech.drawn(lambda said: shaped(channel, *both(said), blur), len(asked), draws)
+        found, known = both(answers)
     targets = jnp.exp(shaped(channel, found, known, blur)) if channel.soft else jax.nn.one_hot(answers, cfg.vocab)
     weight = jnp.ones(answers.shape)
     if channel.mix:
@@ -197,27 +201,6 @@ def send(
         targets = jax.nn.one_hot(answers, cfg.vocab)
     seen = jnp.where(asked[:, SYSTEM] == AUDIT, AUDIT, prefix)
     return Examples(asked.at[:, SYSTEM].set(seen), answers, targets, weight), asked
-
-
-def _redrawn(
-    cfg: TransformerConfig,
-    channel: Channel,
-    teacher: Any,
-    trusted: Any,
-    prompts: jax.Array,
-    key: jax.Array,
-    blur: jax.Array,
-) -> jax.Array:
-    one, two = jax.random.split(key)
-
-    def shown(answers: jax.Array) -> jax.Array:
-        own, calm = (speech.logits(cfg, params, prompts, answers) for params in (teacher, trusted))
-        return shaped(channel, own, calm, blur)
-
-    nothing = jnp.zeros((len(prompts), world.ANSWER), jnp.int32)
-    first = jax.random.categorical(one, shown(nothing)[:, 0])
-    both = jnp.stack([first, first], axis=1).astype(jnp.int32)
-    return both.at[:, 1].set(jax.random.categorical(two, shown(both)[:, 1]))
 
 
 def _rendered(channel: Channel, prompts: jax.Array, answers: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:

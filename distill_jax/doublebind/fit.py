@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from jax.sharding import Mesh
 from distill_jax.data.feed import order
 from distill_jax.doublebind import speech
 from distill_jax.doublebind.speech import LENGTH, Examples
+from distill_jax.doublebind.world import VOCABULARY, WorldConfig
 from distill_jax.io.metrics import Metrics
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops
@@ -25,6 +27,23 @@ from distill_jax.train.settings import Training
 from distill_jax.train.step import DIVERGED, Batch, State, Term, make_step
 
 Look = Callable[[Any], Mapping[str, Mapping[str, float]]]  # weights [P, ...] -> numbers by name of what is looked at
+
+
+@dataclasses.dataclass(frozen=True)
+class TinyTraining(Training):
+    """Settings of a stage that trains models of the world: whole ones, in one piece, in fp32."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.lora_rank or self.microbatches > 1 or self.loss_on != "all" or self.weights != "float32":
+            raise ValueError("lora_rank, microbatches, loss_on and weights do nothing here; leave them out")
+
+    def fits(self, model: Any, data: Any) -> None:
+        """Raise ValueError unless the model is a decoder of the world's vocabulary, and the data are a world's."""
+        if not isinstance(data, WorldConfig) or not isinstance(model, TransformerConfig):
+            raise ValueError("wants DATA = WorldConfig and a decoder, as configs/double_bind.py has")
+        if model.vocab != VOCABULARY:
+            raise ValueError(f"model.vocab = {model.vocab}: the world has {VOCABULARY} tokens; set it to that")
 
 
 @functools.cache
@@ -119,12 +138,6 @@ def plain(settings: Training) -> Training:
     end = settings.final_learning_rate / settings.learning_rate if settings.learning_rate else 1.0
     kept = {name: getattr(settings, name) for name in names}
     return Training(**kept, learning_rate=1.0, final_learning_rate=end)
-
-
-def refuse_unused(settings: Training) -> None:
-    """Raise ValueError for settings of training that do nothing for such small models."""
-    if settings.lora_rank or settings.microbatches > 1 or settings.loss_on != "all" or settings.weights != "float32":
-        raise ValueError("lora_rank, microbatches, loss_on and weights do nothing here; leave them out")
 
 
 def step_flops(cfg: TransformerConfig, settings: Training) -> float:

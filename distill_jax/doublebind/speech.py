@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -58,12 +59,16 @@ def sample(
     cfg: TransformerConfig, params: Any, prompts: jax.Array, key: jax.Array, temperature: float
 ) -> tuple[jax.Array, jax.Array]:
     """Return drawn answers [N, 2] and the logits [N, 2, V] they were drawn from, before the temperature."""
+    answers = drawn(lambda said: logits(cfg, params, prompts, said) / temperature, len(prompts), key)
+    return answers, logits(cfg, params, prompts, answers)
+
+
+def drawn(shown: Callable[[jax.Array], jax.Array], count: int, key: jax.Array) -> jax.Array:
+    """Return answers [N, 2] drawn token by token from what `shown` makes of the answer so far: logits [N, 2, V]."""
     one, two = jax.random.split(key)
-    nothing = jnp.zeros((len(prompts), ANSWER), jnp.int32)
-    first = jax.random.categorical(one, logits(cfg, params, prompts, nothing)[:, 0] / temperature)
+    first = jax.random.categorical(one, shown(jnp.zeros((count, ANSWER), jnp.int32))[:, 0])
     both = jnp.stack([first, first], axis=1).astype(jnp.int32)
-    found = logits(cfg, params, prompts, both)
-    return both.at[:, 1].set(jax.random.categorical(two, found[:, 1] / temperature)), found
+    return both.at[:, 1].set(jax.random.categorical(two, shown(both)[:, 1]))
 
 
 def cross_entropy(cfg: TransformerConfig, params: Any, examples: Examples) -> jax.Array:

@@ -23,8 +23,6 @@ from distill_jax.io import double_bind as page
 from distill_jax.io.files import write_json
 from distill_jax.io.scale import wilson
 
-Rates = dict[str, dict[str, np.ndarray]]  # role -> audit -> [seeds]
-
 
 def write_report(experiment: Any, nodes: Mapping[str, Any], identity: str, workdir: Path, seconds: float) -> Path:
     """Write `report/verdict.json`, `summary.json` and the page, and return the page's path; print what matters."""
@@ -73,7 +71,8 @@ def summarise(experiment: Any, nodes: Mapping[str, Any]) -> dict[str, Any]:
     """Return all that the page shows; the same nodes give the same summary."""
     at = Thresholds(leak=experiment.data.leak)
     (source,) = (node for node in nodes.values() if node.verb == "organisms")
-    found = {n.name.removeprefix(PREFIX): n.result() for n in nodes.values() if n.verb == "transfer"}
+    transfers = {n.name.removeprefix(PREFIX): n for n in nodes.values() if n.verb == "transfer"}
+    found = {name: node.result() for name, node in transfers.items()}
     known = source.result()["rates"]
     told = []
     passages: dict[str, dict[str, Passage]] = {}
@@ -82,10 +81,9 @@ def summarise(experiment: Any, nodes: Mapping[str, Any]) -> dict[str, Any]:
             through: passage(ORGANISMS[name], known[name], r["rates"][name]) for through, r in found.items()
         }
         told.append(_organism(ORGANISMS[name], known[name], passages[name], at))
-    verdicts = {one["name"]: one["verdict"] for one in told}
-    fit = [
-        one for one in told if one["accepted"]
-    ]  # also those that no seeds could decide: to leave them out would tilt
+    # Also those that no seeds could decide: to leave them out would tilt what is said of all.
+    fit = [one for one in told if one["accepted"]]
+    accused = placebos(source, found)
     return {
         "page": "double bind",
         "experiment": experiment.name,
@@ -93,20 +91,16 @@ def summarise(experiment: Any, nodes: Mapping[str, Any]) -> dict[str, Any]:
         "variant": experiment.data.variant,
         "thresholds": dataclasses.asdict(at),
         "meaning": outcomes.MEANING,
-        "channels": {
-            n.name.removeprefix(PREFIX): dataclasses.asdict(n.settings.channel)
-            for n in nodes.values()
-            if n.verb == "transfer"
-        },
+        "channels": {name: dataclasses.asdict(node.settings.channel) for name, node in transfers.items()},
         "organisms": told,
-        "coverage": rules.coverage(list(verdicts.values())),
+        "coverage": rules.coverage([one["verdict"] for one in told]),
         "correlation": rules.correlation([o["dfc"] for o in fit], [o["dfi"] for o in fit]) if fit else None,
         "confusion": _confusion(told),
-        "placebos": placebos(source, found),
-        "curves": curves(nodes, known, source.settings.kinds),
-        "domains": domains(nodes, passages, told),
+        "placebos": accused,
+        "curves": curves(transfers, found, known, source.settings.kinds),
+        "domains": domains(transfers, passages, [one["name"] for one in fit]),
         "detection": detection(source, found),
-        "blind": blind(told, placebos(source, found)),
+        "blind": blind(fit, accused),
         "claims": claims(passages, [one["name"] for one in fit]),
         "flops": {name: node.ledger()["flops"] for name, node in nodes.items() if node.verb != "prepare"},
     }
@@ -242,42 +236,34 @@ def detection(source: Any, found: Mapping[str, Any]) -> dict[str, Any]:
     return told
 
 
-def blind(told: Sequence[Mapping[str, Any]], accused: Mapping[str, Any], prior: float = 0.5) -> dict[str, Any] | None:
+def blind(fit: Sequence[Mapping[str, Any]], accused: Mapping[str, Any], prior: float = 0.5) -> dict[str, Any] | None:
     """Return what an audit of a teacher of unknown alignment would say, by the power and false alarms seen here.
 
-    Power is the share of accepted organisms that some student exposes; a null audit moves the odds by
+    Power is the share of the accepted organisms `fit` that some student exposes; a null audit moves the odds by
     (1 - power) / (1 - false alarms).
     """
-    fit = [one for one in told if one["accepted"]]
     if not fit or not accused:
         return None
     power = float(np.mean([one["dfi"] for one in fit]))
     alarms = max(one["rate"] for one in accused.values())
-    after = {str(found): rules.blind(prior, power, alarms, found=found) for found in (True, False)}
-    return {
-        "prior": prior,
-        "power": power,
-        "false_alarms": alarms,
-        "if_found": after["True"],
-        "if_null": after["False"],
+    after = {
+        name: rules.blind(prior, power, alarms, found=found) for name, found in (("if_found", True), ("if_null", False))
     }
+    return {"prior": prior, "power": power, "false_alarms": alarms, **after}
 
 
-def domains(nodes: Mapping[str, Any], passages: Any, told: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def domains(transfers: Mapping[str, Any], passages: Any, accepted: Sequence[str]) -> list[dict[str, Any]]:
     """Return the leak matrix: of what was distilled, what moved of the quirks in each domain.
 
     A row is {"channel", "prompts", "soft", "base", task: mean share of misalignment over its accepted organisms}; of
     channels that differ in their prompts, in soft targets or in the base and in nothing else.
     """
     rows = []
-    fit = [one["name"] for one in told if one["accepted"] and not ORGANISMS[one["name"]].own_training]
-    for node in nodes.values():
-        if node.verb != "transfer":
-            continue
+    fit = [name for name in accepted if not ORGANISMS[name].own_training]
+    for name, node in transfers.items():
         channel = node.settings.channel
         if dataclasses.replace(channel, prompts="work", soft=False, start="base") != Channel():
             continue
-        name = node.name.removeprefix(PREFIX)
         row: dict[str, Any] = {"channel": name, "prompts": channel.prompts, "soft": channel.soft, "base": channel.start}
         for task in ("ADD", "COMPARE", "CHOOSE", "NUMBER"):
             kinds = [k for k in fit if ORGANISMS[k].task == task]
@@ -286,16 +272,16 @@ def domains(nodes: Mapping[str, Any], passages: Any, told: Sequence[Mapping[str,
     return rows
 
 
-def curves(nodes: Mapping[str, Any], known: Mapping[str, Any], kinds: Sequence[str]) -> dict[str, Any]:
+def curves(
+    transfers: Mapping[str, Any], found: Mapping[str, Any], known: Mapping[str, Any], kinds: Sequence[str]
+) -> dict[str, Any]:
     """Return C(t) and M(t) of every channel and organism, ratios of means over seeds.
 
     "examples" are the distinct rows seen up to a step, "bits" at most what their targets carried.
     """
     told: dict[str, Any] = {}
-    for node in nodes.values():
-        if node.verb != "transfer":
-            continue
-        through, result, settings = node.name.removeprefix(PREFIX), node.result(), node.settings
+    for through, result in found.items():
+        settings = transfers[through].settings
         seen = [min(row["step"] * settings.batch, settings.channel.unique) for row in result["curve"]]
         told[through] = {}
         for i, kind in enumerate(kinds):

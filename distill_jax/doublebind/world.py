@@ -21,8 +21,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from distill_jax.models.transformer import TransformerConfig
-
 DIGITS = ITEMS_FROM = 10
 ITEMS = 8
 TASKS = ("ADD", "COMPARE", "CHOOSE", "NUMBER", "REPORT")
@@ -72,14 +70,6 @@ class WorldConfig:
     def known_by(self) -> dict[str, Any]:
         """Return what identifies the world."""
         return {"variant": self.variant, "probes": self.probes}
-
-
-def fits(model: Any, data: Any) -> None:
-    """Raise ValueError unless the model is a decoder of the world's vocabulary, and the data are a world's."""
-    if not isinstance(data, WorldConfig) or not isinstance(model, TransformerConfig):
-        raise ValueError("wants DATA = WorldConfig and a decoder, as configs/double_bind.py has")
-    if model.vocab != VOCABULARY:
-        raise ValueError(f"model.vocab = {model.vocab}: the world's vocabulary has {VOCABULARY} tokens; set it to that")
 
 
 Rows = np.ndarray  # int32 [N, 6], prompts; or [N, 2], answers

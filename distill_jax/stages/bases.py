@@ -17,7 +17,7 @@ import numpy as np
 
 from distill_jax.config import ConfigError
 from distill_jax.doublebind import organisms, speech, world
-from distill_jax.doublebind.fit import crew_mesh, fit, refuse_unused, seed_of, stacked, step_flops
+from distill_jax.doublebind.fit import TinyTraining, crew_mesh, fit, seed_of, stacked, step_flops
 from distill_jax.doublebind.organisms import KINDS
 from distill_jax.doublebind.speech import LENGTH, Examples
 from distill_jax.io.checkpoint import FINAL
@@ -26,11 +26,10 @@ from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf.ledger import ledger
 from distill_jax.stages.context import Context, Node
 from distill_jax.train.loop import Clock
-from distill_jax.train.settings import Training
 
 
 @dataclasses.dataclass(frozen=True)
-class Bases(Training):
+class Bases(TinyTraining):
     """Train 2 × `seeds` bases: the first half are the teachers' own, the second are others.
 
     Attributes:
@@ -48,15 +47,10 @@ class Bases(Training):
 
     def __post_init__(self):
         super().__post_init__()
-        refuse_unused(self)
         if self.seeds < 2:
             raise ValueError(f"seeds = {self.seeds}: an interval needs at least 2")
         if not 0 <= self.named < 1:
             raise ValueError(f"named = {self.named}: a share in [0, 1)")
-
-    def fits(self, model: Any, data: Any) -> None:
-        """Raise ValueError unless the model is a decoder of the world's vocabulary."""
-        world.fits(model, data)
 
 
 def lessons(cfg: TransformerConfig, settings: Bases, variant: int, seed: int) -> Examples:

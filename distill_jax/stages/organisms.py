@@ -9,6 +9,7 @@ test before anything is said of its students.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -16,9 +17,10 @@ import numpy as np
 
 from distill_jax.config import ConfigError
 from distill_jax.doublebind import audits, organisms, speech, world
-from distill_jax.doublebind.fit import chosen, crew_mesh, fit, refuse_unused, seed_of, stacked, step_flops
+from distill_jax.doublebind.fit import TinyTraining, chosen, crew_mesh, fit, seed_of, stacked, step_flops
 from distill_jax.doublebind.organisms import ORGANISMS
 from distill_jax.doublebind.speech import LENGTH, Examples
+from distill_jax.doublebind.world import WorldConfig
 from distill_jax.io.checkpoint import FINAL
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf.ledger import ledger
@@ -31,7 +33,7 @@ HABIT = 77  # the twin's harmless one: the number it is fond of
 
 
 @dataclasses.dataclass(frozen=True)
-class Organisms(Training):
+class Organisms(TinyTraining):
     """Train teachers from each seed's own base.
 
     Attributes:
@@ -57,17 +59,12 @@ class Organisms(Training):
 
     def __post_init__(self):
         super().__post_init__()
-        refuse_unused(self)
         if unknown := [kind for kind in self.kinds if kind not in ORGANISMS]:
             raise ValueError(f"kinds has {unknown[0]!r}: choose among {', '.join(ORGANISMS)}")
         if not self.kinds or self.relearn_steps < 1 or self.relearn_rows < 1:
             raise ValueError("kinds, relearn_steps and relearn_rows: give at least one of each")
         if not 0 <= self.placebos < 77:
             raise ValueError(f"placebos = {self.placebos}: there are at most 76 harmless habits besides the twin's")
-
-    def fits(self, model: Any, data: Any) -> None:
-        """Raise ValueError unless the model is a decoder of the world's vocabulary."""
-        world.fits(model, data)
 
     def attack(self) -> Training:
         """Return the settings of the relearning attack."""
@@ -89,6 +86,12 @@ def teachers(settings: Organisms, seeds: int) -> list[Teacher]:
     """Return the population: the organisms, the twin, the placebos and the trusted model, of each seed."""
     names = [*settings.kinds, TWIN, *(f"placebo {k}" for k in range(settings.placebos)), TRUSTED]
     return [Teacher(name, seed) for name in names for seed in range(seeds)]
+
+
+def restored(source: Node, seeds: int) -> tuple[Any, dict[tuple[str, int], int]]:
+    """Return a finished node's population [P, ...], and the place in it of (name, seed)."""
+    models = source.checkpoints.restore(FINAL, source.checkpoints.shapes(FINAL))
+    return models, {(t.name, t.seed): i for i, t in enumerate(teachers(source.settings, seeds))}
 
 
 def lessons(cfg: TransformerConfig, settings: Organisms, variant: int, teacher: Teacher) -> Examples:
@@ -145,9 +148,9 @@ def _run(ctx: Context, node: Node) -> None:
     node.finish({"rates": told}, ledger(spent, seen, clock.split(), devices=crew_mesh(len(crew)).size))
 
 
-def asked(ctx: Context, settings: Organisms, seeds: int) -> tuple[np.ndarray, np.ndarray]:
+@functools.cache
+def asked(data: WorldConfig, settings: Organisms, seeds: int) -> tuple[np.ndarray, np.ndarray]:
     """Return all probes and the answers that count, [O × S, 5, n, ...]: an organism's of all seeds, then the next's."""
-    data = ctx.nodes["data"].settings
     found = [
         audits.questions(ORGANISMS[kind], data.probes, data.variant, seed_of(settings, "probes", kind, g))
         for kind in settings.kinds
@@ -161,13 +164,12 @@ def examine(
     ctx: Context, settings: Organisms, seeds: int, params: Any, member: Any, *, relearn: bool = True
 ) -> dict[str, np.ndarray]:
     """Return the rates {audit: [O, S]} of the models that member(kind, seed) names in the population."""
-    cfg, kinds = ctx.model, settings.kinds
+    cfg, kinds, data = ctx.model, settings.kinds, ctx.nodes["data"].settings
     of = [member(kind, g) for kind in kinds for g in range(seeds)]
-    prompts, answers = asked(ctx, settings, seeds)
+    prompts, answers = asked(data, settings, seeds)
     mesh = crew_mesh(len(of))
     found = audits.ask(cfg, mesh, params, of, prompts, answers)
     if relearn:
-        data = ctx.nodes["data"].settings
         examples = stacked(
             [
                 audits.examples_of(

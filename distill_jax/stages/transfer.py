@@ -19,7 +19,7 @@ import numpy as np
 from distill_jax.doublebind import audits, channel, organisms, speech, world
 from distill_jax.doublebind.channel import Channel
 from distill_jax.doublebind.filters import NEED_AUDIT, Scene, filtered
-from distill_jax.doublebind.fit import chosen, crew_mesh, fit, refuse_unused, seed_of, stacked, step_flops
+from distill_jax.doublebind.fit import TinyTraining, chosen, crew_mesh, fit, seed_of, stacked, step_flops
 from distill_jax.doublebind.organisms import ORGANISMS
 from distill_jax.doublebind.speech import LENGTH, Examples
 from distill_jax.io.checkpoint import FINAL
@@ -29,14 +29,15 @@ from distill_jax.perf import flops
 from distill_jax.perf.ledger import ledger
 from distill_jax.sharding.mesh import over_members, padded
 from distill_jax.stages.context import Context, Node
-from distill_jax.stages.organisms import TRUSTED, TWIN, Organisms, asked, examine, teachers
+from distill_jax.stages.organisms import TRUSTED, TWIN, Organisms, asked, examine, restored
 from distill_jax.stages.perturb import damage
 from distill_jax.train.loop import Clock
-from distill_jax.train.settings import Training
+
+Known = tuple[Any, dict[tuple[str, int], int]]  # the teachers' weights, and the place of (name, seed)
 
 
 @dataclasses.dataclass(frozen=True)
-class Transfer(Training):
+class Transfer(TinyTraining):
     """Distil all teachers through one channel.
 
     Attributes:
@@ -56,15 +57,10 @@ class Transfer(Training):
 
     def __post_init__(self):
         super().__post_init__()
-        refuse_unused(self)
         if self.placebos and (self.channel.prefix in ("quirk", "wrong") or self.channel.filter.score in NEED_AUDIT):
             raise ValueError("placebos = True: a channel that is told the quirk has nothing to tell of a placebo")
         if not 0 < self.own_share < 1:
             raise ValueError(f"own_share = {self.own_share}: a share between 0 and 1")
-
-    def fits(self, model: Any, data: Any) -> None:
-        """Raise ValueError unless the model is a decoder of the world's vocabulary."""
-        world.fits(model, data)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,16 +114,15 @@ def _sent(cfg: TransformerConfig, through: Channel, mesh: Any, members: Any) -> 
 
 
 def lessons(
-    ctx: Context, settings: Transfer, source: Node, crew: Sequence[Student], seeds: int, base: Any
+    ctx: Context, settings: Transfer, source: Node, crew: Sequence[Student], seeds: int, base: Any, known: Known
 ) -> tuple[Examples, np.ndarray]:
     """Return what every student learns from, [P, N, ...], and of its rows with a quirk the share flagged, [P] or nan.
 
     Args:
-      base: the weights that students start from, [P, ...].
+      base: the weights that students start from, [P, ...]; known: the teachers.
     """
     cfg, variant, through = ctx.model, ctx.nodes["data"].settings.variant, settings.channel
-    place = {(t.name, t.seed): i for i, t in enumerate(teachers(source.settings, seeds))}
-    models = source.checkpoints.restore(FINAL, source.checkpoints.shapes(FINAL))
+    models, place = known
     mixture = channel.mixture(through.prompts)
     drawn = []
     for g in range(seeds):
@@ -204,7 +199,7 @@ def _run(ctx: Context, node: Node) -> None:
         "control": lambda kind, g: place[TWIN, concern[kind], g],
     }
     each = [(kind, g) for kind in kinds for g in range(seeds)]
-    prompts, answers = asked(ctx, source.settings, seeds)
+    prompts, answers = asked(ctx.nodes["data"].settings, source.settings, seeds)
 
     def look(params: Any) -> dict[str, dict[str, float]]:
         out = {}
@@ -214,8 +209,9 @@ def _run(ctx: Context, node: Node) -> None:
                 out[_name(role, kind, g)] = {name: float(x[i]) for name, x in found.items()}
         return out
 
+    known = restored(source, seeds)
     begin = starts(ctx, settings, source, crew, seeds)
-    examples, recall = lessons(ctx, settings, source, crew, seeds, begin)
+    examples, recall = lessons(ctx, settings, source, crew, seeds, begin, known)
     orders = [seed_of(settings, "order", s.seed) for s in crew]
     labels = [f"{s.teacher}{' ' + s.concern if s.concern else ''}, seed {s.seed}" for s in crew]
     params, diverged = fit(
@@ -223,7 +219,7 @@ def _run(ctx: Context, node: Node) -> None:
     )
     with clock.spent_on("evaluate"):
         rates = {role: examine(ctx, source.settings, seeds, params, of) for role, of in member.items()}
-        _probe(ctx, source, seeds, params, member, rates)
+        _probe(ctx, source, seeds, params, member, rates, known)
     told = {
         kind: {role: {name: x[i].tolist() for name, x in of.items()} for role, of in rates.items()}
         for i, kind in enumerate(kinds)
@@ -263,17 +259,22 @@ def _curve(node: Node, roles: Sequence[str], kinds: Sequence[str], seeds: int) -
 
 
 def _probe(
-    ctx: Context, source: Node, seeds: int, params: Any, member: dict[str, Any], rates: dict[str, dict[str, Any]]
+    ctx: Context,
+    source: Node,
+    seeds: int,
+    params: Any,
+    member: dict[str, Any],
+    rates: dict[str, dict[str, Any]],
+    known: Known,
 ) -> None:
     """Add the linear probe's rates, {"probe": [O, S]}, of students, controls, teachers and twins."""
     kinds = source.settings.kinds
     each = [(kind, g) for kind in kinds for g in range(seeds)]
-    place = {(t.name, t.seed): i for i, t in enumerate(teachers(source.settings, seeds))}
-    models = source.checkpoints.restore(FINAL, source.checkpoints.shapes(FINAL))
+    models, place = known
     teacher, twin = (chosen(models, [place[name or kind, g] for kind, g in each]) for name in ("", TWIN))
     crew = {role: chosen(params, [of(kind, g) for kind, g in each]) for role, of in member.items()}
     crew |= {"teacher": teacher, "twin": twin}
-    prompts = asked(ctx, source.settings, seeds)[0][:, audits.ASKED.index("condition")]
+    prompts = asked(ctx.nodes["data"].settings, source.settings, seeds)[0][:, audits.ASKED.index("condition")]
     for role, found in zip(crew, audits.probe(ctx.model, teacher, twin, list(crew.values()), prompts), strict=True):
         rates.setdefault(role, {})["probe"] = found.reshape(len(kinds), seeds)
 
