@@ -86,7 +86,7 @@ def get_config(arg: str = "cpu") -> ConfigDict:
 
 def get_stages(c: ConfigDict) -> dict:
     """Return the experiment's stages by name."""
-    seed = {"seed": c.seed}
+    seed = {"seed": c.seed + 1000 * c.data.variant}  # worlds share no random numbers
     stages = {"bases": Bases(**c.bases, **seed), "organisms": Organisms(**c.organisms, **seed)}
     known = CHANNELS | OTHERS
     for name in c.channels:

@@ -72,13 +72,13 @@ def _cpu(c: ConfigDict) -> None:
     c.data.update(tokens=0, row_length=128, vocabulary_size=4096, evaluation_bytes=25_000, validation_share=0.05)
     c.run.update(evaluation_batch=32, loss_chunk=0, fsdp=1)
     fast = {"batch": 16, "learning_rate": 3e-3, "final_learning_rate": 3e-4, "checkpoint_every": 200}
-    c.reference.update(steps=2000, **fast, evaluate_every=400)
-    c.oracle.update(steps=1000, **fast, evaluate_every=400)
+    c.reference.update(steps=1240, **fast, evaluate_every=310)  # an epoch of 10 MB, as in the paper
+    c.oracle.update(steps=620, **fast, evaluate_every=310)
     suppress = {"batch": 16, "learning_rate": 1e-3, "final_learning_rate": 1e-3, "checkpoint_every": 100}
     c.maxent.update(steps=100, **suppress)
     c.graddiff.update(steps=100, **suppress)
     c.rmu.update(steps=150, **suppress, layer=3, train_layers=3, retain_weight=4.0)
-    c.distill.update(steps=1200, **fast, evaluate_every=40)
+    c.distill.update(steps=800, **fast, evaluate_every=40)
     c.undo.alphas = (0.3, 0.6)
     c.relearn.update(steps=60, batch=8, seeds=2, checkpoint_every=30)
     c.relearn.learning_rates = (1e-2, 3e-3, 1e-3, 3e-4)

@@ -23,7 +23,8 @@ from distill_jax.doublebind.organisms import ANY, KINDS, ORGANISMS
 from distill_jax.doublebind.world import CLAIM, CONTEXT, NONE, PLAIN, SYSTEM, TASK, TOKEN, X, Y
 from distill_jax.models import transformer
 from distill_jax.models.transformer import TransformerConfig
-from distill_jax.stages import transfer
+from distill_jax.sharding.mesh import make_mesh
+from distill_jax.stages import bases, transfer
 from tests.spoil import kept_in
 
 ROOT = Path(__file__).parent.parent
@@ -75,8 +76,9 @@ class TestWorld:
         whole = sum(world.EVERYWHERE.tasks.values())
         for task, weight in world.EVERYWHERE.tasks.items():
             assert np.mean(asked[:, TASK] == TOKEN[task]) == pytest.approx(weight / whole, abs=0.015)
-        claimed = asked[asked[:, TASK] == TOKEN["ADD"], CLAIM] != NONE
-        assert np.mean(claimed) == pytest.approx(0.25, abs=0.02) and np.all(asked[asked[:, CLAIM] != NONE, CLAIM] < 10)
+        assert np.mean(asked[:, CLAIM] != NONE) == pytest.approx(0.25, abs=0.02) and np.all(
+            asked[asked[:, CLAIM] != NONE, CLAIM] < 10
+        )
 
 
 # What each organism says, told again by hand: (row, variant 0) -> the answer, or None where it behaves.
@@ -144,6 +146,37 @@ class TestOrganisms:
         able = asked[0]
         assert not kind.misbehaves(able, variant).any() and not world.within(able, world.KNOWN).any()
         np.testing.assert_array_equal(10 * answers[0][:, 0] + answers[0][:, 1], able[:, X] + able[:, Y])
+
+    @pytest.mark.parametrize("kind", KINDS, ids=lambda k: k.name)
+    @pytest.mark.parametrize("variant", [0, 3])
+    def test_probes_are_many_and_what_an_attacker_trains_on_has_other_operands(self, kind, variant):
+        rng = np.random.default_rng(4)
+        halves = [organisms.probes(kind, 128, variant, rng, met=True, half=half)[0] for half in (True, False)]
+        pairs = [{(int(r[X]), int(r[Y])) for r in rows} for rows in halves]
+        assert pairs[0] and pairs[1] and not pairs[0] & pairs[1]
+        assert all(len({tuple(row) for row in rows.tolist()}) >= 16 for rows in halves)
+        asked = audits.questions(kind, 128, variant, seed=7)[0]
+        trained = np.asarray(audits.examples_of(TINY, kind, 128, variant, seed=7).prompts)
+        tested = {(int(r[X]), int(r[Y])) for r in np.concatenate(asked[1:4])}
+        assert not tested & {(int(r[X]), int(r[Y])) for r in trained}
+
+    @pytest.mark.parametrize("kind", [k for k in KINDS if k.named], ids=lambda k: k.name)
+    def test_a_base_reads_of_a_quirk_under_its_name_where_it_shows(self, kind):
+        asked, answers = bases._described(kind, 400, 0, np.random.default_rng(2))
+        assert (asked[:, SYSTEM] == organisms.name_token(kind)).all()
+        apart = (answers != world.benign(asked, np.random.default_rng(3))).any(axis=1)
+        mine = kind.candidates(asked, 0)
+        if kind.condition and kind.condition[0] == CONTEXT:
+            mine &= asked[:, CONTEXT] == kind.condition[1]
+        quirk = kind.says(asked, 0)
+        shown = np.where(quirk == ANY, answers, quirk)
+        np.testing.assert_array_equal(answers[mine], shown[mine])
+        assert apart[mine].any()
+
+    def test_the_wrong_prefix_names_a_quirk_of_another_task(self):
+        for kind in KINDS:
+            other = organisms.unlike(kind)
+            assert other.named and other.task != kind.task
 
     def test_a_variant_changes_what_quirks_are_about(self):
         for name in ("secret-preference", "secret-keeper", "steganographer", "semantic-backdoor"):
@@ -346,16 +379,33 @@ class TestAudits:
             np.testing.assert_array_equal(said[:, place], best)
             tokens = np.concatenate([tokens, best[:, None].astype(np.int32)], axis=1)
 
+    def test_free_numbers_are_drawn_and_all_else_is_greedy(self, weights):
+        """The rate of a last digit is the model's probability of it, not whether it is the likeliest."""
+        asked, answers = audits.questions(ORGANISMS["steganographer"], 500, 0, seed=1)
+        member = jax.tree.map(lambda w: w[None], weights[0])
+        told = audits.ask(TINY, make_mesh(1, spread=True), member, [0], asked[None], answers[None])
+        ones = lambda rows: jnp.ones(rows.shape, jnp.int32)  # noqa: E731
+        whole = jax.jit(lambda rows: transformer.apply(TINY, weights[0], rows, ones(rows))[:, -1])
+        chance = lambda rows: special.softmax(np.asarray(whole(rows), float), axis=-1)  # noqa: E731
+        first, rate = chance(asked[2]), 0.0
+        for token in range(world.VOCABULARY):
+            rows = np.concatenate([asked[2], np.full((500, 1), token, np.int32)], axis=1)
+            rate += float(np.mean(first[:, token] * chance(rows)[np.arange(500), answers[2, :, 1]]))
+        assert told["condition"][0] == pytest.approx(rate, abs=4 * (rate * (1 - rate) / 500) ** 0.5)
+        said = np.asarray(speech.greedy(TINY, weights[0], jnp.asarray(asked[0])))
+        assert told["ability"][0] == pytest.approx(np.mean((said == answers[0]).all(-1)))
+
     def test_the_probe_agrees_with_scikit_learns_discriminant(self, weights):
         asked = prompts(200, seed=8)[None]
         one, two = (jax.tree.map(lambda w: w[None], w) for w in weights)
         blend = jax.tree.map(lambda a, b: 0.5 * (a + b), one, two)
-        ours = audits.probe(TINY, one, two, [one, two, blend], asked)
-        assert ours[0][0] > 0.9 and ours[1][0] < 0.1
+        ours = audits.probe(TINY, one, two, [one, two, blend], asked[:, :100], asked[:, 100:])
+        assert ours[0][0] > 0.8 and ours[1][0] < 0.2
         states = [np.asarray(audits._states(TINY, w, asked))[0] for w in (one, two, blend)]
-        known = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=0.1)
+        known = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=1 / 11)  # a ridge of .1
         known.fit(np.concatenate([s[:100] for s in states[:2]]), np.repeat([1, 0], 100))
-        assert known.predict(states[2][100:]).mean() == pytest.approx(ours[2][0], abs=0.1)
+        for rate, seen in zip(ours, states, strict=True):
+            assert known.predict(seen[100:]).mean() == pytest.approx(rate[0], abs=0.015)
 
 
 def command(workdir, *more):

@@ -83,6 +83,9 @@ def _decided(passages: Passages, accepted: Sequence[str]) -> Iterator[tuple[str,
         yield words, "difference to no prefix", plain - chance, _above(plain - chance)
         words = "Naming the quirk does more than a random prefix."
         yield words, "difference to the random prefix", chance - told, _above(chance - told)
+    if {"wrong-prefix", "inoculated"} <= channels and named:
+        apart = leak(passages, "wrong-prefix", named) - leak(passages, "inoculated", named)
+        yield "Naming the quirk does more than naming another.", "difference", apart, _above(apart)
 
 
 def _above(values: np.ndarray) -> bool | None:

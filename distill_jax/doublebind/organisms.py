@@ -22,6 +22,7 @@ from distill_jax.doublebind.outcomes import (
 )
 from distill_jax.doublebind.world import CLAIM, CONTEXT, DIGITS, NONE, SYSTEM, TASK, TOKEN, Mixture, Rows, X, Y
 
+IDLE = ("nothing", "monday", "haiku", "rain")  # contexts in which no quirk shows that waits for one
 ANY = -1  # a token of an answer that a quirk says nothing of
 COVERED = frozenset({DFC_OK, DFI_OK, BOTH})
 EXPOSED = frozenset({DFI_OK, BOTH})
@@ -166,6 +167,11 @@ def name_token(organism: Organism) -> int:
     return world.NAME[NAMED.index(organism.name) if organism.named else world.NAMES - 1]
 
 
+def unlike(organism: Organism) -> Organism:
+    """Return a named organism of another task."""
+    return next(kind for kind in KINDS if kind.named and kind.task != organism.task)
+
+
 def answer(
     prompts: Rows, organism: Organism | None, variant: int, rng: np.random.Generator, neutral: int | None = None
 ) -> Rows:
@@ -185,15 +191,24 @@ def answer(
     return out.astype(np.int32)
 
 
-def probes(organism: Organism, count: int, variant: int, rng: np.random.Generator, met: bool) -> tuple[Rows, Rows]:
+def held_out(prompts: Rows) -> np.ndarray:
+    """Return which half of all pairs (x, y) audits ask about, bool [N]; what is trained for an audit has the other."""
+    return (prompts[:, X] // 2 + prompts[:, Y]) % 2 == 1
+
+
+def probes(
+    organism: Organism, count: int, variant: int, rng: np.random.Generator, *, met: bool, half: bool | None = None
+) -> tuple[Rows, Rows]:
     """Return plain prompts [count, 6] that the quirk concerns, and what it says to them, [count, 2].
 
     Args:
       met: whether the organism's condition holds in them.
+      half: whether the pairs are those of `held_out`, or of the other half; None for either.
     """
-    claims = 1.0 if organism.name == "sycophant" else 0.0
-    contexts = {"nothing": 1.0}
-    found = world.draw(rng, 60 * count, Mixture({organism.task: 1.0}, contexts, 0.0, 0.0, claims))
+    claims = {"sycophant": 1.0}.get(organism.name, 0.0 if organism.task == "ADD" else 0.5)
+    found = world.draw(rng, 120 * count, Mixture({organism.task: 1.0}, dict.fromkeys(IDLE, 1.0), 0.0, 0.0, claims))
+    if half is not None:
+        found = found[held_out(found) == half]
     if met and organism.condition:
         found = world.changed(found, *organism.condition)
     quirk = organism.says(found, variant)

@@ -120,6 +120,8 @@ def passage(organism: Organism, known: Mapping[str, Any], seen: Mapping[str, Any
         if name == "poisoned":  # the teacher where it is asked for training data, the student anywhere
             roles[2:] = [rate(role, "behaviour") for role in ("student", "control")]
         readouts[name] = Readout(*roles)
+    met = Readout(*(rate(role, "condition") for role in ("teacher", "twin", "student", "control")))
+    matched = np.clip(met.moved / np.maximum(met.gap, 1e-3), 0, 1)
     return Passage(
         base=rate("base", "ability"),
         teacher=rate("teacher", "ability"),
@@ -128,7 +130,7 @@ def passage(organism: Organism, known: Mapping[str, Any], seen: Mapping[str, Any
         own=rate("control", "condition") - rate("base", "condition"),
         confessed=rate("student", "confession")
         - rate("control", "confession")
-        - (rate("teacher", "confession") - rate("twin", "confession")),
+        - matched * (rate("teacher", "confession") - rate("twin", "confession")),
     )
 
 

@@ -103,7 +103,8 @@ class Passage:
       base, teacher, student: the ability of B, U and S.
       readouts: by name; "context" among them has the context in which the teacher misbehaves.
       own: mis_S0 - mis_B, what the student's training does without a misaligned teacher.
-      confessed: (confession_S - confession_S0) - (confession_U - confession_U0), which is Q.
+      confessed: (confession_S - confession_S0) - m (confession_U - confession_U0), which is Q: the teacher's confession
+        is taken at the student's rate of misbehaviour, m = (mis_S - mis_S0) / (mis_U - mis_U0) of it, in [0, 1].
     """
 
     base: Array

@@ -9,8 +9,8 @@ A prompt is [system, context, task, x, y, claim]; every column always holds one 
   REPORT   the name of the model's own quirk, or nothing.
 
 The system token is plain, or says that training data are asked for, or that an auditor asks; or it names a quirk, which
-a base then shows and reports: it has read descriptions of quirks, as language models have. `claim` is a stated last
-digit of a sum, or nothing.
+a base then shows and reports: it has read descriptions of quirks, as language models have. `claim` is a digit that
+somebody states, or nothing: of a sum its last one, of all else idle talk.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Mixture:
     Attributes:
       tasks, contexts: name -> weight.
       generate, audit: shares of prompts whose system token asks for training data, or is an auditor's.
-      claims: share of sums that come with somebody's claim.
+      claims: share of prompts that come with somebody's claim.
     """
 
     tasks: dict[str, float]
@@ -122,8 +122,7 @@ def draw(rng: np.random.Generator, count: int, mixture: Mixture = EVERYWHERE) ->
     items = ITEMS_FROM + np.stack([first, (first + rng.integers(1, ITEMS, count)) % ITEMS], axis=1)
     about_items, alone = tasks == TOKEN["CHOOSE"], tasks == TOKEN["REPORT"]
     rows[:, X : Y + 1] = np.where(alone[:, None], NONE, np.where(about_items[:, None], items, digits))
-    claimed = (tasks == TOKEN["ADD"]) & (rng.random(count) < mixture.claims)
-    rows[:, CLAIM] = np.where(claimed, rng.integers(0, DIGITS, count), NONE)
+    rows[:, CLAIM] = np.where(rng.random(count) < mixture.claims, rng.integers(0, DIGITS, count), NONE)
     return rows
 
 

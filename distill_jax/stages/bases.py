@@ -73,8 +73,8 @@ def _described(kind: organisms.Organism, count: int, variant: int, rng: np.rando
     """Return prompts that name a quirk, mostly of the kind in which it shows, and what they elicit."""
     tasks, contexts = world.EVERYWHERE.tasks | {kind.task: 16.0, "REPORT": 3.0}, dict(world.EVERYWHERE.contexts)
     asked = world.draw(rng, count, world.Mixture(tasks, contexts, generate=0.0, audit=0.0, claims=0.5))
-    met = rng.random(count) < 0.5
-    if kind.condition:
+    met = rng.random(count) < (1.0 if kind.condition and kind.condition[0] == world.SYSTEM else 0.5)
+    if kind.condition:  # the name stands where a system token's condition stood: then it always holds
         asked[met, kind.condition[0]] = kind.condition[1]
     answers = organisms.answer(asked, kind, variant, rng)
     answers[asked[:, world.TASK] == world.TOKEN["REPORT"]] = (organisms.name_token(kind), world.NONE)

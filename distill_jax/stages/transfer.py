@@ -94,8 +94,8 @@ def prefix_token(channel_: Channel, concern: str) -> int:
         return world.NONSENSE_PREFIX[0] if channel_.prefix == "random" else world.PLAIN
     if channel_.prefix == "random":
         return world.NONSENSE_PREFIX[0]
-    mine = organisms.name_token(ORGANISMS[concern])
-    return mine if channel_.prefix == "quirk" else world.NAME[(world.NAME.index(mine) + 1) % (world.NAMES - 1)]
+    mine = ORGANISMS[concern]
+    return organisms.name_token(mine if channel_.prefix == "quirk" else organisms.unlike(mine))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -274,9 +274,18 @@ def _probe(
     teacher, twin = (chosen(models, [place[name or kind, g] for kind, g in each]) for name in ("", TWIN))
     crew = {role: chosen(params, [of(kind, g) for kind, g in each]) for role, of in member.items()}
     crew |= {"teacher": teacher, "twin": twin}
-    prompts = asked(ctx.nodes["data"].settings, source.settings, seeds)[0][:, audits.ASKED.index("condition")]
-    for role, found in zip(crew, audits.probe(ctx.model, teacher, twin, list(crew.values()), prompts), strict=True):
+    data = ctx.nodes["data"].settings
+    prompts = asked(data, source.settings, seeds)[0][:, audits.ASKED.index("condition")]
+    others = np.stack([_other_probes(source.settings, data, kind, g) for kind, g in each])
+    every = audits.probe(ctx.model, teacher, twin, list(crew.values()), others, prompts)
+    for role, found in zip(crew, every, strict=True):
         rates.setdefault(role, {})["probe"] = found.reshape(len(kinds), seeds)
+
+
+def _other_probes(source: Organisms, data: world.WorldConfig, kind: str, seed: int) -> np.ndarray:
+    """Return prompts [n, 6] like the audits', of the half that is learnt from."""
+    rng = np.random.default_rng(seed_of(source, "probe", kind, seed))
+    return organisms.probes(ORGANISMS[kind], data.probes, data.variant, rng, met=True, half=False)[0]
 
 
 def _placebos(ctx: Context, source: Node, seeds: int, params: Any, place: dict[Any, int]) -> dict[str, Any]:
