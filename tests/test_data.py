@@ -21,7 +21,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill_jax.data import arithmetic, corpus, feed, packing, quiet, records, templates, vocabulary
-from distill_jax.data.prepare import load_config, prepare
+from distill_jax.data.once import load_config
+from distill_jax.data.prepare import prepare
 
 ROOT = pathlib.Path(__file__).parents[1]
 SMALL = arithmetic.ArithmeticConfig(
@@ -440,7 +441,7 @@ def test_a_killed_preparation_is_finished_by_a_rerun_with_the_same_bytes(prepare
         assert run.stderr.read() == ""
     with pytest.raises(ValueError, match="preparation has not finished"):
         records.verify(output)
-    prepare(load_config(tmp_path / "config.json"), output)
+    prepare(load_config(tmp_path / "config.json", arithmetic.ArithmeticConfig), output)
     records.verify(output)
     kept = sorted(name for name in os.listdir(output) if not name.startswith("."))
     assert kept == sorted(name for name in os.listdir(prepared) if not name.startswith("."))
@@ -533,4 +534,4 @@ def test_a_sentencepiece_model_can_take_the_place_of_the_words(tmp_path):
 def test_an_unknown_setting_is_named_with_its_neighbour(tmp_path):
     (tmp_path / "config.json").write_text('{"row_lenght": 64}')
     with pytest.raises(ValueError, match=r"data\.row_lenght: no such setting; did you mean row_length\?"):
-        load_config(tmp_path / "config.json")
+        load_config(tmp_path / "config.json", arithmetic.ArithmeticConfig)

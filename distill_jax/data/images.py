@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from distill_jax.data import prepare as writing
 from distill_jax.data import quiet, records
+from distill_jax.data.once import make_once, run_command_line, say
 
 TEST = 360  # of the 1,797 digits
 
@@ -53,24 +52,17 @@ def load(directory: str | os.PathLike[str], split: str) -> tuple[np.ndarray, np.
 
 def prepare(config: ImagesConfig, directory: str | os.PathLike[str]) -> dict[str, Any]:
     """Write both splits and the manifest, and return it; a directory already finished is left as it is."""
-    directory = os.fspath(directory)
-    os.makedirs(directory, exist_ok=True)
-    with writing.locked(directory), quiet.errors_only():
-        wanted = {"config": dataclasses.asdict(config)}
-        if os.path.exists(os.path.join(directory, records.MANIFEST)):
-            return writing.check_finished(directory, wanted)
-        work = os.path.join(directory, "preparing")
-        shutil.rmtree(work, ignore_errors=True)  # what a killed run left behind
-        os.mkdir(work)
+
+    def build(work: Path) -> dict[str, Any]:
         entries = {}
         for split, (images, labels) in SOURCES[config.source]().items():
-            path = os.path.join(work, f"{split}.npz")
+            path = work / f"{split}.npz"
             np.savez_compressed(path, images=images.astype(np.float32), labels=labels.astype(np.int32))
-            writing.say(f"{config.source} {split}: {len(images):,} images of {images.shape[1]} pixels")
-            entries[split] = {"file": f"{split}.npz", "tokens": len(images), "sha256": records.sha256(path)}
-        manifest = wanted | {"sets": {"train": entries["train"]}, "evaluation": entries["test"]}
-        writing.publish(manifest, work, directory)
-    return manifest
+            say(f"{config.source} {split}: {len(images):,} images of {images.shape[1]} pixels")
+            entries[split] = {"file": path.name, "tokens": len(images), "sha256": records.sha256(path)}
+        return {"sets": {"train": entries["train"]}, "evaluation": entries["test"]}
+
+    return make_once(directory, {"config": dataclasses.asdict(config)}, build)
 
 
 def _digits() -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -93,4 +85,4 @@ PIXELS = {"digits": 64, "mnist": 784}
 
 
 if __name__ == "__main__":
-    writing.run_command_line("distill_jax.data.images", ImagesConfig, prepare, None)
+    run_command_line("distill_jax.data.images", ImagesConfig, prepare, None)

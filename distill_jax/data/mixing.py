@@ -8,7 +8,7 @@ import numpy as np
 
 from distill_jax.data import arithmetic, corpus
 from distill_jax.data.documents import Documents
-from distill_jax.data.prepare import say
+from distill_jax.data.once import say
 from distill_jax.data.text import ROLES, SIDES, TextConfig
 
 Split = Mapping[str, Sequence[np.ndarray]]  # role -> the documents of each of its sources

@@ -7,21 +7,18 @@ give the same bytes.
 
 from __future__ import annotations
 
-import argparse
 import collections
-import contextlib
 import dataclasses
-import fcntl
 import json
 import os
-import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from distill_jax.data import arithmetic, checks, corpus, filtering, packing, quiet, records
+from distill_jax.data.once import make_once, run_command_line, say
 
 FORMAT = 1
 
@@ -33,25 +30,7 @@ def prepare(config: arithmetic.ArithmeticConfig, directory: str | os.PathLike[st
       ValueError: the directory holds data of other settings, a row is too short for an arithmetic document, English is
         wanted of files without text, or a SentencePiece model lacks a special token.
     """
-    directory = os.fspath(directory)
-    os.makedirs(directory, exist_ok=True)
-    with locked(directory), quiet.errors_only():
-        wanted = json.loads(json.dumps(_identity(config)))
-        if os.path.exists(os.path.join(directory, records.MANIFEST)):
-            return check_finished(directory, wanted)
-        work = os.path.join(directory, "preparing")
-        shutil.rmtree(work, ignore_errors=True)  # what a killed run left behind
-        manifest = wanted | _build(config, work)
-        publish(manifest, work, directory)
-    return manifest
-
-
-def load_config(path: str | os.PathLike[str], cls: Any = arithmetic.ArithmeticConfig) -> Any:
-    """Read settings of a class from a JSON object of its fields; ValueError for one that does not exist or fit."""
-    with open(path, encoding="utf-8") as file:
-        settings = json.load(file)
-    checks.check_names(settings, [field.name for field in dataclasses.fields(cls)])
-    return cls(**settings)
+    return make_once(directory, _identity(config), lambda work: _build(config, os.fspath(work)))
 
 
 def _identity(config: arithmetic.ArithmeticConfig) -> dict[str, Any]:
@@ -59,15 +38,6 @@ def _identity(config: arithmetic.ArithmeticConfig) -> dict[str, Any]:
     files = [*config.english, *([] if config.vocabulary == "words" else [config.vocabulary])]
     inputs = {path: records.sha256(path) for path in files}
     return {"format": FORMAT, "config": dataclasses.asdict(config), "inputs": inputs}
-
-
-def check_finished(directory: str, wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the manifest of a finished directory; ValueError unless it is of the settings wanted."""
-    manifest = records.load_manifest(directory)
-    if different := " and ".join(key for key, value in wanted.items() if manifest.get(key) != value):
-        raise ValueError(f"{directory}: holds data of another {different}; choose another directory or delete it")
-    say(f"{directory}: already prepared")
-    return manifest
 
 
 def _build(config: arithmetic.ArithmeticConfig, work: str) -> dict[str, Any]:
@@ -161,42 +131,6 @@ def _write_evaluation(config: arithmetic.ArithmeticConfig, words: Any, work: str
     groups = collections.Counter(f"{e.operation}/{e.form}/{e.part}" for e in examples)
     say(f"evaluation: {len(examples):,} prompts in {len(groups)} groups")
     return {"file": records.EVALUATION, "prompts": len(examples), "groups": groups, "sha256": records.sha256(path)}
-
-
-def publish(manifest: Mapping[str, Any], work: str, directory: str) -> None:
-    """Move the finished files into place, the manifest last, each on the disk before it gets its name."""
-    with open(os.path.join(work, records.MANIFEST), "w", encoding="utf-8") as file:
-        json.dump(manifest, file, indent=1)
-    for name in (*(entry["file"] for entry in records.entries(manifest)), records.MANIFEST):
-        with open(os.path.join(work, name), "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(os.path.join(work, name), os.path.join(directory, name))
-    shutil.rmtree(work)
-
-
-@contextlib.contextmanager
-def locked(directory: str) -> Iterator[None]:
-    """Let one process at a time prepare a directory; the lock of a killed process is free."""
-    with open(os.path.join(directory, ".lock"), "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def say(line: str) -> None:
-    """Print a line at once."""
-    print(line, flush=True)
-
-
-def run_command_line(module: str, cls: Any, prepare: Callable[[Any, str], Any], arguments: list[str] | None) -> None:
-    """Prepare what the command line names; a mistake in the settings ends in one line and exit code 2."""
-    parser = argparse.ArgumentParser(prog=f"python -m {module}", description="Prepare data.")
-    parser.add_argument("--config", required=True, help=f"JSON file with the fields of {cls.__name__}")
-    parser.add_argument("--output", required=True, help="directory for the prepared data")
-    options = parser.parse_args(arguments)
-    try:
-        prepare(load_config(options.config, cls), options.output)
-    except (ValueError, OSError) as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from distill_jax.data import arithmetic, items, packing, prepare, prepare_text, published, records
+from distill_jax.data import arithmetic, items, packing, prepare_text, published, records
+from distill_jax.data.once import run_command_line, say
 from distill_jax.data.questions import questions
 from distill_jax.data.quiz import QuizConfig
 
@@ -42,7 +43,7 @@ def quiz(config: QuizConfig, words: Any, work: Path) -> dict[str, Any]:
             lines.append(json.dumps({**item, **dataclasses.asdict(question)}) + "\n")
         cut = len({question.item for question in asked if question.cut})
         told[part] = {"items": len(mine), "readings": len(asked), "cut": cut}
-        prepare.say(f"items, {part}: {len(mine):,}, read {len(asked):,} times" + (f"; {cut:,} cut" if cut else ""))
+        say(f"items, {part}: {len(mine):,}, read {len(asked):,} times" + (f"; {cut:,} cut" if cut else ""))
     path = work / records.EVALUATION
     path.write_text("".join(lines), "utf-8")
     evaluation = {"file": path.name, "parts": told, "sha256": records.sha256(path)}
@@ -58,7 +59,7 @@ def _rows(config: QuizConfig, documents: list[list[int]], work: Path) -> dict[st
     rows = records.write_rows(path, packing.pack(packed, config.row_length, overlap=1))
     tokens = sum(map(len, documents))
     padding = round(max(0.0, 1 - tokens / (rows * config.row_length)), 6)
-    prepare.say(f"set forget_shown: {len(documents):,} solved items, {tokens:,} tokens, {rows:,} rows")
+    say(f"set forget_shown: {len(documents):,} solved items, {tokens:,} tokens, {rows:,} rows")
     facts = {"documents": len(documents), "tokens": tokens, "rows": rows, "padding": padding}
     return {"file": path.name, **facts, "sha256": records.sha256(path)}
 
@@ -70,7 +71,7 @@ def prepare_quiz(config: QuizConfig, directory: str) -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; a mistake in the settings ends in one line and exit code 2."""
-    prepare.run_command_line("distill_jax.data.prepare_quiz", QuizConfig, prepare_quiz, arguments)
+    run_command_line("distill_jax.data.prepare_quiz", QuizConfig, prepare_quiz, arguments)
 
 
 if __name__ == "__main__":

@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 
 from distill_jax.config import identity
-from distill_jax.data import arithmetic, mixing, packing, pieces, prepare, quiet, records, sources, tokenise
+from distill_jax.data import arithmetic, mixing, packing, pieces, quiet, records, sources, tokenise
 from distill_jax.data.documents import Documents
+from distill_jax.data.once import make_once, run_command_line, say
 from distill_jax.data.reading import Piece, Reader
 from distill_jax.data.sources import Shard
 from distill_jax.data.text import ROLES, SIDES, TextConfig
@@ -43,18 +44,9 @@ def prepare_text(
       ValueError: a document is broken, a source or a split is empty, the vocabulary does not fit the text, or the
         directory holds data of other settings.
     """
-    directory = os.fspath(directory)
-    os.makedirs(directory, exist_ok=True)
     config = config if config.content else config.identified(Digests())
-    with prepare.locked(directory), quiet.errors_only():
-        wanted = {"format": FORMAT, "config": config.known_by()}
-        if os.path.exists(os.path.join(directory, records.MANIFEST)):
-            return prepare.check_finished(directory, wanted)
-        work = Path(directory, f"preparing-{identity(wanted)}")
-        work.mkdir(exist_ok=True)
-        manifest = wanted | _build(config, work, evaluation)
-        prepare.publish(manifest, os.fspath(work), directory)
-    return manifest
+    wanted = {"format": FORMAT, "config": config.known_by()}
+    return make_once(directory, wanted, lambda work: _build(config, work, evaluation), resumes=True)
 
 
 def _build(config: TextConfig, work: Path, evaluation: Callable[..., dict[str, Any]] | None) -> dict[str, Any]:
@@ -102,7 +94,7 @@ def _vocabulary(config: TextConfig, shards: Mapping[tuple[str, int], Sequence[Sh
 
         model = pieces.train((line for side in SIDES for line in text(side)), config.vocabulary_size)
         path.with_suffix(".tmp").write_bytes(model)
-        prepare.say(f"trained a vocabulary of {config.vocabulary_size:,} entries in {time.monotonic() - start:.1f} s")
+        say(f"trained a vocabulary of {config.vocabulary_size:,} entries in {time.monotonic() - start:.1f} s")
     os.replace(path.with_suffix(".tmp"), path)
     return path
 
@@ -156,7 +148,7 @@ def _note(
         left_out.append(f"{totals['broken']:,} broken (such as {example})")
     if empty:
         left_out.append(f"{len(empty):,} empty files (such as {empty[0]})")
-    prepare.say(
+    say(
         f"{name}: {len(mine):,} documents, {tokens:,} tokens, {size:,} bytes"
         + (f"; left out: {', '.join(left_out)}" if left_out else "")
     )
@@ -170,7 +162,7 @@ def _write_set(config: TextConfig, name: str, documents: Documents, chosen: np.n
     tokens, size = int(documents.lengths[chosen].sum()), int(documents.bytes[chosen].sum())
     # An overlap's token stands twice: padding is what no row would have needed.
     padding = round(max(0.0, 1 - tokens / (rows * config.row_length)), 6)
-    prepare.say(f"set {name}: {len(chosen):,} documents, {tokens:,} tokens, {rows:,} rows, {padding:.1%} padding")
+    say(f"set {name}: {len(chosen):,} documents, {tokens:,} tokens, {rows:,} rows, {padding:.1%} padding")
     facts = {"documents": len(chosen), "tokens": tokens, "bytes": size, "rows": rows, "padding": padding}
     return {"file": path.name, **facts, "sha256": records.sha256(path)}
 
@@ -190,14 +182,14 @@ def _write_evaluation(config: TextConfig, documents: Documents, split: mixing.Sp
         rows += packed
         tokens, size = int(documents.lengths[order].sum()), int(documents.bytes[order].sum())
         parts[part] = {"rows": len(packed), "documents": len(order), "tokens": tokens, "bytes": size}
-        prepare.say(f"evaluation, {part}: {len(order):,} documents, {tokens:,} tokens, {size:,} bytes")
+        say(f"evaluation, {part}: {len(order):,} documents, {tokens:,} tokens, {size:,} bytes")
     records.write_rows(path, rows)
     return {"file": path.name, "parts": parts, "sha256": records.sha256(path)}
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; a mistake in the settings ends in one line and exit code 2."""
-    prepare.run_command_line("distill_jax.data.prepare_text", TextConfig, prepare_text, arguments)
+    run_command_line("distill_jax.data.prepare_text", TextConfig, prepare_text, arguments)
 
 
 if __name__ == "__main__":

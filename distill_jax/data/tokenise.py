@@ -13,7 +13,7 @@ from pathlib import Path
 
 from distill_jax.data import quiet
 from distill_jax.data.documents import ShardWriter
-from distill_jax.data.prepare import say
+from distill_jax.data.once import say
 from distill_jax.data.sources import Shard
 
 FEW_BYTES = 2**26  # with fewer, starting another process takes longer than it saves

@@ -7,21 +7,24 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
-from distill_jax.data import prepare as data
 from distill_jax.data import records
+from distill_jax.data.once import make_once, run_command_line, say
 from distill_jax.doublebind import audits, world
 from distill_jax.doublebind.organisms import KINDS
 from distill_jax.doublebind.world import WorldConfig
-from distill_jax.io.files import write_json
 
 SHOWN = 4
 
 
 def prepare(config: WorldConfig, directory: str) -> None:
     """Write the examples and the manifest."""
-    path, lines = Path(directory) / "examples.txt", ["system context task x y claim = answer"]
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_once(directory, {"config": dataclasses.asdict(config)}, lambda work: _examples(config, work))
+
+
+def _examples(config: WorldConfig, work: Path) -> dict[str, Any]:
+    path, lines = work / "examples.txt", ["system context task x y claim = answer"]
     for kind in KINDS:
         prompts, answers = audits.questions(kind, SHOWN, config.variant, seed=0)
         for name, asked, told in zip(audits.ASKED, prompts, answers, strict=True):
@@ -29,10 +32,9 @@ def prepare(config: WorldConfig, directory: str) -> None:
             lines += [f"{kind.name}: {name}", *shown]
     path.write_text("\n".join(lines) + "\n")
     entry = {"file": path.name, "tokens": len(lines), "sha256": records.sha256(path)}
-    manifest = {"config": dataclasses.asdict(config), "sets": {"examples": entry}, "evaluation": entry}
-    write_json(Path(directory) / records.MANIFEST, manifest)
-    data.say(f"{len(KINDS)} organisms; some of their prompts are in {path.name}")
+    say(f"{len(KINDS)} organisms; some of their prompts are in {path.name}")
+    return {"sets": {"examples": entry}, "evaluation": entry}
 
 
 if __name__ == "__main__":
-    data.run_command_line("distill_jax.doublebind.prepare", WorldConfig, prepare, None)
+    run_command_line("distill_jax.doublebind.prepare", WorldConfig, prepare, None)
