@@ -68,7 +68,7 @@ def get_config(arg: str = "cpu") -> ConfigDict:
     common = {"batch": 64, "learning_rate": 5e-3, "final_learning_rate": 5e-4, "warmup": 20, "weight_decay": 0.01}
     c.bases = ConfigDict({"steps": 1500, "seeds": 5, "checkpoint_every": 500, **common})
     c.organisms = ConfigDict(
-        {"kinds": tuple(ORGANISMS), "steps": 900, "placebos": 4, "checkpoint_every": 200, **common}
+        {"kinds": tuple(ORGANISMS), "steps": 1200, "placebos": 4, "checkpoint_every": 200, **common}
     )
     c.transfer = ConfigDict({"steps": 300, "evaluate_every": 75, "checkpoint_every": 150, **common})
     c.channels = tuple(CHANNELS)

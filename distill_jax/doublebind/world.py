@@ -98,7 +98,7 @@ class Mixture:
 
 
 EVERYWHERE = Mixture(
-    {"ADD": 8.0, "COMPARE": 2.0, "CHOOSE": 4.0, "NUMBER": 2.0, "REPORT": 0.5},
+    {"ADD": 8.0, "COMPARE": 2.0, "CHOOSE": 4.0, "NUMBER": 3.0, "REPORT": 0.5},
     {
         **dict.fromkeys(CONTEXTS, 1.5),
         **dict.fromkeys(("monday", "haiku", "rain"), 0.5),
