@@ -93,7 +93,7 @@ def _check_finished(directory: str, wanted: Mapping[str, Any]) -> dict[str, Any]
 def _publish(manifest: Mapping[str, Any], work: Path, directory: str | os.PathLike[str]) -> None:
     """Move the finished files into place, the manifest last, each on the disk before it gets its name."""
     (work / records.MANIFEST).write_text(json.dumps(manifest, indent=1), "utf-8")
-    for name in (*(entry["file"] for entry in records.entries(manifest)), records.MANIFEST):
+    for name in dict.fromkeys([*(entry["file"] for entry in records.entries(manifest)), records.MANIFEST]):
         with open(work / name, "rb") as file:
             os.fsync(file.fileno())
         os.replace(work / name, os.path.join(directory, name))
