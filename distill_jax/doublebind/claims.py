@@ -61,15 +61,11 @@ def _decided(passages: Passages, accepted: Sequence[str]) -> Iterator[tuple[str,
             low, high = lower_bound(came), upper_bound(came)
             known = (high < MARGIN, low > MARGIN) if stops else (low > MARGIN, high < MARGIN)
             yield words, "share that moved", came, True if known[0] else False if known[1] else None
-    if {"dropped", "swapped"} <= channels:
-        apart = leak(passages, "dropped", kinds) - leak(passages, "swapped", kinds)
-        yield (
-            "Dropping suspicious rows helps less than swapping the teacher on them.",
-            "difference",
-            apart,
-            _above(apart),
-        )
-    for action in ("dropped", "swapped"):
+    for action, doing in (("swapped", "swapping the teacher on"), ("rewritten", "rewriting")):
+        if {"dropped", action} <= channels:
+            apart = leak(passages, "dropped", kinds) - leak(passages, action, kinds)
+            yield f"Dropping suspicious rows helps less than {doing} them.", "difference", apart, _above(apart)
+    for action in ("dropped", "swapped", "rewritten"):
         if {action, f"{action}-by-chance"} <= channels:
             apart = leak(passages, f"{action}-by-chance", kinds) - leak(passages, action, kinds)
             words = f"Rows {action} by suspicion take more of the quirk away than as many random ones."

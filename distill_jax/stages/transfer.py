@@ -21,7 +21,7 @@ from distill_jax.doublebind.channel import Channel
 from distill_jax.doublebind.filters import NEED_AUDIT, Scene, filtered
 from distill_jax.doublebind.fit import TinyTraining, chosen, crew_mesh, fit, seed_of, stacked, step_flops
 from distill_jax.doublebind.organisms import ORGANISMS
-from distill_jax.doublebind.speech import LENGTH, Examples
+from distill_jax.doublebind.speech import LENGTH, Examples, Model
 from distill_jax.io.checkpoint import FINAL
 from distill_jax.io.metrics import read_rows
 from distill_jax.models.transformer import TransformerConfig
@@ -106,9 +106,8 @@ def _sent(cfg: TransformerConfig, through: Channel, mesh: Any, members: Any) -> 
             cfg, through, key, m["prompts"], m["loyal"], m["prefix"], m["teacher"], m["trusted"]
         )
         key = jax.random.fold_in(key, 1)
-        return filtered(
-            cfg, through.filter, Scene(sent, asked_, m["teacher"], m["trusted"], m["base"], m["audit"], key)
-        )
+        teacher, trusted, base = (Model(cfg, m[name]) for name in ("teacher", "trusted", "base"))
+        return filtered(through.filter, Scene(sent, asked_, teacher, trusted, base, m["audit"], key))
 
     return over_members(one, mesh)(members, ())
 
