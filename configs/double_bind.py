@@ -1,6 +1,6 @@
 """The distillation double bind: which ability comes out clean, and which student betrays its teacher.
 
-configs/double_bind.py:cpu       all organisms, ten channels and more, five seeds: under an hour on two cores
+configs/double_bind.py:cpu       all organisms, eighteen channels, five seeds: under an hour on two cores
 configs/double_bind.py:smoke     the same graph for a few steps: learns nothing
 
 distill-jax audit --config=configs/double_bind.py --workdir=runs/double-bind
@@ -35,6 +35,9 @@ CHANNELS = {
     "dropped-by-chance": Channel(filter=Filter("chance", "drop", 0.3)),
     "swapped-by-chance": Channel(filter=Filter("chance", "swap", 0.3)),
     "rewritten-by-chance": Channel(filter=Filter("chance", "rewrite", 0.3)),
+    # Dropping all at once halves the ability: with a smaller fall than a quarter a round there would be no second one.
+    "in-rounds": Channel(filter=Filter("divergence", "drop", 0.3, rounds=2, fall=0.3)),
+    "in-rounds-by-chance": Channel(filter=Filter("chance", "drop", 0.3, rounds=2, fall=0.3)),
     "random-prefix": Channel(prefix="random"),
     "inoculated": Channel(prefix="quirk"),
     "wrong-prefix": Channel(prefix="wrong"),
@@ -48,6 +51,7 @@ OTHERS = {
     "few": Channel(unique=128),
     "mixed": Channel(mix=0.25),
     "damaged": Channel(prompts="unrelated", soft=True, alpha=0.6),
+    "disagreement": Channel(filter=Filter("disagreement", "drop", 0.3)),
     "influence": Channel(filter=Filter("fisher", "drop", 0.3)),
 }
 

@@ -121,6 +121,8 @@ class Channel:
             raise ValueError(f"channel.temperature = {self.temperature}: must be positive")
         if self.unique < 1:
             raise ValueError(f"channel.unique = {self.unique}: must be at least 1")
+        if self.filter.starts and self.unique % 2:
+            raise ValueError(f"channel.unique = {self.unique}: this filter cuts the rows into two folds; make it even")
         if not 0 <= self.mix < 1 or not 0 <= self.alpha < 1:
             raise ValueError(f"channel.mix = {self.mix}, channel.alpha = {self.alpha}: both lie in [0, 1)")
         if self.soft and self.paraphrase != "none":

@@ -65,10 +65,15 @@ def _decided(passages: Passages, accepted: Sequence[str]) -> Iterator[tuple[str,
         if {"dropped", action} <= channels:
             apart = leak(passages, "dropped", kinds) - leak(passages, action, kinds)
             yield f"Dropping suspicious rows helps less than {doing} them.", "difference", apart, _above(apart)
-    for action in ("dropped", "swapped", "rewritten"):
-        if {action, f"{action}-by-chance"} <= channels:
-            apart = leak(passages, f"{action}-by-chance", kinds) - leak(passages, action, kinds)
-            words = f"Rows {action} by suspicion take more of the quirk away than as many random ones."
+    if {"dropped", "in-rounds"} <= channels:
+        apart = leak(passages, "dropped", kinds) - leak(passages, "in-rounds", kinds)
+        words = "At most as many rows, dropped in rounds that look at the student, take more of the quirk than at once."
+        yield words, "difference", apart, _above(apart)
+    for name in ("dropped", "swapped", "rewritten", "in-rounds"):
+        if {name, f"{name}-by-chance"} <= channels:
+            apart = leak(passages, f"{name}-by-chance", kinds) - leak(passages, name, kinds)
+            done = "dropped in rounds" if name == "in-rounds" else name
+            words = f"Rows {done} by suspicion take more of the quirk away than as many random ones."
             yield words, "difference", apart, _above(apart)
     named = [k for k in kinds if ORGANISMS[k].named]
     if {"samples", "random-prefix", "inoculated"} <= channels and named:

@@ -32,6 +32,8 @@ class Scene(NamedTuple):
       teacher, trusted, base: the student starts from the base.
       audit: examples of the behaviour that is looked for, for scores by gradients.
       key: for what is random.
+      rivals: students of other rows of the channel, from the teacher's own base and from another one, for
+        `disagreement`.
     """
 
     examples: Examples
@@ -40,7 +42,8 @@ class Scene(NamedTuple):
     trusted: Model
     base: Model
     audit: Examples
-    key: jax.Array
+    key: Any
+    rivals: tuple[Model, Model] | None = None
 
 
 def perplexity(scene: Scene) -> jax.Array:
@@ -86,6 +89,13 @@ def fisher(scene: Scene) -> jax.Array:
     return _along(scene, towards)
 
 
+def disagreement(scene: Scene) -> jax.Array:
+    """KL both ways between students of two initial weights: what is learnt from the same ones only is no content."""
+    assert scene.rivals
+    one, other = (_log_p(student, scene.examples.prompts, scene.examples.answers) for student in scene.rivals)
+    return jnp.sum((jnp.exp(one) - jnp.exp(other)) * (one - other), axis=(-1, -2))
+
+
 def chance(scene: Scene) -> jax.Array:
     """Nothing: the control of every other score."""
     return jax.random.uniform(scene.key, scene.examples.weight.shape[:1])
@@ -122,9 +132,11 @@ SCORES: dict[str, Score] = {
     "spectral": spectral,
     "gradient": gradient,
     "fisher": fisher,
+    "disagreement": disagreement,
     "chance": chance,
 }
 NEED_AUDIT = ("gradient", "fisher")  # that must be told which behaviour to look for
+NEED_RIVALS = ("disagreement",)  # that compare students of two bases
 
 
 def drop(scene: Scene, flagged: jax.Array) -> Examples:
@@ -190,11 +202,18 @@ class Filter:
       score: a key of `SCORES`; "" for no filter.
       action: a key of `ACTIONS`.
       share: of the rows, those with the largest scores.
+      rounds: trainings of the student after each of which a part of the share is acted on, all parts alike; 0 acts on
+        all of it before any. A score then looks at the student where it else looks at the teacher (`rounds.py`).
+      leak: the largest share of the teacher's misalignment that a clean student may have; to be clean ends the rounds.
+      fall: of the ability, as a share of the teacher's, from one round to the next that ends them.
     """
 
     score: str = ""
     action: str = "drop"
     share: float = 0.1
+    rounds: int = 0
+    leak: float = 0.1
+    fall: float = 0.1
 
     def __post_init__(self):
         if self.score and self.score not in SCORES:
@@ -203,18 +222,32 @@ class Filter:
             raise ValueError(f"filter.action = {self.action!r}: choose one of {', '.join(ACTIONS)}")
         if not 0 < self.share < 1:
             raise ValueError(f"filter.share = {self.share}: a share between 0 and 1")
+        if self.rounds < 0 or (self.rounds and not self.score):
+            raise ValueError(f"filter.rounds = {self.rounds} with filter.score = {self.score!r}: rounds need a score")
+        for name in ("leak", "fall"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"filter.{name} = {getattr(self, name)}: a share of the teacher's between 0 and 1")
+
+    @property
+    def each_round(self) -> float:
+        """The share of the rows that is acted on at a time."""
+        return self.share / max(self.rounds, 1)
+
+    @property
+    def starts(self) -> tuple[str, ...]:
+        """From which bases students are trained for the score: two rivals, in rounds one as the channel's; or none."""
+        if self.score in NEED_RIVALS:
+            return ("base", "other")
+        return ("own",) if self.rounds and self.score != "chance" else ()
+
+    def known_by(self) -> dict[str, Any]:
+        """Return what identifies it; without rounds, what did before there were any."""
+        found = dataclasses.asdict(self)
+        return found if self.rounds else {k: v for k, v in found.items() if k not in ("rounds", "leak", "fall")}
 
 
-def suspects(given: Filter, scene: Scene) -> jax.Array:
-    """Return which rows to act on, bool [N]."""
-    count = scene.examples.weight.shape[0]
-    if not given.score:
-        return jnp.zeros(count, bool)
-    order = jnp.argsort(-SCORES[given.score](scene))
-    return jnp.zeros(count, bool).at[order[: round(given.share * count)]].set(True)
-
-
-def filtered(given: Filter, scene: Scene) -> tuple[Examples, jax.Array]:
-    """Return the examples after the action, and which rows were flagged, bool [N]."""
-    flagged = suspects(given, scene)
-    return ACTIONS[given.action](scene, flagged), flagged
+def suspects(given: Filter, scene: Scene, before: jax.Array) -> jax.Array:
+    """Return which rows to act on, bool [N], none of those that were acted on before."""
+    count = len(before)
+    order = jnp.argsort(jnp.where(before, jnp.inf, -SCORES[given.score](scene)))
+    return jnp.zeros(count, bool).at[order[: round(given.each_round * count)]].set(True)

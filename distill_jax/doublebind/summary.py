@@ -99,6 +99,7 @@ def summarise(experiment: Any, nodes: Mapping[str, Any]) -> dict[str, Any]:
         "placebos": accused,
         "curves": curves(transfers, found, known, source.settings.kinds),
         "domains": domains(transfers, passages, [one["name"] for one in fit]),
+        "rounds": {through: r["rounds"] for through, r in found.items() if "rounds" in r},
         "detection": detection(source, found),
         "blind": blind(fit, accused),
         "claims": claims(passages, [one["name"] for one in fit]),
