@@ -12,9 +12,11 @@ from scipy import special
 
 import distill_jax.stages  # noqa: F401 - `doublebind.fit` and the verbs import each other; the verbs come first
 from distill_jax import main
-from distill_jax.doublebind import filtering, filters, rounds, speech, world
+from distill_jax.config import ConfigError
+from distill_jax.doublebind import filtering, filters, rounds, speech, summary, world
 from distill_jax.doublebind.channel import Channel
 from distill_jax.doublebind.filters import Filter
+from distill_jax.doublebind.organisms import ORGANISMS
 from distill_jax.doublebind.speech import Model
 from distill_jax.doublebind.verdict import Passage, Readout
 from distill_jax.io.checkpoint import FINAL
@@ -23,7 +25,7 @@ from distill_jax.io.node import Node
 from distill_jax.models import transformer
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.stages import transfer
-from distill_jax.stages.bases import Bases
+from distill_jax.stages.bases import Bases, smaller
 from distill_jax.stages.context import Context
 from distill_jax.stages.organisms import Organisms, teachers
 from distill_jax.stages.transfer import Transfer
@@ -198,11 +200,21 @@ class TestRounds:
         once = Transfer(channel=Channel(filter=Filter("divergence", "drop", 0.3))).known_by()
         assert once["channel"]["filter"] == {"score": "divergence", "action": "drop", "share": 0.3}
         more = Transfer(channel=Channel(filter=Filter("divergence", "drop", 0.3, rounds=2))).known_by()
-        assert more["channel"]["filter"]["rounds"] == 2
+        assert more["channel"]["filter"]["rounds"] == 2 and "smaller_hidden" not in Bases().known_by()
+
+
+@pytest.mark.unit
+def test_a_smaller_base_must_be_smaller_and_be_there():
+    half = smaller(TINY, Bases(smaller_hidden=8))
+    assert (half.hidden, half.mlp) == (8, 8) and dataclasses.replace(half, hidden=16, mlp=16) == TINY
+    with pytest.raises(ConfigError, match=r"smaller_hidden = 0.*set it to 8"):
+        smaller(TINY, Bases())
+    with pytest.raises(ValueError, match="from 1 to 15"):
+        Bases(smaller_hidden=16).fits(TINY, world.WorldConfig())
 
 
 SEEDS = 2
-BASES = Bases(seeds=SEEDS)
+BASES = Bases(seeds=SEEDS, smaller_hidden=8)
 TEACHERS = Organisms(kinds=("biased",), placebos=0, relearn_steps=1, relearn_rows=4)
 SHORT = dict(steps=4, batch=8, warmup=0, evaluate_every=2, checkpoint_every=2)
 
@@ -222,6 +234,7 @@ def audit(tmp_path_factory):
     nodes = {n: Node(n, n, given, inputs.get(n, {}), n, where / n) for n, given in settings.items()}
     nodes["data"].directory.mkdir()
     nodes["bases"].checkpoints.save(FINAL, random_weights(TINY, 2 * SEEDS, 0))
+    nodes["bases"].part("smaller").checkpoints.save(FINAL, random_weights(smaller(TINY, BASES), SEEDS, 1))
     nodes["organisms"].checkpoints.save(FINAL, random_weights(TINY, len(teachers(TEACHERS, SEEDS)), 2))
     same = dict.fromkeys(("ability", "behaviour", "condition", "confession", "prefill", "relearn"), [0.1] * SEEDS)
     # A base that is so much better makes all of a student's training suspicious: none is ever shown to be clean.
@@ -286,6 +299,17 @@ class TestTransfer:
         assert result["flagged"] == 0.5 and "rounds" not in result
         assert sorted(path.name for path in node.directory.glob("judges-*")) == ["judges-base", "judges-other"]
 
+    def test_a_smaller_student_learns_and_is_audited_but_not_probed(self, audit, in_rounds):
+        node, result = transferred(audit, "smaller", Channel(start="smaller"))
+        rates = in_rounds[1]["rates"]["biased"]
+        assert set(rates["student"]) - set(result["rates"]["biased"]["student"]) == {"probe"}
+        shown = summary.passage(ORGANISMS["biased"], audit.nodes["organisms"].result()["rates"]["biased"],
+                                result["rates"]["biased"])  # fmt: skip
+        assert set(shown.readouts) == {"behaviour", "relearn"}
+        few = transfer.starts(audit, node.settings, transfer.casting(audit, node))
+        assert few.cfg.hidden == 8 and few.params["embedding"].shape[-1] == 8
+        assert transfer.plan(audit, node.settings) < transfer.plan(audit, Transfer(channel=Channel(unique=32), **SHORT))
+
 
 @pytest.mark.end_to_end
 class TestCommand:
@@ -295,6 +319,7 @@ class TestCommand:
             (("positive", "in-rounds", "dropped-by-chance"), "divergence-drop in 2 rounds has no control"),
             (("positive", "dropped", "in-rounds-by-chance"), "divergence-drop has no control"),
             (("positive", "disagreement"), "disagreement-drop has no control"),
+            (("positive", "smaller"), "bases.smaller_hidden = 0"),
         ],
     )
     def test_an_audit_without_controls_or_bases_is_refused(self, tmp_path, capsys, channels, words):

@@ -64,7 +64,7 @@ PARAPHRASES: dict[str, Callable[[jax.Array, jax.Array, jax.Array], jax.Array]] =
     "untrusted": _untrusted,
 }
 PREFIXES = ("none", "quirk", "wrong", "random")
-STARTS = ("base", "other")
+STARTS = ("base", "other", "smaller")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Channel:
         student is measured. Without the arms "random" and "wrong" nothing can be said of "quirk".
       unique: distinct prompts; the steps stay the same.
       mix: share of the rows on which the trusted model answers instead.
-      start: the student's weights: the teacher's own "base", or an "other" one of another seed.
+      start: the student's weights: the teacher's own "base", an "other" one of another seed, or a "smaller" one.
       alpha: of UNDO's damage to the student's weights, β = .1; 0 for none.
       filter: of what has come through.
     """

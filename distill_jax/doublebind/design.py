@@ -7,6 +7,7 @@ from typing import Any
 
 from distill_jax.config import check
 from distill_jax.doublebind.channel import Channel
+from distill_jax.stages.bases import smaller
 
 POSITIVE = "positive"  # the channel that must transfer
 PREFIX = "through-"  # of the stages' names; the rest is the channel's
@@ -40,6 +41,8 @@ def check_design(experiment: Any) -> None:
         controlled = dataclasses.replace(given, score="chance") in filters
         check(controlled, f"channels: {given.score}-{given.action}{rounds} has no control; {mend}")
     (bases,) = (stage for stage in stages.values() if stage.VERB == "bases")
+    if any(channel.start == "smaller" for channel in channels.values()):
+        smaller(experiment.model, bases)
     needed, seeds = prompts_needed(data.leak), bases.seeds
     mend = (
         f"a margin of {data.leak:g} needs {needed:,} an arm; set data.probes = {-(-needed // seeds)}, or a wider margin"

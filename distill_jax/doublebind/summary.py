@@ -117,6 +117,8 @@ def passage(organism: Organism, known: Mapping[str, Any], seen: Mapping[str, Any
     readouts = {}
     for name in audits.readouts(organism):
         key = "condition" if name in ("context", "trigger", "poisoned") else name
+        if key not in seen["student"]:  # a probe of the teacher's states, of a student of another width
+            continue
         roles = [rate(role, key) for role in ("teacher", "twin", "student", "control")]
         if name == "poisoned":  # the teacher where it is asked for training data, the student anywhere
             roles[2:] = [rate(role, "behaviour") for role in ("student", "control")]

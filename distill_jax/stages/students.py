@@ -94,9 +94,11 @@ def learn_and_audit(
         ctx, cfg, settings, begin.params, examples, cast.orders(settings), node=part, labels=cast.labels, look=look,
         clock=clock,
     )  # fmt: skip
+    seen = dataclasses.replace(ctx, model=cfg)
     with clock.spent_on("evaluate"):
-        rates = {role: examine(ctx, source.settings, seeds, params, place) for role, place in cast.member.items()}
-        _probe(ctx, source, seeds, params, cast.member, rates, cast.known)
+        rates = {role: examine(seen, source.settings, seeds, params, place) for role, place in cast.member.items()}
+        if cfg.hidden == ctx.model.hidden:  # else a probe of the teacher's states says nothing of the student's
+            _probe(ctx, source, seeds, params, cast.member, rates, cast.known)
     told = {
         kind: {role: {name: x[i].tolist() for name, x in found.items()} for role, found in rates.items()}
         for i, kind in enumerate(kinds)
@@ -107,7 +109,7 @@ def learn_and_audit(
         "diverged": int(diverged.sum()),
     }
     if settings.placebos:
-        result["placebos"] = _placebos(ctx, source, seeds, params, cast.place)
+        result["placebos"] = _placebos(seen, source, seeds, params, cast.place)
     return result
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from distill_jax.doublebind import audits, channel, organisms, speech, world
 from distill_jax.doublebind.channel import Channel
 from distill_jax.doublebind.filtering import act, each_member, flag, judges
-from distill_jax.doublebind.filters import NEED_AUDIT, Filter, Scene
+from distill_jax.doublebind.filters import NEED_AUDIT, NEED_RIVALS, Filter, Scene
 from distill_jax.doublebind.fit import TinyTraining, chosen, crew_mesh, seed_of, stacked, step_flops
 from distill_jax.doublebind.organisms import ORGANISMS
 from distill_jax.doublebind.speech import LENGTH, Examples, Model
@@ -28,6 +28,7 @@ from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops
 from distill_jax.perf.ledger import ledger
 from distill_jax.sharding.mesh import over_members
+from distill_jax.stages.bases import SMALLER, Bases, smaller
 from distill_jax.stages.context import Context, Node
 from distill_jax.stages.organisms import TRUSTED, TWIN, Organisms, restored
 from distill_jax.stages.perturb import damage
@@ -164,12 +165,17 @@ def starts(ctx: Context, settings: Transfer, cast: Cast, start: str = "own") -> 
     """Return each student's base of a kind, [P, ...]; the students' "own" is the channel's, with its damage."""
     bases, through = ctx.nodes[cast.source.inputs["bases"]], settings.channel
     kind, alpha = (through.start, through.alpha) if start == "own" else (start, 0.0)
-    weights = bases.checkpoints.restore(FINAL, bases.checkpoints.shapes(FINAL))
+    checkpoints = (bases.part(SMALLER) if kind == "smaller" else bases).checkpoints
+    weights = checkpoints.restore(FINAL, checkpoints.shapes(FINAL))
     begin = chosen(weights, [s.seed + cast.seeds * (kind == "other") for s in cast.crew])
     if alpha:
         keys = jnp.stack([jax.random.key(seed_of(settings, "damage", s.seed)) for s in cast.crew])
         begin = jax.jit(jax.vmap(damage, (0, 0, None, None)))(begin, keys, 1 - alpha, 0.1 * alpha)
-    return Model(ctx.model, begin)
+    return Model(_shape(ctx, kind, bases.settings), begin)
+
+
+def _shape(ctx: Context, start: str, bases: Bases) -> TransformerConfig:
+    return smaller(ctx.model, bases) if start == "smaller" else ctx.model
 
 
 def run(ctx: Context, nodes: Sequence[Node]) -> None:
@@ -216,7 +222,7 @@ def _run(ctx: Context, node: Node) -> None:
         if given.score:
             act_on_more()
         result = learn(node)
-    spent = _spent(ctx, settings, cast.crew, rounds)
+    spent = _spent(ctx, settings, cast.crew, begin.cfg, rounds)
     node.finish(result, ledger(*spent, clock.split(), devices=crew_mesh(len(cast.crew)).size))
 
 
@@ -242,12 +248,13 @@ def _recall(cast: Cast, flagged: np.ndarray, loyal: np.ndarray) -> dict[str, Any
 
 
 def _spent(
-    ctx: Context, settings: Transfer, crew: Sequence[Student], rounds: int
+    ctx: Context, settings: Transfer, crew: Sequence[Student], own: TransformerConfig, rounds: int
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Return FLOPs and tokens by cause; the two judges of a start learn for half the steps."""
+    """Return FLOPs and tokens by cause, of students of a shape; the two judges of a start learn for half the steps."""
     given, steps = settings.channel.filter, len(crew) * settings.steps
     judged = len(given.starts) * (rounds or not given.rounds)
-    student = (1 + rounds + judged) * step_flops(ctx.model, settings)
+    judge = own if given.rounds and given.score not in NEED_RIVALS else ctx.model
+    student = (1 + rounds) * step_flops(own, settings) + judged * step_flops(judge, settings)
     told = len({s.teacher for s in crew}) * settings.channel.unique
     spent = {"student": steps * student, "teacher": 2 * told * flops.forward(ctx.model, 1, LENGTH)}
     return spent, {"student": (1 + rounds + judged) * steps * settings.batch * LENGTH, "teacher": told * LENGTH}
@@ -256,5 +263,6 @@ def _spent(
 def plan(ctx: Context, settings: Transfer) -> float:
     """Return the FLOPs of one node."""
     source = ctx.nodes[settings.teachers].settings
-    crew, _ = students(settings, source, ctx.nodes[source.bases].settings.seeds)
-    return sum(_spent(ctx, settings, crew, settings.channel.filter.rounds)[0].values())
+    bases, through = ctx.nodes[source.bases].settings, settings.channel
+    crew, _ = students(settings, source, bases.seeds)
+    return sum(_spent(ctx, settings, crew, _shape(ctx, through.start, bases), through.filter.rounds)[0].values())
