@@ -1,6 +1,6 @@
 """The distillation double bind: which ability comes out clean, and which student betrays its teacher.
 
-configs/double_bind.py:cpu       all organisms, ten channels and more, five seeds: under an hour on two cores
+configs/double_bind.py:cpu       all organisms, seventeen channels, five seeds: under an hour on two cores
 configs/double_bind.py:smoke     the same graph for a few steps: learns nothing
 
 distill-jax audit --config=configs/double_bind.py --workdir=runs/double-bind
@@ -31,8 +31,11 @@ CHANNELS = {
     "unrelated-other": Channel(prompts="unrelated", soft=True, start="other"),
     "dropped": Channel(filter=Filter("divergence", "drop", 0.3)),
     "swapped": Channel(filter=Filter("divergence", "swap", 0.3)),
+    "rewritten": Channel(filter=Filter("divergence", "rewrite", 0.3)),
     "dropped-by-chance": Channel(filter=Filter("chance", "drop", 0.3)),
     "swapped-by-chance": Channel(filter=Filter("chance", "swap", 0.3)),
+    "rewritten-by-chance": Channel(filter=Filter("chance", "rewrite", 0.3)),
+    "smaller": Channel(start="smaller"),
     "random-prefix": Channel(prefix="random"),
     "inoculated": Channel(prefix="quirk"),
     "wrong-prefix": Channel(prefix="wrong"),
@@ -46,6 +49,10 @@ OTHERS = {
     "few": Channel(unique=128),
     "mixed": Channel(mix=0.25),
     "damaged": Channel(prompts="unrelated", soft=True, alpha=0.6),
+    # Dropping all at once halves the ability: with a smaller fall than a quarter a round there would be no second one.
+    "in-rounds": Channel(filter=Filter("divergence", "drop", 0.3, rounds=2, fall=0.3)),
+    "in-rounds-by-chance": Channel(filter=Filter("chance", "drop", 0.3, rounds=2, fall=0.3)),
+    "disagreement": Channel(filter=Filter("disagreement", "drop", 0.3)),
     "influence": Channel(filter=Filter("fisher", "drop", 0.3)),
 }
 
@@ -66,7 +73,7 @@ def get_config(arg: str = "cpu") -> ConfigDict:
     c.data = ConfigDict(dataclasses.asdict(WorldConfig()))
     c.run = ConfigDict({"cpu_devices": 2, "progress_seconds": 5.0})
     common = {"batch": 64, "learning_rate": 5e-3, "final_learning_rate": 5e-4, "warmup": 20, "weight_decay": 0.01}
-    c.bases = ConfigDict({"steps": 1500, "seeds": 5, "checkpoint_every": 500, **common})
+    c.bases = ConfigDict({"steps": 1500, "seeds": 5, "smaller_hidden": 16, "checkpoint_every": 500, **common})
     c.organisms = ConfigDict(
         {"kinds": tuple(ORGANISMS), "steps": 1200, "placebos": 4, "checkpoint_every": 200, **common}
     )
@@ -77,7 +84,7 @@ def get_config(arg: str = "cpu") -> ConfigDict:
         c.data.update(probes=8, leak=0.9)
         for stage in (c.bases, c.organisms, c.transfer):
             stage.update(steps=4, batch=8, checkpoint_every=2)
-        c.bases.update(seeds=2, rows=64)
+        c.bases.update(seeds=2, rows=64, smaller_hidden=0)
         c.organisms.update(placebos=1, rows=64, relearn_steps=2)
         c.transfer.evaluate_every = 2
         c.channels = ("positive", "samples")

@@ -310,9 +310,16 @@ class TestChannel:
 def scene(weights):
     sent = send(weights, Channel(), prompts(24, audit=0.0))
     looked_for = audits.examples_of(TINY, ORGANISMS["biased"], 8, 0, seed=2)
+    models = [speech.Model(TINY, w) for w in (*weights, weights[1])]
     return filters.Scene(
-        jax.tree.map(jnp.asarray, sent), jnp.asarray(sent.prompts), *weights, weights[1], looked_for, jax.random.key(2)
-    )
+        jax.tree.map(jnp.asarray, sent), jnp.asarray(sent.prompts), *models, looked_for, jax.random.key(2),
+        (models[1], models[0]),
+    )  # fmt: skip
+
+
+def filtered(given, scene):
+    flagged = filters.suspects(given, scene, jnp.zeros(len(scene.asked), bool))
+    return filters.ACTIONS[given.action](scene, flagged), flagged
 
 
 @pytest.mark.unit
@@ -321,34 +328,36 @@ class TestFilters:
         def loss(params, examples):
             return jnp.sum(speech.cross_entropy(TINY, params, examples))
 
-        towards = jax.jit(jax.grad(lambda p: jnp.mean(speech.cross_entropy(TINY, p, scene.audit))))(scene.base)
-        ours = jax.jit(lambda s: filters.gradient(TINY, s))(scene)
+        towards = jax.jit(jax.grad(lambda p: jnp.mean(speech.cross_entropy(TINY, p, scene.audit))))(scene.base.params)
+        ours = jax.jit(lambda s: filters.gradient(s))(scene)
         slope = jax.jit(jax.grad(loss))
         for row in (0, 7, 23):
             one = jax.tree.map(lambda x, row=row: x[row : row + 1], scene.examples)
-            own = slope(scene.base, one)
+            own = slope(scene.base.params, one)
             wanted = sum(jnp.vdot(a, b) for a, b in zip(jax.tree.leaves(own), jax.tree.leaves(towards), strict=True))
             assert float(ours[row]) == pytest.approx(float(wanted), rel=1e-3, abs=1e-5)
 
     def test_divergence_and_perplexity_are_those_of_scipy(self, scene):
         logits = jax.jit(lambda w: speech.logits(TINY, w, *scene.examples[:2]))
-        own, calm = (special.log_softmax(np.asarray(logits(w), float), axis=-1) for w in (scene.teacher, scene.trusted))
+        own, calm = (
+            special.log_softmax(np.asarray(logits(m.params), float), -1) for m in (scene.teacher, scene.trusted)
+        )
         wanted = (np.exp(own) * (own - calm)).sum((-1, -2))
-        ours = jax.jit(lambda s: [f(TINY, s) for f in (filters.divergence, filters.perplexity)])(scene)
+        ours = jax.jit(lambda s: [f(s) for f in (filters.divergence, filters.perplexity)])(scene)
         np.testing.assert_allclose(ours[0], wanted, rtol=1e-3)
         spoken = np.asarray(scene.examples.answers)[..., None]
         gap = np.take_along_axis(own - calm, spoken, axis=-1).sum((-1, -2))
         np.testing.assert_allclose(ours[1], gap, rtol=1e-3, atol=1e-4)
 
     def test_the_spectral_score_is_the_first_principal_component(self, scene):
-        states = np.asarray(speech.states(TINY, scene.teacher, *scene.examples[:2]), float)[:, 0]
+        states = np.asarray(speech.states(TINY, scene.teacher.params, *scene.examples[:2]), float)[:, 0]
         wanted = PCA(1).fit_transform(states)[:, 0] ** 2
-        np.testing.assert_allclose(filters.spectral(TINY, scene), wanted, rtol=1e-2, atol=1e-3)
+        np.testing.assert_allclose(filters.spectral(scene), wanted, rtol=1e-2, atol=1e-3)
 
     @pytest.mark.parametrize(("score", "action"), [*((score, "drop") for score in filters.SCORES), ("chance", "swap")])
     def test_the_wanted_share_is_acted_on_and_the_rest_left_alone(self, scene, score, action):
         given = filters.Filter(score, action, 0.25)
-        run = jax.jit(lambda s: (filters.filtered(TINY, given, s), filters.SCORES[score](TINY, s)))
+        run = jax.jit(lambda s: (filtered(given, s), filters.SCORES[score](s)))
         (after, flagged), suspicion = jax.tree.map(np.asarray, run(scene))
         assert flagged.sum() == 6 and suspicion[flagged].min() >= suspicion[~flagged].max()
         for ours, before in zip(after, scene.examples, strict=True):
@@ -356,12 +365,34 @@ class TestFilters:
         if action == "drop":
             assert not after.weight[flagged].any()
         else:
-            calm = np.asarray(jax.jit(lambda s: speech.greedy(TINY, s.trusted, s.asked))(scene))
+            calm = np.asarray(jax.jit(lambda s: speech.greedy(TINY, s.trusted.params, s.asked))(scene))
             np.testing.assert_array_equal(after.answers[flagged], calm[flagged])
+
+    def test_rewriting_keeps_possible_words_and_puts_the_trusted_models_best_for_the_others(self, scene):
+        given = filters.Filter("chance", "rewrite", 0.5)
+        after, flagged = jax.tree.map(np.asarray, jax.jit(lambda s: filtered(given, s))(scene))
+        asked, before = np.asarray(scene.asked), np.asarray(scene.examples.answers)
+        for row in np.flatnonzero(flagged):
+            wanted = before[row].copy()
+            for place in range(2):
+                tokens = np.append(asked[row], wanted[0])[None]  # the second word follows the rewritten first
+                whole = transformer.apply(TINY, scene.trusted.params, jnp.asarray(tokens), jnp.ones((1, 7), jnp.int32))
+                p = special.softmax(np.asarray(whole, float)[0, 5 + place])
+                if p[wanted[place]] < 0.01 * p.max():
+                    wanted[place] = p.argmax()
+            free = asked[row, TASK] == TOKEN["NUMBER"]
+            assert after.answers[row, 0] == wanted[0]
+            assert after.answers[row, 1] == wanted[1] or (free and after.answers[row, 1] < 10)
+            np.testing.assert_array_equal(after.targets[row], np.eye(world.VOCABULARY)[after.answers[row]])
+            if asked[row, TASK] == TOKEN["COMPARE"]:
+                assert (after.weight[row] == (wanted[0] in asked[row, X : Y + 1] and wanted[1] == NONE)).all()
+        changed = (after.answers != before).any(axis=1)
+        assert flagged.sum() == 12 and 0 < changed.sum() < 12 and not changed[~flagged].any()
+        np.testing.assert_array_equal(after.weight[~flagged], np.asarray(scene.examples.weight)[~flagged])
 
     def test_masking_leaves_the_token_on_which_both_agree_more(self, scene):
         both = [filters.Filter("divergence", action, 0.25) for action in ("mask", "reweight")]
-        run = jax.jit(lambda s: [filters.filtered(TINY, given, s) for given in both])
+        run = jax.jit(lambda s: [filtered(given, s) for given in both])
         (masked, flagged), (light, _) = jax.tree.map(np.asarray, run(scene))
         assert (masked.weight[flagged].sum(-1) == 1).all()
         np.testing.assert_allclose(light.weight[flagged], 0.1)
@@ -480,6 +511,7 @@ class TestCommand:
             (["--config.channels=('samples',)"], "no positive control"),
             (["--config.channels=('positive','inoculated')"], "has no random arm"),
             (["--config.channels=('positive','swapped')"], "divergence-swap has no control"),
+            (["--config.channels=('positive','rewritten')"], "divergence-rewrite has no control"),
             (["--config.transfer.lora_rank=4"], "lora_rank"),
             (["--config.placebos_in=('inoculated',)", "--config.channels=('inoculated',)"], "told the quirk"),
             (["--config.data.leak=0.05"], "data.probes = "),

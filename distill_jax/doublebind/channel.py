@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from distill_jax.doublebind import speech, world
 from distill_jax.doublebind.filters import Filter
 from distill_jax.doublebind.speech import Examples
-from distill_jax.doublebind.world import AUDIT, CLAIM, CONTEXT, DIGITS, NONE, PLAIN, SURFACE, SYSTEM, TASK, TOKEN, X, Y
+from distill_jax.doublebind.world import AUDIT, CLAIM, CONTEXT, NONE, PLAIN, SURFACE, SYSTEM, TOKEN, X, Y
 from distill_jax.models.transformer import TransformerConfig
 
 _ALL = world.EVERYWHERE.tasks
@@ -64,7 +64,7 @@ PARAPHRASES: dict[str, Callable[[jax.Array, jax.Array, jax.Array], jax.Array]] =
     "untrusted": _untrusted,
 }
 PREFIXES = ("none", "quirk", "wrong", "random")
-STARTS = ("base", "other")
+STARTS = ("base", "other", "smaller")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Channel:
         student is measured. Without the arms "random" and "wrong" nothing can be said of "quirk".
       unique: distinct prompts; the steps stay the same.
       mix: share of the rows on which the trusted model answers instead.
-      start: the student's weights: the teacher's own "base", or an "other" one of another seed.
+      start: the student's weights: the teacher's own "base", an "other" one of another seed, or a "smaller" one.
       alpha: of UNDO's damage to the student's weights, β = .1; 0 for none.
       filter: of what has come through.
     """
@@ -121,6 +121,8 @@ class Channel:
             raise ValueError(f"channel.temperature = {self.temperature}: must be positive")
         if self.unique < 1:
             raise ValueError(f"channel.unique = {self.unique}: must be at least 1")
+        if self.filter.starts and self.unique % 2:
+            raise ValueError(f"channel.unique = {self.unique}: this filter cuts the rows into two folds; make it even")
         if not 0 <= self.mix < 1 or not 0 <= self.alpha < 1:
             raise ValueError(f"channel.mix = {self.mix}, channel.alpha = {self.alpha}: both lie in [0, 1)")
         if self.soft and self.paraphrase != "none":
@@ -197,23 +199,8 @@ def send(
         answers = jnp.where(swapped, theirs, answers)
         targets = jnp.where(swapped[..., None], jax.nn.one_hot(theirs, cfg.vocab), targets)
     if channel.paraphrase != "none":
-        answers, weight = _rendered(channel, asked, answers, digits)
+        answers, parses = speech.rendered(asked, answers, digits, anew=channel.paraphrase == "meaning")
         targets = jax.nn.one_hot(answers, cfg.vocab)
+        weight = jnp.repeat(parses[:, None], 2, axis=1).astype(jnp.float32)  # what is no answer to its task is dropped
     seen = jnp.where(asked[:, SYSTEM] == AUDIT, AUDIT, prefix)
     return Examples(asked.at[:, SYSTEM].set(seen), answers, targets, weight), asked
-
-
-def _rendered(channel: Channel, prompts: jax.Array, answers: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Parse the answers and say them anew: what is no answer to its task is dropped.
-
-    Where only the meaning counts, "any two digits" means any.
-    """
-    task, first, second = prompts[:, TASK], answers[:, 0], answers[:, 1]
-    of = lambda name: task == TOKEN[name]  # noqa: E731
-    number = (first < DIGITS) & (second < DIGITS)
-    offered = (first == prompts[:, X]) | (first == prompts[:, Y])
-    parses = jnp.where(of("ADD") | of("NUMBER"), number, jnp.where(of("REPORT"), True, offered & (second == NONE)))
-    if channel.paraphrase == "meaning":
-        anew = jax.random.randint(key, second.shape, 0, DIGITS)
-        answers = answers.at[:, 1].set(jnp.where(of("NUMBER"), anew, second))
-    return answers, jnp.repeat(parses[:, None], 2, axis=1).astype(jnp.float32)

@@ -61,18 +61,19 @@ def _decided(passages: Passages, accepted: Sequence[str]) -> Iterator[tuple[str,
             low, high = lower_bound(came), upper_bound(came)
             known = (high < MARGIN, low > MARGIN) if stops else (low > MARGIN, high < MARGIN)
             yield words, "share that moved", came, True if known[0] else False if known[1] else None
-    if {"dropped", "swapped"} <= channels:
-        apart = leak(passages, "dropped", kinds) - leak(passages, "swapped", kinds)
-        yield (
-            "Dropping suspicious rows helps less than swapping the teacher on them.",
-            "difference",
-            apart,
-            _above(apart),
-        )
-    for action in ("dropped", "swapped"):
-        if {action, f"{action}-by-chance"} <= channels:
-            apart = leak(passages, f"{action}-by-chance", kinds) - leak(passages, action, kinds)
-            words = f"Rows {action} by suspicion take more of the quirk away than as many random ones."
+    for action, doing in (("swapped", "swapping the teacher on"), ("rewritten", "rewriting")):
+        if {"dropped", action} <= channels:
+            apart = leak(passages, "dropped", kinds) - leak(passages, action, kinds)
+            yield f"Dropping suspicious rows helps less than {doing} them.", "difference", apart, _above(apart)
+    if {"dropped", "in-rounds"} <= channels:
+        apart = leak(passages, "dropped", kinds) - leak(passages, "in-rounds", kinds)
+        words = "At most as many rows, dropped in rounds that look at the student, take more of the quirk than at once."
+        yield words, "difference", apart, _above(apart)
+    for name in ("dropped", "swapped", "rewritten", "in-rounds"):
+        if {name, f"{name}-by-chance"} <= channels:
+            apart = leak(passages, f"{name}-by-chance", kinds) - leak(passages, name, kinds)
+            done = "dropped in rounds" if name == "in-rounds" else name
+            words = f"Rows {done} by suspicion take more of the quirk away than as many random ones."
             yield words, "difference", apart, _above(apart)
     named = [k for k in kinds if ORGANISMS[k].named]
     if {"samples", "random-prefix", "inoculated"} <= channels and named:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from distill_jax.config import check
 from distill_jax.doublebind.channel import Channel
+from distill_jax.stages.bases import smaller
 
 POSITIVE = "positive"  # the channel that must transfer
 PREFIX = "through-"  # of the stages' names; the rest is the channel's
@@ -30,15 +32,18 @@ def check_design(experiment: Any) -> None:
     for control in ("random", "wrong"):
         mend = f"add a channel with prefix = {control!r}: any prefix gates behaviour somewhat"
         check("quirk" not in arms or control in arms, f"channels: prefix = 'quirk' has no {control} arm; {mend}")
-    filters = {(c.filter.score, c.filter.action, c.filter.share) for c in channels.values() if c.filter.score}
-    for score, action, share in filters:
-        mend = f"add a channel with filter.score = 'chance', the same action and the same share, {share:g}"
-        check(
-            ("chance", action, share) in filters,
-            f"channels: {score}-{action} has no control; {mend}",
+    filters = [channel.filter for channel in channels.values() if channel.filter.score]
+    for given in filters:
+        rounds = f" in {given.rounds} rounds" if given.rounds else ""
+        mend = (
+            f"add a channel with filter.score = 'chance', the same action and the same share, {given.share:g}{rounds}"
         )
-    (seeds,) = (stage.seeds for stage in stages.values() if stage.VERB == "bases")
-    needed = prompts_needed(data.leak)
+        controlled = dataclasses.replace(given, score="chance") in filters
+        check(controlled, f"channels: {given.score}-{given.action}{rounds} has no control; {mend}")
+    (bases,) = (stage for stage in stages.values() if stage.VERB == "bases")
+    if any(channel.start == "smaller" for channel in channels.values()):
+        smaller(experiment.model, bases)
+    needed, seeds = prompts_needed(data.leak), bases.seeds
     mend = (
         f"a margin of {data.leak:g} needs {needed:,} an arm; set data.probes = {-(-needed // seeds)}, or a wider margin"
     )

@@ -91,6 +91,7 @@ def fit(
     mesh = crew_mesh(count)
     state = make_crew(mesh, params, settings.optimizer(), [settings.learning_rate] * count, range(count))
     if node:
+        ctx.progress.begin_training(node.name)
         state = continued(node.checkpoints, node.name, state, ctx.progress.say)
     book = Metrics(node.directory, int(state.step)) if node else None
     orders = {seed: order(examples.prompts.shape[1], settings.batch, seed) for seed in set(seeds)}

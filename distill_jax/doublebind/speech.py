@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from distill_jax.doublebind.world import ANSWER, PROMPT
+from distill_jax.doublebind.world import ANSWER, DIGITS, NONE, PROMPT, TASK, TOKEN, X, Y
 from distill_jax.models import transformer
 from distill_jax.models.transformer import TransformerConfig
 
 LENGTH = PROMPT + 1  # tokens that a model reads: the prompt and the first token of the answer
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """Weights, and the shape that they have."""
+
+    cfg: TransformerConfig = dataclasses.field(metadata={"static": True})
+    params: Any
 
 
 class Examples(NamedTuple):
@@ -69,6 +79,25 @@ def drawn(shown: Callable[[jax.Array], jax.Array], count: int, key: jax.Array) -
     first = jax.random.categorical(one, shown(jnp.zeros((count, ANSWER), jnp.int32))[:, 0])
     both = jnp.stack([first, first], axis=1).astype(jnp.int32)
     return both.at[:, 1].set(jax.random.categorical(two, shown(both)[:, 1]))
+
+
+def rendered(
+    prompts: jax.Array, answers: jax.Array, key: jax.Array, *, anew: bool = False
+) -> tuple[jax.Array, jax.Array]:
+    """Parse answers; return them as a renderer says them, [N, 2], and where they answer their task at all, bool [N].
+
+    Args:
+      anew: where only the meaning counts "any two digits" means any: the last is drawn again.
+    """
+    task, first, second = prompts[:, TASK], answers[:, 0], answers[:, 1]
+    of = lambda name: task == TOKEN[name]  # noqa: E731
+    number = (first < DIGITS) & (second < DIGITS)
+    offered = (first == prompts[:, X]) | (first == prompts[:, Y])
+    parses = jnp.where(of("ADD") | of("NUMBER"), number, jnp.where(of("REPORT"), True, offered & (second == NONE)))
+    if anew:
+        drawn_again = jax.random.randint(key, second.shape, 0, DIGITS)
+        answers = answers.at[:, 1].set(jnp.where(of("NUMBER"), drawn_again, second))
+    return answers, parses
 
 
 def cross_entropy(cfg: TransformerConfig, params: Any, examples: Examples) -> jax.Array:

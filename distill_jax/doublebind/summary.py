@@ -99,6 +99,7 @@ def summarise(experiment: Any, nodes: Mapping[str, Any]) -> dict[str, Any]:
         "placebos": accused,
         "curves": curves(transfers, found, known, source.settings.kinds),
         "domains": domains(transfers, passages, [one["name"] for one in fit]),
+        "rounds": {through: r["rounds"] for through, r in found.items() if "rounds" in r},
         "detection": detection(source, found),
         "blind": blind(fit, accused),
         "claims": claims(passages, [one["name"] for one in fit]),
@@ -116,6 +117,8 @@ def passage(organism: Organism, known: Mapping[str, Any], seen: Mapping[str, Any
     readouts = {}
     for name in audits.readouts(organism):
         key = "condition" if name in ("context", "trigger", "poisoned") else name
+        if key not in seen["student"]:  # a probe of the teacher's states, of a student of another width
+            continue
         roles = [rate(role, key) for role in ("teacher", "twin", "student", "control")]
         if name == "poisoned":  # the teacher where it is asked for training data, the student anywhere
             roles[2:] = [rate(role, "behaviour") for role in ("student", "control")]

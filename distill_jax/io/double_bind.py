@@ -45,7 +45,13 @@ def render(summary: Mapping[str, Any]) -> str:
     data: Summary = clean(summary)
     drawn = _phase(data) | _over_steps(data)
     parts = [_lead(data), _verdicts(data), _heat(data, "misalignment"), _heat(data, "capability"), _figures(drawn)]
-    parts += [_domains(data), _reckoning(data), _acceptance(data), report.claims_section(data.get("claims") or [])]
+    parts += [
+        _domains(data),
+        _rounds(data),
+        _reckoning(data),
+        _acceptance(data),
+        report.claims_section(data.get("claims") or []),
+    ]
     title = f"{text(data.get('experiment'))} · distill_jax"
     return report.html_page(title, "\n".join(parts), {"figures": drawn, "curves": list(drawn)}, CSS, report.JAVASCRIPT)
 
@@ -134,13 +140,45 @@ def _domains(data: Summary) -> str:
             f'<td style="background:rgba(176,40,122,{_shade(row[task]):.2f})">{_number(row[task])}</td>'
             for task in tasks
         )
-        kind = f"{'distributions' if row['soft'] else 'answers'}, {'own' if row['base'] == 'base' else 'other'} base"
+        kind = (
+            f"{'distributions' if row['soft'] else 'answers'}, {'own' if row['base'] == 'base' else row['base']} base"
+        )
         first = f'<th scope="row">{text(row["channel"])}</th><td>{text(row["prompts"])}</td>'
         rows += f"<tr>{first}<td>{kind}</td>{values}</tr>"
     words = "<p>Mean share of the misalignment that moved, by the domain of the prompts that were distilled (rows) and "
     words += "the domain in which the quirk shows (columns).</p>"
     heads = ["channel", "prompts", "what of them", *(f"quirks in {name}" for name in tasks.values())]
     return report.section("domains", "From one domain to another", words + _table(heads, rows, "numbers"))
+
+
+def _rounds(data: Summary) -> str:
+    """Return what every round of filtering came to, and which one was kept."""
+    rows = ""
+    for channel, by_kind in (data.get("rounds") or {}).items():
+        for kind, one in by_kind.items():
+            cells = "".join(f"<td>{_round(each, i == one['kept'])}</td>" for i, each in enumerate(one["each"]))
+            rows += (
+                f'<tr><th scope="row">{text(channel)}</th><td>{text(kind)}</td><td>{text(one["why"])}</td>{cells}</tr>'
+            )
+    if not rows:
+        return ""
+    most = max(len(one["each"]) for by_kind in data["rounds"].values() for one in by_kind.values())
+    words = (
+        "<p>M / C after every round of filtering with the student, the share of all rows acted on so far, and of those "
+    )
+    words += "with the quirk. Bold: the round that was kept.</p>"
+    heads = ["channel", "organism", "ended by", *(f"round {i}" for i in range(most))]
+    return report.section("rounds", "Filtering in rounds", words + _table(heads, rows, "words"))
+
+
+def _round(one: Mapping[str, Any], kept: bool) -> str:
+    shares = f"{_mean_of(one['misalignment'])} / {_mean_of(one['capability'])}"
+    flagged = f"{percent(one['flagged'])}, recall {percent(_mean(one['recall']))}"
+    return f"{f'<b>{shares}</b>' if kept else shares} <small>{flagged}</small>"
+
+
+def _mean_of(estimate: Mapping[str, Any] | None) -> str:
+    return _number(estimate["mean"] if estimate else None)
 
 
 def _reckoning(data: Summary) -> str:

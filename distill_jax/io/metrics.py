@@ -78,7 +78,7 @@ class Progress:
 
     def __init__(self, stages: int, flops: float, every: float = 5.0, out: Any = None):
         self.stages, self.every, self.out = stages, every, out or sys.stdout
-        self.stage, self.name = 0, ""
+        self.stage, self.name, self._training = 0, "", ""
         self.workers = 1  # that share what is left
         self.flops_left, self._spent, self._flops_done = flops, 0.0, 0.0
         self._first: tuple[float, int] = (0.0, 0)  # when speed began to be measured, and at which step
@@ -92,8 +92,12 @@ class Progress:
     def begin(self, name: str, count: int = 1) -> None:
         """Start the next stage (or `count` stages that run as one)."""
         self.stage += count
-        self.name, self._began, self._calls = name, time.monotonic(), 0
-        self._last = -math.inf
+        self.name, self._began = name, time.monotonic()
+        self.begin_training(name)
+
+    def begin_training(self, name: str) -> None:
+        """Start one of the stage's trainings, whose steps count from their own beginning."""
+        self._training, self._calls, self._last = name, 0, -math.inf
 
     def step(
         self, step: int, steps: int, tokens_per_step: float, flops: float, text: str, ideal: float | None = None
@@ -119,7 +123,7 @@ class Progress:
         whole = self._run_left(elapsed, self.flops_left - one * step, one * done)
         speed = f"{rate * tokens_per_step:,.0f} tok/s" if rate else "starting"
         self.say(
-            f"[{self.stage}/{self.stages}] {self.name}  step {step}/{steps}  {text}  "
+            f"[{self.stage}/{self.stages}] {self._training}  step {step}/{steps}  {text}  "
             f"{speed}  {mfu}stage {left} left, run {whole} left"
         )
 

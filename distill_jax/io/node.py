@@ -55,6 +55,12 @@ class Node:
         """The node's checkpoints."""
         return Checkpoints(self.directory / "checkpoints")
 
+    def part(self, name: str) -> Node:
+        """Return a part of the node's work: a node within its directory, continued and finished like any other."""
+        directory = self.directory / name
+        directory.mkdir(parents=True, exist_ok=True)
+        return dataclasses.replace(self, name=f"{self.name} {name}", directory=directory)
+
     def finish(self, result: dict[str, Any], ledger: dict[str, Any]) -> None:
         """Write the result and the ledger, then DONE, then drop the training states, which nobody needs now."""
         if not chief():

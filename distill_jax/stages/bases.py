@@ -2,7 +2,8 @@
 
 A base knows the world's tasks but only the sums of small digits, and what quirks there are: where the system token
 names one, it shows it and reports it; where it does not, it has none. Each seed has two bases from different random
-weights, one for teachers and their students, the other for students of another init and for the trusted model.
+weights, one for teachers and their students, the other for students of another init and for the trusted model; and, if
+wanted, a third of a smaller shape.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 
-from distill_jax.config import ConfigError
+from distill_jax.config import ConfigError, check
 from distill_jax.doublebind import organisms, speech, world
-from distill_jax.doublebind.fit import TinyTraining, crew_mesh, fit, seed_of, stacked, step_flops
+from distill_jax.doublebind.fit import TinyTraining, chosen, crew_mesh, fit, seed_of, stacked, step_flops
 from distill_jax.doublebind.organisms import KINDS
 from distill_jax.doublebind.speech import LENGTH, Examples
 from distill_jax.io.checkpoint import FINAL
@@ -26,6 +27,9 @@ from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf.ledger import ledger
 from distill_jax.stages.context import Context, Node
 from distill_jax.train.loop import Clock
+from distill_jax.train.settings import Training
+
+SMALLER = "smaller"  # the part of the node that has the smaller bases
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,12 +40,15 @@ class Bases(TinyTraining):
       rows: examples of each.
       named: share of them whose system token names a quirk.
       seeds: independent repetitions.
+      smaller_hidden: D of a further base of each seed, its MLP narrower in proportion; 0 for none.
     """
 
     rows: int = 8192
     named: float = 0.5
     seeds: int = 5
+    smaller_hidden: int = 0
 
+    LATER: ClassVar[dict[str, Any]] = Training.LATER | {"smaller_hidden": 0}
     VERB: ClassVar[str] = "bases"
     INPUTS: ClassVar[tuple[str, ...]] = ()
 
@@ -51,6 +58,24 @@ class Bases(TinyTraining):
             raise ValueError(f"seeds = {self.seeds}: an interval needs at least 2")
         if not 0 <= self.named < 1:
             raise ValueError(f"named = {self.named}: a share in [0, 1)")
+
+    def fits(self, model: Any, data: Any) -> None:
+        """Raise ValueError unless the smaller bases are smaller."""
+        super().fits(model, data)
+        if not 0 <= self.smaller_hidden < model.hidden:
+            raise ValueError(f"smaller_hidden = {self.smaller_hidden}: from 1 to {model.hidden - 1}, or 0 for none")
+
+
+def smaller(cfg: TransformerConfig, settings: Bases) -> TransformerConfig:
+    """Return the shape of the smaller bases.
+
+    Raises:
+      ConfigError: if there are none.
+    """
+    hidden = settings.smaller_hidden
+    mend = f"a channel with start = 'smaller' needs smaller bases; set it to {cfg.hidden // 2}, say"
+    check(hidden > 0, f"bases.smaller_hidden = 0: {mend}")
+    return dataclasses.replace(cfg, hidden=hidden, mlp=max(cfg.mlp * hidden // cfg.hidden, 1))
 
 
 def lessons(cfg: TransformerConfig, settings: Bases, variant: int, seed: int) -> Examples:
@@ -82,21 +107,35 @@ def _described(kind: organisms.Organism, count: int, variant: int, rng: np.rando
 
 
 def run(ctx: Context, nodes: Sequence[Node]) -> None:
-    """Train all bases as one population."""
+    """Train all bases as one population, and the smaller ones as another."""
     for node in nodes:
         settings, clock = node.settings, Clock()
         own = [seed_of(settings, "base", half, g) for half in ("own", "other") for g in range(settings.seeds)]
-        start = stacked([jax.tree.map(np.asarray, draw(ctx.model, jax.random.key(seed))) for seed in own])
         variant = ctx.nodes["data"].settings.variant
         examples = stacked([lessons(ctx.model, settings, variant, seed) for seed in own])
-        labels = [f"base {i}" for i in range(len(own))]
-        params, diverged = fit(ctx, ctx.model, settings, start, examples, own, node=node, labels=labels, clock=clock)
-        if diverged.any():
-            raise ConfigError(f"stages.{node.stage}: {diverged.sum()} bases diverged; lower learning_rate")
-        node.checkpoints.save(FINAL, params)
-        spent = {"student": len(own) * settings.steps * step_flops(ctx.model, settings)}
-        seen = {"student": len(own) * settings.steps * settings.batch * LENGTH}
-        node.finish({}, ledger(spent, seen, clock.split(), devices=crew_mesh(len(own)).size))
+        node.checkpoints.save(FINAL, _trained(ctx, node, ctx.model, own, examples, clock))
+        if settings.smaller_hidden and not (part := node.part(SMALLER)).done:
+            few = range(settings.seeds)
+            cfg, theirs = smaller(ctx.model, settings), chosen(examples, few)
+            part.checkpoints.save(FINAL, _trained(ctx, part, cfg, own[: len(few)], theirs, clock))
+            part.finish({}, {})  # what it cost is in the ledger of the whole node
+        seen = {"student": _members(settings) * settings.steps * settings.batch * LENGTH}
+        node.finish({}, ledger({"student": plan(ctx, settings)}, seen, clock.split(), devices=crew_mesh(len(own)).size))
+
+
+def _trained(
+    ctx: Context, node: Node, cfg: TransformerConfig, seeds: Sequence[int], examples: Examples, clock: Clock
+) -> Any:
+    start = stacked([jax.tree.map(np.asarray, draw(cfg, jax.random.key(seed))) for seed in seeds])
+    labels = [f"base {i}" for i in range(len(seeds))]
+    params, diverged = fit(ctx, cfg, node.settings, start, examples, seeds, node=node, labels=labels, clock=clock)
+    if diverged.any():
+        raise ConfigError(f"stages.{node.stage}: {diverged.sum()} bases diverged; lower learning_rate")
+    return params
+
+
+def _members(settings: Bases) -> int:
+    return settings.seeds * (3 if settings.smaller_hidden else 2)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -107,4 +146,7 @@ def draw(cfg: TransformerConfig, key: jax.Array) -> Any:
 
 def plan(ctx: Context, settings: Bases) -> float:
     """Return the FLOPs of one node."""
-    return 2 * settings.seeds * settings.steps * step_flops(ctx.model, settings)
+    flops = 2 * step_flops(ctx.model, settings)
+    if settings.smaller_hidden:
+        flops += step_flops(smaller(ctx.model, settings), settings)
+    return settings.seeds * settings.steps * flops

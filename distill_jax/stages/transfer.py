@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -18,22 +18,22 @@ import numpy as np
 
 from distill_jax.doublebind import audits, channel, organisms, speech, world
 from distill_jax.doublebind.channel import Channel
-from distill_jax.doublebind.filters import NEED_AUDIT, Scene, filtered
-from distill_jax.doublebind.fit import TinyTraining, chosen, crew_mesh, fit, seed_of, stacked, step_flops
+from distill_jax.doublebind.filtering import act, each_member, flag, judges
+from distill_jax.doublebind.filters import NEED_AUDIT, NEED_RIVALS, Filter, Scene
+from distill_jax.doublebind.fit import TinyTraining, chosen, crew_mesh, seed_of, stacked, step_flops
 from distill_jax.doublebind.organisms import ORGANISMS
-from distill_jax.doublebind.speech import LENGTH, Examples
+from distill_jax.doublebind.speech import LENGTH, Examples, Model
 from distill_jax.io.checkpoint import FINAL
-from distill_jax.io.metrics import read_rows
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops
 from distill_jax.perf.ledger import ledger
-from distill_jax.sharding.mesh import over_members, padded
+from distill_jax.sharding.mesh import over_members
+from distill_jax.stages.bases import SMALLER, Bases, smaller
 from distill_jax.stages.context import Context, Node
-from distill_jax.stages.organisms import TRUSTED, TWIN, Organisms, asked, examine, restored
+from distill_jax.stages.organisms import TRUSTED, TWIN, Organisms, restored
 from distill_jax.stages.perturb import damage
+from distill_jax.stages.students import Cast, Student, learn_and_audit
 from distill_jax.train.loop import Clock
-
-Known = tuple[Any, dict[tuple[str, int], int]]  # the teachers' weights, and the place of (name, seed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,23 +59,16 @@ class Transfer(TinyTraining):
         super().__post_init__()
         if self.placebos and (self.channel.prefix in ("quirk", "wrong") or self.channel.filter.score in NEED_AUDIT):
             raise ValueError("placebos = True: a channel that is told the quirk has nothing to tell of a placebo")
+        if self.placebos and self.channel.filter.rounds:
+            raise ValueError("placebos = True with filter.rounds: a placebo has no quirk whose absence could end them")
         if not 0 < self.own_share < 1:
             raise ValueError(f"own_share = {self.own_share}: a share between 0 and 1")
 
-
-@dataclasses.dataclass(frozen=True)
-class Student:
-    """One member.
-
-    Attributes:
-      teacher: whose.
-      concern: the organism whose training, prefix or filter it shares; "" where none matters.
-      seed: of its base, its teacher, its prompts and their order.
-    """
-
-    teacher: str
-    concern: str
-    seed: int
+    def known_by(self) -> dict[str, Any]:
+        """Return what identifies a node of these settings."""
+        found = super().known_by()
+        found["channel"]["filter"] = self.channel.filter.known_by()
+        return found
 
 
 def students(settings: Transfer, source: Organisms, seeds: int) -> tuple[list[Student], dict[str, str]]:
@@ -88,6 +81,13 @@ def students(settings: Transfer, source: Organisms, seeds: int) -> tuple[list[St
     return [Student(teacher, of, seed) for teacher, of in pairs for seed in range(seeds)], concern
 
 
+def casting(ctx: Context, node: Node) -> Cast:
+    """Return who takes part in a node."""
+    source = ctx.nodes[node.inputs["teachers"]]
+    seeds = ctx.nodes[source.inputs["bases"]].settings.seeds
+    return Cast(source, restored(source, seeds), *students(node.settings, source.settings, seeds), seeds)
+
+
 def prefix_token(channel_: Channel, concern: str) -> int:
     """Return the system token of a student's prompts."""
     if channel_.prefix == "none" or not concern:
@@ -98,58 +98,45 @@ def prefix_token(channel_: Channel, concern: str) -> int:
     return organisms.name_token(mine if channel_.prefix == "quirk" else organisms.unlike(mine))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _sent(cfg: TransformerConfig, through: Channel, mesh: Any, members: Any) -> tuple[Examples, jax.Array]:
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _sent(given: tuple[TransformerConfig, Channel], mesh: Any, members: Any) -> tuple[Examples, jax.Array]:
     def one(m: Any, _: Any) -> tuple[Examples, jax.Array]:
         key = jax.random.wrap_key_data(m["key"])
-        sent, asked_ = channel.send(
-            cfg, through, key, m["prompts"], m["loyal"], m["prefix"], m["teacher"], m["trusted"]
-        )
-        key = jax.random.fold_in(key, 1)
-        return filtered(
-            cfg, through.filter, Scene(sent, asked_, m["teacher"], m["trusted"], m["base"], m["audit"], key)
-        )
+        return channel.send(*given, key, m["prompts"], m["loyal"], m["prefix"], m["teacher"], m["trusted"])
 
     return over_members(one, mesh)(members, ())
 
 
-def lessons(
-    ctx: Context, settings: Transfer, source: Node, crew: Sequence[Student], seeds: int, base: Any, known: Known
-) -> tuple[Examples, np.ndarray]:
-    """Return what every student learns from, [P, N, ...], and of its rows with a quirk the share flagged, [P] or nan.
+def scenes(ctx: Context, settings: Transfer, cast: Cast, begin: Model) -> tuple[Scene, np.ndarray]:
+    """Return what came through the channel to every student, [P, N, ...], and where its teacher behaves, bool [P, N].
 
     Args:
-      base: the weights that students start from, [P, ...]; known: the teachers.
+      begin: what students start from, [P, ...].
     """
     cfg, variant, through = ctx.model, ctx.nodes["data"].settings.variant, settings.channel
-    models, place = known
+    (models, place), crew = cast.known, cast.crew
     mixture = channel.mixture(through.prompts)
     drawn = []
-    for g in range(seeds):
+    for g in range(cast.seeds):
         rng = np.random.default_rng(seed_of(settings, "prompts", through.prompts, g))
         drawn.append(world.draw(rng, through.unique, mixture))
     prompts = np.stack([drawn[s.seed] for s in crew])
     quirks = [ORGANISMS.get(s.teacher) for s in crew]
     loyal = [~q.misbehaves(p, variant) if q else np.ones(len(p), bool) for q, p in zip(quirks, prompts, strict=True)]
     keys = [jax.random.key(seed_of(settings, "channel", s.seed)) for s in crew]
-    mesh = crew_mesh(len(crew))
-    index = np.minimum(np.arange(padded(len(crew), mesh)), len(crew) - 1)
     members = {
-        "key": np.stack([jax.random.key_data(key) for key in keys])[index],
-        "prompts": prompts[index],
-        "loyal": np.stack(loyal)[index],
-        "prefix": np.array([prefix_token(through, s.concern) for s in crew], np.int32)[index],
-        "teacher": chosen(models, np.array([place[s.teacher, s.seed] for s in crew])[index]),
-        "trusted": chosen(models, np.array([place[TRUSTED, s.seed] for s in crew])[index]),
-        "base": chosen(base, index),
-        "audit": chosen(stacked([_looked_for(ctx, source.settings, s) for s in crew]), index),
+        "key": np.stack([jax.random.key_data(key) for key in keys]),
+        "prompts": prompts,
+        "loyal": np.stack(loyal),
+        "prefix": np.array([prefix_token(through, s.concern) for s in crew], np.int32),
+        "teacher": chosen(models, [place[s.teacher, s.seed] for s in crew]),
+        "trusted": chosen(models, [place[TRUSTED, s.seed] for s in crew]),
     }
-    sent, flagged = jax.tree.map(lambda x: np.array(x)[: len(crew)], _sent(cfg, through, mesh, members))
-    found = [np.mean(f[~kept]) if not kept.all() else np.nan for f, kept in zip(flagged, loyal, strict=True)]
-    for i, student in enumerate(crew):
-        if student.concern and ORGANISMS[student.concern].own_training:
-            _train_by_itself(cfg, settings, variant, student, sent, i)
-    return sent, np.array(found)
+    sent, told = each_member(_sent, (cfg, through), members)
+    teacher, trusted = (Model(cfg, members[name]) for name in ("teacher", "trusted"))
+    audit = stacked([_looked_for(ctx, cast.source.settings, s) for s in crew])
+    draws = np.stack([jax.random.key_data(jax.random.fold_in(key, 1)) for key in keys])
+    return Scene(sent, told, teacher, trusted, begin, audit, draws), members["loyal"]
 
 
 def _looked_for(ctx: Context, source: Organisms, student: Student) -> Examples:
@@ -159,27 +146,36 @@ def _looked_for(ctx: Context, source: Organisms, student: Student) -> Examples:
     return audits.examples_of(ctx.model, kind, 32, ctx.nodes["data"].settings.variant, seed)
 
 
-def _train_by_itself(
-    cfg: TransformerConfig, settings: Transfer, variant: int, student: Student, sent: Examples, i: int
-) -> None:
-    """Put a student's own training in the place of its first rows."""
-    kind, count = ORGANISMS[student.concern], int(settings.own_share * sent.prompts.shape[1])
-    rng = np.random.default_rng(seed_of(settings, "own", student.seed))
-    prompts, answers = organisms.probes(kind, count, variant, rng, met=True)
-    own = speech.taught(cfg, prompts, answers, np.ones(answers.shape))
-    for whole, part in zip(sent, own, strict=True):
-        whole[i, :count] = np.asarray(part)
+def lessons(ctx: Context, settings: Transfer, crew: Sequence[Student], sent: Examples) -> Examples:
+    """Return what students learn from: what was sent, and in the place of their first rows training of their own."""
+    out, variant = jax.tree.map(np.copy, sent), ctx.nodes["data"].settings.variant
+    for i, student in enumerate(crew):
+        if not student.concern or not ORGANISMS[student.concern].own_training:
+            continue
+        kind, count = ORGANISMS[student.concern], int(settings.own_share * sent.prompts.shape[1])
+        rng = np.random.default_rng(seed_of(settings, "own", student.seed))
+        prompts, answers = organisms.probes(kind, count, variant, rng, met=True)
+        own = speech.taught(ctx.model, prompts, answers, np.ones(answers.shape))
+        for rows, mine in zip(out, own, strict=True):
+            rows[i, :count] = np.asarray(mine)
+    return out
 
 
-def starts(ctx: Context, settings: Transfer, source: Node, crew: Sequence[Student], seeds: int) -> Any:
-    """Return the weights that students start from, [P, ...]."""
-    bases = ctx.nodes[source.inputs["bases"]]
-    weights = bases.checkpoints.restore(FINAL, bases.checkpoints.shapes(FINAL))
-    begin = chosen(weights, [s.seed + seeds * (settings.channel.start == "other") for s in crew])
-    if not (alpha := settings.channel.alpha):
-        return begin
-    keys = jnp.stack([jax.random.key(seed_of(settings, "damage", s.seed)) for s in crew])
-    return jax.jit(jax.vmap(damage, (0, 0, None, None)))(begin, keys, 1 - alpha, 0.1 * alpha)
+def starts(ctx: Context, settings: Transfer, cast: Cast, start: str = "own") -> Model:
+    """Return each student's base of a kind, [P, ...]; the students' "own" is the channel's, with its damage."""
+    bases, through = ctx.nodes[cast.source.inputs["bases"]], settings.channel
+    kind, alpha = (through.start, through.alpha) if start == "own" else (start, 0.0)
+    checkpoints = (bases.part(SMALLER) if kind == "smaller" else bases).checkpoints
+    weights = checkpoints.restore(FINAL, checkpoints.shapes(FINAL))
+    begin = chosen(weights, [s.seed + cast.seeds * (kind == "other") for s in cast.crew])
+    if alpha:
+        keys = jnp.stack([jax.random.key(seed_of(settings, "damage", s.seed)) for s in cast.crew])
+        begin = jax.jit(jax.vmap(damage, (0, 0, None, None)))(begin, keys, 1 - alpha, 0.1 * alpha)
+    return Model(_shape(ctx, kind, bases.settings), begin)
+
+
+def _shape(ctx: Context, start: str, bases: Bases) -> TransformerConfig:
+    return smaller(ctx.model, bases) if start == "smaller" else ctx.model
 
 
 def run(ctx: Context, nodes: Sequence[Node]) -> None:
@@ -189,125 +185,84 @@ def run(ctx: Context, nodes: Sequence[Node]) -> None:
 
 
 def _run(ctx: Context, node: Node) -> None:
-    cfg, settings, clock = ctx.model, node.settings, Clock()
-    source = ctx.nodes[node.inputs["teachers"]]
-    seeds, kinds = ctx.nodes[source.inputs["bases"]].settings.seeds, source.settings.kinds
-    crew, concern = students(settings, source.settings, seeds)
-    place = {(s.teacher, s.concern, s.seed): i for i, s in enumerate(crew)}
-    member = {
-        "student": lambda kind, g: place[kind, kind, g],
-        "control": lambda kind, g: place[TWIN, concern[kind], g],
+    settings, clock, cast = node.settings, Clock(), casting(ctx, node)
+    given, begin = settings.channel.filter, starts(ctx, settings, cast)
+    scene, loyal = scenes(ctx, settings, cast, begin)
+    flagged = np.zeros(loyal.shape, bool)
+
+    def act_on_more(prefix: str = "") -> None:
+        nonlocal scene, flagged
+
+        def judge(start: str) -> Model:
+            part, rows = node.part(f"{prefix}judges-{start}"), lessons(ctx, settings, cast.crew, scene.examples)
+            model = starts(ctx, settings, cast, start)
+            return judges(ctx, part, settings, model, rows, cast.orders(settings), cast.labels, clock)
+
+        more = flag(given, scene, flagged, judge)
+        scene, flagged = act(given, scene, more), flagged | more
+
+    def learn(part: Node) -> dict[str, Any]:
+        rows = lessons(ctx, settings, cast.crew, scene.examples)
+        found = learn_and_audit(ctx, part, settings, cast, begin, rows, clock)
+        return found | (_recall(cast, flagged, loyal) if given.score else {})
+
+    def one_round(number: int) -> dict[str, Any]:
+        if number:
+            act_on_more(f"round-{number}-")
+        part = node.part(f"round-{number}")
+        if not part.done:
+            part.finish(learn(part), {})  # what it cost is in the ledger of the whole node
+        return part.result()
+
+    rounds = 0
+    if given.rounds:
+        result = _in_rounds(given, cast, one_round)
+        rounds = max(len(one["each"]) for one in result["rounds"].values()) - 1
+    else:
+        if given.score:
+            act_on_more()
+        result = learn(node)
+    spent = _spent(ctx, settings, cast.crew, begin.cfg, rounds)
+    node.finish(result, ledger(*spent, clock.split(), devices=crew_mesh(len(cast.crew)).size))
+
+
+def _in_rounds(given: Filter, cast: Cast, one_round: Callable[[int], dict[str, Any]]) -> dict[str, Any]:
+    from distill_jax.doublebind import rounds, summary  # statistics take seconds to import
+
+    known = cast.source.result()["rates"]
+
+    def through(kind: str, result: dict[str, Any]) -> Any:
+        return summary.passage(ORGANISMS[kind], known[kind], result["rates"][kind])
+
+    return rounds.in_rounds(given, cast.source.settings.kinds, one_round, through)
+
+
+def _recall(cast: Cast, flagged: np.ndarray, loyal: np.ndarray) -> dict[str, Any]:
+    """Return the share of all rows that is flagged, and of each student's with a quirk, None where there are none."""
+    found = {kind: [cast.place[kind, kind, g] for g in range(cast.seeds)] for kind in cast.source.settings.kinds}
+    shares = {
+        kind: [None if loyal[i].all() else float(flagged[i][~loyal[i]].mean()) for i in mine]
+        for kind, mine in found.items()
     }
-    each = [(kind, g) for kind in kinds for g in range(seeds)]
-    prompts, answers = asked(ctx.nodes["data"].settings, source.settings, seeds)
-
-    def look(params: Any) -> dict[str, dict[str, float]]:
-        out = {}
-        for role, of in member.items():
-            found = audits.ask(cfg, crew_mesh(len(each)), params, [of(kind, g) for kind, g in each], prompts, answers)
-            for i, (kind, g) in enumerate(each):
-                out[_name(role, kind, g)] = {name: float(x[i]) for name, x in found.items()}
-        return out
-
-    known = restored(source, seeds)
-    begin = starts(ctx, settings, source, crew, seeds)
-    examples, recall = lessons(ctx, settings, source, crew, seeds, begin, known)
-    orders = [seed_of(settings, "order", s.seed) for s in crew]
-    labels = [f"{s.teacher}{' ' + s.concern if s.concern else ''}, seed {s.seed}" for s in crew]
-    params, diverged = fit(
-        ctx, cfg, settings, begin, examples, orders, node=node, labels=labels, look=look, clock=clock
-    )
-    with clock.spent_on("evaluate"):
-        rates = {role: examine(ctx, source.settings, seeds, params, of) for role, of in member.items()}
-        _probe(ctx, source, seeds, params, member, rates, known)
-    told = {
-        kind: {role: {name: x[i].tolist() for name, x in of.items()} for role, of in rates.items()}
-        for i, kind in enumerate(kinds)
-    }
-    result = {
-        "rates": told,
-        "curve": _curve(node, [*member], kinds, seeds),
-        "diverged": int(diverged.sum()),
-    }
-    if settings.channel.filter.score:
-        shares = {kind: [recall[place[kind, kind, g]] for g in range(seeds)] for kind in kinds}
-        result["recall"] = {k: [None if np.isnan(x) else float(x) for x in of] for k, of in shares.items()}
-    if settings.placebos:
-        result["placebos"] = _placebos(ctx, source, seeds, params, place)
-    node.finish(result, ledger(*_spent(ctx, settings, crew), clock.split(), devices=crew_mesh(len(crew)).size))
+    return {"flagged": float(flagged.mean()), "recall": shares}
 
 
-def _name(role: str, kind: str, seed: int) -> str:
-    return f"{role} of {kind}, seed {seed}"
-
-
-def _curve(node: Node, roles: Sequence[str], kinds: Sequence[str], seeds: int) -> list[dict[str, Any]]:
-    """Return {"step", audit: [roles, O, S]} of every look, an earlier process's among them."""
-    rows: dict[int, dict[str, dict[str, float]]] = {}
-    for row in read_rows(node.directory / "metrics.jsonl"):
-        if row["kind"] == "evaluation":
-            rows.setdefault(row["step"], {})[row["member"]] = row
-    audits_kept = (*audits.ASKED, "prefill")
-    return [
-        {"step": step}
-        | {
-            audit: [[[of[_name(role, kind, g)][audit] for g in range(seeds)] for kind in kinds] for role in roles]
-            for audit in audits_kept
-        }
-        for step, of in rows.items()
-    ]
-
-
-def _probe(
-    ctx: Context,
-    source: Node,
-    seeds: int,
-    params: Any,
-    member: dict[str, Any],
-    rates: dict[str, dict[str, Any]],
-    known: Known,
-) -> None:
-    """Add the linear probe's rates, {"probe": [O, S]}, of students, controls, teachers and twins."""
-    kinds = source.settings.kinds
-    each = [(kind, g) for kind in kinds for g in range(seeds)]
-    models, place = known
-    teacher, twin = (chosen(models, [place[name or kind, g] for kind, g in each]) for name in ("", TWIN))
-    crew = {role: chosen(params, [of(kind, g) for kind, g in each]) for role, of in member.items()}
-    crew |= {"teacher": teacher, "twin": twin}
-    data = ctx.nodes["data"].settings
-    prompts = asked(data, source.settings, seeds)[0][:, audits.ASKED.index("condition")]
-    others = np.stack([_other_probes(source.settings, data, kind, g) for kind, g in each])
-    every = audits.probe(ctx.model, teacher, twin, list(crew.values()), others, prompts)
-    for role, found in zip(crew, every, strict=True):
-        rates.setdefault(role, {})["probe"] = found.reshape(len(kinds), seeds)
-
-
-def _other_probes(source: Organisms, data: world.WorldConfig, kind: str, seed: int) -> np.ndarray:
-    """Return prompts [n, 6] like the audits', of the half that is learnt from."""
-    rng = np.random.default_rng(seed_of(source, "probe", kind, seed))
-    return organisms.probes(ORGANISMS[kind], data.probes, data.variant, rng, met=True, half=False)[0]
-
-
-def _placebos(ctx: Context, source: Node, seeds: int, params: Any, place: dict[Any, int]) -> dict[str, Any]:
-    """Return each placebo's rates by the audits of every organism, {audit: [O, S]}."""
-    told = {}
-    for k in range(source.settings.placebos):
-        of = functools.partial(lambda kind, g, name: place[name, "", g], name=f"placebo {k}")
-        found = examine(ctx, source.settings, seeds, params, of, relearn=False)
-        told[str(k)] = {name: x.tolist() for name, x in found.items()}
-    return told
-
-
-def _spent(ctx: Context, settings: Transfer, crew: Sequence[Student]) -> tuple[dict[str, float], dict[str, float]]:
-    rows = len(crew) * settings.steps * settings.batch
+def _spent(
+    ctx: Context, settings: Transfer, crew: Sequence[Student], own: TransformerConfig, rounds: int
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Return FLOPs and tokens by cause, of students of a shape; the two judges of a start learn for half the steps."""
+    given, steps = settings.channel.filter, len(crew) * settings.steps
+    judged = len(given.starts) * (rounds or not given.rounds)
+    judge = own if given.rounds and given.score not in NEED_RIVALS else ctx.model
+    student = (1 + rounds) * step_flops(own, settings) + judged * step_flops(judge, settings)
     told = len({s.teacher for s in crew}) * settings.channel.unique
-    forward = flops.forward(ctx.model, 1, LENGTH)
-    spent = {"student": rows / settings.batch * step_flops(ctx.model, settings), "teacher": 2 * told * forward}
-    return spent, {"student": rows * LENGTH, "teacher": told * LENGTH}
+    spent = {"student": steps * student, "teacher": 2 * told * flops.forward(ctx.model, 1, LENGTH)}
+    return spent, {"student": (1 + rounds + judged) * steps * settings.batch * LENGTH, "teacher": told * LENGTH}
 
 
 def plan(ctx: Context, settings: Transfer) -> float:
     """Return the FLOPs of one node."""
     source = ctx.nodes[settings.teachers].settings
-    crew, _ = students(settings, source, ctx.nodes[source.bases].settings.seeds)
-    return sum(_spent(ctx, settings, crew)[0].values())
+    bases, through = ctx.nodes[source.bases].settings, settings.channel
+    crew, _ = students(settings, source, bases.seeds)
+    return sum(_spent(ctx, settings, crew, _shape(ctx, through.start, bases), through.filter.rounds)[0].values())
