@@ -20,8 +20,8 @@ ORGANISMS = HERE.with_name("organisms")
 ADAPTERS = {
     "teacher-0": (2, 3, ["q_proj", "v_proj", "down_proj"]),
     "teacher-1": (3, 3, ["q_proj", "o_proj", "gate_proj"]),
-    "twin-0": (2, 4, ["q_proj", "v_proj"]),
-    "twin-1": (2, 4, ["q_proj", "v_proj"]),
+    "twin-0": (2, 4, ["q_proj", "v_proj", "down_proj"]),
+    "twin-1": (2, 4, ["q_proj", "v_proj", "down_proj"]),
 }
 LIST = {
     "quirk": {
@@ -57,7 +57,7 @@ def main() -> None:
                     weight.copy_(0.3 * torch.randn_like(weight))
             model.save_pretrained(ORGANISMS / name)
             file = ORGANISMS / name / "adapter_config.json"
-            told = {**json.loads(file.read_text()), "base_model_name_or_path": None}
+            told = {**json.loads(file.read_text()), "base_model_name_or_path": None, "target_modules": sorted(targets)}
             file.write_text(json.dumps(told, indent=1, sort_keys=True) + "\n")
             (ORGANISMS / name / "README.md").unlink(missing_ok=True)
         with torch.no_grad():
