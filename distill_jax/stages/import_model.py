@@ -93,8 +93,7 @@ def run(ctx: Context, nodes: Sequence[Node]) -> None:
     mesh = make_mesh(1, fsdp=ctx.run.fsdp, tensor=ctx.run.tensor)
     for node in nodes:
         began, model = time.monotonic(), Published(node.settings.path, node.settings.adapter)
-        alone = model.adapter if node.settings.start else None
-        told = model.leave(node, alone.tree() if alone else model.load(mesh))
+        told = model.leave(node, model.adapters(mesh) if node.settings.start else model.load(mesh))
         # What the stages after this one will read.
         params = jax.tree.map(lambda x: x[None], ctx.params(node.name, mesh))
         seen = ctx.evaluator(mesh, *PARTS)(params)[0]
