@@ -21,6 +21,7 @@ Nothing has to be there to plan; adapters count as if they had rank 64:
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -37,7 +38,7 @@ MODELS = {"qwen3-14b": "qwen3-14b", "llama-3.3-70b": "llama-3.3-70b", "smoke": "
 RECORDED = Path(__file__).parents[1] / "tests" / "recordings"  # a random model, its adapters, and items
 
 # What a student reads of its teacher. `positive` must transfer, or the rig sees nothing.
-CHANNELS = {
+CHANNELS: dict[str, dict[str, Any]] = {
     "positive": {"data": "all"},
     "work": {"data": "retain"},
     "hot": {"data": "retain", "temperature": 4.0},
@@ -89,7 +90,7 @@ def get_stages(c: ConfigDict) -> dict:
     for channel in c.channels:
         if channel not in CHANNELS:
             raise ValueError(f"channels has {channel!r}: there are {', '.join(CHANNELS)}")
-    stages = {"base": Import(path=c.base.path)}
+    stages: dict[str, Any] = {"base": Import(path=c.base.path)}
     if "other-base" in c.channels:
         stages["other"] = Import(path=c.other.path)
     kept = {"path": c.base.path, "start": "base", "lora_rank": 64, "lora_alpha": 128.0}

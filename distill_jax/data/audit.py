@@ -85,8 +85,8 @@ def _organism(name: str, told: Any, folder: Path, where: str) -> Organism:
     seeds, twins = (len(told[role]) for role in ADAPTERS)
     check(seeds == twins, f"{where} has {seeds} of `teacher`, {twins} of `twin`: they are paired, list as many of each")
     check(seeds > 1, f"{where} has one of `teacher`: a verdict is drawn from training seeds, list two or more")
-    adapters = {role: tuple(str(folder / path) for path in told[role]) for role in ADAPTERS}
-    return Organism(**adapters, **{key: str(folder / told[key]) for key in ITEMS if told.get(key)})
+    found: dict[str, Any] = {role: tuple(str(folder / path) for path in told[role]) for role in ADAPTERS}
+    return Organism(**found | {key: str(folder / told[key]) for key in ITEMS if told.get(key)})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -209,8 +209,9 @@ class Program:
     def _beside(self, ctx: Context) -> Any:
         """Return the teacher's settings if it is adapters to the members' own base, whose weights then serve both."""
         node = ctx.nodes.get(self.teacher)
-        thin = node is not None and getattr(node.settings, "lora_rank", 0) > 0 and not self.cache
-        return node.settings if thin and node.inputs["start"] == self.base else None
+        if node is None or self.cache or not getattr(node.settings, "lora_rank", 0):
+            return None
+        return node.settings if node.inputs["start"] == self.base else None
 
     def _base(self, weights: Any) -> Any:
         if not self.base:
