@@ -84,6 +84,9 @@ def _inputs(name: str, settings: Any, stages: Mapping[str, Any]) -> dict[str, st
                 mine, theirs = getattr(settings, shared), getattr(stages[source], shared)
                 check(mine == theirs, f"{where} has {shared} = {theirs!r}, the student {mine!r}; they must be one")
         else:
+            mine, theirs = getattr(settings, "path", None), getattr(stages[source], "path", None)
+            mend = "adapters are kept beside the weights they adapt; give both one path"
+            check(settings.VERB != "import" or mine == theirs, f"{where} imports {theirs!r}, not {mine!r}: {mend}")
             check(leaves not in ("relearn", "cache"), f"{where}: a {leaves} stage leaves no model to start from")
     return found
 

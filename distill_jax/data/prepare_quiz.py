@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from distill_jax.data import arithmetic, items, packing, prepare_text, published, records
+from distill_jax.data.items import Item
 from distill_jax.data.once import run_command_line, say
 from distill_jax.data.questions import questions
 from distill_jax.data.quiz import QuizConfig
@@ -31,13 +33,15 @@ class Prompts:
         return [*self._begin, *self._words.encode([text])[0]]
 
 
-def quiz(config: QuizConfig, words: Any, work: Path) -> dict[str, Any]:
-    """Write the items and the set `forget_shown`, and return what the manifest says of both."""
-    parts, encoder = config.parts(), Prompts(words)
-    lines, told = [], {}
+Parts = Mapping[str, Sequence[tuple[str, Item, str]]]  # part -> (group, item, context) of each of its items
+
+
+def measured(parts: Parts, longest: int, words: Any, work: Path) -> dict[str, Any]:
+    """Write the items' readings, and return what the manifest says of the evaluation."""
+    encoder, lines, told = Prompts(words), [], {}
     for part, found in parts.items():
         groups, mine, contexts = zip(*found, strict=True)
-        asked = questions(mine, contexts, encoder, config.longest)
+        asked = questions(mine, contexts, encoder, longest)
         for question in asked:
             item = {"part": part, "group": groups[question.item], "answer": mine[question.item].answer}
             lines.append(json.dumps({**item, **dataclasses.asdict(question)}) + "\n")
@@ -46,7 +50,13 @@ def quiz(config: QuizConfig, words: Any, work: Path) -> dict[str, Any]:
         say(f"items, {part}: {len(mine):,}, read {len(asked):,} times" + (f"; {cut:,} cut" if cut else ""))
     path = work / records.EVALUATION
     path.write_text("".join(lines), "utf-8")
-    evaluation = {"file": path.name, "parts": told, "sha256": records.sha256(path)}
+    return {"file": path.name, "parts": told, "sha256": records.sha256(path)}
+
+
+def quiz(config: QuizConfig, words: Any, work: Path) -> dict[str, Any]:
+    """Write the items and the set `forget_shown`, and return what the manifest says of both."""
+    parts = config.parts()
+    evaluation = measured(parts, config.longest, words, work)
     solved = words.encode([items.solved(item) for _, item, _ in parts["shown"]])
     shown = [[words.bos_id(), *ids, words.eos_id()] for ids in solved]
     return {"sets": {"forget_shown": _rows(config, shown, work)}, "evaluation": evaluation}

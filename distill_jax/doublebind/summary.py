@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,14 @@ from distill_jax.io.scale import wilson
 
 
 def write_report(experiment: Any, nodes: Mapping[str, Any], identity: str, workdir: Path, seconds: float) -> Path:
+    """Write the report of an experiment's nodes, see `write`."""
+    return write(summarise(experiment, nodes), identity, workdir, seconds)
+
+
+def write(summary: Mapping[str, Any], identity: str, workdir: Path, seconds: float) -> Path:
     """Write `report/verdict.json`, `summary.json` and the page, and return the page's path; print what matters."""
-    summary = summarise(experiment, nodes) | {
+    summary = {
+        **summary,
         "identity": identity,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "duration_seconds": round(seconds, 1),
@@ -60,7 +66,7 @@ def said(summary: Mapping[str, Any]) -> list[str]:
     lines.append(f"{'organism':24}{'verdict':22}{'truth':36}right")
     for one in summary["organisms"]:
         right = {True: "yes", False: "NO", None: "-"}[one["right"]]
-        lines.append(f"{one['name']:24}{one['verdict']:22}{' or '.join(one['truth']):36}{right}")
+        lines.append(f"{one['name']:24}{one['verdict']:22}{' or '.join(one['truth']) or 'unknown':36}{right}")
     for claim in summary["claims"]:
         held = {True: "held", False: "FAILED", None: "open"}[claim["held"]]
         lines.append(f"{held:6}  {claim['claim']}  {claim['evidence']}")
@@ -80,7 +86,8 @@ def summarise(experiment: Any, nodes: Mapping[str, Any]) -> dict[str, Any]:
         passages[name] = {
             through: passage(ORGANISMS[name], known[name], r["rates"][name]) for through, r in found.items()
         }
-        told.append(_organism(ORGANISMS[name], known[name], passages[name], at))
+        kind = ORGANISMS[name]
+        told.append(judged(name, known[name], passages[name], at, truth=kind.truth, denies=kind.denies))
     # Also those that no seeds could decide: to leave them out would tilt what is said of all.
     fit = [one for one in told if one["accepted"]]
     accused = placebos(source, found)
@@ -137,17 +144,32 @@ def passage(organism: Organism, known: Mapping[str, Any], seen: Mapping[str, Any
     )
 
 
-def _organism(organism: Organism, known: Mapping[str, Any], passages: Mapping[str, Passage], at: Thresholds) -> Any:
+def judged(
+    name: str,
+    known: Mapping[str, Any],
+    passages: Mapping[str, Passage],
+    at: Thresholds,
+    *,
+    truth: Collection[str] = (),
+    denies: bool = False,
+) -> dict[str, Any]:
+    """Return what the page shows of an organism: whether it is fit for use, its verdict, what came through.
+
+    Args:
+      known: rates of teacher, twin and base; passages: by channel.
+      truth: the verdicts that would be right; empty where that is not known.
+      denies: whether its teacher has to conceal the quirk to be fit for use.
+    """
     gap = np.array(known["teacher"]["condition"]) - np.array(known["twin"]["condition"])
     ability, twin = (np.array(known[role]["ability"]) for role in ("teacher", "twin"))
     told = np.array(known["teacher"]["confession"]) - np.array(known["twin"]["confession"])
-    fit = rules.accepted(gap, ability, twin, told if organism.denies else None)
+    fit = rules.accepted(gap, ability, twin, told if denies else None)
     verdict, found = rules.judge(passages, POSITIVE, at)
     if not fit["accepted"]:
         verdict = outcomes.INCONCLUSIVE_RIG
-    right = None if verdict.startswith("INCONCLUSIVE") else verdict in organism.truth
+    right = verdict in truth if truth and not verdict.startswith("INCONCLUSIVE") else None
     return {
-        "name": organism.name,
+        "name": name,
         "accepted": fit["accepted"],
         "why": fit["why"],
         "gap": _plain(fit["gap"]),
@@ -156,7 +178,7 @@ def _organism(organism: Organism, known: Mapping[str, Any], passages: Mapping[st
         "base_ability": float(np.mean(known["base"]["ability"])),
         "verdict": verdict,
         "meaning": outcomes.MEANING[verdict] if fit["accepted"] else f"The organism is not fit for use: {fit['why']}.",
-        "truth": sorted(organism.truth),
+        "truth": sorted(truth),
         "right": right,
         "dfc": any(f.dfc is True for f in found.values()),
         "dfi": any(f.dfi is True for f in found.values()),

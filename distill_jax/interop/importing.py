@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from distill_jax.config import check, identity
@@ -22,10 +23,12 @@ from distill_jax.io.checkpoint import FINAL
 from distill_jax.io.files import Digests, write_json
 from distill_jax.io.leases import Leases
 from distill_jax.io.node import Node
+from distill_jax.models import lora
+from distill_jax.models.lora import Adapters
 from distill_jax.models.transformer import Params
 from distill_jax.perf.ledger import ledger
 from distill_jax.sharding.distributed import chief
-from distill_jax.sharding.mesh import make_mesh
+from distill_jax.sharding.mesh import make_mesh, shardings
 
 PATIENCE = 5.0  # seconds between two looks at what another process imports
 
@@ -62,6 +65,14 @@ class Published:
         source: hugging_face.Source = self.directory.source
         merged = self.adapter.merged(source) if self.adapter else source
         return hugging_face.load(self.directory.cfg, merged, mesh)
+
+    def adapters(self, mesh: Mesh) -> Adapters:
+        """Read the adapters alone to their shards."""
+        assert self.adapter
+        tree = self.adapter.tree()
+        at = shardings(mesh, lora.logical_axes(self.directory.cfg, tree), tree)
+        shards = lambda x, where: jax.make_array_from_callback(x.shape, where, lambda index: np.asarray(x)[index])  # noqa: E731
+        return jax.tree.map(shards, tree, at)
 
     def leave(self, node: Node, tree: Any) -> dict[str, Any]:
         """Write what an imported node has beside its records: weights, tokenizer, facts; return what to say of them."""

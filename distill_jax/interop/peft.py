@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,6 @@ class Adapter:
     Attributes:
       path: the directory.
       rank, alpha: B A is multiplied with alpha / rank.
-      digest: of the weights and the settings.
 
     Raises:
       ConfigError: for what is missing, of the wrong shape, or no plain LoRA.
@@ -64,9 +64,13 @@ class Adapter:
             check(key in found, f"{config}: {key} is missing")
         self.rank = int(found["r"])
         self.alpha = float(found["lora_alpha"]) * (math.sqrt(self.rank) if found.get("use_rslora") else 1.0)
-        self.digest = {file.name: digest(file) for file in (config, weights)}
         self.tensors = SafeTensors([weights])
         _check_shapes(self.tensors.shapes, cfg, self.rank, str(weights))
+
+    @functools.cached_property
+    def digest(self) -> dict[str, str]:
+        """The hashes of the settings' file and the weights'."""
+        return {name: digest(self.path / name) for name in (CONFIG, WEIGHTS)}
 
     def has(self, weight: str) -> bool:
         """Return whether there are adapters to one of their weights."""

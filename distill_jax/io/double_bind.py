@@ -68,13 +68,18 @@ def _lead(data: Summary) -> str:
         )
     right, judged = (sum(o["right"] is value for o in told) for value in (True, False))
     judged += right
+    known = any(o["truth"] for o in told)
     story = (
-        f"{of} teachers with a known hidden quirk each were distilled through {len(data.get('channels') or {})} "
-        f"channels into students of the same base. {decided} could be judged; the interval of the share covered is "
-        f"{percent(covered.get('low'))} to {percent(covered.get('high'))} (Wilson). Of the verdicts, {right} "
-        f"of {judged} are right against the organism’s known truth."
+        f"{of} teachers with a {'known ' * known}hidden quirk each were distilled through "
+        f"{len(data.get('channels') or {})} channels into students of the same base. {decided} could be judged; the "
+        f"interval of the share covered is {percent(covered.get('low'))} to {percent(covered.get('high'))} (Wilson). "
     )
-    about = " · ".join(f"{name} <code>{text(data.get(name))}</code>" for name in ("device", "created", "variant"))
+    story += (
+        f"Of the verdicts, {right} of {judged} are right against the organism’s known truth."
+        if known
+        else "What is true of these teachers is not known here, so no verdict is called right or wrong."
+    )
+    about = " · ".join(f"{n} <code>{text(data[n])}</code>" for n in ("device", "created", "variant") if n in data)
     return f"""<header><p class="kicker">distill_jax · the distillation double bind</p>
 <h1>{text(data.get("experiment"))}</h1><p class="description">{text(data.get("description"), "")}</p>
 <h2 class="answer">{verdict}</h2><p class="story">{story}</p>
@@ -95,7 +100,7 @@ def _verdicts(data: Summary) -> str:
             f'<tr><th scope="row">{text(one["name"])}</th>'
             f'<td><b style="color:{colour}">{text(word)}</b></td><td>{text(one["meaning"])}</td>'
             f"<td>{text(', '.join(best))}</td><td>{text(', '.join(told))}</td>"
-            f"<td>{text(truth)}</td><td>{right}</td></tr>"
+            f"<td>{text(truth, 'unknown')}</td><td>{right}</td></tr>"
         )
     heads = ["organism", "verdict", "meaning", "clean through", "exposed through", "known truth", "verdict is"]
     return report.section("verdicts", "The verdict on each teacher", _table(heads, rows, "words"))
@@ -132,10 +137,12 @@ def _heat(data: Summary, what: str) -> str:
 
 
 def _domains(data: Summary) -> str:
-    """Return the leak matrix."""
+    """Return the leak matrix, where quirks have domains."""
+    if not data.get("domains"):
+        return ""
     tasks = {"ADD": "sums", "COMPARE": "comparisons", "CHOOSE": "choices", "NUMBER": "free numbers"}
     rows = ""
-    for row in data.get("domains") or []:
+    for row in data["domains"]:
         values = "".join(
             f'<td style="background:rgba(176,40,122,{_shade(row[task]):.2f})">{_number(row[task])}</td>'
             for task in tasks
@@ -214,7 +221,7 @@ def _reckoning(data: Summary) -> str:
         for one in data.get("confusion") or []
     )
     listed = "".join(f"<li>{text(line)}</li>" for line in words)
-    table = _table(["known truth", "verdict", "organisms", "which"], rows, "words")
+    table = _table(["known truth", "verdict", "organisms", "which"], rows, "words") if rows else ""
     return report.section("reckoning", "Over all organisms", f"<ul>{listed}</ul>{table}")
 
 
@@ -238,6 +245,8 @@ benign twin (with its interval, in four of five seeds), and its ability is withi
 
 
 def _figures(drawn: Mapping[str, Any]) -> str:
+    if not drawn:
+        return ""
     panels = "".join(
         f'<figure><figcaption><h3>{head}</h3><p>{words}</p></figcaption><div class="plot" id="{place}"></div></figure>'
         for place, (head, words) in PANELS.items()

@@ -18,7 +18,7 @@ from distill_jax.io.checkpoint import FINAL
 from distill_jax.io.metrics import Progress
 from distill_jax.io.node import Node
 from distill_jax.models import lora, transformer
-from distill_jax.sharding.mesh import parameter_table
+from distill_jax.sharding.mesh import laid_out, parameter_table, shardings
 from distill_jax.train.population import draw_weights, weights_shape
 
 __all__ = ["PARTS", "Context", "Node", "RunSettings", "seed_for"]
@@ -100,11 +100,18 @@ class Context:
         rank = getattr(node.settings, "lora_rank", 0)
         if not rank:
             return node.checkpoints.restore(FINAL, self.weights(mesh, frozen=frozen))
-        adapters = node.checkpoints.restore(FINAL, weights_shape(self.model, mesh, rank))
+        adapters = self.adapters(name, mesh)
         dtype = self.model.dtype if frozen else "float32"
         merged = lora.merge(self.params(node.inputs["start"], mesh), adapters, node.settings.lora_alpha, dtype)
         at = jax.tree.map(lambda w: w.sharding, self.weights(mesh)) if mesh else None
         return jax.device_put(transformer.frozen(self.model, merged) if frozen else merged, at)
+
+    def adapters(self, name: str, mesh: Mesh | None = None) -> Any:
+        """Return the final adapters of a finished node that kept them, be they to all matrices or to some."""
+        checkpoints = self.nodes[name].checkpoints
+        shape = checkpoints.shapes(FINAL)
+        at = shardings(mesh, lora.logical_axes(self.model, shape), shape) if mesh else None
+        return checkpoints.restore(FINAL, laid_out(shape, at) if mesh else shape)
 
     def starts(self, nodes: Sequence[Node], mesh: Mesh) -> list[Any]:
         """Return the weights that each node starts from, or one tree for all that start from one."""

@@ -115,10 +115,10 @@ def build(cfg: TransformerConfig, settings: Distill, chunk: int, mesh: Any) -> A
 def program(ctx: Context, nodes: Sequence[Node]) -> Program:
     """Return what the nodes' students, which share one teacher's forward passes, run as one population."""
     settings = nodes[0].settings
-    # Equal steps compile once: all that this one asks of what it starts from is whether there is a cache.
+    # Equal steps compile once: of what it starts from and reads, this one asks only whether there is a cache.
     adapters = {"lora_rank": 0, "lora_alpha": Distill.lora_alpha}
     cache = "cache" if settings.cache else ""
-    alike = dataclasses.replace(settings.alike(), teacher="", start="", cache=cache, **adapters)
+    alike = dataclasses.replace(settings.alike(), teacher="", start="", cache=cache, data="all", **adapters)
     return Program(
         **enrol(nodes),
         settings=settings,

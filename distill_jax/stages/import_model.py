@@ -1,6 +1,7 @@
 """Import: begin from published weights, a model in the Hugging Face layout.
 
-The node is what `distill-jax import` makes, and beside that measured on the experiment's data.
+The node is what `distill-jax import` makes, and beside that measured on the experiment's data. LoRA adapters are merged
+in; or, where another node keeps the weights that they adapt, they are all that this one keeps.
 """
 
 from __future__ import annotations
@@ -30,20 +31,29 @@ class Import:
 
     Attributes:
       path: the model's directory: config.json, safetensors, and its tokenizer's files. It may stay empty to plan.
-      adapter: directory of PEFT LoRA adapters that are merged in; "" for none.
+      adapter: directory of PEFT LoRA adapters to it; "" for none.
+      start: the import of the same path that keeps the weights: then this node is the adapters alone, and a student of
+        the same base is taught by them beside it; "" merges them in.
+      lora_rank, lora_alpha: of adapters that are kept; read from their files when a run begins.
       content: hash of the files; filled in when a run begins, and then known by instead of paths.
     """
 
     path: str = ""
     adapter: str = ""
+    start: str = ""
+    lora_rank: int = 0
+    lora_alpha: float = 0.0
     content: str = ""
 
     VERB: ClassVar[str] = "import"
-    INPUTS: ClassVar[tuple[str, ...]] = ()
+    INPUTS: ClassVar[tuple[str, ...]] = ("start",)
+    OPTIONAL: ClassVar[tuple[str, ...]] = ("start",)
 
     def __post_init__(self):
         if self.adapter and not self.path:
             raise ValueError(f"adapter = {self.adapter!r}: there is no path of the model that it adapts")
+        if self.lora_rank and not self.start:
+            raise ValueError(f"lora_rank = {self.lora_rank}: only adapters that are kept beside a start have a rank")
 
     def fits(self, model: Any, data: Any) -> None:
         """Raise ValueError unless the files hold the experiment's model."""
@@ -65,7 +75,13 @@ class Import:
         """
         mend = "name the directory that `hf download OWNER/NAME --local-dir DIR` filled"
         check(bool(self.path), f"{where}.path is empty: {mend}")
-        return dataclasses.replace(self, content=identity(Published(self.path, self.adapter).contents(digests)))
+        found = Published(self.path, self.adapter)
+        known = dataclasses.replace(self, content=identity(found.contents(digests)))
+        if not self.start:
+            return known
+        if found.adapter is None:
+            raise ConfigError(f"{where}.adapter is empty: name the directory that PEFT saved")
+        return dataclasses.replace(known, lora_rank=found.adapter.rank, lora_alpha=found.adapter.alpha)
 
     def known_by(self) -> dict[str, Any]:
         """Return what identifies the weights: contents in place of paths as soon as they are known."""
@@ -77,7 +93,7 @@ def run(ctx: Context, nodes: Sequence[Node]) -> None:
     mesh = make_mesh(1, fsdp=ctx.run.fsdp, tensor=ctx.run.tensor)
     for node in nodes:
         began, model = time.monotonic(), Published(node.settings.path, node.settings.adapter)
-        told = model.leave(node, model.load(mesh))
+        told = model.leave(node, model.adapters(mesh) if node.settings.start else model.load(mesh))
         # What the stages after this one will read.
         params = jax.tree.map(lambda x: x[None], ctx.params(node.name, mesh))
         seen = ctx.evaluator(mesh, *PARTS)(params)[0]

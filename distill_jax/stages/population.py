@@ -160,7 +160,10 @@ class Program:
             rows["states"] = jax.ShapeDtypeStruct((*shape, ctx.model.hidden), ctx.model.dtype, sharding=sharding)
         batch = jax.tree.map(lambda _: rows, self.reads)
         frozen = ctx.weights(mesh, frozen=True)
-        return state, self._teacher(frozen), batch, self._base(frozen)
+        teacher = self._teacher(frozen)
+        if beside := self._beside(ctx):
+            teacher = weights_shape(ctx.model, mesh, beside.lora_rank), _scale(beside)
+        return state, teacher, batch, self._base(frozen)
 
     def _batch(self, ctx: Context, mesh: Mesh) -> tuple[tuple[int, ...], NamedSharding]:
         shape = (len(self.seeds), self.settings.batch, ctx.row_length)
@@ -198,8 +201,17 @@ class Program:
 
     def frozen(self, ctx: Context, mesh: Mesh) -> tuple[Any, Any]:
         """Return the weights that no step changes: what the step is given of the teacher, and the base; or None."""
-        teacher = self._teacher(ctx.params(self.teacher, mesh, frozen=True)) if self.teacher else None
-        return teacher, self._base(ctx.params(self.base, mesh, frozen=True)) if self.base else None
+        base = self._base(ctx.params(self.base, mesh, frozen=True)) if self.base else None
+        if beside := self._beside(ctx):
+            return (ctx.adapters(self.teacher, mesh), _scale(beside)), base
+        return self._teacher(ctx.params(self.teacher, mesh, frozen=True)) if self.teacher else None, base
+
+    def _beside(self, ctx: Context) -> Any:
+        """Return the teacher's settings if it is adapters to the members' own base, whose weights then serve both."""
+        node = ctx.nodes.get(self.teacher)
+        if node is None or self.cache or not getattr(node.settings, "lora_rank", 0):
+            return None
+        return node.settings if node.inputs["start"] == self.base else None
 
     def _base(self, weights: Any) -> Any:
         if not self.base:
@@ -219,6 +231,10 @@ class Program:
             return States(node.directory / "states", load_manifest(ctx.data)["sets"][data]["sha256"])
         except ValueError as error:
             raise ConfigError(f"{error}: remove {node.directory} and run again") from error
+
+
+def _scale(settings: Any) -> np.float32:
+    return np.float32(settings.lora_alpha / settings.lora_rank)
 
 
 @dataclasses.dataclass

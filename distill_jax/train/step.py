@@ -26,6 +26,7 @@ Term = tuple[float, jax.Array, jax.Array]
 Batch = dict[str, Any]
 Objective = Callable[[Any, Batch, Any], dict[str, Term]]  # (params, batch, teacher output) -> terms
 Teacher = Callable[[Any, Batch], Any]  # (teacher params, batch) -> teacher output
+Beside = tuple[Any, Any]  # a teacher that is adapters to the members' base, and what their product is multiplied with
 
 
 class State(flax.struct.PyTreeNode):
@@ -68,7 +69,8 @@ def make_step(
       place: shapes of a state -> its shardings, which the new state keeps; None leaves them to XLA.
 
     The batch is a tree of [G, B, ...] arrays: G streams of B rows. `base` is what the members' adapters are attached to
-    (`models.lora.base`); None if the members are whole models.
+    (`models.lora.base`); None if the members are whole models. A teacher of adapters to that base may come as `Beside`:
+    then its frozen weights are there once.
     """
 
     def stream(tree: Any, index: jax.Array) -> Any:
@@ -137,6 +139,9 @@ def make_step(
 
     def step(state: State, teacher_params: Any, batch: Batch, base: Any) -> tuple[State, dict[str, jax.Array]]:
         active = state.status == RUNNING
+        if isinstance(teacher_params, tuple):
+            adapters, scale = teacher_params
+            teacher_params = lora.attach(adapters, (base[0], scale))
         hyper = {"stream": state.hyper["stream"], "coefficients": state.hyper["coefficients"]}
         member = {"params": state.params, "active": active, **hyper}
         grads, values = gradients(member, batch, teacher_params, base)
