@@ -210,7 +210,7 @@ def test_adapters_of_another_shape_are_refused_by_the_tensor(tmp_path, capsys):
     assert_refused(
         call("audit", SMOKE, flag, f"--workdir={tmp_path}/run"),
         *capsys.readouterr(),
-        *("stages.twin-quirk-1", "layers.0.self_attn.q_proj.lora_A.weight", "(2, 24)", "(4, 24)"),
+        *("stages.twin-quirk-1", "layers.0.mlp.down_proj.lora_A.weight", "(2, 40)", "(4, 40)"),
     )
 
 
