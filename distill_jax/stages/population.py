@@ -39,7 +39,7 @@ from distill_jax.train.population import (
     weights_shape,
 )
 from distill_jax.train.settings import Training
-from distill_jax.train.step import DIVERGED, REACHED, RUNNING, Batch, State
+from distill_jax.train.step import DIVERGED, REACHED, RUNNING, Batch, Beside, State
 
 COLUMNS = ("tokens", "segments", "answer")  # of a batch
 
@@ -162,7 +162,7 @@ class Program:
         frozen = ctx.weights(mesh, frozen=True)
         teacher = self._teacher(frozen)
         if beside := self._beside(ctx):
-            teacher = weights_shape(ctx.model, mesh, beside.lora_rank), _scale(beside)
+            teacher = Beside(weights_shape(ctx.model, mesh, beside.lora_rank), _scale(beside))
         return state, teacher, batch, self._base(frozen)
 
     def _batch(self, ctx: Context, mesh: Mesh) -> tuple[tuple[int, ...], NamedSharding]:
@@ -203,7 +203,7 @@ class Program:
         """Return the weights that no step changes: what the step is given of the teacher, and the base; or None."""
         base = self._base(ctx.params(self.base, mesh, frozen=True)) if self.base else None
         if beside := self._beside(ctx):
-            return (ctx.adapters(self.teacher, mesh), _scale(beside)), base
+            return Beside(ctx.adapters(self.teacher, mesh), _scale(beside)), base
         return self._teacher(ctx.params(self.teacher, mesh, frozen=True)) if self.teacher else None, base
 
     def _beside(self, ctx: Context) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -26,7 +26,13 @@ Term = tuple[float, jax.Array, jax.Array]
 Batch = dict[str, Any]
 Objective = Callable[[Any, Batch, Any], dict[str, Term]]  # (params, batch, teacher output) -> terms
 Teacher = Callable[[Any, Batch], Any]  # (teacher params, batch) -> teacher output
-Beside = tuple[Any, Any]  # a teacher that is adapters to the members' base, and what their product is multiplied with
+
+
+class Beside(NamedTuple):
+    """A teacher that is adapters to the members' own base, and what their product is multiplied with."""
+
+    adapters: Any
+    scale: Any
 
 
 class State(flax.struct.PyTreeNode):
@@ -139,9 +145,8 @@ def make_step(
 
     def step(state: State, teacher_params: Any, batch: Batch, base: Any) -> tuple[State, dict[str, jax.Array]]:
         active = state.status == RUNNING
-        if isinstance(teacher_params, tuple):
-            adapters, scale = teacher_params
-            teacher_params = lora.attach(adapters, (base[0], scale))
+        if isinstance(teacher_params, Beside):
+            teacher_params = lora.attach(teacher_params.adapters, (base[0], teacher_params.scale))
         hyper = {"stream": state.hyper["stream"], "coefficients": state.hyper["coefficients"]}
         member = {"params": state.params, "active": active, **hyper}
         grads, values = gradients(member, batch, teacher_params, base)
