@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +15,6 @@ from parity.record_choices import HERE, MODEL
 from parity.record_organisms import ADAPTERS, ORGANISMS
 from safetensors.numpy import load_file
 from test_cli import assert_refused, call
-from test_run import environment
 
 from distill_jax import graph
 from distill_jax.config import ConfigError
@@ -35,7 +31,7 @@ from distill_jax.models.presets import PRESETS
 from distill_jax.sharding.mesh import make_mesh
 from distill_jax.stages import Import, distill
 from distill_jax.stages.context import Context
-from tests.spoil import shared
+from tests.programs import finished_once, node, said
 
 ROOT = Path(__file__).parents[1]
 SMOKE = "--config=configs/auditbench.py:smoke"
@@ -44,27 +40,7 @@ LIST = ORGANISMS / "organisms.json"
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> tuple[Path, str]:
-    base = shared(tmp_path_factory, "auditbench")
-    said = base / "said.txt"
-    with open(base / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not said.exists():
-            said.write_text(audited(base, base / "run"))
-    return base / "run", said.read_text()
-
-
-def audited(base: Path, workdir: Path) -> str:
-    flags = "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0"
-    env = environment(base / "compiled") | {"XLA_FLAGS": flags, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    arguments = [sys.executable, "-m", "distill_jax", "audit", SMOKE, f"--workdir={workdir}"]
-    done = subprocess.run(arguments, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def node(workdir: Path, name: str) -> Path:
-    (found,) = (path for path in (workdir / "nodes").iterdir() if path.name.rpartition("-")[0] == name)
-    return found
+    return finished_once(tmp_path_factory, "auditbench", "audit", SMOKE)
 
 
 def result(workdir: Path, name: str) -> dict:
@@ -159,8 +135,7 @@ def test_what_is_lost_is_computed_to_the_same_numbers(finished, tmp_path):
     workdir = shutil.copytree(finished[0], tmp_path / "run")
     for name in ("teacher-quirk-1", "twin-quirk-1-through-other-base"):
         shutil.rmtree(node(workdir, name))
-    said = audited(finished[0].parent, workdir)
-    assert "finished before" in said
+    assert "finished before" in said("audit", SMOKE, f"--workdir={workdir}", compiled=finished[0].parent / "compiled")
     for name in ("teacher-quirk-1/result.json", "twin-quirk-1-through-other-base/metrics.jsonl"):
         stage, file = name.split("/")
         assert (node(workdir, stage) / file).read_bytes() == (node(finished[0], stage) / file).read_bytes()

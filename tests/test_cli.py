@@ -11,10 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from test_run import ROOT, Runs, assert_same_run, finished_run, forget, node
+from test_run import ROOT, Runs, assert_same_run, finished_run, forget
 
 from distill_jax import graph
 from distill_jax.main import main
+from tests.programs import node
 from tests.spoil import cut, fill, flip, largest, shared, small_disk
 
 SMOKE = "--config=configs/arithmetic.py:smoke"

@@ -14,7 +14,6 @@ from types import SimpleNamespace
 
 import pytest
 from test_cli import assert_refused, call
-from test_run import environment
 
 from distill_jax import graph
 from distill_jax.config import ConfigError
@@ -22,6 +21,7 @@ from distill_jax.data.text import SAMPLES
 from distill_jax.experiment import load_experiment, load_module
 from distill_jax.main import main
 from distill_jax.stages import Pretrain, Relearn
+from tests.programs import environment
 from tests.spoil import shared
 
 ROOT = Path(__file__).parents[1]

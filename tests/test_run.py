@@ -25,7 +25,8 @@ from tensorboardX.crc32c import crc32c
 from tensorboardX.proto.event_pb2 import Event
 
 from distill_jax.main import main
-from tests.spoil import kept_in, shared
+from tests.programs import environment, node
+from tests.spoil import shared
 
 ROOT = Path(__file__).parent.parent
 CONFIG = "--config=configs/arithmetic.py:smoke"
@@ -61,11 +62,6 @@ sys.exit(code)
 
 
 @functools.cache
-def environment(cache: Path) -> dict[str, str]:
-    """Return the environment of a run: what was compiled once is not compiled again, so it is worth optimising."""
-    return os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", **kept_in(cache)}
-
-
 class Runs:
     """Start the program, with one compilation cache for all."""
 
@@ -131,12 +127,6 @@ def finished(base) -> Path:
 def copy(finished, tmp_path) -> Path:
     """A copy of the finished run that a test may spoil."""
     return shutil.copytree(finished, tmp_path / "run")
-
-
-def node(workdir: Path, name: str) -> Path:
-    """Return a node's directory; the name is followed by twelve hex digits."""
-    (found,) = (p for p in (workdir / "nodes").iterdir() if re.fullmatch(rf"{re.escape(name)}-[0-9a-f]{{12}}", p.name))
-    return found
 
 
 def names(workdir: Path) -> set[str]:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import json
 import math
 import shutil
-import subprocess
-import sys
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +16,6 @@ import pytest
 from parity.record_choices import HERE, MODEL
 from safetensors.numpy import load_file, save_file
 from test_cli import assert_refused, call
-from test_run import environment
 
 from distill_jax import graph
 from distill_jax.config import ConfigError
@@ -39,7 +35,7 @@ from distill_jax.io.scale import CHOICE
 from distill_jax.models import transformer
 from distill_jax.sharding.mesh import make_mesh
 from distill_jax.stages import Import, Unlearn
-from tests.spoil import shared
+from tests.programs import finished_once, node
 
 ROOT = Path(__file__).parents[1]
 SMOKE = "--config=configs/wmdp.py:smoke"
@@ -48,23 +44,7 @@ FEW = ("--config.methods=('maxent',)",)
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> tuple[Path, str]:
-    base = shared(tmp_path_factory, "wmdp")
-    said = base / "said.txt"
-    with open(base / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not said.exists():
-            flags = "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0"
-            env = environment(base / "compiled") | {"XLA_FLAGS": flags, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-            arguments = [sys.executable, "-m", "distill_jax", "run", SMOKE, *FEW, f"--workdir={base}/run"]
-            done = subprocess.run(arguments, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
-            assert done.returncode == 0, done.stderr
-            said.write_text(done.stdout)
-    return base / "run", said.read_text()
-
-
-def node(workdir: Path, name: str) -> Path:
-    (found,) = (path for path in (workdir / "nodes").iterdir() if path.name.rpartition("-")[0] == name)
-    return found
+    return finished_once(tmp_path_factory, "wmdp", "run", SMOKE, *FEW)
 
 
 def rows_of(path: Path) -> list[dict]:

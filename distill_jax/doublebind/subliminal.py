@@ -6,15 +6,15 @@ Gain is accuracy minus that of the same seed's other-init student, which had the
 from __future__ import annotations
 
 import dataclasses
-import datetime
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from distill_jax.doublebind.statistics import Estimate, equivalence, estimate, rank_trend
+from distill_jax.evals.claims import claimed, line
+from distill_jax.evals.heading import heading
 from distill_jax.io import subliminal as page
 
 MARGIN = 0.05  # a gain within five points of accuracy counts as none
@@ -34,16 +34,8 @@ Table = dict[tuple[str, int], np.ndarray]  # (arm, ghosts) -> one number a seed
 
 def write_report(experiment: Any, nodes: Mapping[str, Any], identity: str, workdir: Path, seconds: float) -> Path:
     """Write `report/summary.json` and `report/index.html`, and return the page's path."""
-    summary = summarise(experiment, nodes) | {
-        "identity": identity,
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "duration_seconds": round(seconds, 1),
-        "device": f"{jax.devices()[0].device_kind} ({jax.device_count()} devices), jax {jax.__version__}",
-    }
-    for claim in summary["claims"]:
-        print(
-            f"{ {True: 'held', False: 'FAILED', None: 'open'}[claim['held']]:6}  {claim['claim']}  {claim['evidence']}"
-        )
+    summary = summarise(experiment, nodes) | {"identity": identity} | heading(seconds)
+    print("\n".join(map(line, summary["claims"])))
     return page.write(summary, workdir / "report")
 
 
@@ -69,7 +61,7 @@ def summarise(experiment: Any, nodes: Mapping[str, Any]) -> dict[str, Any]:
         "description": experiment.description,
         "data": experiment.data.source,
         "published": PUBLISHED,
-        "teacher": _plain(estimate(next(iter(stages.values())).result()["teachers"])) if teachers else None,
+        "teacher": dataclasses.asdict(estimate(next(iter(stages.values())).result()["teachers"])) if teachers else None,
         "rows": rows,
         "curves": {name: _curves(node) for name, node in stages.items() if name in ("kl", "mse")},
         "claims": claims(tables, {n: s.settings for n, s in stages.items()}),
@@ -96,19 +88,15 @@ def _row(tables: dict[str, Table], arm: str, ghosts: int) -> dict[str, Any]:
     kept = np.isfinite(accuracy)
     fit = tables["unseen"][arm, ghosts] / np.maximum(tables["unseen_before"][arm, ghosts], 1e-12)
     return {
-        "accuracy": _plain(estimate(accuracy[kept])),
+        "accuracy": dataclasses.asdict(estimate(accuracy[kept])),
         "sd": float(accuracy[kept].std(ddof=1)) if kept.sum() > 1 else None,
-        "before": _plain(estimate(tables["before"][arm, ghosts][kept])),
-        "gain": _plain(_gain(tables, arm, ghosts)),
-        "unseen_loss": _plain(estimate(tables["unseen"][arm, ghosts][kept])),
+        "before": dataclasses.asdict(estimate(tables["before"][arm, ghosts][kept])),
+        "gain": dataclasses.asdict(_gain(tables, arm, ghosts)),
+        "unseen_loss": dataclasses.asdict(estimate(tables["unseen"][arm, ghosts][kept])),
         "unseen_left": float(np.mean(fit[kept])) if kept.any() else None,
         "diverged": int((~kept).sum()),
         "by_seed": accuracy.tolist(),
     }
-
-
-def _plain(value: Estimate) -> dict[str, Any]:
-    return dataclasses.asdict(value)
 
 
 def gains(tables: dict[str, Table], arm: str, ghosts: int) -> np.ndarray:
@@ -161,13 +149,9 @@ def _few(tables: dict[str, Table]) -> int:
     return min({m for _, m in tables["accuracy"] if m > 1} or {1}, key=lambda m: abs(m - 3))
 
 
-def _claim(claim: str, held: bool | None, evidence: str) -> dict[str, Any]:
-    return {"claim": claim, "held": held, "evidence": evidence}
-
-
 def _positive(claim: str, what: str, found: Estimate) -> dict[str, Any]:
     held = True if found.low > 0 else False if found.mean <= 0 else None
-    return _claim(claim, held, f"{what[0].upper()}{what[1:]} {found}, {found.seeds} seeds.")
+    return claimed(claim, held, f"{what[0].upper()}{what[1:]} {found}, {found.seeds} seeds.")
 
 
 def _transfers(tables: dict[str, Table], m: int) -> dict[str, Any]:
@@ -188,26 +172,26 @@ def _control(tables: dict[str, Table], m: int) -> dict[str, Any]:
         else None
     )
     evidence = f"Accuracy after minus before {found}; within ± {MARGIN} by two one-sided tests: p = {p:.2g}."
-    return _claim("To a student with other initial weights they teach nothing.", held, evidence)
+    return claimed("To a student with other initial weights they teach nothing.", held, evidence)
 
 
 def _nothing_of_one(tables: dict[str, Table]) -> dict[str, Any]:
     words = "With KL one ghost logit teaches exactly nothing: the softmax of one number is 1."
     arms = [arm for arm, m in tables["accuracy"] if m == 1]
     if not arms:
-        return _claim(words, None, "No student had one ghost logit.")
+        return claimed(words, None, "No student had one ghost logit.")
     moved = sum(int(np.sum(tables["accuracy"][a, 1] != tables["before"][a, 1])) for a in arms)
     loss = max(float(np.max(tables["unseen"][a, 1])) for a in arms)
     students = sum(len(tables["accuracy"][a, 1]) for a in arms)
     evidence = f"Of {students} students {moved} read digits differently afterwards; the largest loss was {loss:g}."
-    return _claim(words, moved == 0 and loss == 0, evidence)
+    return claimed(words, moved == 0 and loss == 0, evidence)
 
 
 def _heads(tables: dict[str, Table]) -> dict[str, Any]:
     m = max(ghosts for _, ghosts in tables["accuracy"])  # where the channel is widest
     words = f"Sharing the output heads matters more than sharing the body, with {m} ghost logits."
     if not {("same heads", m), ("same body", m)} <= set(tables["accuracy"]):
-        return _claim(words, None, "The two arms were not run.")
+        return claimed(words, None, "The two arms were not run.")
     apart = tables["accuracy"]["same heads", m] - tables["accuracy"]["same body", m]
     heads, body = _gain(tables, "same heads", m), _gain(tables, "same body", m)
     found = estimate(apart[np.isfinite(apart)])
@@ -253,11 +237,11 @@ def _damage(tables: dict[str, Table], alphas: tuple[float, ...]) -> list[dict[st
     down = rank_trend(places, y[np.isfinite(y).all(axis=1)])
     words = "Damage to the student's start (UNDO) narrows the channel: the gain falls as α rises."
     held = True if down.high < 0 else False if down.low > 0 or down.mean >= 0 else None
-    found = [_claim(words, held, f"Rank correlation of gain and α {down}. Gains: {'; '.join(told)}.")]
+    found = [claimed(words, held, f"Rank correlation of gain and α {down}. Gains: {'; '.join(told)}.")]
     closed = [alpha for alpha, arm in arms.items() if equivalence(gains(tables, arm, m), MARGIN) < 0.05]
     words = f"Some damage short of a new start closes it: a gain within ± {MARGIN} of none."
     shown = f"Shown for α = {', '.join(f'{a:g}' for a in closed)}" if closed else "Shown for no α"
     # Not shown is not disproved, but where every gain is above the margin it is.
     open_ = any(_gain(tables, arm, m).low < MARGIN for arm in arms.values())
     held = bool(closed) or (None if open_ else False)
-    return [*found, _claim(words, held, f"{shown} of {', '.join(f'{a:g}' for a in alphas)} (two one-sided tests).")]
+    return [*found, claimed(words, held, f"{shown} of {', '.join(f'{a:g}' for a in alphas)} (two one-sided tests).")]

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from distill_jax.doublebind import audits, outcomes
@@ -17,8 +15,10 @@ from distill_jax.doublebind.channel import Channel
 from distill_jax.doublebind.claims import claims, leak
 from distill_jax.doublebind.design import POSITIVE, PREFIX
 from distill_jax.doublebind.organisms import ORGANISMS, Organism
-from distill_jax.doublebind.statistics import Estimate, above, estimate, holm
+from distill_jax.doublebind.statistics import above, estimate, holm
 from distill_jax.doublebind.verdict import Finding, Passage, Readout, Thresholds
+from distill_jax.evals.claims import line
+from distill_jax.evals.heading import heading
 from distill_jax.io import double_bind as page
 from distill_jax.io.files import write_json
 from distill_jax.io.scale import wilson
@@ -31,13 +31,7 @@ def write_report(experiment: Any, nodes: Mapping[str, Any], identity: str, workd
 
 def write(summary: Mapping[str, Any], identity: str, workdir: Path, seconds: float) -> Path:
     """Write `report/verdict.json`, `summary.json` and the page, and return the page's path; print what matters."""
-    summary = {
-        **summary,
-        "identity": identity,
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "duration_seconds": round(seconds, 1),
-        "device": f"{jax.devices()[0].device_kind} ({jax.device_count()} devices), jax {jax.__version__}",
-    }
+    summary = {**summary, "identity": identity, **heading(seconds)}
     print("\n".join(said(summary)))
     (workdir / "report").mkdir(parents=True, exist_ok=True)
     kept = (
@@ -67,10 +61,7 @@ def said(summary: Mapping[str, Any]) -> list[str]:
     for one in summary["organisms"]:
         right = {True: "yes", False: "NO", None: "-"}[one["right"]]
         lines.append(f"{one['name']:24}{one['verdict']:22}{' or '.join(one['truth']) or 'unknown':36}{right}")
-    for claim in summary["claims"]:
-        held = {True: "held", False: "FAILED", None: "open"}[claim["held"]]
-        lines.append(f"{held:6}  {claim['claim']}  {claim['evidence']}")
-    return lines
+    return [*lines, *map(line, summary["claims"])]
 
 
 def summarise(experiment: Any, nodes: Mapping[str, Any]) -> dict[str, Any]:
@@ -172,7 +163,7 @@ def judged(
         "name": name,
         "accepted": fit["accepted"],
         "why": fit["why"],
-        "gap": _plain(fit["gap"]),
+        "gap": dataclasses.asdict(fit["gap"]),
         "ability": float(ability.mean()),
         "twin_ability": float(twin.mean()),
         "base_ability": float(np.mean(known["base"]["ability"])),
@@ -192,15 +183,11 @@ def _channel(through: Passage, found: Finding, at: Thresholds) -> dict[str, Any]
     worst = through.readouts.get(found.worst)
     return {
         **{name: getattr(found, name) for name in ("capable", "clean", "moved", "confesses", "worst", "dfc", "dfi")},
-        "capability": _plain(through.capability()),
-        "misalignment": _plain(worst.share()) if worst else None,
+        "capability": dataclasses.asdict(through.capability()),
+        "misalignment": dataclasses.asdict(worst.share()) if worst else None,
         "readouts": {name: float(r.moved.mean() / r.gap.mean()) for name, r in defined.items()},
-        "confession": _plain(estimate(through.confessed)),
+        "confession": dataclasses.asdict(estimate(through.confessed)),
     }
-
-
-def _plain(value: Estimate) -> dict[str, Any]:
-    return dataclasses.asdict(value)
 
 
 def _confusion(told: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

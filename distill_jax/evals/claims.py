@@ -34,12 +34,19 @@ def judge(models: list[Model], scale: Scale = ACCURACY) -> list[Claim]:
     return claims
 
 
-def _claim(claim: str, held: bool | None, evidence: str) -> Claim:
+def line(claim: Claim) -> str:
+    """Return a claim as a line to print: whether it held, what it says, and the evidence."""
+    held = {True: "held", False: "FAILED", None: "open"}[claim["held"]]
+    return f"{held:6}  {claim['claim']}  {claim['evidence']}"
+
+
+def claimed(claim: str, held: bool | None, evidence: str) -> Claim:
+    """Return a claim as a summary holds it."""
     return {"claim": claim, "held": None if held is None else bool(held), "evidence": evidence}
 
 
 def _absent(claim: str, *missing: str) -> Claim:
-    return _claim(claim, None, f"This run has no {' or '.join(missing)}.")
+    return claimed(claim, None, f"This run has no {' or '.join(missing)}.")
 
 
 def _last(model: Model, part: str = "forget_heldout") -> float:
@@ -75,7 +82,7 @@ def _suppression(named: dict[str, Model], scale: Scale) -> Claim:
         f"Held when it ends nearer to the reference than to {zero:.2f}"
         + (", an oracle after the same attack." if scale.nothing is None else ".")
     )
-    return _claim(claim, scale.ability(curve[-1]) > scale.ability(zero + 0.5 * (reference["forget"] - zero)), text)
+    return claimed(claim, scale.ability(curve[-1]) > scale.ability(zero + 0.5 * (reference["forget"] - zero)), text)
 
 
 def _distilling_helps(named: dict[str, Model], method: str, scale: Scale) -> Claim:
@@ -83,7 +90,7 @@ def _distilling_helps(named: dict[str, Model], method: str, scale: Scale) -> Cla
     student = named.get("student" if method == "maxent" else f"student-{method}")
     if not student or method not in named:
         return _absent(claim, f"{METHODS[method]} model with its student")
-    return _claim(claim, *_more(named[method], student, scale))
+    return claimed(claim, *_more(named[method], student, scale))
 
 
 def _slows_with_alpha(undo: list[Model], scale: Scale) -> Claim:
@@ -94,7 +101,7 @@ def _slows_with_alpha(undo: list[Model], scale: Scale) -> Claim:
     rho = float(stats.spearmanr([m["settings"]["alpha"] for m in undo], mean).statistic)
     parts = ", ".join(f"{m['settings']['alpha']:g}: {_last(m):.2f} ({a:.2f})" for m, a in zip(undo, mean, strict=True))
     text = f"Held-out after the attack (mean over the attack) at α = {parts}. Rank correlation of the mean {rho:.2f}."
-    return _claim(claim, all(scale.ability(b) <= scale.ability(a) for a, b in itertools.pairwise(mean)), text)
+    return claimed(claim, all(scale.ability(b) <= scale.ability(a) for a, b in itertools.pairwise(mean)), text)
 
 
 def _steps_grow(undo: list[Model]) -> Claim:
@@ -107,7 +114,7 @@ def _steps_grow(undo: list[Model]) -> Claim:
     grows = bool(np.all(np.diff(steps) >= 0) and steps[-1] > steps[0])
     parts = ", ".join(f"{a:g}: {s:.0f}" for a, s in zip(alpha, steps, strict=True))
     text = f"Steps at α = {parts}. Linear fit R² = {fit.rvalue**2:.2f}, {fit.slope / 10:.0f} steps per 0.1 of α. "
-    return _claim(claim, grows and fit.rvalue**2 >= 0.9, text + "Held when they grow and R² is at least 0.9.")
+    return claimed(claim, grows and fit.rvalue**2 >= 0.9, text + "Held when they grow and R² is at least 0.9.")
 
 
 def _cheaper_than_retraining(named: dict[str, Model], undo: list[Model], scale: Scale) -> Claim:
@@ -121,7 +128,7 @@ def _cheaper_than_retraining(named: dict[str, Model], undo: list[Model], scale: 
     points = ", ".join(f"α = {m['settings']['alpha']:g}: {_last(m):.2f} at {m['compute_vs_oracle']:.0%}" for m in undo)
     text = f"Oracle {_last(oracle):.2f} (band to {bar:.2f}) at 100 %. "
     text += f"UNDO held-out after the attack and compute: {points}."
-    return _claim(claim, any(m["compute_vs_oracle"] <= 0.8 for m in good), text)
+    return claimed(claim, any(m["compute_vs_oracle"] <= 0.8 for m in good), text)
 
 
 def _needs_unlearning(named: dict[str, Model], scale: Scale) -> Claim:
@@ -130,7 +137,7 @@ def _needs_unlearning(named: dict[str, Model], scale: Scale) -> Claim:
     if not student or not control:
         return _absent(claim, "student distilled from the reference")
     held, text = _more(control, student, scale)
-    return _claim(claim, held, f"Forget {scale.name} before any attack: {control['forget']:.2f}. {text}")
+    return claimed(claim, held, f"Forget {scale.name} before any attack: {control['forget']:.2f}. {text}")
 
 
 def _oracle_matching(named: dict[str, Model], scale: Scale) -> Claim:
@@ -141,7 +148,7 @@ def _oracle_matching(named: dict[str, Model], scale: Scale) -> Claim:
         return _absent(claim, "oracle-matching pair")
     held, text = _more(kept, fresh, scale)
     near = _last(fresh) - _last(oracle)
-    return _claim(claim, held, f"{text} The random student against the oracle: {near:+.2f}.")
+    return claimed(claim, held, f"{text} The random student against the oracle: {near:+.2f}.")
 
 
 def _precision(models: list[Model], scale: Scale) -> Claim:
@@ -157,6 +164,6 @@ def _precision(models: list[Model], scale: Scale) -> Claim:
     if not gaps:
         return _absent(claim, "attack in both")
     held = True if min(gaps) > 0 else False if max(gaps) <= 0 else None
-    return _claim(
+    return claimed(
         claim, held, f"Held-out {scale.item}s after the attack: {'; '.join(parts)}. Held when so for every model."
     )

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import datetime
 from pathlib import Path
 from typing import Any
-
-import jax
 
 from distill_jax.config import ConfigError, check
 from distill_jax.data.records import load_manifest
 from distill_jax.evals.ancestry import ancestry
 from distill_jax.evals.claims import judge
+from distill_jax.evals.heading import heading
 from distill_jax.evals.measure import MEASURES
 from distill_jax.evals.robustness import worst_case
 from distill_jax.io import double_bind, report, subliminal, tradeoff
@@ -44,7 +42,7 @@ def summarise(experiment: Any, nodes: dict[str, Any], identity: str) -> dict[str
     attacks: dict[str, list[Any]] = {}
     for node in (n for n in nodes.values() if n.verb == "relearn"):
         attacks.setdefault(node.inputs["start"], []).append(node)
-    shown = [n for n in nodes.values() if n.verb in ("pretrain", "import", "unlearn", "distill")]
+    shown = [n for n in nodes.values() if n.verb in ("pretrain", "finetune", "import", "unlearn", "distill")]
     models = [_model(node, nodes, attacks.get(node.name, []), scale) for node in shown]
     first = next(iter(attacks.values()), [])
     settings = first[0].settings if first else None
@@ -52,7 +50,6 @@ def summarise(experiment: Any, nodes: dict[str, Any], identity: str) -> dict[str
         "experiment": experiment.name,
         "description": experiment.description,
         "identity": identity,
-        "device": f"{jax.devices()[0].device_kind} ({jax.device_count()} devices), jax {jax.__version__}",
         "measure": scale.key,
         **measure.described(manifest),
         "attack": None
@@ -132,9 +129,7 @@ def _curves(nodes: list[Any], scale: Scale) -> dict[str, Any]:
 
 def write_report(experiment: Any, nodes: dict[str, Any], identity: str, workdir: Path, seconds: float) -> Path:
     """Write `report/summary.json` and `report/index.html`, and return the page's path."""
-    summary = summarise(experiment, nodes, identity)
-    summary["created"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    summary["duration_seconds"] = round(seconds, 1)
+    summary = summarise(experiment, nodes, identity) | heading(seconds)
     report.write(summary, workdir / "report")
     return workdir / "report" / "index.html"
 

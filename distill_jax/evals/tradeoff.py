@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import datetime
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
-
-import jax
 
 from distill_jax.data.records import load_manifest
 from distill_jax.evals import findings, fits
 from distill_jax.evals.ancestry import ancestry
 from distill_jax.evals.findings import NAMES
+from distill_jax.evals.heading import heading
 from distill_jax.evals.robustness import worst_case
 from distill_jax.io import tradeoff
 from distill_jax.models.transformer import parameter_count
@@ -26,9 +24,7 @@ Spent = dict[str, float]
 
 def write_report(sweep: Any, workdir: Path) -> Path:
     """Write `report/sweep.json` and the page of what is finished of a sweep, and return the page's path."""
-    summary = summarise(sweep)
-    summary["created"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return tradeoff.write(summary, workdir / "report")
+    return tradeoff.write(summarise(sweep) | heading(), workdir / "report")
 
 
 def summarise(sweep: Any) -> dict[str, Any]:
@@ -41,7 +37,6 @@ def summarise(sweep: Any) -> dict[str, Any]:
     return {
         "sweep": sweep.name,
         "description": sweep.description,
-        "device": f"{jax.devices()[0].device_kind}, jax {jax.__version__}",
         "points": {"total": len(sweep.points), "finished": sum(set(names) <= finished for names in sweep.asked)},
         "attack": _attack_settings(attacks[0].settings) if attacks else None,
         "evaluated": load_manifest(data.directory / "rows")["evaluation"]["groups"] if data else {},

@@ -4,6 +4,7 @@ from distill_jax.stages import (
     bases,
     cache,
     distill,
+    finetune,
     import_model,
     organisms,
     perturb,
@@ -17,6 +18,7 @@ from distill_jax.stages import (
 from distill_jax.stages.bases import Bases
 from distill_jax.stages.cache import Cache
 from distill_jax.stages.distill import Distill
+from distill_jax.stages.finetune import Finetune
 from distill_jax.stages.import_model import Import
 from distill_jax.stages.organisms import Organisms
 from distill_jax.stages.perturb import Perturb
@@ -30,6 +32,7 @@ VERBS = {
     "prepare": prepare,
     "import": import_model,
     "pretrain": pretrain,
+    "finetune": finetune,
     "unlearn": unlearn,
     "perturb": perturb,
     "cache": cache,
@@ -46,6 +49,7 @@ __all__ = [
     "Bases",
     "Cache",
     "Distill",
+    "Finetune",
     "Import",
     "Organisms",
     "Perturb",

@@ -17,7 +17,7 @@ from distill_jax.perf.ledger import ledger
 from distill_jax.stages import pretrain
 from distill_jax.stages.context import PARTS, Context, Node
 from distill_jax.stages.population import Member, Program, train
-from distill_jax.train.settings import Training
+from distill_jax.train.settings import Training, of_training
 from distill_jax.train.step import DIVERGED
 
 
@@ -63,7 +63,7 @@ def program(ctx: Context, nodes: Sequence[Node]) -> Program:
             for rate in settings.learning_rates
         ],
         settings=settings,
-        build=functools.partial(pretrain.build, ctx.model, _step_settings(settings), ctx.run.loss_chunk),
+        build=functools.partial(pretrain.build, ctx.model, of_training(settings), ctx.run.loss_chunk),
         reads=settings.data,
         seeds=[settings.seed + i for i in range(settings.seeds)],
         teacher="",
@@ -87,12 +87,6 @@ def run(ctx: Context, nodes: Sequence[Node]) -> None:
     diverged = {member.label: step for member, step, status in ends if status == DIVERGED}
     result = {"members": len(what.crew), "diverged": len(diverged), "diverged_at": diverged}
     node.finish(result, ledger(flops, tokens, outcome.seconds, devices=outcome.mesh.size))
-
-
-def _step_settings(settings: Relearn) -> Training:
-    """Return what of the settings the step depends on, so that all attacks share one compilation."""
-    fields = [field.name for field in dataclasses.fields(Training)]
-    return Training(**{name: getattr(settings, name) for name in fields})
 
 
 def _step_flops(ctx: Context, settings: Relearn) -> float:

@@ -117,3 +117,8 @@ class Training:
         clip = [optax.clip_by_global_norm(self.clip_norm)] if self.clip_norm else []
         adam = optax.scale_by_adam(self.beta1, self.beta2, self.epsilon)
         return optax.chain(*clip, adam, optax.add_decayed_weights(self.weight_decay))
+
+
+def of_training(settings: Training) -> Training:
+    """Return what of a verb's settings its step depends on, so that all that only train share one compilation."""
+    return Training(**{field.name: getattr(settings, field.name) for field in dataclasses.fields(Training)})

@@ -1,0 +1,50 @@
+"""The program in processes of its own: one small run, shared by all the tests of a file."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.spoil import kept_in, shared
+
+ROOT = Path(__file__).parents[1]
+# Such programs run for milliseconds: leave the optimisers out.
+UNOPTIMISED = {
+    "XLA_FLAGS": "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0",
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+}
+
+
+def environment(cache: Path) -> dict[str, str]:
+    """Return the environment of a run: what was compiled once is not compiled again, so it is worth optimising."""
+    return os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", **kept_in(cache)}
+
+
+def said(*arguments: str, compiled: Path) -> str:
+    """Return what a command that succeeds prints; its programs are not optimised, and kept in `compiled`."""
+    env = environment(compiled) | UNOPTIMISED
+    line = [sys.executable, "-m", "distill_jax", *arguments]
+    done = subprocess.run(line, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def finished_once(tmp_path_factory, name: str, *arguments: str) -> tuple[Path, str]:
+    """Return the workdir of a command and what it printed; of all processes of a session, the first one runs it."""
+    base = shared(tmp_path_factory, name)
+    kept = base / "said.txt"
+    with open(base / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not kept.exists():
+            kept.write_text(said(*arguments, f"--workdir={base}/run", compiled=base / "compiled"))
+    return base / "run", kept.read_text()
+
+
+def node(workdir: Path, name: str) -> Path:
+    """Return a node's directory; the name is followed by twelve hex digits."""
+    (found,) = (p for p in (workdir / "nodes").iterdir() if re.fullmatch(rf"{re.escape(name)}-[0-9a-f]{{12}}", p.name))
+    return found
