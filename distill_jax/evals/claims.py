@@ -21,8 +21,13 @@ METHODS = {"maxent": "MaxEnt", "graddiff": "GradDiff", "rmu": "RMU"}
 
 
 def judge(models: list[Model], scale: Scale = ACCURACY) -> list[Claim]:
-    """Return every claim as {"claim", "held", "evidence"}; held is None where this run cannot tell."""
+    """Return every claim as {"claim", "held", "evidence"}; held is None where this run cannot tell.
+
+    A run without any attack set out to show none of them.
+    """
     models = [m for m in models if m["attack"]]
+    if not models:
+        return []
     named = {m["name"]: m for m in models}
     undo = sorted((m for m in models if m["name"].startswith("undo-")), key=lambda m: m["settings"]["alpha"])
     claims = [_suppression(named, scale)]
