@@ -48,7 +48,7 @@ def get_config(arg: str = "qwen3-14b") -> ConfigDict:
     c.data = ConfigDict(dataclasses.asdict(TextConfig()))
     c.run = ConfigDict({**dataclasses.asdict(RunSettings()), "evaluation_batch": 16, "loss_chunk": 2048, "fsdp": -1})
     c.finetune = ConfigDict(
-        {"steps": 200, "batch": 16, "learning_rate": 1e-4, "final_learning_rate": 1e-5, "warmup": 10,
+        {"steps": 200, "batch": 64, "learning_rate": 1e-4, "final_learning_rate": 1e-5, "warmup": 10,
          "weight_decay": 0.0, "lora_rank": 64, "lora_alpha": 128.0, "evaluate_every": 200}
     )  # fmt: skip
     if arg == "smoke":

@@ -23,7 +23,7 @@ from distill_jax.evals.ancestry import ancestry
 from distill_jax.io.files import write_json
 from distill_jax.io.metrics import Progress
 from distill_jax.perf import memory
-from distill_jax.sharding.distributed import barrier, chief
+from distill_jax.sharding.distributed import agreed, barrier, chief
 from distill_jax.stages import VERBS
 from distill_jax.stages.context import Context, Node, RunSettings
 
@@ -154,11 +154,16 @@ def ready(groups: Sequence[Sequence[Node]], done: Set[str]) -> list[list[Node]]:
     return whole + parts
 
 
-def schedule(nodes: Mapping[str, Node]) -> Iterator[list[Node]]:
-    """Yield the unfinished nodes in groups, each when its inputs are done; a group waits to be whole if it can."""
+def schedule(nodes: Mapping[str, Node], most: Callable[[list[Node]], int] = len) -> Iterator[list[Node]]:
+    """Yield the unfinished nodes in groups, each when its inputs are done; a group waits to be whole if it can.
+
+    Args:
+      most: says how many of a group's nodes, from its first on, run at a time.
+    """
     done = {node.name for node in nodes.values() if node.done}
     groups = pack([node for node in nodes.values() if node.name not in done])
-    while chosen := next(iter(ready(groups, done)), None):
+    while found := next(iter(ready(groups, done)), None):
+        chosen = found[: most(found)]
         yield chosen
         done |= {n.name for n in chosen}
 
@@ -185,7 +190,7 @@ def execute(
         progress.say(f"finished before, not computed again: {told}")
     if todo and nodes[DATA].done:
         _verify_data(nodes[DATA], ctx.data)
-    for group in groups(ctx) if groups else schedule(nodes):
+    for group in groups(ctx) if groups else schedule(nodes, lambda group: _at_a_time(ctx, group)):
         progress.stage = sum(node.done for node in nodes.values())
         progress.begin(", ".join(n.name for n in group), len(group))
         if chief():
@@ -212,6 +217,14 @@ def _verify_data(node: Node, rows: Path) -> None:
 def planned_flops(ctx: Context, node: Node) -> float:
     """Return a node's FLOPs at its most steps; those of evaluation are missing as long as there are no data."""
     return float(VERBS[node.verb].plan(ctx, node.settings))
+
+
+def _at_a_time(ctx: Context, group: list[Node]) -> int:
+    count = agreed(fitting(ctx, group))
+    if count < len(group):
+        names = ", ".join(node.name for node in group)
+        ctx.progress.say(f"{names}: {count} of {len(group)} fit into memory at a time")
+    return count
 
 
 def fitting(ctx: Context, group: Sequence[Node], workers: int = 1) -> int:

@@ -136,31 +136,55 @@ def load_prices(path: str | None) -> dict[str, Any]:
 def on_slice(
     ctx: Context, groups: Groups, where: Slice, prices: Mapping[str, Any], say: Say, verbose: bool = False
 ) -> list[Row]:
-    """Compile the stages for one slice and return their rows."""
+    """Compile the stages for one slice and return their rows; what does not fit together is divided as `run` does."""
     price = _price(where, prices)
     devices = topology(where)
     rows: list[Row] = []
     known: dict[str, Compiled] = {}
     shown = not verbose
     for i, group in enumerate(groups):
-        names = ", ".join(node.name for node in group)
+
+        def told(nodes: Sequence[Node], what: str, i: int = i) -> None:
+            say(f"[{i + 1}/{len(groups)}] {', '.join(node.name for node in nodes)}: {what}")
+
         if not hasattr(VERBS[group[0].verb], "program"):
             rows += [_idle(node, where) for node in group]
-            say(f"[{i + 1}/{len(groups)}] {names}: no steps")
+            told(group, "no steps")
             continue
-        work = lower(ctx, group, devices)
-        if not shown:
-            shown = True
-            say(_parameters(ctx, work.mesh))
+        left = list(group)
+        while left:
+            work, program = _fitting(ctx, left, where, devices, known, told)
+            if not shown:
+                shown = True
+                say(_parameters(ctx, work.mesh))
+            rows += _rows(ctx, work, where, price, known[program], program[:12])
+            left = left[len(work.nodes) :]
+    order = {name: i for i, name in enumerate(ctx.nodes)}
+    return sorted(rows, key=lambda row: order[row["stage"]])
+
+
+def _fitting(
+    ctx: Context, nodes: Sequence[Node], where: Slice, devices: Any, known: dict[str, Compiled], told: Callable
+) -> tuple[Work, str]:
+    """Compile as many of the nodes, from the first on, as `run` would train together, and return them and a hash.
+
+    Args:
+      known: what is compiled, by hash of the program; this adds to it.
+    """
+    count = len(nodes)
+    while True:
+        work = lower(ctx, nodes[:count], devices)
         program = hashlib.sha256(work.lowered.as_text().encode()).hexdigest()
         again = program in known
         if not again:
             known[program] = compile_for(work.lowered, where.chips)
-        told = "the same program as before" if again else f"compiled in {known[program].seconds:.0f} s"
-        say(f"[{i + 1}/{len(groups)}] {names}: {told}")
-        rows += _rows(ctx, work, where, price, known[program], program[:12])
-    order = {name: i for i, name in enumerate(ctx.nodes)}
-    return sorted(rows, key=lambda row: order[row["stage"]])
+        made = known[program]
+        divided = count > 1 and not (made.hbm and made.needed < graph.FILL * where.chip.hbm)
+        how = "the same program as before" if again else f"compiled in {made.seconds:.0f} s"
+        told(work.nodes, f"{how}{', too large together' if divided else ''}")
+        if not divided:
+            return work, program
+        count = (count + 1) // 2
 
 
 def cheapest(ctx: Context, groups: Groups, prices: Mapping[str, Any], say: Say) -> list[Row]:
@@ -189,7 +213,7 @@ def cheapest(ctx: Context, groups: Groups, prices: Mapping[str, Any], say: Say) 
         for where in (s for s in SLICES.values() if s.generation == generation and s.chips <= MOST_CHIPS):
             try:
                 devices = topology(where)
-                need = max((memory.least_bytes(*_program(ctx, group, devices)[2]) for group in training), default=0)
+                need = max((memory.least_bytes(*_program(ctx, g[:1], devices)[2]) for g in training), default=0)
             except ConfigError as error:
                 say(f"{where.name}: {error}")
                 continue

@@ -255,6 +255,13 @@ def check_order(order: list[list[str]], made_from: dict[str, tuple[str, ...]], d
 
 
 @pytest.mark.unit
+def test_a_group_of_which_not_all_fit_runs_in_parts():
+    nodes = build(first=Pretrain(), second=Pretrain(seed=1), third=Pretrain(seed=2), soft=Unlearn(start="third"))
+    order = [[node.name for node in group] for group in graph.schedule(nodes, lambda group: min(2, len(group)))]
+    assert order == [["data"], ["first", "second"], ["third"], ["soft"]]
+
+
+@pytest.mark.unit
 def test_every_node_runs_once_after_its_inputs():
     order = run_order(smoke())
     check_order(order, MADE_FROM)

@@ -1,5 +1,6 @@
 """Planning: slices, prices, the reading of compiled programs, FLOPs against XLA's own count, and a whole plan."""
 
+import dataclasses
 import json
 import math
 import subprocess
@@ -193,6 +194,35 @@ def test_the_cost_is_time_chips_and_price(config, monkeypatch):
     assert "EUR" in plan.table([row, idle], prices)
     with pytest.raises(ConfigError, match="v6e"):
         plan.on_slice(ctx, groups, find("v6e-4"), prices, lambda line: None)
+
+
+@pytest.mark.unit
+def test_a_population_that_does_not_fit_is_planned_in_the_parts_that_run_would_take(config, monkeypatch):
+    pytest.importorskip("libtpu")
+    ctx, said, most = context(config), [], 0.8 * CHIPS["v5e"].hbm
+    group = [dataclasses.replace(ctx.nodes["reference"], name=f"seed-{i}", peers=5) for i in range(5)]
+    ctx.nodes |= {node.name: node for node in group}
+    sizes = []
+
+    def lower(ctx, nodes, devices):
+        sizes.append(len(nodes))
+        return types.SimpleNamespace(nodes=list(nodes), lowered=types.SimpleNamespace(as_text=lambda: str(len(nodes))))
+
+    def rows(ctx, work, where, price, made, program):
+        return [{"stage": node.name, "members": len(work.nodes)} for node in work.nodes]
+
+    hbm = dict.fromkeys(("arguments", "outputs", "aliased", "temporaries", "code"), 1)
+    monkeypatch.setattr(plan, "lower", lower)
+    monkeypatch.setattr(plan, "_rows", rows)
+    monkeypatch.setattr(
+        plan, "compile_for", lambda lowered, chips: plan.Compiled(hbm, int(most / 2 * int(lowered.as_text())))
+    )
+    prices = {"currency": "USD", "date": "", "chip_hour": {"v5e": 1.0}}
+    found = plan.on_slice(ctx, [group], find("v5e-4"), prices, said.append)
+    # Five and three are too many, two fit; then of the three that are left.
+    assert sizes == [5, 3, 2, 3, 2, 1] and [row["members"] for row in found] == [2, 2, 2, 2, 1]
+    assert said[0] == "[1/1] seed-0, seed-1, seed-2, seed-3, seed-4: compiled in 0 s, too large together"
+    assert "same program as before, too large" in said[3]
 
 
 LOWERED: dict[tuple[str, int], plan.Work] = {}

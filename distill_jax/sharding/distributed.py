@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from distill_jax.config import ConfigError, check
@@ -30,6 +31,11 @@ def barrier(name: str) -> None:
     """Wait until every process of the run is here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
+
+
+def agreed(value: int) -> int:
+    """Return process 0's value on every process."""
+    return int(multihost_utils.broadcast_one_to_all(np.int32(value))) if jax.process_count() > 1 else value
 
 
 def heed_signals() -> None:
