@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
-from distill_jax.config import ConfigError, check, identity, nearest
+from distill_jax.config import ConfigError, check, check_name, identity, nearest
 from distill_jax.data.records import verify
 from distill_jax.evals.ancestry import ancestry
 from distill_jax.io.files import write_json
@@ -38,9 +38,12 @@ def build(experiment: Any, workdir: Path) -> dict[str, Node]:
       experiment: has `model` (its config), `data` (its settings) and `stages` (name -> settings).
 
     Raises:
-      ConfigError: if a stage names an input that is missing, of the wrong kind, or part of a circle.
+      ConfigError: if a stage's name cannot be a directory's, or an input is missing, of the wrong kind, or part of a
+        circle.
     """
     stages: Mapping[str, Any] = experiment.stages
+    for name in stages:
+        check_name("stages", name)
     check(DATA not in stages, f"stages.{DATA}: the prepared data has this name; give the stage another")
     wiring = {name: _inputs(name, settings, stages) for name, settings in stages.items()}
     try:
