@@ -1,8 +1,4 @@
-"""The only entry point: `distill-jax COMMAND`, the commands being those of USAGE.
-
-Exit codes: 0 when everything asked for is complete; 2 with a line or two when the input is wrong or the disk refuses;
-42 when SIGTERM came and everything up to it is saved: the same command, started again, continues.
-"""
+"""The only entry point: `distill-jax COMMAND`, the commands being those of USAGE. It ends in one of `exit_codes`."""
 
 from __future__ import annotations
 
@@ -23,10 +19,10 @@ from ml_collections import ConfigDict, config_flags
 
 from distill_jax import backend, workers
 from distill_jax.config import ConfigError, Interrupted, check, check_local, nearest
+from distill_jax.exit_codes import ExitCode
 from distill_jax.experiment import call, check_stages, identified, load_experiment, load_module
 from distill_jax.sweep import Point
 
-TRY_AGAIN = 42
 WORKERS_A_CORE = 16  # at most: each is a process of some hundred MB
 INTEROP = ("import", "export", "score", "generate")
 
@@ -246,11 +242,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"distill-jax: {error.strerror or error}{where}; {mend}", file=sys.stderr)
     except Interrupted as stopped:
         print(f"distill-jax: {stopped}; the same command continues from there", file=sys.stderr)
-        return TRY_AGAIN
+        return ExitCode.SAVED
     except KeyboardInterrupt:
         print("distill-jax: stopped; the same command continues from the last checkpoint", file=sys.stderr)
-        return 130
-    return 2
+        return ExitCode.INTERRUPTED
+    return ExitCode.REFUSED
 
 
 def _main(argv: Sequence[str]) -> int:
@@ -345,8 +341,8 @@ def _sweep(given: Arguments, argv: Sequence[str]) -> int:
         if mine.done:  # a worker that died has been replaced by the others
             print(f"report: {tradeoff.write_report(whole, workdir)}")
             return 0
-        stopped = {TRY_AGAIN, -signal.SIGTERM} & set(codes)  # the signal may come before a worker heeds it
-        return TRY_AGAIN if stopped else next((code for code in codes if code > 0), 1)
+        stopped = {ExitCode.SAVED, -signal.SIGTERM} & set(codes)  # the signal may come before a worker heeds it
+        return ExitCode.SAVED if stopped else next((code for code in codes if code > 0), 1)
     backend.set_up(given.config.run)  # not before: the workers' devices are fewer
     backend.find_devices()
     distributed.heed_signals()
