@@ -6,10 +6,15 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+LONGEST_NAME = 200  # of 255 that file systems take; an identity follows it
+_NAME = r"[A-Za-z0-9][A-Za-z0-9._=+-]*"
 
 
 class ConfigError(ValueError):
@@ -30,6 +35,19 @@ def check(condition: bool, message: str) -> None:
     """Raise ConfigError with the message unless the condition holds."""
     if not condition:
         raise ConfigError(message)
+
+
+def check_local(where: str, path: str) -> None:
+    """Refuse an address, such as gs://bucket/run, where a path is needed: it would become a directory named `gs:`."""
+    mend = "mount the bucket, and give the path where it is mounted"
+    check("://" not in path, f"{where}={path}: this is an address, and only paths are written to; {mend}")
+
+
+def check_name(where: str, name: object) -> None:
+    """Refuse a name that cannot be part of a path everywhere."""
+    good = isinstance(name, str) and re.fullmatch(_NAME, name) and len(name) <= LONGEST_NAME
+    mend = f"a name has letters, digits and . _ = + -, begins with a letter or digit, and has {LONGEST_NAME} at most"
+    check(bool(good), f"{where} = {name!r:.80}: it names a directory; {mend}")
 
 
 def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
@@ -53,11 +71,18 @@ _TYPES = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
 
 
 def _check_type(where: str, annotation: Any, value: Any) -> None:
-    kind = str(annotation).split("[")[0]
+    kind, _, inner = str(annotation).partition("[")
     expected = (tuple, list) if kind == "tuple" else _TYPES.get(kind)
     wrong = expected is not None and not isinstance(value, expected)
     wrong |= isinstance(value, bool) and kind in ("int", "float")
-    check(not wrong, f"{where} = {value!r}: expected {kind}, got {type(value).__name__}")
+    check(not wrong, f"{where} = {value!r:.80}: expected {kind}, got {type(value).__name__}")
+    if isinstance(value, tuple | list):
+        for i, element in enumerate(value):
+            _check_type(f"{where}[{i}]", inner.removesuffix(", ...]"), element)
+    elif isinstance(value, float):
+        check(math.isfinite(value), f"{where} = {value}: must be finite; nothing is computed with NaN or infinity")
+    elif isinstance(value, int):
+        check(-(2**63) <= value < 2**63, f"{where} = {value!r:.80}: does not fit into 64 bits; lower it")
 
 
 def identity(value: Any) -> str:

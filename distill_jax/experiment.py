@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from distill_jax.config import ConfigError, build, check
+from distill_jax.config import ConfigError, build, check, nearest
 from distill_jax.io.files import Digests
 
 
@@ -38,12 +39,53 @@ def load_module(path: str | Path, needs: str, says: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location("experiment_config", path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # whatever the user's code raises
-        raise ConfigError(f"{path}: {type(error).__name__}: {' '.join(str(error).split())}") from error
-    check(hasattr(module, needs), f"{path} has no {needs}: {says}")
+    call(str(path), spec.loader.exec_module, module)
+    check(callable(getattr(module, needs, None)), f"{path} has no {needs}: {says}")
     return module
+
+
+def call(where: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function of the user's.
+
+    Raises:
+      ConfigError: whatever it raises.
+    """
+    try:
+        return function(*arguments)
+    except (TypeError, ValueError) as error:  # what configs raise of values: their own text says it all
+        wrong = "a setting has a value of the wrong type: " if isinstance(error, TypeError) else ""
+        raise ConfigError(f"{where}: {wrong}{_one_line(error)}") from error
+    except (Exception, SystemExit) as error:
+        raise ConfigError(f"{where}: {type(error).__name__}: {_one_line(error)}") from error
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def stages_of(module: ModuleType, config: Any) -> dict[str, Any]:
+    """Return the settings of a config's stages, each checked on its own.
+
+    Raises:
+      ConfigError: naming the stage, the key, the value and the mend.
+    """
+    stages = call(str(module.__file__), module.get_stages, config)
+    mend = "get_stages(config) returns a dict of names and stages, such as {'reference': Pretrain(steps=100)}"
+    check(isinstance(stages, Mapping), f"{module.__file__}: {mend}, and not {type(stages).__name__}")
+    for name, stage in stages.items():
+        good = dataclasses.is_dataclass(stage) and not isinstance(stage, type) and hasattr(stage, "VERB")
+        check(good, f"{module.__file__}: stages.{name} is {stage!r:.80}; {mend}")
+        build(type(stage), {f.name: getattr(stage, f.name) for f in dataclasses.fields(stage)}, f"stages.{name}")
+    return dict(stages)
+
+
+def check_stages(named: Sequence[str], module: ModuleType, config: Any) -> None:
+    """Refuse --stages that the config does not have, before anything else of it is looked at."""
+    if named:
+        known = ["data", *stages_of(module, config)]
+        for stage in named:
+            mend = f"{nearest(stage, known)}; there are {', '.join(known[:40])}"
+            check(stage in known, f"--stages={stage}: no such stage{mend}")
 
 
 def identified(experiment: Experiment, digests: Digests) -> Experiment:
@@ -72,16 +114,14 @@ def load_experiment(module: ModuleType, config: Any) -> Experiment:
     from distill_jax.stages.context import RunSettings
 
     plain = config.to_dict()
+    for key in ("model", "data", "run"):
+        check(isinstance(plain[key], dict), f"config.{key} = {plain[key]!r:.80}: must be a section of settings")
+    for key in ("experiment", "description"):
+        check(isinstance(plain[key], str), f"config.{key} = {plain[key]!r:.80}: must be text")
     model = build(getattr(module, "MODEL", TransformerConfig), plain["model"], "model")
     data = build(getattr(module, "DATA", ArithmeticConfig), plain["data"], "data")
-    try:
-        stages = module.get_stages(config)
-    except TypeError as error:
-        raise ConfigError(f"{module.__file__}: a setting has a value of the wrong type ({error})") from error
-    except ValueError as error:
-        raise ConfigError(f"{module.__file__}: {error}") from error
+    stages = stages_of(module, config)
     for name, stage in stages.items():
-        build(type(stage), {f.name: getattr(stage, f.name) for f in dataclasses.fields(stage)}, f"stages.{name}")
         if hasattr(stage, "data"):
             mend = f"choose one of {', '.join(data.SETS)}"
             check(stage.data in data.SETS, f"stages.{name}.data = {stage.data!r}: these data have no such set; {mend}")

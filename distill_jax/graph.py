@@ -17,7 +17,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
-from distill_jax.config import ConfigError, check, identity, nearest
+import jax
+
+from distill_jax.config import ConfigError, check, check_name, identity, nearest
 from distill_jax.data.records import verify
 from distill_jax.evals.ancestry import ancestry
 from distill_jax.io.files import write_json
@@ -38,9 +40,12 @@ def build(experiment: Any, workdir: Path) -> dict[str, Node]:
       experiment: has `model` (its config), `data` (its settings) and `stages` (name -> settings).
 
     Raises:
-      ConfigError: if a stage names an input that is missing, of the wrong kind, or part of a circle.
+      ConfigError: if a stage's name cannot be a directory's, or an input is missing, of the wrong kind, or part of a
+        circle.
     """
     stages: Mapping[str, Any] = experiment.stages
+    for name in stages:
+        check_name("stages", name)
     check(DATA not in stages, f"stages.{DATA}: the prepared data has this name; give the stage another")
     wiring = {name: _inputs(name, settings, stages) for name, settings in stages.items()}
     try:
@@ -184,6 +189,7 @@ def execute(
     todo = [node for node in nodes.values() if not node.done]
     progress = Progress(len(nodes), 0.0, settings.progress_seconds, out if chief() else io.StringIO())
     ctx = Context(model, nodes, nodes[DATA].directory / "rows", progress, settings)
+    check_memory(ctx, todo)
     finished = [name for name, node in nodes.items() if node.done]
     if finished:
         told = ", ".join(finished) if len(finished) <= 40 else f"{len(finished)} of {len(nodes)} nodes"
@@ -217,6 +223,27 @@ def _verify_data(node: Node, rows: Path) -> None:
 def planned_flops(ctx: Context, node: Node) -> float:
     """Return a node's FLOPs at its most steps; those of evaluation are missing as long as there are no data."""
     return float(VERBS[node.verb].plan(ctx, node.settings))
+
+
+def check_memory(ctx: Context, nodes: Sequence[Node]) -> None:
+    """Refuse nodes that all devices together cannot hold, before anything is made or computed.
+
+    Raises:
+      ConfigError: naming the stage, what it needs at least, and what there is.
+    """
+    there = memory.installed(jax.local_devices()[0]) * jax.device_count()
+    for node in nodes:
+        if not hasattr(VERBS[node.verb], "program"):
+            continue
+        settings = node.settings
+        tokens = settings.batch // settings.microbatches * ctx.row_length
+        members = settings.seeds * len(settings.learning_rates) if node.verb == "relearn" else 1
+        width = 2 if settings.weights == "bfloat16" else 4
+        sizes = {"rank": settings.lora_rank, "width": width, "logits": min(tokens, ctx.run.loss_chunk or tokens)}
+        least = memory.least_training(ctx.model, tokens, members, **sizes)
+        mend = f"lower batch = {settings.batch}, raise microbatches = {settings.microbatches}, or take a smaller model"
+        need = f"a step needs at least {least / 2**30:,.1f} GiB, and the devices have {there / 2**30:,.1f} GiB"
+        check(least <= there, f"stages.{node.stage}: {need}; {mend}")
 
 
 def _at_a_time(ctx: Context, group: list[Node]) -> int:

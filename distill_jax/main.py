@@ -1,32 +1,29 @@
-"""The only entry point: `distill-jax COMMAND`, the commands being those of USAGE.
-
-Exit codes: 0 when everything asked for is complete; 2 with a line or two when the input is wrong or the disk refuses;
-42 when SIGTERM came and everything up to it is saved: the same command, started again, continues.
-"""
+"""The only entry point: `distill-jax COMMAND`, the commands being those of USAGE. It ends in one of `exit_codes`."""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import dataclasses
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
-from distill_jax import workers
-from distill_jax.config import ConfigError, Interrupted, check, nearest
-from distill_jax.experiment import identified, load_experiment, load_module
+from distill_jax import backend, workers
+from distill_jax.config import ConfigError, Interrupted, check, check_local, nearest
+from distill_jax.exit_codes import ExitCode
+from distill_jax.experiment import call, check_stages, identified, load_experiment, load_module
+from distill_jax.sweep import Point
 
-TRY_AGAIN = 42
+WORKERS_A_CORE = 16  # at most: each is a process of some hundred MB
 INTEROP = ("import", "export", "score", "generate")
 
 USAGE = """usage: distill-jax COMMAND --config=FILE.py[:preset] --workdir=DIR [--config.key=value …]
@@ -75,7 +72,7 @@ class Arguments:
     workdir: Path
     config: Any = None
     module: ModuleType | None = None
-    points: tuple[str, list[dict[str, Any]], str] | None = None  # of a sweep: its name, its points, what it is about
+    points: tuple[str, list[Point], str] | None = None  # of a sweep: its name, its points, what it is about
 
 
 def parse(argv: Sequence[str]) -> Arguments:
@@ -110,7 +107,8 @@ def parse(argv: Sequence[str]) -> Arguments:
     flags.DEFINE_bool("verbose", False, "also print where every parameter lies", flag_values=values)
     flags.DEFINE_integer("examples", 2, "decoded rows of each set", lower_bound=0, flag_values=values)
     flags.DEFINE_string("sweep", None, "sweep", flag_values=values)
-    flags.DEFINE_integer("workers", 1, "of a sweep, on this machine", lower_bound=1, flag_values=values)
+    most = WORKERS_A_CORE * (os.cpu_count() or 1)
+    flags.DEFINE_integer("workers", 1, "of a sweep, here", lower_bound=1, upper_bound=most, flag_values=values)
     flags.DEFINE_integer("index", None, "the only point of a sweep", lower_bound=0, flag_values=values)
     flags.DEFINE_bool("count", False, "print how many points a sweep has", flag_values=values)
     flags.DEFINE_bool("dry_run", False, "say what a sweep would run", flag_values=values)
@@ -126,7 +124,7 @@ def parse(argv: Sequence[str]) -> Arguments:
         _check_keys(module, given)
     try:
         rest = values(given)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, SyntaxError) as error:
+    except Exception as error:  # absl's, ml_collections', or what the config raises at the second call
         raise ConfigError(_explain(error)) from error
     for name, owners in _ONLY.items():
         mend = f"only `distill-jax {' and '.join(owners)}` has it"
@@ -140,6 +138,7 @@ def parse(argv: Sequence[str]) -> Arguments:
         bool(values.coordinator) or values.processes == 1,
         f"--processes={values.processes}: also give --coordinator=HOST:PORT and --process, or --distributed alone",
     )
+    check_local("--workdir", values.workdir or "")
     if command == "report":
         return Arguments(command, values, Path(values.workdir))
     check(path is not None, "--config=FILE.py is missing: name the experiment, such as configs/arithmetic.py:cpu")
@@ -157,26 +156,35 @@ _ONLY = {
 _DRY_RUN = {"--dry-run": "--dry_run"}  # absl's flags have no hyphens
 
 
-def _sweep_file(given: Sequence[str]) -> tuple[tuple[str, list[dict[str, Any]], str], str]:
+def _sweep_file(given: Sequence[str]) -> tuple[tuple[str, list[Point], str], str]:
     """Return (name, points, description) of the sweep that is named, and the base config with its preset."""
     named = [a.split("=", 1)[1] for a in given if a.startswith("--sweep=")]
     check(bool(named), "--sweep=FILE.py is missing: name the sweep, such as configs/sweeps/undo_arithmetic.py")
     other = [a for a in given if a.startswith("--config=")]
     check(not other, f"{other[:1]}: a sweep says itself which config it is over; change its settings one by one")
     path, _, arg = named[-1].partition(":")
-    check(Path(path).is_file(), f"--sweep={named[-1]}: there is no file {path}")
+    where = f"--sweep={named[-1]}"
+    _check_file(where, path)
     module = load_module(path, "get_sweep", "get_sweep(arg) returns the base config and the points")
-    try:
-        base, points = module.get_sweep(arg)
-    except ValueError as error:
-        raise ConfigError(f"--sweep={named[-1]}: {error}") from error
-    except Exception as error:  # whatever the user's code raises
-        mend = "get_sweep(arg) returns the base config and a list of points"
-        raise ConfigError(f"--sweep={named[-1]}: {type(error).__name__}: {error}; {mend}") from error
+    base, points = _swept(where, call(where, module.get_sweep, arg))
     file, _, preset = base.partition(":")
     base = f"{Path(path).parent / file}{':' + preset if preset else ''}"
     text = " ".join((module.__doc__ or "").split("\n\n")[0].split())
-    return (Path(path).stem + (f":{arg}" if arg else ""), list(points), text), base
+    return (Path(path).stem + (f":{arg}" if arg else ""), points, text), base
+
+
+def _swept(where: str, returned: Any) -> tuple[str, list[Point]]:
+    """Check what a get_sweep returned."""
+    mend = "get_sweep(arg) returns the base config, a path, and a list of points, which are dicts of settings"
+    check(isinstance(returned, tuple | list) and len(returned) == 2, f"{where}: {mend}")
+    base, points = returned
+    check(isinstance(base, str), f"{where}: its base config is {base!r}; {mend}")
+    check(isinstance(points, Iterable), f"{where}: its points are {type(points).__name__}; {mend}")
+    points = call(where, list, points)  # they may come from a generator, which is the user's code
+    for i, point in enumerate(points):
+        good = isinstance(point, dict) and all(isinstance(key, str) for key in point)
+        check(good, f"{where}: point {i} is {point!r:.80}; {mend}")
+    return base, points
 
 
 def _config_path(argv: Sequence[str]) -> str | None:
@@ -184,17 +192,23 @@ def _config_path(argv: Sequence[str]) -> str | None:
     if not given:
         return None
     path = given[-1].split(":")[0]
-    check(Path(path).is_file(), f"--config={given[-1]}: there is no file {path}")
+    _check_file(f"--config={given[-1]}", path)
     return path
+
+
+def _check_file(flag: str, path: str) -> None:
+    check(Path(path).is_file(), f"{flag}: there is no file {path}")
+    check(Path(path).suffix == ".py", f"{flag}: {path} is no Python file; name one, such as configs/arithmetic.py")
 
 
 def _check_keys(module: ModuleType, argv: Sequence[str]) -> None:
     """Refuse a preset or a --config.key that the config does not have, naming the nearest it has."""
     whole = next(a.split("=", 1)[1] for a in reversed(argv) if a.startswith("--config="))
-    try:
-        config = module.get_config(*whole.split(":", 1)[1:])
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"--config={whole}: {error}") from error
+    config = call(f"--config={whole}", module.get_config, *whole.split(":", 1)[1:])
+    mend = "get_config returns an ml_collections.ConfigDict"
+    check(isinstance(config, ConfigDict), f"--config={whole}: {mend}, and this one {type(config).__name__}")
+    for key in ("experiment", "description", "model", "data", "run"):
+        check(key in config, f"--config={whole}: the config has no {key!r}; {mend} with it, as those in configs/ do")
     for flag in (a[2:].split("=", 1)[0] for a in argv if a.startswith("--config.")):
         section, where = config, "config"
         for key in flag.split(".")[1:]:
@@ -215,6 +229,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(SWEEP_USAGE if argv[1] == "sweep" else USAGE)
         return 0
     try:
+        backend.pin_numerics()
         return _main(argv)
     except ConfigError as error:
         print(f"distill-jax: {error}", file=sys.stderr)
@@ -227,21 +242,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"distill-jax: {error.strerror or error}{where}; {mend}", file=sys.stderr)
     except Interrupted as stopped:
         print(f"distill-jax: {stopped}; the same command continues from there", file=sys.stderr)
-        return TRY_AGAIN
+        return ExitCode.SAVED
     except KeyboardInterrupt:
         print("distill-jax: stopped; the same command continues from the last checkpoint", file=sys.stderr)
-        return 130
-    return 2
+        return ExitCode.INTERRUPTED
+    return ExitCode.REFUSED
 
 
 def _main(argv: Sequence[str]) -> int:
     if argv[1:2] == ["bench"]:
-        _set_up_jax({"run": {"cpu_devices": 2}})
+        backend.set_up({"cpu_devices": 2})
         from distill_jax.bench import command
 
         command.main(argv[2:])
         return 0
     if argv[1:2] and argv[1] in INTEROP:
+        backend.import_jax()
         from distill_jax.interop import command as interop
 
         interop.main(argv[1], argv[2:])
@@ -257,7 +273,7 @@ def _main(argv: Sequence[str]) -> int:
         return _plan(given)
     if given.command == "sweep":
         return _sweep(given, argv)
-    _set_up_jax(given.config)
+    backend.set_up(given.config.run)
     from distill_jax import graph
     from distill_jax.io import files, leases
     from distill_jax.sharding import distributed
@@ -271,6 +287,7 @@ def _main(argv: Sequence[str]) -> int:
     experiment = identified(experiment, digests)
     nodes = graph.build(experiment, given.workdir)
     _join(given.flags)
+    backend.find_devices()
     # One of a run's processes holds the directory for all.
     alone = distributed.chief()
     with leases.held(given.workdir, {"experiment": experiment.name}) if alone else contextlib.nullcontext():
@@ -301,11 +318,16 @@ def _sweep(given: Arguments, argv: Sequence[str]) -> int:
     if said.count:
         print(len(points))
         return 0
+    backend.import_jax()
     from distill_jax import sweep_graph
     from distill_jax.evals import tradeoff
     from distill_jax.io import leases
     from distill_jax.sharding import distributed
 
+    if said.index is not None:
+        check(said.index < len(points), f"--index={said.index}: the sweep has points 0 to {len(points) - 1}")
+        if said.dry_run:  # alone, be there a million others
+            points, said.index = points[said.index :][:1], 0
     whole = sweep_graph.load(name, points, given.module, given.config, workdir, text)
     for world in whole.worlds:
         mend = "its page compares accuracies; run the points one by one"
@@ -319,9 +341,10 @@ def _sweep(given: Arguments, argv: Sequence[str]) -> int:
         if mine.done:  # a worker that died has been replaced by the others
             print(f"report: {tradeoff.write_report(whole, workdir)}")
             return 0
-        stopped = {TRY_AGAIN, -signal.SIGTERM} & set(codes)  # the signal may come before a worker heeds it
-        return TRY_AGAIN if stopped else next((code for code in codes if code > 0), 1)
-    _set_up_jax(given.config)  # not before: the workers' devices are fewer
+        stopped = {ExitCode.SAVED, -signal.SIGTERM} & set(codes)  # the signal may come before a worker heeds it
+        return ExitCode.SAVED if stopped else next((code for code in codes if code > 0), 1)
+    backend.set_up(given.config.run)  # not before: the workers' devices are fewer
+    backend.find_devices()
     distributed.heed_signals()
     with leases.held(workdir, whole.marker(), shared=True):
         held = leases.Leases(dead_after=said.dead_after, heartbeat=min(10.0, said.dead_after / 4))
@@ -335,11 +358,18 @@ def _sweep(given: Arguments, argv: Sequence[str]) -> int:
 
 
 def _plan(given: Arguments) -> int:
-    from distill_jax import plan
+    from distill_jax.perf import slices
 
     assert given.module is not None
-    prices = plan.load_prices(given.flags.prices)
-    experiment, said = load_experiment(given.module, given.config), given.flags
+    said = given.flags
+    if said.slice != "auto":
+        slices.find(said.slice)
+    check_stages(said.stages, given.module, given.config)
+    backend.import_jax()
+    from distill_jax import plan
+
+    prices = plan.load_prices(said.prices)
+    experiment = load_experiment(given.module, given.config)
     rows = plan.run(experiment, said.slice, prices, stages=said.stages, verbose=said.verbose)
     if said.json:
         plan.save(rows, said.json)
@@ -354,31 +384,6 @@ def _join(given: Any) -> None:
         distributed.join_detected(given.coordinator_port, given.heartbeat)
     elif given.coordinator:
         distributed.join(given.coordinator, given.processes, given.process, given.heartbeat)
-
-
-def _set_up_jax(config: Any) -> None:
-    import jax
-
-    run = config.get("run", {})
-    given = os.environ.get("XLA_FLAGS", "")
-    if "xla_force_host_platform_device_count" not in given:
-        count = run.get("cpu_devices", 1)
-        os.environ["XLA_FLAGS"] = f"{given} --xla_force_host_platform_device_count={count}".strip()
-    if run.get("compile_cache"):
-        jax.config.update("jax_compilation_cache_dir", str(run["compile_cache"]))
-    _keep_freed_memory()
-
-
-def _keep_freed_memory() -> None:
-    """Stop glibc from handing each step's buffers back to the kernel: mapping them anew cost a third of a CPU step."""
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError):  # another C library
-        return
-    trim_threshold, top_pad, mmap_max = -1, -2, -4  # malloc.h's M_ constants
-    mallopt(mmap_max, 0)
-    mallopt(trim_threshold, 2**31 - 1)
-    mallopt(top_pad, 2**28)
 
 
 if __name__ == "__main__":

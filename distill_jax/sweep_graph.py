@@ -14,7 +14,8 @@ from typing import Any
 
 from distill_jax import graph
 from distill_jax.config import ConfigError, Interrupted, check, identity, nearest
-from distill_jax.experiment import Experiment, load_experiment
+from distill_jax.experiment import Experiment, identified, load_experiment
+from distill_jax.io.files import Digests
 from distill_jax.io.leases import Leases
 from distill_jax.io.metrics import Progress, span
 from distill_jax.sharding.distributed import told_to_stop
@@ -93,10 +94,14 @@ def load(name: str, points: Sequence[Point], module: ModuleType, config: Any, wo
     check(bool(points), f"the sweep {name} has no points")
     worlds: dict[str, World] = {}
     asked: list[list[str]] = []
+    files = Digests()
     for point in points:
         experiment = load_experiment(module, _changed(config, point))
+        identified(dataclasses.replace(experiment, stages={}), files)  # which refuses data files that are not there
         nodes = graph.build(experiment, workdir)
         wanted = point.get(STAGES) or tuple(experiment.stages)
+        mend = 'give a tuple of names, such as ("reference",)'
+        check(isinstance(wanted, tuple | list), f"the sweep {name} asks for stages {wanted!r:.80}; {mend}")
         for stage in wanted:
             if stage not in nodes:
                 raise ConfigError(f"the sweep {name} asks for stage {stage!r}: no such stage{nearest(stage, nodes)}")

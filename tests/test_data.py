@@ -20,9 +20,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from distill_jax.config import ConfigError
 from distill_jax.data import arithmetic, corpus, feed, packing, quiet, records, templates, vocabulary
 from distill_jax.data.once import load_config
 from distill_jax.data.prepare import prepare
+from distill_jax.io.files import Digests
 
 ROOT = pathlib.Path(__file__).parents[1]
 SMALL = arithmetic.ArithmeticConfig(
@@ -211,16 +213,28 @@ def test_evaluation_takes_what_there_is():
         ({"heldout_facts": 1.0}, r"data\.heldout_facts=1.0: must be a share"),
         ({"heldout_facts": 0.01, "multiplication_max": 3}, r"data\.heldout_facts=0.01: holds out none of the 6"),
         ({"evaluation_prompts": 0}, r"data\.evaluation_prompts=0: must be at least 1"),
-        ({"english_share": 0.5}, r"data\.english_share=0.5: needs English text"),
         ({"english": "a.txt"}, r"data\.english='a.txt': must be a list"),
-        ({"english": ("/no/a.txt",)}, r"data\.english='/no/a.txt': no such file"),
-        ({"vocabulary": "/no/model"}, r"data\.vocabulary='/no/model': no such file"),
         ({"seed": -1}, r"data\.seed=-1: must be from 0"),
     ],
 )
 def test_a_mistaken_setting_is_named(settings, message):
     with pytest.raises(ValueError, match=message):
         arithmetic.ArithmeticConfig(**settings)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"english_share": 0.5}, r"data\.english_share=0.5: needs English text"),
+        ({"english": ("/no/a.txt",)}, r"data\.english='/no/a.txt': no such file"),
+        ({"vocabulary": "/no/model"}, r"data\.vocabulary='/no/model': no such file"),
+    ],
+)
+def test_a_file_has_to_be_there_to_run_and_not_to_plan(settings, message):
+    config = arithmetic.ArithmeticConfig(**settings)
+    with pytest.raises(ConfigError, match=message):
+        config.identified(Digests())
 
 
 @pytest.mark.unit

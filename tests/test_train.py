@@ -24,7 +24,7 @@ from distill_jax.stages.perturb import Perturb, damage
 from distill_jax.train.loop import loop
 from distill_jax.train.population import make_state, member
 from distill_jax.train.settings import Training
-from distill_jax.train.step import DIVERGED, REACHED, RUNNING, UNUSED, make_step
+from distill_jax.train.step import ACTIVE, DIVERGED, REACHED, RUNNING, UNUSED, make_step, of_active
 
 CFG = TransformerConfig(vocab=7, layers=2, hidden=4, mlp=6, heads=2, kv_heads=1, head_dim=2)
 ROWS, LENGTH = 4, 6
@@ -114,7 +114,7 @@ def train(starts, rates, batches, streams=None, devices=1, microbatches=1):
     history = []
     for one in batches:
         state, metrics = step(state, None, one)
-        history.append(jax.tree.map(np.asarray, metrics))
+        history.append(of_active(metrics))
     return jax.tree.map(np.asarray, state), history
 
 
@@ -488,7 +488,7 @@ def test_the_order_of_the_loop():
 
     def step(state, teacher, batch):
         events.append(f"step {batch}")
-        return state.replace(step=state.step + 1), {"loss": jnp.full((1,), batch)}
+        return state.replace(step=state.step + 1), {"loss": jnp.full((1,), batch), ACTIVE: True}
 
     def record(s, metrics):
         assert isinstance(metrics["loss"], np.ndarray)
@@ -513,7 +513,7 @@ def test_what_a_save_stands_on_has_been_recorded():
     state = fresh([weights()], [0.1])
     recorded, at_save = [], {}
     loop(
-        state, None, lambda state, teacher, batch: (state.replace(step=state.step + 1), {"loss": jnp.zeros(1)}),
+        state, None, lambda state, teacher, batch: (state.replace(step=state.step + 1), {ACTIVE: jnp.ones(1, bool)}),
         lambda s: s, dataclasses.replace(SETTINGS, steps=4, checkpoint_every=2, log_every=1),
         save=lambda s, state: at_save.update({s: list(recorded)}), evaluate=lambda s, state: None,
         record=lambda s, metrics: recorded.append(s),

@@ -11,11 +11,13 @@ import dataclasses
 import functools
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
+from distill_jax.config import ConfigError
 from distill_jax.data import checks, templates, vocabulary
+from distill_jax.io.files import Digests
 
 SYMBOLS = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
 OPERATIONS = tuple(SYMBOLS)
@@ -75,6 +77,14 @@ class ArithmeticConfig:
             longest = longest_document(self)
             mend = f"the longest document has {longest} tokens; raise it at least to that"
             checks.require(self.row_length >= longest, "row_length", self.row_length, mend)
+
+    def identified(self, digests: Digests) -> Self:
+        """Return the settings, once every file that they need is known to be there; they are known by its path."""
+        try:
+            checks.check_files(self)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        return self
 
     def entries(self) -> int:
         """Return how many entries the shipped vocabulary has; 0 of a file's, which only preparation reads."""

@@ -37,7 +37,7 @@ def check_names(given: Iterable[str], known: Iterable[str]) -> None:
 
 
 def check_fields(config: Any) -> None:
-    """Check every field of an ArithmeticConfig on its own, and that the files it names exist."""
+    """Check every field of an ArithmeticConfig on its own."""
     for key, (low, high) in INTEGERS.items():
         value = getattr(config, key)
         require(isinstance(value, int) and not isinstance(value, bool), key, value, "must be an integer")
@@ -52,16 +52,16 @@ def check_fields(config: Any) -> None:
         value = getattr(config, key)
         share = isinstance(value, (int, float)) and 0 <= value < 1
         require(share, key, value, "must be a share, at least 0 and below 1")
-    _check_files(config)
+    mend = "must be a list of paths, in brackets even if it is only one"
+    require(isinstance(config.english, tuple), "english", config.english, mend)
 
 
-def _check_files(config: Any) -> None:
-    paths = config.english
-    require(isinstance(paths, tuple), "english", paths, "must be a list of paths, in brackets even if it is only one")
+def check_files(config: Any) -> None:
+    """Check that the files which an ArithmeticConfig needs are named and exist; without them it can be planned."""
     mend = "needs English text; set data.english to UTF-8 files with one paragraph a line"
-    require(not config.english_share or bool(paths), "english_share", config.english_share, mend)
+    require(not config.english_share or bool(config.english), "english_share", config.english_share, mend)
     mend = "no such file; give the path of a UTF-8 text file, one paragraph a line"
-    for path in paths:
+    for path in config.english:
         require(os.path.isfile(path), "english", path, mend)
     mend = 'no such file; give "words" for the shipped vocabulary or the path of a SentencePiece model'
     require(config.vocabulary == "words" or os.path.isfile(config.vocabulary), "vocabulary", config.vocabulary, mend)

@@ -9,7 +9,8 @@ from typing import Any
 
 from absl import flags
 
-from distill_jax.config import ConfigError, check
+from distill_jax.backend import find_devices
+from distill_jax.config import ConfigError, check, check_local
 from distill_jax.interop import choose, exporting, generate, importing, score
 
 # flag: (its value when left out, what it is for); a None must be given.
@@ -21,6 +22,9 @@ READ: dict[str, tuple[Any, str]] = {
     "dtype": ("float32", "of the computation, float32 or bfloat16"),
     "batch": (8, "rows at a time"),
 }
+
+
+PATHS = {"model", "input", "items", "examples", "output", "from", "adapter", "to", "workdir"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,4 +172,8 @@ def main(name: str, arguments: Sequence[str]) -> None:
     if {"--help", "-h"} & set(arguments):
         print(usage(name))
         return
-    print(f"{name}: {COMMANDS[name].call(parse(name, arguments))}")
+    given = parse(name, arguments)
+    for flag in PATHS & set(COMMANDS[name].flags):
+        check_local(f"--{flag}", given[flag].value or "")
+    find_devices()
+    print(f"{name}: {COMMANDS[name].call(given)}")

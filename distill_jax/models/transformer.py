@@ -41,6 +41,8 @@ FANS = {
     "down": ((0,), (1,)),
 }
 
+MOST_LAYERS = 10_000  # a file that claims more is damaged, and looking for so many takes for ever
+
 # A large finite negative: -inf would make a row that may attend to nothing (padding) NaN.
 MASKED = -1e30
 
@@ -119,6 +121,8 @@ class TransformerConfig:
         for name in ("vocab", "layers", "hidden", "mlp", "heads", "kv_heads", "head_dim", "global_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"model.{name} = {getattr(self, name)}: must be at least 1")
+        if self.layers > MOST_LAYERS:
+            raise ValueError(f"model.layers = {self.layers}: must be at most {MOST_LAYERS}")
         if self.heads % self.kv_heads:
             raise ValueError(
                 f"model.heads = {self.heads} is not a multiple of model.kv_heads = {self.kv_heads}: "

@@ -74,10 +74,38 @@ def least_bytes(state: Any, *rest: Any) -> int:
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
 
 
+def least_training(
+    cfg: transformer.TransformerConfig, tokens: int, members: int, *, rank: int = 0, width: int = 4, logits: int = 0
+) -> int:
+    """Return bytes, of all devices together, without which a transformer cannot train; from sizes alone.
+
+    Counted are the matrices with their two moments and gradients, and of one member the tokens, one layer's input and
+    the logits.
+
+    Args:
+      tokens: of a microbatch; logits: tokens whose logits exist at a time.
+      rank: of the adapters that train in place of the matrices, which are there once then; 0 for none.
+      width: bytes of a number that trains.
+    """
+    layer = 2 * cfg.hidden * cfg.head_dim * (cfg.heads + cfg.kv_heads) + 3 * cfg.hidden * cfg.mlp
+    matrices = cfg.layers * layer + cfg.vocab * cfg.hidden
+    trained = 2 * matrices if rank else 4 * width * members * matrices
+    return trained + tokens * (12 + 2 * cfg.hidden) + 2 * logits * cfg.vocab
+
+
+def installed(device: Any) -> int:
+    """Return the bytes that a device has, free or not; on a CPU, its part of the host's."""
+    return _bytes(device, "MemTotal")
+
+
 def capacity(device: Any) -> int:
     """Return the bytes that programs may take on a device; on a CPU, its part of what the host has free."""
+    return _bytes(device, "MemAvailable")
+
+
+def _bytes(device: Any, of_host: str) -> int:
     told = device.memory_stats() or {}
     if "bytes_limit" in told:
         return int(told["bytes_limit"])
-    free = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable"))
-    return int(free.split()[1]) * 1024 // jax.local_device_count()
+    line = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith(of_host))
+    return int(line.split()[1]) * 1024 // jax.local_device_count()

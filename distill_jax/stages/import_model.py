@@ -56,11 +56,13 @@ class Import:
             raise ValueError(f"lora_rank = {self.lora_rank}: only adapters that are kept beside a start have a rank")
 
     def fits(self, model: Any, data: Any) -> None:
-        """Raise ValueError unless the files hold the experiment's model."""
+        """Raise ValueError unless the files hold the experiment's model; to plan, they need not be there."""
         if not self.path:
             return
         mend = f"a published model reads its own tokens; set it to {str(Path(self.path))!r}"
         check(getattr(data, "vocabulary", None) != "", f"data.vocabulary is empty: {mend}")
+        if not Path(self.path).exists():
+            return
         found = Published(self.path, self.adapter).directory.cfg
         for field in dataclasses.fields(found):
             here, there = getattr(model, field.name), getattr(found, field.name)

@@ -20,6 +20,8 @@ from distill_jax.stages.population import Member, Program, train
 from distill_jax.train.settings import Training, of_training
 from distill_jax.train.step import DIVERGED
 
+MOST_SEEDS = 1000  # each trains beside the others
+
 
 @dataclasses.dataclass(frozen=True)
 class Relearn(Training):
@@ -46,8 +48,8 @@ class Relearn(Training):
         super().__post_init__()
         if not self.learning_rates or min(self.learning_rates) <= 0:
             raise ValueError(f"learning_rates = {self.learning_rates}: give at least one, all positive")
-        if self.seeds < 1:
-            raise ValueError(f"seeds = {self.seeds}: must be at least 1")
+        if not 1 <= self.seeds <= MOST_SEEDS:
+            raise ValueError(f"seeds = {self.seeds}: must be from 1 to {MOST_SEEDS}")
         outside = [s for s in self.evaluate_steps if not 0 <= s <= self.steps]
         if outside or not self.evaluate_steps:
             raise ValueError(f"evaluate_steps = {self.evaluate_steps}: give steps from 0 to steps = {self.steps}")

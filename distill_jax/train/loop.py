@@ -14,7 +14,7 @@ import numpy as np
 from distill_jax.config import Interrupted
 from distill_jax.sharding import distributed
 from distill_jax.train.settings import Training
-from distill_jax.train.step import REACHED, RUNNING, Batch, State
+from distill_jax.train.step import REACHED, RUNNING, Batch, State, of_active
 
 IN_FLIGHT = 8  # steps handed to the devices and not yet done
 Values = dict[str, np.ndarray]  # one number a member
@@ -89,7 +89,7 @@ def loop(
         nonlocal pending
         if pending:
             with clock.spent_on("step"):
-                values = jax.tree.map(np.asarray, pending[1])
+                values = of_active(pending[1])
             record(pending[0], values)
             pending = None
 

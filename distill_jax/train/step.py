@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -20,6 +21,7 @@ from distill_jax.models import lora
 from distill_jax.sharding.mesh import constrain, over_members, replicated, tracing
 
 RUNNING, REACHED, DIVERGED, UNUSED = range(4)
+ACTIVE = "active"  # among a step's metrics, bool [P]: the member trained; the others' numbers are nobody's
 
 # A loss term: coefficient, sum, weight. The objective is Σ coefficient · sum / weight over the whole global batch.
 Term = tuple[float, jax.Array, jax.Array]
@@ -55,6 +57,13 @@ class State(flax.struct.PyTreeNode):
     hyper: dict[str, Any]
 
 
+def of_active(metrics: dict[str, jax.Array]) -> dict[str, np.ndarray]:
+    """Return a step's metrics, NaN for members that no longer train: on the host, where JAX looks for no NaN."""
+    values = {name: np.asarray(value) for name, value in metrics.items()}
+    active = values.pop(ACTIVE)
+    return {name: np.where(active, value, np.float32(np.nan)) for name, value in values.items()}
+
+
 def make_step(
     objective: Objective,
     teacher: Teacher,
@@ -66,6 +75,8 @@ def make_step(
     place: Callable[[State], State] | None = None,
 ) -> Callable[..., tuple[State, dict[str, jax.Array]]]:
     """Build `step(state, teacher, batch, base=None) -> (state, metrics)`, jitted, the state donated.
+
+    The metrics mean something of members that are ACTIVE in them: `of_active` reads them so.
 
     Args:
       objective: gives one member's loss terms on a microbatch; it never sees the population.
@@ -168,8 +179,7 @@ def make_step(
         )
         if place:
             state = jax.lax.with_sharding_constraint(state, place(state))
-        told = {**values, "gradient_norm": norm}
-        told = jax.tree.map(lambda x: jnp.where(active, x, jnp.nan), told)  # a frozen member has no loss
+        told = {**values, "gradient_norm": norm, ACTIVE: active}
         # Every host reads all members' numbers.
         return state, jax.lax.with_sharding_constraint(told, replicated(mesh))
 

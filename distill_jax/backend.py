@@ -1,0 +1,121 @@
+"""JAX as every command gets it: the settings that determine numbers, the devices, and the host's memory."""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from distill_jax.config import ConfigError
+
+# What determines numbers, whoever sets it: a node's identity promises them. JAX reads each from the environment.
+NUMERICS: dict[str, bool | int | str | None] = {
+    "jax_enable_x64": False,  # the dtype of whatever names none
+    "jax_explicit_x64_dtypes": "warn",
+    "jax_numpy_dtype_promotion": "standard",
+    "jax_default_prng_impl": "threefry2x32",
+    "jax_threefry_partitionable": True,  # other draws at every shape
+    "jax_random_seed_offset": 0,
+    "jax_high_dynamic_range_gumbel": False,  # categorical samples
+    "jax_softmax_custom_jvp": False,  # the gradient of a softmax
+    "jax_default_matmul_precision": None,
+}
+_TRUE, _FALSE = ("y", "yes", "t", "true", "on", "1"), ("n", "no", "f", "false", "off", "0")  # as JAX reads them
+
+
+def pin_numerics() -> None:
+    """Give every setting of NUMERICS its value, here and in processes started from here; say on stderr what gives way.
+
+    It costs nothing before JAX is imported; afterwards it must come before the first draw.
+    """
+    overruled = []
+    for name, value in NUMERICS.items():
+        given = os.environ.pop(name.upper(), None)
+        if value is not None:  # written out, as another version of JAX may have another default
+            os.environ[name.upper()] = str(value)
+        if given is not None and not _means(given, value):
+            overruled.append(f"{name.upper()}={given}")
+        if "jax" in sys.modules:
+            overruled += _pin_imported(name, value)
+    if overruled:
+        settings = ", ".join(dict.fromkeys(overruled))
+        print(f"distill-jax: not heeded, as it would change every number: {settings}", file=sys.stderr)
+
+
+def _means(given: str, value: bool | int | str | None) -> bool:
+    if isinstance(value, bool):
+        return given.lower() in (_TRUE if value else _FALSE)
+    return given.lower() == ("" if value is None else str(value))
+
+
+def _pin_imported(name: str, value: bool | int | str | None) -> list[str]:
+    import jax
+
+    now = getattr(jax.config, name)  # its only way to tell
+    now = now.name.lower() if isinstance(now, enum.Enum) else now
+    if now == value:
+        return []
+    jax.config.update(name, value)
+    return [f"{name}={now}"]
+
+
+def import_jax() -> None:
+    """Import JAX, its numerics pinned.
+
+    Raises:
+      ConfigError: if it cannot be imported with what the environment says.
+    """
+    pin_numerics()  # again: a config's imports may have set what they like
+    try:
+        import jax  # noqa: F401
+    except ValueError as error:
+        raise ConfigError(f"JAX refuses its environment: {error}; unset that variable") from error
+
+
+def set_up(run: Mapping[str, Any]) -> None:
+    """Prepare JAX for computing; no device is touched yet.
+
+    Args:
+      run: of a config's `run`: "cpu_devices", and "compile_cache", a directory or "".
+    """
+    given = os.environ.get("XLA_FLAGS", "")
+    if "xla_force_host_platform_device_count" not in given:
+        count = run.get("cpu_devices", 1)
+        os.environ["XLA_FLAGS"] = f"{given} --xla_force_host_platform_device_count={count}".strip()
+    import_jax()
+    if run.get("compile_cache"):
+        import jax
+
+        jax.config.update("jax_compilation_cache_dir", str(run["compile_cache"]))
+    _keep_freed_memory()
+
+
+def find_devices() -> None:
+    """Start JAX's backend.
+
+    Raises:
+      ConfigError: if there is no such platform here as the environment names.
+    """
+    import jax
+
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # the latter for cuda without its plugin
+        text = " ".join(str(error).split(" (set JAX_PLATFORMS")[0].split()) or "JAX finds no such platform here"
+        platforms = os.environ.get("JAX_PLATFORMS", "")
+        raise ConfigError(f"JAX_PLATFORMS={platforms}: {text}; name one that is here, such as cpu, or none") from error
+
+
+def _keep_freed_memory() -> None:
+    """Stop glibc from handing each step's buffers back to the kernel: mapping them anew cost a third of a CPU step."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):  # another C library
+        return
+    trim_threshold, top_pad, mmap_max = -1, -2, -4  # malloc.h's M_ constants
+    mallopt(mmap_max, 0)
+    mallopt(trim_threshold, 2**31 - 1)
+    mallopt(top_pad, 2**28)
