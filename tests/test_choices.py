@@ -118,7 +118,7 @@ GOOD = {"question": "Q", "choices": ["a", "b"], "answer": 1}
         ({**GOOD, "choices": "ab"}, ["choices: a list is needed"]),
         ({**GOOD, "choices": ["a", 2]}, ["strings are needed"]),
         ({"question": "Q", "choices": ["a", "b"]}, ["has no `answer` but question, choices"]),
-        ([GOOD], ["an object with `question`"]),
+        ([GOOD], ["a.jsonl:2: a JSON list instead of an object"]),
     ],
     ids=str,
 )
@@ -131,12 +131,12 @@ def test_items_that_are_none(tmp_path, row, says):
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("a.jsonl", b"\xff\xfe", ["a.jsonl: no .jsonl file"]),
+        ("a.jsonl", b"\xff\xfe", ["a.jsonl:1: not UTF-8 (byte 0xff)"]),
         ("a.jsonl", b"\n\n", ["holds no items"]),
         ("a.jsonl", b"{", ["a.jsonl:1: no JSON"]),
-        ("a.parquet", b"PAR1", ["a.parquet: no .parquet file"]),
+        ("a.parquet", b"PAR1", ["a.parquet: not a parquet file"]),
         ("a.csv", b"question,answer\nonly one\n", ["a.csv:2: has 1 columns, 2 are needed"]),
-        ("a.csv", b"one,two\n", ["a.csv:1: has 2 columns; question, options and answer"]),
+        ("a.csv", b"one,two\n", ["a.csv:1: has 2 columns", "question, choices (a list)"]),
     ],
     ids=str,
 )

@@ -17,7 +17,7 @@ from distill_jax.data.items import LETTERS, Item
 from distill_jax.data.questions import Question, questions
 from distill_jax.interop import tokenizers
 from distill_jax.interop.models import open_model
-from distill_jax.interop.rows import batches, padded_length, write
+from distill_jax.interop.rows import SingleBegin, batches, check_finite, longest, padded_length, write
 from distill_jax.io.scale import wilson
 from distill_jax.models.likelihood import continuations
 from distill_jax.models.transformer import Params, TransformerConfig
@@ -50,23 +50,28 @@ def choose(
 
     Returns:
       The accuracy with its 95 % interval, in words.
+
+    Raises:
+      ConfigError: naming an item that is none, or whose logits are not finite: none of its options is an answer.
     """
     model = open_model(source)
     items = reading.read(given, "--items", subject)
     shown = reading.read(examples, "--examples", subject) if shots else []
     # transformers stops where the model's config does; what is cut there is cut here.
-    longest = int(model.facts.get("max_position_embeddings") or 0)
-    encoder = tokenizers.load(tokenizer or model.tokenizer)
-    asked = questions(items, reading.contexts(items, shown, shots), encoder, longest)
+    most = longest(model)
+    encoder = SingleBegin(tokenizers.load(tokenizer or model.tokenizer))
+    asked = questions(items, reading.contexts(items, shown, shots), encoder, most)
     highest = max(max(*question.tokens, *question.last) for question in asked)
     mend = f"its tokens go to {highest}, the model's to {model.cfg.vocab - 1}; give the model's own"
     check(highest < model.cfg.vocab, f"--tokenizer={tokenizer or model.tokenizer}: {mend}")
     cfg, mesh = dataclasses.replace(model.cfg, dtype=dtype), make_mesh(1, fsdp=-1)
     found = _log_likelihoods(cfg, mesh, model.load(mesh, dtype), items, asked, batch)
+    for number, (item, said) in enumerate(zip(items, found, strict=True), 1):
+        check_finite(np.isfinite(said), f"--items={given}, item {number} ({item.question.strip()[:40]!r})", dtype)
     rows = [_answered(item, said) for item, said in zip(items, found, strict=True)]
     write(to, rows)
     cut = {question.item for question in asked if question.cut}
-    return _told(rows) + (f"; the beginning of {len(cut)} of them was cut off at {longest} tokens" if cut else "")
+    return _told(rows) + (f"; the beginning of {len(cut)} of them was cut off at {most} tokens" if cut else "")
 
 
 def _answered(item: Item, said: np.ndarray) -> dict:
