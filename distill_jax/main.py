@@ -1,8 +1,4 @@
-"""The only entry point: `distill-jax COMMAND`, the commands being those of USAGE.
-
-Exit codes: 0 when everything asked for is complete; 2 with a line or two when the input is wrong or the disk refuses;
-42 when SIGTERM came and everything up to it is saved: the same command, started again, continues.
-"""
+"""The only entry point: `distill-jax COMMAND`, the commands being those of USAGE. It ends in one of `exit_codes`."""
 
 from __future__ import annotations
 
@@ -24,9 +20,9 @@ from ml_collections import config_flags
 
 from distill_jax import workers
 from distill_jax.config import ConfigError, Interrupted, check, nearest
+from distill_jax.exit_codes import ExitCode
 from distill_jax.experiment import identified, load_experiment, load_module
 
-TRY_AGAIN = 42
 INTEROP = ("import", "export", "score", "generate")
 
 USAGE = """usage: distill-jax COMMAND --config=FILE.py[:preset] --workdir=DIR [--config.key=value …]
@@ -227,11 +223,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"distill-jax: {error.strerror or error}{where}; {mend}", file=sys.stderr)
     except Interrupted as stopped:
         print(f"distill-jax: {stopped}; the same command continues from there", file=sys.stderr)
-        return TRY_AGAIN
+        return ExitCode.SAVED
     except KeyboardInterrupt:
         print("distill-jax: stopped; the same command continues from the last checkpoint", file=sys.stderr)
-        return 130
-    return 2
+        return ExitCode.INTERRUPTED
+    return ExitCode.REFUSED
 
 
 def _main(argv: Sequence[str]) -> int:
@@ -319,8 +315,8 @@ def _sweep(given: Arguments, argv: Sequence[str]) -> int:
         if mine.done:  # a worker that died has been replaced by the others
             print(f"report: {tradeoff.write_report(whole, workdir)}")
             return 0
-        stopped = {TRY_AGAIN, -signal.SIGTERM} & set(codes)  # the signal may come before a worker heeds it
-        return TRY_AGAIN if stopped else next((code for code in codes if code > 0), 1)
+        stopped = {ExitCode.SAVED, -signal.SIGTERM} & set(codes)  # the signal may come before a worker heeds it
+        return ExitCode.SAVED if stopped else next((code for code in codes if code > 0), 1)
     _set_up_jax(given.config)  # not before: the workers' devices are fewer
     distributed.heed_signals()
     with leases.held(workdir, whole.marker(), shared=True):

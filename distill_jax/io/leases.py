@@ -23,9 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from distill_jax.config import ConfigError, check
+from distill_jax.exit_codes import ExitCode
 from distill_jax.io.files import read_json, write_json
-
-LOST = 75  # exit code of a worker that was thought dead and whose node another one has now
 
 
 class Leases:
@@ -117,7 +116,7 @@ class Leases:
 
 def _leave(what: str) -> None:
     print(f"distill-jax: this worker was silent too long: {what}; it leaves", file=sys.stderr, flush=True)
-    os._exit(LOST)
+    os._exit(ExitCode.LEASE_LOST)
 
 
 def _lease(directory: Path, number: int) -> Path:

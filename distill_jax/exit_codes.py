@@ -1,0 +1,26 @@
+"""The program's exit codes, all of them; `docs/launching.md` has the same table."""
+
+from __future__ import annotations
+
+import enum
+
+
+class ExitCode(enum.IntEnum):
+    """Say how the program ended; launchers restart on SAVED and on nothing else."""
+
+    DONE = 0
+    """Everything that was asked for is complete."""
+    BUG = 1
+    """An error that nobody foresaw, with its traceback."""
+    REFUSED = 2
+    """The input is wrong or the machine refuses (a full disk, a port in use): a line or two say what to mend."""
+    SAVED = 42
+    """SIGTERM came and everything up to it is saved: the same command, started again, continues."""
+    WORKERS_DIED = 71
+    """Nodes of a sweep are missing because its workers were killed; the same command takes them up."""
+    LEASE_LOST = 75
+    """This worker was silent for so long that another one has its nodes now; that one goes on."""
+    INTERRUPTED = 130
+    """Ctrl-C: the same command continues from the last checkpoint. A second Ctrl-C ends the program at once."""
+    BROKEN_PIPE = 141
+    """Nobody reads the standard output any more, as with `distill-jax data … | head`."""
