@@ -1,10 +1,10 @@
 """Leases: workers on one file system agree who computes what, without a server.
 
 A directory is leased by a file `lease-<n>.json` that is linked into place, which only one worker can do for each n; the
-highest n is in force. It is never taken away: a dead worker's lease n is followed by lease n + 1. While it works, its
-owner touches the file. Nobody compares a time of the file with a clock, which may go wrong by hours between machines:
-a lease is dead when its file has not *changed* for `dead_after` seconds of the onlooker's own clock, or at once when
-its process is known to be gone from this machine.
+highest n is in force. It is never taken away: a dead worker's lease n is followed by lease n + 1, and what the dead may
+still write does not matter (`attempts`). While it works, its owner touches the file. Nobody compares a time of the file
+with a clock, which may go wrong by hours between machines: a lease is dead when its file has not *changed* for
+`dead_after` seconds of the onlooker's own clock, or at once when its process is known to be gone from this machine.
 """
 
 from __future__ import annotations
@@ -65,6 +65,21 @@ class Leases:
             self._held[directory] = _lease(directory, number + 1)
         return True
 
+    def token(self, directory: Path) -> int:
+        """Return the number of the lease held on a directory; whoever holds it later has a higher one."""
+        return _number(self._held[directory])
+
+    def confirm(self) -> None:
+        """Touch what is held, and leave if another worker took it over meanwhile."""
+        with self._guard:
+            for directory, lease in list(self._held.items()):
+                with contextlib.suppress(OSError):  # a file system that stumbles may be right again next time
+                    if _newest(directory) != _number(lease):
+                        del self._held[directory]
+                        self._lost(f"{directory.name} was taken over by {self.holder(directory)}")
+                        continue
+                    os.utime(lease)  # no new bytes: it succeeds on a full disk
+
     def release(self, directory: Path) -> None:
         """Give a lease back; nothing happens if it is not held."""
         with self._guard:
@@ -104,14 +119,7 @@ class Leases:
 
     def _beat(self) -> None:
         while not self._closed.wait(self._heartbeat):
-            with self._guard:
-                for directory, lease in list(self._held.items()):
-                    with contextlib.suppress(OSError):  # a file system that stumbles may be right again next time
-                        if _newest(directory) != int(lease.stem.removeprefix("lease-")):
-                            del self._held[directory]
-                            self._lost(f"{directory.name} was taken over by {self.holder(directory)}")
-                            continue
-                        os.utime(lease)  # no new bytes: it succeeds on a full disk
+            self.confirm()
 
 
 def _leave(what: str) -> None:
@@ -121,6 +129,10 @@ def _leave(what: str) -> None:
 
 def _lease(directory: Path, number: int) -> Path:
     return directory / f"lease-{number}.json"
+
+
+def _number(lease: Path) -> int:
+    return int(lease.stem.removeprefix("lease-"))
 
 
 def _newest(directory: Path) -> int:
