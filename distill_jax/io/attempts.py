@@ -72,6 +72,7 @@ def publish(attempt: Node, node: Node) -> None:
     node.directory.parent.mkdir(parents=True, exist_ok=True)
     try:
         if attempt.done:
+            attempt.tidy()  # for a worker that did not come to it
             os.rename(attempt.directory, node.directory)
     except OSError:
         if not node.done:

@@ -74,18 +74,14 @@ class Leases:
         with self._guard:
             for directory, lease in list(self._held.items()):
                 with contextlib.suppress(OSError):  # a file system that stumbles may be right again next time
-                    if _newest(directory) != _number(lease):
-                        del self._held[directory]
-                        self._lost(f"{directory.name} was taken over by {self.holder(directory)}")
-                        continue
-                    os.utime(lease)  # no new bytes: it succeeds on a full disk
+                    if not self._taken_over(directory):
+                        os.utime(lease)  # no new bytes: it succeeds on a full disk
 
     def release(self, directory: Path) -> None:
-        """Give a lease back; nothing happens if it is not held."""
+        """Give a lease back, or leave if another worker took it over; nothing happens if it is not held."""
         with self._guard:
-            lease = self._held.pop(directory, None)
-            if lease is not None:
-                write_json(lease, {"worker": self.worker, "released": True})
+            if directory in self._held and not self._taken_over(directory):
+                write_json(self._held.pop(directory), {"worker": self.worker, "released": True})
 
     def close(self) -> None:
         """Give everything back."""
@@ -98,6 +94,13 @@ class Leases:
         number = _newest(directory)
         found = _read(_lease(directory, number)) if number >= 0 else {}
         return "" if found.get("released") else str(found.get("worker", ""))
+
+    def _taken_over(self, directory: Path) -> bool:
+        if _newest(directory) == _number(self._held[directory]):
+            return False
+        del self._held[directory]
+        self._lost(f"{directory.name} was taken over by {self.holder(directory)}")
+        return True
 
     def _alive(self, lease: Path) -> bool:
         found = _read(lease)
