@@ -196,9 +196,13 @@ def execute(
         progress.say(f"finished before, not computed again: {told}")
     if todo and nodes[DATA].done:
         _verify_data(nodes[DATA], ctx.data)
+    for node in nodes.values() if chief() else ():
+        if node.done:
+            node.tidy()
     for group in groups(ctx) if groups else schedule(nodes, lambda group: _at_a_time(ctx, group)):
         progress.stage = sum(node.done for node in nodes.values())
         progress.begin(", ".join(n.name for n in group), len(group))
+        ctx.nodes = {**nodes, **{node.name: node for node in group}}  # a worker's own lie where it computes them
         if chief():
             for node in group:
                 _prepare_directory(node, ctx)

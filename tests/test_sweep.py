@@ -13,6 +13,7 @@ from distill_jax import graph, main, sweep_graph
 from distill_jax.config import ConfigError
 from distill_jax.evals import findings, tradeoff
 from distill_jax.experiment import load_experiment, load_module
+from distill_jax.io import attempts
 from distill_jax.io.leases import Leases
 from distill_jax.io.metrics import Progress
 from distill_jax.perf import memory
@@ -176,15 +177,19 @@ def test_workers_take_what_nobody_has_and_wait_for_the_rest(tmp_path):
     first, second = (node for node in nodes.values() if node.stage == "reference")
     try:
         groups = sweep_graph.leased(nodes, mine, len, lambda text: None)
-        assert next(groups) == [data]
-        finish(data)
-        assert theirs.take(first.directory)
-        assert next(groups) == [second]  # the other one is taken
-        assert not theirs.take(second.directory)
-        finish(second)
+        (attempt,) = next(groups)
+        assert attempt.name == data.name
+        finish(attempt)
+        assert theirs.take(attempts.home(first))
+        (attempt,) = next(groups)
+        assert attempt.name == second.name  # the other one is taken
+        assert not theirs.take(attempts.home(second))
+        finish(attempt)
+        assert not second.done
         finish(first)  # by the other worker
         assert list(groups) == []
-        assert mine.holder(second.directory) == ""
+        assert mine.holder(attempts.home(second)) == ""
+        assert all(node.done and not attempts.leftovers(node) for node in nodes.values())
     finally:
         mine.close()
         theirs.close()

@@ -131,6 +131,14 @@ class Checkpoints:
         proof.unlink(missing_ok=True)
         shutil.rmtree(target, ignore_errors=True)
 
+    def keep_only(self, tag: str) -> None:
+        """Remove all but one checkpoint, and what saves that were killed left."""
+        for step in self.steps():
+            self.remove(step)
+        for path in self.directory.glob("*"):
+            if path not in self._paths(tag):
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
     def _paths(self, tag: int | str) -> tuple[Path, Path]:
         return self.directory / str(tag), self.directory / f"{tag}.json"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -25,6 +26,19 @@ def write_atomic(path: Path, text: str) -> None:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Put a file's contents, or the names in a directory, on the disk: a rename survives a power cut only then."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that syncs no directories
+            error.filename = str(path)
+            raise
+    finally:
+        os.close(handle)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,10 +1,10 @@
 """Leases: workers on one file system agree who computes what, without a server.
 
 A directory is leased by a file `lease-<n>.json` that is linked into place, which only one worker can do for each n; the
-highest n is in force. It is never taken away: a dead worker's lease n is followed by lease n + 1. While it works, its
-owner touches the file. Nobody compares a time of the file with a clock, which may go wrong by hours between machines:
-a lease is dead when its file has not *changed* for `dead_after` seconds of the onlooker's own clock, or at once when
-its process is known to be gone from this machine.
+highest n is in force. It is never taken away: a dead worker's lease n is followed by lease n + 1, and what the dead may
+still write does not matter (`attempts`). While it works, its owner touches the file. Nobody compares a time of the file
+with a clock, which may go wrong by hours between machines: a lease is dead when its file has not *changed* for
+`dead_after` seconds of the onlooker's own clock, or at once when its process is known to be gone from this machine.
 """
 
 from __future__ import annotations
@@ -65,12 +65,23 @@ class Leases:
             self._held[directory] = _lease(directory, number + 1)
         return True
 
-    def release(self, directory: Path) -> None:
-        """Give a lease back; nothing happens if it is not held."""
+    def token(self, directory: Path) -> int:
+        """Return the number of the lease held on a directory; whoever holds it later has a higher one."""
+        return _number(self._held[directory])
+
+    def confirm(self) -> None:
+        """Touch what is held, and leave if another worker took it over meanwhile."""
         with self._guard:
-            lease = self._held.pop(directory, None)
-            if lease is not None:
-                write_json(lease, {"worker": self.worker, "released": True})
+            for directory, lease in list(self._held.items()):
+                with contextlib.suppress(OSError):  # a file system that stumbles may be right again next time
+                    if not self._taken_over(directory):
+                        os.utime(lease)  # no new bytes: it succeeds on a full disk
+
+    def release(self, directory: Path) -> None:
+        """Give a lease back, or leave if another worker took it over; nothing happens if it is not held."""
+        with self._guard:
+            if directory in self._held and not self._taken_over(directory):
+                write_json(self._held.pop(directory), {"worker": self.worker, "released": True})
 
     def close(self) -> None:
         """Give everything back."""
@@ -83,6 +94,13 @@ class Leases:
         number = _newest(directory)
         found = _read(_lease(directory, number)) if number >= 0 else {}
         return "" if found.get("released") else str(found.get("worker", ""))
+
+    def _taken_over(self, directory: Path) -> bool:
+        if _newest(directory) == _number(self._held[directory]):
+            return False
+        del self._held[directory]
+        self._lost(f"{directory.name} was taken over by {self.holder(directory)}")
+        return True
 
     def _alive(self, lease: Path) -> bool:
         found = _read(lease)
@@ -104,14 +122,7 @@ class Leases:
 
     def _beat(self) -> None:
         while not self._closed.wait(self._heartbeat):
-            with self._guard:
-                for directory, lease in list(self._held.items()):
-                    with contextlib.suppress(OSError):  # a file system that stumbles may be right again next time
-                        if _newest(directory) != int(lease.stem.removeprefix("lease-")):
-                            del self._held[directory]
-                            self._lost(f"{directory.name} was taken over by {self.holder(directory)}")
-                            continue
-                        os.utime(lease)  # no new bytes: it succeeds on a full disk
+            self.confirm()
 
 
 def _leave(what: str) -> None:
@@ -121,6 +132,10 @@ def _leave(what: str) -> None:
 
 def _lease(directory: Path, number: int) -> Path:
     return directory / f"lease-{number}.json"
+
+
+def _number(lease: Path) -> int:
+    return int(lease.stem.removeprefix("lease-"))
 
 
 def _newest(directory: Path) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from distill_jax.config import ConfigError
-from distill_jax.io.checkpoint import Checkpoints
+from distill_jax.io.checkpoint import FINAL, Checkpoints
 from distill_jax.io.files import digest, read_json, write_json
 from distill_jax.io.metrics import read_rows
 from distill_jax.sharding.distributed import chief
@@ -70,8 +70,15 @@ class Node:
         rows = self.directory / "metrics.jsonl"
         seal = {"metrics.jsonl": digest(rows)} if rows.exists() else {}
         write_json(self.directory / DONE, {"identity": self.identity, "sha256": seal})
-        for step in self.checkpoints.steps():
-            self.checkpoints.remove(step)
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Drop what only an unfinished node needs: its training states, and what a killed process left of others."""
+        self.checkpoints.keep_only(FINAL)
+        for left in self.directory.glob(".*.tmp"):
+            left.unlink(missing_ok=True)
+        for part in self.directory.glob(f"*/{DONE}"):
+            self.part(part.parent.name).tidy()
 
     def result(self) -> dict[str, Any]:
         """Read the result of a finished node."""

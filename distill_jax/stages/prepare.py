@@ -30,11 +30,11 @@ def run(ctx: Context, nodes: Sequence[Node]) -> None:
 
 
 def _prepare(ctx: Context, node: Node) -> None:
-    began = time.monotonic()
+    began, rows = time.monotonic(), node.directory / "rows"
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         write_json(Path(file.name), dataclasses.asdict(node.settings))
         command = [sys.executable, "-m", node.settings.PREPARE, f"--config={file.name}"]
-        command.append(f"--output={ctx.data}")
+        command.append(f"--output={rows}")
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
             assert process.stdout and process.stderr
             for line in process.stdout:
@@ -45,10 +45,10 @@ def _prepare(ctx: Context, node: Node) -> None:
     if process.returncode:
         last = [line for line in problems.splitlines() if line.strip()][-1:] or ["no message"]
         if "No space left on device" in last[0]:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(ctx.data))
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(rows))
         raise ConfigError(f"preparing the data failed: {last[0]}")
-    verify(ctx.data)
-    tokens = sum(entry["tokens"] for entry in load_manifest(ctx.data)["sets"].values())
+    verify(rows)
+    tokens = sum(entry["tokens"] for entry in load_manifest(rows)["sets"].values())
     node.finish({}, ledger({}, {"data": tokens}, {"data": time.monotonic() - began}))
 
 

@@ -103,6 +103,12 @@ def nodes(workdir: Path) -> dict[str, Path]:
     return {"data" if path.name.startswith("data-") else path.name: path for path in found}
 
 
+def attempted(workdir: Path, stage: str) -> list[Path]:
+    """Return the directories of the newest attempts at a stage's nodes that are not finished."""
+    found = [[p for p in home.iterdir() if p.name.isdecimal()] for home in (workdir / "attempts").glob(f"{stage}-*")]
+    return [max(paths, key=lambda path: int(path.name)) for paths in found if paths]
+
+
 def results(workdir: Path) -> dict[str, Any]:
     """Return all numbers of a sweep: its summary, and every node's rows, results and FLOPs."""
     summary = json.loads((workdir / "report/sweep.json").read_text())

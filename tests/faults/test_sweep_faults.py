@@ -11,7 +11,7 @@ from pathlib import Path
 
 import harness
 import pytest
-from harness import Workers, assert_same, computed, kill, nodes, said
+from harness import Workers, assert_same, attempted, computed, kill, nodes, said
 
 from tests.spoil import cut, fill, flip, largest, shared, small_disk
 
@@ -103,8 +103,7 @@ def test_nodes_interrupted_apart_go_on_together_on_their_own_data(workers, undis
     crowd = [workers.start(copy, "--pack=1") for _ in range(2)]
 
     def saved() -> list[set[int]]:
-        references = [path for name, path in nodes(copy).items() if name.startswith("reference")]
-        return [{int(p.stem) for p in path.glob("checkpoints/[0-9]*.json")} for path in references]
+        return [{int(p.stem) for p in path.glob("checkpoints/[0-9]*.json")} for path in attempted(copy, "reference")]
 
     deadline = time.monotonic() + 300
     while not (len(saved()) == 2 and set.intersection(*saved())):
@@ -113,9 +112,9 @@ def test_nodes_interrupted_apart_go_on_together_on_their_own_data(workers, undis
     for process in crowd:
         kill(process)
     common = max(set.intersection(*saved()))
-    for name, path in nodes(copy).items():
+    for path in attempted(copy, "reference"):
         for proof in path.glob("checkpoints/[0-9]*.json"):
-            if name.startswith("reference") and int(proof.stem) != common:
+            if int(proof.stem) != common:
                 proof.unlink()
     code, text = workers(copy)
     assert code == 0, text

@@ -1,0 +1,184 @@
+"""Whatever the dead write, and whenever: a node has the records of one worker and the numbers of one that was alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from distill_jax import sweep_graph
+from distill_jax.io import attempts
+from distill_jax.io.checkpoint import FINAL
+from distill_jax.io.files import read_json, write_json
+from distill_jax.io.leases import Leases
+from distill_jax.io.metrics import Metrics
+from distill_jax.io.node import Node
+
+STEPS, EVERY = 6, 2
+CALLS = ("replace", "rename", "link", "unlink", "rmdir", "mkdir")
+
+
+def node_in(workdir: Path) -> Node:
+    """Return a node that needs nothing but itself."""
+    return Node("data", "toy", None, {}, "0123456789ab", workdir / "nodes/data-0123456789ab")
+
+
+def compute(node: Node, worker: str, at_step: Callable[[int], None] = lambda step: None) -> None:
+    """Do what stages do: continue from a checkpoint, write rows and checkpoints, leave weights and a result."""
+    node.directory.mkdir(parents=True, exist_ok=True)
+    write_json(node.directory / "config.json", {"worker": worker})
+    state, start = {"x": jnp.zeros(3)}, 0
+    for step in node.checkpoints.steps()[-1:]:
+        state, start = node.checkpoints.restore(step, state), step
+    metrics, checkpoints = Metrics(node.directory, start), node.checkpoints
+    for step in range(start, STEPS):
+        at_step(step)
+        if step > start and step % EVERY == 0:
+            metrics.flush()
+            checkpoints.save(step, state)
+        state = {"x": state["x"] * 1.5 + step}
+        metrics.write("train", step, "", {"loss": float(state["x"][0])})
+    metrics.close()
+    node.checkpoints.save(FINAL, state)
+    node.finish({"loss": float(state["x"][0])}, {"worker": worker, "seconds": time.monotonic()})
+
+
+def work(node: Node, leases: Leases, at_step: Callable[[int], None] = lambda step: None) -> None:
+    """Be a worker of a sweep of one node."""
+    for (attempt,) in sweep_graph.leased({node.name: node}, leases, len, lambda text: None):
+        compute(attempt, leases.worker, at_step)
+
+
+def numbers(node: Node) -> dict[str, Any]:
+    """Return what a finished node says, and fail unless all of it is one worker's."""
+    assert read_json(node.directory / "config.json")["worker"] == node.ledger()["worker"]
+    weights = node.checkpoints.restore(FINAL, {"x": jnp.zeros(3)})
+    assert node.checkpoints.steps() == []
+    return {"rows": node.rows(), "result": node.result(), "weights": np.asarray(weights["x"]).tolist()}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> dict[str, Any]:
+    """What the node comes to undisturbed."""
+    node = node_in(tmp_path_factory.mktemp("alone"))
+    compute(node, "alone")
+    assert len(node.rows()) == STEPS
+    return numbers(node)
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    monkeypatch.setattr(sweep_graph, "POLL_SECONDS", 0.01)
+
+
+def as_of_another_machine(directory: Path) -> None:
+    """Rewrite the newest lease as one whose worker's process cannot be looked for, and that beats no more."""
+    newest = max(directory.glob("lease-*.json"), key=lambda path: int(path.stem.split("-")[1]))
+    newest.write_text(json.dumps(json.loads(newest.read_text()) | {"machine": "elsewhere", "heartbeat": 0.0}))
+
+
+class Stalled:
+    """A worker that stops inside its n-th change of the file system and does not know how long.
+
+    Args:
+      call: the number of the change, from 0 on; with a larger one than there are it never stops.
+    """
+
+    def __init__(self, node: Node, call: int, monkeypatch: pytest.MonkeyPatch):
+        self.calls: list[str] = []
+        self.stopped, self.go_on = threading.Event(), threading.Event()
+        self.lost: list[str] = []
+        self.failed: list[Exception] = []
+        self.leases = Leases(heartbeat=1000, lost=self.lost.append)
+        self._node, self._call, self._guard = node, call, threading.Lock()
+        for name in CALLS:
+            monkeypatch.setattr(os, name, self._slow(name, getattr(os, name)))
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        try:
+            work(self._node, self.leases)
+        except Exception as error:  # as the program does
+            self.failed.append(error)
+        self.stopped.set()
+
+    def _slow(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        home = str(attempts.home(self._node))
+
+        def slow(*paths: Any, **how: Any) -> Any:
+            own = [str(path) for path in paths if str(path).startswith((f"{home}/0", f"{home}/.0"))]
+            if own and not self.go_on.is_set():  # afterwards it runs freely
+                with self._guard:
+                    self.calls.append(f"{name} {own[0].removeprefix(home)}")
+                    stop = len(self.calls) == self._call + 1
+                if stop:
+                    as_of_another_machine(Path(home))
+                    self.stopped.set()
+                    self.go_on.wait(60)
+            return call(*paths, **how)
+
+        return slow
+
+
+def changes(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Return how often an undisturbed worker changes the file system below its attempt."""
+    with monkeypatch.context() as patch:
+        worker = Stalled(node_in(workdir), 10**9, patch)
+        worker.thread.join(60)
+        worker.leases.close()
+    assert node_in(workdir).done
+    return len(worker.calls)
+
+
+def race(workdir: Path, call: int, overtaken: bool, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Return what a node comes to if a worker stalls in a change, another takes over, and the first wakes.
+
+    Args:
+      overtaken: whether it wakes when its successor has finished; else when that is at its second checkpoint.
+    """
+    node = node_in(workdir)
+    with monkeypatch.context() as patch:
+        dead = Stalled(node, call, patch)
+        assert dead.stopped.wait(60)
+        successor = Leases(dead_after=0.02)
+
+        def wake(step: int) -> None:
+            if step >= STEPS - EVERY and not overtaken:
+                dead.go_on.set()
+
+        try:
+            work(node, successor, wake)
+            dead.go_on.set()
+            dead.thread.join(60)
+            assert not dead.thread.is_alive()
+            assert dead.lost or not dead.failed, dead.failed  # it fails only for having been taken over
+        finally:
+            dead.go_on.set()
+            successor.close()
+            dead.leases.close()
+    last = Leases(dead_after=0.02)
+    work(node, last)  # what another run finds
+    last.close()
+    left = [path.name for path in attempts.home(node).iterdir() if not path.name.startswith("lease")]
+    assert left == [], (call, left)
+    return numbers(node)
+
+
+@pytest.mark.kill
+@pytest.mark.parametrize("overtaken", [False, True])
+def test_who_wakes_beside_a_successor_changes_nothing(tmp_path, monkeypatch, alone, request, overtaken):
+    """A stall in every change of the file system that a worker makes; a few of them in the ordinary suite."""
+    total = changes(tmp_path / "count", monkeypatch)
+    assert total > 30
+    few = range(3 + overtaken, total, total // 5)
+    for call in range(total) if request.config.getoption("--thorough") else few:
+        assert race(tmp_path / str(call), call, overtaken, monkeypatch) == alone, call
