@@ -239,8 +239,10 @@ def test_the_summary_has_its_keys_and_ranges(finished):
         assert all(0 <= v <= 1 for v in attack["retain_at_worst"] + attack["forget_shown"]["worst"])
     compute = {model["name"]: model["compute_vs_oracle"] for model in found["models"]}
     assert compute["oracle"] == 1 and compute["reference"] > 1 and 0 < compute["maxent"] < compute["student"]
-    assert all(set(claim) == {"claim", "held", "evidence"} for claim in found["claims"]) and found["claims"]
-    assert all(claim["held"] in (True, False, None) and claim["evidence"] for claim in found["claims"])
+    states = [one["state"] for one in found["conclusions"]]
+    assert set(states) <= {"held", "failed", "open", "void", "not run"} and "not run" in states
+    assert all(one["statement"] and one["evidence"] for one in found["conclusions"])
+    assert found["headline"]["suppressed"] == "maxent" and len(found["headline"]["conclusions"]) == 2
 
 
 @pytest.mark.end_to_end

@@ -30,12 +30,14 @@ class Prompts:
       lengths: int32 [n], tokens of each prompt.
       answers: int32 [n, A], the answer and its <eos>, padded on the right with -1, which matches anything.
       groups: for each prompt "operation/form/part", with part retain, shown or heldout.
+      facts: for each prompt the fact it asks about.
     """
 
     prompts: np.ndarray
     lengths: np.ndarray
     answers: np.ndarray
     groups: tuple[str, ...]
+    facts: tuple[str, ...] = ()
 
 
 def prompts_by_form(items: Sequence[dict[str, Any]]) -> list[Prompts]:
@@ -52,7 +54,7 @@ def prompts_by_form(items: Sequence[dict[str, Any]]) -> list[Prompts]:
             answers[row, : len(item["answer_ids"])] = item["answer_ids"]
         lengths = np.array([len(item["prompt_ids"]) for item in chosen], np.int32)
         groups = tuple(f"{item['operation']}/{form}/{item['part']}" for item in chosen)
-        out.append(Prompts(prompts, lengths, answers, groups))
+        out.append(Prompts(prompts, lengths, answers, groups, tuple(item["fact"] for item in chosen)))
     return out
 
 
@@ -129,7 +131,8 @@ class ExactMatch:
             keep = np.array([group.split("/")[2] in parts for group in prompts.groups])
             arrays = (prompts.prompts[keep], prompts.lengths[keep], prompts.answers[keep])
             if keep.any():
-                out.append(Prompts(*arrays, tuple(np.array(prompts.groups)[keep].tolist())))
+                names = (tuple(np.array(each)[keep].tolist()) for each in (prompts.groups, prompts.facts))
+                out.append(Prompts(*arrays, *names))
         return out
 
     def _groups(self, parts: Sequence[str]) -> list[str]:
@@ -162,6 +165,21 @@ class ExactMatch:
         kept = np.array([part == "retain" for _, _, part in groups])
         means = {name: float(seen[m].mean()) if m.any() else None for name, m in (("retain", kept), ("forget", ~kept))}
         return {**means, "by_group": by_group}
+
+    def prompts_by_fact(self, parts: Sequence[str]) -> list[int]:
+        """Return how many prompts ask about each held-out fact, [F]."""
+        return np.bincount(self._places(parts)[1]).tolist()
+
+    def by_fact(self, seen: np.ndarray, parts: Sequence[str]) -> np.ndarray:
+        """Return how many prompts of each held-out fact were answered right, int [P, F]."""
+        heldout, places = self._places(parts)
+        return np.stack([np.bincount(places, weights=row[heldout]) for row in seen]).astype(np.int64)
+
+    def _places(self, parts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Return which prompts ask about held-out facts, bool [n], and the number of each one's fact."""
+        heldout = np.array([group.endswith("/heldout") for group in self._groups(parts)])
+        names = np.array([fact for prompts in self._select(*parts) for fact in prompts.facts])
+        return heldout, np.unique(names[heldout], return_inverse=True)[1]
 
     def flops(self, cfg: TransformerConfig, parts: Sequence[str]) -> float:
         """Return the greedy decoding of the parts' prompts."""

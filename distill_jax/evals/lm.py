@@ -70,6 +70,14 @@ class BitsPerByte:
         groups = {f"forget/{part}": told[part] for part in parts if part != "retain"}
         return {"retain": found.get("retain"), "forget": found.get("heldout"), "by_group": groups}
 
+    def prompts_by_fact(self, parts: Sequence[str]) -> list[int]:
+        """Return nothing: what is known of a part's documents is one sum."""
+        return []
+
+    def by_fact(self, seen: np.ndarray, parts: Sequence[str]) -> np.ndarray:
+        """Return nothing, [P, 0]."""
+        return np.zeros((len(seen), 0), np.int64)
+
     def flops(self, cfg: TransformerConfig, parts: Sequence[str]) -> float:
         """Return the forward passes over the parts' rows."""
         return sum(flops.forward(cfg, len(self._rows[part]), self._rows[part].shape[2]) for part in parts)

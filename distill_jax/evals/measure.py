@@ -47,6 +47,15 @@ class Measure(Protocol):
     def result(self, seen: np.ndarray, parts: Sequence[str]) -> dict[str, Any]:
         """Return {"retain", "forget", "by_group"} of one model from its row [n]."""
 
+    def prompts_by_fact(self, parts: Sequence[str]) -> list[int]:
+        """Return how many prompts ask about each held-out fact, [F]; [] where items are not told apart.
+
+        Prompts of one fact stand or fall together: errors are reckoned, and learning rates chosen, by fact.
+        """
+
+    def by_fact(self, seen: np.ndarray, parts: Sequence[str]) -> np.ndarray:
+        """Return how many prompts of each held-out fact were answered right, int [P, F]."""
+
     def flops(self, cfg: TransformerConfig, parts: Sequence[str]) -> float:
         """Return what evaluating one member costs."""
 

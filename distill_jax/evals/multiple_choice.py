@@ -104,6 +104,14 @@ class MultipleChoice:
             groups[group] = {self.scale.key: float(seen[chosen].mean()), "prompts": int(chosen.sum())}
         return {**means, "by_group": groups}
 
+    def prompts_by_fact(self, parts: Sequence[str]) -> list[int]:
+        """Return a one for each held-out item."""
+        return [1 for part, _ in self._names(parts) if part == "heldout"]
+
+    def by_fact(self, seen: np.ndarray, parts: Sequence[str]) -> np.ndarray:
+        """Return whether each held-out item was answered right, int [P, F]."""
+        return seen[:, [part == "heldout" for part, _ in self._names(parts)]].astype(np.int64)
+
     def flops(self, cfg: TransformerConfig, parts: Sequence[str]) -> float:
         """Return the forward passes over the parts' readings, padding included, with the head at the options alone."""
         widths = [_width(reading) for found in self._items(*parts).values() for reading in found]

@@ -6,6 +6,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,11 @@ class Metrics:
             if value is not None:
                 shown = scalar(f"{kind}/{name}" + (f"/{member}" if member else ""), value)
                 self._board.write_event(Event(step=step, wall_time=time.time(), summary=shown))
+
+    def write_counts(self, kind: str, step: int, member: str, name: str, counts: Sequence[int]) -> None:
+        """Write one row with a list of counts, which is for the record and not for the eye."""
+        row = {"kind": kind, "step": step, "member": member, name: [int(count) for count in counts]}
+        self._file.write(json.dumps(row) + "\n")
 
     def flush(self) -> None:
         """Push everything written so far out to the files."""

@@ -258,6 +258,7 @@ def train(
     evaluate_at: Callable[[int], bool],
     parts: Sequence[str] = PARTS,
     reached: Callable[[dict[str, np.ndarray]], np.ndarray] | None = None,
+    by_fact: bool = False,
     planned_flops: float = 0.0,
 ) -> Outcome:
     """Train the crew as one population, continuing from its nodes' checkpoints if they have any.
@@ -266,6 +267,7 @@ def train(
       starts: mesh -> each member's starting weights, or one tree for all; not called if adapters train.
       evaluate_at: the steps at which scores on `parts` are measured and written as "evaluation" rows.
       reached: scores {name: [P]} -> bool [P], who may stop.
+      by_fact: whether "facts" rows say of each held-out fact how many of its prompts were answered right.
 
     Raises:
       Interrupted: if the run was asked to stop; everything up to here is saved.
@@ -302,9 +304,14 @@ def train(
         with clock.spent_on("step"):
             jax.block_until_ready(state.step)
         with clock.spent_on("evaluate"):
-            values = ctx.measure.series(evaluator(state.params, base)[: len(crew)], parts)
+            seen = evaluator(state.params, base)[: len(crew)]
+            values = ctx.measure.series(seen, parts)
         running = np.asarray(state.status)[: len(crew)] == RUNNING
         write("evaluation", step, {k: np.where(running, v, np.nan) for k, v in values.items()})
+        if by_fact and books and ctx.measure.prompts_by_fact(parts):
+            counts = ctx.measure.by_fact(seen, parts)
+            for i in np.flatnonzero(running).tolist():
+                books[crew[i].node.name].write_counts("facts", step, crew[i].label, "correct", counts[i])
         flush()
         best = ctx.measure.scale.best
         shown["score"] = "  ".join(f"{k} {best(v):.2f}" for k, v in values.items() if "_" not in k)
