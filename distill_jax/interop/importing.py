@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from distill_jax.config import check, identity
 from distill_jax.interop import hugging_face, tokenizers
 from distill_jax.interop.directory import Directory, read_object
-from distill_jax.interop.models import CARRIED, TOKENIZER
+from distill_jax.interop.models import TOKENIZER
 from distill_jax.interop.peft import Adapter
 from distill_jax.io.checkpoint import FINAL
 from distill_jax.io.files import Digests, write_json
@@ -41,6 +41,7 @@ class Published:
     Attributes:
       directory: its files.
       adapter: the adapters.
+      cfg: the decoder with the adapters merged in: what adapts an embedding or its head alone unties them.
 
     Args:
       source: the model's directory, or its only file of weights.
@@ -53,6 +54,8 @@ class Published:
     def __init__(self, source: str | Path, adapter: str | Path = ""):
         self.directory = Directory(Path(source))
         self.adapter = Adapter(Path(adapter), self.directory.cfg) if adapter else None
+        untied = self.adapter is not None and self.adapter.unties
+        self.cfg = dataclasses.replace(self.directory.cfg, tied=False) if untied else self.directory.cfg
 
     def contents(self, digests: Digests) -> dict[str, Any]:
         """Return what the model is known by: the hashes of its files."""
@@ -64,7 +67,7 @@ class Published:
         """Read the weights straight to their shards."""
         source: hugging_face.Source = self.directory.source
         merged = self.adapter.merged(source) if self.adapter else source
-        return hugging_face.load(self.directory.cfg, merged, mesh)
+        return hugging_face.load(self.cfg, merged, mesh)
 
     def adapters(self, mesh: Mesh) -> Adapters:
         """Read the adapters alone to their shards."""
@@ -79,8 +82,7 @@ class Published:
         node.checkpoints.save(FINAL, tree, lean=True)
         if chief():
             config = node.directory / "config.json"
-            carried = {key: self.directory.json.get(key) for key in CARRIED}
-            write_json(config, {**read_object(config), "hugging_face": carried})
+            write_json(config, {**read_object(config), "hugging_face": self.directory.facts})
             tokenizers.copy(str(self.directory.path), node.directory / TOKENIZER)
         return {"parameters": sum(leaf.size for leaf in jax.tree.leaves(tree)), "steps": 0}
 
@@ -99,7 +101,8 @@ def import_model(source: Path, workdir: Path, adapter: Path | None = None, keep_
     check(adapter is not None or not keep_adapter, "--keep_adapter: there is none; name its directory with --adapter")
     model, digests = Published(source, adapter or ""), Digests(workdir / "digests.json")
     pairs = model.adapter
-    if keep_adapter:
+    if pairs and keep_adapter:
+        pairs.check_kept()
         model = Published(source)
     path = model.directory.path
     base = _node(model, path, model.contents(digests), {}, workdir, lambda: model.load(make_mesh(1, fsdp=-1)))
@@ -113,9 +116,9 @@ def import_model(source: Path, workdir: Path, adapter: Path | None = None, keep_
 def _node(model: Published, source: Path, settings: Any, inputs: Any, workdir: Path, load: Callable[[], Any]) -> Path:
     """Write a node as runs do, unless it is there already; return its directory."""
     began, name = time.monotonic(), source.resolve().name
-    cfg = dataclasses.asdict(model.directory.cfg)
-    basis = {"verb": "import", "settings": settings, "inputs": inputs, "model": cfg}
+    basis = {"verb": "import", "settings": settings, "inputs": inputs, "model": model.cfg}
     known_by = identity(basis)
+    basis["model"] = dataclasses.asdict(model.cfg)
     node = Node(name, "import", settings, inputs, known_by, workdir / "nodes" / f"{name}-{known_by}")
     if node.done:
         return node.directory

@@ -19,8 +19,6 @@ from distill_jax.models.transformer import Params, TransformerConfig
 from distill_jax.sharding.mesh import laid_out, shardings
 
 TOKENIZER = "tokenizer"
-# Of a config.json, what is no part of the decoder but goes with it.
-CARRIED = ("bos_token_id", "eos_token_id", "pad_token_id", "max_position_embeddings")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,12 +49,11 @@ def open_model(path: Path) -> Model:
     if config.is_file() and "verb" in (found := read_object(config)):
         return _node(path, found)
     directory = Directory(path)
-    carried = {key: directory.json[key] for key in CARRIED if key in directory.json}
 
     def load(mesh: Mesh, dtype: str | None = None) -> Params:
         return hugging_face.load(directory.cfg, directory.source, mesh, dtype)
 
-    return Model(directory.cfg, load, carried, str(directory.path))
+    return Model(directory.cfg, load, directory.facts, str(directory.path))
 
 
 def _node(path: Path, config: dict[str, Any]) -> Model:

@@ -63,7 +63,7 @@ class Import:
         check(getattr(data, "vocabulary", None) != "", f"data.vocabulary is empty: {mend}")
         if not Path(self.path).exists():
             return
-        found = Published(self.path, self.adapter).directory.cfg
+        found = Published(self.path, self.adapter).cfg
         for field in dataclasses.fields(found):
             here, there = getattr(model, field.name), getattr(found, field.name)
             if field.name not in HOW and here != there:
@@ -83,6 +83,7 @@ class Import:
             return known
         if found.adapter is None:
             raise ConfigError(f"{where}.adapter is empty: name the directory that PEFT saved")
+        found.adapter.check_kept()
         return dataclasses.replace(known, lora_rank=found.adapter.rank, lora_alpha=found.adapter.alpha)
 
     def known_by(self) -> dict[str, Any]:
