@@ -19,7 +19,7 @@ import json
 import math
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import IO, Any, NoReturn
 
 from distill_jax.config import ConfigError
@@ -75,7 +75,7 @@ def numbered(path: str) -> Iterator[tuple[int, bytes]]:
                 yield number, line
 
 
-def value_at(record: Record, field: str) -> Any:
+def value_at(record: Mapping[str, Any], field: str) -> Any:
     """Return the value of a field: of that very name, or with dots the one inside of others, `doc.text`.
 
     Raises:
@@ -85,7 +85,7 @@ def value_at(record: Record, field: str) -> Any:
     for name in [field] if field in record else field.split("."):
         if found is None:  # what is inside of null is null
             return None
-        if not isinstance(found, dict) or name not in found:
+        if not isinstance(found, Mapping) or name not in found:
             raise ValueError(no_field(field, _names(record)))
         found = found[name]
     return found
@@ -96,9 +96,9 @@ def no_field(field: str, names: Iterable[str]) -> str:
     return f"has no field {field!r} but {', '.join(names) or 'none'}; name one as ?field="
 
 
-def _names(record: Record) -> Iterator[str]:
+def _names(record: Mapping[str, Any]) -> Iterator[str]:
     for name, value in record.items():
-        yield from [f"{name}.{inner}" for inner in value] if isinstance(value, dict) and value else [name]
+        yield from [f"{name}.{inner}" for inner in value] if isinstance(value, Mapping) and value else [name]
 
 
 def too_long() -> str:
