@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import concurrent.futures.process
 import contextlib
 import dataclasses
 import fcntl
@@ -38,6 +39,8 @@ def make_once(
     os.makedirs(directory, exist_ok=True)
     with _locked(directory), quiet.errors_only():
         if os.path.exists(os.path.join(directory, records.MANIFEST)):
+            for left in Path(directory).glob("preparing*"):  # by a process that was killed at the very end
+                shutil.rmtree(left, ignore_errors=True)
             return _check_finished(os.fspath(directory), wanted)
         work = Path(directory, f"preparing-{identity(wanted)}" if resumes else "preparing")
         if not resumes:
@@ -69,6 +72,8 @@ def run_command_line(module: str, cls: Any, prepare: Callable[[Any, str], Any], 
     options = parser.parse_args(arguments)
     try:
         prepare(load_config(options.config, cls), options.output)
+    except concurrent.futures.process.BrokenProcessPool:
+        parser.exit(2, f"{parser.prog}: one of its processes was killed (out of memory?); run again\n")
     except (ValueError, OSError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
 
