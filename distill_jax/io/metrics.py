@@ -66,7 +66,7 @@ class Metrics:
         """Write one row with a list of counts, which is for the record and not for the eye."""
         self._append({"kind": kind, "step": step, "member": member, name: [int(count) for count in counts]})
 
-    def _append(self, row: Mapping[str, str | int | float | None | list[int]]) -> None:
+    def _append(self, row: Mapping[str, str | int | float | list[int] | None]) -> None:
         line = f"{json.dumps(row)}\n".encode()
         self._file.write(line)
         self._hash.update(line)
