@@ -211,9 +211,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _guarded(argv: list[str]) -> int:
     """Run the program, and say in a line or two what it ends on."""
-    if ({"--help", "-h"} & set(argv[1:]) and argv[1] not in ("bench", *INTEROP)) or argv[1:2] == ["help"]:
-        print(SWEEP_USAGE if argv[1] == "sweep" else USAGE)
-        return 0
     try:
         return _main(argv)
     except KeyboardInterrupt:
@@ -251,6 +248,9 @@ def _explained(error: Exception) -> int:
 
 
 def _main(argv: Sequence[str]) -> int:
+    if ({"--help", "-h"} & set(argv[1:]) and argv[1] not in ("bench", *INTEROP)) or argv[1:2] == ["help"]:
+        print(SWEEP_USAGE if argv[1] == "sweep" else USAGE)
+        return 0
     if argv[1:2] == ["bench"]:
         _set_up_jax({"run": {"cpu_devices": 2}})
         from distill_jax.bench import command
