@@ -229,9 +229,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _guarded(argv: list[str]) -> int:
     """Run the program, and say in a line or two what it ends on."""
-    if ({"--help", "-h"} & set(argv[1:]) and argv[1] not in ("bench", *INTEROP)) or argv[1:2] == ["help"]:
-        print(SWEEP_USAGE if argv[1] == "sweep" else USAGE)
-        return 0
     try:
         backend.pin_numerics()
         return _main(argv)
@@ -270,6 +267,9 @@ def _explained(error: Exception) -> int:
 
 
 def _main(argv: Sequence[str]) -> int:
+    if ({"--help", "-h"} & set(argv[1:]) and argv[1] not in ("bench", *INTEROP)) or argv[1:2] == ["help"]:
+        print(SWEEP_USAGE if argv[1] == "sweep" else USAGE)
+        return 0
     if argv[1:2] == ["bench"]:
         backend.set_up({"cpu_devices": 2})
         from distill_jax.bench import command

@@ -31,14 +31,18 @@ def run(argv: Sequence[str], count: int) -> int:
     environment = _environment(count)
     started: list[subprocess.Popen[str]] = []
     readers = []
-    with _passing_on_signals(started) as interrupts:
+    with _passing_on_signals(started) as came:
         try:
             for i in range(count):
+                if came:
+                    break
                 with _held_back(signal.SIGINT):  # until the worker heeds it, and until it is one of those it goes to
                     started.append(_start(command, environment))
+                if signal.SIGTERM in came:  # while it was started
+                    started[-1].terminate()
                 with contextlib.suppress(OSError):  # as soon as it runs, and before it makes threads
                     os.sched_setaffinity(started[-1].pid, cores[i::count] or cores)
-                readers.append(threading.Thread(target=_follow, args=(started[-1], i, interrupts), daemon=True))
+                readers.append(threading.Thread(target=_follow, args=(started[-1], i, came), daemon=True))
                 readers[-1].start()
             codes = [process.wait() for process in started]
             for reader in readers:
@@ -47,7 +51,9 @@ def run(argv: Sequence[str], count: int) -> int:
             for process in started:
                 if process.poll() is None:
                     process.kill()
-    return ExitCode.INTERRUPTED if interrupts else _together(codes)
+    if signal.SIGINT in came:
+        return ExitCode.INTERRUPTED
+    return ExitCode.SAVED if came else _together(codes)
 
 
 def _environment(count: int) -> dict[str, str]:
@@ -81,19 +87,18 @@ def _held_back(number: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _passing_on_signals(processes: Collection[subprocess.Popen[str]]) -> Iterator[list[int]]:
-    """Pass SIGTERM and Ctrl-C on to processes; yield the list of the Ctrl-Cs that came."""
-    interrupts: list[int] = []
+    """Pass SIGTERM and Ctrl-C on to processes, the second Ctrl-C as SIGKILL; yield the list of those that came."""
+    came: list[int] = []
 
     def stop(number: int, _: FrameType | None) -> None:
-        if number == signal.SIGINT:
-            interrupts.append(number)
+        came.append(number)
         for process in processes:
             with contextlib.suppress(OSError):
-                process.send_signal(signal.SIGKILL if len(interrupts) > 1 else number)
+                process.send_signal(signal.SIGKILL if came.count(signal.SIGINT) > 1 else number)
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield interrupts
+        yield came
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -109,12 +114,12 @@ def _together(codes: Sequence[int]) -> int:
     return ExitCode.LEASE_LOST if set(codes) == {ExitCode.LEASE_LOST} else ExitCode.WORKERS_DIED
 
 
-def _follow(process: subprocess.Popen[str], number: int, interrupts: Sequence[int]) -> None:
-    """Pass on what a worker prints, and say how it ended unless that was asked for."""
+def _follow(process: subprocess.Popen[str], number: int, came: Sequence[int]) -> None:
+    """Pass on what a worker prints, and say how it ended unless a signal came that asked for it."""
     assert process.stdout
     for line in process.stdout:
         with contextlib.suppress(OSError):  # nobody reads any more: the worker must not wait for that
             print(f"{number}| {line}", end="", flush=True)
     code = process.wait()
-    if not interrupts and code not in (ExitCode.DONE, ExitCode.SAVED, -signal.SIGTERM):
+    if not came and code not in (ExitCode.DONE, ExitCode.SAVED, -signal.SIGTERM):
         console.complain(f"worker {number} {ended(code)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -36,22 +37,22 @@ def _prepare(ctx: Context, node: Node) -> None:
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         write_json(Path(file.name), dataclasses.asdict(node.settings))
         command = [sys.executable, "-m", node.settings.PREPARE, f"--config={file.name}", f"--output={rows}"]
-        code, problems = _run(command, lambda line: ctx.progress.say(f"{where}  {line}"))
+        code, error = _run(command, lambda line: ctx.progress.say(f"{where}  {line}"))
     if code == -signal.SIGTERM:  # the signal went to the whole group
         raise Interrupted("stopped while preparing the data")
-    if "No space left on device" in problems:
+    if code and "No space left on device" in error:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(rows))
-    if code < 0:  # its last line is of something else
+    if code < 0 or (code and not error):
         raise ConfigError(f"preparing the data: its process {ended(code)}; run again once that is mended")
     if code:
-        raise ConfigError(f"preparing the data failed: {problems or 'no message'}")
+        raise ConfigError(f"preparing the data failed: {error}")
     verify(rows)
     tokens = sum(entry["tokens"] for entry in load_manifest(rows)["sets"].values())
     node.finish({}, ledger({}, {"data": tokens}, {"data": time.monotonic() - began}))
 
 
 def _run(command: Sequence[str], say: Callable[[str], None]) -> tuple[int, str]:
-    """Run a command, pass on what it prints, and return its return code and its last word on standard error."""
+    """Run a command, pass on what it prints, and return its return code and the error it told."""
     environment = {**os.environ, "PYTHONIOENCODING": "utf-8:replace"}
     with (
         tempfile.TemporaryFile() as noise,  # no pipe, which could be full while nobody reads it
@@ -68,8 +69,14 @@ def _run(command: Sequence[str], say: Callable[[str], None]) -> tuple[int, str]:
             raise
         code = process.wait()
         noise.seek(0)
-        lines = [line for line in noise.read().decode("utf-8", "replace").splitlines() if line.strip()]
-    return code, lines[-1] if code and lines else ""
+        return code, _error(noise.read().decode("utf-8", "replace"))
+
+
+def _error(printed: str) -> str:
+    """Find the error among what libraries printed on standard error: one that was told, or that of a traceback."""
+    told = re.findall(r"^python -m \S+: (.+)", printed, re.MULTILINE)
+    raised = re.findall(r"^Traceback .*\n(?:[ \t].*\n)*(.+)", printed, re.MULTILINE)
+    return (told or raised or [""])[-1]
 
 
 def plan(ctx: Context, settings: Any) -> float:
