@@ -80,7 +80,10 @@ def worst_case(
     retain = attack_table(rows, "retain")[2]
     best = scale.argbest(heldout, axis=1)  # [S, K]
     out["retain_at_worst"] = _plain(np.take_along_axis(retain, best[:, None], axis=1)[:, 0].mean(axis=0))
-    out["best_learning_rate"] = [rates[i] for i in scale.argbest(heldout.mean(axis=0), axis=0)]
+    mean = heldout.mean(axis=0)  # [R, K]; None where no attacker has a score
+    known = np.isfinite(mean).any(axis=0)
+    at = scale.argbest(np.where(np.isnan(mean), -scale.sign * np.inf, mean), axis=0)
+    out["best_learning_rate"] = [rates[i] if good else None for i, good in zip(at, known, strict=True)]
     return out
 
 
