@@ -308,5 +308,7 @@ def _summary(group: Sequence[Node]) -> str:
         result = node.result()
         if "retain" in result:
             text = f"{node.name}: " if len(group) > 1 else ""
-            texts.append(f"{text}retain {result['retain']:.2f} forget {result['forget']:.2f} at step {result['steps']}")
+            retain, forget = ("–" if (x := result[key]) is None else f"{x:.2f}" for key in ("retain", "forget"))
+            ends = " (diverged)" if result.get("diverged") else ""
+            texts.append(f"{text}retain {retain} forget {forget} at step {result['steps']}{ends}")
     return "done  " + "; ".join(texts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 
@@ -13,7 +14,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from distill_jax.evals.exact_match import Prompts, accuracies, greedy, make_evaluator, prompts_by_form
+from distill_jax.evals.measure import all_finite
 from distill_jax.evals.robustness import attack_table, interval, worst_case
+from distill_jax.io.scale import ACCURACY
 from distill_jax.models import transformer
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.sharding.mesh import make_mesh
@@ -137,9 +140,37 @@ def evaluated(batch, devices):
 def test_exact_match_equals_teacher_forcing():
     """An answer comes out exactly when every one of its tokens is the likeliest after the right ones before it."""
     correct, _ = evaluated(0, 2)
-    assert correct.dtype == bool
-    assert correct[0].tolist() == [True, True, False, False, True, False, True]
+    assert correct[0].tolist() == [1, 1, 0, 0, 1, 0, 1]
     assert correct.tolist() == [teacher_forced(0), teacher_forced(1)]
+
+
+@pytest.mark.unit
+def test_a_member_without_finite_logits_has_no_answers_and_changes_nobody_elses():
+    """Not even those of token 0, which argmax takes of NaN; it is known by what it decided itself."""
+    zeros = [dataclasses.replace(s, answers=np.where(s.answers < 0, -1, 0).astype(np.int32)) for s in answer_sets()]
+    bad = jax.tree.map(lambda *w: np.stack(w), weights(0), weights(1))
+    bad["final_norm"]["scale"][1, 3] = np.nan
+    for sets in (answer_sets(), zeros):
+        evaluate = make_evaluator(CFG, sets, make_mesh(2, devices=jax.devices()[:1]), 0)
+        seen = evaluate(bad)
+        assert np.isnan(seen[1]).all()
+        good = evaluate(jax.tree.map(lambda *w: np.stack(w), weights(0), weights(1)))
+        np.testing.assert_array_equal(seen[0], good[0])
+        assert np.isfinite(good).all()
+    assert all_finite(seen).tolist() == [True, False]
+
+
+@pytest.mark.unit
+def test_an_attack_on_a_model_that_says_nothing_has_no_curve():
+    """All rows are null, and of one attacker in another attack from the second step on."""
+    none = worst_case(attack_rows(blank=lambda seed, rate, step: True))
+    assert none["forget_heldout"]["worst"] == none["retain_at_worst"] == none["best_learning_rate"] == [None] * 3
+    json.dumps(none, allow_nan=False)
+    for sign in (1, -1):
+        scale = dataclasses.replace(ACCURACY, sign=sign)
+        later = worst_case(attack_rows(blank=lambda seed, rate, step: rate == 1e-3 and step > 0), scale=scale)
+        dropped = worst_case(attack_rows(drop=lambda seed, rate, step: rate == 1e-3 and step > 0), scale=scale)
+        assert later == dropped and None not in later["best_learning_rate"]
 
 
 @pytest.mark.unit

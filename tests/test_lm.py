@@ -94,6 +94,10 @@ def test_bits_per_byte_are_those_of_documents_that_stand_alone(prepared, batch, 
     for seed in (0, 1):
         for part in PARTS:
             assert found[part][seed] == pytest.approx(expected(seed)[part], rel=1e-5)
+    members["final_norm"]["scale"][1, 0] = np.nan
+    broken = evaluate(members)
+    assert broken[0].tolist() == seen[0].tolist() and not np.isfinite(broken[1]).any()
+    assert measure.result(broken[1], PARTS)["by_group"]["forget/shown"] == {"bits_per_byte": None, "bytes": 7}
     result = measure.result(seen[1], PARTS)
     assert (result["retain"], result["forget"]) == (found["retain"][1], found["heldout"][1])
     assert result["by_group"]["forget/shown"] == {"bits_per_byte": found["shown"][1], "bytes": 7}

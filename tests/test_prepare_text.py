@@ -312,7 +312,7 @@ def test_more_files_and_row_groups_than_may_be_open(prepared, tmp_path, monkeypa
 @pytest.mark.unit
 def test_tokens_of_more_files_than_may_be_open(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda file: None)
-    count, rng = 1500, np.random.default_rng(0)
+    count, rng = 400, np.random.default_rng(0)
     for i in range(count):
         writer = ShardWriter(tmp_path / str(i))
         one = np.array([1])

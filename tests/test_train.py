@@ -459,6 +459,15 @@ def test_members_that_reached_their_goal_stay_as_they_are():
 
 
 @pytest.mark.unit
+def test_a_member_that_was_seen_to_diverge_is_marked_so_and_stays():
+    _, step = bigram_step(2, 3)
+    goals = {2: np.array([RUNNING, DIVERGED, REACHED]), 4: np.array([RUNNING, REACHED, DIVERGED])}
+    state = jax.tree.map(np.asarray, run_loop(fresh([weights()], RATES[:3], devices=2), step, goals=goals))
+    assert state.status.tolist() == [RUNNING, DIVERGED, REACHED, UNUSED]
+    assert state.stopped.tolist() == [-1, 2, 2, -1]
+
+
+@pytest.mark.unit
 def test_the_loop_leaves_when_nobody_runs():
     _, step = bigram_step(2, 3)
     state = fresh([weights()], RATES[:3], devices=2)

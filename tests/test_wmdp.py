@@ -319,6 +319,13 @@ def test_a_population_is_measured_by_the_likelihood_of_letters(tmp_path):
         right = {key: max(found, key=found.get) == answers[key] for key, found in said.items()}
         assert seen[member].tolist() == list(right.values())
         assert all(sorted(found) == [0, 1, 2, 3] for found in said.values())
+    bad = jax.tree.map(np.copy, stack)
+    bad["final_norm"]["scale"][1, 0] = np.nan  # argmax of NaN is A, which some answers are
+    broken = measure.evaluator(model.cfg, mesh, ("retain", "heldout"), 4, 0)(bad)
+    assert broken[0].tolist() == seen[0].tolist() and np.isnan(broken[1]).all() and np.isfinite(seen).all()
+    result = measure.result(broken[1], ("retain", "heldout"))
+    assert result["retain"] is result["forget"] is None
+    assert {group["multiple_choice"] for group in result["by_group"].values()} == {None}
     scores = measure.series(seen, ("retain", "heldout"))
     assert scores["heldout"].tolist() == scores["heldout_bio"].tolist() == seen[:, 3:].mean(axis=1).tolist()
 

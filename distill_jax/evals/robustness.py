@@ -88,7 +88,7 @@ class Attack:
     facts: int
     shown: np.ndarray
     retain: np.ndarray
-    best: list[float]
+    best: list[float | None]
 
     def scores(self, k: int) -> Scores:
         """Return the held-out scores at the k-th look."""
@@ -125,8 +125,15 @@ def read_attack(
     return Attack(
         steps, rates, by_seed, by_fact, None if prompts is None else np.asarray(prompts, float), facts,
         scale.best(shown, axis=1), np.mean(taken, axis=0),
-        [rates[i] for i in scale.argbest(heldout.mean(axis=0), axis=0)],
+        _best_rates(heldout.mean(axis=0), rates, scale),
     )  # fmt: skip
+
+
+def _best_rates(heldout: np.ndarray, rates: Sequence[float], scale: Scale) -> list[float | None]:
+    """Return the rate of most ability at each step, [K] of scores [R, K]; None where no attacker has a score."""
+    known = np.isfinite(heldout).any(axis=0)
+    best = scale.argbest(np.where(np.isnan(heldout), -scale.sign * np.inf, heldout), axis=0)
+    return [rates[i] if good else None for i, good in zip(best, known, strict=True)]
 
 
 def _chosen(by_fact: np.ndarray | None, prompts: Any, scale: Scale, half: int) -> np.ndarray:

@@ -13,6 +13,11 @@ MISSING = "–"
 NARROW = "\u202f"  # a narrow no-break space keeps "92 %" on one line
 
 
+def finite(value: float) -> float | None:
+    """Return a number as JSON has it: None where it is not finite."""
+    return float(value) if math.isfinite(value) else None
+
+
 def percent(value: float | None) -> str:
     """Write a fraction as whole per cent, with a decimal where rounding would hide it."""
     if value is None:

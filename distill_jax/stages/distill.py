@@ -161,7 +161,8 @@ def run(ctx: Context, nodes: Sequence[Node]) -> None:
     settings, what = nodes[0].settings, program(ctx, nodes)
     teacher = ctx.nodes[what.teacher].result()["retain"]
     scale = ctx.measure.scale
-    goals = np.array([scale.goal(teacher, node.settings.tolerance) for node in nodes])
+    score = np.nan if teacher is None else teacher  # of a teacher that diverged there is none, and none to recover
+    goals = np.array([scale.goal(score, node.settings.tolerance) for node in nodes])
     outcome = train(
         ctx,
         what,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +19,7 @@ from distill_jax.config import ConfigError
 from distill_jax.data.feed import Feed
 from distill_jax.data.records import load_manifest
 from distill_jax.data.states import States
+from distill_jax.evals.measure import all_finite
 from distill_jax.io.checkpoint import FINAL, Checkpoints, Damaged
 from distill_jax.io.node import STATES
 from distill_jax.models import lora, transformer
@@ -288,11 +288,10 @@ def train(
     peak = peaks.peak_flops(mesh.devices.flat)
     ideal = program.step_flops() / peak if peak else None
 
-    def write(kind: str, step: int, values: dict[str, np.ndarray]) -> None:
+    def write(kind: str, step: int, values: dict[str, np.ndarray], told: np.ndarray) -> None:
         for i, m in enumerate(crew if books else ()):
-            own = {k: float(v[i]) for k, v in values.items()}
-            if any(map(math.isfinite, own.values())):  # a member that has stopped has no numbers, whoever goes on
-                books[m.node.name].write(kind, step, m.label, own)
+            if told[i]:
+                books[m.node.name].write(kind, step, m.label, {k: float(v[i]) for k, v in values.items()})
 
     def flush() -> None:
         for book in books.values():
@@ -306,21 +305,25 @@ def train(
             jax.block_until_ready(state.step)
         with clock.spent_on("evaluate"):
             seen = evaluator(state.params, base)[: len(crew)]
-            values = ctx.measure.series(seen, parts)
+        values = ctx.measure.series(seen, parts)
         running = np.asarray(state.status)[: len(crew)] == RUNNING
-        write("evaluation", step, {k: np.where(running, v, np.nan) for k, v in values.items()})
+        write("evaluation", step, values, running)
+        best, good = ctx.measure.scale.best, all_finite(seen)
         if by_fact and books and ctx.measure.prompts_by_fact(parts):
-            counts = ctx.measure.by_fact(seen, parts)
-            for i in np.flatnonzero(running).tolist():
-                books[crew[i].node.name].write_counts("facts", step, crew[i].label, "correct", counts[i])
+            counted = np.flatnonzero(running & good)
+            for i, counts in zip(counted.tolist(), ctx.measure.by_fact(seen[counted], parts), strict=True):
+                books[crew[i].node.name].write_counts("facts", step, crew[i].label, "correct", counts)
         flush()
-        best = ctx.measure.scale.best
-        shown["score"] = "  ".join(f"{k} {best(v):.2f}" for k, v in values.items() if "_" not in k)
-        return reached(values) if reached else np.zeros(len(crew), bool)
+        told = {k: v[good] for k, v in values.items() if "_" not in k}
+        shown["score"] = "  ".join(f"{k} {best(v):.2f}" for k, v in told.items() if good.any())
+        ends = np.where(reached(values), REACHED, RUNNING) if reached else np.full(len(crew), RUNNING)
+        return np.where(good, ends, DIVERGED)
 
     def record(step: int, values: dict[str, np.ndarray]) -> None:
-        write("train", step, {k: v[: len(crew)] for k, v in values.items()})
-        terms = [f"{k} {np.nanmean(v[: len(crew)]):.3g}" for k, v in values.items() if k != "gradient_norm"]
+        # A member that has stopped has no numbers, whoever goes on.
+        write("train", step, values, np.isfinite(np.stack(list(values.values()))).any(axis=0))
+        finite = {k: v[: len(crew)][np.isfinite(v[: len(crew)])] for k, v in values.items() if k != "gradient_norm"}
+        terms = [f"{k} {v.mean():.3g}" if v.size else f"{k} –" for k, v in finite.items()]
         shown["loss"] = "loss " + ", ".join(terms)
 
     def save(step: int, state: State) -> None:
@@ -358,6 +361,7 @@ def finish_models(
       watched: the parts that were evaluated while training.
     """
     seen = ctx.evaluator(outcome.mesh, *parts)(outcome.state.params, outcome.base)
+    good = all_finite(seen).tolist()
     spent = [program.spent(ctx, outcome.steps[i], outcome.evaluations[i], watched) for i in range(len(program.crew))]
     for flops, tokens in spent:
         flops["evaluation"] += ctx.evaluation_flops(*parts)
@@ -369,7 +373,7 @@ def finish_models(
             **ctx.measure.result(seen[i], parts),
             "steps": outcome.steps[i],
             "recovered": outcome.status[i] == REACHED,
-            "diverged": outcome.status[i] == DIVERGED,
+            "diverged": outcome.status[i] == DIVERGED or not good[i],
         }
         share = sum(spent[i][0].values()) / whole
         m.node.finish(result, ledger(*spent[i], outcome.seconds, devices=outcome.mesh.size, share=share))
