@@ -182,8 +182,8 @@ def _swept(where: str, returned: Any) -> tuple[str, list[Point]]:
     check(isinstance(points, Iterable), f"{where}: its points are {type(points).__name__}; {mend}")
     points = call(where, list, points)  # they may come from a generator, which is the user's code
     for i, point in enumerate(points):
-        good = isinstance(point, dict) and all(isinstance(key, str) for key in point)
-        check(good, f"{where}: point {i} is {point!r:.80}; {mend}")
+        if not (isinstance(point, dict) and all(isinstance(key, str) for key in point)):
+            raise ConfigError(f"{where}: point {i} is {str(point)[:80]}; {mend}")
     return base, points
 
 
@@ -229,7 +229,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(SWEEP_USAGE if argv[1] == "sweep" else USAGE)
         return 0
     try:
-        backend.pin_numerics()
         return _main(argv)
     except ConfigError as error:
         print(f"distill-jax: {error}", file=sys.stderr)
@@ -250,6 +249,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str]) -> int:
+    backend.pin_numerics()
     if argv[1:2] == ["bench"]:
         backend.set_up({"cpu_devices": 2})
         from distill_jax.bench import command
