@@ -447,7 +447,7 @@ def test_what_a_config_names_has_to_be_there_to_run_and_not_to_plan(name, tmp_pa
     ("given", "says"),
     [
         (["--slice=v5e-17"], "--slice=v5e-17: no such slice (did you mean 'v5e-1'"),
-        (["--slice=v5e-16", "--stages=undo-0.3"], "--stages=undo-0.3: no such stage (did you mean 'undo-0.2'"),
+        (["--slice=v5e-16", "--stages=referense"], "--stages=referense: no such stage (did you mean 'reference'"),
     ],
 )
 def test_a_wrong_slice_or_stage_is_refused_before_anything_else(given, says, capsys):
