@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 LONGEST_NAME = 200  # of 255 that file systems take; an identity follows it
+_SURROGATE = re.compile(r"[\ud800-\udfff]")  # by which Python stands for the bytes of a path that is no UTF-8
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._=+-]*"
 
 
@@ -38,9 +39,10 @@ def check(condition: bool, message: str) -> None:
 
 
 def check_local(where: str, path: str) -> None:
-    """Refuse an address, such as gs://bucket/run, where a path is needed: it would become a directory named `gs:`."""
-    mend = "mount the bucket, and give the path where it is mounted"
-    check("://" not in path, f"{where}={path}: this is an address, and only paths are written to; {mend}")
+    """Refuse what is no path: an address, such as gs://bucket/run, would become a directory named `gs:`."""
+    check(not _SURROGATE.search(path), f"{where}={path!a}: this is no UTF-8, which checkpoints need; rename it")
+    mend = "mount the bucket, and give a path below where it is mounted"
+    check("://" not in path, f"{where}={path}: this is an address, and only paths are read and written; {mend}")
 
 
 def check_name(where: str, name: object) -> None:

@@ -181,8 +181,8 @@ def _swept(where: str, returned: Any) -> tuple[str, list[Point]]:
     check(isinstance(points, Iterable), f"{where}: its points are {type(points).__name__}; {mend}")
     points = call(where, list, points)  # they may come from a generator, which is the user's code
     for i, point in enumerate(points):
-        good = isinstance(point, dict) and all(isinstance(key, str) for key in point)
-        check(good, f"{where}: point {i} is {point!r:.80}; {mend}")
+        if not (isinstance(point, dict) and all(isinstance(key, str) for key in point)):
+            raise ConfigError(f"{where}: point {i} is {str(point)[:80]}; {mend}")
     return base, points
 
 
@@ -230,7 +230,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _guarded(argv: list[str]) -> int:
     """Run the program, and say in a line or two what it ends on."""
     try:
-        backend.pin_numerics()
         return _main(argv)
     except KeyboardInterrupt:
         return _stopped_by_hand()
@@ -270,6 +269,7 @@ def _main(argv: Sequence[str]) -> int:
     if ({"--help", "-h"} & set(argv[1:]) and argv[1] not in ("bench", *INTEROP)) or argv[1:2] == ["help"]:
         print(SWEEP_USAGE if argv[1] == "sweep" else USAGE)
         return 0
+    backend.pin_numerics()
     if argv[1:2] == ["bench"]:
         backend.set_up({"cpu_devices": 2})
         from distill_jax.bench import command

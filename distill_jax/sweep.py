@@ -7,11 +7,12 @@ experiment it asks for, and those come with all they are made from. What is comp
 
 from __future__ import annotations
 
+import collections
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from distill_jax.config import check
+from distill_jax.config import ConfigError, check
 
 Point = dict[str, Any]
 STAGES = "stages"  # the key of a point that is no setting: the stages it asks for
@@ -44,10 +45,12 @@ def wanting(points: Sequence[Point], *stages: str) -> list[Point]:
     return [{**point, STAGES: (*point.get(STAGES, ()), *stages)} for point in points]
 
 
-def _merged(points: Iterable[Point]) -> Point:
+def _merged(points: Sequence[Point]) -> Point:
     out: Point = {}
     for point in points:
-        twice = sorted(set(out) & set(point))
-        check(not twice, f"{', '.join(twice)} is set by two axes of one sweep; leave it to one")
-        out |= point
+        out.update(point)
+    if len(out) < sum(map(len, points)):  # found out so as a sweep may have a million points
+        counts = collections.Counter(itertools.chain(*points))
+        twice = sorted(key for key, count in counts.items() if count > 1)
+        raise ConfigError(f"{', '.join(twice)} is set by two axes of one sweep; leave it to one")
     return out

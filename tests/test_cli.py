@@ -16,6 +16,7 @@ from test_run import ROOT, Runs, assert_same_run, finished_run, forget
 from distill_jax import graph
 from distill_jax.io.files import write_sealed
 from distill_jax.main import main
+from tests.faults import hostile_cases
 from tests.programs import node
 from tests.spoil import cut, fill, flip, largest, shared, small_disk
 
@@ -223,6 +224,94 @@ def test_a_config_file_with_a_mistake(source, words, workdir, tmp_path, capsys, 
     err = capsys.readouterr().err
     assert code == 2 and "Traceback" not in err and len(err.splitlines()) <= 3, err
     assert all(word in err for word in words), err
+
+
+# What a config file says in place of a line of a right one, and what the message must hold.
+CHANGED: dict[str, list[str]] = {
+    "return None": ["get_config returns an ml_collections.ConfigDict", "NoneType"],
+    "return c.to_dict()": ["get_config returns an ml_collections.ConfigDict", "dict"],
+    "del c.model": ["the config has no 'model'"],
+    "c.model = 3": ["Could not override field 'model'"],
+    "del c.model; c.model = 3": ["config.model = 3", "section"],
+    "del c.experiment; c.experiment = 7": ["config.experiment = 7", "text"],
+    "raise SystemExit(0)": ["SystemExit: 0"],
+    "raise KeyError('deep')": ["KeyError", "deep"],
+    "c.model.init_std = math.nan": ["model.init_std = nan", "must be finite"],
+    "c.model.rope_scaling = (math.inf,)": ["model.rope_scaling[0] = inf", "must be finite"],
+    "c.model.layers = 10**9": ["model.layers = 1000000000", "at most 10000"],
+    "c.data.seed = 10**30": ["data.seed", "64 bits"],
+}
+ALTERED: dict[str, list[str]] = {
+    "return None": ["get_stages(config) returns a dict", "NoneType"],
+    "return [1]": ["get_stages(config) returns a dict", "list"],
+    "return {'a': 1}": ["stages.a is 1"],
+    "return {'a': Pretrain}": ["stages.a is <class"],
+    "return {7: Pretrain()}": ["stages = 7", "names a directory"],
+    "return {'../../escape': Pretrain()}": ["stages = '../../escape'", "letters, digits"],
+    "raise OSError('no such thing')": ["OSError: no such thing"],
+    "raise SystemExit(3)": ["SystemExit: 3"],
+    "return {'a': Pretrain(learning_rate=math.inf)}": ["stages.a.learning_rate = inf", "must be finite"],
+    "return {'a': Pretrain(steps=10**30)}": ["stages.a.steps", "64 bits"],
+    "return {'a': Relearn(start='a', seeds=10**9)}": ["seeds = 1000000000", "from 1 to 1000"],
+}
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("line", [*CHANGED, *(f"{line} " for line in ALTERED)])
+def test_whatever_a_config_file_does_wrong_is_named(line, workdir, tmp_path, capsys):
+    text = hostile_cases.CONFIG.replace("import dataclasses", "import dataclasses, math")
+    holes = ("CHANGED", "ALTERED") if line in CHANGED else ("ALTERED", "CHANGED")
+    (tmp_path / "mine.py").write_text(text.replace(holes[0], line).replace(holes[1], "pass"))
+    before = state_of(workdir)
+    code = call("run", f"--config={tmp_path}/mine.py", f"--workdir={workdir}")
+    err = capsys.readouterr().err
+    assert code == 2 and "Traceback" not in err and len(err.splitlines()) == 1, err
+    words = CHANGED[line] if line in CHANGED else ALTERED[line.rstrip()]
+    assert [word for word in words if word not in err] == [], err
+    assert state_of(workdir) == before
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("line", "word"),
+    [
+        ("return None", "returns the base config, a path, and a list of points"),
+        ("return base, 7", "its points are int"),
+        ("return 7, [{}]", "its base config is 7"),
+        ("return base, [{'seed': 1}, 3]", "point 1 is 3"),
+        ("return base, [{7: 1}]", "point 0 is {7: 1}"),
+        ("return base, (1 / 0 for _ in range(3))", "ZeroDivisionError"),
+        ("return base, [{'stages': 'reference'}]", "asks for stages 'reference'; give a tuple"),
+        ("return base, [{'seed': 1}, {'data.english_share': 0.5}]", "data.english_share=0.5: needs English text"),
+    ],
+)
+def test_whatever_a_sweep_file_does_wrong_is_named(line, word, tmp_path, capsys):
+    base = f"{ROOT}/configs/arithmetic.py:smoke"
+    (tmp_path / "mine.py").write_text(f"def get_sweep(arg):\n    base = {base!r}\n    {line}\n")
+    code = call("sweep", f"--sweep={tmp_path}/mine.py", f"--workdir={tmp_path}/run")
+    err = capsys.readouterr().err
+    assert code == 2 and word in err and "Traceback" not in err and len(err.splitlines()) == 1, err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", SMOKE, "--workdir=gs://bucket/run"], ["--workdir=gs://bucket/run", "an address", "mount"]),
+        (["report", "--workdir=s3://bucket/run"], ["--workdir=s3://bucket/run", "an address"]),
+        (["import", "--from=tests", "--workdir=gs://bucket/run"], ["--workdir=gs://bucket/run", "an address"]),
+        (["run", SMOKE, "--workdir=\udcff"], ["--workdir='\\udcff'", "no UTF-8"]),
+        (["run", "--config=pyproject.toml", "--workdir=x"], ["pyproject.toml is no Python file"]),
+        (["sweep", "--sweep=pyproject.toml", "--workdir=x"], ["pyproject.toml is no Python file"]),
+        (["sweep", "--sweep=tests/faults/tiny_sweep.py", "--workers=1000000", "--workdir=x"], ["workers", "1000000"]),
+        (["run", SMOKE, "--config.maxent.learning_rate=inf", "--workdir=x"], ["learning_rate = inf", "must be finite"]),
+    ],
+    ids=lambda value: " ".join(value)[:40].encode("ascii", "replace").decode(),
+)
+def test_what_is_no_path_or_no_number_is_refused(arguments, words, capsys, tmp_path, monkeypatch):
+    assert_refused(call(*arguments), *capsys.readouterr(), *words)
+    assert not (ROOT / "gs:").exists() and not (ROOT / "s3:").exists()
 
 
 @pytest.mark.end_to_end

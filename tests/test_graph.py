@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import jax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,9 +17,12 @@ from hypothesis import strategies as st
 from distill_jax import graph
 from distill_jax.config import ConfigError
 from distill_jax.data.arithmetic import ArithmeticConfig
+from distill_jax.io.metrics import Progress
 from distill_jax.main import load_experiment
 from distill_jax.models.presets import preset
-from distill_jax.stages import Distill, Perturb, Pretrain, Relearn, Unlearn
+from distill_jax.perf import memory
+from distill_jax.stages import Distill, Perturb, Pretrain, Relearn, Unlearn, pretrain
+from distill_jax.stages.context import Context
 
 CONFIG = Path(__file__).parent.parent / "configs/arithmetic.py"
 WORKDIR = Path("/nowhere")
@@ -122,6 +126,52 @@ def test_a_setting_changes_the_identities_of_what_depends_on_it(key, value, expe
     before, after = identities(smoke()), identities(smoke(change))
     assert set(before) == set(after)
     assert {name for name in before if before[name] != after[name]} == expected
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    "name",
+    ["../../escape", "/tmp/absolute", "a/b", "..", ".hidden", "", " ", "a b", "é", "a\0b", "a\n", "x" * 201, 7, None],
+)
+def test_a_name_that_would_leave_its_directory_is_refused(name):
+    with pytest.raises(ConfigError, match=r"stages = .*it names a directory; a name has letters"):
+        graph.build(SimpleNamespace(**{**vars(experiment()), "stages": {name: Pretrain()}}), WORKDIR)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("name", ["reference", "undo-0.2", "relearn-rmu-1e-05", "A_b+c=d.e", "0", "x" * 200])
+def test_every_node_lies_in_the_directory_of_nodes(name):
+    (node,) = (n for n in build(**{name: Pretrain()}).values() if n.verb == "pretrain")
+    assert node.directory.resolve().parent == (WORKDIR / "nodes").resolve()
+
+
+def alone(**settings: Any) -> Context:
+    """Return the surroundings of an experiment of one stage, and no device memory but the host's."""
+    nodes = build(reference=Pretrain(**settings))
+    return Context(preset("cpu"), nodes, WORKDIR, Progress(0, 0.0, 0.0, None))
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("settings", [{"batch": 10**12}, {"batch": 2**40, "microbatches": 2}])
+def test_what_no_memory_holds_is_refused(settings):
+    ctx = alone(**settings)
+    with pytest.raises(ConfigError, match=r"stages\.reference: a step needs at least [\d,.]+ GiB.* lower batch"):
+        graph.check_memory(ctx, list(ctx.nodes.values()))
+    model = dataclasses.replace(ctx.model, hidden=10**7)
+    with pytest.raises(ConfigError, match="smaller model"):
+        graph.check_memory(dataclasses.replace(ctx, model=model), list(ctx.nodes.values()))
+    graph.check_memory(alone(), list(alone().nodes.values()))
+
+
+@pytest.mark.unit
+def test_the_least_that_training_takes_is_less_than_the_compiler_says():
+    ctx = alone(batch=64)
+    program = pretrain.program(ctx, [ctx.nodes["reference"]])
+    mesh = program.mesh(ctx, jax.devices()[:1])
+    compiled = program.build(mesh).lower(*program.shapes(ctx, mesh)).compile()
+    tokens = 64 * ctx.row_length
+    least = memory.least_training(ctx.model, tokens, 1, logits=tokens)
+    assert least < memory.needed_bytes(compiled) < 100 * least
 
 
 @pytest.mark.unit

@@ -442,6 +442,40 @@ def test_what_a_config_names_has_to_be_there_to_run_and_not_to_plan(name, tmp_pa
     assert "data.bio and data.cyber are empty" in capsys.readouterr().err and not (tmp_path / "w").exists()
 
 
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (["--slice=v5e-17"], "--slice=v5e-17: no such slice (did you mean 'v5e-1'"),
+        (["--slice=v5e-16", "--stages=referense"], "--stages=referense: no such stage (did you mean 'reference'"),
+    ],
+)
+def test_a_wrong_slice_or_stage_is_refused_before_anything_else(given, says, capsys):
+    """Also before the data, of which here nothing is right."""
+    wrong = ["--config.data.english=('/no/such',)", "--config.data.equations=3"]
+    assert main.main(["distill-jax", "plan", f"--config={ROOT}/configs/arithmetic.py", *wrong, *given]) == 2
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [
+        ("arithmetic.py", {"data.english": ("/no/such.txt",), "data.vocabulary": "/no/model"}),
+        ("wmdp.py", {"reference.path": "/no/model", "data.vocabulary": "/no/model", "data.bio": "/no/bio*.parquet"}),
+        ("language.py", {"data.retain": "/no/text.txt", "data.forget": "/no/*.jsonl"}),
+        ("auditbench.py:qwen3-14b", {"data.vocabulary": "/no/model", "data.ability": "/no/items.jsonl"}),
+    ],
+)
+def test_no_file_that_is_named_has_to_be_there_to_plan(name, changed, tmp_path):
+    path, _, arg = name.partition(":")
+    module = load_module(ROOT / "configs" / path, "get_stages", "")
+    config = module.get_config(arg)
+    with config.unlocked():
+        config.update_from_flattened_dict(changed)
+    assert graph.build(load_experiment(module, config), tmp_path)
+
+
 @pytest.mark.end_to_end
 def test_a_plan_from_the_command_line(config, tmp_path):
     pytest.importorskip("libtpu")

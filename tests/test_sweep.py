@@ -63,6 +63,22 @@ def test_points_that_cannot_be_are_refused():
         product(axis("a", 1, 2), axis("a", 3))
 
 
+def test_one_point_of_very_many_is_looked_at_alone(monkeypatch, tmp_path, capsys):
+    """A job of an array says what it would run; the graphs of all others are none of its business."""
+    built = []
+    build = graph.build
+    monkeypatch.setattr(graph, "build", lambda *given: built.append(given) or build(*given))
+    points = "product(axis('seed', *range(300)), axis('undo.beta', *range(300)))"
+    text = f"def get_sweep(arg):\n    return {str(CONFIG) + ':smoke'!r}, {points}\n"
+    (tmp_path / "many.py").write_text(f"from distill_jax.sweep import axis, product\n{text}")
+    sweep = ["distill-jax", "sweep", f"--sweep={tmp_path}/many.py", f"--workdir={tmp_path}/run"]
+    assert main.main([*sweep, "--count"]) == 0 and main.main([*sweep, "--index=89999", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("90000\n") and "1 points" in out and len(built) == 1
+    assert main.main([*sweep, "--index=90000", "--dry-run"]) == 2
+    assert "--index=90000: the sweep has points 0 to 89999" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("points", "says"),
     [

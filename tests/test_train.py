@@ -325,6 +325,19 @@ def test_unused_members_fill_the_mesh_and_change_nothing():
 
 
 @pytest.mark.unit
+def test_nan_is_looked_for_and_none_is_there_by_design():
+    """With JAX_DEBUG_NANS a population may have unused members, and the first step with a NaN is where it stops."""
+    broken = weights()
+    broken["embedding"][3, 1] = math.nan
+    with jax.debug_nans(True):
+        state, history = train([weights()], RATES[:3], TWO_STREAMS[:1], STREAMS[:3], devices=2)
+        assert state.status.tolist() == [RUNNING] * 3 + [UNUSED]
+        assert np.isfinite(history[0]["bigram"]).tolist() == [True] * 3 + [False]
+        with pytest.raises(FloatingPointError, match="nan"):
+            train([broken], RATES[:3], TWO_STREAMS[:1], STREAMS[:3], devices=2)
+
+
+@pytest.mark.unit
 @pytest.mark.parametrize("microbatches", [1, 2])
 def test_a_diverged_member_stops_alone(microbatches):
     """One starts with a NaN, one takes a step of 1e30 and has no finite loss at the next; both stay as they were."""
