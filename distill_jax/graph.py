@@ -20,8 +20,9 @@ from typing import Any
 from distill_jax.config import ConfigError, check, identity, nearest
 from distill_jax.data.records import verify
 from distill_jax.evals.ancestry import ancestry
-from distill_jax.io.files import write_json
+from distill_jax.io.files import sync, write_json
 from distill_jax.io.metrics import Progress
+from distill_jax.io.node import ROWS
 from distill_jax.perf import memory
 from distill_jax.sharding.distributed import agreed, barrier, chief
 from distill_jax.stages import VERBS
@@ -188,8 +189,10 @@ def execute(
     if finished:
         told = ", ".join(finished) if len(finished) <= 40 else f"{len(finished)} of {len(nodes)} nodes"
         progress.say(f"finished before, not computed again: {told}")
-    if todo and nodes[DATA].done:
-        _verify_data(nodes[DATA], ctx.data)
+    if nodes[DATA].done:
+        nodes[DATA].sealed(ROWS)
+        if todo:
+            verify_data(nodes[DATA])
     for node in nodes.values() if chief() else ():
         if node.done:
             node.tidy()
@@ -210,9 +213,10 @@ def execute(
     return ctx
 
 
-def _verify_data(node: Node, rows: Path) -> None:
+def verify_data(node: Node) -> None:
+    """Hash the rows of a finished data node; ConfigError names what is missing or damaged."""
     try:
-        verify(rows)
+        verify(node.sealed(ROWS).parent)
     except (ValueError, KeyError) as error:
         text = str(error).split(";")[0]
         raise ConfigError(f"{text}; remove {node.directory} and run again to prepare the data anew") from error
@@ -258,6 +262,7 @@ def _needed(step: Any, shapes: Any) -> float:
 
 def _prepare_directory(node: Node, ctx: Context) -> None:
     node.directory.mkdir(parents=True, exist_ok=True)
+    sync(node.directory.parent)
     config = {
         "name": node.stage,
         "verb": node.verb,

@@ -299,6 +299,7 @@ def _main(argv: Sequence[str]) -> int:
         if given.command == "data":
             from distill_jax.data import show
 
+            graph.verify_data(nodes[graph.DATA])
             print(*show.describe(ctx.data, experiment.data.vocabulary, given.flags.examples), sep="\n")
         if whole and distributed.chief():
             from distill_jax.evals import summary  # not before: a third of the time to start is scipy's

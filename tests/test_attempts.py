@@ -22,7 +22,6 @@ from distill_jax.io import attempts, checkpoint
 from distill_jax.io.checkpoint import FINAL
 from distill_jax.io.files import read_json, write_json
 from distill_jax.io.leases import Leases
-from distill_jax.io.metrics import Metrics
 from distill_jax.io.node import Node
 
 pytestmark = pytest.mark.unit
@@ -47,12 +46,11 @@ def computing(node: Node, worker: str) -> Iterator[int]:
     for step in node.checkpoints.steps():
         with contextlib.suppress(checkpoint.Damaged):  # its worker removed it while it was copied
             state, start = node.checkpoints.restore(step, state), step
-    metrics, checkpoints = Metrics(node.directory, start), node.checkpoints
+    metrics, checkpoints = node.continued_metrics(start), node.checkpoints
     for step in range(start, STEPS):
         yield step
         if step > start and step % EVERY == 0:
-            metrics.flush()
-            checkpoints.save(step, state)
+            checkpoints.save(step, state, metrics.sync())
             yield step
         state = {"x": state["x"] * 1.5 + step}
         metrics.write("train", step, "", {"loss": float(state["x"][0])})

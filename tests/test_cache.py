@@ -2,7 +2,6 @@
 
 import dataclasses
 import io
-import json
 from pathlib import Path
 
 import jax
@@ -15,6 +14,7 @@ from distill_jax.data.records import Rows, sha256
 from distill_jax.data.states import States, StateWriter
 from distill_jax.graph import build
 from distill_jax.io.checkpoint import FINAL
+from distill_jax.io.files import write_sealed
 from distill_jax.io.metrics import Progress
 from distill_jax.models import transformer
 from distill_jax.stages import Cache, Distill, Pretrain, cache, distill
@@ -28,7 +28,7 @@ def ctx(tmp_path):
     """A teacher with weights, a cache node and the rows they read."""
     mesh_worker.write_data(tmp_path)
     manifest = {"sets": {"all": {"sha256": sha256(tmp_path / "all.array_record"), "rows": 40}}}
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    write_sealed(tmp_path / "manifest.json", manifest)
     teacher = Node("teacher", "pretrain", Pretrain(), {}, "", tmp_path / "teacher")
     teacher.checkpoints.save(FINAL, transformer.init(MODEL, jax.random.key(3)))
     store = Node(
@@ -97,7 +97,7 @@ def test_a_cache_that_was_stopped_continues(ctx, monkeypatch):
         fill(ctx)
     directory = ctx.nodes["store"].directory / "states"
     before = {p.name: p.stat().st_mtime_ns for p in directory.iterdir()}
-    assert list(before) == ["00000.npy"] and not ctx.nodes["store"].done
+    assert set(before) == {"00000.npy", "00000.json"} and not ctx.nodes["store"].done
     monkeypatch.undo()
     states = fill(ctx)
     assert (directory / "00000.npy").stat().st_mtime_ns == before["00000.npy"]

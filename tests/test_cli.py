@@ -14,6 +14,7 @@ import pytest
 from test_run import ROOT, Runs, assert_same_run, finished_run, forget
 
 from distill_jax import graph
+from distill_jax.io.files import write_sealed
 from distill_jax.main import main
 from tests.programs import node
 from tests.spoil import cut, fill, flip, largest, shared, small_disk
@@ -105,7 +106,7 @@ def workdir(tmp_path) -> Path:
     finished = tmp_path / "run/nodes/reference-0123456789ab"
     finished.mkdir(parents=True)
     (finished / "DONE").write_text("{}")
-    (tmp_path / "run/experiment.json").write_text('{"experiment": "arithmetic-smoke"}')
+    write_sealed(tmp_path / "run/experiment.json", {"experiment": "arithmetic-smoke"})
     return tmp_path / "run"
 
 
@@ -162,7 +163,7 @@ def test_a_workdir_that_cannot_be_made(place, tmp_path, capsys):
 
 @pytest.mark.unit
 def test_the_workdir_of_another_experiment(workdir, capsys):
-    (workdir / "experiment.json").write_text('{"experiment": "doublebind"}')
+    write_sealed(workdir / "experiment.json", {"experiment": "doublebind"})
     before = state_of(workdir)
     code = call("run", SMOKE, f"--workdir={workdir}")
     assert_refused(code, *capsys.readouterr(), str(workdir), "'doublebind'", "'arithmetic-smoke'", "its own")

@@ -291,7 +291,7 @@ def test_what_is_done_does_not_run_again(tmp_path):
     done = {"data", "reference", "maxent", "undo-0.2", "relearn-reference"}
     for name in done:
         (tmp_path / name).mkdir()
-        (tmp_path / name / "DONE").touch()
+        nodes[name].finish({}, {})
     # Neither files nor checkpoints mark completion, only DONE does.
     (tmp_path / "oracle/checkpoints").mkdir(parents=True)
     (tmp_path / "oracle/result.json").write_text("{}")

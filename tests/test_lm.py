@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import math
 
 import jax
@@ -19,6 +18,7 @@ from distill_jax.evals.claims import judge
 from distill_jax.evals.lm import BitsPerByte
 from distill_jax.evals.robustness import worst_case
 from distill_jax.io import report
+from distill_jax.io.files import write_sealed
 from distill_jax.io.scale import ACCURACY, BITS_PER_BYTE
 from distill_jax.models import transformer
 from distill_jax.models.transformer import TransformerConfig
@@ -47,7 +47,7 @@ def prepared(tmp_path_factory):
         told[part] = {"rows": len(packed), "documents": len(found), "bytes": BYTES[part]}
     records.write_rows(directory / records.EVALUATION_ROWS, rows)
     manifest = {"evaluation": {"file": records.EVALUATION_ROWS, "parts": told}, "sets": {"forget": {"documents": 9}}}
-    (directory / records.MANIFEST).write_text(json.dumps(manifest))
+    write_sealed(directory / records.MANIFEST, manifest)
     return directory
 
 

@@ -269,7 +269,7 @@ def test_write_is_valid_json_that_draws_the_same_page(tmp_path: Path) -> None:
     text = (page.parent / "summary.json").read_text(encoding="utf-8")
     read = json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
     assert read["models"][1]["retain"] is None and read["models"][0]["forget"] == 0.5
-    assert list(read) == list(summary) and text.startswith("{\n ")
+    assert list(read) == [*summary, "sha256"] and text.startswith("{\n ")
     again = report.write(read, tmp_path / "again")  # what was written draws the same page and numbers again
     assert again.read_text(encoding="utf-8") == page.read_text(encoding="utf-8")
     assert (again.parent / "summary.json").read_text(encoding="utf-8") == text

@@ -24,6 +24,7 @@ import pytest
 from tensorboardX.crc32c import crc32c
 from tensorboardX.proto.event_pb2 import Event
 
+from distill_jax.io.files import read_sealed
 from distill_jax.main import main
 from tests.programs import environment, node
 from tests.spoil import shared
@@ -48,12 +49,14 @@ SETTINGS = (
     "--config.run.progress_seconds=0",  # a line a step, to be killed by
 )
 MODELS = ("reference", "oracle", "maxent", "student", "undo-0.2", "undo-0.9")
+PROOFS = ("checkpoints/final.json", "rows/manifest.json")  # of more files, which are sealed through them
 TRAINED = (*MODELS, *(f"relearn-{name}" for name in MODELS))
 NODES = {"data", "damaged-0.2", "damaged-0.9", *TRAINED}
 TENSORFLOW = ("tensorflow", "tensorflow_datasets", "tensorflow_text", "seqio", "clu")
 # `python -m distill_jax.main`, which also tells which of these the process has imported by its end.
 AND_TELL_IMPORTS = f"""
 import sys
+from distill_jax.io.files import read_sealed
 from distill_jax.main import main
 code = main(sys.argv)
 print("imported:", *(name for name in {TENSORFLOW} if name in sys.modules))
@@ -146,7 +149,7 @@ def rows(workdir: Path, name: str) -> list[dict[str, Any]]:
 def summary(workdir: Path) -> dict[str, Any]:
     """Read the summary without what tells one run from another: when it was and how long it took."""
     found = json.loads((workdir / "report/summary.json").read_text())
-    del found["created"], found["duration_seconds"]
+    del found["created"], found["duration_seconds"], found["sha256"]
     return found
 
 
@@ -180,8 +183,10 @@ def test_the_run_directory_keeps_its_contract(finished):
         config = json.loads((path / "config.json").read_text())
         done = json.loads((path / "DONE").read_text())
         assert path.name == f"{config['name']}-{config['identity']}" and done["identity"] == config["identity"]
-        for name, sealed in done["sha256"].items():
+        for name, sealed in done["files"].items():
             assert hashlib.sha256((path / name).read_bytes()).hexdigest() == sealed
+        proofs = {name for name in PROOFS if (path / name).exists()}
+        assert set(done["files"]) == proofs | {p.name for p in path.glob("*.json*")}
         spent = json.loads((path / "ledger.json").read_text())
         assert all(value >= 0 for value in spent["flops"].values()) and spent["seconds"] >= 0
         if config["name"] in TRAINED:
@@ -366,14 +371,14 @@ def test_training_imports_no_tensorflow(base):
 
 @pytest.mark.end_to_end
 def test_a_second_run_computes_nothing(copy, runs):
-    before, first = state_of_files(copy), json.loads((copy / "report/summary.json").read_text())
+    before, first = state_of_files(copy), read_sealed(copy / "report/summary.json")
     done = runs(copy)
     assert done.returncode == 0 and done.stderr == ""
     assert state_of_files(copy) == before
     said, last = done.stdout.splitlines()  # two lines: nothing else happened
     assert last == f"report: {copy}/report/index.html"
     assert "not computed again" in said and set(said.split(": ")[1].split(", ")) == NODES
-    second = json.loads((copy / "report/summary.json").read_text())
+    second = read_sealed(copy / "report/summary.json")
     assert second.pop("duration_seconds") < 0.2 * first.pop("duration_seconds")
     assert second.pop("created") >= first.pop("created") and second == first
 

@@ -14,6 +14,7 @@ from distill_jax.config import ConfigError
 from distill_jax.evals import findings, tradeoff
 from distill_jax.experiment import load_experiment, load_module
 from distill_jax.io import attempts
+from distill_jax.io.files import write_sealed
 from distill_jax.io.leases import Leases
 from distill_jax.io.metrics import Progress
 from distill_jax.perf import memory
@@ -231,7 +232,7 @@ def test_a_population_takes_what_the_device_holds(monkeypatch):
 
 def finish(node) -> None:
     node.directory.mkdir(parents=True, exist_ok=True)
-    (node.directory / "DONE").write_text("{}")
+    node.finish({}, {})
 
 
 # What it cost
@@ -250,19 +251,21 @@ def test_device_seconds_add_up(flops, seconds):
 def made_up(tmp_path: Path, points: list[dict[str, Any]]):
     """Finish a sweep with numbers out of a hat."""
     sweep, chance = load(points, tmp_path), random.Random(0)
+    rows = nodes_of(sweep)["data"].directory / "rows"
+    rows.mkdir(parents=True)
+    write_sealed(rows / "manifest.json", {"evaluation": {"groups": {"add/word/retain": 4}}, "format": 1})
     for node in nodes_of(sweep).values():
-        finish(node)
-        write = lambda name, value, node=node: (node.directory / name).write_text(json.dumps(value))  # noqa: E731
+        node.directory.mkdir(parents=True, exist_ok=True)
         causes = {
             "prepare": (),
             "relearn": ("attack", "evaluation"),
             "perturb": ("evaluation",),
             "distill": ("student", "teacher", "evaluation"),
         }.get(node.verb, ("student", "evaluation"))
-        write("ledger.json", {"flops": {cause: float(chance.randrange(1, 10**6)) for cause in causes}})
-        write("result.json", {"retain": 0.9, "forget": 0.1, "steps": 7, "recovered": True, "diverged": False})
+        spent = {"flops": {cause: float(chance.randrange(1, 10**6)) for cause in causes}}
+        result = {"retain": 0.9, "forget": 0.1, "steps": 7, "recovered": True, "diverged": False}
         if node.verb == "relearn":
-            write("result.json", {"members": 2, "diverged": 1, "diverged_at": {"lr=0.1,seed=0": 5}})
+            result = {"members": 2, "diverged": 1, "diverged_at": {"lr=0.1,seed=0": 5}}
             rows = [
                 {"kind": "evaluation", "step": s, "member": f"lr={r},seed=0", "retain": 0.5, "shown": s / 10}
                 | {"heldout": chance.random()}
@@ -270,9 +273,7 @@ def made_up(tmp_path: Path, points: list[dict[str, Any]]):
                 for r in (0.1, 0.01)
             ]
             (node.directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    rows = nodes_of(sweep)["data"].directory / "rows"
-    rows.mkdir()
-    (rows / "manifest.json").write_text(json.dumps({"evaluation": {"groups": {"add/word/retain": 4}}, "format": 1}))
+        node.finish(result, spent)
     return sweep
 
 

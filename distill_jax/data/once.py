@@ -16,6 +16,7 @@ from typing import Any
 
 from distill_jax.config import identity
 from distill_jax.data import checks, quiet, records
+from distill_jax.io.files import sync, write_sealed
 
 
 def make_once(
@@ -97,9 +98,10 @@ def _check_finished(directory: str, wanted: Mapping[str, Any]) -> dict[str, Any]
 
 def _publish(manifest: Mapping[str, Any], work: Path, directory: str | os.PathLike[str]) -> None:
     """Move the finished files into place, the manifest last, each on the disk before it gets its name."""
-    (work / records.MANIFEST).write_text(json.dumps(manifest, indent=1), "utf-8")
+    write_sealed(work / records.MANIFEST, manifest)
     for name in dict.fromkeys([*(entry["file"] for entry in records.entries(manifest)), records.MANIFEST]):
         with open(work / name, "rb") as file:
             os.fsync(file.fileno())
         os.replace(work / name, os.path.join(directory, name))
+    sync(Path(directory))
     shutil.rmtree(work)

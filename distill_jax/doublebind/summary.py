@@ -20,7 +20,7 @@ from distill_jax.doublebind.verdict import Finding, Passage, Readout, Thresholds
 from distill_jax.evals.claims import line
 from distill_jax.evals.heading import heading
 from distill_jax.io import double_bind as page
-from distill_jax.io.files import write_json
+from distill_jax.io.files import write_sealed
 from distill_jax.io.scale import wilson
 
 
@@ -46,7 +46,7 @@ def write(summary: Mapping[str, Any], identity: str, workdir: Path, seconds: flo
         "blind",
         "confusion",
     )
-    write_json(workdir / "report" / "verdict.json", page.clean({key: summary[key] for key in kept}))
+    write_sealed(workdir / "report" / "verdict.json", page.clean({key: summary[key] for key in kept}))
     return page.write(summary, workdir / "report")
 
 

@@ -15,7 +15,8 @@ from distill_jax.evals.heading import heading
 from distill_jax.evals.measure import MEASURES
 from distill_jax.evals.robustness import worst_case
 from distill_jax.io import double_bind, report, subliminal, tradeoff
-from distill_jax.io.files import read_json
+from distill_jax.io.files import read_sealed
+from distill_jax.io.node import ROWS
 from distill_jax.io.scale import Scale
 
 LABELS = {
@@ -36,7 +37,7 @@ CAUSES = ("student", "teacher", "evaluation")
 
 def summarise(experiment: Any, nodes: dict[str, Any], identity: str) -> dict[str, Any]:
     """Return the summary that `report/summary.json` holds; the same nodes give the same summary."""
-    manifest = load_manifest(nodes["data"].directory / "rows")
+    manifest = load_manifest(nodes["data"].sealed(ROWS).parent)
     measure = MEASURES[experiment.data.MEASURE]
     scale = measure.scale
     attacks: dict[str, list[Any]] = {}
@@ -144,10 +145,11 @@ def redraw(workdir: Path) -> Path:
     source = swept if swept.is_file() else workdir / "report" / "summary.json"
     check(source.is_file(), f"--workdir={workdir} has no report/summary.json: `distill-jax run` finishes a run first")
     try:
-        summary = read_json(source)
-    except ValueError as error:
-        mend = "`distill-jax run` (or sweep) draws it again"
-        raise ConfigError(f"{source} (report/{source.name}) is damaged; {mend}") from error
+        summary = read_sealed(source)
+    except (OSError, ValueError) as error:
+        why = "was changed since it was written, or is an earlier version's"
+        mend = "the command that wrote it, `distill-jax run` (or audit, or sweep), writes it again from its nodes"
+        raise ConfigError(f"{source} (report/{source.name}) {why}; {mend}") from error
     pages = {"sweep": tradeoff.write, "subliminal": subliminal.write, "double bind": double_bind.write}
-    pages.get("sweep" if source == swept else summary.get("page"), report.write)(summary, workdir / "report")
+    pages.get("sweep" if source == swept else summary.get("page", ""), report.write)(summary, workdir / "report")
     return workdir / "report" / "index.html"

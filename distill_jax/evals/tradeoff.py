@@ -15,6 +15,7 @@ from distill_jax.evals.findings import NAMES
 from distill_jax.evals.heading import heading
 from distill_jax.evals.robustness import worst_case
 from distill_jax.io import tradeoff
+from distill_jax.io.node import ROWS
 from distill_jax.models.transformer import parameter_count
 from distill_jax.perf.ledger import CAUSES
 
@@ -39,7 +40,7 @@ def summarise(sweep: Any) -> dict[str, Any]:
         "description": sweep.description,
         "points": {"total": len(sweep.points), "finished": sum(set(names) <= finished for names in sweep.asked)},
         "attack": _attack_settings(attacks[0].settings) if attacks else None,
-        "evaluated": load_manifest(data.directory / "rows")["evaluation"]["groups"] if data else {},
+        "evaluated": load_manifest(data.sealed(ROWS).parent)["evaluation"]["groups"] if data else {},
         "sharing": _sharing(sweep),
         "runs": runs,
         "fits": fits.fit_all(runs),

@@ -17,12 +17,12 @@ from jax.sharding import Mesh
 from distill_jax.config import check, identity
 from distill_jax.interop import hugging_face, tokenizers
 from distill_jax.interop.directory import Directory, read_object
-from distill_jax.interop.models import CARRIED, TOKENIZER
+from distill_jax.interop.models import CARRIED
 from distill_jax.interop.peft import Adapter
 from distill_jax.io.checkpoint import FINAL
 from distill_jax.io.files import Digests, write_json
 from distill_jax.io.leases import Leases
-from distill_jax.io.node import Node
+from distill_jax.io.node import TOKENIZER, Node
 from distill_jax.models import lora
 from distill_jax.models.lora import Adapters
 from distill_jax.models.transformer import Params
@@ -55,8 +55,10 @@ class Published:
         self.adapter = Adapter(Path(adapter), self.directory.cfg) if adapter else None
 
     def contents(self, digests: Digests) -> dict[str, Any]:
-        """Return what the model is known by: the hashes of its files."""
-        return {"files": {file.name: digests.of(str(file)) for file in self.directory.files}} | (
+        """Return what the model is known by: the hashes of all its files that are read or copied."""
+        beside = [self.directory.path / name for name in ("config.json", *tokenizers.FILES)]
+        files = [*self.directory.files, *(path for path in beside if path.is_file())]
+        return {"files": {file.name: digests.of(str(file)) for file in files}} | (
             {"adapter": self.adapter.digest} if self.adapter else {}
         )
 

@@ -12,13 +12,12 @@ from jax.sharding import Mesh
 from distill_jax.config import check
 from distill_jax.interop import hugging_face
 from distill_jax.interop.directory import Directory, read_object
-from distill_jax.io.checkpoint import FINAL, Checkpoints
-from distill_jax.io.node import DONE
+from distill_jax.io.checkpoint import FINAL
+from distill_jax.io.node import CONFIG, DONE, TOKENIZER, Node, finished
 from distill_jax.models import lora, transformer
 from distill_jax.models.transformer import Params, TransformerConfig
 from distill_jax.sharding.mesh import laid_out, shardings
 
-TOKENIZER = "tokenizer"
 # Of a config.json, what is no part of the decoder but goes with it.
 CARRIED = ("bos_token_id", "eos_token_id", "pad_token_id", "max_position_embeddings")
 
@@ -48,8 +47,8 @@ def open_model(path: Path) -> Model:
       ConfigError: saying what is missing or wrong.
     """
     config = path / "config.json"
-    if config.is_file() and "verb" in (found := read_object(config)):
-        return _node(path, found)
+    if (path / DONE).is_file() or (config.is_file() and "verb" in read_object(config)):
+        return _node(path)
     directory = Directory(path)
     carried = {key: directory.json[key] for key in CARRIED if key in directory.json}
 
@@ -59,20 +58,25 @@ def open_model(path: Path) -> Model:
     return Model(directory.cfg, load, carried, str(directory.path))
 
 
-def _node(path: Path, config: dict[str, Any]) -> Model:
-    mend = "run the command that makes it to its end"
-    check((path / DONE).is_file(), f"{path}: not finished, there is no {DONE}; {mend}")
+def _read(directory: Path) -> tuple[Node, dict[str, Any]]:
+    """Return a finished node and its config."""
+    node = finished(directory)
+    return node, read_object(node.sealed(CONFIG))
+
+
+def _node(path: Path) -> Model:
+    node, config = _read(path)
     check((path / "checkpoints" / FINAL).is_dir(), f"{path}: a {config['verb']} node leaves no model")
     check("model" in config, f"{path}/config.json: has no model; it was written before nodes kept theirs")
     cfg = TransformerConfig(**config["model"])
-    origin, facts = path, config
+    origin, facts = node, config
     while "hugging_face" not in facts and facts["inputs"]:  # it may go back to an imported model
-        origin = path.parent / next(iter(facts["inputs"].values()))
-        facts = read_object(origin / "config.json")
-    tokenizer = str(origin / TOKENIZER) if (origin / TOKENIZER).is_dir() else config.get("vocabulary", "")
+        origin, facts = _read(path.parent / next(iter(facts["inputs"].values())))
+    copied = origin.sealed_under(f"{TOKENIZER}/")
+    tokenizer = str(origin.directory / TOKENIZER) if copied else config.get("vocabulary", "")
 
     def load(mesh: Mesh, dtype: str | None = None) -> Params:
-        rank, checkpoints = config["settings"].get("lora_rank", 0), Checkpoints(path / "checkpoints")
+        rank, checkpoints = config["settings"].get("lora_rank", 0), node.checkpoints
         if not rank:
             return checkpoints.restore(FINAL, _placed(cfg, mesh, _cast(cfg, checkpoints.shapes(FINAL), dtype)))
         adapters = checkpoints.restore(FINAL, _placed(cfg, mesh, checkpoints.shapes(FINAL)))
@@ -89,10 +93,10 @@ def adapters_of(path: Path) -> tuple[TransformerConfig, int, float, Any]:
     Raises:
       ConfigError: if it did not.
     """
-    cfg, config = open_model(path).cfg, read_object(path / "config.json")
+    cfg, (node, config) = open_model(path).cfg, _read(path)
     settings = config.get("settings", {})
     check(settings.get("lora_rank", 0) > 0, f"{path}: has no adapters of its own; export the whole model")
-    checkpoints = Checkpoints(path / "checkpoints")
+    checkpoints = node.checkpoints
     return cfg, settings["lora_rank"], settings["lora_alpha"], checkpoints.restore(FINAL, checkpoints.shapes(FINAL))
 
 

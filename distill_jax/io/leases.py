@@ -24,7 +24,7 @@ from typing import Any
 
 from distill_jax.config import ConfigError, check
 from distill_jax.exit_codes import ExitCode
-from distill_jax.io.files import read_json, write_json
+from distill_jax.io.files import read_json, read_sealed, write_json, write_sealed
 
 
 class Leases:
@@ -198,7 +198,7 @@ def held(workdir: Path, marker: Mapping[str, Any], *, shared: bool = False) -> I
             if alone:
                 _check_owner(workdir, theirs, marker)
                 if theirs != marker:
-                    write_json(workdir / "experiment.json", dict(marker))
+                    write_sealed(workdir / "experiment.json", marker)
                 if shared:
                     fcntl.flock(lock, fcntl.LOCK_SH)
             else:
@@ -222,16 +222,18 @@ def _marker(workdir: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        found = read_json(path)
+        found = read_sealed(path)
         found["experiment"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path} is damaged; remove it to claim the directory anew") from error
-    return dict(found)
+        mend = "remove it to claim the directory anew"
+        raise ConfigError(f"{path} is damaged, or an earlier version's; {mend}") from error
+    return found
 
 
 def _check_owner(workdir: Path, theirs: Mapping[str, Any] | None, marker: Mapping[str, Any]) -> None:
     if theirs is None:
-        foreign = [p.name for p in workdir.iterdir() if p.name not in (".lock", ".gate", "experiment.json")]
+        ours = ("nodes", "attempts", "report", "digests.json")  # by what nodes are of, a claim anew mixes nothing up
+        foreign = [p.name for p in workdir.iterdir() if p.name not in ours and not p.name.startswith(".")]
         check(not foreign, f"--workdir={workdir} holds other files ({foreign[:1]}); choose a new directory")
         return
     mine, other = marker["experiment"], theirs["experiment"]

@@ -23,6 +23,7 @@ from distill_jax.io import figures
 from distill_jax.io.figures import Look, Model
 from distill_jax.io.files import write_atomic
 from distill_jax.io.scale import ACCURACY, MISSING, SCALES, Scale, percent
+from distill_jax.io.sealed import seal
 from distill_jax.io.wording import WORDINGS
 
 Summary = dict[str, Any]
@@ -39,8 +40,8 @@ def write(summary: Mapping[str, Any], directory: str | os.PathLike[str]) -> Path
 
 
 def write_beside(page: str, data: Summary, numbers: Path) -> Path:
-    """Write `data` to the file `numbers` and the page it draws to `index.html` beside it; return the page's path."""
-    encoded = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)
+    """Write `data`, sealed, to the file `numbers` and the page it draws to `index.html` beside it; return its path."""
+    encoded = json.dumps(seal(data), indent=1, ensure_ascii=False, allow_nan=False)
     numbers.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(numbers, encoded + "\n")
     write_atomic(numbers.with_name("index.html"), page)

@@ -21,7 +21,7 @@ from distill_jax.data.feed import Feed
 from distill_jax.data.records import load_manifest
 from distill_jax.data.states import States
 from distill_jax.io.checkpoint import FINAL, Checkpoints, Damaged
-from distill_jax.io.metrics import Metrics
+from distill_jax.io.node import STATES
 from distill_jax.models import lora, transformer
 from distill_jax.perf import peaks, profile
 from distill_jax.perf.ledger import ledger
@@ -227,8 +227,9 @@ class Program:
         if not self.cache:
             return None
         node = ctx.nodes[self.cache]
+        directory = node.sealed(STATES).parent
         try:
-            return States(node.directory / "states", load_manifest(ctx.data)["sets"][data]["sha256"])
+            return States(directory, load_manifest(ctx.data)["sets"][data]["sha256"])
         except ValueError as error:
             raise ConfigError(f"{error}: remove {node.directory} and run again") from error
 
@@ -278,7 +279,7 @@ def train(
     fresh = program.adapters if program.base else lambda _, mesh: starts(mesh)
     state = _restore(ctx, stores, crew, program.state(ctx, mesh, fresh(ctx, mesh)), mesh)
     start = int(state.step)
-    books = {node.name: Metrics(node.directory, start) for node in nodes} if chief() else {}
+    books = {node.name: node.continued_metrics(start) for node in nodes} if chief() else {}
     evaluator = ctx.evaluator(mesh, *parts)
     shown = {"loss": "", "score": ""}  # by the progress line
     tokens = settings.batch * ctx.row_length * len(crew)
@@ -316,9 +317,10 @@ def train(
         shown["loss"] = "loss " + ", ".join(terms)
 
     def save(step: int, state: State) -> None:
-        flush()
+        journals = {name: book.sync() for name, book in books.items()}
         for node in nodes:
-            stores[node.name].save(step, take_state(ctx.model, mesh, state, _places(crew, node)), background=True)
+            piece = take_state(ctx.model, mesh, state, _places(crew, node))
+            stores[node.name].save(step, piece, journals.get(node.name), background=True)
 
     teacher, base = program.frozen(ctx, mesh)
     step, feed = functools.partial(program.build(mesh), base=base), program.batches(ctx, mesh)

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from distill_jax.io.files import read_sealed
 from tests.spoil import kept_in
 
 ROOT = Path(__file__).parent.parent.parent
@@ -111,7 +112,7 @@ def attempted(workdir: Path, stage: str) -> list[Path]:
 
 def results(workdir: Path) -> dict[str, Any]:
     """Return all numbers of a sweep: its summary, and every node's rows, results and FLOPs."""
-    summary = json.loads((workdir / "report/sweep.json").read_text())
+    summary = read_sealed(workdir / "report/sweep.json")
     del summary["created"]
     found: dict[str, Any] = {"summary": summary}
     for name, path in nodes(workdir).items():

@@ -15,6 +15,7 @@ import pytest
 from harness import Workers, assert_same, attempted, computed, kill, nodes, said
 
 from distill_jax.exit_codes import ExitCode
+from distill_jax.io.files import read_sealed, write_sealed
 from tests.spoil import cut, fill, flip, largest, shared, small_disk
 
 KILLS, FEWER = 20, 5  # the twenty with --thorough
@@ -229,8 +230,8 @@ def test_workers_with_another_config_or_code_are_refused(workers, copy):
         os.kill(first.pid, signal.SIGSTOP)  # it stays where it is
         code, text = workers(copy, "--config.relearn.seeds=3")
         assert code == 2 and "points" in text and "workers there" in text
-        marker = json.loads((copy / "experiment.json").read_text())
-        (copy / "experiment.json").write_text(json.dumps(marker | {"code": "0123456789ab"}))
+        marker = read_sealed(copy / "experiment.json")
+        write_sealed(copy / "experiment.json", marker | {"code": "0123456789ab"})
         code, text = workers(copy)
         assert code == 2 and "code '0123456789ab'" in text
     finally:
