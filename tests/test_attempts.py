@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import shutil
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +24,6 @@ from distill_jax.io import attempts, checkpoint
 from distill_jax.io.checkpoint import FINAL
 from distill_jax.io.files import read_json, write_json
 from distill_jax.io.leases import Leases
-from distill_jax.io.metrics import Metrics
 from distill_jax.io.node import Node
 
 pytestmark = pytest.mark.unit
@@ -47,12 +48,11 @@ def computing(node: Node, worker: str) -> Iterator[int]:
     for step in node.checkpoints.steps():
         with contextlib.suppress(checkpoint.Damaged):  # its worker removed it while it was copied
             state, start = node.checkpoints.restore(step, state), step
-    metrics, checkpoints = Metrics(node.directory, start), node.checkpoints
+    metrics, checkpoints = node.continued_metrics(start), node.checkpoints
     for step in range(start, STEPS):
         yield step
         if step > start and step % EVERY == 0:
-            metrics.flush()
-            checkpoints.save(step, state)
+            checkpoints.save(step, state, metrics.sync())
             yield step
         state = {"x": state["x"] * 1.5 + step}
         metrics.write("train", step, "", {"loss": float(state["x"][0])})
@@ -303,3 +303,83 @@ def test_the_next_worker_removes_what_one_left_that_was_killed_as_it_cleaned_up(
     assert attempts.leftovers(node) == [] and numbers(node) == alone
     for worker in workers:
         worker.close()
+
+
+class Disk:
+    """A disk whose power may fail at any change: names are where they were, contents as far as they were synced."""
+
+    def __init__(self, directory: Path, patch: pytest.MonkeyPatch, at_change: Callable[[], None]):
+        self._directory = directory
+        self._synced: dict[int, bytes] = {}  # inode -> contents
+        for name in ("fsync", *CALLS):
+            patch.setattr(os, name, self._watched(getattr(os, name), at_change, name == "fsync"))
+
+    def _watched(self, call: Callable[..., Any], at_change: Callable[[], None], syncs: bool) -> Callable[..., Any]:
+        def watched(*what: Any, **how: Any) -> Any:
+            done = call(*what, **how)
+            if syncs and stat.S_ISREG(os.fstat(what[0]).st_mode):
+                self._synced[os.fstat(what[0]).st_ino] = Path(f"/proc/self/fd/{what[0]}").read_bytes()
+            at_change()
+            return done
+
+        return watched
+
+    def image(self, to: Path, chance: random.Random) -> None:
+        """Copy what would be there if the power failed now."""
+        for path in self._directory.rglob("*"):
+            copy = to / path.relative_to(self._directory)
+            if path.is_dir():
+                copy.mkdir(parents=True, exist_ok=True)
+                continue
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            contents, safe = path.read_bytes(), self._synced.get(path.stat().st_ino, b"")
+            safe = safe if contents.startswith(safe) else b""  # of another file that had its place
+            copy.write_bytes(contents[: chance.choice([len(safe), chance.randint(len(safe), len(contents))])])
+
+
+@pytest.mark.kill
+def test_a_power_cut_at_any_change_loses_time_and_no_numbers(tmp_path, alone, request):
+    """One worker is stopped by hand on its way, a second one ends; the power fails at every change that they make."""
+    node, chance, images = node_in(tmp_path / "disk"), random.Random(7), tmp_path / "images"
+    taken: list[Path] = []
+    busy = threading.Lock()
+
+    def cut() -> None:
+        if busy.acquire(blocking=False):  # an image changes files itself
+            taken.append(images / str(len(taken)))
+            disk.image(taken[-1], chance)
+            busy.release()
+
+    def stop(step: int) -> None:
+        if step == STEPS - 1:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        disk = Disk(tmp_path / "disk", patch, cut)
+        for at_step in (stop, lambda step: None):
+            leases = Leases(heartbeat=1000)
+            with contextlib.suppress(KeyboardInterrupt):
+                work(node, leases, at_step)
+            leases.close()
+    assert numbers(node) == alone and len(taken) > 80
+    some = taken if request.config.getoption("--thorough") else chance.sample(taken, 20)
+    assert [image for image in some if continued(image) != alone] == []
+
+
+def continued(workdir: Path) -> dict[str, Any]:
+    """Return what a node comes to in an image of a disk, its leases being those of a machine that went down."""
+    node = node_in(workdir)
+    for lease in workdir.glob("attempts/*/lease-*.json"):
+        with contextlib.suppress(ValueError):
+            lease.write_text(json.dumps(json.loads(lease.read_text()) | {"machine": "elsewhere", "heartbeat": 0.0}))
+    while True:
+        leases = Leases(dead_after=0.02)
+        try:
+            work(node, leases)
+            return numbers(node)
+        except ConfigError as error:  # which names what to remove
+            path = Path(str(error).split("remove ")[1].split(" and run again")[0])
+            assert path.is_relative_to(workdir)
+            shutil.rmtree(path)
+        finally:
+            leases.close()

@@ -232,7 +232,7 @@ def _marker(workdir: Path) -> dict[str, Any] | None:
 
 def _check_owner(workdir: Path, theirs: Mapping[str, Any] | None, marker: Mapping[str, Any]) -> None:
     if theirs is None:
-        ours = ("nodes", "report", "digests.json")  # by what nodes are of, a claim anew mixes nothing up
+        ours = ("nodes", "attempts", "report", "digests.json")  # by what nodes are of, a claim anew mixes nothing up
         foreign = [p.name for p in workdir.iterdir() if p.name not in ours and not p.name.startswith(".")]
         check(not foreign, f"--workdir={workdir} holds other files ({foreign[:1]}); choose a new directory")
         return
