@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from scipy.special import ndtr, ndtri
@@ -18,12 +19,13 @@ from scipy.special import ndtr, ndtri
 from distill_jax.evals.claims import judge
 from distill_jax.evals.conclusions import State
 from distill_jax.evals.estimates import Scores
+from distill_jax.evals.findings import Sweep, findings
 from distill_jax.evals.headline import Run, as_the_oracle, beyond_suppression, leads
 from distill_jax.evals.premises import Model
 from distill_jax.io.scale import ACCURACY, Scale
 
 PROMPTS = np.array([2.0] * 87 + [1.0] * 18)  # 192 prompts on 105 facts, as configs/arithmetic.py:cpu asks
-RUN_SD, SEED_SD, ALIKE = 0.03, 0.02, 0.5  # between trainings; between attackers; ρ
+RUN_SD, SEED_SD, ALIKE = 0.03, 0.02, 0.8  # between trainings; between attackers; ρ
 ALPHAS = (0.2, 0.4, 0.6, 0.8)
 
 
@@ -58,18 +60,18 @@ def answers(rng: np.random.Generator, p: float, easy: np.ndarray, seeds: int, ru
     mean = np.clip(p + run + spread * rng.standard_normal((seeds, 1)), 1e-6, 1 - 1e-6)
     right = ndtr((ndtri(mean) + np.sqrt(ALIKE) * easy) / np.sqrt(1 - ALIKE))
     by_fact = rng.binomial(PROMPTS.astype(int), right) / PROMPTS
-    return Scores(np.average(by_fact, axis=1, weights=PROMPTS), by_fact, PROMPTS, len(PROMPTS))
+    return Scores(by_fact @ PROMPTS / PROMPTS.sum(), by_fact, PROMPTS, len(PROMPTS))
 
 
 def world(
-    rng: np.random.Generator, truths: Mapping[str, Truth] = GOOD, *, seeds: int = 3, run_sd: float = RUN_SD
+    rng: np.random.Generator, truths: Mapping[str, Truth] = GOOD, *, seeds: int = 3, seed_sd: float = SEED_SD
 ) -> list[Model]:
     """Draw a run's models from what is true of them."""
     easy = rng.standard_normal(len(PROMPTS))
     made = []
     for name, truth in truths.items():
-        run = run_sd * float(rng.standard_normal())
-        draw = lambda p, spread=SEED_SD, run=run: answers(rng, p, easy, seeds, run if p > 0.01 else 0.0, spread)  # noqa: E731
+        run = RUN_SD * float(rng.standard_normal())
+        draw = lambda p, spread=seed_sd, run=run: answers(rng, p, easy, seeds, run if p > 0.01 else 0.0, spread)  # noqa: E731
         before, after = draw(truth.before, 0.0), draw(truth.after)
         weights = {"float32": after}
         if truth.bf16 is not None:
@@ -94,3 +96,45 @@ def states(models: Sequence[Model], scale: Scale = ACCURACY) -> dict[str, State]
     chosen = leads(run)
     said = [*judge(models, scale), beyond_suppression(run, chosen), as_the_oracle(run, chosen)]
     return {one.name: one.state for one in said}
+
+
+SWEPT = {
+    ("reference", None, None): 0.94, ("oracle", None, None): 0.07, ("suppressed", None, None): 0.6,
+    ("filtered", None, None): 0.07, ("random student", None, None): 0.07, ("alpha 0", 0.0, 0.0): 0.6,
+    **{("undo", a, b): end for a, end in ((0.2, 0.6), (0.5, 0.35), (0.8, 0.07)) for b in (0.0, 0.1)},
+    ("noise only", 0.8, 0.1): 0.6,
+}  # fmt: skip
+Setting = tuple[str, float | None, float | None]  # kind, α, β
+
+
+def swept(
+    rng: np.random.Generator, truths: Mapping[Setting, float] = SWEPT, *, seeds: int = 3, **changes: Any
+) -> Sweep:
+    """Draw a sweep over training seeds, one attacker each, from the true accuracy after the attack of each setting.
+
+    Args:
+      changes: of all runs' fields, by kind.
+    """
+    easy = rng.standard_normal(len(PROMPTS))
+    runs, before, after = [], {}, {}
+    for (kind, alpha, beta), end in truths.items():
+        for seed in range(seeds):
+            known = kind == "reference"
+            run: dict[str, Any] = {
+                "id": f"{kind} {alpha} {beta} {seed}", "kind": kind, "alpha": alpha, "beta": beta, "seed": seed,
+                "method": None if kind in ("reference", "oracle", "filtered") else "maxent", "retain": 0.9,
+                "forget": 0.93 if known else 0.0, "recovered": None, "diverged": False, "steps": 100,
+                "compute": {"whole": {"student": 1.0, "teacher": 1.0}},
+                "vs_retraining": {"whole": 0.4}, "vs_first_passage": {"whole": 0.9},
+            }  # fmt: skip
+            run |= changes.get(kind.replace(" ", "_"), {})
+            luck = RUN_SD * float(rng.standard_normal())
+            before[run["id"]] = answers(rng, run["forget"], easy, 1, 0.0, 0.0)
+            after[run["id"]] = answers(rng, end, easy, 1, luck if end > 0.01 else 0.0, 0.0)
+            runs.append(run)
+    return Sweep(runs, before, after)
+
+
+def swept_states(sweep: Sweep) -> dict[str, State]:
+    """Return what every finding on a sweep says."""
+    return {one.name: one.state for one in findings(sweep)}
