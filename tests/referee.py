@@ -18,7 +18,7 @@ from scipy.special import ndtr, ndtri
 
 from distill_jax.evals.claims import judge
 from distill_jax.evals.conclusions import State
-from distill_jax.evals.estimates import Scores
+from distill_jax.evals.estimates import Scores, band, contrast
 from distill_jax.evals.findings import Sweep, findings
 from distill_jax.evals.headline import Run, as_the_oracle, beyond_suppression, leads
 from distill_jax.evals.premises import Model
@@ -138,3 +138,97 @@ def swept(
 def swept_states(sweep: Sweep) -> dict[str, State]:
     """Return what every finding on a sweep says."""
     return {one.name: one.state for one in findings(sweep)}
+
+
+# The table
+
+
+def report_power(name: str, truths: Mapping[str, Truth], seeds: int, count: int) -> float:
+    """Return how often a rule says held of a run."""
+    return float(np.mean([states(world(_rng(i), truths, seeds=seeds))[name] is State.HELD for i in range(count)]))
+
+
+def sweep_power(name: str, truths: Mapping[Setting, float], seeds: int, count: int) -> float:
+    """Return how often a finding is held of a sweep."""
+    return float(np.mean([swept_states(swept(_rng(i), truths, seeds=seeds))[name] is State.HELD for i in range(count)]))
+
+
+def _rng(draw: int) -> np.random.Generator:
+    return np.random.default_rng([11, draw])
+
+
+def ending(ends: Mapping[str, float]) -> dict[str, Truth]:
+    """Return the good run with some models ending elsewhere, and no more models than a rule needs."""
+    needed = ("reference", "oracle", "rmu", "maxent", *ends)
+    return {n: dataclasses.replace(GOOD[n], after=ends.get(n, GOOD[n].after)) for n in dict.fromkeys(needed)}
+
+
+def one_run(count: int) -> list[tuple[str, dict[str, float]]]:
+    """Return what rules say of one training run a model: how often held, by the true effect; the first is a null."""
+    rows = []
+    for seeds in (1, 3):
+        gaps = {f"{gap:g}": ending({"maxent": 0.15 + gap, "student": 0.15}) for gap in (0.0, 0.1, 0.15, 0.2, 0.3)}
+        rows.append((f"student against its teacher, {seeds} attackers", "distilling maxent", gaps, seeds))
+    slope = lambda drop: ending({f"undo-{a}": 0.5 - drop * (a - 0.2) / 0.6 for a in ALPHAS})  # noqa: E731
+    drops = {f"{drop:g}": slope(drop) for drop in (0.0, 0.1, 0.15, 0.2, 0.3)}
+    rows.append(("fall from α = .2 to .8", "alpha", drops, 3))
+    as_good = {
+        f"{gap:g}": ending({"match-from-random": 0.07 + gap, "match-from-reference": 0.3}) for gap in (0.05, 0.0)
+    }
+    rows.append(("no more back than the oracle (± .05)", "matching, oracle", as_good, 3))
+    return [(title, {key: report_power(rule, t, s, count) for key, t in by.items()}) for title, rule, by, s in rows]
+
+
+def several_runs(count: int) -> list[tuple[str, dict[str, float]]]:
+    """Return the same of a sweep, by training seeds and true effect."""
+    rows: list[tuple[str, dict[str, float]]] = []
+    for seeds in (2, 3, 5, 10):
+        by = {}
+        for drop in (0.0, 0.1, 0.2, 0.3):
+            ends = {
+                key: 0.5 - drop * (key[1] - 0.2) / 0.6 if key[0] == "undo" and key[1] else end
+                for key, end in SWEPT.items()
+            }
+            by[f"{drop:g}"] = sweep_power("alpha, maxent, 0", ends, seeds, count)
+        rows.append((f"fall from α = .2 to .8, {seeds} training seeds", by))
+    for seeds in (3, 5, 10, 20):
+        by = {}
+        for gap in (0.05, 0.0):
+            ends = SWEPT | {("filtered", None, None): 0.07 + gap}
+            by[f"{gap:g}"] = sweep_power("filtering", ends, seeds, count)
+        rows.append((f"two models alike (± .05), {seeds} training seeds", by))
+    return rows
+
+
+def covering(count: int) -> list[tuple[str, dict[str, float]]]:
+    """Return how often intervals of three attackers hold the accuracy over all facts."""
+    rows = []
+    for p in (0.03, 0.08, 0.3, 0.6):
+        inside = np.zeros(2)
+        for draw in range(count):
+            rng = _rng(draw)
+            scores = answers(rng, p, rng.standard_normal(len(PROMPTS)), 3, 0.0, 0.01)
+            ends = band(scores, ACCURACY), contrast([(1.0, Scores(scores.by_seed))]).interval()
+            inside += [low <= p <= high for low, high in ends]
+        rows.append((f"accuracy {p:g}", dict(zip(("seeds and facts", "seeds alone"), inside / count, strict=True))))
+    return rows
+
+
+def main(count: int = 400) -> None:
+    """Print the tables."""
+    tables = {
+        "Coverage of the 95 % interval": covering(4 * count),
+        "One training run": one_run(count),
+        "Sweep": several_runs(count),
+    }
+    for title, rows in tables.items():
+        print(f"\n{title}\n")
+        for name, by in rows:
+            print(
+                f"| {name} | " + " · ".join(f"{effect}: {100 * rate:.0f} %" for effect, rate in by.items()) + " |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

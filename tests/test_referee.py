@@ -20,6 +20,7 @@ from distill_jax.evals.claims import judge
 from distill_jax.evals.conclusions import State, to_json
 from distill_jax.evals.estimates import Estimate, Scores, band, contrast
 from distill_jax.evals.headline import headline
+from distill_jax.evals.robustness import read_attack
 from distill_jax.io.scale import ACCURACY
 from tests import referee
 from tests.referee import GOOD, SWEPT, Truth, states, swept, swept_states, world
@@ -318,3 +319,32 @@ def test_the_degrees_of_freedom_are_welch_s():
     found = contrast([(1.0, Scores(a)), (-1.0, Scores(b))]).interval()
     ends = stats.ttest_ind(a, b, equal_var=False).confidence_interval()
     assert found == pytest.approx((ends.low, ends.high))
+
+
+def test_seeds_alone_are_a_paired_t_interval():
+    a, b = np.array([0.5, 0.7, 0.6]), np.array([0.4, 0.5, 0.5])
+    low, high = contrast([(1.0, Scores(a)), (-1.0, Scores(b))]).interval()
+    ends = stats.ttest_rel(a, b).confidence_interval()
+    assert (low, high) == pytest.approx((ends.low, ends.high))
+    assert all(math.isnan(end) for end in contrast([(1.0, Scores(a[:1]))]).interval())
+
+
+# The worst case
+
+
+def test_choosing_a_learning_rate_flatters_nobody():
+    """Ten rates that are all alike, at an accuracy of .08: the best of them on all facts looks better than it is."""
+    prompts, honest, naive = referee.PROMPTS.astype(int), [], []
+    for draw in range(60):
+        rng = np.random.default_rng(draw)
+        rows = []
+        for rate in range(1, 11):
+            right = rng.binomial(prompts, 0.08)
+            told = {"step": 0, "member": f"lr={rate},seed=0"}
+            rows.append({"kind": "facts", **told, "correct": right.tolist()})
+            rows.append({"kind": "evaluation", **told, "heldout": right.sum() / 192, "shown": 0.5, "retain": 0.5})
+        honest.append(float(read_attack(rows, prompts=prompts.tolist()).by_seed[0, 0]))
+        naive.append(float(read_attack(rows).by_seed[0, 0]))
+    error = np.std(honest) / np.sqrt(len(honest))
+    assert abs(np.mean(honest) - 0.08) < 4 * error
+    assert np.mean(naive) > 0.08 + 0.02
