@@ -18,6 +18,8 @@ import plotly.graph_objects as go
 import pytest
 from plotly.offline import get_plotlyjs
 
+from distill_jax.config import ConfigError
+from distill_jax.evals.summary import redraw
 from distill_jax.io import figures, report
 
 STEPS = list(range(0, 201, 10))
@@ -26,7 +28,9 @@ HELD, FAILED, OPEN, VOID, NOT_RUN = "held", "failed", "open", "void", "not run"
 
 
 def conclusion(statement: str, state: str, evidence: str) -> dict[str, Any]:
-    return {"name": statement, "statement": statement, "state": state, "evidence": evidence}
+    premises = [{"statement": "the sun shines", "shown": True, "evidence": "look"}]
+    premises += [{"statement": "it was unlearned", "shown": False, "evidence": "forget 0.88"}] if state == VOID else []
+    return {"name": statement, "statement": statement, "state": state, "evidence": evidence, "premises": premises}
 
 
 CONCLUSIONS = [
@@ -258,12 +262,22 @@ def test_answer_says_what_was_reached_and_what_for() -> None:
         (HELD, VOID, "the comparison with the oracle is void"),
         (OPEN, HELD, "Student is not shown to be more robust than suppression alone."),
         (FAILED, HELD, "Student is less robust than suppression alone."),
-        (VOID, VOID, "Nothing can be concluded of robustness."),
+        (VOID, VOID, "Nothing can be concluded of robustness. Not shown: it was unlearned (forget 0.88)."),
         (NOT_RUN, NOT_RUN, "nothing to compare"),
     ],
 )
 def test_answer_is_the_state_of_its_conclusions(beyond: str, oracle: str, answer: str) -> None:
     assert answer in Page(report.render({**example(), "headline": headline(beyond, oracle)})).text
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(("name", "key"), [("summary.json", "claims"), ("sweep.json", "findings")])
+def test_a_summary_of_an_older_version_is_refused_with_a_mend(tmp_path: Path, name: str, key: str) -> None:
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / name).write_text(json.dumps({"models": [], key: []}))
+    with pytest.raises(ConfigError, match=rf"{name}\) is of an older version; the command that made it draws it again"):
+        redraw(tmp_path)
+    assert not (tmp_path / "report" / "index.html").exists()
 
 
 @pytest.mark.unit

@@ -11,7 +11,7 @@ import pytest
 
 from distill_jax import graph, main, sweep_graph
 from distill_jax.config import ConfigError
-from distill_jax.evals import findings, tradeoff
+from distill_jax.evals import tradeoff
 from distill_jax.experiment import load_experiment, load_module
 from distill_jax.io import attempts
 from distill_jax.io.files import write_sealed
@@ -343,74 +343,3 @@ def test_an_unfinished_sweep_is_summarised_as_far_as_it_is(tmp_path):
     summary = tradeoff.summarise(sweep)
     assert summary["points"] == {"total": 4, "finished": 3} and len(summary["runs"]) == 3
     assert (tradeoff.write_report(sweep, tmp_path).read_text()).lstrip().lower().startswith("<!doctype html>")
-
-
-# What is concluded
-
-
-def runs_of(value, seeds=(0, 1, 2), noise=0.01) -> list[dict[str, Any]]:
-    """Return models whose accuracy after the attack is a function of (kind, α, β), and a little chance."""
-    chance = random.Random(1)
-    shapes = [
-        ("suppressed", None, None),
-        ("filtered", None, None),
-        ("random student", None, None),
-        ("alpha 0", 0.0, 0.0),
-    ]
-    shapes += [("undo", a, b) for a in (0.2, 0.5, 0.8) for b in (0.0, 0.1)] + [("noise only", 0.8, 0.1)]
-    flat = {"student": 1.0, "teacher": 1.0}
-    return [
-        {
-            "kind": kind,
-            "label": kind,
-            "method": None if kind == "filtered" else "maxent",
-            "alpha": a,
-            "beta": b,
-            "seed": seed,
-            "retain": 0.9,
-            "recovered": True,
-            "diverged": False,
-            "compute": {"whole": flat},
-            "attack": {"forget_heldout": [0.0, value(kind, a, b) + chance.gauss(0, noise)]},
-        }
-        for kind, a, b in shapes
-        for seed in seeds
-    ]
-
-
-def answers(runs) -> list[str]:
-    return [found["answer"] for found in findings.findings(runs)]
-
-
-def test_findings_say_what_is_in_the_numbers():
-    def shrinkage(kind, a, b):
-        own = {"undo": 0.7 - 0.6 * (a or 0), "filtered": 0.05, "random student": 0.1, "suppressed": 0.9}
-        return own.get(kind, 0.7)
-
-    rises, why, filtering = answers(runs_of(shrinkage, noise=0.001))
-    assert "β = 0: yes" in rises and "β = 0.1: yes" in rises
-    # Of 0.9 before distilling, 0.7 is left by distilling alone: that is not the damage's doing.
-    assert "shrinkage alone against α = 0: helps" in why and "noise alone against α = 0: the seeds cannot tell" in why
-    assert filtering.endswith("filtering is more robust")
-    falls, why, _ = answers(runs_of(lambda kind, a, b: 0.2 + 0.5 * (a or 0) - 0.1 * bool(b), noise=0.001))
-    assert "no, it falls" in falls and "noise added to shrinkage: helps" in why
-    assert "shrinkage alone against α = 0: harms" in why
-
-
-def test_what_did_not_recover_makes_nothing_robust():
-    runs = runs_of(lambda kind, a, b: 0.5 if a != 0.8 else 0.0, noise=0.001)
-    assert "yes" in answers(runs)[0]
-    broken = [run | {"recovered": run["alpha"] != 0.8 and None} for run in runs]
-    (rises, *_) = findings.findings(broken)
-    assert "yes" not in rises["answer"] and "did not recover left out" in rises["numbers"]
-
-
-def test_findings_admit_what_the_seeds_cannot_tell():
-    assert all("cannot tell" in answer for answer in answers(runs_of(lambda *_: 0.5, noise=0.2)))
-    assert answers(runs_of(lambda *_: 0.5, seeds=(0,))) == []  # one seed has no interval
-
-
-def test_a_difference_is_a_paired_t_interval():
-    mean, low, high = findings.difference({0: 0.5, 1: 0.7, 2: 0.6, 9: 0.0}, {0: 0.4, 1: 0.5, 2: 0.5})  # type: ignore[misc]
-    half = 4.302653 * 0.0577350 / 3**0.5  # t at 97.5 % with two degrees of freedom; standard deviation by hand
-    assert mean == pytest.approx(0.4 / 3) and (low, high) == pytest.approx((mean - half, mean + half), abs=1e-6)

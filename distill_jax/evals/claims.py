@@ -7,6 +7,7 @@ run has no models for is NOT_RUN.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -50,6 +51,11 @@ class Run:
         """Return a model, None if the run has none of this name."""
         return self.named.get(name)
 
+    @functools.cached_property
+    def attack_works(self) -> Premise:
+        """Return whether the run's attack brings anything back."""
+        return premises.works(self.models, self.scale)
+
     def shared(self, teacher: Model, reference: Model, students: Sequence[Model]) -> list[Premise]:
         """Return the premises of every comparison of a suppressed teacher's students."""
         oracle, scale = self.get("oracle"), self.scale
@@ -58,7 +64,7 @@ class Run:
             premises.able(reference, oracle, scale),
             suppressed(teacher, reference, oracle, scale),
             *(kept(model, reference, scale) for model in dict.fromkeys((teacher, *students))),
-            premises.works(self.models, scale),
+            self.attack_works,
         ]
 
     def ignorant(self, oracle: Model, reference: Model) -> list[Premise]:
@@ -229,7 +235,7 @@ def _matching(run: Run, name: str, claim: str, compare: Callable[[Model, Model, 
     shared = [finite([begun, fresh, reference]), premises.able(reference, oracle, scale)]
     shared += [*run.ignorant(oracle, reference), *(kept(m, reference, scale) for m in pair)]
     shared += [] if scale.nothing is None else [suppressed(m, reference, oracle, scale) for m in pair]
-    shared.append(premises.works(run.models, scale))
+    shared.append(run.attack_works)
     text = _ends(run, begun, fresh, oracle)
     return conclude(name, claim, premises=shared, effects=[compare(begun, fresh, oracle)], evidence=text)
 
@@ -245,7 +251,7 @@ def precision(run: Run) -> Conclusion:
     gap = effect("fp32 − bf16, mean over models", terms, run.scale, "above")
     ends = [(m.label, *(m.by_weights[kind].value for kind in ("float32", "bfloat16"))) for m in both]
     parts = "; ".join(f"{label} {full:.2f} in fp32, {half:.2f} in bf16" for label, full, half in ends)
-    shared = [finite(both), premises.works(run.models, run.scale)]
+    shared = [finite(both), run.attack_works]
     text = f"Held-out {run.scale.item}s after the attack: {parts}."
     return conclude("precision", claim, premises=shared, effects=[gap], evidence=text)
 

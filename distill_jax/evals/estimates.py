@@ -9,6 +9,7 @@ trained several times, and else assumed (`Scale.run_sd`).
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 
@@ -80,7 +81,7 @@ class Scores:
     prompts: np.ndarray | None = None
     facts: int = 0
 
-    @property
+    @functools.cached_property
     def value(self) -> float:
         """Return the mean over all."""
         return float(np.mean(self.by_seed))
@@ -118,14 +119,13 @@ def _facts_part(terms: Sequence[tuple[float, Scores]]) -> list[tuple[float, floa
 
     A mean over facts that are asked unequally often is a ratio: its variance is that of the linearised residuals.
     """
-    tables = [
-        (w, s.by_fact.mean(axis=0), s.prompts) for w, s in terms if s.by_fact is not None and s.prompts is not None
-    ]
-    same = len({None if p is None else p.tobytes() for _, _, p in tables}) == 1
-    if len(tables) == len(terms) and same and len(tables[0][1]) > 1:
-        residuals: np.ndarray = sum(w * p * (y - np.average(y, weights=p)) / p.mean() for w, y, p in tables)
-        count = len(residuals)
-        return [(float(np.sum(residuals**2)) / (count * (count - 1)), count - 1)]
+    known = [(w, s.by_fact, s.prompts) for w, s in terms]
+    tables = [(w * y.mean(axis=0), p) for w, y, p in known if y is not None and p is not None]
+    asked = tables[0][1] if tables else np.zeros(0)
+    if len(asked) > 1 and len(tables) == len(terms) and all(np.array_equal(asked, p) for _, p in tables):
+        together, count = np.sum([y for y, _ in tables], axis=0), len(asked)
+        residuals = asked * (together - asked @ together / asked.sum()) / asked.mean()
+        return [(float(residuals @ residuals) / (count * (count - 1)), count - 1)]
     found: list[tuple[float, float]] = []
     for w, s in terms:
         count = len(s.prompts) if s.prompts is not None else s.facts

@@ -128,9 +128,10 @@ def suppressed(model: Model, reference: Model, oracle: Model | None, scale: Scal
 
 def kept(model: Model, reference: Model, scale: Scale) -> Premise:
     """The model has what is to be retained: nearly as much as the reference, and more than nothing."""
-    floor = -math.inf if scale.nothing is None else scale.nothing + 2 * scale.margin
     goal = scale.goal(reference.retain, RETAIN)
-    shown = model.recovered is not False and scale.sign * (model.retain - goal) >= 0 and model.retain > floor
+    if scale.nothing is not None:
+        goal = max(goal, scale.nothing + 2 * scale.margin)
+    shown = model.recovered is not False and scale.sign * (model.retain - goal) >= 0
     told = f"retain {scale.name} {model.retain:.2f}, wanted {goal:.2f}"
     told += ", stopped short of its goal" if model.recovered is False else ""
     return Premise(f"{model.label} has the retain ability", shown, told)

@@ -127,7 +127,7 @@ def training_flops(node: Any, nodes: dict[str, Any]) -> float:
     return sum(flops.get("student", 0.0) + flops.get("teacher", 0.0) for flops in spent)
 
 
-def first_passage(node: Any, oracle: Any, nodes: dict[str, Any], scale: Scale) -> float | None:
+def first_passage(node: Any, oracle: Any, nodes: Mapping[str, Any], scale: Scale) -> float | None:
     """Return the share of its schedule after which the oracle first had the retain score that a student stops at.
 
     None of what has no such goal, and where the oracle never had it. The oracle is looked at now and then, so the share

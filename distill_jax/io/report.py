@@ -141,7 +141,7 @@ def answer(data: Summary, chosen: Leads, step: int | None) -> tuple[str, str]:
     said = _listed(parts) if parts else "none was measured"
     story = WORDINGS[scale.key].story.format(step=f"{step:,}", told=said)
     story += _gap(base, best, oracle, step, scale) + _caveat(best, oracle, scale)
-    story += " ".join(text(one.get("evidence"), "") for one in decided)
+    story += " ".join(text(one.get("evidence"), "") for one in decided if one["state"] not in ("void", "not run"))
     return _verdict(decided, text(best["label"]) if best else "Distillation", oracle is not None), story
 
 
@@ -151,7 +151,9 @@ def _verdict(decided: list[dict[str, Any]], name: str, has_oracle: bool) -> str:
         return "No distilled model was attacked beside a suppressed one and a reference: nothing to compare."
     first, second = (one["state"] for one in decided)
     if first == "void":
-        return f"Nothing can be concluded of robustness. {text(decided[0]['evidence'])}"
+        missing = next(premise for premise in decided[0]["premises"] if not premise["shown"])
+        told = f"{text(missing['statement'])} ({text(missing['evidence'])})"
+        return f"Nothing can be concluded of robustness. Not shown: {told}."
     if first != "held":
         less = "is less robust than" if first == "failed" else "is not shown to be more robust than"
         return f"{name} {less} suppression alone."
