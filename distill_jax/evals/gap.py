@@ -23,8 +23,7 @@ from distill_jax.evals import leakage
 from distill_jax.evals.robustness import attack_table, interval
 from distill_jax.interop.models import open_model
 from distill_jax.io.files import read_json
-from distill_jax.io.metrics import read_rows
-from distill_jax.io.node import DONE
+from distill_jax.io.node import CONFIG, DONE, ROWS, Node, finished
 from distill_jax.sharding.mesh import make_mesh
 
 FROM, TO, KNOWN = "maxent", "oracle", "reference"
@@ -49,25 +48,26 @@ def tokens_to(steps: Sequence[int], bits: np.ndarray, goal: float, tokens: int) 
     return float(tokens * (steps[k - 1] + share * (steps[k] - steps[k - 1])))
 
 
-def node_directory(workdir: Path, name: str) -> Path:
-    """Return the directory of a workdir's only finished node of a name.
+def node(workdir: Path, name: str) -> Node:
+    """Return a workdir's only finished node of a name.
 
     Raises:
-      ConfigError: if there is none, or there are several.
+      ConfigError: if there is none, there are several, or it is not what was finished there.
     """
     pattern = re.compile(rf"{re.escape(name)}-[0-9a-f]{{12}}")
-    found = [done.parent for done in workdir.glob(f"nodes/*/{DONE}") if pattern.fullmatch(done.parent.name)]
-    check(bool(found), f"--workdir={workdir}: has no finished node {name}; `distill-jax run` makes it")
-    check(len(found) == 1, f"--workdir={workdir}: has {len(found)} nodes {name}; keep one, or name another workdir")
-    return found[0]
+    paths = [done.parent for done in workdir.glob(f"nodes/*/{DONE}") if pattern.fullmatch(done.parent.name)]
+    check(bool(paths), f"--workdir={workdir}: has no finished node {name}; `distill-jax run` makes it")
+    check(len(paths) == 1, f"--workdir={workdir}: has {len(paths)} nodes {name}; keep one, or name another workdir")
+    return finished(paths[0])
 
 
 def attacks(workdir: Path) -> dict[str, tuple[list[int], np.ndarray, int]]:
     """Return {model: (steps [K], bits per byte [S, K] of the worst case so far, tokens a step)} of finished attacks."""
     out = {}
     for done in sorted(workdir.glob(f"nodes/relearn-*/{DONE}")):
-        config = read_json(done.parent / "config.json")
-        steps, _, bits = attack_table(read_rows(done.parent / "metrics.jsonl"), "heldout")
+        attack = finished(done.parent)
+        config = read_json(attack.sealed(CONFIG))
+        steps, _, bits = attack_table(attack.rows(), "heldout")
         worst = np.minimum.accumulate(bits.min(axis=1), axis=1)
         tokens = config["settings"]["batch"] * Rows(_rows(workdir)).row_length
         out[config["inputs"]["start"].rpartition("-")[0]] = steps, worst, tokens
@@ -77,7 +77,7 @@ def attacks(workdir: Path) -> dict[str, tuple[list[int], np.ndarray, int]]:
 
 
 def _rows(workdir: Path) -> str:
-    return str(node_directory(workdir, "data") / "rows" / EVALUATION_ROWS)
+    return str(node(workdir, "data").sealed(ROWS).parent / EVALUATION_ROWS)
 
 
 def attack_lines(workdir: Path, at: int, goals: Sequence[float]) -> Iterator[str]:
@@ -89,7 +89,7 @@ def attack_lines(workdir: Path, at: int, goals: Sequence[float]) -> Iterator[str
     heads = [f"tokens to {goal:g}" for goal in goals]
     yield "  ".join([f"{'model':28}{'English':>8}{'Korean':>8}{f'after {at}':>22}{'of the way':>22}", *heads])
     for name, (steps, bits, tokens) in found.items():
-        result = read_json(node_directory(workdir, name) / "result.json")
+        result = node(workdir, name).result()
         way = (last[name] - last[FROM]) / (last[TO] - last[FROM])
         reach = [_thousands([tokens_to(steps, seed, goal, tokens) for seed in bits]) for goal in goals]
         cells = f"{name:28}{result['retain']:8.3f}{result['forget']:8.3f}{_band(last[name]):>22}{_band(way):>22}"
@@ -108,13 +108,13 @@ def _thousands(tokens: Sequence[float]) -> str:
 
 def leakage_lines(workdir: Path, names: Sequence[str]) -> Iterator[str]:
     """Yield the table of what models' logits on held-out text to forget show of the reference's."""
-    manifest = load_manifest(node_directory(workdir, "data") / "rows")
+    manifest = load_manifest(node(workdir, "data").sealed(ROWS).parent)
     parts: dict[str, Any] = manifest["evaluation"]["parts"]
     ends = dict(zip(parts, np.cumsum([part["rows"] for part in parts.values()]).tolist(), strict=True))
     rows = Rows(_rows(workdir)).gather(np.arange(ends["heldout"] - parts["heldout"]["rows"], ends["heldout"]))
     mesh, models = make_mesh(1), {}
     for name in dict.fromkeys((KNOWN, TO, *names)):
-        model = open_model(node_directory(workdir, name))
+        model = open_model(node(workdir, name).directory)
         models[name] = leakage.centred_logits(model.cfg, model.load(mesh, None), rows)
     positions = len(models[KNOWN].targets)
     to_bits = positions / (math.log(2) * parts["heldout"]["bytes"])
