@@ -17,6 +17,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
 from distill_jax.config import ConfigError, check
+from distill_jax.io.files import naming
 from distill_jax.io.journal import Prefix
 
 
@@ -68,18 +69,21 @@ class Metrics:
 
     def _append(self, row: Mapping[str, str | int | float | list[int] | None]) -> None:
         line = f"{json.dumps(row)}\n".encode()
-        self._file.write(line)
+        with naming(self.path):
+            self._file.write(line)
         self._hash.update(line)
 
     def flush(self) -> None:
         """Push everything written so far out to the files."""
-        self._file.flush()
+        with naming(self.path):
+            self._file.flush()
         self._board.flush()
 
     def sync(self) -> Prefix:
         """Put everything written so far on the disk, and return what a checkpoint of this moment must know of it."""
         self.flush()
-        os.fsync(self._file.fileno())
+        with naming(self.path):
+            os.fsync(self._file.fileno())
         return Prefix(self._file.tell(), self._hash.hexdigest())
 
     def close(self) -> None:
