@@ -10,7 +10,8 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,10 @@ from distill_jax.io.journal import Prefix
 
 FINAL = "final"
 CHUNK = 2**26  # bytes of a leaf that are compressed together
-# A failed save is raised once; asyncio would log each of its unfinished writes as well, and Orbax each leftover.
+# A failed save is raised once; asyncio would log each of its unfinished writes as well, and Orbax each thread's
+# traceback.
 logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-logging.getLogger("absl").setLevel(logging.ERROR)
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 class Damaged(ConfigError):
@@ -86,7 +88,7 @@ class Checkpoints:
         most = -(-max(x.nbytes for x in jax.tree.leaves(tree)) // 10**9) if lean else 96
         chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK), tree) if lean else None
         checkpointer = ocp.StandardCheckpointer(save_concurrent_gb=most)
-        with _refusals(target):
+        with _refusals(target, ValueError):
             checkpointer.save(target.absolute(), tree, force=True, save_args=chunks)
         self._pending = self._worker.submit(self._finish, checkpointer, tag, journal)
         if not background:
@@ -101,7 +103,7 @@ class Checkpoints:
     def _finish(self, checkpointer: ocp.StandardCheckpointer, tag: int | str, journal: Prefix | None) -> None:
         target, proof = self._paths(tag)
         try:
-            with _refusals(target):
+            with _refusals(target, Exception):
                 checkpointer.wait_until_finished()
         finally:
             checkpointer.close()
@@ -202,16 +204,28 @@ class Checkpoints:
         return None
 
 
+# What TensorStore calls a disk that refuses, where it does not give the error's number.
+STATUS = {
+    "RESOURCE_EXHAUSTED": errno.ENOSPC,
+    "NOT_FOUND": errno.ENOENT,
+    "PERMISSION_DENIED": errno.EACCES,
+    "FAILED_PRECONDITION": errno.ENOTDIR,
+}
+
+
 @contextlib.contextmanager
-def _refusals(target: Path) -> Iterator[None]:
-    """Raise whatever Orbax and TensorStore make of a disk that refuses as the OSError that it was."""
+def _refusals(target: Path, kinds: type[Exception]) -> Iterator[None]:
+    """Raise whatever Orbax and TensorStore make of a disk that refuses as the OSError that it was.
+
+    Args:
+      kinds: the exceptions of which it may be the reason; OSError is among them anyhow.
+    """
     try:
         yield
-    except Exception as error:
-        number = _number(error)
-        if number is None:
-            raise
-        raise OSError(number, os.strerror(number), str(target)) from error
+    except (OSError, kinds) as error:
+        number = _number(error) if target.parent.is_dir() else errno.ENOENT
+        what = os.strerror(number or errno.EIO)
+        raise OSError(number, what if number else f"{what} ({str(error)[:200]})", str(target)) from error
 
 
 def _number(error: BaseException | None) -> int | None:
@@ -219,9 +233,18 @@ def _number(error: BaseException | None) -> int | None:
     while error is not None:
         if isinstance(error, OSError) and error.errno:
             return error.errno
-        if said := re.search(r"OS error (\d+)", str(error)):
-            return int(said[1])
-        if "RESOURCE_EXHAUSTED" in str(error):
-            return errno.ENOSPC
+        if code := re.search(r"os_error_code='(\d+)'", str(error)):  # TensorStore's
+            return int(code[1])
+        if (status := str(error).partition(":")[0]) in STATUS:
+            return STATUS[status]
         error = error.__cause__ or error.__context__
     return None
+
+
+def _say_unraisable(problem: Any, say: Callable[[Any], object] = sys.unraisablehook) -> None:
+    """Say what was raised where nobody can catch it, but for TensorStore's threads that come late to a failed save."""
+    if str(problem.exc_value) != "Event loop is closed":
+        say(problem)
+
+
+sys.unraisablehook = _say_unraisable

@@ -16,6 +16,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
 from distill_jax.config import ConfigError, check
+from distill_jax.io.files import naming
 from distill_jax.io.journal import Prefix
 
 
@@ -56,7 +57,8 @@ class Metrics:
         """Write one row of one member; what is not finite is written as null."""
         plain = {k: float(f"{v:.8g}") if math.isfinite(v) else None for k, v in values.items()}
         line = f"{json.dumps({'kind': kind, 'step': step, 'member': member, **plain})}\n".encode()
-        self._file.write(line)
+        with naming(self.path):
+            self._file.write(line)
         self._hash.update(line)
         for name, value in plain.items():
             if value is not None:
@@ -65,13 +67,15 @@ class Metrics:
 
     def flush(self) -> None:
         """Push everything written so far out to the files."""
-        self._file.flush()
+        with naming(self.path):
+            self._file.flush()
         self._board.flush()
 
     def sync(self) -> Prefix:
         """Put everything written so far on the disk, and return what a checkpoint of this moment must know of it."""
         self.flush()
-        os.fsync(self._file.fileno())
+        with naming(self.path):
+            os.fsync(self._file.fileno())
         return Prefix(self._file.tell(), self._hash.hexdigest())
 
     def close(self) -> None:
