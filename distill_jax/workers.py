@@ -15,6 +15,7 @@ from distill_jax import console
 from distill_jax.exit_codes import ExitCode, ended
 
 COUNT = "DISTILL_JAX_WORKERS"  # tells a worker how many share its machine
+UTF8 = {"PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8:replace"}  # of pipes between processes, whatever the locale
 
 
 def run(argv: Sequence[str], count: int) -> int:
@@ -60,7 +61,7 @@ def _environment(count: int) -> dict[str, str]:
     flags = os.environ.get("XLA_FLAGS", "")
     if "xla_force_host_platform_device_count" not in flags:
         flags += " --xla_force_host_platform_device_count=1"  # each worker is a part of the machine already
-    return {**os.environ, "XLA_FLAGS": flags.strip(), COUNT: str(count), "PYTHONIOENCODING": "utf-8:replace"}
+    return {**os.environ, "XLA_FLAGS": flags.strip(), COUNT: str(count), **UTF8}
 
 
 def _start(command: Sequence[str], environment: dict[str, str]) -> subprocess.Popen[str]:

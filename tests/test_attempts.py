@@ -257,6 +257,22 @@ def test_what_is_adopted_from_a_worker_that_goes_on_is_of_one_moment(tmp_path, m
     assert attempts.leftovers(node) == []
 
 
+def test_a_file_that_its_worker_may_still_write_to_is_not_adopted(tmp_path):
+    node = node_in(tmp_path)
+    attempts.home(node).mkdir(parents=True)
+    before = attempts.begin(node, 0).directory
+    kept = ["states/0.npy", "checkpoints/2/d/part", "rows/set", "metrics.jsonl"]
+    left = ["states/9.tmp", "checkpoints/4.orbax-checkpoint-tmp/d/part", "rows/.lock", ".result.json.0.tmp"]
+    for name in (*kept, *left):
+        (before / name).parent.mkdir(parents=True, exist_ok=True)
+        (before / name).write_text("old")
+    after = attempts.begin(node, 1).directory
+    assert sorted(str(path.relative_to(after)) for path in after.rglob("*") if path.is_file()) == sorted(kept)
+    for name in ("rows/set", "metrics.jsonl"):  # appended to, or begun anew, by a worker that wakes
+        (before / name).write_text("late")
+        assert (after / name).read_text() == "old"
+
+
 def test_what_a_run_left_in_place_is_gone_on_with(tmp_path, alone):
     node = node_in(tmp_path)
     for step in computing(node, "run"):

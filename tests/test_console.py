@@ -65,6 +65,12 @@ def test_standard_streams_may_be_closed(monkeypatch):
     assert main(["distill-jax", "pla"]) == ExitCode.REFUSED
 
 
+def test_a_name_that_is_no_text_is_refused(capsys):
+    command = ["distill-jax", "run", "--config=configs/arithmetic.py:smoke", "--workdir=runs/\udce4"]
+    assert main(command) == ExitCode.REFUSED
+    assert "--workdir=runs/?: its bytes are no text" in capsys.readouterr().err
+
+
 @pytest.mark.end_to_end
 def test_closed_pipes_leave_nothing_for_the_interpreter_to_complain_of():
     command = [sys.executable, "-m", "distill_jax", "help"]
@@ -81,11 +87,16 @@ def test_data_are_shown_on_an_ascii_terminal(tmp_path):
     """The preparation, in its own process, prints there too."""
     environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     command = [sys.executable, "-m", "distill_jax", "data", "--config=configs/arithmetic.py:smoke"]
-    done = subprocess.run(
-        [*command, f"--workdir={tmp_path}/ä"], cwd=ROOT, env=environment, capture_output=True, timeout=300
-    )
+
+    def run(workdir: str) -> subprocess.CompletedProcess[bytes]:
+        how = {"cwd": ROOT, "env": environment, "capture_output": True, "timeout": 300}
+        return subprocess.run([*command, f"--workdir={workdir}"], **how)
+
+    done = run(f"{tmp_path}/data")
     assert done.returncode == ExitCode.DONE, done.stderr
     assert done.stdout.isascii() and b"documents" in done.stdout and b"Traceback" not in done.stderr
+    done = run(f"{tmp_path}/ä")
+    assert done.returncode == ExitCode.REFUSED and b"set PYTHONUTF8=1" in done.stderr, done.stderr
 
 
 # Ctrl-C

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from distill_jax.config import ConfigError
 from distill_jax.data import arithmetic, corpus, feed, packing, quiet, records, templates, vocabulary
-from distill_jax.data.once import load_config
+from distill_jax.data.once import load_config, make_once
 from distill_jax.data.prepare import prepare
 from distill_jax.io.files import Digests
 
@@ -568,3 +568,17 @@ def test_an_unknown_setting_is_named_with_its_neighbour(tmp_path):
     (tmp_path / "config.json").write_text('{"row_lenght": 64}')
     with pytest.raises(ValueError, match=r"data\.row_lenght: no such setting; did you mean row_length\?"):
         load_config(tmp_path / "config.json", arithmetic.ArithmeticConfig)
+
+
+@pytest.mark.unit
+def test_what_a_preparation_left_that_was_killed_at_its_very_end_goes(tmp_path):
+    def build(work):
+        (work / "set").write_text("rows")
+        return {"sets": {"all": {"file": "set"}}, "evaluation": {}}
+
+    made = make_once(tmp_path, {"format": 1}, build)
+    for left in ("preparing", "preparing-0123456789ab"):
+        (tmp_path / left).mkdir()
+        (tmp_path / left / "set").write_text("rows")
+    assert make_once(tmp_path, {"format": 1}, build) == made
+    assert {path.name for path in tmp_path.iterdir()} == {".lock", "manifest.json", "set"}

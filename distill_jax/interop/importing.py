@@ -18,6 +18,7 @@ from distill_jax.config import check, identity
 from distill_jax.interop import hugging_face, tokenizers
 from distill_jax.interop.directory import Directory, read_object
 from distill_jax.interop.peft import Adapter
+from distill_jax.io import attempts
 from distill_jax.io.checkpoint import FINAL
 from distill_jax.io.files import Digests, write_json
 from distill_jax.io.leases import Leases
@@ -123,22 +124,25 @@ def _node(model: Published, source: Path, settings: Any, inputs: Any, workdir: P
     node = Node(name, "import", settings, inputs, known_by, workdir / "nodes" / f"{name}-{known_by}")
     if node.done:
         return node.directory
-    with _alone(node):
-        if not node.done:
-            write_json(node.directory / "config.json", {"name": name, "identity": known_by, **basis})
-            result = {"source": str(source.resolve()), **model.leave(node, load())}
-            node.finish(result, ledger({}, {}, {"other": time.monotonic() - began}))
+    with _attempt(node) as attempt:
+        if not attempt.done:
+            write_json(attempt.directory / "config.json", {"name": name, "identity": known_by, **basis})
+            result = {"source": str(source.resolve()), **model.leave(attempt, load())}
+            attempt.finish(result, ledger({}, {}, {"other": time.monotonic() - began}))
     return node.directory
 
 
 @contextlib.contextmanager
-def _alone(node: Node) -> Iterator[None]:
-    """Hold a node's directory; wait for another process that imports the same model."""
-    leases = Leases()
+def _attempt(node: Node) -> Iterator[Node]:
+    """Yield an attempt at a node, which becomes the node; wait for another process that imports the same model."""
+    leases, home = Leases(), attempts.home(node)
     try:
-        while not leases.take(node.directory):
-            print(f"waiting for {leases.holder(node.directory)}, which imports it too", file=sys.stderr, flush=True)
+        while not leases.take(home):
+            print(f"waiting for {leases.holder(home)}, which imports it too", file=sys.stderr, flush=True)
             time.sleep(PATIENCE)
-        yield
+        attempt = node if node.done else attempts.begin(node, leases.token(home))
+        yield attempt
+        if not node.done:
+            attempts.publish(attempt, node)
     finally:
         leases.close()

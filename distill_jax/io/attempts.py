@@ -30,6 +30,7 @@ from distill_jax.io.node import DONE, Node
 
 IN_PLACE = "in-place"  # what `distill-jax run`, which needs no attempts, left of a node
 LINKED = ("checkpoints", "states")  # whose files are never changed once they have their names
+UNFINISHED = re.compile(r"^\.|^lease-|\.tmp$|checkpoint-tmp")
 
 
 def home(node: Node) -> Path:
@@ -143,10 +144,10 @@ def _adopt(source: Path, target: Path) -> None:
 
 
 def _files(directory: Path) -> Iterator[Path]:
-    """Yield the files that have their final names."""
+    """Yield the files that have their final names, but for leases: all others may be written to, or are locks."""
     for folder, folders, names in os.walk(directory):
-        folders[:] = [name for name in folders if not name.startswith(".") and "checkpoint-tmp" not in name]
-        yield from (Path(folder, name) for name in names if not name.startswith("."))
+        folders[:] = [name for name in folders if not UNFINISHED.search(name)]
+        yield from (Path(folder, name) for name in names if not UNFINISHED.search(name))
 
 
 def _is_seal(path: Path) -> bool:

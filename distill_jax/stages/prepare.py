@@ -53,7 +53,8 @@ def _prepare(ctx: Context, node: Node) -> None:
 
 def _run(command: Sequence[str], say: Callable[[str], None]) -> tuple[int, str]:
     """Run a command, pass on what it prints, and return its return code and the error it told."""
-    environment = {**os.environ, "PYTHONIOENCODING": "utf-8:replace"}
+    # Whatever the locale, pipes between processes are UTF-8.
+    environment = {**os.environ, "PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8:replace"}
     with (
         tempfile.TemporaryFile() as noise,  # no pipe, which could be full while nobody reads it
         subprocess.Popen(
