@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import shutil
 import threading
 from pathlib import Path
@@ -35,7 +36,7 @@ from distill_jax.io.scale import CHOICE
 from distill_jax.models import transformer
 from distill_jax.sharding.mesh import make_mesh
 from distill_jax.stages import Import, Unlearn
-from tests.programs import finished_once, node
+from tests.programs import finished_once, node, said
 
 ROOT = Path(__file__).parents[1]
 SMOKE = "--config=configs/wmdp.py:smoke"
@@ -52,6 +53,25 @@ def rows_of(path: Path) -> list[dict]:
 
 
 # The whole
+
+
+@pytest.mark.end_to_end
+@pytest.mark.thorough
+def test_a_model_without_finite_logits_is_marked_wherever_it_goes(tmp_path):
+    """Of weights that are finite, each: their sums are not."""
+    copy = shutil.copytree(MODEL, tmp_path / "model")
+    weights = load_file(copy / "model.safetensors")
+    weights["model.embed_tokens.weight"][:] = 3e38
+    save_file(weights, copy / "model.safetensors")
+    path = f"--config.reference.path={copy}"
+    said("run", SMOKE, *FEW, path, f"--workdir={tmp_path}/run", compiled=tmp_path / "compiled")
+    for name in ("reference", "maxent", "damaged", "undo"):
+        result = json.loads((node(tmp_path / "run", name) / "result.json").read_text())
+        assert result["diverged"] is True and result["retain"] is result["forget"] is None
+    attack = json.loads((node(tmp_path / "run", "relearn-undo-0.01") / "result.json").read_text())
+    assert attack == {"members": 1, "diverged": 1, "diverged_at": {"lr=0.01,seed=0": 0}}
+    for file in [*(tmp_path / "run").rglob("*.json"), *(tmp_path / "run").rglob("*.jsonl")]:
+        assert not {"NaN", "Infinity"} & set(re.findall(r"[A-Za-z]+", file.read_text())), file
 
 
 @pytest.mark.end_to_end

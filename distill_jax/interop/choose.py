@@ -66,8 +66,6 @@ def choose(
     check(highest < model.cfg.vocab, f"--tokenizer={tokenizer or model.tokenizer}: {mend}")
     cfg, mesh = dataclasses.replace(model.cfg, dtype=dtype), make_mesh(1, fsdp=-1)
     found = _log_likelihoods(cfg, mesh, model.load(mesh, dtype), items, asked, batch)
-    for number, (item, said) in enumerate(zip(items, found, strict=True), 1):
-        check_finite(np.isfinite(said), f"--items={given}, item {number} ({item.question.strip()[:40]!r})", dtype)
     rows = [_answered(item, said) for item, said in zip(items, found, strict=True)]
     write(to, rows)
     cut = {question.item for question in asked if question.cut}
@@ -89,7 +87,7 @@ def _told(rows: Sequence[dict]) -> str:
 def _log_likelihoods(
     cfg: TransformerConfig, mesh: Mesh, params: Params, items: Sequence[Item], asked: Sequence[Question], batch: int
 ) -> list[np.ndarray]:
-    """Return each item's log-likelihoods, fp32 [choices]."""
+    """Return each item's log-likelihoods, fp32 [choices]; ConfigError names the first that has none."""
     out = [np.zeros(len(item.choices), np.float32) for item in items]
     most, width = max(question.own for question in asked), max(len(question.last) for question in asked)
     for chosen in batches([question.tokens for question in asked], batch):
@@ -102,7 +100,9 @@ def _log_likelihoods(
             last[place, : len(question.last)] = question.last
         said = np.asarray(_run(cfg, mesh, most, params, tokens, lengths, own, last))
         for place, question in enumerate(group):
-            out[question.item][list(question.choices)] = said[place, : len(question.last)]
+            found, item = said[place, : len(question.last)], items[question.item]
+            check_finite(np.isfinite(found), f"item {question.item + 1} ({item.question.strip()[:40]!r})", cfg.dtype)
+            out[question.item][list(question.choices)] = found
     return out
 
 
