@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from distill_jax.config import ConfigError, check, identity, nearest
-from distill_jax.data.records import verify
+from distill_jax.data.records import special_tokens, verify
 from distill_jax.evals.ancestry import ancestry
 from distill_jax.io.files import write_json
 from distill_jax.io.metrics import Progress
@@ -262,6 +262,7 @@ def _prepare_directory(node: Node, ctx: Context) -> None:
         "inputs": {role: ctx.nodes[source].directory.name for role, source in node.inputs.items()},
         "model": dataclasses.asdict(ctx.model),
         "vocabulary": getattr(ctx.nodes[DATA].settings, "vocabulary", ""),
+        "special_tokens": special_tokens(ctx.data),
     }
     write_json(node.directory / "config.json", config)
 

@@ -134,10 +134,15 @@ def test_recordings_of_llama_would_notice(change):
         ("gemma3_grouped", {"qk_norm": False}),
         ("qwen3_tied", {"qk_norm": False}),
         ("qwen3_tied", {"rope_theta": 500.0}),
+        ("qwen2_tied", {"qkv_bias": False}),
+        ("qwen2_window", {"global_first": 1}),
+        ("qwen2_window", {"sliding_window": 6}),
+        ("mistral_window", {"global_every": 2}),
+        ("mistral_window", {"sliding_window": 6}),
     ],
     ids=str,
 )
-def test_recordings_of_gemma_3_and_qwen_3_would_notice(name, change):
+def test_recordings_of_later_families_would_notice(name, change):
     cfg, params, tokens, segments, logits = recording(name)
     ours = np.asarray(apply(dataclasses.replace(cfg, **change), params, tokens, segments))
     assert np.abs(ours - logits).max() > 1e-2

@@ -24,6 +24,7 @@ import pytest
 from tensorboardX.crc32c import crc32c
 from tensorboardX.proto.event_pb2 import Event
 
+from distill_jax.data import vocabulary
 from distill_jax.main import main
 from tests.programs import environment, node
 from tests.spoil import shared
@@ -182,6 +183,8 @@ def test_the_run_directory_keeps_its_contract(finished):
         assert path.name == f"{config['name']}-{config['identity']}" and done["identity"] == config["identity"]
         for name, sealed in done["sha256"].items():
             assert hashlib.sha256((path / name).read_bytes()).hexdigest() == sealed
+        if config["verb"] != "prepare":  # what an export says of them
+            assert config["special_tokens"] == {"bos": vocabulary.BOS, "eos": vocabulary.EOS, "pad": vocabulary.PAD}
         spent = json.loads((path / "ledger.json").read_text())
         assert all(value >= 0 for value in spent["flops"].values()) and spent["seconds"] >= 0
         if config["name"] in TRAINED:
