@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import random
 import shutil
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,49 @@ def test_a_file_that_is_no_json_object_is_named(tmp_path, text):
         copy = shutil.copytree(MODELS / "gemma2", tmp_path / file)
         (copy / file).write_bytes(text.encode("utf-8", "surrogatepass"))
         assert f"{copy / file}: " in refusal(copy)
+
+
+HOSTILE: tuple[Any, ...] = (
+    *(None, True, False, 0, 1, -1, 1.5, float("nan"), float("inf"), 1e-300, 10**9, 2**31, 10**30, 10**400),
+    *("", "x" * 300, "\u2028", "full_attention", [], [1], ["a"], [[]], [None] * 3, {}, {"a": 1}, {"factor": []}),
+    *({"rope_type": None}, ["full_attention"] * 3, ["sliding_attention"] * 2),
+)
+MORE_KEYS = ("rope_scaling", "rope_theta", "quantization_config", "text_config", "sliding_window_pattern", "head_dim")
+
+
+def hostile_values() -> list[tuple[str, tuple[str, ...], Any]]:
+    """Return every (model, place in its config.json, value that it may not have thought of)."""
+    out = []
+    for name in ("llama", "gemma3", "qwen2", "gemma3_wrapped", "mistral"):
+        config = json.loads((MODELS / name / "config.json").read_text())
+        inner = [(key, part) for key, value in config.items() if isinstance(value, dict) for part in value]
+        places = [(key,) for key in (*config, *MORE_KEYS)] + inner
+        out += [(name, place, value) for place in places for value in HOSTILE]
+    return out
+
+
+@pytest.mark.parametrize(
+    "count", [200, pytest.param(0, marks=pytest.mark.thorough)], ids=["two hundred of them", "all of them"]
+)
+def test_a_model_with_any_value_is_read_or_refused_in_a_line(tmp_path, count):
+    """Whatever stands anywhere in a config.json: no other exception, and no text that is long or of two lines."""
+    cases = hostile_values()
+    read = 0
+    for name, place, value in random.Random(0).sample(cases, count or len(cases)):
+        config = part = json.loads((MODELS / name / "config.json").read_text())
+        for key in place[:-1]:
+            part = part[key]
+        part[place[-1]] = value
+        copy = tmp_path / name
+        if not copy.exists():
+            shutil.copytree(MODELS / name, copy)
+        (copy / "config.json").write_text(json.dumps(config))
+        try:
+            Directory(copy)
+            read += 1
+        except ConfigError as error:
+            assert "\n" not in str(error) and len(str(error)) < 700, (name, place, value)
+    assert 0 < read < (count or len(cases)) / 2
 
 
 # The index
