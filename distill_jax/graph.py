@@ -20,7 +20,7 @@ from typing import Any
 import jax
 
 from distill_jax.config import ConfigError, check, check_name, identity, nearest
-from distill_jax.data.records import verify
+from distill_jax.data.records import special_tokens, verify
 from distill_jax.evals.ancestry import ancestry
 from distill_jax.io.files import sync, write_json
 from distill_jax.io.metrics import Progress
@@ -298,6 +298,7 @@ def _prepare_directory(node: Node, ctx: Context) -> None:
         "inputs": {role: ctx.nodes[source].directory.name for role, source in node.inputs.items()},
         "model": dataclasses.asdict(ctx.model),
         "vocabulary": getattr(ctx.nodes[DATA].settings, "vocabulary", ""),
+        "special_tokens": special_tokens(ctx.data),
     }
     write_json(node.directory / "config.json", config)
 

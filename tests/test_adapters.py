@@ -107,6 +107,17 @@ def test_what_only_merging_does_right_is_not_kept(tmp_path, name):
     assert not (tmp_path / "nodes").exists()
 
 
+def test_adapters_of_the_wrapper_may_have_the_names_of_older_releases(tmp_path):
+    copy = shutil.copytree(ADAPTERS / "wrapped", tmp_path / "adapter")
+    tensors = load_file(copy / "adapter_model.safetensors")
+    places = (".model.model.language_model.", ".model.language_model.model.")
+    older = {name.replace(*places): w for name, w in tensors.items()}
+    assert older.keys() != tensors.keys()
+    save_file(older, copy / "adapter_model.safetensors")
+    model = Published(MODELS / "gemma3_wrapped", copy)
+    check_logits(model.cfg, model.load(make_mesh(1, devices=jax.devices()[:1])), "wrapped")
+
+
 # Settings
 
 

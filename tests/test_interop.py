@@ -84,7 +84,7 @@ def test_weights_keep_their_dtype_and_norms_are_fp32():
 def test_shards_hold_what_the_whole_holds(fsdp):
     """Two devices, each reading its part only: of the model's width, or of the heads, columns and vocabulary."""
     one, two = make_mesh(1, devices=jax.devices()[:1]), make_mesh(1, fsdp=fsdp, tensor=2 // fsdp)
-    for name in ("gemma3", "llama"):
+    for name in ("gemma3", "llama", "qwen2"):
         whole, parts = (open_model(MODELS / name).load(mesh, None) for mesh in (one, two))
         jax.tree.map(np.testing.assert_array_equal, whole, parts)
         assert len(parts["layers"]["mlp"]["down"].sharding.device_set) == 2
@@ -353,6 +353,18 @@ QWEN3_0_6B = """{"architectures": ["Qwen3ForCausalLM"], "attention_bias": false,
  "num_key_value_heads": 8, "rms_norm_eps": 1e-06, "rope_scaling": null, "rope_theta": 1000000, "sliding_window": null,
  "tie_word_embeddings": true, "use_sliding_window": false, "vocab_size": 151936}"""
 
+QWEN2_5_0_5B = """{"architectures": ["Qwen2ForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 151643,
+ "eos_token_id": 151643, "hidden_act": "silu", "hidden_size": 896, "initializer_range": 0.02, "intermediate_size": 4864,
+ "max_position_embeddings": 32768, "max_window_layers": 24, "model_type": "qwen2", "num_attention_heads": 14,
+ "num_hidden_layers": 24, "num_key_value_heads": 2, "rms_norm_eps": 1e-06, "rope_theta": 1000000.0,
+ "sliding_window": 32768, "tie_word_embeddings": true, "torch_dtype": "bfloat16", "use_cache": true,
+ "use_mrope": false, "use_sliding_window": false, "vocab_size": 151936}"""
+MISTRAL_7B = """{"architectures": ["MistralForCausalLM"], "bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu",
+ "hidden_size": 4096, "initializer_range": 0.02, "intermediate_size": 14336, "max_position_embeddings": 32768,
+ "model_type": "mistral", "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 8,
+ "rms_norm_eps": 1e-05, "rope_theta": 10000.0, "sliding_window": 4096, "tie_word_embeddings": false,
+ "torch_dtype": "bfloat16", "use_cache": true, "vocab_size": 32000}"""
+
 
 @pytest.mark.parametrize(
     ("text", "count", "has"),
@@ -362,8 +374,10 @@ QWEN3_0_6B = """{"architectures": ["Qwen3ForCausalLM"], "attention_bias": false,
         (GEMMA_3_1B, 999_885_952, {"local_rope_theta": 10_000.0, "global_every": 6, "sliding_window": 512}),
         (GEMMA_3_4B, 3_880_263_168, {"rope_scaling": (8.0,), "heads": 8, "rope_theta": 1e6}),
         (QWEN3_0_6B, 596_049_920, {"qk_norm": True, "sliding_window": 0, "rope_theta": 1e6}),
+        (QWEN2_5_0_5B, 494_032_768, {"qkv_bias": True, "sliding_window": 0, "head_dim": 64}),
+        (MISTRAL_7B, 7_241_732_096, {"sliding_window": 4096, "global_every": 0, "head_dim": 128}),
     ],
-    ids=["llama-3.1-8b", "gemma-2-2b", "gemma-3-1b", "gemma-3-4b", "qwen3-0.6b"],
+    ids=["llama-3.1-8b", "gemma-2-2b", "gemma-3-1b", "gemma-3-4b", "qwen3-0.6b", "qwen2.5-0.5b", "mistral-7b"],
 )
 def test_published_configs_have_the_published_parameter_counts(text, count, has):
     cfg = families.from_json(json.loads(text), "config.json")[1]

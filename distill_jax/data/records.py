@@ -81,6 +81,14 @@ def write_rows(path: Path, rows: Any) -> int:
     return count
 
 
+def special_tokens(directory: Path) -> dict[str, int]:
+    """Return the ids `bos`, `eos` and `pad` of prepared text; none of what is no text, or not prepared."""
+    if not os.path.isfile(os.path.join(directory, MANIFEST)):
+        return {}
+    found = load_manifest(directory).get("vocabulary", {})
+    return {name: int(found[name]) for name in ("bos", "eos", "pad") if name in found}
+
+
 def load_manifest(directory: Path) -> dict[str, Any]:
     """Read the manifest of a prepared directory.
 

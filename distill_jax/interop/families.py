@@ -294,7 +294,8 @@ def _windows(config: Mapping[str, Any], family: Family, layers: int, window: int
     check(not family.all_alike or kinds == rule, f"{where}: layer_types = {brief(kinds)}: {ignored}")
     if set(kinds) == {GLOBAL} and len(kinds) == layers:
         return {"sliding_window": 0}
-    mend = "a layer of the kind sliding_attention sees at least 1 token; set it, or layer_types to full_attention"
+    also = "" if family.period or family.all_alike else " (and use_sliding_window)"
+    mend = f"a layer of kind sliding_attention sees at least 1 token; set it{also}, or layer_types to full_attention"
     check(bool(window), f"{where}: sliding_window = {window}: {mend}")
     return {"sliding_window": int(window or 0), **_pattern(kinds, layers, family.period, where)}
 

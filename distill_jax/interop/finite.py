@@ -15,15 +15,17 @@ EXPONENTS = {
     np.dtype("float16"): (np.uint16, 0x7C00),
     np.dtype(jnp.bfloat16): (np.uint16, 0x7F80),
 }
+DAMAGED = "the weights are damaged"
 AT_ONCE = 2**20  # numbers: what is compared takes little memory beside the weights
 
 
-def check_finite(part: np.ndarray, what: str, start: Sequence[int] = ()) -> None:
+def check_finite(part: np.ndarray, what: str, start: Sequence[int] = (), mend: str = DAMAGED) -> None:
     """Hold an array against being infinite or NaN, with a few MiB of memory.
 
     Args:
       what: what it is called.
       start: the place of its first number in the tensor that it is a part of; its own when left out.
+      mend: what may be done about it.
 
     Raises:
       ConfigError: naming the first such number's place and how many there are.
@@ -39,7 +41,7 @@ def check_finite(part: np.ndarray, what: str, start: Sequence[int] = ()) -> None
         place = np.unravel_index(first, part.shape)
         where = [int(i) + base for i, base in zip(place, [*start, *[0] * part.ndim], strict=False)]
         numbers = f"{count:,} of {flat.size:,} numbers read are not finite"
-        raise ConfigError(f"{what}: {numbers}, the first {flat[first]} at {where}: the weights are damaged")
+        raise ConfigError(f"{what}: {numbers}, the first {flat[first]} at {where}: {mend}")
 
 
 def _wrong(numbers: np.ndarray) -> np.ndarray:

@@ -12,9 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from distill_jax.interop import tokenizers
 from distill_jax.interop.directory import read_object
 from distill_jax.interop.models import Model, open_model
 from distill_jax.interop.rows import Rows, batches, check_finite, longest, padded_length, write
+from distill_jax.interop.values import IDS, check_values
 from distill_jax.models.decoding import NONE, decode, marked
 from distill_jax.models.transformer import Params, TransformerConfig
 from distill_jax.sharding.mesh import make_mesh, tracing
@@ -72,8 +74,10 @@ def generate(
 
 
 def _ends(model: Model) -> set[int]:
-    settings = Path(model.tokenizer) / "generation_config.json"
-    ends = (read_object(settings) if settings.is_file() else model.facts).get("eos_token_id")
+    settings = tokenizers.beside(model.tokenizer, tokenizers.GENERATION)
+    said = read_object(settings) if settings else model.facts
+    check_values(said, str(settings), {"eos_token_id": IDS}, nullable=True)
+    ends = said.get("eos_token_id")
     return set(ends if isinstance(ends, list) else [] if ends is None else [ends])
 
 

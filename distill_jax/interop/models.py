@@ -10,7 +10,8 @@ from typing import Any
 from jax.sharding import Mesh
 
 from distill_jax.config import check
-from distill_jax.interop import hugging_face
+from distill_jax.data import vocabulary
+from distill_jax.interop import hugging_face, tokenizers
 from distill_jax.interop.directory import Directory, read_object
 from distill_jax.io.checkpoint import FINAL
 from distill_jax.io.node import CONFIG, DONE, TOKENIZER, Node, finished
@@ -27,7 +28,8 @@ class Model:
       cfg: the decoder.
       load: load(mesh, dtype) lays its weights out on a mesh, matrices in the dtype (None: as they are stored); a model
         that trained adapters comes with them merged in.
-      facts: the keys CARRIED of its config.json, or of the imported model it goes back to.
+      facts: what is no part of the decoder but goes with it, as `families.facts_of` has it, of its config.json or the
+        imported model it goes back to; or the special tokens of what it trained on.
       tokenizer: directory of its tokenizer's files, or the name of a vocabulary, or "".
     """
 
@@ -80,7 +82,14 @@ def _node(path: Path) -> Model:
         merged = lora.merge(start, adapters, config["settings"]["lora_alpha"])
         return _cast(cfg, merged, dtype)
 
-    return Model(cfg, load, facts.get("hugging_face", {}), tokenizer)
+    return Model(cfg, load, facts.get("hugging_face") or _special_tokens(config), tokenizer)
+
+
+def _special_tokens(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the special tokens of the text that a node trained on, as facts."""
+    shipped = {"bos": vocabulary.BOS, "eos": vocabulary.EOS, "pad": vocabulary.PAD}
+    tokens = config.get("special_tokens") or (shipped if config.get("vocabulary") == tokenizers.WORDS else {})
+    return {f"{name}_token_id": token for name, token in tokens.items()}
 
 
 def adapters_of(path: Path) -> tuple[TransformerConfig, int, float, Any]:

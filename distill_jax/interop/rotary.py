@@ -49,7 +49,8 @@ def read(config: Mapping[str, Any], theta: float, local_theta: float | None, whe
         check(newer.keys() <= {GLOBAL, LOCAL}, apart)
         newer, local = (newer.get(kind) or {} for kind in (GLOBAL, LOCAL))
         check(isinstance(newer, Mapping) and isinstance(local, Mapping), apart)
-    new, old, rest = (_parse(part, where) for part in (newer, older, local))
+    keys = ("rope_parameters", "rope_scaling", f"rope_parameters of {LOCAL}")
+    new, old, rest = (_parse(part, f"{where}: {key}") for part, key in zip((newer, older, local), keys, strict=True))
     original = config.get("original_max_position_embeddings")
     if newer and older:
         _agree(where, "rope_parameters", new.stretch, "rope_scaling", old.stretch)

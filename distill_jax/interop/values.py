@@ -34,7 +34,7 @@ COUNT = Kind("a whole number of at least 1, below 2³¹", lambda value: _whole(v
 FROM_ZERO = Kind("a whole number of at least 0, below 2³¹", lambda value: _whole(value) and value >= 0)
 NUMBER = Kind("a finite number", _number)
 POSITIVE = Kind("a finite number above 0", lambda value: _number(value) and value > 0)
-NOT_NEGATIVE = Kind("a finite number of at least 0", lambda value: _number(value) and value >= 0)
+SMALL = Kind("a number from 0 to 1000", lambda value: _number(value) and 0 <= value <= 1000)
 FLAG = Kind("true or false", lambda value: isinstance(value, bool))
 ID = Kind("a token's number", _whole)
 IDS = Kind("a token's number or a list of them", _ids)
@@ -47,8 +47,8 @@ VALUES = {
     "hidden_size": COUNT,
     "intermediate_size": COUNT,
     "num_attention_heads": COUNT,
-    "rms_norm_eps": NOT_NEGATIVE,
-    "initializer_range": NOT_NEGATIVE,
+    "rms_norm_eps": SMALL,
+    "initializer_range": SMALL,
     "query_pre_attn_scalar": POSITIVE,
     "rope_theta": POSITIVE,
     "rope_local_base_freq": POSITIVE,
