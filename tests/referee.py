@@ -10,17 +10,18 @@ of the seed: so facts are crossed with seeds, and no number of seeds makes them 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from scipy.special import ndtr, ndtri
 
+from distill_jax.evals.attacked import Run
 from distill_jax.evals.claims import judge
 from distill_jax.evals.conclusions import State
 from distill_jax.evals.estimates import Scores, band, contrast
 from distill_jax.evals.findings import Sweep, findings
-from distill_jax.evals.headline import Run, as_the_oracle, beyond_suppression, leads
+from distill_jax.evals.headline import as_the_oracle, beyond_suppression, leads
 from distill_jax.evals.premises import Model
 from distill_jax.io.scale import ACCURACY, Scale
 
@@ -163,7 +164,7 @@ def ending(ends: Mapping[str, float]) -> dict[str, Truth]:
     return {n: dataclasses.replace(GOOD[n], after=ends.get(n, GOOD[n].after)) for n in dict.fromkeys(needed)}
 
 
-def one_run(count: int) -> list[tuple[str, dict[str, float]]]:
+def one_run(count: int) -> Iterator[tuple[str, dict[str, float]]]:
     """Return what rules say of one training run a model: how often held, by the true effect; the first is a null."""
     rows = []
     for seeds in (1, 3):
@@ -176,12 +177,12 @@ def one_run(count: int) -> list[tuple[str, dict[str, float]]]:
         f"{gap:g}": ending({"match-from-random": 0.07 + gap, "match-from-reference": 0.3}) for gap in (0.05, 0.0)
     }
     rows.append(("no more back than the oracle (± .05)", "matching, oracle", as_good, 3))
-    return [(title, {key: report_power(rule, t, s, count) for key, t in by.items()}) for title, rule, by, s in rows]
+    for title, rule, by, attackers in rows:
+        yield title, {key: report_power(rule, truths, attackers, count) for key, truths in by.items()}
 
 
-def several_runs(count: int) -> list[tuple[str, dict[str, float]]]:
+def several_runs(count: int) -> Iterator[tuple[str, dict[str, float]]]:
     """Return the same of a sweep, by training seeds and true effect."""
-    rows: list[tuple[str, dict[str, float]]] = []
     for seeds in (2, 3, 5, 10):
         by = {}
         for drop in (0.0, 0.1, 0.2, 0.3):
@@ -190,43 +191,35 @@ def several_runs(count: int) -> list[tuple[str, dict[str, float]]]:
                 for key, end in SWEPT.items()
             }
             by[f"{drop:g}"] = sweep_power("alpha, maxent, 0", ends, seeds, count)
-        rows.append((f"fall from α = .2 to .8, {seeds} training seeds", by))
+        yield f"fall from α = .2 to .8, {seeds} training seeds", by
     for seeds in (3, 5, 10, 20):
         by = {}
         for gap in (0.05, 0.0):
             ends = SWEPT | {("filtered", None, None): 0.07 + gap}
             by[f"{gap:g}"] = sweep_power("filtering", ends, seeds, count)
-        rows.append((f"two models alike (± .05), {seeds} training seeds", by))
-    return rows
+        yield f"two models alike (± .05), {seeds} training seeds", by
 
 
-def covering(count: int) -> list[tuple[str, dict[str, float]]]:
+def covering(count: int) -> Iterator[tuple[str, dict[str, float]]]:
     """Return how often intervals of three attackers hold the accuracy over all facts."""
-    rows = []
     for p in (0.03, 0.08, 0.3, 0.6):
         inside = np.zeros(2)
-        for draw in range(count):
+        for draw in range(4 * count):
             rng = _rng(draw)
             scores = answers(rng, p, rng.standard_normal(len(PROMPTS)), 3, 0.0, 0.01)
             ends = band(scores, ACCURACY), contrast([(1.0, Scores(scores.by_seed))]).interval()
             inside += [low <= p <= high for low, high in ends]
-        rows.append((f"accuracy {p:g}", dict(zip(("seeds and facts", "seeds alone"), inside / count, strict=True))))
-    return rows
+        yield f"accuracy {p:g}", dict(zip(("seeds and facts", "seeds alone"), inside / (4 * count), strict=True))
 
 
 def main(count: int = 400) -> None:
     """Print the tables."""
-    tables = {
-        "Coverage of the 95 % interval": covering(4 * count),
-        "One training run": one_run(count),
-        "Sweep": several_runs(count),
-    }
+    tables = {"Coverage of the 95 % interval": covering, "One training run a model": one_run, "A sweep": several_runs}
     for title, rows in tables.items():
-        print(f"\n{title}\n")
-        for name, by in rows:
+        print(f"\n{title}\n", flush=True)
+        for name, by in rows(count):
             print(
-                f"| {name} | " + " · ".join(f"{effect}: {100 * rate:.0f} %" for effect, rate in by.items()) + " |",
-                flush=True,
+                f"| {name} | " + " · ".join(f"{key}: {100 * rate:.0f} %" for key, rate in by.items()) + " |", flush=True
             )
 
 

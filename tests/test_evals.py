@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from distill_jax.evals.exact_match import Prompts, accuracies, greedy, make_evaluator, prompts_by_form
+from distill_jax.evals.exact_match import ExactMatch, Prompts, accuracies, greedy, make_evaluator, prompts_by_form
 from distill_jax.evals.measure import all_finite
-from distill_jax.evals.robustness import attack_table, interval, worst_case
+from distill_jax.evals.robustness import attack_table, interval, read_attack, worst_case
 from distill_jax.io.scale import ACCURACY
 from distill_jax.models import transformer
 from distill_jax.models.transformer import TransformerConfig
@@ -325,3 +325,49 @@ def test_interval_is_the_t_interval(values, level):
 def test_interval_of_one_value_is_open():
     low, high = interval(np.array([[0.3, 0.4]]))
     assert np.isnan(low).all() and np.isnan(high).all()
+
+
+@pytest.mark.unit
+def test_a_rate_is_chosen_on_every_other_fact_and_measured_on_the_rest():
+    """Two rates and four facts by hand: each rate is best on one half, so that the other half is what it is worth."""
+    rows = []
+    for rate, correct in ((1e-2, [2, 0, 1, 0]), (1e-3, [0, 2, 0, 1])):
+        told = {"step": 0, "member": f"lr={rate:g},seed=0"}
+        rows.append({"kind": "facts", **told, "correct": correct})
+        rows.append({"kind": "evaluation", **told, "heldout": 0.5, "shown": 0.5, "retain": 10 * rate})
+    attack = read_attack(rows, prompts=[2, 2, 1, 1])
+    assert attack.by_fact.tolist() == [[[0.0, 0.0, 0.0, 0.0]]] and attack.by_seed.tolist() == [[0.0]]
+    assert attack.retain.tolist() == [[pytest.approx((0.1 + 0.01) / 2)]]
+    alone = read_attack([row for row in rows if "lr=0.01," in row["member"]], prompts=[2, 2, 1, 1])
+    assert alone.by_fact.tolist() == [[[1.0, 0.0, 1.0, 0.0]]] and alone.by_seed.tolist() == [[0.5]]  # 3 of 6 prompts
+
+
+@pytest.mark.unit
+def test_an_attack_begun_before_facts_were_recorded_is_read_without_them():
+    rows = attack_rows()
+    late = [
+        {"kind": "facts", "step": 20, "member": row["member"], "correct": [1, 0]} for row in rows if row["step"] == 20
+    ]
+    attack = read_attack(rows + late, prompts=[1, 1])
+    assert attack.by_fact is None and attack.by_seed[:, 2].tolist() == [0.6, 0.7, 0.8]
+
+
+@pytest.mark.unit
+def test_prompts_are_counted_by_held_out_fact():
+    """Five prompts, two of one held-out fact in two forms; against a count by hand."""
+    measure = object.__new__(ExactMatch)
+    one = np.zeros((1, 1), np.int32)
+    sets = {
+        "equation": [("mul:1,2", "heldout"), ("mul:3,4", "shown"), ("add:1,1", "retain")],
+        "word": [("mul:1,2", "heldout"), ("mul:0,9", "heldout")],
+    }
+    measure._prompts = [
+        Prompts(np.repeat(one, len(of), 0), np.ones(len(of), np.int32), np.repeat(one, len(of), 0),
+                tuple(f"mul/{form}/{part}" for _, part in of), tuple(fact for fact, _ in of))
+        for form, of in sets.items()
+    ]  # fmt: skip
+    measure._select = measure._of_parts
+    parts = ("retain", "shown", "heldout")
+    assert measure.prompts_by_fact(parts) == [1, 2]  # mul:0,9 and mul:1,2
+    seen = np.array([[1, 1, 1, 1, 0], [0, 1, 1, 1, 1]], bool)
+    assert measure.by_fact(seen, parts).tolist() == [[0, 2], [1, 1]]

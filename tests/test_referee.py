@@ -20,6 +20,7 @@ from distill_jax.evals.claims import judge
 from distill_jax.evals.conclusions import State, to_json
 from distill_jax.evals.estimates import Estimate, Scores, band, contrast
 from distill_jax.evals.headline import headline
+from distill_jax.evals.premises import Model
 from distill_jax.evals.robustness import read_attack
 from distill_jax.io.scale import ACCURACY
 from tests import referee
@@ -157,6 +158,30 @@ CASES: dict[str, tuple[dict[str, Truth], set[str], State]] = {
         {"distilling maxent", "alpha", "steps", "cheaper, schedule", "unlearning needed", "matching, start",
          "headline"}, NOT_RUN),
 }  # fmt: skip
+
+
+def told(name: str, *ends: float, before: float = 0.0, **more: object) -> Model:
+    """A model of which only the scores of its attackers' seeds are known."""
+    first, last = (Scores(np.array(each), facts=105) for each in ([before] * len(ends), ends))
+    base = {"name": name, "label": name, "retain": 0.9, "forget": before, "asked": 210, "before": first, "after": last}
+    return Model(**base | {"unlearned": name in ("maxent", "rmu"), "shown": (0.0, 1.0)} | more)
+
+
+BASE = [told("reference", 0.94, 0.94, 0.94, before=0.93), told("rmu", 0.8, 0.8, 0.8)]
+
+
+def test_a_fact_more_in_agreeing_seeds_shows_nothing():
+    """16 of 192 against 15 of 192, in each of three seeds."""
+    student = told("student", *[15 / 192] * 3, recovered=True, teacher="maxent")
+    assert states([*BASE, told("maxent", *[16 / 192] * 3), student])["distilling maxent"] is OPEN
+
+
+def test_a_noisier_oracle_is_not_easier_to_reach():
+    undo = told("undo-0.8", 0.12, 0.12, 0.12, recovered=True, alpha=0.8, teacher="maxent", compute={"schedule": 0.5})
+    for oracle in ((0.02, 0.06, 0.20), (0.09, 0.09, 0.10)):
+        models = [*BASE, told("maxent", 0.6, 0.6, 0.6), undo, told("oracle", *oracle)]
+        assert states(models)["cheaper, schedule"] is OPEN
+    assert states(models)["cheaper, first passage"] is VOID  # nobody's is known
 
 
 @pytest.mark.parametrize("case", CASES)

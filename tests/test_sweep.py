@@ -280,6 +280,10 @@ def made_up(tmp_path: Path, points: list[dict[str, Any]]):
         }.get(node.verb, ("student", "evaluation"))
         spent = {"flops": {cause: float(chance.randrange(1, 10**6)) for cause in causes}}
         result = {"retain": 0.9, "forget": 0.1, "steps": 7, "recovered": True, "diverged": False}
+        if node.verb == "pretrain":  # which has 95 % of its ability after three quarters of its eight steps
+            looks = {0: 0.0, 2: 0.4, 6: 0.86, 8: 0.9}.items()
+            rows = [{"kind": "evaluation", "step": step, "member": "", "retain": seen} for step, seen in looks]
+            (node.directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         if node.verb == "relearn":
             result = {"members": 2, "diverged": 1, "diverged_at": {"lr=0.1,seed=0": 5}}
             rows = [
@@ -306,6 +310,10 @@ def test_what_is_shared_is_counted_once_over_all_points(tmp_path):
         billed = [n for n in nodes.values() if n.verb in ("pretrain", "unlearn", "perturb", "distill")]
         bill = sum(spent[node.name].get(cause, 0) for node in billed)
         assert sum(run["compute"]["amortised"][cause] for run in summary["runs"]) == pytest.approx(bill)
+    for run in summary["runs"]:
+        goal = run["kind"] in ("undo", "alpha 0", "random student")  # the others stop at their last step
+        own = {way: share / 0.75 for way, share in run["vs_retraining"].items()} if goal else None
+        assert run["vs_first_passage"] == (pytest.approx(own) if goal else None), run["kind"]
     one = next(r for r in summary["runs"] if r["kind"] == "undo" and r["method"] == "rmu" and r["seed"] == 1)
     node = nodes[nodes[one["id"]].inputs["start"]]
     damaged, teacher = nodes[node.inputs["start"]], nodes[node.inputs["teacher"]]

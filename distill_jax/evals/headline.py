@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from distill_jax.evals.claims import Run
+from distill_jax.evals.attacked import Run
 from distill_jax.evals.conclusions import Conclusion, conclude, not_run, to_json
 from distill_jax.evals.premises import Model, difference, kept
 from distill_jax.io.scale import ACCURACY, Scale

@@ -112,6 +112,8 @@ def read_attack(
     steps, rates, heldout = attack_table(rows, "heldout")
     shown, retain = (attack_table(rows, part)[2] for part in ("shown", "retain"))
     by_fact = facts_table(rows, prompts) if prompts is not None else None
+    if by_fact is not None and by_fact.shape[:3] != heldout.shape:  # begun before facts were recorded
+        by_fact = None
     # A single learning rate leaves no choice, and a single fact no halves.
     halved = by_fact is not None and by_fact.shape[3] > 1
     picks = [_chosen(by_fact, prompts, scale, half) for half in (1, 0)] if halved else [scale.argbest(heldout, axis=1)]

@@ -56,7 +56,8 @@ def summarise(experiment: Any, nodes: dict[str, Any], identity: str) -> dict[str
     facts = described["facts"] if math.isfinite(scale.bounds[1]) else {"shown": 0, "heldout": 0}
     read = {node.name: _attacks(attacks.get(node.name, []), scale, facts["heldout"]) for node in shown}
     models = [_model(node, nodes, attacks.get(node.name, []), read[node.name], scale) for node in shown]
-    subjects = [Model.of(told, read[told["name"]], sum(facts.values())) for told in models]
+    asked = sum(described["evaluated"][f"forget_{half}"] for half in facts)
+    subjects = [Model.of(told, read[told["name"]], min(sum(facts.values()), asked)) for told in models]
     first = next(iter(attacks.values()), [])
     settings = first[0].settings if first else None
     return {
