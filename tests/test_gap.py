@@ -15,6 +15,7 @@ from distill_jax.evals import gap, leakage
 from distill_jax.evals.leakage import Logits
 from distill_jax.experiment import load_module
 from distill_jax.interop.score import log_likelihoods
+from distill_jax.io.node import Node
 from distill_jax.models import transformer
 from distill_jax.stages import Distill, Unlearn
 from tests.programs import finished_once
@@ -149,19 +150,19 @@ def test_tokens_are_read_off_the_curve(goal, tokens):
 
 
 def attack(workdir: Path, model: str, bits: dict[tuple[float, int], list[float]]) -> None:
-    """Write a finished attack: bits at the steps 0, 10, ... of each (rate, seed)."""
-    node = workdir / "nodes" / f"relearn-{model}-0123456789ab"
-    node.mkdir(parents=True)
-    (node / "DONE").write_text("{}")
-    (node / "config.json").write_text(
-        json.dumps({"settings": {"batch": 2}, "inputs": {"start": f"{model}-{'0' * 12}"}})
-    )
+    """Finish an attack: bits at the steps 0, 10, ... of each (rate, seed)."""
+    name = f"relearn-{model}-0123456789ab"
+    node = Node(name, "relearn", None, {}, "0123456789ab", workdir / "nodes" / name)
+    node.directory.mkdir(parents=True)
+    config = {"settings": {"batch": 2}, "inputs": {"start": f"{model}-{'0' * 12}"}}
+    (node.directory / "config.json").write_text(json.dumps(config))
     rows = [
         {"kind": "evaluation", "step": 10 * k, "member": f"lr={rate:g},seed={seed}", "heldout": value}
         for (rate, seed), values in bits.items()
         for k, value in enumerate(values)
     ]
-    (node / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (node.directory / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    node.finish({}, {})
 
 
 @pytest.mark.unit

@@ -7,8 +7,7 @@ UNDO (`claims_undo.py`) among them; what a run has no models for is NOT_RUN.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from distill_jax.evals import premises
 from distill_jax.evals.attacked import Run, ends
@@ -146,14 +145,3 @@ def precision(run: Run) -> Conclusion:
     shared = [finite(both), run.attack_works]
     text = f"Held-out {run.scale.item}s after the attack: {parts}."
     return conclude("precision", claim, premises=shared, effects=[gap], evidence=text)
-
-
-def line(claim: Mapping[str, Any]) -> str:
-    """Return a claim {"claim", "held", "evidence"} as a line to print."""
-    held = {True: "held", False: "FAILED", None: "open"}[claim["held"]]
-    return f"{held:6}  {claim['claim']}  {claim['evidence']}"
-
-
-def claimed(claim: str, held: bool | None, evidence: str) -> dict[str, Any]:
-    """Return a claim that has no conclusion's form yet."""
-    return {"claim": claim, "held": None if held is None else bool(held), "evidence": evidence}

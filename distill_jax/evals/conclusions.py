@@ -139,7 +139,7 @@ def to_json(conclusion: Conclusion) -> dict[str, object]:
     return plain | {"state": str(conclusion.state), "effects": effects}
 
 
-def line(conclusion: Conclusion) -> str:
-    """Return a conclusion as a line to print."""
-    state = "FAILED" if conclusion.state is State.FAILED else conclusion.state.value
-    return f"{state:8}{conclusion.statement}  {conclusion.evidence}"
+def line(one: Mapping[str, object]) -> str:
+    """Return a conclusion, as `to_json` has it, as a line to print."""
+    state = "FAILED" if one["state"] == State.FAILED else one["state"]
+    return f"{state:8}{one['statement']}  {one['evidence']}"

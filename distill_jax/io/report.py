@@ -447,27 +447,6 @@ def conclusions_section(conclusions: list[dict[str, Any]]) -> str:
     return section("claims", "Claims", STATES_INTRO + table + rest)
 
 
-VERDICTS = {True: ("held", "✓ held"), False: ("failed", "✗ did not hold"), None: ("open", "– open")}
-
-
-def claims_section(claims: list[dict[str, Any]]) -> str:
-    """Return the claims, each {"claim", "held", "evidence"}, as the page's section."""
-    if not claims:
-        return section("claims", "Claims", "<p>No claim was stated for this experiment.</p>")
-    rows = ""
-    for claim in claims:
-        style, verdict = VERDICTS[claim.get("held")]
-        words = f'<td>{text(claim.get("claim"))}</td><td class="evidence">{text(claim.get("evidence"))}</td>'
-        rows += f'<tr><td class="verdict"><span class="{style}">{verdict}</span></td>{words}</tr>\n'
-    head = "<thead><tr><th>verdict</th><th>claim</th><th>evidence</th></tr></thead>"
-    table = f'<div class="scroll"><table class="claims">{head}<tbody>{rows}</tbody></table></div>'
-    return section("claims", "Claims", CLAIMS_INTRO + table)
-
-
-CLAIMS_INTRO = """<p>What the experiment was to show, and whether its numbers show it. “Open” means that a
-model it needs is missing or that the seeds cannot tell; it is not a pass.</p>"""
-
-
 # ---------------------------------------------------------------------------------------------------- the small print
 
 
