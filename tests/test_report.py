@@ -275,7 +275,10 @@ def test_answer_is_the_state_of_its_conclusions(beyond: str, oracle: str, answer
 def test_a_summary_of_an_older_version_is_refused_with_a_mend(tmp_path: Path, name: str, key: str) -> None:
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / name).write_text(json.dumps({"models": [], key: []}))
-    with pytest.raises(ConfigError, match=rf"{name}\) is of an older version; the command that made it draws it again"):
+    with pytest.raises(
+        ConfigError,
+        match=rf"{name}\) was changed since it was written, or is an earlier version's; the command that wrote it",
+    ):
         redraw(tmp_path)
     assert not (tmp_path / "report" / "index.html").exists()
 
