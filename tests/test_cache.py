@@ -21,6 +21,7 @@ from distill_jax.stages import Cache, Distill, Pretrain, cache, distill
 from distill_jax.stages.context import Context, Node, RunSettings
 from tests import mesh_worker
 from tests.mesh_worker import COMMON, MODEL
+from tests.spoil import cut, flip
 
 
 @pytest.fixture
@@ -102,6 +103,17 @@ def test_a_cache_that_was_stopped_continues(ctx, monkeypatch):
     states = fill(ctx)
     assert (directory / "00000.npy").stat().st_mtime_ns == before["00000.npy"]
     assert states.gather(np.arange(40)).shape == (40, mesh_worker.LENGTH, MODEL.hidden)
+
+
+@pytest.mark.kill
+def test_a_file_of_a_stopped_cache_that_was_damaged_is_written_again(ctx, monkeypatch):
+    """Before the cache is whole nothing else vouches for its files."""
+    expected = fill(ctx).gather(np.arange(40))
+    store = ctx.nodes["store"].directory
+    (store / "DONE").unlink()
+    for name, harm in (("00000.npy", flip), ("00001.npy", cut), ("00002.json", cut)):
+        harm(store / "states" / name)
+    np.testing.assert_array_equal(fill(ctx).gather(np.arange(40)), expected)
 
 
 @pytest.mark.unit

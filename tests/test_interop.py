@@ -17,8 +17,9 @@ from distill_jax.config import ConfigError
 from distill_jax.interop import families, hugging_face
 from distill_jax.interop.directory import Directory, SafeTensors
 from distill_jax.interop.exporting import export_adapter, export_model
-from distill_jax.interop.importing import import_model
+from distill_jax.interop.importing import Published, import_model
 from distill_jax.interop.models import open_model
+from distill_jax.io.files import Digests
 from distill_jax.main import main
 from distill_jax.models import transformer
 from distill_jax.models.presets import PRESETS
@@ -112,6 +113,29 @@ def test_what_was_imported_is_not_imported_again(imported):
     assert import_model(MODELS / "llama", node.parents[1]) == node
     assert (node / "DONE").stat().st_mtime_ns == before
     assert all(path.stat().st_mtime_ns <= before for path in node.rglob("*") if path.is_file())  # DONE was last
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value"),
+    [
+        ("config.json", "max_position_embeddings", 77),
+        ("config.json", "eos_token_id", 5),
+        ("generation_config.json", "eos_token_id", [1, 5]),
+        ("tokenizer.json", "added", 1),
+        ("tokenizer_config.json", "add_bos_token", False),
+        ("special_tokens_map.json", "eos_token", "<end>"),
+        ("chat_template.jinja", "user", "{{ text }}"),
+    ],
+)
+def test_whatever_is_used_of_a_model_is_part_of_its_identity(tmp_path, file, key, value):
+    """Items are tokenised, cut at end-of-text and wrapped by these: another one is another model."""
+    copy, digests = shutil.copytree(MODELS / "llama", tmp_path / "llama"), Digests(tmp_path / "digests.json")
+    before = Published(copy).contents(digests)
+    assert before == Published(MODELS / "llama").contents(Digests())  # wherever it lies
+    digests.save()
+    found = json.loads((copy / file).read_text()) if (copy / file).exists() else {}
+    (copy / file).write_text(json.dumps({**found, key: value}))
+    assert Published(copy).contents(Digests(tmp_path / "digests.json")) != before
 
 
 def test_other_weights_are_another_node(imported, tmp_path):
