@@ -24,7 +24,7 @@ from typing import Any
 
 from distill_jax.config import ConfigError, check
 from distill_jax.exit_codes import ExitCode
-from distill_jax.io.files import read_json, read_sealed, write_json, write_sealed
+from distill_jax.io.files import read_json, read_sealed, sync, write_json, write_sealed
 
 
 class Leases:
@@ -61,6 +61,7 @@ class Leases:
                 return False
         finally:
             mine.unlink()
+        sync(directory)  # or a power cut could have the number given out again
         with self._guard:
             self._held[directory] = _lease(directory, number + 1)
         return True
