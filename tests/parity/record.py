@@ -125,7 +125,7 @@ def lay_out(rows: list[list[tuple[int, int]]], vocab: int, seed: int) -> tuple[n
 def to_hugging_face(cfg: TransformerConfig, params: Any, gradients: bool = False) -> dict[str, np.ndarray]:
     """Rename and reshape our parameters (or their gradients) to theirs."""
     above = FAMILIES[family_of(cfg)].norm_offset if gradients else 0  # what is added to a norm's weight has no gradient
-    return {name: np.array(w - above if w.ndim == 1 else w) for name, w in tensors(cfg, params)}
+    return {name: np.array(w - above if name.endswith("norm.weight") else w) for name, w in tensors(cfg, params)}
 
 
 def hugging_face(cfg: TransformerConfig, params: Any):
