@@ -212,7 +212,7 @@ def covering(count: int) -> Iterator[tuple[str, dict[str, float]]]:
         yield f"accuracy {p:g}", dict(zip(("seeds and facts", "seeds alone"), inside / (4 * count), strict=True))
 
 
-def main(count: int = 400) -> None:
+def main(count: int = 150) -> None:
     """Print the tables."""
     tables = {"Coverage of the 95 % interval": covering, "One training run a model": one_run, "A sweep": several_runs}
     for title, rows in tables.items():

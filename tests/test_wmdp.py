@@ -87,6 +87,9 @@ def test_it_runs_to_its_report(finished):
         assert 0 <= model["retain"] <= 1 and 0 <= model["forget"] <= 1
         if model["name"] != "reference":
             assert model["attack"]["members"] == 1 and model["attack"]["steps"] == [0, 4]
+    assert [told["headline"][role] for role in ("suppressed", "undo", "oracle")] == ["maxent", "undo", None]
+    states = {one["name"]: one["state"] for one in told["conclusions"]}
+    assert states["suppression"] == "void" and states["alpha"] == "not run"  # a random model; one α
     page = (workdir / "report/index.html").read_text()
     assert "Held-out questions" in page and "a quarter is chance" in page
 
@@ -104,11 +107,11 @@ def test_an_attack_may_be_several_stages():
 
     full = [stage(0.01, "float32", 0.3), stage(0.001, "float32", 0.75)]
     half = [stage(0.01, "bfloat16", 0.5), stage(0.001, "bfloat16", 0.25)]
-    said = summary._attack([*full, *half], CHOICE)
+    said = summary._attack([*full, *half], summary._attacks([*full, *half], CHOICE, 4), CHOICE)
     assert said["weights"] == "float32" and said["members"] == 2 and said["flops"] == {"attack": 4.0}
     assert said["forget_heldout"]["worst"] == [0.25, 0.75] and said["best_learning_rate"][1] == 0.001
     assert said["other_weights"]["bfloat16"]["forget_heldout"]["worst"] == [0.25, 0.5]
-    assert "other_weights" not in summary._attack(full, CHOICE)
+    assert "other_weights" not in summary._attack(full, summary._attacks(full, CHOICE, 4), CHOICE)
 
 
 @pytest.mark.end_to_end

@@ -12,15 +12,20 @@ from distill_jax.io.scale import Scale
 
 
 class Run:
-    """The attacked models of one run, by name, and the scale they are measured on."""
+    """The attacked models of one run, by name, and the scale they are measured on.
+
+    Attributes:
+      reference: the model that everything began with; it need not be attacked.
+    """
 
     def __init__(self, models: Sequence[Model], scale: Scale):
-        self.models, self.scale = models, scale
-        self.named: Mapping[str, Model] = {m.name: m for m in models}
-        self.undo = sorted((m for m in models if m.name.startswith("undo-")), key=lambda m: m.alpha or 0.0)
+        self.models, self.scale = [m for m in models if m.after is not None], scale
+        self.named: Mapping[str, Model] = {m.name: m for m in self.models}
+        self.undo = sorted((m for m in self.models if m.name.startswith("undo")), key=lambda m: m.alpha or 0.0)
+        self.reference = next((m for m in models if m.name == "reference"), None)
 
     def get(self, name: str) -> Model | None:
-        """Return a model, None if the run has none of this name."""
+        """Return an attacked model, None if the run has none of this name."""
         return self.named.get(name)
 
     @functools.cached_property

@@ -21,15 +21,14 @@ METHODS = {"maxent": "MaxEnt", "graddiff": "GradDiff", "rmu": "RMU"}
 
 def judge(models: Sequence[Model], scale: Scale = ACCURACY) -> list[Conclusion]:
     """Return what every rule comes to, in a fixed order; a run without any attack set out to show nothing."""
-    attacked = [m for m in models if m.after is not None]
-    if not attacked:
+    run = Run(models, scale)
+    if not run.models:
         return []
-    run = Run(attacked, scale)
     found = [suppression(run), *(distilling_helps(run, method) for method in METHODS)]
     found += [slows_with_alpha(run), steps_grow(run)]
     found += [cheaper(run, "schedule"), cheaper(run, "first_passage")]
     found += [needs_unlearning(run), matching_start(run), matching_oracle(run)]
-    if any(len(m.by_weights) > 1 for m in attacked):
+    if any(len(m.by_weights) > 1 for m in run.models):
         found.append(precision(run))
     return found
 
@@ -39,7 +38,7 @@ def suppression(run: Run) -> Conclusion:
     name, scale, item = "suppression", run.scale, run.scale.item
     claim = f"Unlearning by fine-tuning only suppresses: a short attack brings back {item}s it never showed."
     model = next((run.named[m] for m in METHODS if m in run.named), None)
-    reference, oracle = run.get("reference"), run.get("oracle")
+    reference, oracle = run.reference, run.get("oracle")
     if not model or not reference:
         return not_run(name, claim, "suppressed model" if not model else "reference")
     if scale.nothing is None and not oracle:
@@ -70,7 +69,7 @@ def distilling_helps(run: Run, method: str) -> Conclusion:
     name = f"distilling {method}"
     claim = f"Distilling into a random student makes {METHODS[method]} more robust than unlearning alone."
     student = run.get("student" if method == "maxent" else f"student-{method}")
-    teacher, reference = run.get(method), run.get("reference")
+    teacher, reference = run.get(method), run.reference
     if not student or not teacher or not reference:
         return not_run(name, claim, f"{METHODS[method]} model with its student and the reference")
     shared = run.shared(teacher, reference, [student])
@@ -82,7 +81,7 @@ def needs_unlearning(run: Run) -> Conclusion:
     """A student of the reference has the ability before any attack, and after it."""
     name = "unlearning needed"
     claim = "It is unlearning and distilling together: distilling the reference alone passes the capability on."
-    student, control, reference = (run.get(n) for n in ("student", "student-reference", "reference"))
+    student, control, reference = run.get("student"), run.get("student-reference"), run.reference
     teacher = run.get(student.teacher or "maxent") if student else None
     if not student or not control or not reference or not teacher:
         return not_run(name, claim, "student distilled from the reference beside one from a suppressed model")
@@ -117,9 +116,8 @@ def matching_oracle(run: Run) -> Conclusion:
 
 
 def _matching(run: Run, name: str, claim: str, compare: Callable[[Model, Model, Model], Effect]) -> Conclusion:
-    begun, fresh, oracle, reference = (
-        run.get(n) for n in ("match-from-reference", "match-from-random", "oracle", "reference")
-    )
+    begun, fresh, oracle = (run.get(n) for n in ("match-from-reference", "match-from-random", "oracle"))
+    reference = run.reference
     if not begun or not fresh or not oracle or not reference:
         return not_run(name, claim, "oracle-matching pair with oracle and reference")
     scale, pair = run.scale, (begun, fresh)

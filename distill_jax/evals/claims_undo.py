@@ -18,7 +18,7 @@ CHEAP = 0.8  # of the oracle's compute: the upper end of what the paper names
 def slows_with_alpha(run: Run) -> Conclusion:
     """The slope of what comes back in α, over the α whose students regained what is to be retained."""
     claim = "The more UNDO damages (α), the less comes back."
-    reference, teacher = run.get("reference"), _teacher(run)
+    reference, teacher = run.reference, _teacher(run)
     if len(run.undo) < 3 or not reference or not teacher:
         return not_run("alpha", claim, "three values of α with their teacher and the reference")
     usable = _recovered(run, reference)
@@ -38,7 +38,7 @@ def slows_with_alpha(run: Run) -> Conclusion:
 def steps_grow(run: Run) -> Conclusion:
     """Steps to recover rise with α, and as a power of it that is near one; a single run has only its α for a sample."""
     claim = "The steps that distillation needs to recover the retain ability grow about linearly with α."
-    reference = run.get("reference")
+    reference = run.reference
     damaged = [m for m in run.undo if m.alpha]
     if len(damaged) < 3 or not reference:
         return not_run("steps", claim, "three values of α and the reference")
@@ -63,7 +63,7 @@ def cheaper(run: Run, convention: str) -> Conclusion:
     of = {"schedule": "its whole schedule", "first_passage": "its own way to the students' goal"}[convention]
     claim = f"UNDO reaches the robustness of retraining on filtered data at no more than 80 % of its compute ({of})."
     name = f"cheaper, {convention.replace('_', ' ')}"
-    oracle, reference, teacher = run.get("oracle"), run.get("reference"), _teacher(run)
+    oracle, reference, teacher = run.get("oracle"), run.reference, _teacher(run)
     if not oracle or not reference or not run.undo or not teacher:
         return not_run(name, claim, "oracle, UNDO model, its teacher or reference")
     known = {m.name: m.compute.get(convention) for m in _recovered(run, reference)}

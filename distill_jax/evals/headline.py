@@ -36,7 +36,7 @@ def leads(run: Run) -> Leads:
     Among UNDO's settings: the least able under attack of those that have their retain ability, the cheaper at a tie.
     The suppressed model is the teacher of that choice, so that like is compared with like.
     """
-    reference = run.get("reference")
+    reference = run.reference
 
     def rank(model: Model) -> tuple[bool, float, float]:
         able = run.scale.ability(model.after.value) if model.after else math.inf
@@ -57,7 +57,7 @@ def leads(run: Run) -> Leads:
 
 def headline(models: Sequence[Model], scale: Scale = ACCURACY) -> dict[str, Any]:
     """Return the answer as a summary holds it: names of the models at the top and two conclusions."""
-    run = Run([m for m in models if m.after is not None], scale)
+    run = Run(models, scale)
     chosen = leads(run)
     named = {"suppressed": chosen.suppressed, "undo": chosen.undo, "student": chosen.student}
     named |= {"oracle": chosen.oracle, "best": chosen.best}
@@ -68,7 +68,7 @@ def headline(models: Sequence[Model], scale: Scale = ACCURACY) -> dict[str, Any]
 
 def beyond_suppression(run: Run, chosen: Leads) -> Conclusion:
     """The best distilled model gives less back than the suppressed one it came from."""
-    base, best, reference = chosen.suppressed, chosen.best, run.get("reference")
+    base, best, reference = chosen.suppressed, chosen.best, run.reference
     claim = f"{best.label if best else 'Distillation'} resists relearning better than suppression alone."
     if not base or not best or not reference:
         return not_run("headline", claim, "attacked suppressed model, distilled model and reference")
@@ -79,7 +79,7 @@ def beyond_suppression(run: Run, chosen: Leads) -> Conclusion:
 
 def as_the_oracle(run: Run, chosen: Leads) -> Conclusion:
     """The best distilled model gives no more back than the oracle, within the margin."""
-    base, best, oracle, reference = chosen.suppressed, chosen.best, chosen.oracle, run.get("reference")
+    base, best, oracle, reference = chosen.suppressed, chosen.best, chosen.oracle, run.reference
     claim = f"{best.label if best else 'Distillation'} gives no more back than the oracle, within {run.scale.margin:g}."
     if not base or not best or not oracle or not reference:
         return not_run("headline, oracle", claim, "attacked oracle, suppressed model, distilled model and reference")
