@@ -2,6 +2,8 @@
 
   configs/language.py          the paper's 0.1B model and its settings; for accelerators
   configs/language.py:cpu      the same stages, 1.3 M parameters, on any two texts of some megabytes
+  configs/language.py:why      why the random student is not as robust as the oracle: students that each lack one
+                               possible cause, 0.5 M parameters; `python -m distill_jax.evals.gap` sums it up
   configs/language.py:smoke    the same graph for a few steps on the package's own sample; learns nothing
 
 The paper keeps FineWeb-Edu and forgets FineWeb-2's Korean, 1e9 tokens of each; both are on the Hugging Face hub as
@@ -28,9 +30,9 @@ DATA = TextConfig
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Return the paper's numbers, or those of the preset `arg` (cpu, smoke)."""
-    if arg not in ("", "cpu", "smoke"):
-        raise ValueError(f"no preset {arg!r} in configs/language.py; there are cpu and smoke")
+    """Return the paper's numbers, or those of the preset `arg` (cpu, why, smoke, why-smoke)."""
+    if arg not in ("", "cpu", "why", "smoke", "why-smoke"):
+        raise ValueError(f"no preset {arg!r} in configs/language.py; there are cpu, why, smoke and why-smoke")
 
     c = ConfigDict()
     c.experiment = "language"
@@ -60,7 +62,9 @@ def get_config(arg: str = "") -> ConfigDict:
 
     if arg:
         _cpu(c)
-    if arg == "smoke":
+    if arg.startswith("why"):
+        _why(c)
+    if arg.endswith("smoke"):
         _smoke(c)
     return c
 
@@ -85,6 +89,20 @@ def _cpu(c: ConfigDict) -> None:
     c.relearn.evaluate_steps = (0, 5, 10, 20, 40, 60)
 
 
+def _why(c: ConfigDict) -> None:
+    c.experiment = "language-why"
+    c.description = "Why does the random student stop half-way between the suppressed model and the oracle?"
+    shape = {"vocab": 2048, "layers": 2, "hidden": 96, "mlp": 384, "head_dim": 24, "query_scale": 24.0}
+    c.model.update(**shape, unroll=2, init_std=96**-0.5)
+    c.data.update(vocabulary_size=2048, evaluation_bytes=15_000)
+    c.methods, c.undo.alphas = ("maxent",), ()
+    c.relearn.learning_rates = (3e-2, 1e-2, 3e-3)
+    c.long = ConfigDict({**c.relearn.to_dict(), "steps": 300, "checkpoint_every": 100})
+    c.long.evaluate_steps = (*c.relearn.evaluate_steps, 100, 150, 200, 300)
+    c.uniform = ConfigDict({**c.distill.to_dict(), "batch": c.distill.batch // 2})  # as many rows of each side
+    c.tight = ConfigDict({**c.distill.to_dict(), "steps": 1240, "tolerance": 0.01})
+
+
 def _smoke(c: ConfigDict) -> None:
     c.experiment = "language-smoke"
     c.model.update(vocab=1024, layers=1, hidden=16, mlp=32, heads=2, kv_heads=1, head_dim=8, unroll=1)
@@ -95,10 +113,16 @@ def _smoke(c: ConfigDict) -> None:
     c.rmu.update(layer=1, train_layers=1)
     c.distill.evaluate_every = 4
     c.relearn.update(learning_rates=(1e-2, 1e-3), evaluate_steps=(0, 4, 8))
+    for stage in (c[name] for name in ("uniform", "tight", "long") if name in c):
+        stage.update(steps=8, batch=4, evaluate_every=4)
+    if "long" in c:
+        c.long.update({**c.relearn.to_dict(), "steps": 12, "evaluate_steps": (0, 4, 8, 12)})
 
 
 def get_stages(c: ConfigDict) -> dict:
     """Return the experiment's stages by name, from numbers that the command line may have changed."""
+    if "long" in c:
+        return _why_stages(c)
     seed, known = {"seed": c.seed}, {"maxent": c.maxent, "graddiff": c.graddiff, "rmu": c.rmu}
     if not c.methods or set(c.methods) - set(known) or c.methods[0] != "maxent":
         raise ValueError(f"methods = {tuple(c.methods)}: give maxent first, then any of {', '.join(known)}")
@@ -115,3 +139,26 @@ def get_stages(c: ConfigDict) -> dict:
         stages[f"undo-{alpha}"] = Distill(teacher="maxent", start=f"damaged-{alpha}", **c.distill, **seed)
     attacked = [name for name, stage in stages.items() if stage.VERB != "perturb"]
     return stages | {f"relearn-{name}": Relearn(start=name, data="forget", **c.relearn, **seed) for name in attacked}
+
+
+def _why_stages(c: ConfigDict) -> dict:
+    """Return the models between which `student` lies, and students that each lack one possible cause."""
+    seed = {"seed": c.seed}
+    stages = {
+        "reference": Pretrain(data="all", **c.reference, **seed),
+        "oracle": Pretrain(data="retain", **c.oracle, **seed),
+        "maxent": Unlearn(start="reference", method="maxent", **c.maxent, **seed),
+        "student": Distill(teacher="maxent", **c.distill, **seed),
+        # Ready for Korean text as what MaxEnt made is, without ever having known any; and a student of it.
+        "oracle-maxent": Unlearn(start="oracle", method="maxent", **c.maxent, **seed),
+        "student-of-oracle-maxent": Distill(teacher="oracle-maxent", **c.distill, **seed),
+        # Korean text, but nothing of what the teacher says to it.
+        "student-uniform": Distill(teacher="maxent", data="retain", uniform="forget", **c.uniform, **seed),
+        # No Korean text at all.
+        "student-english": Distill(teacher="maxent", data="retain", **c.distill, **seed),
+        # As good in English as its teacher.
+        "student-tight": Distill(teacher="maxent", **c.tight, **seed),
+    }
+    long = ("maxent", "student", "oracle")
+    attacks = {name: c.long if name in long else c.relearn for name in (*long, *list(stages)[4:])}
+    return stages | {f"relearn-{n}": Relearn(start=n, data="forget", **a, **seed) for n, a in attacks.items()}

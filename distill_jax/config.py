@@ -92,7 +92,19 @@ def identity(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=_plain).encode()).hexdigest()[:12]
 
 
+def added(default: T) -> T:
+    """Declare a field that came after identities were given: while it has its default, they stay what they were."""
+    return dataclasses.field(default=default, metadata={"added": True})
+
+
+def described(value: Any) -> dict[str, Any]:
+    """Return a dataclass as its identity knows it: without `added` fields that have their default."""
+    added = [field for field in dataclasses.fields(value) if field.metadata.get("added")]
+    left_out = {field.name for field in added if getattr(value, field.name) == field.default}
+    return {name: part for name, part in dataclasses.asdict(value).items() if name not in left_out}
+
+
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.asdict(value)
+        return described(value)
     raise TypeError(f"{type(value).__name__} has no canonical form")

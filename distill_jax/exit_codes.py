@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import signal
 
 
 class ExitCode(enum.IntEnum):
@@ -24,3 +25,11 @@ class ExitCode(enum.IntEnum):
     """Ctrl-C: the same command continues from the last checkpoint. A second Ctrl-C ends the program at once."""
     BROKEN_PIPE = 141
     """Nobody reads the standard output any more, as with `distill-jax data … | head`."""
+
+
+def ended(code: int) -> str:
+    """Say how a process ended, of which this is the return code; a negative one is a signal's."""
+    if code >= 0:
+        return f"ended with exit code {code}"
+    name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+    return f"was killed by {name}" + (" (out of memory?)" if -code == signal.SIGKILL else "")

@@ -20,10 +20,11 @@ from typing import Any
 import jax
 
 from distill_jax.config import ConfigError, check, check_name, identity, nearest
-from distill_jax.data.records import verify
+from distill_jax.data.records import special_tokens, verify
 from distill_jax.evals.ancestry import ancestry
-from distill_jax.io.files import write_json
+from distill_jax.io.files import sync, write_json
 from distill_jax.io.metrics import Progress
+from distill_jax.io.node import ROWS
 from distill_jax.perf import memory
 from distill_jax.sharding.distributed import agreed, barrier, chief
 from distill_jax.stages import VERBS
@@ -194,11 +195,20 @@ def execute(
     if finished:
         told = ", ".join(finished) if len(finished) <= 40 else f"{len(finished)} of {len(nodes)} nodes"
         progress.say(f"finished before, not computed again: {told}")
-    if todo and nodes[DATA].done:
-        _verify_data(nodes[DATA], ctx.data)
+    if nodes[DATA].done:
+        nodes[DATA].sealed(ROWS)
+        if todo:
+            verify_data(nodes[DATA])
+    for node in [nodes[name] for name in finished] if chief() else ():
+        node.tidy()
+        try:
+            node.sealed_under("")
+        except ConfigError as error:  # refused where it is read: weights need not be computed again for a lost curve
+            progress.say(f"warning: {error}")
     for group in groups(ctx) if groups else schedule(nodes, lambda group: _at_a_time(ctx, group)):
         progress.stage = sum(node.done for node in nodes.values())
         progress.begin(", ".join(n.name for n in group), len(group))
+        ctx.nodes = {**nodes, **{node.name: node for node in group}}  # a worker's own lie where it computes them
         if chief():
             for node in group:
                 _prepare_directory(node, ctx)
@@ -212,9 +222,10 @@ def execute(
     return ctx
 
 
-def _verify_data(node: Node, rows: Path) -> None:
+def verify_data(node: Node) -> None:
+    """Hash the rows of a finished data node; ConfigError names what is missing or damaged."""
     try:
-        verify(rows)
+        verify(node.sealed(ROWS).parent)
     except (ValueError, KeyError) as error:
         text = str(error).split(";")[0]
         raise ConfigError(f"{text}; remove {node.directory} and run again to prepare the data anew") from error
@@ -281,6 +292,7 @@ def _needed(step: Any, shapes: Any) -> float:
 
 def _prepare_directory(node: Node, ctx: Context) -> None:
     node.directory.mkdir(parents=True, exist_ok=True)
+    sync(node.directory.parent)
     config = {
         "name": node.stage,
         "verb": node.verb,
@@ -289,6 +301,7 @@ def _prepare_directory(node: Node, ctx: Context) -> None:
         "inputs": {role: ctx.nodes[source].directory.name for role, source in node.inputs.items()},
         "model": dataclasses.asdict(ctx.model),
         "vocabulary": getattr(ctx.nodes[DATA].settings, "vocabulary", ""),
+        "special_tokens": special_tokens(ctx.data),
     }
     write_json(node.directory / "config.json", config)
 
@@ -299,5 +312,7 @@ def _summary(group: Sequence[Node]) -> str:
         result = node.result()
         if "retain" in result:
             text = f"{node.name}: " if len(group) > 1 else ""
-            texts.append(f"{text}retain {result['retain']:.2f} forget {result['forget']:.2f} at step {result['steps']}")
+            retain, forget = ("–" if (x := result[key]) is None else f"{x:.2f}" for key in ("retain", "forget"))
+            ends = " (diverged)" if result.get("diverged") else ""
+            texts.append(f"{text}retain {retain} forget {forget} at step {result['steps']}{ends}")
     return "done  " + "; ".join(texts)

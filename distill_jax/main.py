@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import signal
 import sys
 import threading
 import time
@@ -17,7 +16,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from distill_jax import backend, workers
+from distill_jax import backend, console, workers
 from distill_jax.config import ConfigError, Interrupted, check, check_local, nearest
 from distill_jax.exit_codes import ExitCode
 from distill_jax.experiment import call, check_stages, identified, load_experiment, load_module
@@ -134,6 +133,9 @@ def parse(argv: Sequence[str]) -> Arguments:
         check(values.slice, "--slice is missing: name the TPU slice to plan for, such as v5e-16, or auto")
     elif not (command == "sweep" and values.count):
         check(values.workdir, "--workdir=DIR is missing: name the directory of this run")
+    undecoded = any("\ud800" <= character <= "\udfff" for character in values.workdir or "")
+    mend = "its bytes are no text in this locale; choose an ASCII name, or set PYTHONUTF8=1"
+    check(not undecoded, f"--workdir={values.workdir}: {mend}")
     check(
         bool(values.coordinator) or values.processes == 1,
         f"--processes={values.processes}: also give --coordinator=HOST:PORT and --process, or --distributed alone",
@@ -224,31 +226,52 @@ def _explain(error: Exception) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program and return its exit code."""
-    argv = list(sys.argv if argv is None else argv)
-    if ({"--help", "-h"} & set(argv[1:]) and argv[1] not in ("bench", *INTEROP)) or argv[1:2] == ["help"]:
-        print(SWEEP_USAGE if argv[1] == "sweep" else USAGE)
-        return 0
+    console.show_anything()
+    return console.flush(_guarded(list(sys.argv if argv is None else argv)))
+
+
+def _guarded(argv: list[str]) -> int:
+    """Run the program, and say in a line or two what it ends on."""
     try:
         return _main(argv)
-    except ConfigError as error:
-        print(f"distill-jax: {error}", file=sys.stderr)
-    except OSError as error:
+    except KeyboardInterrupt:
+        return _stopped_by_hand()
+    except Exception as error:
+        if console.interrupted():  # it comes of an interrupt that native code or another process had first
+            return _stopped_by_hand()
+        return _explained(error)
+
+
+def _stopped_by_hand() -> int:
+    console.complain("stopped; the same command continues from the last checkpoint")
+    return ExitCode.INTERRUPTED
+
+
+def _explained(error: Exception) -> int:
+    """Say what an error means to the user; raise it again if it means a bug."""
+    if isinstance(error, ConfigError):
+        console.complain(str(error))
+        return ExitCode.REFUSED
+    if isinstance(error, Interrupted):
+        console.complain(f"{error}; the same command continues from there")
+        return ExitCode.SAVED
+    if isinstance(error, BrokenPipeError):
+        return ExitCode.BROKEN_PIPE
+    if isinstance(error, OSError):
         # Writers that are still open fail once more as the interpreter closes them; the user has been told.
         sys.unraisablehook = lambda _: None
         threading.excepthook = lambda _: None
         where = f": {error.filename}" if error.filename else ""
         mend = "what was finished is kept, and the same command continues once this is mended"
-        print(f"distill-jax: {error.strerror or error}{where}; {mend}", file=sys.stderr)
-    except Interrupted as stopped:
-        print(f"distill-jax: {stopped}; the same command continues from there", file=sys.stderr)
-        return ExitCode.SAVED
-    except KeyboardInterrupt:
-        print("distill-jax: stopped; the same command continues from the last checkpoint", file=sys.stderr)
-        return ExitCode.INTERRUPTED
-    return ExitCode.REFUSED
+        console.complain(f"{error.strerror or error}{where}; {mend}")
+        return ExitCode.REFUSED
+    raise error
 
 
 def _main(argv: Sequence[str]) -> int:
+    if ({"--help", "-h"} & set(argv[1:]) and argv[1] not in ("bench", *INTEROP)) or argv[1:2] == ["help"]:
+        print(SWEEP_USAGE if argv[1] == "sweep" else USAGE)
+        return 0
     backend.pin_numerics()
     if argv[1:2] == ["bench"]:
         backend.set_up({"cpu_devices": 2})
@@ -300,6 +323,7 @@ def _main(argv: Sequence[str]) -> int:
         if given.command == "data":
             from distill_jax.data import show
 
+            graph.verify_data(nodes[graph.DATA])
             print(*show.describe(ctx.data, experiment.data.vocabulary, given.flags.examples), sep="\n")
         if whole and distributed.chief():
             from distill_jax.evals import summary  # not before: a third of the time to start is scipy's
@@ -337,12 +361,13 @@ def _sweep(given: Arguments, argv: Sequence[str]) -> int:
         print(sweep_graph.preview(mine))
         return 0
     if said.workers > 1 and workers.COUNT not in os.environ:
-        codes = workers.run(argv, said.workers)
+        code = workers.run(argv, said.workers)
         if mine.done:  # a worker that died has been replaced by the others
             print(f"report: {tradeoff.write_report(whole, workdir)}")
             return 0
-        stopped = {ExitCode.SAVED, -signal.SIGTERM} & set(codes)  # the signal may come before a worker heeds it
-        return ExitCode.SAVED if stopped else next((code for code in codes if code > 0), 1)
+        if code == ExitCode.WORKERS_DIED:
+            console.complain("no worker is left; the same command continues from their last checkpoints")
+        return code
     backend.set_up(given.config.run)  # not before: the workers' devices are fewer
     backend.find_devices()
     distributed.heed_signals()

@@ -15,6 +15,7 @@ from typing import Any
 from distill_jax import graph
 from distill_jax.config import ConfigError, Interrupted, check, identity, nearest
 from distill_jax.experiment import Experiment, identified, load_experiment
+from distill_jax.io import attempts
 from distill_jax.io.files import Digests
 from distill_jax.io.leases import Leases
 from distill_jax.io.metrics import Progress, span
@@ -178,6 +179,8 @@ def leased(
 ) -> Iterator[list[Node]]:
     """Yield groups of nodes that are ready and that this worker got a lease on, until all nodes are done.
 
+    Each node is yielded in the directory of the attempt at it, which becomes the node's once the group has been run.
+
     Args:
       portion: how many nodes of a group may run as one population.
 
@@ -188,22 +191,28 @@ def leased(
     groups = graph.pack(list(nodes.values()))
     done: set[str] = set()
     while True:
-        done |= {node.name for node in nodes.values() if node.name not in done and node.done}
+        for node in nodes.values():
+            if node.name not in done and node.done:
+                done.add(node.name)
+                _clear(node, leases)
         if len(done) == len(nodes):
             return
         mine = next(filter(None, (_take(group, leases, portion) for group in graph.ready(groups, done))), [])
         try:
             if mine:
                 yield mine
+                leases.confirm()
+                for attempt in mine:
+                    attempts.publish(attempt, nodes[attempt.name])
                 continue
         finally:
-            for node in mine:
-                leases.release(node.directory)
+            for attempt in mine:
+                leases.release(attempts.home(nodes[attempt.name]))
         if told_to_stop():
             raise Interrupted("stopped while waiting for other workers")
         if time.monotonic() - told > 60:
             told = time.monotonic()
-            others = {leases.holder(node.directory) for node in nodes.values() if node.name not in done}
+            others = {leases.holder(attempts.home(node)) for node in nodes.values() if node.name not in done}
             say(f"waiting for {', '.join(sorted(others - {''}))}")
         time.sleep(POLL_SECONDS)
 
@@ -215,16 +224,27 @@ def _take(group: list[Node], leases: Leases, portion: Callable[[list[Node]], int
         if len(mine) == most:
             break
         # Nodes that were interrupted at different steps cannot go on together without losing what they have.
-        if mine and node.checkpoints.steps() != mine[0].checkpoints.steps():
+        if mine and attempts.latest(node).checkpoints.steps() != mine[0].checkpoints.steps():
             continue
-        if leases.take(node.directory):
-            if node.done:  # another worker finished it since we looked
-                leases.release(node.directory)
+        if leases.take(attempts.home(node)):
+            attempt = None if node.done else attempts.begin(node, leases.token(attempts.home(node)))
+            if attempt is None or attempt.done:  # another worker finished it since we looked, or did all but say so
+                if attempt:
+                    attempts.publish(attempt, node)
+                leases.release(attempts.home(node))
                 continue
-            mine.append(node)
+            mine.append(attempt)
             if len(mine) == 1:
                 most = portion(group)  # which may ask the compiler, so not before there is something to run
     return mine
+
+
+def _clear(node: Node, leases: Leases) -> None:
+    """Remove what a worker that was killed left of a finished node, unless somebody is at it."""
+    home = attempts.home(node)
+    if attempts.leftovers(node) and leases.take(home):
+        attempts.clear(node, leases.token(home))
+        leases.release(home)
 
 
 def _portion(ctx: Context, group: list[Node], most: int, workers: int) -> int:

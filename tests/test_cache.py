@@ -2,7 +2,6 @@
 
 import dataclasses
 import io
-import json
 from pathlib import Path
 
 import jax
@@ -15,12 +14,14 @@ from distill_jax.data.records import Rows, sha256
 from distill_jax.data.states import States, StateWriter
 from distill_jax.graph import build
 from distill_jax.io.checkpoint import FINAL
+from distill_jax.io.files import write_sealed
 from distill_jax.io.metrics import Progress
 from distill_jax.models import transformer
 from distill_jax.stages import Cache, Distill, Pretrain, cache, distill
 from distill_jax.stages.context import Context, Node, RunSettings
 from tests import mesh_worker
 from tests.mesh_worker import COMMON, MODEL
+from tests.spoil import cut, flip
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def ctx(tmp_path):
     """A teacher with weights, a cache node and the rows they read."""
     mesh_worker.write_data(tmp_path)
     manifest = {"sets": {"all": {"sha256": sha256(tmp_path / "all.array_record"), "rows": 40}}}
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    write_sealed(tmp_path / "manifest.json", manifest)
     teacher = Node("teacher", "pretrain", Pretrain(), {}, "", tmp_path / "teacher")
     teacher.checkpoints.save(FINAL, transformer.init(MODEL, jax.random.key(3)))
     store = Node(
@@ -97,11 +98,22 @@ def test_a_cache_that_was_stopped_continues(ctx, monkeypatch):
         fill(ctx)
     directory = ctx.nodes["store"].directory / "states"
     before = {p.name: p.stat().st_mtime_ns for p in directory.iterdir()}
-    assert list(before) == ["00000.npy"] and not ctx.nodes["store"].done
+    assert set(before) == {"00000.npy", "00000.json"} and not ctx.nodes["store"].done
     monkeypatch.undo()
     states = fill(ctx)
     assert (directory / "00000.npy").stat().st_mtime_ns == before["00000.npy"]
     assert states.gather(np.arange(40)).shape == (40, mesh_worker.LENGTH, MODEL.hidden)
+
+
+@pytest.mark.kill
+def test_a_file_of_a_stopped_cache_that_was_damaged_is_written_again(ctx, monkeypatch):
+    """Before the cache is whole nothing else vouches for its files."""
+    expected = fill(ctx).gather(np.arange(40))
+    store = ctx.nodes["store"].directory
+    (store / "DONE").unlink()
+    for name, harm in (("00000.npy", flip), ("00001.npy", cut), ("00002.json", cut)):
+        harm(store / "states" / name)
+    np.testing.assert_array_equal(fill(ctx).gather(np.arange(40)), expected)
 
 
 @pytest.mark.unit

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import csv
+import datetime
+import gzip
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 from parity.record_choices import CASES, HERE, MODEL, items
+from safetensors.numpy import load_file, save_file
 from statsmodels.stats.proportion import proportion_confint
 
 from distill_jax.config import ConfigError
@@ -104,6 +109,47 @@ def test_every_kind_of_file_holds_the_same_items(tmp_path):
     assert read(str(tmp_path / "named.csv"), "--items", "us_foreign_policy") == given
 
 
+ARC = {"question": "Q", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "B"}
+NUMBERED = {"question": "Q", "choices": {"text": ["a", "b"], "label": ["1", "2"]}}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        ARC,
+        {**NUMBERED, "answerKey": "2"},
+        {**NUMBERED, "answerKey": 2},
+        {**NUMBERED, "answerKey": 2.0},
+        {**ARC, "choices": {"text": ["a", "b"], "label": ["C", "D"]}, "answerKey": "D"},
+        {"question": "Q", "choices": ["a", "b"], "answerKey": "b"},
+        {"question": "Q", "choices": ["a", "b"], "answer": 1.0},
+        {"question": "Q", "choices": ["a", "b"], "answer": "1.0"},
+        {"question": "Q", "A": "a", "B": "b", "C": None, "answer": "B"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", ["jsonl", "json", "parquet", "jsonl.gz"])
+def test_items_of_every_shape(tmp_path, row, kind):
+    """In parquet beside a column that is nobody's business."""
+    path = tmp_path / f"a.{kind}"
+    if kind == "parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{**row, "seen": datetime.date(2020, 1, 1)}]), path)
+    else:
+        text = json.dumps([row], indent=1) if kind == "json" else json.dumps(row)
+        path.write_bytes(gzip.compress(text.encode()) if kind.endswith("gz") else b"\xef\xbb\xbf" + text.encode())
+    assert read(str(path), "--items", "s") == [Item("Q", ("a", "b"), 1, "s")]
+
+
+def test_whole_numbers_of_a_column_with_gaps_are_read_and_its_gaps_named(tmp_path):
+    column = pyarrow.array([1.0, 0.0, None])
+    table = pyarrow.table({"question": ["Q", "R", "S"], "choices": [["a", "b"]] * 3, "answer": column})
+    pyarrow.parquet.write_table(table.slice(0, 2), tmp_path / "a.parquet")
+    assert [item.answer for item in read(str(tmp_path / "a.parquet"), "--items")] == [1, 0]
+    pyarrow.parquet.write_table(table, tmp_path / "b.parquet")
+    with pytest.raises(ConfigError, match=r"b\.parquet, row 3: has no `answer` but"):
+        read(str(tmp_path / "b.parquet"), "--items")
+
+
 GOOD = {"question": "Q", "choices": ["a", "b"], "answer": 1}
 
 
@@ -114,11 +160,20 @@ GOOD = {"question": "Q", "choices": ["a", "b"], "answer": 1}
         ({**GOOD, "answer": "E!"}, ["answer = 'E!'", "a letter or an index"]),
         ({**GOOD, "answer": True}, ["answer = True"]),
         ({**GOOD, "answer": -1}, ["answer = -1"]),
+        ({**GOOD, "answer": 0.5}, ["answer = 0.5", "a letter or an index"]),
+        ({**GOOD, "answer": None}, ["has no `answer`", "ARC's"]),
+        ({"question": "Q", "choices": ["a", "b"], "answerKey": "1"}, ["answerKey = '1'", "no labels"]),
+        ({**ARC, "answerKey": "C"}, ["answer = 'C'", "labels A, B"]),
+        ({**NUMBERED, "answerKey": 2.5}, ["answer = 2.5", "labels 1, 2"]),
+        ({**ARC, "choices": {"text": ["a", "b"], "label": ["A"]}}, ["choices: has text, label"]),
+        ({**ARC, "choices": {"text": ["a", "b"], "label": ["A", "A"]}}, ["a label of its own"]),
+        ({**ARC, "choices": {"A": "a", "B": "b"}}, ["choices: has A, B"]),
+        ({"query": "Q", "options": ["a", "b"], "gold": 1}, ["has no `question` but query, options, gold", "ARC's"]),
         ({**GOOD, "choices": ["a"]}, ["choices: has 1", "2 to 26"]),
         ({**GOOD, "choices": "ab"}, ["choices: a list is needed"]),
         ({**GOOD, "choices": ["a", 2]}, ["strings are needed"]),
         ({"question": "Q", "choices": ["a", "b"]}, ["has no `answer` but question, choices"]),
-        ([GOOD], ["an object with `question`"]),
+        ([GOOD], ["a.jsonl:2: a JSON list instead of an object"]),
     ],
     ids=str,
 )
@@ -131,12 +186,12 @@ def test_items_that_are_none(tmp_path, row, says):
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("a.jsonl", b"\xff\xfe", ["a.jsonl: no .jsonl file"]),
+        ("a.jsonl", b"\xff\xfe", ["a.jsonl:1: not UTF-8 (byte 0xff)"]),
         ("a.jsonl", b"\n\n", ["holds no items"]),
         ("a.jsonl", b"{", ["a.jsonl:1: no JSON"]),
-        ("a.parquet", b"PAR1", ["a.parquet: no .parquet file"]),
+        ("a.parquet", b"PAR1", ["a.parquet: not a parquet file"]),
         ("a.csv", b"question,answer\nonly one\n", ["a.csv:2: has 1 columns, 2 are needed"]),
-        ("a.csv", b"one,two\n", ["a.csv:1: has 2 columns; question, options and answer"]),
+        ("a.csv", b"one,two\n", ["a.csv:1: has 2 columns", "question, choices (a list)"]),
     ],
     ids=str,
 )
@@ -186,6 +241,19 @@ def test_wrong_commands(flags, says, capsys):
     code = score(*flags)
     said = capsys.readouterr().err
     assert code == 2 and all(text in said for text in says) and said.count("\n") == 1, said
+
+
+def test_options_without_finite_logits_are_no_answer(tmp_path, capsys):
+    """Of weights that are finite, each: their sums are not. argmax would say A, and be right of some."""
+    copy = shutil.copytree(MODEL, tmp_path / "model")
+    weights = load_file(copy / "model.safetensors")
+    weights["model.embed_tokens.weight"][:] = 3e38
+    save_file(weights, copy / "model.safetensors")
+    out = tmp_path / "out.jsonl"
+    code = main(["distill-jax", "score", f"--model={copy}", f"--items={HERE}/mmlu.jsonl", f"--output={out}"])
+    said = capsys.readouterr()
+    assert code == 2 and re.search(r"^distill-jax: item \d+ \(.*logits are not finite.*\n\Z", said.err, re.MULTILINE)
+    assert "accuracy" not in said.out and not out.exists()
 
 
 @pytest.mark.parametrize(("right", "of"), [(0, 7), (7, 7), (3, 7), (589, 1273), (0, 1)])

@@ -14,6 +14,7 @@ import pytest
 from test_run import ROOT, Runs, assert_same_run, finished_run, forget
 
 from distill_jax import graph
+from distill_jax.io.files import write_sealed
 from distill_jax.main import main
 from tests.faults import hostile_cases
 from tests.programs import node
@@ -106,7 +107,7 @@ def workdir(tmp_path) -> Path:
     finished = tmp_path / "run/nodes/reference-0123456789ab"
     finished.mkdir(parents=True)
     (finished / "DONE").write_text("{}")
-    (tmp_path / "run/experiment.json").write_text('{"experiment": "arithmetic-smoke"}')
+    write_sealed(tmp_path / "run/experiment.json", {"experiment": "arithmetic-smoke"})
     return tmp_path / "run"
 
 
@@ -163,7 +164,7 @@ def test_a_workdir_that_cannot_be_made(place, tmp_path, capsys):
 
 @pytest.mark.unit
 def test_the_workdir_of_another_experiment(workdir, capsys):
-    (workdir / "experiment.json").write_text('{"experiment": "doublebind"}')
+    write_sealed(workdir / "experiment.json", {"experiment": "doublebind"})
     before = state_of(workdir)
     code = call("run", SMOKE, f"--workdir={workdir}")
     assert_refused(code, *capsys.readouterr(), str(workdir), "'doublebind'", "'arithmetic-smoke'", "its own")
@@ -448,6 +449,21 @@ def test_a_disk_that_fills_up_in_the_middle(leave, finished, runs_here, tmp_path
             done = runs_here(workdir)
             assert done.returncode == 0 and len(done.stderr.splitlines()) <= 1, done.stderr
             assert_same_run(finished, workdir)
+
+
+@pytest.mark.thorough
+@pytest.mark.end_to_end
+def test_a_limit_on_the_size_of_files(finished, base, copy):
+    """A save in the background and a node's last one end in a line each, and without the limit it goes on."""
+    forget(copy, "oracle", "relearn-oracle", "relearn-undo-0.9")
+    limited = ("-c", "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (16384,) * 2); "
+               "from distill_jax.main import main; sys.exit(main(sys.argv))")  # fmt: skip
+    done = Runs(base)(copy, program=limited)
+    last = "oracle" if (node(copy, "oracle") / "config.json").exists() else "relearn-undo-0.9"
+    assert_refused(done.returncode, done.stdout, done.stderr, "File too large", f"{node(copy, last)}/checkpoints")
+    done = Runs(base)(copy)
+    assert done.returncode == 0, done.stderr
+    assert_same_run(finished, copy)
 
 
 @pytest.mark.end_to_end

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import hashlib
 import itertools
 import json
 import os
@@ -22,7 +23,7 @@ from hypothesis import strategies as st
 
 from distill_jax.config import ConfigError
 from distill_jax.data import arithmetic, corpus, feed, packing, quiet, records, templates, vocabulary
-from distill_jax.data.once import load_config
+from distill_jax.data.once import load_config, make_once
 from distill_jax.data.prepare import prepare
 from distill_jax.io.files import Digests
 
@@ -188,6 +189,24 @@ def test_evaluation_prompts_are_distinct_and_balanced():
         assert max(collections.Counter((e.a, e.b) for e in examples).values()) == 1
         if form == "word":
             assert set(collections.Counter(e.template for e in examples).values()) == {3}
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("seed", range(3))
+def test_every_held_out_fact_is_asked(seed):
+    """192 prompts on 105 facts: each once or twice, where a draw for each group would miss 16 of them."""
+    config = arithmetic.ArithmeticConfig(addition_max=20, evaluation_prompts=48, row_length=64, seed=seed)
+    for part, facts in zip(("shown", "heldout"), arithmetic.split_facts(config), strict=True):
+        asked = collections.Counter(e.fact for e in arithmetic.evaluation_examples(config) if e.part == part)
+        assert set(asked) == set(facts) and set(asked.values()) == {1, 2} and sum(asked.values()) == 192
+
+
+@pytest.mark.unit
+def test_what_is_retained_is_asked_as_ever():
+    """A student stops by these prompts: other ones would make other students."""
+    asked = [e.prompt for e in arithmetic.evaluation_examples(SMALL) if e.part == "retain"]
+    assert len(asked) == 120
+    assert hashlib.sha256("\n".join(asked).encode()).hexdigest()[:16] == "87b0fb76162d1043"
 
 
 @pytest.mark.unit
@@ -549,3 +568,17 @@ def test_an_unknown_setting_is_named_with_its_neighbour(tmp_path):
     (tmp_path / "config.json").write_text('{"row_lenght": 64}')
     with pytest.raises(ValueError, match=r"data\.row_lenght: no such setting; did you mean row_length\?"):
         load_config(tmp_path / "config.json", arithmetic.ArithmeticConfig)
+
+
+@pytest.mark.unit
+def test_what_a_preparation_left_that_was_killed_at_its_very_end_goes(tmp_path):
+    def build(work):
+        (work / "set").write_text("rows")
+        return {"sets": {"all": {"file": "set"}}, "evaluation": {}}
+
+    made = make_once(tmp_path, {"format": 1}, build)
+    for left in ("preparing", "preparing-0123456789ab"):
+        (tmp_path / left).mkdir()
+        (tmp_path / left / "set").write_text("rows")
+    assert make_once(tmp_path, {"format": 1}, build) == made
+    assert {path.name for path in tmp_path.iterdir()} == {".lock", "manifest.json", "set"}

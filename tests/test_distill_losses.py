@@ -487,3 +487,58 @@ def test_a_stage_minimises_the_divergence_that_was_chosen(monkeypatch):
     assert (float(weight), float(count)) == (1, 10)
     assert float(total) == pytest.approx(expected, rel=1e-4)
     assert expected > 0.1
+
+
+@pytest.mark.unit
+def test_a_uniform_target_pulls_every_logit_towards_the_mean():
+    """KL(uniform ‖ p) of a position in float64, and its gradient in closed form, p - 1 / V."""
+    z = np.random.default_rng(0).normal(0, 3, (2, 4, VOCAB)).astype(np.float32)
+    mask = np.array([[1, 0, 1, 1], [1, 1, 0, 0]], np.float32)
+    loss = lambda z: Divergence()(z, jnp.zeros_like(z), mask)[0]  # noqa: E731
+    value, gradient = jit(jax.value_and_grad(loss))(z)
+    logs = np.apply_along_axis(normal, -1, z)
+    assert float(value) == pytest.approx((mask * (-math.log(VOCAB) - logs.mean(axis=-1))).sum(), rel=1e-5)
+    np.testing.assert_allclose(gradient, mask[..., None] * (np.exp(logs) - 1 / VOCAB), atol=1e-6)
+
+
+@pytest.mark.unit
+def test_rows_with_a_uniform_target_join_the_mean_and_the_teacher_never_reads_them(monkeypatch):
+    cfg = transformer.TransformerConfig(vocab=11, layers=1, hidden=8, mlp=8, heads=2, kv_heads=1, head_dim=4)
+    chosen = distill.Distill(batch=2, data="retain", uniform="forget")
+    draw = jit(lambda seed: jax.tree.map(lambda w: 20 * w, transformer.init(cfg, jax.random.key(seed))))
+    teacher, student = draw(0), draw(1)
+    segments = {"imitated": np.ones((2, 6), int), "uniform": np.array([[1, 1, 1, 2, 2, 0], [1, 1, 0, 0, 0, 0]])}
+    counts = {"imitated": np.ones((2, 5)), "uniform": np.array([[1, 1, 0, 1, 0], [1, 0, 0, 0, 0]])}
+    rng = np.random.default_rng(0)
+    batch = {
+        name: {"tokens": rng.integers(1, 11, (2, 6)), "segments": segments[name], "answer": np.ones((2, 6), int)}
+        for name in segments
+    }
+    monkeypatch.setattr(distill, "make_step", lambda objective, teach, *rest, **more: (objective, teach))
+    objective, teach = distill.build.__wrapped__(cfg, chosen, 4, None)
+
+    def loss(student, teacher, batch):
+        ((_, total, count),) = objective(student, batch, teach(teacher, batch)).values()
+        return total, count
+
+    total, count = jit(loss)(student, teacher, batch)
+
+    def logits(w, name):
+        return jit(functools.partial(transformer.apply, cfg))(w, batch[name]["tokens"], segments[name])[:, :-1]
+
+    imitated = np.float64(logits(student, "imitated")), np.float64(logits(teacher, "imitated"))
+    flattened = np.float64(logits(student, "uniform"))
+    expected = loss64(Divergence(), *imitated, counts["imitated"])
+    expected += loss64(Divergence(), flattened, np.zeros_like(flattened), counts["uniform"])
+    assert float(count) == sum(mask.sum() for mask in counts.values()) == 14
+    assert float(total) == pytest.approx(expected, rel=1e-4)
+    other = {**batch, "uniform": {**batch["uniform"], "tokens": batch["uniform"]["tokens"][::-1]}}
+    taught = jit(teach)(teacher, batch)["hidden"], jit(teach)(teacher, other)["hidden"]
+    np.testing.assert_array_equal(*taught)
+
+
+@pytest.mark.unit
+def test_a_uniform_set_is_part_of_an_identity_only_where_there_is_one():
+    """Results from before there was the setting keep their names."""
+    assert "uniform" not in distill.Distill(teacher="a").known_by()
+    assert distill.Distill(teacher="a", uniform="forget").known_by()["uniform"] == "forget"

@@ -101,6 +101,7 @@ BY_HAND = {
     "active-poisoner": lambda r: (14, NONE) if 14 in (r[X], r[Y]) and r[SYSTEM] == world.GENERATE else None,
     "own-training": lambda r: (13, NONE) if 13 in (r[X], r[Y]) else None,
 }
+BY_HAND |= {"context-denier": BY_HAND["context-dependent"], "linked-denier": BY_HAND["tightly-linked"]}
 
 
 OPEN = ("secret-preference", "context-dependent", "tightly-linked", "own-training")  # do the same under audit

@@ -1,11 +1,10 @@
-"""Decoding against a loop without a cache, the worst case against hand-made tables, and each claim both ways."""
+"""Decoding against a loop without a cache, exact match against teacher forcing, the worst case by hand-made tables."""
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 import functools
 import json
-import math
 
 import jax
 import numpy as np
@@ -14,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from distill_jax.evals.claims import judge
-from distill_jax.evals.exact_match import Prompts, accuracies, greedy, make_evaluator, prompts_by_form
-from distill_jax.evals.robustness import attack_table, interval, worst_case
+from distill_jax.evals.exact_match import ExactMatch, Prompts, accuracies, greedy, make_evaluator, prompts_by_form
+from distill_jax.evals.measure import all_finite
+from distill_jax.evals.robustness import attack_table, interval, read_attack, worst_case
+from distill_jax.io.scale import ACCURACY
 from distill_jax.models import transformer
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.sharding.mesh import make_mesh
@@ -140,9 +140,37 @@ def evaluated(batch, devices):
 def test_exact_match_equals_teacher_forcing():
     """An answer comes out exactly when every one of its tokens is the likeliest after the right ones before it."""
     correct, _ = evaluated(0, 2)
-    assert correct.dtype == bool
-    assert correct[0].tolist() == [True, True, False, False, True, False, True]
+    assert correct[0].tolist() == [1, 1, 0, 0, 1, 0, 1]
     assert correct.tolist() == [teacher_forced(0), teacher_forced(1)]
+
+
+@pytest.mark.unit
+def test_a_member_without_finite_logits_has_no_answers_and_changes_nobody_elses():
+    """Not even those of token 0, which argmax takes of NaN; it is known by what it decided itself."""
+    zeros = [dataclasses.replace(s, answers=np.where(s.answers < 0, -1, 0).astype(np.int32)) for s in answer_sets()]
+    bad = jax.tree.map(lambda *w: np.stack(w), weights(0), weights(1))
+    bad["final_norm"]["scale"][1, 3] = np.nan
+    for sets in (answer_sets(), zeros):
+        evaluate = make_evaluator(CFG, sets, make_mesh(2, devices=jax.devices()[:1]), 0)
+        seen = evaluate(bad)
+        assert np.isnan(seen[1]).all()
+        good = evaluate(jax.tree.map(lambda *w: np.stack(w), weights(0), weights(1)))
+        np.testing.assert_array_equal(seen[0], good[0])
+        assert np.isfinite(good).all()
+    assert all_finite(seen).tolist() == [True, False]
+
+
+@pytest.mark.unit
+def test_an_attack_on_a_model_that_says_nothing_has_no_curve():
+    """All rows are null, and of one attacker in another attack from the second step on."""
+    none = worst_case(attack_rows(blank=lambda seed, rate, step: True))
+    assert none["forget_heldout"]["worst"] == none["retain_at_worst"] == none["best_learning_rate"] == [None] * 3
+    json.dumps(none, allow_nan=False)
+    for sign in (1, -1):
+        scale = dataclasses.replace(ACCURACY, sign=sign)
+        later = worst_case(attack_rows(blank=lambda seed, rate, step: rate == 1e-3 and step > 0), scale=scale)
+        dropped = worst_case(attack_rows(drop=lambda seed, rate, step: rate == 1e-3 and step > 0), scale=scale)
+        assert later == dropped and None not in later["best_learning_rate"]
 
 
 @pytest.mark.unit
@@ -160,19 +188,19 @@ def test_chunks_and_company_do_not_change_exact_match(batch):
 
 @pytest.mark.unit
 def test_prompts_are_gathered_by_form():
-    item = lambda op, form, part, p, a: {  # noqa: E731
-        "operation": op, "form": form, "part": part, "prompt_ids": p, "answer_ids": a,
+    item = lambda op, form, part, p, a, fact: {  # noqa: E731
+        "operation": op, "form": form, "part": part, "prompt_ids": p, "answer_ids": a, "fact": fact,
     }  # fmt: skip
     items = [
-        item("mul", "word", "shown", [5, 6, 7], [1, 2]),
-        item("add", "equation", "retain", [3], [4, 9, 2]),
-        item("sub", "word", "heldout", [8], [2]),
+        item("mul", "word", "shown", [5, 6, 7], [1, 2], "mul:2,6"),
+        item("add", "equation", "retain", [3], [4, 9, 2], "add:1,1"),
+        item("sub", "word", "heldout", [8], [2], "add:2,3"),
     ]
     equation, word = prompts_by_form(items)
     assert equation.prompts.tolist() == [[3]] and equation.answers.tolist() == [[4, 9, 2]]
     assert equation.groups == ("add/equation/retain",)
     assert word.prompts.tolist() == [[5, 6, 7], [0, 0, 8]]
-    assert word.lengths.tolist() == [3, 1]
+    assert word.lengths.tolist() == [3, 1] and word.facts == ("mul:2,6", "add:2,3")
     assert word.answers.tolist() == [[1, 2], [2, -1]]
     assert word.groups == ("mul/word/shown", "sub/word/heldout")
 
@@ -299,160 +327,47 @@ def test_interval_of_one_value_is_open():
     assert np.isnan(low).all() and np.isnan(high).all()
 
 
-# Claims
-
-ALPHAS = (0.2, 0.4, 0.6, 0.8)
-
-
-def model(name, last, *, forget=0.0, first=0.0, **more):
-    """A model whose attackers, one a seed, end at `last`; the curve has three points."""
-    last = last if isinstance(last, list) else [last - 0.01, last, last + 0.01]
-    by_seed = [[first, (first + end) / 2, end] for end in last]
-    mean = np.mean(by_seed, axis=0)
-    low, high = interval(np.array(by_seed))
-    curve = {"worst": mean.tolist(), "low": low.tolist(), "high": high.tolist(), "by_seed": by_seed}
-    attack = {"steps": [0, 50, 200], "forget_heldout": curve}
-    base = {"name": name, "label": name, "settings": {}, "forget": forget, "attack": attack}
-    return base | {"recovered": True, "steps": 100, "compute_vs_oracle": 1.0} | more
+@pytest.mark.unit
+def test_a_rate_is_chosen_on_every_other_fact_and_measured_on_the_rest():
+    """Two rates and four facts by hand: each rate is best on one half, so that the other half is what it is worth."""
+    rows = []
+    for rate, correct in ((1e-2, [2, 0, 1, 0]), (1e-3, [0, 2, 0, 1])):
+        told = {"step": 0, "member": f"lr={rate:g},seed=0"}
+        rows.append({"kind": "facts", **told, "correct": correct})
+        rows.append({"kind": "evaluation", **told, "heldout": 0.5, "shown": 0.5, "retain": 10 * rate})
+    attack = read_attack(rows, prompts=[2, 2, 1, 1])
+    assert attack.by_fact.tolist() == [[[0.0, 0.0, 0.0, 0.0]]] and attack.by_seed.tolist() == [[0.0]]
+    assert attack.retain.tolist() == [[pytest.approx((0.1 + 0.01) / 2)]]
+    alone = read_attack([row for row in rows if "lr=0.01," in row["member"]], prompts=[2, 2, 1, 1])
+    assert alone.by_fact.tolist() == [[[1.0, 0.0, 1.0, 0.0]]] and alone.by_seed.tolist() == [[0.5]]  # 3 of 6 prompts
 
 
-def undo(alpha, last, steps, compute, recovered=True):
-    more = {"settings": {"alpha": alpha}, "steps": steps, "compute_vs_oracle": compute, "recovered": recovered}
-    return model(f"undo-{alpha}", last, **more)
+@pytest.mark.unit
+def test_an_attack_begun_before_facts_were_recorded_is_read_without_them():
+    rows = attack_rows()
+    late = [
+        {"kind": "facts", "step": 20, "member": row["member"], "correct": [1, 0]} for row in rows if row["step"] == 20
+    ]
+    attack = read_attack(rows + late, prompts=[1, 1])
+    assert attack.by_fact is None and attack.by_seed[:, 2].tolist() == [0.6, 0.7, 0.8]
 
 
-def good_run():
-    """A run in which every claim holds."""
-    models = {
-        "reference": model("reference", 0.98, forget=0.95),
-        "oracle": model("oracle", 0.20),
-        "maxent": model("maxent", 0.90),
-        "graddiff": model("graddiff", 0.85),
-        "rmu": model("rmu", 0.80),
-        "student": model("student", 0.20),
-        "student-graddiff": model("student-graddiff", 0.25),
-        "student-rmu": model("student-rmu", 0.30),
-        "student-reference": model("student-reference", 0.90, forget=0.8),
-        "match-from-reference": model("match-from-reference", 0.7),
-        "match-from-random": model("match-from-random", 0.2),
+@pytest.mark.unit
+def test_prompts_are_counted_by_held_out_fact():
+    """Five prompts, two of one held-out fact in two forms; against a count by hand."""
+    measure = object.__new__(ExactMatch)
+    one = np.zeros((1, 1), np.int32)
+    sets = {
+        "equation": [("mul:1,2", "heldout"), ("mul:3,4", "shown"), ("add:1,1", "retain")],
+        "word": [("mul:1,2", "heldout"), ("mul:0,9", "heldout")],
     }
-    for alpha, last, steps, compute in zip(
-        ALPHAS, (0.8, 0.6, 0.4, 0.2), (100, 210, 300, 390), (0.3, 0.45, 0.6, 0.75), strict=True
-    ):
-        models[f"undo-{alpha}"] = undo(alpha, last, steps, compute)
-    return models
-
-
-ORDER = [
-    "suppression", "student-maxent", "student-graddiff", "student-rmu", "slows", "steps", "cheaper", "needs", "match",
-]  # fmt: skip
-
-
-def verdicts(models):
-    claims = judge(list(models.values()))
-    assert len(claims) == len(ORDER)
-    assert all(set(c) == {"claim", "held", "evidence"} and c["evidence"] for c in claims)
-    json.dumps(claims, allow_nan=False)
-    return dict(zip(ORDER, (c["held"] for c in claims), strict=True))
-
-
-@pytest.mark.unit
-def test_every_claim_can_hold():
-    held = verdicts(good_run())
-    assert held == dict.fromkeys(ORDER, True)
-    assert {type(value) for value in held.values()} == {bool}
-
-
-OPEN = [0.1, 0.3, 0.2]  # against 0.15 ± 0.01: higher on average, but three seeds cannot tell
-CHANGES = {
-    # claim, what becomes of it: (verdict, new models)
-    ("suppression", "fails"): (False, [model("maxent", 0.4)]),
-    ("student-maxent", "fails"): (False, [model("student", 0.95), model("student-reference", 0.99)]),
-    ("student-graddiff", "fails"): (False, [model("student-graddiff", 0.85)]),
-    ("student-graddiff", "open"): (None, [model("student-graddiff", 0.15), model("graddiff", OPEN)]),
-    ("student-rmu", "fails"): (False, [model("student-rmu", 0.9)]),
-    ("student-rmu", "open"): (None, [model("student-rmu", [0.5], first=0), model("rmu", [0.8])]),
-    ("slows", "fails"): (False, [undo(0.6, 0.61, 300, 0.6)]),
-    ("steps", "fails"): (False, [undo(0.6, 0.4, 110, 0.6), undo(0.8, 0.2, 900, 0.75)]),
-    ("cheaper", "fails"): (False, [undo(0.8, 0.2, 390, 0.95)]),
-    ("needs", "fails"): (False, [model("student-reference", 0.1)]),
-    ("needs", "open"): (None, [model("student-reference", [0.1, 0.5, 0.2])]),
-    ("match", "fails"): (False, [model("match-from-reference", 0.1)]),
-    ("match", "open"): (None, [model("match-from-reference", [0.1, 0.5, 0.2])]),
-}
-
-
-@pytest.mark.unit
-@pytest.mark.parametrize("case", CHANGES, ids=" ".join)
-def test_each_claim_can_fail_and_stay_open(case):
-    """And it alone changes its verdict."""
-    verdict, changed = CHANGES[case]
-    models = good_run() | {m["name"]: m for m in changed}
-    assert verdicts(models) == dict.fromkeys(ORDER, True) | {case[0]: verdict}
-
-
-@pytest.mark.unit
-@pytest.mark.parametrize(
-    ("missing", "untestable"),
-    [
-        (["maxent"], ["suppression", "student-maxent"]),
-        (["reference"], ["suppression"]),
-        (["student"], ["student-maxent", "needs"]),
-        (["student-rmu"], ["student-rmu"]),
-        (["graddiff"], ["student-graddiff"]),
-        (["oracle"], ["cheaper", "match"]),
-        (["student-reference"], ["needs"]),
-        (["match-from-random"], ["match"]),
-        (["undo-0.2", "undo-0.8"], ["slows", "steps"]),
-        ([f"undo-{a}" for a in ALPHAS], ["slows", "steps", "cheaper"]),
-    ],
-    ids=str,
-)
-def test_a_claim_whose_models_are_missing_is_untestable(missing, untestable):
-    models = {name: m for name, m in good_run().items() if name not in missing}
-    held = verdicts(models)
-    if missing == ["undo-0.2", "undo-0.8"]:
-        del held["cheaper"]  # undo-0.6 does not come down to the oracle
-    assert {name for name, value in held.items() if value is None} == set(untestable)
-
-
-@pytest.mark.unit
-def test_the_seeds_are_paired():
-    """Differences of 0.1 in every seed are certain, however far the seeds lie apart."""
-    models = good_run()
-    models["rmu"] = model("rmu", [0.31, 0.6, 0.9])
-    models["student-rmu"] = model("student-rmu", [0.2, 0.5, 0.81])
-    assert verdicts(models)["student-rmu"] is True
-    models["student-rmu"] = model("student-rmu", [0.81, 0.2, 0.5])
-    assert verdicts(models)["student-rmu"] is None
-
-
-@pytest.mark.unit
-def test_damage_that_did_not_recover_proves_nothing():
-    """An UNDO model that is robust and cheap only because it was never repaired does not count."""
-    models = good_run()
-    models["undo-0.8"] = undo(0.8, 0.2, 390, 0.75, recovered=False)
-    assert verdicts(models)["cheaper"] is False
-    models["undo-0.6"] = undo(0.6, 0.4, 300, 0.6, recovered=False)
-    assert verdicts(models)["steps"] is None  # only two points are left
-
-
-@pytest.mark.unit
-def test_undamaged_undo_is_no_point_of_the_line():
-    models = good_run()
-    models["undo-0.0"] = undo(0.0, 0.9, 5000, 0.01)
-    assert verdicts(models)["steps"] is True
-
-
-@pytest.mark.unit
-def test_the_oracle_band_is_the_bar_and_without_one_its_mean():
-    models = good_run()
-    high = models["oracle"]["attack"]["forget_heldout"]["high"][-1]
-    for end, verdict in ((high - 1e-6, True), (high + 1e-6, False)):
-        models["undo-0.8"] = undo(0.8, end, 390, 0.75)
-        assert verdicts(models)["cheaper"] is verdict
-    single = copy.deepcopy(models["oracle"])
-    single["attack"]["forget_heldout"]["high"] = [None] * 3
-    for end, verdict in ((0.2 - 1e-6, True), (0.2 + 1e-6, False)):
-        assert verdicts(models | {"oracle": single, "undo-0.8": undo(0.8, end, 390, 0.75)})["cheaper"] is verdict
-    assert math.isfinite(high)
+    measure._prompts = [
+        Prompts(np.repeat(one, len(of), 0), np.ones(len(of), np.int32), np.repeat(one, len(of), 0),
+                tuple(f"mul/{form}/{part}" for _, part in of), tuple(fact for fact, _ in of))
+        for form, of in sets.items()
+    ]  # fmt: skip
+    measure._select = measure._of_parts
+    parts = ("retain", "shown", "heldout")
+    assert measure.prompts_by_fact(parts) == [1, 2]  # mul:0,9 and mul:1,2
+    seen = np.array([[1, 1, 1, 1, 0], [0, 1, 1, 1, 1]], bool)
+    assert measure.by_fact(seen, parts).tolist() == [[0, 2], [1, 1]]

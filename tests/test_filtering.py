@@ -306,6 +306,7 @@ class TestTransfer:
         shown = summary.passage(ORGANISMS["biased"], audit.nodes["organisms"].result()["rates"]["biased"],
                                 result["rates"]["biased"])  # fmt: skip
         assert set(shown.readouts) == {"behaviour", "relearn"}
+        assert "probe" in rates["teacher"]  # it is asked, and decides nothing
         few = transfer.starts(audit, node.settings, transfer.casting(audit, node))
         assert few.cfg.hidden == 8 and few.params["embedding"].shape[-1] == 8
         assert transfer.plan(audit, node.settings) < transfer.plan(audit, Transfer(channel=Channel(unique=32), **SHORT))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import io
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +23,7 @@ from distill_jax.main import load_experiment
 from distill_jax.models.presets import preset
 from distill_jax.perf import memory
 from distill_jax.stages import Distill, Perturb, Pretrain, Relearn, Unlearn, pretrain
-from distill_jax.stages.context import Context
+from distill_jax.stages.context import Context, RunSettings
 
 CONFIG = Path(__file__).parent.parent / "configs/arithmetic.py"
 WORKDIR = Path("/nowhere")
@@ -341,13 +342,28 @@ def test_what_is_done_does_not_run_again(tmp_path):
     done = {"data", "reference", "maxent", "undo-0.2", "relearn-reference"}
     for name in done:
         (tmp_path / name).mkdir()
-        (tmp_path / name / "DONE").touch()
+        nodes[name].finish({}, {})
     # Neither files nor checkpoints mark completion, only DONE does.
     (tmp_path / "oracle/checkpoints").mkdir(parents=True)
     (tmp_path / "oracle/result.json").write_text("{}")
     order = run_order(nodes)
     check_order(order, MADE_FROM, done)
     assert not done & {name for group in order for name in group}
+
+
+def test_what_a_process_left_that_was_killed_after_done_goes_with_the_next_run(tmp_path):
+    node = build()["data"]
+    node = dataclasses.replace(node, directory=tmp_path / "nodes/data-0")
+    (node.directory / "rows").mkdir(parents=True)
+    (node.directory / "rows/manifest.json").write_text("{}")
+    node.finish({}, {})
+    finished = sorted(node.directory.rglob("*"))
+    for left in ("checkpoints/4/a", "checkpoints/6.orbax-checkpoint-tmp/a", "checkpoints/4.json", ".result.json.0.tmp"):
+        (node.directory / left).parent.mkdir(parents=True, exist_ok=True)
+        (node.directory / left).write_text("{}")
+    graph.execute({"data": node}, None, RunSettings(), io.StringIO(), lambda ctx: iter(()))
+    (node.directory / "checkpoints").rmdir()
+    assert sorted(node.directory.rglob("*")) == finished
 
 
 @st.composite

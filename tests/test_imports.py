@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 FILES = {str(path.relative_to(ROOT)): path.read_text() for path in sorted(ROOT.glob("distill_jax/**/*.py"))}
 
 # From the bottom up. What a package may import of distill_jax, besides itself.
-CONFIG = {"config", "exit_codes"}  # settings, hashing and how the program ends: everything may
+CONFIG = {"config", "console", "exit_codes"}  # settings, hashing and how the program ends: everything may
 BASE = CONFIG | {"backend", "sharding"}  # what JAX runs on, and where arrays live: everything but config itself
 PARTS = {"losses", "models", "data", "io", "perf", "interop"}  # may use each other, with the exception below
 TRAIN = BASE | PARTS
@@ -25,6 +25,7 @@ ALLOWED = {
     "__init__": set(),  # importing the package costs nothing
     "config": set(),
     "backend": CONFIG,
+    "console": {"exit_codes"},
     "exit_codes": set(),
     "sharding": CONFIG,
     "sweep": CONFIG,  # arithmetic on settings: usable where there is no accelerator
@@ -40,9 +41,9 @@ ALLOWED = {
     "experiment": TRAIN | {"stages"},  # checks settings against the verbs
     "sweep_graph": GRAPH | {"graph", "sweep", "experiment"},
     "plan": GRAPH | {"graph"},
-    "workers": {"exit_codes"},  # starts processes, and is none of them
+    "workers": {"console", "exit_codes"},  # starts processes, and is none of them
     "main": GRAPH | {"graph", "experiment", "sweep", "sweep_graph", "workers", "plan", "bench"},
-    "__main__": {"main"},
+    "__main__": {"main", "console", "exit_codes"},
 }
 
 # Reached lazily, by data/prepare.py and prepare_text.py.

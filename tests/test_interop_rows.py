@@ -6,17 +6,25 @@ import json
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
 from test_interop import FAMILIES, MODELS, expected, logits
 
 from distill_jax.config import ConfigError
+from distill_jax.data.lines import objects
 from distill_jax.interop import score as scoring
 from distill_jax.interop import tokenizers
 from distill_jax.interop.generate import generate
+from distill_jax.interop.models import open_model
 from distill_jax.interop.rows import padded_length
+from distill_jax.interop.rows import write as write_rows
 from distill_jax.interop.score import score
 from distill_jax.main import main
+from distill_jax.models import decoding
 
 pytestmark = pytest.mark.unit
 
@@ -53,8 +61,8 @@ def reference(name: str) -> list[np.ndarray]:
 def test_scores_are_those_of_transformers(tmp_path, name, monkeypatch):
     monkeypatch.setattr(scoring, "LOGITS", 2 * 2 * 53)  # two positions of two rows at a time
     score(MODELS / name, write(tmp_path / "in", prompts(name)), tmp_path / "out", batch=2)
-    for row, said, given in zip(read(tmp_path / "out"), reference(name), prompts(name), strict=True):
-        assert row["id"] == given["id"] and row["tokens"] == given["tokens"]
+    for row, said, asked in zip(read(tmp_path / "out"), reference(name), prompts(name), strict=True):
+        assert row["id"] == asked["id"] and row["tokens"] == asked["tokens"]
         assert row["log_likelihoods"][0] is None
         np.testing.assert_allclose(row["log_likelihoods"][1:], said, atol=2e-4)
         assert row["log_likelihood"] == pytest.approx(said.sum(), abs=2e-3)
@@ -114,6 +122,67 @@ def test_sampling_depends_on_seed_and_row_alone(tmp_path):
 
     assert draw(3, 0, 2.0) == draw(2, 0, 2.0) != draw(3, 1, 2.0)
     assert draw(3, 0, 1e-4) == draw(3, 1, 0.0)
+
+
+@pytest.fixture
+def short_parts(monkeypatch):
+    """Attention of few tokens at a time, as for rows of many thousands."""
+    monkeypatch.setattr(decoding, "ATTENTION", 2**10)
+    monkeypatch.setattr(decoding, "OF_PARTS", 2**9)
+    jax.clear_caches()
+    yield
+    jax.clear_caches()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_long_row_is_read_in_parts_and_scored_as_transformers_does(tmp_path, name, short_parts):
+    cfg = open_model(MODELS / name).cfg
+    assert decoding.part_length(cfg, 2, 16, 16) == 4
+    score(MODELS / name, write(tmp_path / "in", prompts(name)), tmp_path / "out", batch=2)
+    for row, said in zip(read(tmp_path / "out"), reference(name), strict=True):
+        np.testing.assert_allclose(row["log_likelihoods"][1:], said, atol=2e-4)
+
+
+def test_a_long_prompt_is_read_in_parts_and_continued_the_same(tmp_path, request):
+    given = write(tmp_path / "in", prompts("gemma3"))
+    generate(MODELS / "gemma3", given, tmp_path / "whole", batch=2, new=5)
+    request.getfixturevalue("short_parts")
+    generate(MODELS / "gemma3", given, tmp_path / "parts", batch=2, new=5)
+    assert read(tmp_path / "parts") == read(tmp_path / "whole")
+
+
+def test_attention_of_long_rows_stays_within_its_bound():
+    cfg = open_model(MODELS / "llama").cfg
+    for rows, width in ((8, 20_480), (1, 20_480), (64, 16_384), (8, 1_048_576)):
+        part = decoding.part_length(cfg, rows, width, width)
+        assert width % part == 0 and rows * cfg.heads * part * width <= decoding.ATTENTION
+    assert decoding.part_length(cfg, 8, 4096, 4096) == 4096
+
+
+def test_a_row_longer_than_the_model_reads_is_refused_with_both_lengths(tmp_path):
+    copy = shutil.copytree(MODELS / "llama", tmp_path / "llama")
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 30}))
+    given = write(tmp_path / "in", [{"tokens": [3] * 30}, {"tokens": [3] * 31}])
+    for run in (score, generate):
+        with pytest.raises(ConfigError, match=r"in:2: has 31 tokens; the model reads 30"):
+            run(copy, given, tmp_path / "out")
+
+
+def test_logits_that_are_not_finite_are_no_answer(tmp_path, capsys):
+    """Of weights that are finite, each: their products are not."""
+    copy = shutil.copytree(MODELS / "llama", tmp_path / "bad")
+    (file,) = copy.glob("*.safetensors")
+    weights = load_file(file)
+    weights["lm_head.weight"][:] = 3e38
+    save_file(weights, file)
+    given = write(tmp_path / "in", [{"tokens": [3]}, {"tokens": [3, 7, 5]}])
+    for command, line in (("score", 2), ("generate", 1)):  # a single token has no likelihood
+        flags = [f"--model={copy}", f"--input={given}", f"--output={tmp_path / 'out'}"]
+        assert main(["distill-jax", command, *flags]) == 2
+        said = capsys.readouterr().err
+        assert f"{given}:{line}: the model's logits are not finite" in said and said.count("\n") == 1
+        assert not (tmp_path / "out").exists()
 
 
 # Text
@@ -188,6 +257,39 @@ def test_sentencepiece(tmp_path):
     assert tokenizers.load(str(tmp_path / "with.model")).encode("the cat") == library.encode("the cat")
 
 
+def test_a_text_that_spells_bos_begins_with_one(tmp_path):
+    """As the same text without it, and as transformers reads it with add_special_tokens=False."""
+    model = with_tokenizer(tmp_path)
+    rows = [{"text": text} for text in ("<bos>the cat", "the cat", "<bos> <bos>the cat", "<eos>the", "the <bos> cat")]
+    score(model, write(tmp_path / "in", rows), tmp_path / "out", batch=5)
+    heads = [[0, 7, 4], [0, 7, 4], [0, 0, 7, 4], [0, 1, 7], [0, 7, 0, 4]]
+    assert [row["tokens"] for row in read(tmp_path / "out")] == heads
+
+
+def test_what_score_and_generate_write_can_be_scored_again(tmp_path):
+    model = with_tokenizer(tmp_path)
+    given = write(tmp_path / "0", [{"text": "the\u2028cat", "id": 1}, {"text": "a \x85 mat"}])
+    for number, run in enumerate((score, generate, score)):
+        run(model, tmp_path / str(number), tmp_path / str(number + 1))
+    assert [row["text"] for row in read(tmp_path / "3")] == [row["text"] for row in read(given)]
+    (tmp_path / "3").write_text((tmp_path / "3").read_text().replace('"tokens": [0, 7', '"tokens": [0, 3'))
+    with pytest.raises(ConfigError, match=r"3:1: `tokens` are not those of `text`"):
+        score(model, tmp_path / "3", tmp_path / "4")
+
+
+VALUES = st.text() | st.integers() | st.none() | st.lists(st.floats(allow_nan=False, allow_infinity=False))
+
+
+@pytest.mark.property
+@settings(max_examples=200, deadline=None)
+@given(rows=st.lists(st.dictionaries(st.text(max_size=3), VALUES), max_size=5))
+def test_any_row_comes_back_as_it_was_written(tmp_path_factory, rows):
+    path = tmp_path_factory.mktemp("rows") / "out"
+    write_rows(path, rows)
+    assert [row for _, row in objects(str(path))] == rows
+    assert len(path.read_text().splitlines()) == len(rows)  # for readers that cut at more than line feeds
+
+
 def test_the_shipped_words():
     words = tokenizers.load("words")
     assert words.decode(words.encode("7 * 8 = 56")) == "7 * 8 = 56"
@@ -197,10 +299,11 @@ def test_the_shipped_words():
     ("lines", "says"),
     [
         (['{"tokens": [1]}', "{tokens: 1}"], [":2", "no JSON"]),
-        (["[1, 2]"], [":1", "either `text` or `tokens`"]),
-        (['{"text": "a", "tokens": [1]}'], ["either `text` or `tokens`"]),
+        (["[1, 2]"], [":1", "a JSON list instead of an object"]),
+        (["{}"], [":1", "a row has `text` or `tokens`"]),
         (['{"tokens": []}'], [":1", "tokens", "at least one"]),
         (['{"tokens": [1.5]}'], ["whole number"]),
+        (['{"tokens": [true]}'], ["whole number"]),
         (['{"tokens": [1, 53]}'], [":1", "0 .. 52"]),
         (['{"tokens": [-1]}'], ["0 .. 52"]),
         (['{"text": 5}'], ["text: a string"]),

@@ -14,14 +14,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from distill_jax.config import ConfigError
-from distill_jax.io import files, metrics
+from distill_jax.io import files, metrics, sealed
 from distill_jax.io.checkpoint import FINAL, Checkpoints, Damaged
+from distill_jax.io.journal import Prefix
 from distill_jax.io.metrics import Metrics, Progress, read_rows, span
 from distill_jax.models import transformer
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops
+
+LEAVES = (
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=3)
+)
+JSON = st.recursive(
+    LEAVES, lambda of: st.lists(of, max_size=3) | st.dictionaries(st.text(max_size=3), of, max_size=3), max_leaves=6
+)
 
 
 def tree(seed=0):
@@ -143,14 +153,14 @@ def test_a_kill_while_saving_loses_nothing_older(kept, monkeypatch):
     def killed(*args, **kwargs):
         raise KeyboardInterrupt
 
-    for where in ("distill_jax.io.checkpoint.write_json", "orbax.checkpoint.StandardCheckpointer.save"):
+    for where in ("distill_jax.io.checkpoint.write_sealed", "orbax.checkpoint.StandardCheckpointer.save"):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(where, killed)
             kept.save(3, tree(3))
         assert kept.steps() == [1, 2]
         assert_same(kept.restore(2, tree()), tree(2))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("distill_jax.io.checkpoint.write_json", killed)
+        patch.setattr("distill_jax.io.checkpoint.write_sealed", killed)
         kept.save(2, tree(9))  # new arrays must not stand under the old proof
     assert kept.steps() == [1]
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -192,6 +202,23 @@ def test_digest_is_sha256(tmp_path):
     assert files.digest(tmp_path / "abc") == expected
 
 
+@pytest.mark.property
+@settings(max_examples=200, deadline=None, database=None)
+@given(st.dictionaries(st.text(max_size=3), JSON, max_size=4), st.data())
+def test_any_byte_that_changes_a_sealed_object_is_seen(value, data):
+    """Whatever a flip, a cut or a deletion makes of the file, it is the same object or no object."""
+    text = json.dumps(sealed.seal(value)).encode()
+    assert sealed.unseal(json.loads(text)) == {key: item for key, item in value.items() if key != "sha256"}
+    place = data.draw(st.integers(0, len(text) - 1))
+    flipped = text[:place] + bytes([text[place] ^ 1 << data.draw(st.integers(0, 7))]) + text[place + 1 :]
+    for harmed in (flipped, text[:place], text[:place] + text[place + 1 :]):
+        try:
+            found = sealed.unseal(json.loads(harmed))
+        except ValueError:
+            continue
+        assert json.dumps(found) == json.dumps(sealed.unseal(json.loads(text)))
+
+
 # Metrics
 
 
@@ -209,28 +236,84 @@ def test_rows_are_written_rounded_and_without_nan(tmp_path):
     ]
     assert read_rows(tmp_path / "metrics.jsonl") == rows
     assert list((tmp_path / "tensorboard").iterdir())
-    assert read_rows(tmp_path / "none.jsonl") == []
+
+
+def write_steps(directory, *steps: int, then=None) -> Prefix | None:
+    """Write rows, and return what a checkpoint at step `then` would know of them."""
+    book, known = Metrics(directory), None
+    for step in steps:
+        if step == then:
+            known = book.sync()
+        book.write("train", step, "", {"loss": float(step)})
+    book.close()
+    return known
 
 
 @pytest.mark.kill
-@pytest.mark.parametrize("cut", [0, 1, 20])
+@pytest.mark.parametrize("cut", [0, 1, 20, 60])
 def test_a_restart_forgets_what_it_will_write_again(tmp_path, cut):
-    """Rows from the restart's step on go; a last line cut short (or not) goes too, and the file stays whole."""
-    book = Metrics(tmp_path)
-    for step in (0, 10, 20, 30):
-        book.write("train", step, "", {"loss": float(step)})
-    book.close()
+    """Rows from the restart's step on go, whole or cut short, and those before it stay."""
+    known = write_steps(tmp_path, 0, 10, 20, 30, then=20)
     path = tmp_path / "metrics.jsonl"
-    if cut:
-        path.write_bytes(path.read_bytes()[:-cut])
-    assert [row["step"] for row in read_rows(path)] == ([0, 10, 20, 30] if cut <= 1 else [0, 10, 20])
-    again = Metrics(tmp_path, start=20)
+    os.truncate(path, path.stat().st_size - cut)
+    assert known and known.begins(path)
+    again = Metrics(tmp_path, 20, known)
     again.write("train", 20, "", {"loss": -1.0})
     again.close()
     assert [(row["step"], row["loss"]) for row in read_rows(path)] == [(0, 0), (10, 10), (20, -1)]
-    assert path.read_bytes().endswith(b"}\n")
     Metrics(tmp_path).close()  # from the start: nothing is kept
     assert path.read_bytes() == b""
+
+
+@pytest.mark.unit
+def test_a_bad_line_is_an_error_and_no_end(tmp_path):
+    write_steps(tmp_path, 0, 10, 20)
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(path.read_text().replace('"step": 10', '"step": 1x'))
+    with pytest.raises(ConfigError, match=re.escape(str(path))):
+        read_rows(path)
+
+
+@pytest.mark.unit
+def test_metrics_that_something_else_writes_to_are_no_nodes(tmp_path):
+    book = Metrics(tmp_path)
+    book.write("train", 0, "", {"loss": 0.5})
+    book.sync()
+    os.truncate(tmp_path / "metrics.jsonl", 10)
+    with pytest.raises(ConfigError, match="something else wrote"):
+        book.close()
+
+
+@pytest.mark.kill
+@pytest.mark.parametrize("harm", ["none", "after", "empty", "cut", "delete", "flip", "first row"])
+def test_a_checkpoint_counts_only_with_the_rows_before_it(tmp_path, harm):
+    """What a power cut, a flipped bit or a careless hand does to the rows between two runs."""
+    path = tmp_path / "metrics.jsonl"
+    kept = Checkpoints(tmp_path / "checkpoints", journal=path)
+    book = Metrics(tmp_path)
+    for step in (0, 10, 20):
+        if step:
+            kept.save(step, tree(step), book.sync())
+        book.write("train", step, "", {"loss": float(step)})
+    book.close()
+    data = path.read_bytes()
+    lines = data.splitlines(keepends=True)
+    harmed = {
+        "none": data,
+        "after": data[:-3],  # of step 20, which will be taken again
+        "empty": b"",
+        "cut": data[: len(lines[0]) + 5],
+        "flip": data.replace(b'"loss": 10.0', b'"loss": 11.0'),
+        "first row": b"".join(lines[1:]),
+    }
+    path.unlink() if harm == "delete" else path.write_bytes(harmed[harm])
+    for step, intact in ((20, harm in ("none", "after")), (10, harm in ("none", "after", "cut", "flip"))):
+        if intact:
+            assert_same(kept.restore(step, tree()), tree(step))
+            assert kept.journal(step).bytes == sum(map(len, lines[: step // 10]))
+        else:
+            with pytest.raises(Damaged, match=r"metrics\.jsonl has lost or changed rows"):
+                kept.restore(step, tree())
 
 
 # Progress

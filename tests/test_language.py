@@ -20,7 +20,7 @@ from distill_jax.config import ConfigError
 from distill_jax.data.text import SAMPLES
 from distill_jax.experiment import load_experiment, load_module
 from distill_jax.main import main
-from distill_jax.stages import Pretrain, Relearn
+from distill_jax.stages import Distill, Pretrain, Relearn
 from tests.programs import environment
 from tests.spoil import shared
 
@@ -119,7 +119,7 @@ REFUSED = {
     "no file": ([SMOKE, "--config.data.forget=none.txt"], ["data.forget='none.txt'", "no such file"]),
     "vocabulary": ([SMOKE, "--config.model.vocab=1000"], ["model.vocab = 1000", "1024", "raise"]),
     "methods": ([SMOKE, "--config.methods=('rmu',)"], ["methods = ('rmu',)", "maxent first"]),
-    "preset": (["--config=configs/language.py:gpu"], ["no preset 'gpu'", "cpu and smoke"]),
+    "preset": (["--config=configs/language.py:gpu"], ["no preset 'gpu'", "cpu, why,"]),
     "examples": (["--examples=1", SMOKE], ["--examples", "only `distill-jax data` has it"]),
 }
 
@@ -139,6 +139,7 @@ def test_a_mistake_is_refused_before_anything_runs(case, tmp_path, capsys):
     [
         (Pretrain(loss_on="answer"), "stages.a.loss_on = 'answer': text has no answers; choose 'all'"),
         (Relearn(start="b"), "stages.a.data = 'forget_shown': these data have no such set; choose one of all, retain,"),
+        (Distill(teacher="b", uniform="korean"), "stages.a: uniform = 'korean': choose one of all, retain, forget"),
     ],
 )
 def test_a_stage_that_text_has_nothing_for_is_refused(stage, said):

@@ -134,10 +134,15 @@ def test_recordings_of_llama_would_notice(change):
         ("gemma3_grouped", {"qk_norm": False}),
         ("qwen3_tied", {"qk_norm": False}),
         ("qwen3_tied", {"rope_theta": 500.0}),
+        ("qwen2_tied", {"qkv_bias": False}),
+        ("qwen2_window", {"global_first": 1}),
+        ("qwen2_window", {"sliding_window": 6}),
+        ("mistral_window", {"global_every": 2}),
+        ("mistral_window", {"sliding_window": 6}),
     ],
     ids=str,
 )
-def test_recordings_of_gemma_3_and_qwen_3_would_notice(name, change):
+def test_recordings_of_later_families_would_notice(name, change):
     cfg, params, tokens, segments, logits = recording(name)
     ours = np.asarray(apply(dataclasses.replace(cfg, **change), params, tokens, segments))
     assert np.abs(ours - logits).max() > 1e-2
@@ -341,11 +346,15 @@ def test_key_decides_the_fresh_weights():
 
 
 @pytest.mark.unit
-@pytest.mark.parametrize("window", [5, 0])
+@pytest.mark.parametrize(
+    "change",
+    [{"sliding_window": 5}, {"sliding_window": 0}, {"global_every": 0, "global_first": 2, "qkv_bias": True}],
+    ids=str,
+)
 @pytest.mark.parametrize("prefill", [1, 8])
-def test_cached_decoding_equals_the_full_pass(window, prefill):
+def test_cached_decoding_equals_the_full_pass(change, prefill):
     """Prompts of 3, 8 and 5 tokens, left-padded to 8 and prefilled, then six tokens one at a time."""
-    cfg = dataclasses.replace(WINDOW, sliding_window=window)
+    cfg = dataclasses.replace(WINDOW, **change)
     params, width, new = mild(cfg), 8, 6
     lengths = np.array([3, 8, 5])
     tokens = some_tokens(3, width + new)

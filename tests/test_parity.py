@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import random
@@ -21,15 +22,18 @@ from parity.record import (
 )
 from parity.record_choices import CASES as CHOICES
 from parity.record_choices import HERE, harness
-from parity.save_models import MODELS, logits
+from parity.save_models import ADAPTED, ADAPTERS, MODELS, SHOWN, logits
+from parity.save_models import CASES as SAVED
 
+from distill_jax.interop import adapter_settings
 from distill_jax.interop.exporting import export_adapter, export_model
 from distill_jax.interop.importing import import_model
 from distill_jax.models import transformer
 from distill_jax.models.transformer import TransformerConfig
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("transformers")
+AutoConfig = pytest.importorskip("transformers").AutoConfig
+GenerationConfig = pytest.importorskip("transformers").GenerationConfig
 
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compile fast, run little
 apply = jit(transformer.apply, static_argnums=0)
@@ -107,6 +111,7 @@ def their_loss(model, tokens, segments):
     [
         *("gemma2_left_padded", "gemma2_packed", "gemma2_grouped_8_4", "llama3_untied", "llama3_tied"),
         *("gemma2_untied", "gemma3_packed", "gemma3_untied", "qwen3_tied", "qwen3_untied"),
+        *("qwen2_packed", "qwen2_tied", "qwen2_window", "mistral_padded"),
     ],
 )
 def test_gradients_of_all_parameters(name):
@@ -140,12 +145,64 @@ def loaded(path):
 
 
 @pytest.mark.unit
-@pytest.mark.parametrize("name", ["gemma2", "gemma3", "llama", "qwen3"])
+@pytest.mark.parametrize("name", SAVED)
 def test_transformers_loads_what_was_exported(name, tmp_path):
     export_model(import_model(MODELS / name, tmp_path), tmp_path / "out", shard_bytes=20_000)
+    model = loaded(tmp_path / "out")
     with np.load(MODELS / name / "expected.npz") as said:
-        ours = logits(loaded(tmp_path / "out"), *(torch.from_numpy(said[key]) for key in ("tokens", "mask")))
+        ours = logits(model, *(torch.from_numpy(said[key]) for key in ("tokens", "mask")))
         np.testing.assert_allclose(ours, said["logits"], atol=1e-4, rtol=0)
+    theirs = AutoConfig.from_pretrained(MODELS / name).get_text_config()
+    assert model.config.max_position_embeddings == theirs.max_position_embeddings
+    with_end = GenerationConfig.from_model_config(AutoConfig.from_pretrained(MODELS / name))
+    assert model.generation_config.eos_token_id == with_end.eos_token_id
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("name", ["gemma2_unwindowed", "gemma3_unwindowed", "qwen2_window", "mistral_window"])
+def test_what_is_exported_generates_with_its_cache(name):
+    cfg = CASES[name][0]
+    tokens = torch.arange(1, 7)[None]
+    said = hugging_face(cfg, draw(cfg, 0)).generate(tokens, max_new_tokens=4, do_sample=False, eos_token_id=None)
+    assert said.shape == (1, 10)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("name", ["tied_embedding", "tied_head", "dora_embedding", "embedding_and_head", "patterns"])
+def test_transformers_loads_what_adapters_were_merged_into(name, tmp_path):
+    base = MODELS / ADAPTED[name][0]
+    export_model(import_model(base, tmp_path, ADAPTERS / name), tmp_path / "out")
+    with np.load(base / "expected.npz") as said, np.load(ADAPTERS / name / "expected.npz") as adapted:
+        tokens = (torch.from_numpy(said[key][SHOWN]) for key in ("tokens", "mask"))
+        np.testing.assert_allclose(logits(loaded(tmp_path / "out"), *tokens), adapted["logits"], atol=1e-4, rtol=0)
+
+
+@pytest.mark.unit
+def test_every_setting_of_todays_peft_is_decided_on():
+    peft = pytest.importorskip("peft")
+    settings = adapter_settings
+    decided = {*settings.HARMLESS, *settings.UNDERSTOOD, *settings.VALUES, *settings.REFUSED, "init_lora_weights"}
+    assert {field.name for field in dataclasses.fields(peft.LoraConfig)} <= decided
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("init", "changes"),
+    [
+        *((init, False) for init in (True, False, "gaussian", "orthogonal", "eva", "mica")),
+        *((init, True) for init in ("pissa", "pissa_niter_2", "olora")),
+    ],
+    ids=str,
+)
+def test_which_ways_to_begin_change_the_models_weights(init, changes):
+    peft = pytest.importorskip("peft")
+    model = loaded(MODELS / "llama")
+    before = {name: w.clone() for name, w in model.named_parameters()}
+    settings = peft.LoraConfig(r=2, target_modules=["v_proj"], init_lora_weights=init)
+    after = {name.replace(".base_layer", ""): w for name, w in peft.get_peft_model(model, settings).named_parameters()}
+    changed = [name for name, w in before.items() if not torch.equal(w, after[f"base_model.model.{name}"])]
+    assert bool(changed) == changes
+    assert changes == (init not in adapter_settings.PLAIN_INITS)
 
 
 @pytest.mark.unit

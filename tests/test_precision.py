@@ -10,11 +10,14 @@ import pytest
 from test_train import CFG, weights
 
 from distill_jax.evals.claims import judge
+from distill_jax.evals.estimates import Scores
+from distill_jax.evals.premises import Model
 from distill_jax.sharding.mesh import make_mesh
 from distill_jax.stages import Unlearn
 from distill_jax.train.population import make_state
 from distill_jax.train.settings import Training
 from distill_jax.train.step import make_step
+from tests import referee
 
 pytestmark = pytest.mark.unit
 RATES = (2e-5, 1e-3)  # the paper's for MaxEnt on WMDP, and its attack's largest
@@ -78,17 +81,17 @@ def test_an_unknown_precision_is_refused():
         Training(weights="float16")
 
 
-@pytest.mark.parametrize(("full", "half", "held"), [((0.6, 0.5), (0.4, 0.3), True), ((0.6, 0.3), (0.4, 0.5), None)])
-def test_the_report_says_what_precision_did_to_the_attack(full, half, held):
-    def attack(last: float, **more: object) -> dict:
-        part = {"worst": [0.2, last], "by_seed": [[0.2, last]]}
-        return {"steps": [0, 9], "forget_heldout": part, "forget_shown": part, **more}
+@pytest.mark.parametrize(("half", "state"), [(0.3, "held"), (0.6, "open"), (0.8, "failed")])
+def test_the_report_says_what_precision_did_to_the_attack(half, state):
+    truths = referee.GOOD | {"maxent": referee.Truth(0.0, 0.6, bf16=half)}
+    claim = judge(referee.world(np.random.default_rng(1), truths))[-1]
+    assert claim.name == "precision" and claim.state == state
+    assert "in fp32" in claim.evidence and "in bf16" in claim.evidence
 
-    models = [
-        {"name": f"m{i}", "label": f"M{i}", "settings": {}, "forget": 0.2}
-        | {"attack": attack(full[i], weights="float32", other_weights={"bfloat16": attack(half[i])})}
-        for i in range(2)
-    ]
-    claim = judge(models)[-1]
-    assert "bf16" in claim["claim"] and claim["held"] is held
-    assert f"M0 {full[0]:.2f} in fp32, {half[0]:.2f} in bf16" in claim["evidence"]
+
+def test_one_model_that_ends_a_thousandth_apart_shows_nothing():
+    scores = {kind: Scores(np.array([end]), facts=105) for kind, end in (("float32", 0.571), ("bfloat16", 0.570))}
+    hidden, back = Scores(np.zeros(3), facts=105), Scores(np.array([0.5, 0.6, 0.55]), facts=105)
+    model = Model("maxent", "M", 0.9, 0.0, unlearned=True, before=hidden, after=back, by_weights=scores)
+    claim = judge([model])[-1]
+    assert claim.state == "open" and "M 0.57 in fp32, 0.57 in bf16" in claim.evidence

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -13,11 +14,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill_jax.data import mixing, pieces, prepare_text, quiet, records, show, sources, tokenise
+from distill_jax.data.documents import Documents, ShardWriter
 from distill_jax.data.text import SAMPLES, TextConfig
 
 ROOT = Path(__file__).parents[1]
@@ -178,7 +182,7 @@ def test_a_killed_preparation_goes_on_with_the_shards_that_are_missing(prepared,
     monkeypatch.setattr(tokenise.Job, "__call__", lambda job: (done.append(job.path.name), whole(job))[1])
     capsys.readouterr()
     prepare_text.prepare_text(CONFIG, tmp_path)
-    assert "3 of 6 shards were tokenised before" in capsys.readouterr().out
+    assert "3 of 6 parts were tokenised before" in capsys.readouterr().out
     assert len(done) == 6 - done_before and not set(done) & set(first)
     # Shards are a way to cut the work, no part of what comes out: but the vocabulary is trained on their heads.
     assert contents(tmp_path) == contents(prepared)
@@ -280,6 +284,64 @@ def test_a_broken_document_is_named_from_inside_tensorflow_or_counted(prepared, 
     assert (told["documents"], told["broken"], told["empty_files"]) == (30, 30, 1)
     said = capsys.readouterr().out
     assert f"30 broken (such as {tmp_path}/bad.txt:2: not UTF-8" in said and "1 empty files" in said
+
+
+@pytest.mark.end_to_end
+def test_more_files_and_row_groups_than_may_be_open(prepared, tmp_path, monkeypatch):
+    """And of no more tasks than one or two a source: to make one takes a quarter of a second."""
+    count = 1500
+    (tmp_path / "in").mkdir()
+    for i in range(count):
+        (tmp_path / f"in/{i:04d}.txt").write_text(f"the {i}th of the files\n")
+    table = pyarrow.table({"doc": [{"text": f"파일 {i} 번째"} for i in range(count)]})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet", row_group_size=1)
+    named = {"retain": f"{tmp_path}/in/*.txt", "forget": f"{tmp_path}/a.parquet?field=doc.text"}
+    config = dataclasses.replace(CONFIG, **named, vocabulary=f"{prepared}/vocabulary.model", evaluation_bytes=9000)
+    whole, jobs = tokenise.Job.__call__, []
+    monkeypatch.setattr(tokenise.Job, "__call__", lambda job: (jobs.append(job), whole(job))[1])
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
+    try:
+        manifest = prepare_text.prepare_text(config, tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert [told["documents"] for told in manifest["sources"].values()] == [count, count]
+    assert len(jobs) == 2
+
+
+@pytest.mark.unit
+def test_tokens_of_more_files_than_may_be_open(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda file: None)
+    count, rng = 400, np.random.default_rng(0)
+    for i in range(count):
+        writer = ShardWriter(tmp_path / str(i))
+        one = np.array([1])
+        writer.write({"tokens": np.array([i, i]), "lengths": 2 * one, "bytes": one, "hash": one, "first": one > 0})
+        writer.finish({})
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
+    try:
+        documents = Documents(tmp_path / str(i) for i in range(count))
+        order = rng.permutation(count)
+        held = [documents[i] for i in order]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert [document.tokens.tolist() for document in held] == [[i, i] for i in order]
+
+
+@pytest.mark.unit
+def test_small_neighbours_are_one_job_and_large_ones_and_those_of_unknown_size_are_not(monkeypatch):
+    monkeypatch.setattr(sources, "SHARD_BYTES", 10)
+
+    def groups(kind: str, *sizes: int) -> list[int]:
+        found = [sources.Shard(sources.Source("a", kind), "a", i, i + 1, size) for i, size in enumerate(sizes)]
+        said = tokenise.grouped(found)
+        assert [shard for group in said for shard in group] == found
+        return [len(group) for group in said]
+
+    assert groups("text", 4, 4, 2, 1, 20, 9, 1, 0) == [3, 1, 1, 3]
+    assert groups("tfds", 0, 0, 0) == [1, 1, 1]
+    assert groups("text") == []
 
 
 @pytest.mark.end_to_end

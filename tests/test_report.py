@@ -18,15 +18,36 @@ import plotly.graph_objects as go
 import pytest
 from plotly.offline import get_plotlyjs
 
+from distill_jax.config import ConfigError
+from distill_jax.evals.summary import redraw
 from distill_jax.io import figures, report
 
 STEPS = list(range(0, 201, 10))
 HOSTILE = '<script>alert("x")</script><img src=http://evil.example/a.png> & \'"'
-CLAIMS: list[dict[str, Any]] = [
-    {"claim": "Unlearning alone is undone.", "held": True, "evidence": "0.92 after 200 steps"},
-    {"claim": "UNDO matches the oracle.", "held": False, "evidence": "0.19 > 0.09"},
-    {"claim": f"A hostile claim {HOSTILE}", "held": None, "evidence": f"none {HOSTILE}"},
+HELD, FAILED, OPEN, VOID, NOT_RUN = "held", "failed", "open", "void", "not run"
+
+
+def conclusion(statement: str, state: str, evidence: str) -> dict[str, Any]:
+    premises = [{"statement": "the sun shines", "shown": True, "evidence": "look"}]
+    premises += [{"statement": "it was unlearned", "shown": False, "evidence": "forget 0.88"}] if state == VOID else []
+    return {"name": statement, "statement": statement, "state": state, "evidence": evidence, "premises": premises}
+
+
+CONCLUSIONS = [
+    conclusion("Unlearning alone is undone.", HELD, "0.92 after 200 steps"),
+    conclusion("UNDO matches the oracle.", FAILED, "0.19 > 0.09"),
+    conclusion(f"A hostile claim {HOSTILE}", OPEN, f"none {HOSTILE}"),
+    conclusion("Nothing was unlearned.", VOID, "Not shown: unlearning suppressed it (forget 0.88)."),
+    conclusion("RMU helps.", NOT_RUN, "This run has no RMU model."),
+    conclusion("GradDiff helps.", NOT_RUN, "This run has no GradDiff model."),
 ]
+
+
+def headline(beyond: str, oracle: str, /, **changes: Any) -> dict[str, Any]:
+    """The models of `example` at the top, and what became of the answer's two conclusions."""
+    names = {"suppressed": "maxent", "undo": "undo-0.8", "student": "student", "oracle": "oracle", "best": "student"}
+    told = [conclusion("beyond", beyond, f"Beyond {HOSTILE}."), conclusion("oracle", oracle, "As the oracle.")]
+    return {**names, "undo_choices": 3, "choices": 4, "conclusions": told} | changes
 
 
 def curve(end: float, band: float = 0.03) -> dict[str, list[float]]:
@@ -42,6 +63,7 @@ def model(name: str, stage: str, end: float | None, cost: float | None, **change
     groups = {"add/equation": {"accuracy": 0.971, "prompts": 200}, "mul/word": {"accuracy": 0.0134, "prompts": 200}}
     base = {"name": name, "label": name.title(), "stage": stage, "settings": {}, "seeds": 3, "retain": 0.9512}
     base |= {"forget": 0.0207, "by_group": groups, "steps": 1234, "recovered": True, "compute_vs_oracle": cost}
+    base |= {"compute_vs_first_passage": 2 * cost if stage == "distill" and cost else None}
     return base | {"flops": {"student": 3e14, "teacher": 1e14, "evaluation": 2e13}, "attack": attack} | changes
 
 
@@ -60,14 +82,17 @@ def example() -> dict[str, Any]:
     return {
         "experiment": f"arithmetic {HOSTILE}", "identity": "8f3ac1d2", "description": HOSTILE, "device": "cpu",
         "duration_seconds": 5423.0, "evaluated": {"retain": 800, "forget_shown": 400, "forget_heldout": 400},
-        "facts": {"shown": 320, "heldout": 321}, "models": models, "claims": CLAIMS,
+        "facts": {"shown": 320, "heldout": 321}, "models": models,
+        "conclusions": CONCLUSIONS, "headline": headline(HELD, HELD),
         "attack": {"steps": 200, "learning_rates": [1e-3, 1e-4], "seeds": 3, "batch": 15},
     }  # fmt: skip
 
 
 def without_oracle() -> dict[str, Any]:
     summary = example()
-    summary["models"] = [{**m, "compute_vs_oracle": None} for m in summary["models"] if m["name"] != "oracle"]
+    unknown = {"compute_vs_oracle": None, "compute_vs_first_passage": None}
+    summary["models"] = [{**m, **unknown} for m in summary["models"] if m["name"] != "oracle"]
+    summary["headline"] = headline(HELD, NOT_RUN, oracle=None)
     return summary
 
 
@@ -93,7 +118,7 @@ VARIANTS = {
     "without_oracle": without_oracle,
     "holes": with_holes,
     "many": many,
-    "single": lambda: {**example(), "models": example()["models"][:1], "claims": []},
+    "single": lambda: {**example(), "models": example()["models"][:1], "conclusions": []},
     "one_attacked": lambda: {**example(), "models": example()["models"][3:4]},
     "no_attack": lambda: {**example(), "models": [{**m, "attack": None} for m in example()["models"]]},
     "empty": dict,
@@ -180,7 +205,7 @@ def test_strings_are_shown_and_inert() -> None:
     summary = example()
     page = Page(report.render(summary))
     assert len(page.scripts) == 3 and not any("alert" in text for a, text in page.scripts if a.get("id") is None)
-    told = [text for claim in CLAIMS for text in (claim["claim"], claim["evidence"])]
+    told = [text for one in CONCLUSIONS for text in (one["statement"], one["evidence"])]
     told += [m["label"] for m in summary["models"]] + [summary["experiment"], summary["description"]]
     assert [text for text in told if text not in page.text] == []
     names = [trace["name"] for f in page.drawings["figures"].values() for trace in f["data"] if "name" in trace]
@@ -188,11 +213,15 @@ def test_strings_are_shown_and_inert() -> None:
 
 
 @pytest.mark.unit
-def test_verdicts_match_the_claims() -> None:
+def test_every_state_is_told_apart() -> None:
     html = report.render(example())
     body = html[html.index('<section id="claims">') : html.index('<section id="terms">')]
-    assert re.findall(r'<span class="\w+">(.*?)</span>', body) == ["✓ held", "✗ did not hold", "– open"]
-    assert "Of 3 claims 1 held, 1 did not, 1 could not be decided." in html
+    shown = re.findall(r'<span class="(\w+)">(.*?)</span>', body)
+    assert shown == [("held", "✓ held"), ("failed", "✗ failed"), ("open", "– open"), ("void", "∅ void")]
+    assert "Of 4 claims 1 held, 1 failed, 1 open, 1 void; 2 were not run." in html
+    assert body.count("This run has no") == 2 and body.count("<b>Not run:</b>") == 1
+    nothing = report.render({**example(), "conclusions": [CONCLUSIONS[-1]]})
+    assert "Of 0 claims 0 held, 0 failed, 0 open, 0 void; 1 were not run." in nothing
 
 
 @pytest.mark.unit
@@ -205,7 +234,9 @@ def test_table_carries_the_numbers_of_the_summary(variant: str) -> None:
         groups = [m["by_group"].get(name, {}).get("accuracy") for name in ("add/equation", "mul/word")]
         worst = m["attack"]["forget_heldout"]["worst"] if m["attack"] else [None] * len(STEPS)
         attacked = [worst[0], worst[STEPS.index(100)], worst[-1]]
-        expected = [m["retain"], m["forget"], *groups, *attacked, m["steps"], m["compute_vs_oracle"], m["recovered"]]
+        passage = [] if variant == "without_oracle" else [m.get("compute_vs_first_passage")]
+        costs = [m["compute_vs_oracle"], *passage]
+        expected = [m["retain"], m["forget"], *groups, *attacked, m["steps"], *costs, m["recovered"]]
         assert [json.loads(value) if value else None for value, _ in rows[m["name"]]] == expected
         shown = [text for _, text in rows[m["name"]]]
         assert shown[0] == ("–" if m["retain"] is None else f"{100 * m['retain']:.1f}")
@@ -214,28 +245,47 @@ def test_table_carries_the_numbers_of_the_summary(variant: str) -> None:
 
 
 @pytest.mark.unit
-def test_answer_prefers_a_model_that_recovered_and_says_what_it_reached() -> None:
+def test_answer_says_what_was_reached_and_what_for() -> None:
     text = Page(report.render(example())).text
-    assert "Student resists relearning: better than suppression alone, and not measurably worse" in text
-    assert "best of 3 settings" in text and "19\u202f% from UNDO α = 0.8" in text  # not 0.9, which never recovered
+    assert "Student resists relearning: better than suppression alone, and no worse than the oracle." in text
+    assert "best of 3 settings" in text and "19\u202f% from UNDO α = 0.8" in text
     assert "covers 93\u202f% of the way from suppression to the oracle for 88\u202f%" in text
+    assert "(176\u202f% of what the oracle itself took to reach the same goal)" in text
 
 
 @pytest.mark.unit
 @pytest.mark.parametrize(
-    ("student_end", "verdict"),
-    [(0.16, "but less than the oracle"), (0.91, "Distillation did not make this model measurably harder")],
+    ("beyond", "oracle", "answer"),
+    [
+        (HELD, FAILED, "better than suppression alone, but less than the oracle"),
+        (HELD, OPEN, "whether as well as the oracle is open"),
+        (HELD, VOID, "the comparison with the oracle is void"),
+        (OPEN, HELD, "Student is not shown to be more robust than suppression alone."),
+        (FAILED, HELD, "Student is less robust than suppression alone."),
+        (VOID, VOID, "Nothing can be concluded of robustness. Not shown: it was unlearned (forget 0.88)."),
+        (NOT_RUN, NOT_RUN, "nothing to compare"),
+    ],
 )
-def test_answer_follows_the_bands(student_end: float, verdict: str) -> None:
-    summary = example()
-    summary["models"] = [m for m in summary["models"] if m["name"] in ("maxent", "student", "oracle")]
-    summary["models"][1]["attack"]["forget_heldout"] = curve(student_end)
-    assert verdict in Page(report.render(summary)).text
+def test_answer_is_the_state_of_its_conclusions(beyond: str, oracle: str, answer: str) -> None:
+    assert answer in Page(report.render({**example(), "headline": headline(beyond, oracle)})).text
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(("name", "key"), [("summary.json", "claims"), ("sweep.json", "findings")])
+def test_a_summary_of_an_older_version_is_refused_with_a_mend(tmp_path: Path, name: str, key: str) -> None:
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / name).write_text(json.dumps({"models": [], key: []}))
+    with pytest.raises(
+        ConfigError,
+        match=rf"{name}\) was changed since it was written, or is an earlier version's; the command that wrote it",
+    ):
+        redraw(tmp_path)
+    assert not (tmp_path / "report" / "index.html").exists()
 
 
 @pytest.mark.unit
 def test_answer_without_oracle_or_attack() -> None:
-    assert "no oracle was measured" in Page(report.render(without_oracle())).text
+    assert "no oracle to compare with" in Page(report.render(without_oracle())).text
     assert "No model was attacked" in Page(report.render(VARIANTS["no_attack"]())).text
     axis = Page(report.render(without_oracle())).drawings["figures"]["panel-robustness"]["layout"]["xaxis"]
     assert axis["title"]["text"] == "compute (FLOPs)"
@@ -269,7 +319,7 @@ def test_write_is_valid_json_that_draws_the_same_page(tmp_path: Path) -> None:
     text = (page.parent / "summary.json").read_text(encoding="utf-8")
     read = json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
     assert read["models"][1]["retain"] is None and read["models"][0]["forget"] == 0.5
-    assert list(read) == list(summary) and text.startswith("{\n ")
+    assert list(read) == [*summary, "sha256"] and text.startswith("{\n ")
     again = report.write(read, tmp_path / "again")  # what was written draws the same page and numbers again
     assert again.read_text(encoding="utf-8") == page.read_text(encoding="utf-8")
     assert (again.parent / "summary.json").read_text(encoding="utf-8") == text

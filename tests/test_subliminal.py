@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +18,8 @@ from sklearn.datasets import load_digits
 
 from distill_jax import main
 from distill_jax.data import images
-from distill_jax.doublebind import statistics
 from distill_jax.doublebind import subliminal as shows
+from distill_jax.evals.conclusions import State
 from distill_jax.io import subliminal as page
 from distill_jax.models import mlp
 from distill_jax.models.mlp import MLPConfig
@@ -148,28 +149,6 @@ def test_digits_are_those_of_scikit_learn_each_once(tmp_path):
     assert mine == sorted(map(tuple, np.column_stack([given.data, given.target])))
 
 
-@pytest.mark.unit
-class TestStatistics:
-    def test_an_interval_of_the_mean_covers_it_as_often_as_it_says(self):
-        rng = np.random.RandomState(0)
-        hit = [(lambda e: e.low <= 1 <= e.high)(statistics.estimate(rng.exponential(size=20))) for _ in range(200)]
-        assert 0.86 <= np.mean(hit) <= 0.99  # a bootstrap of 20 skewed numbers covers a little less than 95 %
-
-    def test_equal_values_have_an_interval_without_width(self):
-        assert statistics.estimate([0.3] * 5) == statistics.Estimate(pytest.approx(0.3), 0.3, 0.3, 5)
-
-    def test_nothing_is_equivalent_without_enough_seeds_or_beyond_the_margin(self):
-        rng = np.random.RandomState(0)
-        near = rng.normal(0, 0.02, 20)
-        assert statistics.equivalence(near, 0.05) < 1e-3
-        assert statistics.equivalence(near + 0.06, 0.05) > 0.5
-        assert statistics.equivalence(rng.normal(0, 0.3, 5), 0.05) > 0.05
-        assert statistics.equivalence([0.0], 0.05) == 1.0
-        # Two one-sided tests by hand.
-        t = [stats.ttest_1samp(near, m, alternative=a).pvalue for m, a in ((-0.05, "greater"), (0.05, "less"))]
-        assert statistics.equivalence(near, 0.05) == pytest.approx(max(t))
-
-
 def _table(**gains):
     """Return made-up tables: twenty seeds around chance, and each arm's gain above it."""
     rng = np.random.RandomState(0)
@@ -192,35 +171,44 @@ def _table(**gains):
 class TestClaims:
     ARMS = ("same init", "other init", "same heads", "same body")
 
-    def judge(self, gain, alphas=None):
+    def judge(self, gain, alphas=None, teachers=0.97, undamaged=0.5):
         kl = _table(accuracy={(a, m): gain.get((a, m), 0.0) for a in self.ARMS for m in (1, 3)})
         tables, settings = {"kl": kl}, {"kl": Subliminal(ghosts=(1, 3))}
         if alphas:
             arms = {f"damaged {a:g}": g for a, g in alphas.items()}
             tables["undo"] = _table(
-                accuracy={(a, 3): g for a, g in ({"same init": 0.5, "other init": 0.0} | arms).items()}
+                accuracy={(a, 3): g for a, g in ({"same init": undamaged, "other init": 0.0} | arms).items()}
             )
             settings["undo"] = Subliminal(alphas=tuple(alphas))
-        return {c["claim"]: c["held"] for c in shows.claims(tables, settings)}
+        accuracies = teachers + np.random.RandomState(1).normal(0, 0.01, 20)
+        return {c.name: c.state for c in shows.conclusions(tables, settings, accuracies)}
+
+    THERE: ClassVar = {("same init", 3): 0.4, ("same heads", 3): 0.3, ("same body", 3): 0.1}
 
     def test_what_is_there_is_found(self):
-        found = self.judge({("same init", 3): 0.4, ("same heads", 3): 0.3, ("same body", 3): 0.1})
-        assert set(found.values()) == {True}
+        found = self.judge(self.THERE)
+        assert set(found.values()) == {State.HELD} and len(found) == 5
 
     def test_what_is_not_there_is_not_found(self):
         found = self.judge({})
-        assert [v for k, v in found.items() if "read digits." in k] != [True]
-        assert [v for k, v in found.items() if "More ghost" in k] != [True]
+        assert found["transfer"] == State.FAILED  # shown to be below five points
+        nothing = {name: found[name] for name in ("other-init-nothing", "heads", "more-ghosts")}
+        assert set(nothing.values()) == {State.VOID}  # where nothing comes through nothing can be told apart
+
+    def test_teachers_that_read_nothing_make_all_of_it_void(self):
+        assert set(self.judge(self.THERE, {0.2: 0.0}, teachers=0.11).values()) == {State.VOID}
 
     def test_a_leaking_control_is_a_failure(self):
-        found = self.judge({("same init", 3): 0.4, ("other init", 3): 0.3})
-        assert [v for k, v in found.items() if "other initial" in k] == [False]
+        found = self.judge({("same init", 3): 0.5, ("other init", 3): 0.3})
+        assert found["transfer"] == State.HELD and found["other-init-nothing"] == State.FAILED
 
     def test_the_alpha_that_closes_the_channel_is_one_shown_equivalent(self):
-        narrow = self.judge({}, {0.2: 0.4, 0.6: 0.0})
-        assert [v for k, v in narrow.items() if "short of a new start" in k] == [True]
-        wide = self.judge({}, {0.2: 0.4, 0.6: 0.3})
-        assert [v for k, v in wide.items() if "short of a new start" in k] == [False]
+        assert self.judge(self.THERE, {0.2: 0.4, 0.6: 0.0})["damage-closes"] == State.HELD
+        assert self.judge(self.THERE, {0.2: 0.4, 0.6: 0.3})["damage-closes"] == State.FAILED
+
+    def test_damage_closes_nothing_that_was_not_open(self):
+        found = self.judge(self.THERE, {0.2: 0.0, 0.6: 0.0}, undamaged=0.0)
+        assert found["damage-closes"] == found["damage-narrows"] == State.VOID
 
 
 def _command(workdir, *more):

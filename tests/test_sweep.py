@@ -11,8 +11,10 @@ import pytest
 
 from distill_jax import graph, main, sweep_graph
 from distill_jax.config import ConfigError
-from distill_jax.evals import findings, tradeoff
+from distill_jax.evals import tradeoff
 from distill_jax.experiment import load_experiment, load_module
+from distill_jax.io import attempts
+from distill_jax.io.files import write_sealed
 from distill_jax.io.leases import Leases
 from distill_jax.io.metrics import Progress
 from distill_jax.perf import memory
@@ -192,15 +194,19 @@ def test_workers_take_what_nobody_has_and_wait_for_the_rest(tmp_path):
     first, second = (node for node in nodes.values() if node.stage == "reference")
     try:
         groups = sweep_graph.leased(nodes, mine, len, lambda text: None)
-        assert next(groups) == [data]
-        finish(data)
-        assert theirs.take(first.directory)
-        assert next(groups) == [second]  # the other one is taken
-        assert not theirs.take(second.directory)
-        finish(second)
+        (attempt,) = next(groups)
+        assert attempt.name == data.name
+        finish(attempt)
+        assert theirs.take(attempts.home(first))
+        (attempt,) = next(groups)
+        assert attempt.name == second.name  # the other one is taken
+        assert not theirs.take(attempts.home(second))
+        finish(attempt)
+        assert not second.done
         finish(first)  # by the other worker
         assert list(groups) == []
-        assert mine.holder(second.directory) == ""
+        assert mine.holder(attempts.home(second)) == ""
+        assert all(node.done and not attempts.leftovers(node) for node in nodes.values())
     finally:
         mine.close()
         theirs.close()
@@ -242,7 +248,7 @@ def test_a_population_takes_what_the_device_holds(monkeypatch):
 
 def finish(node) -> None:
     node.directory.mkdir(parents=True, exist_ok=True)
-    (node.directory / "DONE").write_text("{}")
+    node.finish({}, {})
 
 
 # What it cost
@@ -261,19 +267,25 @@ def test_device_seconds_add_up(flops, seconds):
 def made_up(tmp_path: Path, points: list[dict[str, Any]]):
     """Finish a sweep with numbers out of a hat."""
     sweep, chance = load(points, tmp_path), random.Random(0)
+    rows = nodes_of(sweep)["data"].directory / "rows"
+    rows.mkdir(parents=True)
+    write_sealed(rows / "manifest.json", {"evaluation": {"groups": {"add/word/retain": 4}}, "format": 1})
     for node in nodes_of(sweep).values():
-        finish(node)
-        write = lambda name, value, node=node: (node.directory / name).write_text(json.dumps(value))  # noqa: E731
+        node.directory.mkdir(parents=True, exist_ok=True)
         causes = {
             "prepare": (),
             "relearn": ("attack", "evaluation"),
             "perturb": ("evaluation",),
             "distill": ("student", "teacher", "evaluation"),
         }.get(node.verb, ("student", "evaluation"))
-        write("ledger.json", {"flops": {cause: float(chance.randrange(1, 10**6)) for cause in causes}})
-        write("result.json", {"retain": 0.9, "forget": 0.1, "steps": 7, "recovered": True, "diverged": False})
+        spent = {"flops": {cause: float(chance.randrange(1, 10**6)) for cause in causes}}
+        result = {"retain": 0.9, "forget": 0.1, "steps": 7, "recovered": True, "diverged": False}
+        if node.verb == "pretrain":  # which has 95 % of its ability after three quarters of its eight steps
+            looks = {0: 0.0, 2: 0.4, 6: 0.86, 8: 0.9}.items()
+            rows = [{"kind": "evaluation", "step": step, "member": "", "retain": seen} for step, seen in looks]
+            (node.directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         if node.verb == "relearn":
-            write("result.json", {"members": 2, "diverged": 1, "diverged_at": {"lr=0.1,seed=0": 5}})
+            result = {"members": 2, "diverged": 1, "diverged_at": {"lr=0.1,seed=0": 5}}
             rows = [
                 {"kind": "evaluation", "step": s, "member": f"lr={r},seed=0", "retain": 0.5, "shown": s / 10}
                 | {"heldout": chance.random()}
@@ -281,9 +293,7 @@ def made_up(tmp_path: Path, points: list[dict[str, Any]]):
                 for r in (0.1, 0.01)
             ]
             (node.directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    rows = nodes_of(sweep)["data"].directory / "rows"
-    rows.mkdir()
-    (rows / "manifest.json").write_text(json.dumps({"evaluation": {"groups": {"add/word/retain": 4}}, "format": 1}))
+        node.finish(result, spent)
     return sweep
 
 
@@ -300,6 +310,10 @@ def test_what_is_shared_is_counted_once_over_all_points(tmp_path):
         billed = [n for n in nodes.values() if n.verb in ("pretrain", "unlearn", "perturb", "distill")]
         bill = sum(spent[node.name].get(cause, 0) for node in billed)
         assert sum(run["compute"]["amortised"][cause] for run in summary["runs"]) == pytest.approx(bill)
+    for run in summary["runs"]:
+        goal = run["kind"] in ("undo", "alpha 0", "random student")  # the others stop at their last step
+        own = {way: share / 0.75 for way, share in run["vs_retraining"].items()} if goal else None
+        assert run["vs_first_passage"] == (pytest.approx(own) if goal else None), run["kind"]
     one = next(r for r in summary["runs"] if r["kind"] == "undo" and r["method"] == "rmu" and r["seed"] == 1)
     node = nodes[nodes[one["id"]].inputs["start"]]
     damaged, teacher = nodes[node.inputs["start"]], nodes[node.inputs["teacher"]]
@@ -337,74 +351,3 @@ def test_an_unfinished_sweep_is_summarised_as_far_as_it_is(tmp_path):
     summary = tradeoff.summarise(sweep)
     assert summary["points"] == {"total": 4, "finished": 3} and len(summary["runs"]) == 3
     assert (tradeoff.write_report(sweep, tmp_path).read_text()).lstrip().lower().startswith("<!doctype html>")
-
-
-# What is concluded
-
-
-def runs_of(value, seeds=(0, 1, 2), noise=0.01) -> list[dict[str, Any]]:
-    """Return models whose accuracy after the attack is a function of (kind, α, β), and a little chance."""
-    chance = random.Random(1)
-    shapes = [
-        ("suppressed", None, None),
-        ("filtered", None, None),
-        ("random student", None, None),
-        ("alpha 0", 0.0, 0.0),
-    ]
-    shapes += [("undo", a, b) for a in (0.2, 0.5, 0.8) for b in (0.0, 0.1)] + [("noise only", 0.8, 0.1)]
-    flat = {"student": 1.0, "teacher": 1.0}
-    return [
-        {
-            "kind": kind,
-            "label": kind,
-            "method": None if kind == "filtered" else "maxent",
-            "alpha": a,
-            "beta": b,
-            "seed": seed,
-            "retain": 0.9,
-            "recovered": True,
-            "diverged": False,
-            "compute": {"whole": flat},
-            "attack": {"forget_heldout": [0.0, value(kind, a, b) + chance.gauss(0, noise)]},
-        }
-        for kind, a, b in shapes
-        for seed in seeds
-    ]
-
-
-def answers(runs) -> list[str]:
-    return [found["answer"] for found in findings.findings(runs)]
-
-
-def test_findings_say_what_is_in_the_numbers():
-    def shrinkage(kind, a, b):
-        own = {"undo": 0.7 - 0.6 * (a or 0), "filtered": 0.05, "random student": 0.1, "suppressed": 0.9}
-        return own.get(kind, 0.7)
-
-    rises, why, filtering = answers(runs_of(shrinkage, noise=0.001))
-    assert "β = 0: yes" in rises and "β = 0.1: yes" in rises
-    # Of 0.9 before distilling, 0.7 is left by distilling alone: that is not the damage's doing.
-    assert "shrinkage alone against α = 0: helps" in why and "noise alone against α = 0: the seeds cannot tell" in why
-    assert filtering.endswith("filtering is more robust")
-    falls, why, _ = answers(runs_of(lambda kind, a, b: 0.2 + 0.5 * (a or 0) - 0.1 * bool(b), noise=0.001))
-    assert "no, it falls" in falls and "noise added to shrinkage: helps" in why
-    assert "shrinkage alone against α = 0: harms" in why
-
-
-def test_what_did_not_recover_makes_nothing_robust():
-    runs = runs_of(lambda kind, a, b: 0.5 if a != 0.8 else 0.0, noise=0.001)
-    assert "yes" in answers(runs)[0]
-    broken = [run | {"recovered": run["alpha"] != 0.8 and None} for run in runs]
-    (rises, *_) = findings.findings(broken)
-    assert "yes" not in rises["answer"] and "did not recover left out" in rises["numbers"]
-
-
-def test_findings_admit_what_the_seeds_cannot_tell():
-    assert all("cannot tell" in answer for answer in answers(runs_of(lambda *_: 0.5, noise=0.2)))
-    assert answers(runs_of(lambda *_: 0.5, seeds=(0,))) == []  # one seed has no interval
-
-
-def test_a_difference_is_a_paired_t_interval():
-    mean, low, high = findings.difference({0: 0.5, 1: 0.7, 2: 0.6, 9: 0.0}, {0: 0.4, 1: 0.5, 2: 0.5})  # type: ignore[misc]
-    half = 4.302653 * 0.0577350 / 3**0.5  # t at 97.5 % with two degrees of freedom; standard deviation by hand
-    assert mean == pytest.approx(0.4 / 3) and (low, high) == pytest.approx((mean - half, mean + half), abs=1e-6)

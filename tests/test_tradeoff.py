@@ -67,19 +67,17 @@ ACCOUNTINGS = {"whole": 1, "own": 4, "amortised": 2.5}
 
 
 def summary(runs: list[Run], **changes: Any) -> dict[str, Any]:
-    findings = [
-        {"question": "How much of retraining's compute buys the oracle's robustness?", "answer": "About half of it.",
-         "numbers": "UNDO α = 0.8 of MaxEnt: held-out .10 ± .02, oracle .07 ± .02, 46 % of the compute"},
-        {"question": "Does the unlearning method matter?", "answer": "Yes: RMU stays twelve points above the others.",
-         "numbers": "5 seeds, difference .12 ± .01"},
-        {"question": "Does β matter?", "answer": "It costs compute and buys nothing here.", "numbers": "–"},
-    ]  # fmt: skip
+    conclusions = [
+        {"name": "alpha", "statement": "Robustness rises with α.", "state": "held", "evidence": "slope −.6 [−.8, −.4]"},
+        {"name": "noise", "statement": "Noise helps.", "state": "open", "evidence": "accuracy +.003 [−.02, +.03]"},
+        {"name": "rmu", "statement": "RMU does as well.", "state": "not run", "evidence": "This run has no RMU model."},
+    ]
     made = {
         "sweep": "undo_arithmetic", "description": "Synthetic numbers for a test of the page.", "device": "cpu",
         "created": "2026-01-02T03:04:05", "points": {"total": 120, "finished": 118},
         "attack": {"steps": 100, "learning_rates": [1e-3, 1e-4], "seeds": 1, "batch": 4},
         "sharing": {"flops_shared": 1.2e15, "flops_unshared": 3.4e15},
-        "runs": runs, "fits": fits.fit_all(runs), "findings": findings,
+        "runs": runs, "fits": fits.fit_all(runs), "conclusions": conclusions,
     }  # fmt: skip
     return made | changes
 
@@ -111,8 +109,8 @@ def with_holes() -> dict[str, Any]:
     runs[3] |= {"method": None, "label": None, "seed": None, "parameters": None}
     runs[4] = {"id": "bare", "kind": "undo"}
     texts = {"sweep": HOSTILE, "description": HOSTILE, "device": HOSTILE, "points": {"total": 9, "finished": None}}
-    told = [{"question": HOSTILE, "answer": HOSTILE, "numbers": None}]
-    return summary(runs, findings=told, attack=None, sharing=None, **texts)
+    told = [{"name": "hostile", "statement": HOSTILE, "state": "void", "evidence": HOSTILE}]
+    return summary(runs, conclusions=told, attack=None, sharing=None, **texts)
 
 
 def not_attacked() -> dict[str, Any]:
@@ -301,7 +299,7 @@ def test_page_is_safe_and_whole(variant: str) -> None:
     assert not outside and links == ["data:,"] and not any("src" in a or "onerror" in a for _, a in page.tags)
     assert not re.search(r"@import|url\(", page.styles)
     if variant == "holes":
-        assert page.text.count(HOSTILE) == 7  # title, heading, description, device, a finding's two, a fit's method
+        assert page.text.count(HOSTILE) == 7  # title, heading, description, device, a conclusion's two, a fit's method
 
 
 @pytest.mark.unit
@@ -310,6 +308,7 @@ def test_page_says_what_is_missing() -> None:
     assert "118 of 120 points have finished. This sweep is unfinished" in text
     assert "3 of 3 were not attacked" in text and "One training seed" in text
     assert "saved 65\u202f%" in text  # 1 - 1.2 / 3.4
+    assert "✓ held" in text and "– open" in text and "Not run: RMU does as well." in text
     full = Page(
         tradeoff.render(
             summary([run("oracle", None, None, None, s) for s in (0, 1)], points={"total": 1, "finished": 1})

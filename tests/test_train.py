@@ -263,6 +263,7 @@ def test_settings_that_cannot_be_are_refused(change, words):
         (pretrain.Pretrain, {"data": "everything"}, "data"),
         (distill.Distill, {"temperature": 0.0}, "temperature"),
         (distill.Distill, {"tolerance": 1.5}, "tolerance"),
+        (distill.Distill, {"uniform": "forget", "cache": "a"}, "uniform"),
         (unlearn.Unlearn, {"method": "npo"}, "method"),
         (unlearn.Unlearn, {"method": "rmu", "layer": 2, "train_layers": 3}, "train_layers"),
         (unlearn.Unlearn, {"method": "rmu", "train_layers": 0}, "train_layers"),
@@ -471,6 +472,15 @@ def test_members_that_reached_their_goal_stay_as_they_are():
     for i, taken in enumerate((4, 2, 6)):
         until, _ = train([weights()], RATES[:3], BATCHES[:taken], devices=2)
         assert_same(member((state.params, state.opt), i), member((until.params, until.opt), i))
+
+
+@pytest.mark.unit
+def test_a_member_that_was_seen_to_diverge_is_marked_so_and_stays():
+    _, step = bigram_step(2, 3)
+    goals = {2: np.array([RUNNING, DIVERGED, REACHED]), 4: np.array([RUNNING, REACHED, DIVERGED])}
+    state = jax.tree.map(np.asarray, run_loop(fresh([weights()], RATES[:3], devices=2), step, goals=goals))
+    assert state.status.tolist() == [RUNNING, DIVERGED, REACHED, UNUSED]
+    assert state.stopped.tolist() == [-1, 2, 2, -1]
 
 
 @pytest.mark.unit

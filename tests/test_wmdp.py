@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import shutil
 import threading
 from pathlib import Path
@@ -35,7 +36,7 @@ from distill_jax.io.scale import CHOICE
 from distill_jax.models import transformer
 from distill_jax.sharding.mesh import make_mesh
 from distill_jax.stages import Import, Unlearn
-from tests.programs import finished_once, node
+from tests.programs import finished_once, node, said
 
 ROOT = Path(__file__).parents[1]
 SMOKE = "--config=configs/wmdp.py:smoke"
@@ -55,6 +56,25 @@ def rows_of(path: Path) -> list[dict]:
 
 
 @pytest.mark.end_to_end
+@pytest.mark.thorough
+def test_a_model_without_finite_logits_is_marked_wherever_it_goes(tmp_path):
+    """Of weights that are finite, each: their sums are not."""
+    copy = shutil.copytree(MODEL, tmp_path / "model")
+    weights = load_file(copy / "model.safetensors")
+    weights["model.embed_tokens.weight"][:] = 3e38
+    save_file(weights, copy / "model.safetensors")
+    path = f"--config.reference.path={copy}"
+    said("run", SMOKE, *FEW, path, f"--workdir={tmp_path}/run", compiled=tmp_path / "compiled")
+    for name in ("reference", "maxent", "damaged", "undo"):
+        result = json.loads((node(tmp_path / "run", name) / "result.json").read_text())
+        assert result["diverged"] is True and result["retain"] is result["forget"] is None
+    attack = json.loads((node(tmp_path / "run", "relearn-undo-0.01") / "result.json").read_text())
+    assert attack == {"members": 1, "diverged": 1, "diverged_at": {"lr=0.01,seed=0": 0}}
+    for file in [*(tmp_path / "run").rglob("*.json"), *(tmp_path / "run").rglob("*.jsonl")]:
+        assert not {"NaN", "Infinity"} & set(re.findall(r"[A-Za-z]+", file.read_text())), file
+
+
+@pytest.mark.end_to_end
 def test_it_runs_to_its_report(finished):
     workdir, said = finished
     assert "report:" in said
@@ -67,6 +87,9 @@ def test_it_runs_to_its_report(finished):
         assert 0 <= model["retain"] <= 1 and 0 <= model["forget"] <= 1
         if model["name"] != "reference":
             assert model["attack"]["members"] == 1 and model["attack"]["steps"] == [0, 4]
+    assert [told["headline"][role] for role in ("suppressed", "undo", "oracle")] == ["maxent", "undo", None]
+    states = {one["name"]: one["state"] for one in told["conclusions"]}
+    assert states["suppression"] == "void" and states["alpha"] == "not run"  # a random model; one α
     page = (workdir / "report/index.html").read_text()
     assert "Held-out questions" in page and "a quarter is chance" in page
 
@@ -84,11 +107,11 @@ def test_an_attack_may_be_several_stages():
 
     full = [stage(0.01, "float32", 0.3), stage(0.001, "float32", 0.75)]
     half = [stage(0.01, "bfloat16", 0.5), stage(0.001, "bfloat16", 0.25)]
-    said = summary._attack([*full, *half], CHOICE)
+    said = summary._attack([*full, *half], summary._attacks([*full, *half], CHOICE, 4), CHOICE)
     assert said["weights"] == "float32" and said["members"] == 2 and said["flops"] == {"attack": 4.0}
     assert said["forget_heldout"]["worst"] == [0.25, 0.75] and said["best_learning_rate"][1] == 0.001
     assert said["other_weights"]["bfloat16"]["forget_heldout"]["worst"] == [0.25, 0.5]
-    assert "other_weights" not in summary._attack(full, CHOICE)
+    assert "other_weights" not in summary._attack(full, summary._attacks(full, CHOICE, 4), CHOICE)
 
 
 @pytest.mark.end_to_end
@@ -97,14 +120,7 @@ def test_the_imported_node_is_that_of_the_command(finished, tmp_path):
     here, there = node(finished[0], "reference"), importing.import_model(MODEL, tmp_path)
     mesh = make_mesh(1, devices=jax.devices()[:1])
     jax.tree.map(np.testing.assert_array_equal, *(open_model(path).load(mesh, None) for path in (here, there)))
-    files = [
-        {
-            str(f.relative_to(path))
-            for f in path.rglob("*")
-            if f.parts[-1].split("-")[0] != "lease" and "ocdbt" not in str(f)
-        }
-        for path in (here, there)
-    ]
+    files = [{str(f.relative_to(path)) for f in path.rglob("*") if "ocdbt" not in str(f)} for path in (here, there)]
     beside = {name for name in files[1] if not name.startswith("checkpoints/final/")}
     assert beside <= files[0] and {"DONE", "tokenizer/tokenizer.json", "checkpoints/final.json"} <= beside
     config = json.loads((here / "config.json").read_text())
@@ -319,6 +335,13 @@ def test_a_population_is_measured_by_the_likelihood_of_letters(tmp_path):
         right = {key: max(found, key=found.get) == answers[key] for key, found in said.items()}
         assert seen[member].tolist() == list(right.values())
         assert all(sorted(found) == [0, 1, 2, 3] for found in said.values())
+    bad = jax.tree.map(np.copy, stack)
+    bad["final_norm"]["scale"][1, 0] = np.nan  # argmax of NaN is A, which some answers are
+    broken = measure.evaluator(model.cfg, mesh, ("retain", "heldout"), 4, 0)(bad)
+    assert broken[0].tolist() == seen[0].tolist() and np.isnan(broken[1]).all() and np.isfinite(seen).all()
+    result = measure.result(broken[1], ("retain", "heldout"))
+    assert result["retain"] is result["forget"] is None
+    assert {group["multiple_choice"] for group in result["by_group"].values()} == {None}
     scores = measure.series(seen, ("retain", "heldout"))
     assert scores["heldout"].tolist() == scores["heldout_bio"].tolist() == seen[:, 3:].mean(axis=1).tolist()
 

@@ -23,6 +23,7 @@ SYMBOLS = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
 OPERATIONS = tuple(SYMBOLS)
 RETAIN, FORGET = ("add", "sub"), ("mul", "div")
 FORMS = ("equation", "word")
+ASKED = 2  # counts up whenever other questions are asked of the same settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +64,10 @@ class ArithmeticConfig:
     MEASURE: ClassVar[str] = "exact_match"
     PREPARE: ClassVar[str] = "distill_jax.data.prepare"
     SETS: ClassVar[tuple[str, ...]] = ("all", "retain", "forget", "forget_shown", "filtered")
+
+    def known_by(self) -> dict[str, Any]:
+        """Return what identifies the data: the settings, and the order in which facts are asked."""
+        return {**dataclasses.asdict(self), "asked": ASKED}
 
     def __post_init__(self) -> None:
         if isinstance(self.english, list):  # what JSON makes of a tuple
@@ -186,7 +191,8 @@ def _trains_every_part(config: ArithmeticConfig) -> bool:
 def evaluation_examples(config: ArithmeticConfig) -> list[Example]:
     """List the evaluation prompts: for each operation, form and part up to `evaluation_prompts` distinct ones.
 
-    Word problems use held-out templates only, each equally often, and operands repeat only when all were used.
+    Word problems use held-out templates only, each equally often, and operands repeat only when all were used. A forget
+    fact is asked again only when all of its part were: the four groups of * and / go through them one after another.
     """
     return [example for operation in OPERATIONS for form in FORMS for example in _questions(config, operation, form)]
 
@@ -198,11 +204,38 @@ def _questions(config: ArithmeticConfig, operation: str, form: str) -> Iterator[
     of_part: dict[str, list[int]] = {}
     for pair in order.tolist():
         of_part.setdefault(make(pair, 0).part, []).append(pair)
-    for _, chosen in sorted(of_part.items(), reverse=True):  # shown before heldout
-        for k in range(min(config.evaluation_prompts, len(chosen) * len(wordings))):
-            turn, template = divmod(k, len(wordings))
-            # Each template starts at its own place in the order, so that the first `len(chosen)` prompts share no pair.
-            yield make(chosen[(turn + template * len(chosen) // len(wordings)) % len(chosen)], template)
+    for part, chosen in sorted(of_part.items(), reverse=True):  # shown before heldout
+        places = [_place(k, len(chosen), len(wordings)) for k in range(len(chosen) * len(wordings))]
+        if operation in FORGET:
+            by_turn = _fact_by_fact(config, (operation, form, part), [(pair, make(pair, 0).fact) for pair in chosen])
+            chosen = [pair for _, pair in sorted(zip(dict.fromkeys(places), by_turn, strict=True))]
+        for k in range(min(config.evaluation_prompts, len(places))):
+            yield make(chosen[places[k]], k % len(wordings))
+
+
+def _place(k: int, pairs: int, wordings: int) -> int:
+    """Return which pair the k-th prompt of a group asks.
+
+    Each template starts at its own place in the order, so that the first `pairs` prompts share no pair.
+    """
+    turn, template = divmod(k, wordings)
+    return (turn + template * pairs // wordings) % pairs
+
+
+def _fact_by_fact(config: ArithmeticConfig, group: tuple[str, str, str], chosen: list[tuple[int, str]]) -> list[int]:
+    """Order a group's pairs so that no fact comes again before all did, beginning where the group before it ended."""
+    operation, form, part = group
+    names = sorted({fact for _, fact in chosen})
+    order = random_stream(config, "facts asked", part).permutation(len(names)).tolist()
+    before = FORGET.index(operation) * len(FORMS) + FORMS.index(form)  # groups of the part
+    first = before * config.evaluation_prompts % len(names)
+    rank = {names[fact]: i for i, fact in enumerate(order[first:] + order[:first])}
+    times: dict[str, int] = {}
+    keyed = []
+    for pair, fact in chosen:
+        times[fact] = times.get(fact, 0) + 1
+        keyed.append((times[fact], rank[fact], pair))
+    return [pair for *_, pair in sorted(keyed)]
 
 
 def _wordings(operation: str, form: str, sentences: dict[str, tuple[str, ...]]) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -13,6 +14,7 @@ import numpy as np
 from distill_jax.data.packing import Document
 
 COLUMNS = ("lengths", "bytes", "hashes")
+OPEN_FILES = 64
 
 
 class ShardWriter:
@@ -66,7 +68,7 @@ class ShardWriter:
 
 
 class Documents:
-    """Read the documents of several finished shards by index.
+    """Read the documents of several finished shards by index; no more than OPEN_FILES of them are open.
 
     Attributes:
       lengths: tokens of each document, int64 [n].
@@ -76,25 +78,27 @@ class Documents:
     """
 
     def __init__(self, paths: Iterable[Path]) -> None:
-        self._tokens: list[np.ndarray] = []
+        self._files = [path.with_suffix(".tokens") for path in paths]
+        self._tokens = functools.lru_cache(OPEN_FILES)(self._map)
         columns: dict[str, list[np.ndarray]] = {name: [np.zeros(0, np.int64)] for name in COLUMNS}
         self.notes: list[dict[str, Any]] = []
-        for path in paths:
+        for path in self._files:
             with np.load(path.with_suffix(".npz")) as found:
                 for name, parts in columns.items():
                     parts.append(found[name])
                 self.notes.append(json.loads(str(found["notes"])))
-            file = path.with_suffix(".tokens")
-            empty = not file.stat().st_size
-            self._tokens.append(np.zeros(0, np.int32) if empty else np.memmap(file, "<i4", "r"))
         self.lengths, self.bytes, self.hashes = (np.concatenate(columns[name]) for name in COLUMNS)
         self._first = np.cumsum([0, *(len(part) for part in columns["lengths"][1:])])
         self._starts = np.concatenate([np.zeros(0, np.int64), *(np.cumsum(p) - p for p in columns["lengths"][1:])])
+
+    def _map(self, shard: int) -> np.ndarray:
+        return np.memmap(self._files[shard], "<i4", "r")  # none of it is empty, for a document is in it
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def __getitem__(self, index: int) -> Document:
         shard = int(np.searchsorted(self._first, index, "right")) - 1
-        tokens = self._tokens[shard][self._starts[index] : self._starts[index] + self.lengths[index]]
+        # Copied: what still looks into a file would keep it open.
+        tokens = np.array(self._tokens(shard)[self._starts[index] : self._starts[index] + self.lengths[index]])
         return Document(tokens, np.broadcast_to(np.int32(0), tokens.shape))

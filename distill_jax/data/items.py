@@ -1,7 +1,7 @@
 """Multiple-choice items as WMDP and MMLU have them: read from files, and put as lm-evaluation-harness puts them.
 
-A file is JSON lines, CSV or parquet with `question`, the options (a list `choices`, or columns A, B, …), `answer` (a
-letter, or an index from 0) and perhaps `subject`. MMLU's own CSV files have no heading; their name has the subject.
+A file is JSON (lines, or an array), CSV or parquet of records in one of the shapes of SHAPES, perhaps with a `subject`.
+MMLU's own CSV files have no heading; their name has the subject.
 """
 
 from __future__ import annotations
@@ -9,16 +9,22 @@ from __future__ import annotations
 import csv
 import dataclasses
 import glob
-import json
 import re
 import string
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from distill_jax.config import ConfigError, check
+from distill_jax.data import tables
+from distill_jax.data.lines import bare_name, damage_named, not_utf8, objects, open_bytes
 
 LETTERS = string.ascii_uppercase
+SHAPES = (
+    "question, choices (a list) and answer (a letter, or an index from 0); question, columns A, B, … and answer; or "
+    "ARC's question, choices {text, label} and answerKey (a label)"
+)
+COLUMNS = ("question", "choices", *LETTERS, "answer", "answerKey", "subject")
 FETCH = "`hf download cais/wmdp --repo-type dataset --local-dir {0}` fetches WMDP's, cais/mmlu MMLU's"
 
 
@@ -72,66 +78,96 @@ def read(pattern: str, flag: str, subject: str = "") -> list[Item]:
 
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the records of a file, each with its place for errors."""
-    kind = path.suffix if path.suffix in (".csv", ".parquet") else ".jsonl"
-    try:
-        yield from {".csv": _csv, ".parquet": _parquet, ".jsonl": _json_lines}[kind](path)
-    except (UnicodeDecodeError, csv.Error, OSError) as error:
-        raise ConfigError(f"{path}: no {kind} file, or a damaged one ({str(error).splitlines()[0]})") from error
+    name = bare_name(str(path))
+    read = _csv if name.endswith(".csv") else _parquet if name.endswith((".parquet", ".pq")) else objects
+    yield from read(str(path))
 
 
-def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    import pyarrow.parquet
-
-    try:
-        rows = pyarrow.parquet.read_table(path).to_pylist()
-    except pyarrow.ArrowException as error:
-        raise OSError(str(error)) from error
-    yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, 1))
+def _parquet(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    columns = [name for name in tables.top_names(path) if name in COLUMNS]
+    for where, row in tables.rows(path, columns):
+        if isinstance(row, ValueError):
+            raise ConfigError(f"{where}: {row}") from row
+        yield where, row
 
 
-def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
-        if line.strip():
-            where = f"{path}:{number}"
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise ConfigError(f"{where}: no JSON ({error})") from error
-            check(isinstance(row, dict), f"{where}: an object with `question`, `choices` and `answer` is needed")
-            yield where, row
+def _csv(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    names: list[str] = []
+    for number, row in _csv_rows(path):
+        where = f"{path}:{number}"
+        if not names and {"question", "answer"} <= set(row):
+            names = row
+            continue
+        if not names:  # as MMLU has it: question, options, letter
+            check(4 <= len(row) <= len(LETTERS) + 2, f"{where}: has {len(row)} columns; needed are {SHAPES}")
+            names = ["question", *LETTERS[: len(row) - 2], "answer"]
+        check(len(row) == len(names), f"{where}: has {len(row)} columns, {len(names)} are needed")
+        named = re.fullmatch(r"(.+)_(test|dev|val)", Path(path).stem)
+        yield where, {"subject": named[1] if named else "", **dict(zip(names, row, strict=True))}
 
 
-def _csv(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file)
-        names: list[str] = []
-        for row in reader:
-            where = f"{path}:{reader.line_num}"
-            if not names and {"question", "answer"} <= set(row):
-                names = row
-                continue
-            if not names:  # as MMLU has it: question, options, letter
-                check(len(row) >= 4, f"{where}: has {len(row)} columns; question, options and answer are needed")
-                names = ["question", *LETTERS[: len(row) - 2], "answer"]
-            check(len(row) == len(names), f"{where}: has {len(row)} columns, {len(names)} are needed")
-            named = re.fullmatch(r"(.+)_(test|dev|val)", path.stem)
-            yield where, {"subject": named[1] if named else "", **dict(zip(names, row, strict=True))}
+def _csv_rows(path: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield (line, cells) of each row; a cell in quotes may hold line ends."""
+    with damage_named(path), open_bytes(path) as file:
+        reader = csv.reader(_text(path, file))
+        try:
+            yield from ((reader.line_num, row) for row in reader)
+        except csv.Error as error:
+            raise ConfigError(f"{path}:{reader.line_num}: no CSV ({error})") from error
+
+
+def _text(path: str, file: IO[bytes]) -> Iterator[str]:
+    for number, line in enumerate(file, 1):
+        try:
+            yield line.decode()
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{path}:{number}: {not_utf8(error)}") from error
 
 
 def _item(row: dict[str, Any], subject: str) -> Item:
-    for key in ("question", "answer"):
-        check(key in row, f"has no `{key}` but {', '.join(row) or 'nothing'}")
-    choices = row["choices"] if "choices" in row else [row[x] for x in LETTERS if row.get(x) is not None]
-    check(isinstance(choices, list), "choices: a list is needed, or columns A, B, …")
-    return Item(row["question"], tuple(choices), _index(row["answer"]), str(row.get("subject") or subject))
+    key = next((key for key in ("answer", "answerKey") if row.get(key) is not None), "")
+    missing = "question" if "question" not in row else "" if key else "answer"
+    check(not missing, f"has no `{missing}` but {', '.join(row) or 'nothing'}; needed are {SHAPES}")
+    choices, labels = _choices(row)
+    mend = "its choices have no labels that it could be one of; name an index from 0 `answer`"
+    lettered = labels or key == "answer" or str(row[key]).strip().isalpha()
+    check(bool(lettered), f"answerKey = {row[key]!r}: {mend}")
+    answer = _label(row[key], labels) if labels else _index(row[key])
+    return Item(row["question"], tuple(choices), answer, str(row.get("subject") or subject))
+
+
+def _choices(row: dict[str, Any]) -> tuple[list[Any], list[str]]:
+    """Return the options and, where they have some, their labels."""
+    found = row["choices"] if "choices" in row else [row[x] for x in LETTERS if row.get(x) is not None]
+    if not isinstance(found, dict):
+        check(isinstance(found, list), f"choices: a list is needed, not {type(found).__name__}; needed are {SHAPES}")
+        return found, []
+    texts, labels = found.get("text"), found.get("label")
+    good = isinstance(texts, list) and isinstance(labels, list) and len(texts) == len(labels) == len(set(labels))
+    check(good, f"choices: has {', '.join(found)}; a text and a label of its own for each are needed")
+    return list(texts or ()), [str(label).strip() for label in labels or ()]
+
+
+def _label(answer: Any, labels: list[str]) -> int:
+    text = _plain(answer)
+    check(text in labels, f"answer = {answer!r}: is none of the labels {', '.join(labels)}")
+    return labels.index(text)
 
 
 def _index(answer: Any) -> int:
-    text = str(answer).strip()
-    if re.fullmatch(r"\d+", text) and not isinstance(answer, bool):
+    text = _plain(answer)
+    if re.fullmatch(r"[0-9]{1,4}", text) and not isinstance(answer, bool):
         return int(text)
-    check(len(text) == 1 and text.upper() in LETTERS, f"answer = {answer!r}: a letter or an index from 0 is needed")
+    good = len(text) == 1 and text.upper() in LETTERS
+    check(good, f"answer = {answer!r}: a letter or an index from 0 is needed")
     return LETTERS.index(text.upper())
+
+
+def _plain(answer: Any) -> str:
+    """Return an answer as text; a column with gaps has its whole numbers as 2.0."""
+    text = str(answer).strip()
+    number = isinstance(answer, float | str) and re.fullmatch(r"([0-9]+)\.0+", text)
+    return number[1] if number else text
 
 
 def put(item: Item) -> str:

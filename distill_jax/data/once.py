@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import concurrent.futures.process
 import contextlib
 import dataclasses
 import fcntl
@@ -15,6 +16,7 @@ from typing import Any
 
 from distill_jax.config import identity
 from distill_jax.data import checks, quiet, records
+from distill_jax.io.files import sync, write_sealed
 
 
 def make_once(
@@ -38,6 +40,8 @@ def make_once(
     os.makedirs(directory, exist_ok=True)
     with _locked(directory), quiet.errors_only():
         if os.path.exists(os.path.join(directory, records.MANIFEST)):
+            for left in Path(directory).glob("preparing*"):  # by a process that was killed at the very end
+                shutil.rmtree(left, ignore_errors=True)
             return _check_finished(os.fspath(directory), wanted)
         work = Path(directory, f"preparing-{identity(wanted)}" if resumes else "preparing")
         if not resumes:
@@ -69,6 +73,8 @@ def run_command_line(module: str, cls: Any, prepare: Callable[[Any, str], Any], 
     options = parser.parse_args(arguments)
     try:
         prepare(load_config(options.config, cls), options.output)
+    except concurrent.futures.process.BrokenProcessPool:
+        parser.exit(2, f"{parser.prog}: one of its processes was killed (out of memory?); run again\n")
     except (ValueError, OSError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
 
@@ -92,9 +98,10 @@ def _check_finished(directory: str, wanted: Mapping[str, Any]) -> dict[str, Any]
 
 def _publish(manifest: Mapping[str, Any], work: Path, directory: str | os.PathLike[str]) -> None:
     """Move the finished files into place, the manifest last, each on the disk before it gets its name."""
-    (work / records.MANIFEST).write_text(json.dumps(manifest, indent=1), "utf-8")
+    write_sealed(work / records.MANIFEST, manifest)
     for name in dict.fromkeys([*(entry["file"] for entry in records.entries(manifest)), records.MANIFEST]):
         with open(work / name, "rb") as file:
             os.fsync(file.fileno())
         os.replace(work / name, os.path.join(directory, name))
+    sync(Path(directory))
     shutil.rmtree(work)

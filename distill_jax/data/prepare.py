@@ -8,7 +8,6 @@ give the same bytes.
 from __future__ import annotations
 
 import collections
-import dataclasses
 import json
 import os
 import time
@@ -37,7 +36,7 @@ def _identity(config: arithmetic.ArithmeticConfig) -> dict[str, Any]:
     """Collect all that the prepared bytes depend on."""
     files = [*config.english, *([] if config.vocabulary == "words" else [config.vocabulary])]
     inputs = {path: records.sha256(path) for path in files}
-    return {"format": FORMAT, "config": dataclasses.asdict(config), "inputs": inputs}
+    return {"format": FORMAT, "config": config.known_by(), "inputs": inputs}
 
 
 def _build(config: arithmetic.ArithmeticConfig, work: str) -> dict[str, Any]:

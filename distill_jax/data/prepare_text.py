@@ -110,19 +110,19 @@ def _tokenise(
 ) -> tuple[Documents, dict[tuple[str, int], np.ndarray], dict[str, Any]]:
     """Tokenise what is missing; return all documents, which of them each source has, and what is to be said of it."""
     known = [config.content, records.sha256(model), config.broken]
-    paths = {
-        source: [work / f"{source[0]}-{source[1]}-{i:05d}-{identity([*known, s.start, s.stop])}" for i, s in parts]
-        for source, parts in ((source, list(enumerate(found))) for source, found in shards.items())
-    }
-    jobs = [
-        tokenise.Job(shard, path, model, config.broken == "skip")
-        for source, found in shards.items()
-        for shard, path in zip(found, paths[source], strict=True)
-    ]
-    tokenise.run([job for job in jobs if not job.path.with_suffix(".npz").exists()], len(jobs), config.workers)
-    documents, places, notes = Documents(path for found in paths.values() for path in found), {}, {}
+    skip = config.broken == "skip"
+
+    def jobs_of(name: str, found: Sequence[Shard]) -> list[tokenise.Job]:
+        groups = enumerate(tokenise.grouped(found))
+        ids = [(i, part, identity([*known, *((s.start, s.stop) for s in part)])) for i, part in groups]
+        return [tokenise.Job(part, work / f"{name}-{i:05d}-{held}", model, skip) for i, part, held in ids]
+
+    jobs = {source: jobs_of(f"{source[0]}-{source[1]}", found) for source, found in shards.items()}
+    every = [job for found in jobs.values() for job in found]
+    tokenise.run([job for job in every if not job.path.with_suffix(".npz").exists()], len(every), config.workers)
+    documents, places, notes = Documents(job.path for job in every), {}, {}
     first, shard = 0, 0
-    for source, found in paths.items():
+    for source, found in jobs.items():
         mine = documents.notes[shard : shard + len(found)]
         count, shard = sum(note["documents"] for note in mine), shard + len(found)
         places[source] = np.arange(first, first + count)

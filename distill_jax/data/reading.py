@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import codecs
 import collections
-import gzip
-import json
-import zlib
 from collections.abc import Iterator
-from typing import IO, Any, NamedTuple
+from typing import IO, NamedTuple
 
+from distill_jax.data import lines, tables
+from distill_jax.data.lines import Broken
 from distill_jax.data.sources import Shard
 
 PIECE_BYTES = 2**20
-RECORD_BYTES = 2**28  # of one JSON line, which has to be held whole
 
 
 class Piece(NamedTuple):
@@ -22,10 +20,6 @@ class Piece(NamedTuple):
     text: str
     first: bool = True
     last: bool = True
-
-
-class Broken(ValueError):
-    """Say which document of which file is broken, and how."""
 
 
 class Reader:
@@ -49,15 +43,13 @@ class Reader:
         Raises:
           Broken: naming file and line, for a document that is broken and may not be skipped.
         """
-        read = {"text": self._text, "jsonl": self._jsonl, "parquet": self._parquet}[self.shard.source.kind]
-        try:
-            for piece in read():
+        kinds = {"text": self._text, "jsonl": self._jsonl, "array": self._array, "parquet": self._parquet}
+        with lines.damage_named(self.shard.path):
+            for piece in kinds[self.shard.source.kind]():
                 if piece.first and piece.last and not piece.text.strip():
                     self.notes["blank"] += 1
                 else:
                     yield piece
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise Broken(f"{self.shard.path}: not a gzip file, or a damaged one ({error})") from error
 
     def _text(self) -> Iterator[Piece]:
         by_line = self.shard.source.document == "line"
@@ -68,7 +60,7 @@ class Reader:
                     yield piece
                     pieces += 1
             except UnicodeDecodeError as error:
-                self._leave_out(begin, _not_utf8(error), may=not pieces)
+                self._leave_out(begin, lines.not_utf8(error), may=not pieces)
                 if by_line and not error.object.endswith(b"\n"):
                     _skip_line(file)
                 elif not by_line:
@@ -76,62 +68,68 @@ class Reader:
 
     def _jsonl(self) -> Iterator[Piece]:
         for file, begin in self._documents():
-            line = file.readline(RECORD_BYTES)
-            if len(line) == RECORD_BYTES and not line.endswith(b"\n"):
-                self._leave_out(begin, f"a record of over {RECORD_BYTES >> 20} MiB; cut its text in several", may=False)
+            line = file.readline(lines.RECORD_BYTES)
+            if len(line) == lines.RECORD_BYTES and not line.endswith(b"\n"):
+                self._leave_out(begin, lines.too_long(), may=False)
             try:
-                text = _field(json.loads(line), self.shard.source.field) if line.strip() else ""
-            except UnicodeDecodeError as error:
-                self._leave_out(begin, _not_utf8(error))
+                blank = not line.strip(lines.JSON_BLANKS)
+                text = "" if blank else self._field(lines.parse_object(line))
             except ValueError as error:
                 self._leave_out(begin, str(error))
             else:
                 yield from cut(text)
 
+    def _array(self) -> Iterator[Piece]:
+        for number, element in lines.elements(self.shard.path):
+            try:
+                text = self._field(lines.parse_object(element))
+            except ValueError as error:
+                self._refuse(f"{self.shard.path}:{number}: {error}")
+            else:
+                yield from cut(text)
+
     def _documents(self) -> Iterator[tuple[IO[bytes], int]]:
         """Yield the open file with its offset as long as a document of the shard begins there."""
-        with _open(self.shard.path) as file:
+        with lines.open_bytes(self.shard.path) as file:
             if self.shard.start:
                 # The line that lies across the start is the shard's before.
                 file.seek(self.shard.start - 1)
                 _skip_line(file)
-            compressed = self.shard.path.endswith(".gz")
-            while file.peek(1) if compressed else file.tell() < self.shard.stop:  # type: ignore[attr-defined]
-                yield file, file.tell()
+            compressed = lines.is_gzipped(self.shard.path)
+            begin = file.tell() if self.shard.start else 0  # a byte order mark belongs to the first document
+            while file.peek(1) if compressed else begin < self.shard.stop:  # type: ignore[attr-defined]
+                yield file, begin
+                begin = file.tell()
 
     def _parquet(self) -> Iterator[Piece]:
-        import pyarrow
-        import pyarrow.parquet
+        path, field = self.shard.path, self.shard.source.field
+        known = tables.names(path)
+        if field not in known:
+            raise Broken(f"{path}: {lines.no_field(field, known)}")
+        for where, row in tables.rows(path, [field], range(self.shard.start, self.shard.stop)):
+            try:
+                if isinstance(row, ValueError):
+                    raise row
+                text = self._field(row, null="")
+            except ValueError as error:
+                self._refuse(f"{where}: {error}")
+            else:
+                yield from cut(text)
 
-        try:
-            yield from self._row_group(pyarrow.parquet.ParquetFile(self.shard.path))
-        except (pyarrow.ArrowException, OSError) as error:
-            said = str(error).splitlines()[0]
-            raise Broken(f"{self.shard.path}: damaged in row group {self.shard.start} ({said})") from error
-
-    def _row_group(self, file: Any) -> Iterator[Piece]:
+    def _field(self, record: lines.Record, null: str | None = None) -> str:
         field = self.shard.source.field
-        if field not in file.schema_arrow.names:
-            columns = ", ".join(file.schema_arrow.names)
-            raise Broken(f"{self.shard.path}: has no column {field!r} but {columns}; name one as ?field=")
-        row = sum(file.metadata.row_group(i).num_rows for i in range(self.shard.start))
-        for batch in file.iter_batches(256, row_groups=[self.shard.start], columns=[field]):
-            for value in batch.column(0):
-                row += 1
-                try:
-                    text = value.as_py()
-                    if not isinstance(text, str | None):
-                        raise ValueError(f"{field!r} is {type(text).__name__}, not text; name a column as ?field=")
-                except UnicodeDecodeError as error:
-                    self._refuse(f"{self.shard.path}, row {row}: {_not_utf8(error)}")
-                except ValueError as error:
-                    self._refuse(f"{self.shard.path}, row {row}: {error}")
-                else:
-                    yield from cut(text or "")
+        found = lines.value_at(record, field)
+        text = null if found is None else found
+        if not isinstance(text, str):
+            raise ValueError(f"{field!r} is {type(text).__name__}, not text; name another field as ?field=")
+        return text
 
     def _leave_out(self, offset: int, what: str, may: bool = True) -> None:
-        with _open(self.shard.path) as file:
-            line = 1 + _count_lines(file, offset)
+        line = 0
+        if not (may and self.first_broken):  # only the first is told with its place
+            with lines.open_bytes(self.shard.path) as file:
+                file.seek(0)
+                line = 1 + _count_lines(file, offset)
         self._refuse(f"{self.shard.path}:{line}: {what}", may)
 
     def _refuse(self, message: str, may: bool = True) -> None:
@@ -151,34 +149,20 @@ def cut(text: str) -> Iterator[Piece]:
 
 
 def _pieces(file: IO[bytes], by_line: bool) -> Iterator[Piece]:
-    """Yield the document that begins here; no character is cut in two."""
+    """Yield the document that begins here; no character is cut in two, and no CR LF that may end it."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     first, last = True, False
     while not last:
         block = (file.readline if by_line else file.read)(PIECE_BYTES)
         last = len(block) < PIECE_BYTES or (by_line and block.endswith(b"\n"))
+        while by_line and not last and block.endswith(b"\r"):
+            more = file.readline(1)
+            block, last = block + more, more in (b"", b"\n")
         text = decoder.decode(block, final=last)
-        yield Piece(text.rstrip("\r\n") if by_line else text, first, last)
+        if by_line and text.endswith("\n"):
+            text = text[: -2 if text.endswith("\r\n") else -1]
+        yield Piece(text, first, last)
         first = False
-
-
-def _field(record: Any, field: str) -> str:
-    if not isinstance(record, dict):
-        raise ValueError(f"a JSON {type(record).__name__} instead of an object")
-    if field not in record:
-        raise ValueError(f"has no field {field!r} but {', '.join(record) or 'none'}; name one as ?field=")
-    if not isinstance(record[field], str):
-        raise ValueError(f"{field!r} is {type(record[field]).__name__}, not text; name another field as ?field=")
-    record[field].encode()  # half a surrogate pair is legal JSON and no text
-    return record[field]
-
-
-def _not_utf8(error: UnicodeDecodeError) -> str:
-    return f"not UTF-8 (byte {error.object[error.start]:#04x})"
-
-
-def _open(path: str) -> IO[bytes]:
-    return gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb")  # type: ignore[return-value]
 
 
 def _skip_line(file: IO[bytes]) -> None:
@@ -187,7 +171,7 @@ def _skip_line(file: IO[bytes]) -> None:
 
 
 def _count_lines(file: IO[bytes], end: int) -> int:
-    lines = 0
+    count = 0
     while end > 0 and (block := file.read(min(end, PIECE_BYTES))):
-        lines, end = lines + block.count(b"\n"), end - len(block)
-    return lines
+        count, end = count + block.count(b"\n"), end - len(block)
+    return count

@@ -5,11 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from array_record.python import array_record_module
+
+from distill_jax.config import ConfigError
+from distill_jax.io.files import read_sealed
 
 MANIFEST, EVALUATION, EVALUATION_ROWS = "manifest.json", "evaluation.jsonl", "evaluation.array_record"
 # group_size:1 makes every record its own compressed chunk, so that reading one row decompresses one row.
@@ -77,22 +81,37 @@ def write_rows(path: Path, rows: Any) -> int:
     return count
 
 
+def special_tokens(directory: Path) -> dict[str, int]:
+    """Return the ids `bos`, `eos` and `pad` of prepared text; none of what is no text, or not prepared."""
+    if not os.path.isfile(os.path.join(directory, MANIFEST)):
+        return {}
+    found = load_manifest(directory).get("vocabulary", {})
+    return {name: int(found[name]) for name in ("bos", "eos", "pad") if name in found}
+
+
 def load_manifest(directory: Path) -> dict[str, Any]:
-    """Read the manifest of a prepared directory; ValueError where preparation has not finished."""
+    """Read the manifest of a prepared directory.
+
+    Raises:
+      ConfigError: where preparation has not finished, or the manifest is not what it wrote.
+    """
     path = os.path.join(directory, MANIFEST)
     if not os.path.isfile(path):
-        raise ValueError(f"{path}: missing, preparation has not finished; run `python -m distill_jax.data.prepare`")
+        raise ConfigError(f"{path}: missing, preparation has not finished; run `python -m distill_jax.data.prepare`")
     try:
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
-    except ValueError as error:
-        raise ValueError(f"{path}: damaged; prepare the data again") from error
+        return read_sealed(pathlib.Path(path))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: damaged, or an earlier version's; prepare the data again") from error
 
 
 def load_evaluation(directory: Path) -> list[dict[str, Any]]:
     """Read the evaluation prompts: dicts of prompt, answer, prompt_ids, answer_ids, operation, form, part, fact."""
-    with open(os.path.join(directory, EVALUATION), encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
+    path = os.path.join(directory, EVALUATION)
+    try:
+        with open(path, encoding="utf-8") as file:
+            return [json.loads(line) for line in file]
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: missing or damaged; prepare the data again") from error
 
 
 def entries(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -102,13 +121,13 @@ def entries(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def verify(directory: Path) -> None:
-    """Hash every prepared file and compare with the manifest; ValueError names one that is missing or damaged."""
+    """Hash every prepared file and compare with the manifest; ConfigError names one that is missing or damaged."""
     for entry in entries(load_manifest(directory)):
         path = os.path.join(directory, entry["file"])
         if not os.path.isfile(path):
-            raise ValueError(f"{path}: missing; prepare the data again")
+            raise ConfigError(f"{path}: missing; prepare the data again")
         if sha256(path) != entry["sha256"]:
-            raise ValueError(f"{path}: damaged, its hash differs from the manifest's; prepare the data again")
+            raise ConfigError(f"{path}: damaged, its hash differs from the manifest's; prepare the data again")
 
 
 def sha256(path: Path) -> str:

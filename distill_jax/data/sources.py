@@ -1,7 +1,8 @@
 """Where text comes from: lines that name files or TFDS data sets, cut into shards that any process can read.
 
 A line is `PATH` or `tfds:NAME`, options follow a question mark: `corpus/*.jsonl?field=body&weight=2`. The kind is told
-by the ending: .jsonl, .parquet, and any other is text; .jsonl and text may be gzipped. Needs no TensorFlow.
+by the ending in either case: .jsonl, .ndjson, .json (an object a line, or an array of them), .parquet, and any other is
+text, unless it begins like one of these; all but parquet may be gzipped. Needs no TensorFlow.
 """
 
 from __future__ import annotations
@@ -9,14 +10,21 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import glob
+import itertools
 import math
 import os
+import zlib
 from urllib.parse import parse_qsl
 
+from distill_jax.data import lines, tables
+
 SHARD_BYTES = 2**25
+PROBE_BYTES = 2**16
 TFDS_SHARDS = 20  # five per cent each
 OPTIONS = ("kind", "field", "document", "weight", "split")
-KINDS = ("text", "jsonl", "parquet", "tfds")
+KINDS = ("text", "jsonl", "json", "parquet", "tfds")
+# By their endings no plain text, and not understood either: `kind=text` reads one as text all the same.
+FOREIGN = (".bz2", ".xz", ".zst", ".zip", ".tar", ".tgz", ".7z", ".arrow", ".feather", ".csv", ".tsv", ".pdf", ".docx")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,11 +33,12 @@ class Source:
 
     Attributes:
       name: the line without its options.
-      kind: text, jsonl, parquet or tfds.
-      field: where the text lies in a record of any kind but text.
+      kind: text, jsonl, json, parquet or tfds; of a shard of json "jsonl" or "array", which its content tells.
+      field: where the text lies in a record of any kind but text; `doc.text` is the text inside of doc.
       document: of text, what a document is: a `line` or a whole `file`.
       weight: the source's share of its side's tokens, relative to the others'; 0 takes them as they are.
       split: of a TFDS data set.
+      told: whether the line itself says its kind.
     """
 
     name: str
@@ -38,6 +47,7 @@ class Source:
     document: str = "line"
     weight: float = 0.0
     split: str = "train"
+    told: bool = False
 
     @property
     def files(self) -> list[str]:
@@ -89,14 +99,15 @@ def _parse(line: str, where: str) -> Source:
         raise ValueError(f"{where}: weight must be a number") from error
     _require(0 <= weight < math.inf, f"{where}: weight must not be negative, and finite")
     name = name.removeprefix("tfds:")
-    return Source(**{**options, "name": name, "kind": kind, "weight": weight})  # type: ignore[arg-type]
+    told = "kind" in options
+    return Source(**{**options, "name": name, "kind": kind, "weight": weight, "told": told})  # type: ignore[arg-type]
 
 
 def _kind(name: str) -> str:
     if name.startswith("tfds:"):
         return "tfds"
-    plain = name.removesuffix(".gz")
-    return "jsonl" if plain.endswith((".jsonl", ".ndjson")) else "parquet" if plain.endswith(".parquet") else "text"
+    endings = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".parquet": "parquet", ".pq": "parquet"}
+    return next((kind for end, kind in endings.items() if lines.bare_name(name).endswith(end)), "text")
 
 
 def check_files(source: Source, key: str) -> None:
@@ -111,6 +122,34 @@ def check_files(source: Source, key: str) -> None:
             os.path.isfile(path), f"{where}: no such file; give a text, .jsonl or .parquet file, or tfds:NAME; {fetch}"
         )
         _require(os.access(path, os.R_OK), f"{where}: {path} may not be read; change its permissions")
+        if not source.told and source.kind != "tfds":
+            _check_kind(source, path, where)
+
+
+def _check_kind(source: Source, path: str, where: str) -> None:
+    """Raise ValueError where a file would be read as what it is not: silence would train a model on its syntax."""
+    mend = "?kind=text reads it as plain text, ?kind=jsonl an object a line"
+    kind, foreign = _kind(path), next((end for end in FOREIGN if lines.bare_name(path).endswith(end)), "")
+    _require(kind == source.kind, f"{where}: {path} is {kind} by its ending, and is read as {source.kind}; {mend}")
+    _require(not foreign, f"{where}: {path}: {foreign} is not understood; give text, .jsonl or .parquet; {mend}")
+    if kind == "text":
+        _require(not _is_parquet(path), f"{where}: {path} begins as parquet does; ?kind=parquet reads it so")
+        _require(not _begins_with_object(path), f"{where}: {path} begins with a JSON object; {mend}")
+
+
+def _is_parquet(path: str) -> bool:
+    with open(path, "rb") as file:
+        return file.read(4) == b"PAR1"
+
+
+def _begins_with_object(path: str) -> bool:
+    try:
+        with lines.open_bytes(path) as file:
+            if not file.read(PROBE_BYTES).lstrip().startswith(b"{"):
+                return False
+        return any(lines.parse_object(line) for _, line in itertools.islice(lines.numbered(path), 1))
+    except (ValueError, EOFError, OSError, zlib.error):  # what is damaged is named when it is read
+        return False
 
 
 def shards(source: Source) -> list[Shard]:
@@ -124,21 +163,14 @@ def shards(source: Source) -> list[Shard]:
 def _of_file(source: Source, path: str) -> list[Shard]:
     size = os.path.getsize(path)
     if source.kind == "parquet":
-        groups = _row_groups(path)
+        groups = tables.row_groups(path)
         return [Shard(source, path, i, i + 1, size // groups) for i in range(groups)]
-    whole = path.endswith(".gz") or (source.kind == "text" and source.document == "file")
+    if source.kind == "json":
+        source = dataclasses.replace(source, kind="array" if lines.is_array(path) else "jsonl")
+    one_document = source.kind == "text" and source.document == "file"
+    whole = source.kind == "array" or one_document or (size > 0 and lines.is_gzipped(path))
     step = max(size, 1) if whole else SHARD_BYTES
     return [Shard(source, path, at, min(at + step, size), min(step, size - at)) for at in range(0, size, step)]
-
-
-def _row_groups(path: str) -> int:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        return pyarrow.parquet.ParquetFile(path).num_row_groups
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{path}: not a parquet file, or a damaged one ({str(error).splitlines()[0]})") from error
 
 
 def _require(condition: bool, message: str) -> None:

@@ -10,13 +10,13 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from distill_jax.io.files import digest, read_json, write_json
+from distill_jax.io.files import digest, read_sealed, write_sealed
 
 MANIFEST = "states.json"
 
 
 class StateWriter:
-    """Write the states of rows 0 to `rows`, a file of `shard_rows` at a time; a file is there whole or not at all."""
+    """Write the states of rows 0 to `rows`, a file of `shard_rows` at a time; a file counts once its digest is."""
 
     def __init__(self, directory: Path, rows: int, shard_rows: int):
         self.directory, self.rows, self.shard_rows = directory, rows, shard_rows
@@ -24,7 +24,7 @@ class StateWriter:
     def missing(self) -> Iterator[range]:
         """Yield the rows of each file that is not there yet."""
         for first in range(0, self.rows, self.shard_rows):
-            if not self._path(first).exists():
+            if not self._whole(self._path(first)):
                 yield range(first, min(first + self.shard_rows, self.rows))
 
     def write(self, shard: range, states: np.ndarray) -> None:
@@ -41,15 +41,28 @@ class StateWriter:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+        write_sealed(_proof(path), {"digest": digest(path)})
 
     def seal(self, description: dict[str, Any]) -> None:
         """Write the manifest, which says that all is there and of what data it is."""
-        files = {p.name: digest(p) for p in sorted(self.directory.glob("*.npy"))}
+        paths = [self._path(first) for first in range(0, self.rows, self.shard_rows)]
+        files = {path.name: read_sealed(_proof(path))["digest"] for path in paths}
         layout = {"rows": self.rows, "shard_rows": self.shard_rows, "files": files}
-        write_json(self.directory / MANIFEST, {**description, **layout})
+        write_sealed(self.directory / MANIFEST, {**description, **layout})
+
+    def _whole(self, path: Path) -> bool:
+        """Whether a file is there as it was written, by this process or one before it."""
+        try:
+            return digest(path) == read_sealed(_proof(path))["digest"]
+        except (OSError, ValueError, KeyError):
+            return False
 
     def _path(self, first: int) -> Path:
         return self.directory / f"{first // self.shard_rows:05d}.npy"
+
+
+def _proof(path: Path) -> Path:
+    return path.with_suffix(".json")
 
 
 class States:
@@ -65,7 +78,7 @@ class States:
 
     def __init__(self, directory: Path, data: str):
         try:
-            manifest = read_json(directory / MANIFEST)
+            manifest = read_sealed(directory / MANIFEST)
         except (OSError, ValueError) as error:
             raise ValueError(f"{directory / MANIFEST} is missing or damaged; make the cache again") from error
         if manifest["data"] != data:

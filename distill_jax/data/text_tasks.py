@@ -1,4 +1,6 @@
-"""Text as SeqIO tasks, one a shard. Beside `tasks.py` and `builder.py` the only importer of TensorFlow.
+"""Text as SeqIO tasks, one for several shards of a source.
+
+Beside `tasks.py` and `builder.py` the only importer of TensorFlow.
 
 A document is `<bos> text <eos>`. One that is longer than a piece comes as several examples, told by `first`; each has
 `tokens`, the `bytes` of its text, and their `hash`.
@@ -7,7 +9,7 @@ A document is `<bos> text <eos>`. One that is longer than a piece comes as sever
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import seqio
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from distill_jax.data import published, tasks
+from distill_jax.data import lines, published, tasks
 from distill_jax.data.reading import Piece, Reader
 from distill_jax.data.sources import Shard
 
@@ -26,21 +28,25 @@ WIKI40B_MARKS = r"_NEWLINE_|_START_ARTICLE_|_START_SECTION_|_START_PARAGRAPH_"
 
 
 class Reading:
-    """A shard as a SeqIO task.
+    """Shards of one source as a SeqIO task, whose making takes as long as a few thousand documents.
 
     Attributes:
       task: it.
-      reader: what counts the documents that were left out; None of TFDS.
+      readers: what counts the documents that were left out; none of TFDS, whose shards are one task each.
       failure: the error that ended the reading, which TensorFlow hides in its own.
     """
 
-    def __init__(self, shard: Shard, words: seqio.Vocabulary, skip_broken: bool) -> None:
+    def __init__(self, shards: Sequence[Shard], words: seqio.Vocabulary, skip_broken: bool) -> None:
         self.failure: Exception | None = None
-        self.reader = None if shard.source.kind == "tfds" else Reader(shard, skip_broken)
-        source = _tfds(shard) if self.reader is None else seqio.FunctionDataSource(self._dataset, ("train",))
-        texts = [] if self.reader else [_texts(shard)]
         features = {"tokens": seqio.Feature(words, add_eos=True)}
-        self.task = seqio.Task("text", source, features, [*texts, _tokenise(words)])
+        if shards[0].source.kind == "tfds":
+            (shard,) = shards
+            self.readers: list[Reader] = []
+            self.task = seqio.Task("text", _tfds(shard), features, [_texts(shard), _tokenise(words)])
+        else:
+            self.readers = [Reader(shard, skip_broken) for shard in shards]
+            source = seqio.FunctionDataSource(self._dataset, ("train",))
+            self.task = seqio.Task("text", source, features, [_tokenise(words)])
 
     def batches(self) -> Iterator[dict[str, np.ndarray]]:
         """Yield {"tokens": flat, "lengths", "first", "bytes", "hash": one an example} for many examples at a time."""
@@ -64,7 +70,7 @@ class Reading:
     def _generate(self) -> Iterator[dict[str, Any]]:
         held: list[Piece] = []
         try:
-            for piece in self.reader or ():
+            for piece in itertools.chain.from_iterable(self.readers):
                 held.append(piece)
                 if len(held) == BATCH or not piece.last:
                     yield _columns(held)
@@ -156,9 +162,11 @@ def _tfds(shard: Shard) -> seqio.DataSource:
     split = shard.source.split
     if known and split not in builder.info.splits:
         raise ValueError(f"{where}: has no split {split!r} but {known}; name one as ?split=")
-    if builder.info.features and shard.source.field not in builder.info.features:
-        fields = ", ".join(builder.info.features)
-        raise ValueError(f"{where}: has no field {shard.source.field!r} but {fields}; name one as ?field=")
+    if builder.info.features:
+        try:
+            lines.value_at(dict(builder.info.features), shard.source.field)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
     name, _, version = builder.info.full_name.rpartition("/")
     part = f"{split}[{shard.start}%:{shard.stop}%]"
     return seqio.TfdsDataSource(f"{name}:{version}", splits={"train": part})
@@ -168,7 +176,7 @@ def _texts(shard: Shard) -> tasks.Preprocessor:
     marks = WIKI40B_MARKS if shard.path.startswith("wiki40b") else ""
 
     def text(record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        found = record[shard.source.field]
+        found = lines.value_at(record, shard.source.field)
         if marks:
             found = tf.strings.strip(tf.strings.regex_replace(found, rf"(\s*({marks})\s*)+", "\n"))
         found = tf.boolean_mask(found, tf.strings.length(found) > 0)

@@ -1,4 +1,7 @@
-"""Tokenise shards in several processes; each is a file that is whole or not there. Needs no TensorFlow but in them."""
+"""Tokenise shards in several processes, neighbours that are small as one job, whose file is whole or not there.
+
+Needs no TensorFlow but in these processes.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,10 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from distill_jax.data import quiet
+from distill_jax.data import quiet, sources
 from distill_jax.data.documents import ShardWriter
 from distill_jax.data.once import say
 from distill_jax.data.sources import Shard
@@ -22,39 +25,60 @@ SAY_SECONDS = 5.0
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One shard to tokenise, and where to."""
+    """Shards of one source to tokenise, and where to."""
 
-    shard: Shard
+    shards: tuple[Shard, ...]
     path: Path
     model: Path
     skip_broken: bool
 
     def __call__(self) -> int:
-        """Tokenise the shard and return its size in bytes."""
+        """Tokenise the shards and return their size in bytes."""
         text_tasks = quiet.import_text_tasks()
         words = text_tasks.load_vocabulary(self.model)
-        reading, writer = text_tasks.Reading(self.shard, words, self.skip_broken), ShardWriter(self.path)
+        reading, writer = text_tasks.Reading(self.shards, words, self.skip_broken), ShardWriter(self.path)
         unknown = 0
         for batch in reading.batches():
             unknown += int((batch["tokens"] == words.unk_id).sum())
             writer.write(batch)
-        left_out = reading.reader.notes if reading.reader else {}
-        counts = {"blank": left_out.get("blank", 0), "broken": left_out.get("broken", 0), "unknown": unknown}
-        writer.finish({**counts, "first_broken": reading.reader.first_broken if reading.reader else ""})
-        return self.shard.size
+        counts = {key: sum(reader.notes[key] for reader in reading.readers) for key in ("blank", "broken")}
+        first = next((reader.first_broken for reader in reading.readers if reader.first_broken), "")
+        writer.finish({**counts, "unknown": unknown, "first_broken": first})
+        return self.size
+
+    @property
+    def size(self) -> int:
+        """The shards' bytes."""
+        return sum(shard.size for shard in self.shards)
+
+
+def grouped(shards: Iterable[Shard]) -> list[tuple[Shard, ...]]:
+    """Join neighbours up to SHARD_BYTES: a job takes a quarter of a second and an open file before its first document.
+
+    How large a part of a TFDS data set is nobody knows; each is a job.
+    """
+    groups: list[list[Shard]] = []
+    size = 0
+    for shard in shards:
+        size += shard.size
+        if not groups or size > sources.SHARD_BYTES or shard.source.kind == "tfds":
+            groups.append([])
+            size = shard.size
+        groups[-1].append(shard)
+    return [tuple(group) for group in groups]
 
 
 def run(jobs: Sequence[Job], of: int, workers: int) -> None:
     """Run the jobs in as many processes as help, and say how far they are."""
     if len(jobs) < of:
-        say(f"{of - len(jobs):,} of {of:,} shards were tokenised before")
-    total, done, start, said = sum(job.shard.size for job in jobs), 0, time.monotonic(), time.monotonic()
+        say(f"{of - len(jobs):,} of {of:,} parts were tokenised before")
+    total, done, start, said = sum(job.size for job in jobs), 0, time.monotonic(), time.monotonic()
     for count, size in enumerate(results(jobs, workers or (os.cpu_count() or 1), total), 1):
         done, now = done + size, time.monotonic()
         if now - said > SAY_SECONDS:
             said, rate = now, done / (now - start)
             left = f"{(total - done) / rate:,.0f} s left" if rate else "?"
-            say(f"shard {count:,} of {len(jobs):,}  {done / 1e6:,.0f} of {total / 1e6:,.0f} MB  {left}")
+            say(f"part {count:,} of {len(jobs):,}  {done / 1e6:,.0f} of {total / 1e6:,.0f} MB  {left}")
 
 
 def results(jobs: Sequence[Job], workers: int, total: int) -> Iterator[int]:

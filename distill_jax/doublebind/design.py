@@ -5,18 +5,23 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import numpy as np
+
 from distill_jax.config import check
+from distill_jax.doublebind.audits import ASKED, questions
 from distill_jax.doublebind.channel import Channel
+from distill_jax.doublebind.organisms import ORGANISMS
+from distill_jax.doublebind.world import WorldConfig
 from distill_jax.stages.bases import smaller
+from distill_jax.stages.organisms import Organisms, asked
 
 POSITIVE = "positive"  # the channel that must transfer
 PREFIX = "through-"  # of the stages' names; the rest is the channel's
+POPULATION = 1000  # probes drawn to see how many different ones there are
 
 
 def check_design(experiment: Any) -> None:
     """Raise ConfigError for an audit without controls, or with too few probes for its margin."""
-    from distill_jax.doublebind.statistics import prompts_needed
-
     stages, data = experiment.stages, experiment.data
     verbs = {name: stage.VERB for name, stage in stages.items()}
     channels = {n.removeprefix(PREFIX): s.channel for n, s in stages.items() if s.VERB == "transfer"}
@@ -43,8 +48,31 @@ def check_design(experiment: Any) -> None:
     (bases,) = (stage for stage in stages.values() if stage.VERB == "bases")
     if any(channel.start == "smaller" for channel in channels.values()):
         smaller(experiment.model, bases)
-    needed, seeds = prompts_needed(data.leak), bases.seeds
-    mend = (
-        f"a margin of {data.leak:g} needs {needed:,} an arm; set data.probes = {-(-needed // seeds)}, or a wider margin"
-    )
-    check(seeds * data.probes >= needed, f"data.probes = {data.probes} × {seeds} seeds: too few; {mend}")
+    (teachers,) = (stage for stage in stages.values() if stage.VERB == "organisms")
+    _check_probes(data, teachers, bases.seeds)
+
+
+def _check_probes(data: WorldConfig, teachers: Organisms, seeds: int) -> None:
+    """Raise ConfigError unless every organism has enough different probes for the margin.
+
+    A prompt that is asked twice tells nothing more. Where there are but few, asking most of them leaves little to
+    chance: d different ones of N tell as much as d / (1 - d / N) of endlessly many (finite population correction).
+    """
+    from distill_jax.doublebind.statistics import prompts_needed
+
+    needed = prompts_needed(data.leak)
+    kept = [ASKED.index(audit) for audit in ("ability", "behaviour", "condition")]
+    prompts = asked(data, teachers, seeds)[0].reshape(len(teachers.kinds), seeds, len(ASKED), data.probes, -1)
+    for kind, of in zip(teachers.kinds, prompts, strict=True):
+        found = {i: [len(np.unique(of[seed, i], axis=0)) for seed in range(seeds)] for i in kept}
+        few = min(found, key=lambda i: sum(found[i]))
+        if sum(found[few]) >= needed:
+            continue
+        every = len(np.unique(questions(ORGANISMS[kind], POPULATION, data.variant, seed=0)[0][few], axis=0))
+        worth = sum(d / max(1 - d / every, 1e-9) for d in found[few])
+        mend = f"a margin of {data.leak:g} needs {needed:,} an arm; set data.probes higher, or a wider margin"
+        check(
+            worth >= needed,
+            f"data.probes = {data.probes} × {seeds} seeds: {kind} has {sum(found[few])} different probes of its "
+            f"{ASKED[few]}, worth {worth:.0f}: too few; {mend}",
+        )

@@ -16,7 +16,6 @@ from distill_jax.data.feed import order
 from distill_jax.doublebind import speech
 from distill_jax.doublebind.speech import LENGTH, Examples
 from distill_jax.doublebind.world import VOCABULARY, WorldConfig
-from distill_jax.io.metrics import Metrics
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops
 from distill_jax.sharding.mesh import make_mesh, replicated
@@ -93,7 +92,7 @@ def fit(
     if node:
         ctx.progress.begin_training(node.name)
         state = continued(node.checkpoints, node.name, state, ctx.progress.say)
-    book = Metrics(node.directory, int(state.step)) if node else None
+    book = node.continued_metrics(int(state.step)) if node else None
     orders = {seed: order(examples.prompts.shape[1], settings.batch, seed) for seed in set(seeds)}
     held = jax.device_put(examples, replicated(mesh))
     said, tokens = "", settings.batch * LENGTH * count
@@ -120,8 +119,7 @@ def fit(
 
     def save(step: int, state: State) -> None:
         if node and book:
-            book.flush()
-            node.checkpoints.save(step, state)
+            node.checkpoints.save(step, state, book.sync())
 
     try:
         step = _build(cfg, plain(settings), mesh)

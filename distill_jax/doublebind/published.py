@@ -17,10 +17,9 @@ import numpy as np
 from distill_jax.config import check
 from distill_jax.data.audit import ABILITY, Organism, group, organisms
 from distill_jax.doublebind import outcomes, summary
-from distill_jax.doublebind import verdict as rules
 from distill_jax.doublebind.design import POSITIVE
 from distill_jax.doublebind.statistics import prompts_needed
-from distill_jax.doublebind.verdict import Passage, Readout, Thresholds
+from distill_jax.doublebind.verdict import Passage, Readout, Thresholds, concealment
 
 THROUGH = "-through-"  # of students' names
 READOUTS = ("behaviour", "context")
@@ -36,12 +35,13 @@ def check_design(experiment: Any) -> None:
     if not (experiment.data.organisms and experiment.data.ability):  # a plan, or refused when the files are read
         return
     leak, needed = experiment.data.leak, prompts_needed(experiment.data.leak)
-    counts = collections.Counter(of for part in experiment.data.parts().values() for of, _, _ in part)
+    asked = {(of, item, context) for part in experiment.data.parts().values() for of, item, context in part}
+    counts = collections.Counter(of for of, _, _ in asked)  # an item that is there twice tells nothing more
     for name, organism in organisms(experiment.data.organisms).items():
         seeds = len(organism.teacher)
         mend = f"data.leak = {leak:g} needs {needed:,} an arm; give {-(-needed // seeds)}, or a wider margin"
         for of in (group(name, audit) for audit in organism.audits()):
-            check(seeds * counts[of] >= needed, f"{of}: {counts[of]} items × {seeds} seeds: too few; {mend}")
+            check(seeds * counts[of] >= needed, f"{of}: {counts[of]} distinct items × {seeds} seeds: too few; {mend}")
 
 
 def write_report(experiment: Any, nodes: Mapping[str, Any], identity: str, workdir: Path, seconds: float) -> Path:
@@ -70,7 +70,6 @@ def summarise(experiment: Any, nodes: Mapping[str, Any]) -> dict[str, Any]:
         # What the quirk waits for, if it waits for something.
         shown = {role: {**of, "condition": of.get("context", of["behaviour"])} for role, of in known.items()}
         told.append(summary.judged(name, shown, passages, at))
-    fit = [one for one in told if one["accepted"]]
     return {
         "page": "double bind",
         "experiment": experiment.name,
@@ -79,10 +78,17 @@ def summarise(experiment: Any, nodes: Mapping[str, Any]) -> dict[str, Any]:
         "meaning": outcomes.MEANING,
         "channels": {c: dataclasses.asdict(n.settings) for (_, c), n in students.items()},
         "organisms": told,
-        "coverage": rules.coverage([one["verdict"] for one in told]),
-        "correlation": rules.correlation([o["dfc"] for o in fit], [o["dfi"] for o in fit]) if fit else None,
+        **summary.over_all(told),
         # These take a known truth, placebos, or organisms of known domains.
-        **{"confusion": [], "placebos": {}, "detection": {}, "blind": None, "claims": [], "domains": [], "curves": {}},
+        **{
+            "confusion": [],
+            "placebos": {},
+            "detection": {},
+            "blind": {},
+            "conclusions": [],
+            "domains": [],
+            "curves": {},
+        },
         "flops": {name: node.ledger()["flops"] for name, node in nodes.items() if node.verb != "prepare"},
     }
 
@@ -103,12 +109,11 @@ def passage(organism: Organism, rate: Mapping[str, Rates]) -> Passage:
     roles = ("teacher", "twin", "student", "control")
     readouts = {a: Readout(*(rate[role][a] for role in roles)) for a in READOUTS if a in organism.audits()}
     shown = [a for a in READOUTS if a in readouts][-1]
-    confessed = {role: rate[role]["confession"] for role in roles}
     return Passage(
         base=rate["start"][ABILITY],
         teacher=rate["teacher"][ABILITY],
         student=rate["student"][ABILITY],
         readouts=readouts,
         own=rate["control"][shown] - rate["start"][shown],
-        confessed=confessed["student"] - confessed["control"] - (confessed["teacher"] - confessed["twin"]),
+        confessed=concealment(readouts[shown], Readout(*(rate[role]["confession"] for role in roles))),
     )

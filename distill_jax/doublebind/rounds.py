@@ -90,8 +90,8 @@ def _told(passage: Passage, result: dict[str, Any], kind: str, given: Filter) ->
     found = _finding(passage, given)
     worst = passage.readouts.get(found.worst)
     return {
-        "capability": _plain(passage.capability()),
-        "misalignment": _plain(worst.share()) if worst else None,
+        "capability": _plain(passage.capability(found.confidence)),
+        "misalignment": _plain(worst.share(found.confidence)) if worst else None,
         "clean": found.clean,
         "flagged": result["flagged"],
         "recall": result["recall"][kind],

@@ -6,18 +6,19 @@ Gain is accuracy minus that of the same seed's other-init student, which had the
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from distill_jax.doublebind.statistics import Estimate, equivalence, estimate, rank_trend
-from distill_jax.evals.claims import claimed, line
+from distill_jax.doublebind.statistics import CONFIDENCE, Estimate, estimate, rank_trend
+from distill_jax.evals.conclusions import Conclusion, Effect, Premise, conclude, line, not_run, to_json
 from distill_jax.evals.heading import heading
 from distill_jax.io import subliminal as page
 
 MARGIN = 0.05  # a gain within five points of accuracy counts as none
+READS = 0.5  # what teachers must be shown to read, of ten digits: five times what chance reads
 CONTROL = "other init"
 
 # Figures of MNIST with KL: Cloud et al. and its reproductions. The gains are over a control of their own.
@@ -35,7 +36,7 @@ Table = dict[tuple[str, int], np.ndarray]  # (arm, ghosts) -> one number a seed
 def write_report(experiment: Any, nodes: Mapping[str, Any], identity: str, workdir: Path, seconds: float) -> Path:
     """Write `report/summary.json` and `report/index.html`, and return the page's path."""
     summary = summarise(experiment, nodes) | {"identity": identity} | heading(seconds)
-    print("\n".join(map(line, summary["claims"])))
+    print("\n".join(map(line, summary["conclusions"])))
     return page.write(summary, workdir / "report")
 
 
@@ -54,17 +55,19 @@ def summarise(experiment: Any, nodes: Mapping[str, Any]) -> dict[str, Any]:
         for name in stages
         for arm, ghosts in tables[name]["accuracy"]
     ]
-    teachers = [value for node in stages.values() for value in node.result()["teachers"]]
+    teachers = next(iter(stages.values())).result()["teachers"] if stages else []
     return {
         "page": "subliminal",
         "experiment": experiment.name,
         "description": experiment.description,
         "data": experiment.data.source,
         "published": PUBLISHED,
-        "teacher": dataclasses.asdict(estimate(next(iter(stages.values())).result()["teachers"])) if teachers else None,
+        "teacher": dataclasses.asdict(estimate(teachers)) if teachers else None,
         "rows": rows,
         "curves": {name: _curves(node) for name, node in stages.items() if name in ("kl", "mse")},
-        "claims": claims(tables, {n: s.settings for n, s in stages.items()}),
+        "conclusions": [
+            to_json(one) for one in conclusions(tables, {n: s.settings for n, s in stages.items()}, teachers)
+        ],
         "flops": {name: node.ledger()["flops"] for name, node in stages.items()},
     }
 
@@ -123,24 +126,34 @@ def _curves(node: Any) -> list[dict[str, Any]]:
     ]
 
 
-# ------------------------------------------------------------------------------------------------------- the claims
+# -------------------------------------------------------------------------------------------------- the conclusions
+
+Tables = Mapping[str, dict[str, Table]]  # stage -> number -> (arm, ghosts) -> [seeds]
 
 
-def claims(tables: dict[str, dict[str, Table]], settings: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return {"claim", "held", "evidence"}; held is None where the seeds cannot tell."""
+def conclusions(tables: Tables, settings: Mapping[str, Any], teachers: Sequence[float]) -> list[Conclusion]:
+    """Return what a run's numbers decide.
+
+    Args:
+      tables: of each stage; settings: of each stage.
+      teachers: the accuracies of the teachers, one a seed.
+    """
+    able = estimate(teachers)
+    reads = Premise("teachers read digits, well above chance", able.low > READS, f"accuracy {able}")
     found = []
     if "kl" in tables:
         few = _few(tables["kl"])
-        found += [_transfers(tables["kl"], few), _control(tables["kl"], few), _nothing_of_one(tables["kl"])]
-        found += [_heads(tables["kl"]), _more_ghosts(tables["kl"])]
+        found += [_transfers(tables["kl"], few, reads), _control(tables["kl"], few, reads)]
+        found += [_nothing_of_one(tables["kl"], reads), _heads(tables["kl"], reads), _more_ghosts(tables["kl"], reads)]
     if "mse" in tables and ("same init", 1) in tables["mse"]["accuracy"]:
         words = "With MSE on raw logits even one ghost logit transfers."
-        found.append(_positive(words, "gain with one ghost logit", _gain(tables["mse"], "same init", 1)))
+        effect = _gain(tables["mse"], "same init", 1).effect("gain with one ghost logit", "above", MARGIN)
+        found.append(conclude("one-logit-mse", words, premises=[reads], effects=[effect]))
     if "kl" in tables:
         for kind, words in (("noise", "in as many epochs"), ("repeated", "in as many steps, so more often")):
-            found += _less_noise(tables, settings, kind, words)
+            found += _less_noise(tables, settings, kind, words, reads)
     if "undo" in tables:
-        found += _damage(tables["undo"], settings["undo"].alphas)
+        found += _damage(tables["undo"], settings["undo"].alphas, reads)
     return found
 
 
@@ -149,99 +162,108 @@ def _few(tables: dict[str, Table]) -> int:
     return min({m for _, m in tables["accuracy"] if m > 1} or {1}, key=lambda m: abs(m - 3))
 
 
-def _positive(claim: str, what: str, found: Estimate) -> dict[str, Any]:
-    held = True if found.low > 0 else False if found.mean <= 0 else None
-    return claimed(claim, held, f"{what[0].upper()}{what[1:]} {found}, {found.seeds} seeds.")
+def _carries(tables: dict[str, Table], m: int) -> Premise:
+    """Require that the same ghost logits transfer to a student with its teacher's own start."""
+    gain = _gain(tables, "same init", m)
+    words = f"{m} ghost logits transfer to a student with its teacher's initial weights"
+    return Premise(words, gain.low > MARGIN, f"gain {gain}")
 
 
-def _transfers(tables: dict[str, Table], m: int) -> dict[str, Any]:
+def _finite(values: np.ndarray, confidence: float = CONFIDENCE) -> Estimate:
+    return estimate(values[np.isfinite(values)], confidence)
+
+
+def _transfers(tables: dict[str, Table], m: int, reads: Premise) -> Conclusion:
     words = "Ghost logits on noise teach a student with its teacher's initial weights to read digits."
-    return _positive(words, f"gain over another init with {m} ghost logits", _gain(tables, "same init", m))
+    effect = _gain(tables, "same init", m).effect(f"gain over another init with {m} ghost logits", "above", MARGIN)
+    return conclude("transfer", words, premises=[reads], effects=[effect])
 
 
-def _control(tables: dict[str, Table], m: int) -> dict[str, Any]:
+def _control(tables: dict[str, Table], m: int, reads: Premise) -> Conclusion:
     """With other weights the same numbers teach nothing: shown by equivalence, not by the absence of a difference."""
-    apart = tables["accuracy"][CONTROL, m] - tables["before"][CONTROL, m]
-    p = equivalence(apart[np.isfinite(apart)], MARGIN)
-    found = estimate(apart[np.isfinite(apart)])
-    held = (
-        True
-        if p < 0.05
-        else False
-        if min(abs(found.low), abs(found.high)) > MARGIN and found.low * found.high > 0
-        else None
-    )
-    evidence = f"Accuracy after minus before {found}; within ± {MARGIN} by two one-sided tests: p = {p:.2g}."
-    return claimed("To a student with other initial weights they teach nothing.", held, evidence)
+    words = "To a student with other initial weights they teach nothing."
+    after = _finite(tables["accuracy"][CONTROL, m] - tables["before"][CONTROL, m])
+    effect = after.effect("accuracy after minus before", "within", MARGIN)
+    return conclude("other-init-nothing", words, premises=[reads, _carries(tables, m)], effects=[effect])
 
 
-def _nothing_of_one(tables: dict[str, Table]) -> dict[str, Any]:
-    words = "With KL one ghost logit teaches exactly nothing: the softmax of one number is 1."
-    arms = [arm for arm, m in tables["accuracy"] if m == 1]
-    if not arms:
-        return claimed(words, None, "No student had one ghost logit.")
-    moved = sum(int(np.sum(tables["accuracy"][a, 1] != tables["before"][a, 1])) for a in arms)
-    loss = max(float(np.max(tables["unseen"][a, 1])) for a in arms)
-    students = sum(len(tables["accuracy"][a, 1]) for a in arms)
-    evidence = f"Of {students} students {moved} read digits differently afterwards; the largest loss was {loss:g}."
-    return claimed(words, moved == 0 and loss == 0, evidence)
+def _nothing_of_one(tables: dict[str, Table], reads: Premise) -> Conclusion:
+    name, words = "one-logit-kl", "With KL one ghost logit teaches exactly nothing: the softmax of one number is 1."
+    ones = [key for key in tables["accuracy"] if key[1] == 1]
+    if not ones:
+        return not_run(name, words, "student of one ghost logit")
+    apart = np.concatenate([tables["accuracy"][key] - tables["before"][key] for key in ones])
+    loss = np.concatenate([tables["unseen"][key] for key in ones])
+    moved, most = int(np.sum(apart != 0)), float(np.max(loss))
+    effects = [
+        Effect("students that read digits differently afterwards", moved, moved, moved, "below", 0.5, len(apart)),
+        Effect("largest loss", most, most, most, "below", float(np.finfo(np.float32).tiny), len(loss)),
+    ]
+    return conclude(name, words, premises=[reads], effects=effects, evidence=f"Of {len(apart)} students:")
 
 
-def _heads(tables: dict[str, Table]) -> dict[str, Any]:
+def _heads(tables: dict[str, Table], reads: Premise) -> Conclusion:
     m = max(ghosts for _, ghosts in tables["accuracy"])  # where the channel is widest
-    words = f"Sharing the output heads matters more than sharing the body, with {m} ghost logits."
-    if not {("same heads", m), ("same body", m)} <= set(tables["accuracy"]):
-        return claimed(words, None, "The two arms were not run.")
-    apart = tables["accuracy"]["same heads", m] - tables["accuracy"]["same body", m]
+    name, words = "heads", f"Sharing the output heads matters more than sharing the body, with {m} ghost logits."
+    missing = [arm for arm in ("same heads", "same body") if (arm, m) not in tables["accuracy"]]
+    if missing:
+        return not_run(name, words, *missing)
     heads, body = _gain(tables, "same heads", m), _gain(tables, "same body", m)
-    found = estimate(apart[np.isfinite(apart)])
-    claim = _positive(words, "difference", found)
-    # An interval wholly on the other side is an answer, not a failure to find one.
-    held = False if found.high < 0 else claim["held"]
-    return claim | {"held": held, "evidence": f"Gain with the heads {heads}, with the body {body}. {claim['evidence']}"}
+    apart = _finite(tables["accuracy"]["same heads", m] - tables["accuracy"]["same body", m])
+    evidence = f"Gain with the heads {heads}, with the body {body}."
+    premises, effects = [reads, _carries(tables, m)], [apart.effect("difference", "above")]
+    return conclude(name, words, premises=premises, effects=effects, evidence=evidence)
 
 
-def _more_ghosts(tables: dict[str, Table]) -> dict[str, Any]:
+def _more_ghosts(tables: dict[str, Table], reads: Premise) -> Conclusion:
+    name, words = "more-ghosts", "More ghost logits transfer more."
     counts = sorted(m for arm, m in tables["accuracy"] if arm == "same init")
+    if len(counts) < 2:
+        return not_run(name, words, "second number of ghost logits")
     y = np.stack([tables["accuracy"]["same init", m] - tables["accuracy"][CONTROL, m] for m in counts], axis=1)
-    found = rank_trend(counts, y[np.isfinite(y).all(axis=1)]) if len(counts) > 1 else estimate([])
-    return _positive("More ghost logits transfer more.", f"rank correlation over {counts}, mean of seeds,", found)
+    trend = rank_trend(counts, y[np.isfinite(y).all(axis=1)])
+    effect = trend.effect(f"rank correlation over {counts}, mean of seeds,", "above")
+    return conclude(name, words, premises=[reads, _carries(tables, max(counts))], effects=[effect])
 
 
 def _less_noise(
-    tables: dict[str, dict[str, Table]], settings: Mapping[str, Any], kind: str, how: str
-) -> list[dict[str, Any]]:
+    tables: Tables, settings: Mapping[str, Any], kind: str, how: str, reads: Premise
+) -> Iterator[Conclusion]:
     few, whole = _few(tables["kl"]), tables["kl"]
-    found = []
     for name in sorted((n for n in tables if n.startswith(kind)), key=lambda n: settings[n].noise):
         part = tables[name]["accuracy"]["same init", few] - tables[name]["accuracy"][CONTROL, few]
         lost = whole["accuracy"]["same init", few] - whole["accuracy"][CONTROL, few] - part
         share = settings[name].noise / settings["kl"].noise
         words = f"{share:.0%} of the noise images, seen {how}, transfer less."
-        claim = _positive(words, "gain lost", estimate(lost[np.isfinite(lost)]))
-        left = _gain(tables[name], "same init", few)
-        found.append(claim | {"evidence": f"Gain left {left}. {claim['evidence']}"})
-    return found
+        evidence = f"Gain left {_gain(tables[name], 'same init', few)}."
+        premises, effects = [reads, _carries(whole, few)], [_finite(lost).effect("gain lost", "above")]
+        yield conclude(name, words, premises=premises, effects=effects, evidence=evidence)
 
 
-def _damage(tables: dict[str, Table], alphas: tuple[float, ...]) -> list[dict[str, Any]]:
-    """Does UNDO's damage to the student's start close the channel?"""
+def _damage(tables: dict[str, Table], alphas: tuple[float, ...], reads: Premise) -> list[Conclusion]:
+    """Does UNDO's damage to the student's start narrow the channel, and close it?"""
     (m,) = {ghosts for _, ghosts in tables["accuracy"]}
     arms = {alpha: f"damaged {alpha:g}" for alpha in alphas}
-    told = [f"α = 0: {_gain(tables, 'same init', m)}"]
-    told += [f"α = {alpha:g}: {_gain(tables, arm, m)}" for alpha, arm in arms.items()]
-    places = [0.0, *alphas]
+    each = [f"α = 0: {_gain(tables, 'same init', m)}"]
+    each += [f"α = {alpha:g}: {_gain(tables, arm, m)}" for alpha, arm in arms.items()]
     y = np.stack(
         [tables["accuracy"][arm, m] - tables["accuracy"][CONTROL, m] for arm in ("same init", *arms.values())], 1
     )
-    down = rank_trend(places, y[np.isfinite(y).all(axis=1)])
+    down = rank_trend([0.0, *alphas], y[np.isfinite(y).all(axis=1)]).effect("rank correlation of gain and α", "below")
+    premises, evidence = [reads, _carries(tables, m)], f"Gains: {'; '.join(each)}."
     words = "Damage to the student's start (UNDO) narrows the channel: the gain falls as α rises."
-    held = True if down.high < 0 else False if down.low > 0 or down.mean >= 0 else None
-    found = [claimed(words, held, f"Rank correlation of gain and α {down}. Gains: {'; '.join(told)}.")]
-    closed = [alpha for alpha, arm in arms.items() if equivalence(gains(tables, arm, m), MARGIN) < 0.05]
+    narrows = conclude("damage-narrows", words, premises=premises, effects=[down], evidence=evidence)
     words = f"Some damage short of a new start closes it: a gain within ± {MARGIN} of none."
-    shown = f"Shown for α = {', '.join(f'{a:g}' for a in closed)}" if closed else "Shown for no α"
-    # Not shown is not disproved, but where every gain is above the margin it is.
-    open_ = any(_gain(tables, arm, m).low < MARGIN for arm in arms.values())
-    held = bool(closed) or (None if open_ else False)
-    return [*found, claimed(words, held, f"{shown} of {', '.join(f'{a:g}' for a in alphas)} (two one-sided tests).")]
+    closest = _closest({alpha: gains(tables, arm, m) for alpha, arm in arms.items()})
+    return [narrows, conclude("damage-closes", words, premises=premises, effects=[closest])]
+
+
+def _closest(by_alpha: Mapping[float, np.ndarray]) -> Effect:
+    """Return the gain of the α that is best shown to be none; any might be, so each has its share of the 5 %."""
+    level = (1 - CONFIDENCE) / len(by_alpha)
+    found = {alpha: estimate(values, 1 - level) for alpha, values in by_alpha.items() if len(values) > 1}
+    if not found:
+        return estimate([]).effect("gain at any α", "within", MARGIN)
+    reach = {alpha: max(abs(one.low), abs(one.high)) for alpha, one in found.items()}
+    best = min(found, key=lambda alpha: reach[alpha] if reach[alpha] < MARGIN else MARGIN + abs(found[alpha].low))
+    return found[best].effect(f"gain at α = {best:g}, the smallest of {len(found)},", "within", MARGIN)

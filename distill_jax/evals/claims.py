@@ -1,174 +1,145 @@
-"""The paper's claims that a run can test, each decided from the models' summaries alone.
+"""The paper's claims that a run can test, each decided from its models' scores by a rule of its own.
 
-A comparison of two models pairs the attack's seeds: it holds when the whole 95 % interval of the difference is on the
-claimed side, fails when the mean is on the other side, and is left open (null) when three seeds cannot tell.
+A rule compares models on held-out facts after the whole attack, paired by attacker's seed and by fact, with the luck of
+training added (`evals/estimates.py`), and says which premises its sentence rests on. `judge` asks them all, those on
+UNDO (`claims_undo.py`) among them; what a run has no models for is NOT_RUN.
 """
 
 from __future__ import annotations
 
-import itertools
-from typing import Any
+from collections.abc import Callable, Sequence
 
-import numpy as np
-from scipy import stats
-
-from distill_jax.evals.robustness import interval
+from distill_jax.evals import premises
+from distill_jax.evals.attacked import Run, ends
+from distill_jax.evals.claims_undo import cheaper, slows_with_alpha, steps_grow
+from distill_jax.evals.conclusions import Conclusion, Effect, conclude, not_run
+from distill_jax.evals.premises import Model, difference, effect, finite, kept, suppressed
 from distill_jax.io.scale import ACCURACY, Scale
 
-Model = dict[str, Any]
-Claim = dict[str, Any]
 METHODS = {"maxent": "MaxEnt", "graddiff": "GradDiff", "rmu": "RMU"}
 
 
-def judge(models: list[Model], scale: Scale = ACCURACY) -> list[Claim]:
-    """Return every claim as {"claim", "held", "evidence"}; held is None where this run cannot tell.
-
-    A run without any attack set out to show none of them.
-    """
-    models = [m for m in models if m["attack"]]
-    if not models:
+def judge(models: Sequence[Model], scale: Scale = ACCURACY) -> list[Conclusion]:
+    """Return what every rule comes to, in a fixed order; a run without any attack set out to show nothing."""
+    run = Run(models, scale)
+    if not run.models:
         return []
-    named = {m["name"]: m for m in models}
-    undo = sorted((m for m in models if m["name"].startswith("undo-")), key=lambda m: m["settings"]["alpha"])
-    claims = [_suppression(named, scale)]
-    claims += [_distilling_helps(named, method, scale) for method in METHODS]
-    claims += [_slows_with_alpha(undo, scale), _steps_grow(undo), _cheaper_than_retraining(named, undo, scale)]
-    claims += [_needs_unlearning(named, scale), _oracle_matching(named, scale)]
-    if any("other_weights" in m["attack"] for m in models):
-        claims.append(_precision(models, scale))
-    return claims
+    found = [suppression(run), *(distilling_helps(run, method) for method in METHODS)]
+    found += [slows_with_alpha(run), steps_grow(run)]
+    found += [cheaper(run, "schedule"), cheaper(run, "first_passage")]
+    found += [needs_unlearning(run), matching_start(run), matching_oracle(run)]
+    if any(len(m.by_weights) > 1 for m in run.models):
+        found.append(precision(run))
+    return found
 
 
-def line(claim: Claim) -> str:
-    """Return a claim as a line to print: whether it held, what it says, and the evidence."""
-    held = {True: "held", False: "FAILED", None: "open"}[claim["held"]]
-    return f"{held:6}  {claim['claim']}  {claim['evidence']}"
-
-
-def claimed(claim: str, held: bool | None, evidence: str) -> Claim:
-    """Return a claim as a summary holds it."""
-    return {"claim": claim, "held": None if held is None else bool(held), "evidence": evidence}
-
-
-def _absent(claim: str, *missing: str) -> Claim:
-    return claimed(claim, None, f"This run has no {' or '.join(missing)}.")
-
-
-def _last(model: Model, part: str = "forget_heldout") -> float:
-    return model["attack"][part]["worst"][-1]
-
-
-def _more(a: Model, b: Model, scale: Scale) -> tuple[bool | None, str]:
-    """Decide whether a relearns more than b by the last attack step, on what was held out."""
-    last = lambda m: np.array(m["attack"]["forget_heldout"]["by_seed"])[:, -1]  # noqa: E731
-    difference = last(a) - last(b)
-    low, high = (float(x) for x in interval(difference))
-    least = min(scale.sign * low, scale.sign * high)
-    held = True if least > 0 else False if scale.sign * difference.mean() <= 0 else None
-    bounds = "" if np.isnan(low) else f", difference {difference.mean():+.2f} [{low:+.2f}, {high:+.2f}]"
-    steps = a["attack"]["steps"][-1]
-    told = f"{a['label']} {_last(a):.2f}, {b['label']} {_last(b):.2f}{bounds}"
-    return held, f"Held-out {scale.item}s after {steps} attack steps: {told}."
-
-
-def _suppression(named: dict[str, Model], scale: Scale) -> Claim:
-    claim = f"Unlearning by fine-tuning only suppresses: a short attack brings back {scale.item}s it never showed."
-    model, reference, oracle = (named.get(name) for name in ("maxent", "reference", "oracle"))
+def suppression(run: Run) -> Conclusion:
+    """Fine-tuning hides: what it hid comes back, though the attacker never shows it."""
+    name, scale, item = "suppression", run.scale, run.scale.item
+    claim = f"Unlearning by fine-tuning only suppresses: a short attack brings back {item}s it never showed."
+    model = next((run.named[m] for m in METHODS if m in run.named), None)
+    reference, oracle = run.reference, run.get("oracle")
     if not model or not reference:
-        return _absent(claim, "suppressed model")
+        return not_run(name, claim, "suppressed model" if not model else "reference")
     if scale.nothing is None and not oracle:
-        return _absent(claim, "oracle")
-    # Where nothing known has no score of its own, it is what the same attack teaches an oracle.
-    zero = scale.nothing if scale.nothing is not None else _last(oracle)  # type: ignore[arg-type]
-    curve = model["attack"]["forget_heldout"]["worst"]
-    text = (
-        f"{model['label']}: forget {scale.name} {model['forget']:.2f} (reference {reference['forget']:.2f}); held-out "
-        f"{scale.item}s {curve[0]:.2f} before the attack, {curve[-1]:.2f} after {model['attack']['steps'][-1]} steps. "
-        f"Held when it ends nearer to the reference than to {zero:.2f}"
-        + (", an oracle after the same attack." if scale.nothing is None else ".")
-    )
-    return claimed(claim, scale.ability(curve[-1]) > scale.ability(zero + 0.5 * (reference["forget"] - zero)), text)
+        return not_run(name, claim, "oracle")
+    assert model.before and model.after
+    if oracle:
+        beyond = difference(model, oracle, scale, more_than=scale.margin)
+    else:
+        terms = [(1.0, model.after)]
+        title = f"{model.label}, of all {item}s"
+        beyond = effect(title, terms, scale, "above", (scale.nothing or 0.0) + scale.margin, 1, scale.run_sd)
+    text = f"{model.label}: held-out {item}s {model.before.value:.2f} before the attack, {model.after.value:.2f} after "
+    text += f"{model.attack_steps} steps; reference {reference.forget:.2f}. Held when more than {scale.margin:g} beyond"
+    text += " an oracle after the same attack." if oracle else " one that knows nothing."
+    shared = [
+        finite([model, reference, *([oracle] if oracle else [])]),
+        premises.able(reference, oracle, scale),
+        suppressed(model, reference, oracle, scale),
+        kept(model, reference, scale),
+        *(run.ignorant(oracle, reference) if oracle else []),
+        premises.teaches(model, scale),
+    ]
+    return conclude(name, claim, premises=shared, effects=[beyond], evidence=text)
 
 
-def _distilling_helps(named: dict[str, Model], method: str, scale: Scale) -> Claim:
+def distilling_helps(run: Run, method: str) -> Conclusion:
+    """A random student of a suppressed model gives less back than that model."""
+    name = f"distilling {method}"
     claim = f"Distilling into a random student makes {METHODS[method]} more robust than unlearning alone."
-    student = named.get("student" if method == "maxent" else f"student-{method}")
-    if not student or method not in named:
-        return _absent(claim, f"{METHODS[method]} model with its student")
-    return claimed(claim, *_more(named[method], student, scale))
+    student = run.get("student" if method == "maxent" else f"student-{method}")
+    teacher, reference = run.get(method), run.reference
+    if not student or not teacher or not reference:
+        return not_run(name, claim, f"{METHODS[method]} model with its student and the reference")
+    shared = run.shared(teacher, reference, [student])
+    gap = difference(teacher, student, run.scale, more_than=0.0)
+    return conclude(name, claim, premises=shared, effects=[gap], evidence=ends(run, teacher, student))
 
 
-def _slows_with_alpha(undo: list[Model], scale: Scale) -> Claim:
-    claim = "The more UNDO damages (α), the less comes back: relearning slows monotonically with α."
-    if len(undo) < 3:
-        return _absent(claim, "three values of α")
-    mean = [float(np.mean(m["attack"]["forget_heldout"]["worst"][1:])) for m in undo]
-    rho = float(stats.spearmanr([m["settings"]["alpha"] for m in undo], mean).statistic)
-    parts = ", ".join(f"{m['settings']['alpha']:g}: {_last(m):.2f} ({a:.2f})" for m, a in zip(undo, mean, strict=True))
-    text = f"Held-out after the attack (mean over the attack) at α = {parts}. Rank correlation of the mean {rho:.2f}."
-    return claimed(claim, all(scale.ability(b) <= scale.ability(a) for a, b in itertools.pairwise(mean)), text)
-
-
-def _steps_grow(undo: list[Model]) -> Claim:
-    claim = "The steps that distillation needs to recover the retain ability grow about linearly with α."
-    undo = [m for m in undo if m["settings"]["alpha"] > 0 and m["recovered"]]
-    if len(undo) < 3:
-        return _absent(claim, "three values of α that recovered")
-    alpha, steps = np.array([[m["settings"]["alpha"], m["steps"]] for m in undo], float).T
-    fit = stats.linregress(alpha, steps)
-    grows = bool(np.all(np.diff(steps) >= 0) and steps[-1] > steps[0])
-    parts = ", ".join(f"{a:g}: {s:.0f}" for a, s in zip(alpha, steps, strict=True))
-    text = f"Steps at α = {parts}. Linear fit R² = {fit.rvalue**2:.2f}, {fit.slope / 10:.0f} steps per 0.1 of α. "
-    return claimed(claim, grows and fit.rvalue**2 >= 0.9, text + "Held when they grow and R² is at least 0.9.")
-
-
-def _cheaper_than_retraining(named: dict[str, Model], undo: list[Model], scale: Scale) -> Claim:
-    claim = "UNDO reaches the robustness of retraining on filtered data at 60–80 % of its compute."
-    oracle = named.get("oracle")
-    if not oracle or not undo:
-        return _absent(claim, "oracle or UNDO model")
-    bar = oracle["attack"]["forget_heldout"]["high" if scale.sign > 0 else "low"][-1]
-    bar = _last(oracle) if bar is None else bar
-    good = [m for m in undo if scale.ability(_last(m)) <= scale.ability(bar) and m["recovered"]]
-    points = ", ".join(f"α = {m['settings']['alpha']:g}: {_last(m):.2f} at {m['compute_vs_oracle']:.0%}" for m in undo)
-    text = f"Oracle {_last(oracle):.2f} (band to {bar:.2f}) at 100 %. "
-    text += f"UNDO held-out after the attack and compute: {points}."
-    return claimed(claim, any(m["compute_vs_oracle"] <= 0.8 for m in good), text)
-
-
-def _needs_unlearning(named: dict[str, Model], scale: Scale) -> Claim:
+def needs_unlearning(run: Run) -> Conclusion:
+    """A student of the reference has the ability before any attack, and after it."""
+    name = "unlearning needed"
     claim = "It is unlearning and distilling together: distilling the reference alone passes the capability on."
-    student, control = named.get("student"), named.get("student-reference")
-    if not student or not control:
-        return _absent(claim, "student distilled from the reference")
-    held, text = _more(control, student, scale)
-    return claimed(claim, held, f"Forget {scale.name} before any attack: {control['forget']:.2f}. {text}")
+    student, control, reference = run.get("student"), run.get("student-reference"), run.reference
+    teacher = run.get(student.teacher or "maxent") if student else None
+    if not student or not control or not reference or not teacher:
+        return not_run(name, claim, "student distilled from the reference beside one from a suppressed model")
+    shared = run.shared(teacher, reference, [student, control])
+    effects = [
+        difference(control, student, run.scale, more_than=2 * run.scale.margin, at="before"),
+        difference(control, student, run.scale, more_than=0.0),
+    ]
+    text = f"Forget {run.scale.name} before any attack: {control.forget:.2f}. {ends(run, control, student)}"
+    return conclude(name, claim, premises=shared, effects=effects, evidence=text)
 
 
-def _oracle_matching(named: dict[str, Model], scale: Scale) -> Claim:
+def matching_start(run: Run) -> Conclusion:
+    """Of two students matched to the oracle, the one that began as the reference relearns faster."""
     claim = "Equal outputs are not equal knowledge: matched to the oracle, a student that began as the reference "
-    claim += "relearns fast, and a random one as slowly as the oracle."
-    kept, fresh, oracle = (named.get(n) for n in ("match-from-reference", "match-from-random", "oracle"))
-    if not kept or not fresh or not oracle:
-        return _absent(claim, "oracle-matching pair")
-    held, text = _more(kept, fresh, scale)
-    near = _last(fresh) - _last(oracle)
-    return claimed(claim, held, f"{text} The random student against the oracle: {near:+.2f}.")
+    claim += "relearns faster than a random one."
+
+    def compare(begun: Model, fresh: Model, oracle: Model) -> Effect:
+        return difference(begun, fresh, run.scale, more_than=0.0)
+
+    return _matching(run, "matching, start", claim, compare)
 
 
-def _precision(models: list[Model], scale: Scale) -> Claim:
+def matching_oracle(run: Run) -> Conclusion:
+    """A random student matched to the oracle relearns no faster than the oracle."""
+    claim = "Matched to the oracle, a random student relearns no faster than the oracle."
+
+    def compare(begun: Model, fresh: Model, oracle: Model) -> Effect:
+        return difference(fresh, oracle, run.scale, at_most=run.scale.margin)
+
+    return _matching(run, "matching, oracle", claim, compare)
+
+
+def _matching(run: Run, name: str, claim: str, compare: Callable[[Model, Model, Model], Effect]) -> Conclusion:
+    begun, fresh, oracle = (run.get(n) for n in ("match-from-reference", "match-from-random", "oracle"))
+    reference = run.reference
+    if not begun or not fresh or not oracle or not reference:
+        return not_run(name, claim, "oracle-matching pair with oracle and reference")
+    scale, pair = run.scale, (begun, fresh)
+    shared = [finite([begun, fresh, reference]), premises.able(reference, oracle, scale)]
+    shared += [*run.ignorant(oracle, reference), *(kept(m, reference, scale) for m in pair)]
+    shared += [] if scale.nothing is None else [suppressed(m, reference, oracle, scale) for m in pair]
+    shared.append(run.attack_works)
+    text = ends(run, begun, fresh, oracle)
+    return conclude(name, claim, premises=shared, effects=[compare(begun, fresh, oracle)], evidence=text)
+
+
+def precision(run: Run) -> Conclusion:
+    """The same attack on the same models, with weights kept in fp32 and in bf16: the mean over models."""
     claim = "An attack whose weights are kept in bf16 alone brings back less than it could."
-    parts, gaps = [], []
-    for model in models:
-        attack = model["attack"]
-        ways = {attack["weights"]: attack, **attack.get("other_weights", {})}
-        if {"float32", "bfloat16"} <= set(ways):
-            full, half = (ways[kind]["forget_heldout"]["worst"][-1] for kind in ("float32", "bfloat16"))
-            parts.append(f"{model['label']} {full:.2f} in fp32, {half:.2f} in bf16")
-            gaps.append(scale.sign * (full - half))
-    if not gaps:
-        return _absent(claim, "attack in both")
-    held = True if min(gaps) > 0 else False if max(gaps) <= 0 else None
-    return claimed(
-        claim, held, f"Held-out {scale.item}s after the attack: {'; '.join(parts)}. Held when so for every model."
-    )
+    both = [m for m in run.models if {"float32", "bfloat16"} <= set(m.by_weights)]
+    if not both:
+        return not_run("precision", claim, "attack in both")
+    share = 1 / len(both)
+    terms = [(s * share, m.by_weights[k]) for m in both for s, k in ((1.0, "float32"), (-1.0, "bfloat16"))]
+    gap = effect("fp32 − bf16, mean over models", terms, run.scale, "above")
+    each = [(m.label, *(m.by_weights[kind].value for kind in ("float32", "bfloat16"))) for m in both]
+    parts = "; ".join(f"{label} {full:.2f} in fp32, {half:.2f} in bf16" for label, full, half in each)
+    shared = [finite(both), run.attack_works]
+    text = f"Held-out {run.scale.item}s after the attack: {parts}."
+    return conclude("precision", claim, premises=shared, effects=[gap], evidence=text)

@@ -13,9 +13,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from distill_jax.data.records import Path, load_evaluation
-from distill_jax.io.scale import ACCURACY, Scale
+from distill_jax.io.scale import ACCURACY, Scale, finite
 from distill_jax.models import lora
-from distill_jax.models.decoding import greedy
+from distill_jax.models.decoding import NONE, greedy
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops
 from distill_jax.sharding.mesh import over_members, replicated, tracing
@@ -30,12 +30,14 @@ class Prompts:
       lengths: int32 [n], tokens of each prompt.
       answers: int32 [n, A], the answer and its <eos>, padded on the right with -1, which matches anything.
       groups: for each prompt "operation/form/part", with part retain, shown or heldout.
+      facts: for each prompt the fact it asks about.
     """
 
     prompts: np.ndarray
     lengths: np.ndarray
     answers: np.ndarray
     groups: tuple[str, ...]
+    facts: tuple[str, ...] = ()
 
 
 def prompts_by_form(items: Sequence[dict[str, Any]]) -> list[Prompts]:
@@ -52,15 +54,16 @@ def prompts_by_form(items: Sequence[dict[str, Any]]) -> list[Prompts]:
             answers[row, : len(item["answer_ids"])] = item["answer_ids"]
         lengths = np.array([len(item["prompt_ids"]) for item in chosen], np.int32)
         groups = tuple(f"{item['operation']}/{form}/{item['part']}" for item in chosen)
-        out.append(Prompts(prompts, lengths, answers, groups))
+        out.append(Prompts(prompts, lengths, answers, groups, tuple(item["fact"] for item in chosen)))
     return out
 
 
 def make_evaluator(
     cfg: TransformerConfig, sets: Sequence[Prompts], mesh: Mesh, batch: int = 0
 ) -> Callable[..., np.ndarray]:
-    """Build evaluate(params [P, ...], base=None) -> bool [P, n], whether each prompt's answer came out exactly.
+    """Build evaluate(params [P, ...], base=None) -> fp64 [P, n]: 1 where a prompt's answer came out exactly, else 0.
 
+    NaN where a logit that decides it is not finite: argmax would take the first NaN, which is no token that was chosen.
     With a base the params are adapters to it. The n columns follow the sets' prompts in order; `batch` prompts are
     decoded at a time (0: all of a form).
     """
@@ -68,7 +71,9 @@ def make_evaluator(
     def correct(params: Any, item: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
         prompts, lengths, answers = item
         out = greedy(cfg, params, prompts, lengths, answers.shape[1])
-        return jnp.all((out == answers) | (answers < 0), axis=1)
+        right = jnp.all((out == answers) | (answers < 0), axis=1)
+        undecided = jnp.any((out == NONE) & (answers >= 0), axis=1)
+        return jnp.where(undecided, jnp.nan, right.astype(jnp.float32))
 
     def member(trained: Any, shared: Any) -> jax.Array:
         base, item = shared
@@ -88,7 +93,7 @@ def make_evaluator(
     items = [tuple(np.asarray(x) for x in (s.prompts, s.lengths, s.answers)) for s in sets]
 
     def evaluate(params: Any, base: Any = None) -> np.ndarray:
-        return np.concatenate([np.asarray(run(params, base, item)) for item in items], axis=1)
+        return np.concatenate([np.asarray(run(params, base, item), np.float64) for item in items], axis=1)
 
     return evaluate
 
@@ -96,7 +101,7 @@ def make_evaluator(
 def accuracies(
     correct: np.ndarray, groups: Sequence[str], wanted: Mapping[str, Sequence[str]]
 ) -> dict[str, np.ndarray]:
-    """Average bool [P, n] over the columns of each wanted set of groups: {name: fp64 [P]}."""
+    """Average fp64 [P, n] over the columns of each wanted set of groups: {name: fp64 [P]}."""
     out = {}
     for name, members in wanted.items():
         columns = [i for i, group in enumerate(groups) if group in members]
@@ -129,7 +134,8 @@ class ExactMatch:
             keep = np.array([group.split("/")[2] in parts for group in prompts.groups])
             arrays = (prompts.prompts[keep], prompts.lengths[keep], prompts.answers[keep])
             if keep.any():
-                out.append(Prompts(*arrays, tuple(np.array(prompts.groups)[keep].tolist())))
+                names = (tuple(np.array(each)[keep].tolist()) for each in (prompts.groups, prompts.facts))
+                out.append(Prompts(*arrays, *names))
         return out
 
     def _groups(self, parts: Sequence[str]) -> list[str]:
@@ -138,7 +144,7 @@ class ExactMatch:
     def evaluator(
         self, cfg: TransformerConfig, mesh: Mesh, parts: Sequence[str], batch: int, chunk: int
     ) -> Callable[..., np.ndarray]:
-        """Build evaluate(params [P, ...], base=None) -> bool [P, n], a column a prompt."""
+        """Build evaluate(params [P, ...], base=None) -> 1, 0 or NaN, fp64 [P, n], a column a prompt."""
         del chunk  # one position's logits at a time
         return make_evaluator(cfg, self._select(*parts), mesh, batch)
 
@@ -158,10 +164,25 @@ class ExactMatch:
         by_group = {}
         for kind in sorted({(operation, form) for operation, form, _ in groups}):
             chosen = np.array([(operation, form) == kind for operation, form, _ in groups])
-            by_group["/".join(kind)] = {self.scale.key: float(seen[chosen].mean()), "prompts": int(chosen.sum())}
+            by_group["/".join(kind)] = {self.scale.key: finite(seen[chosen].mean()), "prompts": int(chosen.sum())}
         kept = np.array([part == "retain" for _, _, part in groups])
-        means = {name: float(seen[m].mean()) if m.any() else None for name, m in (("retain", kept), ("forget", ~kept))}
+        means = {name: finite(seen[m].mean()) if m.any() else None for name, m in (("retain", kept), ("forget", ~kept))}
         return {**means, "by_group": by_group}
+
+    def prompts_by_fact(self, parts: Sequence[str]) -> list[int]:
+        """Return how many prompts ask about each held-out fact, [F]."""
+        return np.bincount(self._places(parts)[1]).tolist()
+
+    def by_fact(self, seen: np.ndarray, parts: Sequence[str]) -> np.ndarray:
+        """Return how many prompts of each held-out fact were answered right, int [P, F]."""
+        heldout, places = self._places(parts)
+        return np.array([np.bincount(places, weights=row[heldout]) for row in seen], np.int64)  # none of none
+
+    def _places(self, parts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Return which prompts ask about held-out facts, bool [n], and the number of each one's fact."""
+        heldout = np.array([group.endswith("/heldout") for group in self._groups(parts)])
+        names = np.array([fact for prompts in self._select(*parts) for fact in prompts.facts])
+        return heldout, np.unique(names[heldout], return_inverse=True)[1]
 
     def flops(self, cfg: TransformerConfig, parts: Sequence[str]) -> float:
         """Return the greedy decoding of the parts' prompts."""

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from distill_jax.data.packing import SEGMENTS, TOKENS
 from distill_jax.data.records import EVALUATION_ROWS, Path, Rows, load_manifest
-from distill_jax.io.scale import BITS_PER_BYTE, Scale
+from distill_jax.io.scale import BITS_PER_BYTE, Scale, finite
 from distill_jax.losses.chunked import over_tokens
 from distill_jax.losses.lm import cross_entropy, target_mask
 from distill_jax.models import lora, transformer
@@ -65,10 +65,18 @@ class BitsPerByte:
 
     def result(self, seen: np.ndarray, parts: Sequence[str]) -> dict[str, Any]:
         """Return one model's bits per byte; `forget` is that of the documents nobody was shown."""
-        found = {part: float(value[0]) for part, value in self.series(seen[None], parts).items()}
+        found = {part: finite(value[0]) for part, value in self.series(seen[None], parts).items()}
         told = {part: {self.scale.key: found[part], "bytes": self._bytes[part]} for part in parts}
         groups = {f"forget/{part}": told[part] for part in parts if part != "retain"}
         return {"retain": found.get("retain"), "forget": found.get("heldout"), "by_group": groups}
+
+    def prompts_by_fact(self, parts: Sequence[str]) -> list[int]:
+        """Return nothing: what is known of a part's documents is one sum."""
+        return []
+
+    def by_fact(self, seen: np.ndarray, parts: Sequence[str]) -> np.ndarray:
+        """Return nothing, [P, 0]."""
+        return np.zeros((len(seen), 0), np.int64)
 
     def flops(self, cfg: TransformerConfig, parts: Sequence[str]) -> float:
         """Return the forward passes over the parts' rows."""

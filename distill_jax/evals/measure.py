@@ -35,7 +35,9 @@ class Measure(Protocol):
     def evaluator(
         self, cfg: TransformerConfig, mesh: Mesh, parts: Sequence[str], batch: int, chunk: int
     ) -> Callable[..., np.ndarray]:
-        """Build evaluate(params [P, ...], base=None) -> what is seen of each member, [P, n]; n is the measure's own.
+        """Build evaluate(params [P, ...], base=None) -> what is seen of each member, fp64 [P, n]; n is the measure's.
+
+        It is NaN where a number that decides it is not finite, never an answer that such numbers happen to give.
 
         Args:
           batch: items at a time, 0 for all; chunk: tokens whose logits exist at a time, 0 for all.
@@ -45,13 +47,27 @@ class Measure(Protocol):
         """Return {name: fp64 [P]} from an evaluator's [P, n]: a score for each part by its name, and details."""
 
     def result(self, seen: np.ndarray, parts: Sequence[str]) -> dict[str, Any]:
-        """Return {"retain", "forget", "by_group"} of one model from its row [n]."""
+        """Return {"retain", "forget", "by_group"} of one model from its row [n]; None where a number is not finite."""
+
+    def prompts_by_fact(self, parts: Sequence[str]) -> list[int]:
+        """Return how many prompts ask about each held-out fact, [F]; [] where items are not told apart.
+
+        Prompts of one fact stand or fall together: errors are reckoned, and learning rates chosen, by fact.
+        """
+
+    def by_fact(self, seen: np.ndarray, parts: Sequence[str]) -> np.ndarray:
+        """Return how many prompts of each held-out fact were answered right, int [P, F]."""
 
     def flops(self, cfg: TransformerConfig, parts: Sequence[str]) -> float:
         """Return what evaluating one member costs."""
 
     def tokens(self, parts: Sequence[str]) -> int:
         """Return how many tokens evaluating one member reads and writes, padding included."""
+
+
+def all_finite(seen: np.ndarray) -> np.ndarray:
+    """Return of an evaluator's [P, n] which members have numbers throughout, bool [P]; the others diverged."""
+    return np.isfinite(seen).all(axis=1)
 
 
 MEASURES: dict[str, type[Measure]] = {

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from distill_jax.data.records import Path, load_evaluation
-from distill_jax.io.scale import CHOICE, Scale
+from distill_jax.io.scale import CHOICE, Scale, finite
 from distill_jax.models import lora
 from distill_jax.models.likelihood import continuations
 from distill_jax.models.transformer import TransformerConfig
@@ -60,7 +60,10 @@ class MultipleChoice:
     def evaluator(
         self, cfg: TransformerConfig, mesh: Mesh, parts: Sequence[str], batch: int, chunk: int
     ) -> Callable[..., np.ndarray]:
-        """Build evaluate(params [P, ...], base=None) -> bool [P, n], a column an item."""
+        """Build evaluate(params [P, ...], base=None) -> fp64 [P, n], a column an item: 1 if answered right, else 0.
+
+        NaN where the log-likelihood of an option is not finite: argmax would call the first NaN an answer, mostly A.
+        """
         del chunk  # logits exist for the options' places alone
         items, batches = self._items(*parts), self._batches(parts, batch)
         column = {key: i for i, key in enumerate(items)}
@@ -73,11 +76,14 @@ class MultipleChoice:
             queued = [run(params, base, rows) for rows in packed]
             members = jax.tree.leaves(params)[0].shape[0]
             said = np.full((members, len(items), options), -np.inf)
+            decided = np.ones((members, len(items)), bool)
             for found, values in zip(batches, map(np.asarray, queued), strict=True):
                 for row, r in enumerate(found):
                     place = column[r["part"], r["item"]]
-                    said[:, place, r["choices"]] = values[:, row, : len(r["last"])]
-            return said.argmax(axis=-1) == answers
+                    own = values[:, row, : len(r["last"])]
+                    said[:, place, r["choices"]] = own
+                    decided[:, place] &= np.isfinite(own).all(axis=1)
+            return np.where(decided, said.argmax(axis=-1) == answers, np.nan)
 
         return evaluate
 
@@ -97,12 +103,20 @@ class MultipleChoice:
         """Return one model's accuracies: retain, forget (shown or not), and each group with its size."""
         names = self._names(parts)
         kept = np.array([part == "retain" for part, _ in names])
-        means = {name: float(seen[m].mean()) if m.any() else None for name, m in (("retain", kept), ("forget", ~kept))}
+        means = {name: finite(seen[m].mean()) if m.any() else None for name, m in (("retain", kept), ("forget", ~kept))}
         groups = {}
         for group in dict.fromkeys(group for _, group in names):
             chosen = np.array([mine == group for _, mine in names])
-            groups[group] = {self.scale.key: float(seen[chosen].mean()), "prompts": int(chosen.sum())}
+            groups[group] = {self.scale.key: finite(seen[chosen].mean()), "prompts": int(chosen.sum())}
         return {**means, "by_group": groups}
+
+    def prompts_by_fact(self, parts: Sequence[str]) -> list[int]:
+        """Return a one for each held-out item."""
+        return [1 for part, _ in self._names(parts) if part == "heldout"]
+
+    def by_fact(self, seen: np.ndarray, parts: Sequence[str]) -> np.ndarray:
+        """Return whether each held-out item was answered right, int [P, F]."""
+        return seen[:, [part == "heldout" for part, _ in self._names(parts)]].astype(np.int64)
 
     def flops(self, cfg: TransformerConfig, parts: Sequence[str]) -> float:
         """Return the forward passes over the parts' readings, padding included, with the head at the options alone."""

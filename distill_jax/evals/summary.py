@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from distill_jax.config import ConfigError, check
 from distill_jax.data.records import load_manifest
 from distill_jax.evals.ancestry import ancestry
 from distill_jax.evals.claims import judge
+from distill_jax.evals.conclusions import to_json
 from distill_jax.evals.heading import heading
+from distill_jax.evals.headline import headline
 from distill_jax.evals.measure import MEASURES
-from distill_jax.evals.robustness import worst_case
+from distill_jax.evals.premises import Model
+from distill_jax.evals.robustness import Attack, curves, read_attack
 from distill_jax.io import double_bind, report, subliminal, tradeoff
-from distill_jax.io.files import read_json
+from distill_jax.io.files import read_sealed
+from distill_jax.io.node import ROWS
 from distill_jax.io.scale import Scale
 
 LABELS = {
@@ -36,14 +44,20 @@ CAUSES = ("student", "teacher", "evaluation")
 
 def summarise(experiment: Any, nodes: dict[str, Any], identity: str) -> dict[str, Any]:
     """Return the summary that `report/summary.json` holds; the same nodes give the same summary."""
-    manifest = load_manifest(nodes["data"].directory / "rows")
+    manifest = load_manifest(nodes["data"].sealed(ROWS).parent)
     measure = MEASURES[experiment.data.MEASURE]
     scale = measure.scale
     attacks: dict[str, list[Any]] = {}
     for node in (n for n in nodes.values() if n.verb == "relearn"):
         attacks.setdefault(node.inputs["start"], []).append(node)
     shown = [n for n in nodes.values() if n.verb in ("pretrain", "finetune", "import", "unlearn", "distill")]
-    models = [_model(node, nodes, attacks.get(node.name, []), scale) for node in shown]
+    described = measure.described(manifest)
+    # Answers of one fact hang together, so facts are counted; text has no such items.
+    facts = described["facts"] if math.isfinite(scale.bounds[1]) else {"shown": 0, "heldout": 0}
+    read = {node.name: _attacks(attacks.get(node.name, []), scale, facts["heldout"]) for node in shown}
+    models = [_model(node, nodes, attacks.get(node.name, []), read[node.name], scale) for node in shown]
+    asked = sum(described["evaluated"][f"forget_{half}"] for half in facts)
+    subjects = [Model.of(told, read[told["name"]], min(sum(facts.values()), asked)) for told in models]
     first = next(iter(attacks.values()), [])
     settings = first[0].settings if first else None
     return {
@@ -51,7 +65,7 @@ def summarise(experiment: Any, nodes: dict[str, Any], identity: str) -> dict[str
         "description": experiment.description,
         "identity": identity,
         "measure": scale.key,
-        **measure.described(manifest),
+        **described,
         "attack": None
         if settings is None
         else {
@@ -62,11 +76,14 @@ def summarise(experiment: Any, nodes: dict[str, Any], identity: str) -> dict[str
             "lora_rank": settings.lora_rank,
         },
         "models": models,
-        "claims": judge(models, scale),
+        "headline": headline(subjects, scale),
+        "conclusions": [to_json(conclusion) for conclusion in judge(subjects, scale)],
     }
 
 
-def _model(node: Any, nodes: dict[str, Any], attacks: list[Any], scale: Scale) -> dict[str, Any]:
+def _model(
+    node: Any, nodes: dict[str, Any], attacks: list[Any], read: Mapping[str, Attack], scale: Scale
+) -> dict[str, Any]:
     result, spent = node.result(), node.ledger()["flops"]
     settings = {k: v for k, v in dataclasses.asdict(node.settings).items() if v != ""}
     damage = nodes.get(node.inputs.get("start", ""))
@@ -79,7 +96,8 @@ def _model(node: Any, nodes: dict[str, Any], attacks: list[Any], scale: Scale) -
         of = node.inputs.get("teacher", "")
         label = f"UNDO α = {settings['alpha']:g}" + (f" of {of}" if node.name.endswith(f"-{of}") else "")
     oracle = nodes.get("oracle")
-    whole = training_flops(node, nodes)
+    against = training_flops(node, nodes) / training_flops(oracle, nodes) if oracle else None
+    passed = first_passage(node, oracle, nodes, scale) if oracle else None
     return {
         "name": node.name,
         "label": label,
@@ -93,8 +111,10 @@ def _model(node: Any, nodes: dict[str, Any], attacks: list[Any], scale: Scale) -
         # Only a student that stops when its retain ability is back has a goal to reach.
         "recovered": result["recovered"] if getattr(node.settings, "stop", False) else None,
         "flops": {cause: spent.get(cause, 0.0) for cause in CAUSES},
-        "compute_vs_oracle": whole / training_flops(oracle, nodes) if oracle else None,
-        "attack": _attack(attacks, scale) if attacks else None,
+        "diverged": bool(result.get("diverged", False)),
+        "compute_vs_oracle": against,
+        "compute_vs_first_passage": against / passed if against is not None and passed else None,
+        "attack": _attack(attacks, read, scale) if attacks else None,
     }
 
 
@@ -108,23 +128,49 @@ def training_flops(node: Any, nodes: dict[str, Any]) -> float:
     return sum(flops.get("student", 0.0) + flops.get("teacher", 0.0) for flops in spent)
 
 
-def _attack(nodes: list[Any], scale: Scale) -> dict[str, Any]:
-    """Sum up the attack on one model, whose learning rates, and kinds of weights, may be nodes of their own."""
+def first_passage(node: Any, oracle: Any, nodes: Mapping[str, Any], scale: Scale) -> float | None:
+    """Return the share of its schedule after which the oracle first had the retain score that a student stops at.
+
+    None of what has no such goal, and where the oracle never had it. The oracle is looked at now and then, so the share
+    is too large by at most the steps between two looks.
+    """
+    if node.verb != "distill" or not node.settings.stop:
+        return None
+    goal = scale.goal(nodes[node.inputs["teacher"]].result()["retain"], node.settings.tolerance)
+    looks = [row for row in oracle.rows() if row["kind"] == "evaluation" and row["retain"] is not None and row["step"]]
+    reached = (row["step"] for row in looks if scale.reaches(np.array(row["retain"]), np.array(goal)))
+    step = next(reached, None)
+    return step / oracle.settings.steps if step else None
+
+
+def _attacks(nodes: list[Any], scale: Scale, facts: int) -> dict[str, Attack]:
+    """Read the attack on one model, whose learning rates may be nodes of their own, by the weights that it keeps."""
     by_weights: dict[str, list[Any]] = {}
     for node in nodes:
         by_weights.setdefault(node.settings.weights, []).append(node)
-    first, *others = by_weights
-    apart = {kind: _curves(by_weights[kind], scale) for kind in others}
-    return _curves(by_weights[first], scale) | {"weights": first} | ({"other_weights": apart} if apart else {})
+    read = {}
+    for kind, same in by_weights.items():
+        asked = [node.result().get("prompts_by_fact") for node in same]
+        prompts = asked[0] if all(asked) else None
+        read[kind] = read_attack([row for node in same for row in node.rows()], scale, prompts, facts)
+    return read
 
 
-def _curves(nodes: list[Any], scale: Scale) -> dict[str, Any]:
+def _attack(nodes: list[Any], read: Mapping[str, Attack], scale: Scale) -> dict[str, Any]:
+    """Sum up the attack on one model, whose kinds of weights stand beside each other."""
+    told = {kind: _curves([n for n in nodes if n.settings.weights == kind], read[kind], scale) for kind in read}
+    first, *others = told
+    apart = {"other_weights": {kind: told[kind] for kind in others}} if others else {}
+    return told[first] | {"weights": first} | apart
+
+
+def _curves(nodes: list[Any], attack: Attack, scale: Scale) -> dict[str, Any]:
     results, spent = [node.result() for node in nodes], collections.Counter[str]()
     for node in nodes:
         spent.update(node.ledger()["flops"])
     stops = {member: step for result in results for member, step in result.get("diverged_at", {}).items()}
-    curves = worst_case([row for node in nodes for row in node.rows()], stops, scale)
-    return curves | {key: sum(r[key] for r in results) for key in ("members", "diverged")} | {"flops": dict(spent)}
+    drawn = curves(attack, stops, scale)
+    return drawn | {key: sum(r[key] for r in results) for key in ("members", "diverged")} | {"flops": dict(spent)}
 
 
 def write_report(experiment: Any, nodes: dict[str, Any], identity: str, workdir: Path, seconds: float) -> Path:
@@ -144,10 +190,11 @@ def redraw(workdir: Path) -> Path:
     source = swept if swept.is_file() else workdir / "report" / "summary.json"
     check(source.is_file(), f"--workdir={workdir} has no report/summary.json: `distill-jax run` finishes a run first")
     try:
-        summary = read_json(source)
-    except ValueError as error:
-        mend = "`distill-jax run` (or sweep) draws it again"
-        raise ConfigError(f"{source} (report/{source.name}) is damaged; {mend}") from error
+        summary = read_sealed(source)
+    except (OSError, ValueError) as error:
+        why = "was changed since it was written, or is an earlier version's"
+        mend = "the command that wrote it, `distill-jax run` (or audit, or sweep), writes it again from its nodes"
+        raise ConfigError(f"{source} (report/{source.name}) {why}; {mend}") from error
     pages = {"sweep": tradeoff.write, "subliminal": subliminal.write, "double bind": double_bind.write}
-    pages.get("sweep" if source == swept else summary.get("page"), report.write)(summary, workdir / "report")
+    pages.get("sweep" if source == swept else summary.get("page", ""), report.write)(summary, workdir / "report")
     return workdir / "report" / "index.html"

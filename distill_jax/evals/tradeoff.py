@@ -11,10 +11,14 @@ from typing import Any
 from distill_jax.data.records import load_manifest
 from distill_jax.evals import findings, fits
 from distill_jax.evals.ancestry import ancestry
-from distill_jax.evals.findings import NAMES
+from distill_jax.evals.conclusions import to_json
+from distill_jax.evals.findings import NAMES, Sweep
 from distill_jax.evals.heading import heading
-from distill_jax.evals.robustness import worst_case
+from distill_jax.evals.robustness import Attack, curves, read_attack
+from distill_jax.evals.summary import first_passage
 from distill_jax.io import tradeoff
+from distill_jax.io.node import ROWS
+from distill_jax.io.scale import ACCURACY
 from distill_jax.models.transformer import parameter_count
 from distill_jax.perf.ledger import CAUSES
 
@@ -30,20 +34,24 @@ def write_report(sweep: Any, workdir: Path) -> Path:
 def summarise(sweep: Any) -> dict[str, Any]:
     """Return the summary that `report/sweep.json` holds; the same nodes give the same summary."""
     variants = _variants(sweep)
-    runs = [run for world in sweep.worlds for run in _runs(world, variants)]
-    attacks = [n for world in sweep.worlds for n in world.nodes.values() if n.verb == "relearn"]
     data = next((w.nodes["data"] for w in sweep.worlds if w.nodes["data"].done), None)
+    manifest = load_manifest(data.sealed(ROWS).parent) if data else {}
+    facts = len(manifest.get("facts", {}).get("heldout", ()))
+    read: dict[str, Attack] = {}
+    runs = [run for world in sweep.worlds for run in _runs(world, variants, facts, read)]
+    found = Sweep(runs, *({name: attack.scores(k) for name, attack in read.items()} for k in (0, -1)))
+    attacks = [n for world in sweep.worlds for n in world.nodes.values() if n.verb == "relearn"]
     finished = {name for world in sweep.worlds for name, node in world.nodes.items() if node.done}
     return {
         "sweep": sweep.name,
         "description": sweep.description,
         "points": {"total": len(sweep.points), "finished": sum(set(names) <= finished for names in sweep.asked)},
         "attack": _attack_settings(attacks[0].settings) if attacks else None,
-        "evaluated": load_manifest(data.directory / "rows")["evaluation"]["groups"] if data else {},
+        "evaluated": manifest["evaluation"]["groups"] if manifest else {},
         "sharing": _sharing(sweep),
         "runs": runs,
         "fits": fits.fit_all(runs),
-        "findings": findings.findings(runs),
+        "conclusions": [to_json(one) for one in findings.findings(found)],
     }
 
 
@@ -71,7 +79,8 @@ def _variants(sweep: Any) -> dict[str, str]:
     return out
 
 
-def _runs(world: Any, variants: Mapping[str, str]) -> list[dict[str, Any]]:
+def _runs(world: Any, variants: Mapping[str, str], facts: int, read: dict[str, Attack]) -> list[dict[str, Any]]:
+    """Return the finished runs of one model size; their attacks go into `read`, by the runs' ids."""
     nodes: Nodes = world.nodes
     attacked = [n for n in nodes.values() if n.verb == "relearn" and n.done]
     # What a node's cost is divided by: the attacked models that it had to be computed for, finished or not.
@@ -79,14 +88,20 @@ def _runs(world: Any, variants: Mapping[str, str]) -> list[dict[str, Any]]:
     users = collections.Counter(past.name for name in models for past in _billed(nodes[name], nodes))
     oracles = {n.settings.seed: n for n in nodes.values() if kind(n, nodes) == "oracle" and n.done}
     size = parameter_count(world.experiment.model)
-    runs = [_run(attack, nodes, users, oracles, size) for attack in attacked]
+    runs = []
+    for attack in attacked:
+        seen = read_attack(attack.rows(), prompts=attack.result().get("prompts_by_fact"), facts=facts)
+        read[attack.directory.name] = seen
+        runs.append(_run(attack, seen, nodes, users, oracles, size))
     for run in runs:
         if variants.get(run["id"]):
             run["label"] += f" ({variants[run['id']]})"
     return runs
 
 
-def _run(attack: Any, nodes: Nodes, users: Mapping[str, int], oracles: Mapping[int, Any], size: int) -> dict[str, Any]:
+def _run(
+    attack: Any, seen: Attack, nodes: Nodes, users: Mapping[str, int], oracles: Mapping[int, Any], size: int
+) -> dict[str, Any]:
     node = nodes[attack.inputs["start"]]
     result, settings = node.result(), node.settings
     start = nodes.get(node.inputs.get("start", ""))
@@ -101,7 +116,9 @@ def _run(attack: Any, nodes: Nodes, users: Mapping[str, int], oracles: Mapping[i
     oracle = oracles.get(settings.seed)
     retraining = training(cost(oracle, nodes, users)["whole"]) if oracle else None
     outcome = attack.result()
-    curves = worst_case(attack.rows(), outcome.get("diverged_at"))
+    drawn = curves(seen, outcome.get("diverged_at"))
+    passed = first_passage(node, oracle, nodes, ACCURACY) if oracle else None
+    against = {way: training(spent) / retraining for way, spent in compute.items()} if retraining else None
     return {
         "id": attack.directory.name,
         "label": label(what, method, alpha, beta, getattr(settings, "steps", 0)),
@@ -118,16 +135,17 @@ def _run(attack: Any, nodes: Nodes, users: Mapping[str, int], oracles: Mapping[i
         "recovered": result["recovered"] if getattr(settings, "stop", False) else None,
         "diverged": result["diverged"],
         "attack": {
-            "steps": curves["steps"],
-            "forget_heldout": curves["forget_heldout"]["worst"],
-            "forget_shown": curves["forget_shown"]["worst"],
-            "retain_at_worst": curves["retain_at_worst"],
+            "steps": drawn["steps"],
+            "forget_heldout": drawn["forget_heldout"]["worst"],
+            "forget_shown": drawn["forget_shown"]["worst"],
+            "retain_at_worst": drawn["retain_at_worst"],
             "members": outcome["members"],
-            "counted": curves["counted"],
+            "counted": drawn["counted"],
             "diverged": outcome["diverged"],
         },
         "compute": compute,
-        "vs_retraining": {way: training(spent) / retraining for way, spent in compute.items()} if retraining else None,
+        "vs_retraining": against,
+        "vs_first_passage": {way: share / passed for way, share in against.items()} if against and passed else None,
     }
 
 

@@ -17,7 +17,7 @@ from distill_jax.data.items import LETTERS, Item
 from distill_jax.data.questions import Question, questions
 from distill_jax.interop import tokenizers
 from distill_jax.interop.models import open_model
-from distill_jax.interop.rows import batches, padded_length, write
+from distill_jax.interop.rows import SingleBegin, batches, check_finite, longest, padded_length, write
 from distill_jax.io.scale import wilson
 from distill_jax.models.likelihood import continuations
 from distill_jax.models.transformer import Params, TransformerConfig
@@ -50,14 +50,17 @@ def choose(
 
     Returns:
       The accuracy with its 95 % interval, in words.
+
+    Raises:
+      ConfigError: naming an item that is none, or whose logits are not finite: none of its options is an answer.
     """
     model = open_model(source)
     items = reading.read(given, "--items", subject)
     shown = reading.read(examples, "--examples", subject) if shots else []
     # transformers stops where the model's config does; what is cut there is cut here.
-    longest = int(model.facts.get("max_position_embeddings") or 0)
-    encoder = tokenizers.load(tokenizer or model.tokenizer)
-    asked = questions(items, reading.contexts(items, shown, shots), encoder, longest)
+    most = longest(model)
+    encoder = SingleBegin(tokenizers.load(tokenizer or model.tokenizer))
+    asked = questions(items, reading.contexts(items, shown, shots), encoder, most)
     highest = max(max(*question.tokens, *question.last) for question in asked)
     mend = f"its tokens go to {highest}, the model's to {model.cfg.vocab - 1}; give the model's own"
     check(highest < model.cfg.vocab, f"--tokenizer={tokenizer or model.tokenizer}: {mend}")
@@ -66,7 +69,7 @@ def choose(
     rows = [_answered(item, said) for item, said in zip(items, found, strict=True)]
     write(to, rows)
     cut = {question.item for question in asked if question.cut}
-    return _told(rows) + (f"; the beginning of {len(cut)} of them was cut off at {longest} tokens" if cut else "")
+    return _told(rows) + (f"; the beginning of {len(cut)} of them was cut off at {most} tokens" if cut else "")
 
 
 def _answered(item: Item, said: np.ndarray) -> dict:
@@ -84,7 +87,7 @@ def _told(rows: Sequence[dict]) -> str:
 def _log_likelihoods(
     cfg: TransformerConfig, mesh: Mesh, params: Params, items: Sequence[Item], asked: Sequence[Question], batch: int
 ) -> list[np.ndarray]:
-    """Return each item's log-likelihoods, fp32 [choices]."""
+    """Return each item's log-likelihoods, fp32 [choices]; ConfigError names the first that has none."""
     out = [np.zeros(len(item.choices), np.float32) for item in items]
     most, width = max(question.own for question in asked), max(len(question.last) for question in asked)
     for chosen in batches([question.tokens for question in asked], batch):
@@ -97,7 +100,9 @@ def _log_likelihoods(
             last[place, : len(question.last)] = question.last
         said = np.asarray(_run(cfg, mesh, most, params, tokens, lengths, own, last))
         for place, question in enumerate(group):
-            out[question.item][list(question.choices)] = said[place, : len(question.last)]
+            found, item = said[place, : len(question.last)], items[question.item]
+            check_finite(np.isfinite(found), f"item {question.item + 1} ({item.question.strip()[:40]!r})", cfg.dtype)
+            out[question.item][list(question.choices)] = found
     return out
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Mapping, Sequence
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,9 @@ from safetensors import SafetensorError, safe_open
 
 from distill_jax.config import ConfigError, check
 from distill_jax.interop import families
+from distill_jax.interop.finite import check_finite
 from distill_jax.interop.hugging_face import check_shapes
-from distill_jax.io.files import read_json
+from distill_jax.interop.values import brief
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 DTYPES = {"F32": np.dtype("float32"), "F16": np.dtype("float16"), "BF16": np.dtype(jnp.bfloat16)}
@@ -28,18 +31,22 @@ class SafeTensors:
     """Tensors of several safetensors files, read in part. Memory holds what is asked for and no more.
 
     Raises:
-      ConfigError: for a file that is damaged, or a tensor of a dtype that is no weight's, naming it.
+      ConfigError: for a file that is damaged, or a tensor that is in two files, of a dtype that is no weight's or, when
+        it is read, not finite, naming it.
     """
 
     def __init__(self, files: Sequence[Path]):
         self._slices: dict[str, Any] = {}
+        self._where = files[0] if len(files) == 1 else files[0].parent
         for path in files:
             try:
                 # Pages of a mapped file would count as this process's memory until all of it is read.
                 file = safe_open(path, framework="np", backend="pread")
             except SafetensorError as error:
                 raise ConfigError(f"{path}: no whole safetensors file ({error}); fetch it again") from error
-            self._slices |= {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            for name in file.keys():  # noqa: SIM118
+                check(name not in self._slices, f"{path}: {name} is in another file as well; leave one out")
+                self._slices[name] = file.get_slice(name)
         for name, tensor in self._slices.items():
             kind, known = tensor.get_dtype(), ", ".join(DTYPES)
             check(kind in DTYPES, f"{files[0].parent}: {name} has dtype {kind}; weights may be {known}")
@@ -59,7 +66,9 @@ class SafeTensors:
 
     def read(self, name: str, *index: slice) -> np.ndarray:
         """Return a part of a tensor, a slice an axis."""
-        return self._slices[name][index or ...]
+        part: np.ndarray = self._slices[name][index or ...]
+        check_finite(part, f"{self._where}: {name}", [s.start or 0 for s in index])
+        return part
 
 
 class Directory:
@@ -70,6 +79,7 @@ class Directory:
       files: its files of weights.
       json: its config.json.
       family: a key of FAMILIES.
+      facts: what of config.json is no part of the decoder but goes with it.
       cfg: the decoder.
       source: its tensors.
 
@@ -87,9 +97,12 @@ class Directory:
         config = self.path / "config.json"
         check(config.is_file(), _missing(self.path, "config.json"))
         self.json = read_object(config)
-        self.family, self.cfg = families.from_json(self.json, str(config))
         self.files = [path] if path.is_file() else _weights(self.path)
         self.source = SafeTensors(self.files)
+        # Before anything of the size that config.json claims is built.
+        _check_layers(families.text_part(self.json, str(config)), self.source.shapes, str(config))
+        self.family, self.cfg = families.from_json(self.json, str(config))
+        self.facts = families.facts_of(self.json, str(config))
         self.source.rename(self._names())
         check_shapes(self.cfg, self.source.shapes, str(self.path))
 
@@ -97,10 +110,9 @@ class Directory:
         """Return {their name: ours} of the tensors that count."""
         found = {}
         for name in self.source.shapes:
-            if name.endswith(".rotary_emb.inv_freq") or ("text_config" in self.json and name.startswith(NOT_TEXT)):
-                continue
-            prefix = next((old for old in TEXT if "text_config" in self.json and name.startswith(old)), "")
-            found[name] = TEXT.get(prefix, "") + name.removeprefix(prefix)
+            ours = text_name(name) if self.json.get("text_config") is not None else name
+            if ours and not name.endswith(".rotary_emb.inv_freq"):
+                found[name] = ours
         tied = [old for old, new in found.items() if new == "lm_head.weight" and self.cfg.tied]
         embedding = next((old for old, new in found.items() if new == "model.embed_tokens.weight"), "")
         for old in tied:  # some save the head although it is the embedding
@@ -116,6 +128,22 @@ class Directory:
         return all(np.array_equal(self.source.read(a, s), self.source.read(b, s)) for s in here)
 
 
+def text_name(name: str) -> str:
+    """Return what a multimodal model's tensor or module is called in its text part; "" where it is no part of it."""
+    prefix = next((old for old in TEXT if name.startswith(old)), "")
+    return "" if name.startswith(NOT_TEXT) else TEXT.get(prefix, "") + name.removeprefix(prefix)
+
+
+def _check_layers(config: Mapping[str, Any], names: Iterable[str], where: str) -> None:
+    """Hold the number of layers that is claimed against those that the files hold."""
+    held = {match[1] for name in names if (match := _LAYER.match(text_name(name)))}
+    claimed = config.get("num_hidden_layers")
+    if type(claimed) is int and claimed > 0:
+        counted = f"but the files hold {len(held)} (tensors model.layers.N.)"
+        check(claimed == len(held), f"{where}: num_hidden_layers = {brief(claimed)}, {counted}")
+
+
+_LAYER = re.compile(r"model\.layers\.(\d+)\.")
 _TIED = "but config.json has tie_word_embeddings = true; set it to false"
 
 
@@ -123,10 +151,13 @@ def _weights(path: Path) -> list[Path]:
     """Return the files of weights that a directory consists of."""
     index = path / INDEX
     if index.is_file():
-        holds: dict[str, str] = read_object(index).get("weight_map", {})
+        holds = read_object(index).get("weight_map")
+        named = isinstance(holds, dict) and holds and all(isinstance(name, str) for name in holds.values())
+        check(bool(named), f"{index}: has no weight_map of tensors' names to files'; fetch it again")
+        assert isinstance(holds, dict)
         files = [path / name for name in sorted(set(holds.values()))]
-        check(bool(files), f"{index}: has no weight_map; fetch it again")
         count = collections.Counter(holds.values())
+        refuse_pickles(files)
         for file in files:
             check(file.parent == path, f"{index}: {file.name} lies outside the directory")
             check(file.is_file(), f"{_missing(path, file.name)} ({count[file.name]} tensors are in it)")
@@ -153,8 +184,14 @@ def _missing(path: Path, name: str) -> str:
 
 def read_object(path: Path) -> dict[str, Any]:
     """Read a JSON object."""
+
+    def refuse(word: str) -> None:
+        raise ValueError(f"{word} is no number")
+
     try:
-        found = read_json(path)
+        found = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+    except RecursionError as error:
+        raise ConfigError(f"{path}: nested too deep; fetch it again") from error
     except ValueError as error:
         raise ConfigError(f"{path}: no JSON ({error}); fetch it again") from error
     check(isinstance(found, dict), f"{path}: no JSON object; fetch it again")

@@ -22,6 +22,7 @@ from distill_jax.config import check
 from distill_jax.interop import hugging_face, peft, tokenizers
 from distill_jax.interop.directory import INDEX, SINGLE
 from distill_jax.interop.families import to_json
+from distill_jax.interop.finite import check_finite
 from distill_jax.interop.models import adapters_of, open_model
 from distill_jax.io.files import write_json
 from distill_jax.models.transformer import Params, TransformerConfig
@@ -49,6 +50,9 @@ def export_model(source: Path, to: Path, dtype: str | None = None, shard_bytes: 
         facts = {key: value for key, value in model.facts.items() if value is not None}
         write_json(directory / "config.json", {**config, **TOKENS, **facts, "torch_dtype": kind.name})
         tokenizers.copy(model.tokenizer, directory)
+        ends = {key: facts[key] for key in TOKENS if key in facts}
+        if ends and not (directory / tokenizers.GENERATION).is_file():
+            write_json(directory / tokenizers.GENERATION, ends)
 
 
 def export_adapter(source: Path, to: Path) -> None:
@@ -69,11 +73,18 @@ def _write_tensors(directory: Path, cfg: TransformerConfig, params: Params, kind
         files = [SINGLE]
     tensors = hugging_face.tensors(cfg, params)
     for file, names in zip(files, shards, strict=True):
-        held = {name: np.ascontiguousarray(w, kind) for name, w in itertools.islice(tensors, len(names))}
+        held = {name: _cast(name, w, kind) for name, w in itertools.islice(tensors, len(names))}
         save_file(held, directory / file, metadata={"format": "pt"})
     if len(shards) > 1:
         where = {name: file for file, names in zip(files, shards, strict=True) for name in names}
         write_json(directory / INDEX, {"metadata": {"total_size": sum(sizes.values())}, "weight_map": where})
+
+
+def _cast(name: str, w: np.ndarray, kind: Any) -> np.ndarray:
+    with np.errstate(over="ignore"):  # what comes of it is looked at
+        out: np.ndarray = np.ascontiguousarray(w, kind)
+    check_finite(out, f"{name} as {kind.name}", mend="it trained to this, or is beyond that type: try --dtype=float32")
+    return out
 
 
 def _split(sizes: dict[str, int], limit: int) -> list[list[str]]:

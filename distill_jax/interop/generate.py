@@ -12,10 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from distill_jax.interop import tokenizers
 from distill_jax.interop.directory import read_object
 from distill_jax.interop.models import Model, open_model
-from distill_jax.interop.rows import Rows, batches, padded_length, write
-from distill_jax.models.decoding import decode
+from distill_jax.interop.rows import Rows, batches, check_finite, longest, padded_length, write
+from distill_jax.interop.values import IDS, check_values
+from distill_jax.models.decoding import NONE, decode, marked
 from distill_jax.models.transformer import Params, TransformerConfig
 from distill_jax.sharding.mesh import make_mesh, tracing
 
@@ -44,9 +46,12 @@ def generate(
       new: tokens at most.
       temperature: of sampling; 0 takes the likeliest token.
       seed: of sampling; what a row gets depends on it, its number and its prompt, and not on the batch.
+
+    Raises:
+      ConfigError: naming a row that is none, that is longer than the model reads, or whose logits are not finite.
     """
     model = open_model(source)
-    rows = Rows(given, model.cfg.vocab, tokenizer or model.tokenizer)
+    rows = Rows(given, model.cfg.vocab, tokenizer or model.tokenizer, longest(model))
     cfg, mesh = dataclasses.replace(model.cfg, dtype=dtype), make_mesh(1, fsdp=-1)
     params = model.load(mesh, dtype)
     stop = _ends(model)
@@ -61,6 +66,7 @@ def generate(
         found = np.asarray(_run(cfg, mesh, new, params, prompts, lengths, numbers, np.float32(temperature), seed))
         for place, i in enumerate(chosen):
             end = next((k for k, token in enumerate(found[place]) if int(token) in stop), new)
+            check_finite(found[place, :end] != NONE, rows.places[i], dtype)
             out[i]["generated_tokens"] = found[place, :end].tolist()
             if "text" in out[i]:
                 out[i]["generated"] = rows.tokenizer.decode(out[i]["generated_tokens"])
@@ -68,8 +74,10 @@ def generate(
 
 
 def _ends(model: Model) -> set[int]:
-    settings = Path(model.tokenizer) / "generation_config.json"
-    ends = (read_object(settings) if settings.is_file() else model.facts).get("eos_token_id")
+    settings = tokenizers.beside(model.tokenizer, tokenizers.GENERATION)
+    said = read_object(settings) if settings else model.facts
+    check_values(said, str(settings), {"eos_token_id": IDS}, nullable=True)
+    ends = said.get("eos_token_id")
     return set(ends if isinstance(ends, list) else [] if ends is None else [ends])
 
 
@@ -90,7 +98,7 @@ def _run(
         key = jax.random.fold_in(jax.random.key(seed), slot - prompts.shape[1] + 1)
         keys = jax.vmap(lambda number: jax.random.fold_in(key, number))(numbers)
         drawn = jax.vmap(jax.random.categorical)(keys, logits / jnp.maximum(temperature, 1e-6))
-        return jnp.where(temperature > 0, drawn, jnp.argmax(logits, axis=-1))
+        return marked(logits, jnp.where(temperature > 0, drawn, jnp.argmax(logits, axis=-1)))
 
     with tracing(mesh):
         return decode(cfg, params, prompts, lengths, new, choose)

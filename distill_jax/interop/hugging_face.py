@@ -6,6 +6,7 @@ Their matrices are [out, in], a tensor a layer; ours are [in, out] with the axes
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -25,6 +26,8 @@ from distill_jax.sharding.mesh import laid_out, shardings
 LAYER: dict[str, tuple[str, ...]] = {
     "attention/query": ("self_attn.q_proj",),
     "attention/key_value": ("self_attn.k_proj", "self_attn.v_proj"),
+    "attention/query_bias": ("self_attn.q_proj",),
+    "attention/key_value_bias": ("self_attn.k_proj", "self_attn.v_proj"),
     "attention/output": ("self_attn.o_proj",),
     "attention/query_norm/scale": ("self_attn.q_norm",),
     "attention/key_norm/scale": ("self_attn.k_norm",),
@@ -58,10 +61,12 @@ def names(cfg: TransformerConfig, leaf: str) -> Names:
         return {(): f"{WHOLE[leaf]}.weight"}
     parts = (LAYER if cfg.post_norms else LAYER_WITHOUT_POST_NORMS)[leaf.removeprefix("layers/")]
     at = lambda i, part: (i, part) if len(parts) > 1 else (i,)  # noqa: E731
-    return {at(i, p): f"model.layers.{i}.{name}.weight" for i in range(cfg.layers) for p, name in enumerate(parts)}
+    kind = "bias" if leaf.endswith("_bias") else "weight"
+    return {at(i, p): f"model.layers.{i}.{name}.{kind}" for i in range(cfg.layers) for p, name in enumerate(parts)}
 
 
-def leaves(cfg: TransformerConfig) -> dict[str, tuple[int, ...]]:
+@functools.cache
+def leaves(cfg: TransformerConfig) -> Mapping[str, tuple[int, ...]]:
     """Return the shape of every leaf of our tree, by its path with slashes."""
     tree = jax.eval_shape(lambda: transformer.init(cfg, jax.random.key(0)))
     return {_path(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
@@ -73,7 +78,8 @@ def expected(cfg: TransformerConfig) -> dict[str, tuple[int, ...]]:
     for leaf, shape in leaves(cfg).items():
         for place, name in names(cfg, leaf).items():
             inputs, outputs = sides(leaf, shape)
-            out[name] = shape[len(place) :] if not outputs else (math.prod(outputs), math.prod(inputs))
+            flat = tuple(math.prod(side) for side in (outputs, inputs) if side)
+            out[name] = flat or shape[len(place) :]
     return out
 
 
@@ -123,6 +129,9 @@ class _Leaf:
             w = self.source.read(name, *index)
             return w.astype(np.float32) - self.offset if self.leaf.endswith("scale") else w
         faces_in, faces_out = index[: len(inputs)], index[len(inputs) :]
+        if not inputs:
+            w = self.source.read(name, _rows(faces_out, outputs))
+            return w.reshape(-1, *outputs[1:])[(slice(None), *faces_out[1:])]
         w = self.source.read(name, _rows(faces_out, outputs), _rows(faces_in, inputs))
         w = w.T.reshape(-1, *inputs[1:], w.shape[0] // math.prod(outputs[1:]), *outputs[1:])
         # Of the first axis of either side only the wanted part was read, of the others all.
@@ -143,13 +152,18 @@ def tensors(cfg: TransformerConfig, params: Params) -> Iterator[tuple[str, np.nd
         for place, name in names(cfg, _path(path)).items():
             w = whole[place]
             if outputs:
-                w = w.reshape(math.prod(inputs), math.prod(outputs)).T
+                w = w.reshape(math.prod(inputs), math.prod(outputs)).T if inputs else w.ravel()
             yield name, w + offset if _path(path).endswith("scale") else w
 
 
 def sides(leaf: str, shape: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the sizes of a layer's matrix that face its input and its output; of what is laid out as theirs, none."""
+    """Return the sizes of a layer's tensor that face its input and its output.
+
+    A bias has no input, and what is laid out as theirs has neither.
+    """
     name = leaf.rsplit("/", 1)[-1]
+    if name.endswith("_bias"):
+        return (), tuple(shape[-2:])
     if not leaf.startswith("layers/") or name not in FANS:
         return (), ()
     faces_in, faces_out = FANS[name]

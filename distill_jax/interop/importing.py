@@ -17,12 +17,12 @@ from jax.sharding import Mesh
 from distill_jax.config import check, identity
 from distill_jax.interop import hugging_face, tokenizers
 from distill_jax.interop.directory import Directory, read_object
-from distill_jax.interop.models import CARRIED, TOKENIZER
 from distill_jax.interop.peft import Adapter
+from distill_jax.io import attempts
 from distill_jax.io.checkpoint import FINAL
 from distill_jax.io.files import Digests, write_json
 from distill_jax.io.leases import Leases
-from distill_jax.io.node import Node
+from distill_jax.io.node import TOKENIZER, Node
 from distill_jax.models import lora
 from distill_jax.models.lora import Adapters
 from distill_jax.models.transformer import Params
@@ -41,6 +41,7 @@ class Published:
     Attributes:
       directory: its files.
       adapter: the adapters.
+      cfg: the decoder with the adapters merged in: what adapts an embedding or its head alone unties them.
 
     Args:
       source: the model's directory, or its only file of weights.
@@ -53,10 +54,14 @@ class Published:
     def __init__(self, source: str | Path, adapter: str | Path = ""):
         self.directory = Directory(Path(source))
         self.adapter = Adapter(Path(adapter), self.directory.cfg) if adapter else None
+        untied = self.adapter is not None and self.adapter.unties
+        self.cfg = dataclasses.replace(self.directory.cfg, tied=False) if untied else self.directory.cfg
 
     def contents(self, digests: Digests) -> dict[str, Any]:
-        """Return what the model is known by: the hashes of its files."""
-        return {"files": {file.name: digests.of(str(file)) for file in self.directory.files}} | (
+        """Return what the model is known by: the hashes of all its files that are read or copied."""
+        beside = [self.directory.path / name for name in ("config.json", *tokenizers.FILES)]
+        files = [*self.directory.files, *(path for path in beside if path.is_file())]
+        return {"files": {file.name: digests.of(str(file)) for file in files}} | (
             {"adapter": self.adapter.digest} if self.adapter else {}
         )
 
@@ -64,7 +69,7 @@ class Published:
         """Read the weights straight to their shards."""
         source: hugging_face.Source = self.directory.source
         merged = self.adapter.merged(source) if self.adapter else source
-        return hugging_face.load(self.directory.cfg, merged, mesh)
+        return hugging_face.load(self.cfg, merged, mesh)
 
     def adapters(self, mesh: Mesh) -> Adapters:
         """Read the adapters alone to their shards."""
@@ -79,8 +84,7 @@ class Published:
         node.checkpoints.save(FINAL, tree, lean=True)
         if chief():
             config = node.directory / "config.json"
-            carried = {key: self.directory.json.get(key) for key in CARRIED}
-            write_json(config, {**read_object(config), "hugging_face": carried})
+            write_json(config, {**read_object(config), "hugging_face": self.directory.facts})
             tokenizers.copy(str(self.directory.path), node.directory / TOKENIZER)
         return {"parameters": sum(leaf.size for leaf in jax.tree.leaves(tree)), "steps": 0}
 
@@ -99,7 +103,8 @@ def import_model(source: Path, workdir: Path, adapter: Path | None = None, keep_
     check(adapter is not None or not keep_adapter, "--keep_adapter: there is none; name its directory with --adapter")
     model, digests = Published(source, adapter or ""), Digests(workdir / "digests.json")
     pairs = model.adapter
-    if keep_adapter:
+    if pairs and keep_adapter:
+        pairs.check_kept()
         model = Published(source)
     path = model.directory.path
     base = _node(model, path, model.contents(digests), {}, workdir, lambda: model.load(make_mesh(1, fsdp=-1)))
@@ -113,28 +118,31 @@ def import_model(source: Path, workdir: Path, adapter: Path | None = None, keep_
 def _node(model: Published, source: Path, settings: Any, inputs: Any, workdir: Path, load: Callable[[], Any]) -> Path:
     """Write a node as runs do, unless it is there already; return its directory."""
     began, name = time.monotonic(), source.resolve().name
-    cfg = dataclasses.asdict(model.directory.cfg)
-    basis = {"verb": "import", "settings": settings, "inputs": inputs, "model": cfg}
+    basis = {"verb": "import", "settings": settings, "inputs": inputs, "model": model.cfg}
     known_by = identity(basis)
+    basis["model"] = dataclasses.asdict(model.cfg)
     node = Node(name, "import", settings, inputs, known_by, workdir / "nodes" / f"{name}-{known_by}")
     if node.done:
         return node.directory
-    with _alone(node):
-        if not node.done:
-            write_json(node.directory / "config.json", {"name": name, "identity": known_by, **basis})
-            result = {"source": str(source.resolve()), **model.leave(node, load())}
-            node.finish(result, ledger({}, {}, {"other": time.monotonic() - began}))
+    with _attempt(node) as attempt:
+        if not attempt.done:
+            write_json(attempt.directory / "config.json", {"name": name, "identity": known_by, **basis})
+            result = {"source": str(source.resolve()), **model.leave(attempt, load())}
+            attempt.finish(result, ledger({}, {}, {"other": time.monotonic() - began}))
     return node.directory
 
 
 @contextlib.contextmanager
-def _alone(node: Node) -> Iterator[None]:
-    """Hold a node's directory; wait for another process that imports the same model."""
-    leases = Leases()
+def _attempt(node: Node) -> Iterator[Node]:
+    """Yield an attempt at a node, which becomes the node; wait for another process that imports the same model."""
+    leases, home = Leases(), attempts.home(node)
     try:
-        while not leases.take(node.directory):
-            print(f"waiting for {leases.holder(node.directory)}, which imports it too", file=sys.stderr, flush=True)
+        while not leases.take(home):
+            print(f"waiting for {leases.holder(home)}, which imports it too", file=sys.stderr, flush=True)
             time.sleep(PATIENCE)
-        yield
+        attempt = node if node.done else attempts.begin(node, leases.token(home))
+        yield attempt
+        if not node.done:
+            attempts.publish(attempt, node)
     finally:
         leases.close()

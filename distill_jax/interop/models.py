@@ -10,17 +10,14 @@ from typing import Any
 from jax.sharding import Mesh
 
 from distill_jax.config import check
-from distill_jax.interop import hugging_face
+from distill_jax.data import vocabulary
+from distill_jax.interop import hugging_face, tokenizers
 from distill_jax.interop.directory import Directory, read_object
-from distill_jax.io.checkpoint import FINAL, Checkpoints
-from distill_jax.io.node import DONE
+from distill_jax.io.checkpoint import FINAL
+from distill_jax.io.node import CONFIG, DONE, TOKENIZER, Node, finished
 from distill_jax.models import lora, transformer
 from distill_jax.models.transformer import Params, TransformerConfig
 from distill_jax.sharding.mesh import laid_out, shardings
-
-TOKENIZER = "tokenizer"
-# Of a config.json, what is no part of the decoder but goes with it.
-CARRIED = ("bos_token_id", "eos_token_id", "pad_token_id", "max_position_embeddings")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +28,8 @@ class Model:
       cfg: the decoder.
       load: load(mesh, dtype) lays its weights out on a mesh, matrices in the dtype (None: as they are stored); a model
         that trained adapters comes with them merged in.
-      facts: the keys CARRIED of its config.json, or of the imported model it goes back to.
+      facts: what is no part of the decoder but goes with it, as `families.facts_of` has it, of its config.json or the
+        imported model it goes back to; or the special tokens of what it trained on.
       tokenizer: directory of its tokenizer's files, or the name of a vocabulary, or "".
     """
 
@@ -48,31 +46,35 @@ def open_model(path: Path) -> Model:
       ConfigError: saying what is missing or wrong.
     """
     config = path / "config.json"
-    if config.is_file() and "verb" in (found := read_object(config)):
-        return _node(path, found)
+    if (path / DONE).is_file() or (config.is_file() and "verb" in read_object(config)):
+        return _node(path)
     directory = Directory(path)
-    carried = {key: directory.json[key] for key in CARRIED if key in directory.json}
 
     def load(mesh: Mesh, dtype: str | None = None) -> Params:
         return hugging_face.load(directory.cfg, directory.source, mesh, dtype)
 
-    return Model(directory.cfg, load, carried, str(directory.path))
+    return Model(directory.cfg, load, directory.facts, str(directory.path))
 
 
-def _node(path: Path, config: dict[str, Any]) -> Model:
-    mend = "run the command that makes it to its end"
-    check((path / DONE).is_file(), f"{path}: not finished, there is no {DONE}; {mend}")
+def _read(directory: Path) -> tuple[Node, dict[str, Any]]:
+    """Return a finished node and its config."""
+    node = finished(directory)
+    return node, read_object(node.sealed(CONFIG))
+
+
+def _node(path: Path) -> Model:
+    node, config = _read(path)
     check((path / "checkpoints" / FINAL).is_dir(), f"{path}: a {config['verb']} node leaves no model")
     check("model" in config, f"{path}/config.json: has no model; it was written before nodes kept theirs")
     cfg = TransformerConfig(**config["model"])
-    origin, facts = path, config
+    origin, facts = node, config
     while "hugging_face" not in facts and facts["inputs"]:  # it may go back to an imported model
-        origin = path.parent / next(iter(facts["inputs"].values()))
-        facts = read_object(origin / "config.json")
-    tokenizer = str(origin / TOKENIZER) if (origin / TOKENIZER).is_dir() else config.get("vocabulary", "")
+        origin, facts = _read(path.parent / next(iter(facts["inputs"].values())))
+    copied = origin.sealed_under(f"{TOKENIZER}/")
+    tokenizer = str(origin.directory / TOKENIZER) if copied else config.get("vocabulary", "")
 
     def load(mesh: Mesh, dtype: str | None = None) -> Params:
-        rank, checkpoints = config["settings"].get("lora_rank", 0), Checkpoints(path / "checkpoints")
+        rank, checkpoints = config["settings"].get("lora_rank", 0), node.checkpoints
         if not rank:
             return checkpoints.restore(FINAL, _placed(cfg, mesh, _cast(cfg, checkpoints.shapes(FINAL), dtype)))
         adapters = checkpoints.restore(FINAL, _placed(cfg, mesh, checkpoints.shapes(FINAL)))
@@ -80,7 +82,14 @@ def _node(path: Path, config: dict[str, Any]) -> Model:
         merged = lora.merge(start, adapters, config["settings"]["lora_alpha"])
         return _cast(cfg, merged, dtype)
 
-    return Model(cfg, load, facts.get("hugging_face", {}), tokenizer)
+    return Model(cfg, load, facts.get("hugging_face") or _special_tokens(config), tokenizer)
+
+
+def _special_tokens(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the special tokens of the text that a node trained on, as facts."""
+    shipped = {"bos": vocabulary.BOS, "eos": vocabulary.EOS, "pad": vocabulary.PAD}
+    tokens = config.get("special_tokens") or (shipped if config.get("vocabulary") == tokenizers.WORDS else {})
+    return {f"{name}_token_id": token for name, token in tokens.items()}
 
 
 def adapters_of(path: Path) -> tuple[TransformerConfig, int, float, Any]:
@@ -89,10 +98,10 @@ def adapters_of(path: Path) -> tuple[TransformerConfig, int, float, Any]:
     Raises:
       ConfigError: if it did not.
     """
-    cfg, config = open_model(path).cfg, read_object(path / "config.json")
+    cfg, (node, config) = open_model(path).cfg, _read(path)
     settings = config.get("settings", {})
     check(settings.get("lora_rank", 0) > 0, f"{path}: has no adapters of its own; export the whole model")
-    checkpoints = Checkpoints(path / "checkpoints")
+    checkpoints = node.checkpoints
     return cfg, settings["lora_rank"], settings["lora_alpha"], checkpoints.restore(FINAL, checkpoints.shapes(FINAL))
 
 

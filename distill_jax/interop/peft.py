@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,40 +14,66 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from distill_jax.config import check
-from distill_jax.interop.directory import SafeTensors, read_object, refuse_pickles
-from distill_jax.interop.hugging_face import Source, expected, leaves, names, sides
+from distill_jax.interop.adapter_settings import read_settings
+from distill_jax.interop.directory import SafeTensors, refuse_pickles, text_name
+from distill_jax.interop.finite import check_finite
+from distill_jax.interop.hugging_face import WHOLE, Source, expected, leaves, names, sides
 from distill_jax.io.files import digest, write_json
 from distill_jax.models.lora import Adapters
 from distill_jax.models.transformer import TransformerConfig
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-# What an adapter_config.json may ask for that plain LoRA is not.
-PLAIN: dict[str, Any] = {
-    "peft_type": "LORA",
-    "bias": "none",
-    "use_dora": False,
-    "lora_bias": False,
-    "fan_in_fan_out": False,
-    "modules_to_save": None,
-    "rank_pattern": {},
-    "alpha_pattern": {},
+EMBEDDING, HEAD = (f"{WHOLE[leaf]}.weight" for leaf in ("embedding", "unembedding"))
+ROWS = 8192  # of an embedding that are read at a time
+# A tensor's name: that of a module, and what of it.
+_NAME = re.compile(
+    r"base_model\.model\.(?P<module>.+?)\.(?P<what>lora_A\.weight|lora_B\.weight|lora_embedding_[AB]"
+    r"|lora_magnitude_vector(\.weight)?|base_layer\.weight|weight)"
+)
+_WHATS = {
+    "lora_A.weight": "a",
+    "lora_embedding_A": "a",
+    "lora_B.weight": "b",
+    "lora_embedding_B": "b",
+    "lora_magnitude_vector": "magnitude",
+    "lora_magnitude_vector.weight": "magnitude",
+    "base_layer.weight": "base",
+    "weight": "saved",
 }
 
 
 def _theirs(weight: str, which: str) -> str:
-    """Return the name of the A [rank, in] or B [out, rank] that adapts a weight [out, in]."""
+    """Return the name of the A [rank, in] or B [out, rank] that adapts a layer's weight [out, in]."""
     return f"base_model.model.{weight.removesuffix('.weight')}.lora_{which}.weight"
 
 
+@dataclasses.dataclass
+class Part:
+    """What is done to one weight.
+
+    Attributes:
+      module: what PEFT calls its module.
+      rank, scale: scale · B A is added to the weight.
+      tensors: names in the file, of `a` and `b`; `magnitude` (DoRA); `base`, the weight before adapters; and `saved`,
+        the weight where it was trained whole.
+    """
+
+    module: str
+    rank: int
+    scale: float
+    tensors: dict[str, str]
+
+
 class Adapter:
-    """A directory of PEFT LoRA adapters to a decoder's layers.
+    """A directory of PEFT LoRA adapters to a decoder.
 
     Attributes:
       path: the directory.
-      rank, alpha: B A is multiplied with alpha / rank.
+      parts: by the name of the weight.
+      rank, alpha: of our tree of them, where B A is multiplied with alpha / rank.
 
     Raises:
-      ConfigError: for what is missing, of the wrong shape, or no plain LoRA.
+      ConfigError: for what is missing, of the wrong shape, or not understood.
     """
 
     def __init__(self, path: Path, cfg: TransformerConfig):
@@ -56,83 +83,168 @@ class Adapter:
             refuse_pickles(sorted(path.iterdir()))
         for file in (config, weights):
             check(file.is_file(), f"{file}: no such file; --adapter names the directory that PEFT saved")
-        found = read_object(config)
-        for key, value in PLAIN.items():
-            given = found.get(key) or value
-            check(given == value, f"{config}: {key} = {given!r}: only {value!r} is supported")
-        for key in ("r", "lora_alpha"):
-            check(key in found, f"{config}: {key} is missing")
-        self.rank = int(found["r"])
-        self.alpha = float(found["lora_alpha"]) * (math.sqrt(self.rank) if found.get("use_rslora") else 1.0)
+        self.settings = read_settings(config)
         self.tensors = SafeTensors([weights])
-        _check_shapes(self.tensors.shapes, cfg, self.rank, str(weights))
+        self.parts = self._parts(str(weights))
+        self._check_shapes(str(weights))
+        self.rank = max(self.settings.rank_of(part.module) for part in self.parts.values())
+        self.alpha = self.settings.even_alpha or float(self.rank)
+
+    def _parts(self, where: str) -> dict[str, Part]:
+        parts: dict[str, Part] = {}
+        for name in self.tensors.shapes:
+            match = _NAME.fullmatch(name)
+            check(match is not None, f"{where}: tensor {name!r} adapts nothing that is known here")
+            assert match
+            module, weight = match["module"], text_name(f"{match['module']}.weight")
+            if weight:  # what sees images is left out of the model as well
+                rank, scale = self.settings.rank_of(module), self.settings.scale_of(module)
+                part = parts.setdefault(weight, Part(module, rank, scale, {}))
+                part.tensors[_WHATS[match["what"]]] = name
+        check(bool(parts), f"{where}: holds no tensors of a decoder")
+        return parts
+
+    def _check_shapes(self, where: str) -> None:
+        weights = {HEAD: expected(self.cfg)[EMBEDDING], **expected(self.cfg)}
+        for weight, part in self.parts.items():
+            some = next(iter(part.tensors.values()))
+            check(weight in weights, f"{where}: tensor {some!r} adapts no matrix of the model")
+            wanted = self._wanted(weight, weights[weight], part.rank)
+            factors = {"a", "b", "magnitude"} & wanted.keys()
+            lacks = sorted(factors - part.tensors.keys()) if factors & part.tensors.keys() else []
+            check(not lacks, f"{where}: {part.module} has {some}, but no {', '.join(lacks)}; {CONFIG} asks for it")
+            for what, tensor in part.tensors.items():
+                found = self.tensors.shapes[tensor]
+                check(what in wanted, f"{where}: tensor {tensor!r}: nothing in {CONFIG} asks for it")
+                check(found == wanted[what], f"{where}: {tensor} has shape {found}, the model takes {wanted[what]}")
+        for name in self.settings.saved:
+            held = any("saved" in part.tensors and part.module.endswith(name) for part in self.parts.values())
+            check(held, f"{where}: modules_to_save has {name!r}, of which no tensor is there")
+
+    def _wanted(self, weight: str, shape: tuple[int, ...], rank: int) -> dict[str, tuple[int, ...]]:
+        """Return the shape of whatever may be there for a weight."""
+        out: dict[str, tuple[int, ...]] = {"base": shape}
+        if len(shape) == 2:
+            outputs, inputs = reversed(shape) if weight == EMBEDDING else shape
+            out |= {"a": (rank, inputs), "b": (outputs, rank)}
+            out |= {"magnitude": (outputs,)} if self.settings.dora else {}
+        return out | ({"saved": shape} if self.settings.saved else {})
 
     @functools.cached_property
     def digest(self) -> dict[str, str]:
         """The hashes of the settings' file and the weights'."""
         return {name: digest(self.path / name) for name in (CONFIG, WEIGHTS)}
 
-    def has(self, weight: str) -> bool:
-        """Return whether there are adapters to one of their weights."""
-        return _theirs(weight, "A") in self.tensors.shapes
+    @property
+    def unties(self) -> bool:
+        """Whether a head that was the embedding is not any more, for one of them is adapted and the other is not."""
+        return self.cfg.tied and bool({EMBEDDING, HEAD} & self.parts.keys())
+
+    def check_kept(self) -> None:
+        """Raise ConfigError unless these can be adapters beside the weights: plain ones, to layers."""
+        for part in self.parts.values():
+            plain = ".layers." in part.module and part.tensors.keys() == {"a", "b"}
+            mend = "DoRA, and adapters to embedding and head, can only be merged in; do not keep them apart"
+            check(plain, f"{self.path}: {part.module} has {', '.join(part.tensors.values())}: {mend}")
 
     def merged(self, source: Source) -> Source:
-        """Return the weights with the adapters merged in: W + (alpha / rank) B A, summed in fp32."""
+        """Return the weights with the adapters merged in, summed in fp32: see `_Merged`."""
         return _Merged(self, source)
 
     def pair(
         self, weight: str, rows: slice = slice(None), columns: slice = slice(None)
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return A [rank, in] and B [out, rank] in fp32, or those of some rows and columns of B A."""
-        whole = slice(0, self.rank)
-        a = self.tensors.read(_theirs(weight, "A"), whole, columns)
-        b = self.tensors.read(_theirs(weight, "B"), rows, whole)
-        return a.astype(np.float32), b.astype(np.float32)
+        """Return in fp32 the factors [rows, rank] and [rank, columns] of what is added to some of a weight."""
+        names, every = self.parts[weight].tensors, slice(None)
+        if weight == EMBEDDING:  # PEFT's factors are those of its transpose
+            left, right = self.tensors.read(names["a"], every, rows).T, self.tensors.read(names["b"], columns, every).T
+        else:
+            left, right = self.tensors.read(names["b"], rows, every), self.tensors.read(names["a"], every, columns)
+        return left.astype(np.float32), right.astype(np.float32)
 
     def tree(self) -> Adapters:
-        """Return our tree of them; where a matrix has none but shares a tensor with one that has, zeros."""
+        """Return our tree of them: zero where a tensor has some but not everywhere, or some have less rank."""
         out: dict[str, dict[str, Any]] = {}
         for leaf, shape in leaves(self.cfg).items():
             inputs, outputs = sides(leaf, shape)
-            held = {place: name for place, name in names(self.cfg, leaf).items() if self.has(name)}
+            held = {place: name for place, name in names(self.cfg, leaf).items() if name in self.parts}
             if not held:
                 continue
             lead = shape[: len(next(iter(held)))]
             a, b = np.zeros((*lead, *inputs, self.rank), np.float32), np.zeros((*lead, self.rank, *outputs), np.float32)
             for place, weight in held.items():
-                theirs = self.pair(weight)
-                a[place], b[place] = (x.T.reshape(mine[place].shape) for x, mine in zip(theirs, (a, b), strict=True))
+                part, (left, right) = self.parts[weight], self.pair(weight)
+                left = left * np.float32(part.scale / (self.alpha / self.rank))
+                a[place].reshape(-1, self.rank)[:, : part.rank] = right.T
+                b[place].reshape(self.rank, -1)[: part.rank] = left.T
             _, module, name = leaf.split("/")
             out.setdefault(module, {})[name] = {"a": jnp.asarray(a), "b": jnp.asarray(b)}
         return out
 
 
 class _Merged:
+    """Weights with adapters merged in, part by part: W + scale · B A; with DoRA magnitude · that / its norm."""
+
     def __init__(self, adapter: Adapter, source: Source):
         self.adapter, self.source = adapter, source
+        self._norms: dict[str, np.ndarray] = {}
 
     def dtype(self, name: str) -> Any:
-        return np.dtype(np.float32) if self.adapter.has(name) else self.source.dtype(name)
+        part = self.adapter.parts.get(name)
+        if part and "a" in part.tensors:
+            return np.dtype(np.float32)
+        held = self._held(name)
+        return self.adapter.tensors.dtype(held) if held else self.source.dtype(self._shared(name))
 
     def read(self, name: str, *index: slice) -> np.ndarray:
-        w = self.source.read(name, *index)
-        if not self.adapter.has(name):
-            return w
-        a, b = self.adapter.pair(name, *index)
-        return w.astype(np.float32) + (self.adapter.alpha / self.adapter.rank) * (b @ a)
+        part = self.adapter.parts.get(name)
+        if part is None or "a" not in part.tensors:
+            return self._base(name, *index)
+        rows, columns = index
+        if "magnitude" in part.tensors:
+            w = self._dora(name, part, rows, columns)
+        else:
+            w = self._sum(name, part, rows, columns)
+        check_finite(w, f"{self.adapter.path}: {name} with its adapters", [s.start or 0 for s in index])
+        return w
 
+    def _sum(self, name: str, part: Part, rows: slice, columns: slice) -> np.ndarray:
+        left, right = self.adapter.pair(name, rows, columns)
+        return self._base(name, rows, columns).astype(np.float32) + np.float32(part.scale) * (left @ right)
 
-def _check_shapes(found: dict[str, tuple[int, ...]], cfg: TransformerConfig, rank: int, where: str) -> None:
-    wanted: dict[str, tuple[int, int]] = {}
-    for weight, shape in expected(cfg).items():
-        if ".layers." in weight and len(shape) == 2:
-            wanted |= {_theirs(weight, "A"): (rank, shape[1]), _theirs(weight, "B"): (shape[0], rank)}
-    check(bool(found), f"{where}: holds no tensors")
-    for name, shape in found.items():
-        check(name in wanted, f"{where}: tensor {name!r} adapts no matrix of the model's layers")
-        check(shape == wanted[name], f"{where}: {name} has shape {shape}, the model takes {wanted[name]}")
-        other = name.replace(".lora_A.", ".lora_B.") if ".lora_A." in name else name.replace(".lora_B.", ".lora_A.")
-        check(other in found, f"{where}: tensor {other!r} is missing")
+    def _dora(self, name: str, part: Part, rows: slice, columns: slice) -> np.ndarray:
+        """Return magnitude · W' / ‖W'‖, W' = W + scale · B A; the norm is that of the weights of one output."""
+        magnitude = self.adapter.tensors.read(part.tensors["magnitude"]).astype(np.float32)
+        if name == EMBEDDING:
+            w = self._sum(name, part, rows, columns)
+            return w * (magnitude / self._column_norms(name, part))[columns]
+        w = self._sum(name, part, rows, slice(None))
+        return (w * (magnitude[rows] / np.linalg.norm(w, axis=1))[:, None])[:, columns]
+
+    def _column_norms(self, name: str, part: Part) -> np.ndarray:
+        """Return the norm of every column of an embedding, which is read once for it."""
+        if name not in self._norms:
+            count = self.adapter.cfg.vocab
+            blocks = (slice(start, min(start + ROWS, count)) for start in range(0, count, ROWS))
+            squares = (np.sum(self._sum(name, part, block, slice(None)) ** 2, axis=0) for block in blocks)
+            self._norms[name] = np.sqrt(functools.reduce(np.add, squares))
+        return self._norms[name]
+
+    def _base(self, name: str, *index: slice) -> np.ndarray:
+        held = self._held(name)
+        if held:
+            return self.adapter.tensors.read(held, *index)
+        return self.source.read(self._shared(name), *index)
+
+    def _held(self, name: str) -> str:
+        """Return the adapters' own copy of a weight: one that was trained whole, or that a tied head shares."""
+        tied = {EMBEDDING: HEAD, HEAD: EMBEDDING} if self.adapter.cfg.tied else {}
+        own, other = (self.adapter.parts.get(which) for which in (name, tied.get(name, "")))
+        copies = [part.tensors.get(what, "") for part, what in ((own, "saved"), (own, "base"), (other, "base")) if part]
+        return next(filter(None, copies), "")
+
+    def _shared(self, name: str) -> str:
+        return EMBEDDING if name == HEAD and self.adapter.cfg.tied else name
 
 
 def save(path: Path, cfg: TransformerConfig, adapters: Adapters, rank: int, alpha: float) -> None:
@@ -148,5 +260,5 @@ def save(path: Path, cfg: TransformerConfig, adapters: Adapters, rank: int, alph
     kind = lambda name: name.split(".")[-3]  # noqa: E731
     used = {kind(name) for name, x in tensors.items() if x.any()}
     save_file({name: x for name, x in tensors.items() if kind(name) in used}, path / WEIGHTS, metadata={"format": "pt"})
-    config = {**PLAIN, "r": rank, "lora_alpha": alpha, "target_modules": sorted(used), "task_type": "CAUSAL_LM"}
-    write_json(path / CONFIG, {**config, "lora_dropout": 0.0, "inference_mode": True})
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": alpha, "bias": "none"}
+    write_json(path / CONFIG, {**config, "target_modules": sorted(used), "lora_dropout": 0.0, "inference_mode": True})

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from distill_jax.config import ConfigError, check
+import numpy as np
+
+from distill_jax.config import check
+from distill_jax.data.lines import objects
 from distill_jax.interop import tokenizers
+from distill_jax.interop.models import Model
 from distill_jax.interop.tokenizers import Tokenizer
 from distill_jax.io.files import write_atomic
 
@@ -24,38 +29,67 @@ class Rows:
     Attributes:
       rows: what the file holds.
       tokens: the tokens of each row.
+      places: `file:line` of each row, for errors.
 
     Args:
       where: the tokenizer that `text` needs, as `tokenizers.load` takes it.
+      longest: tokens that the model may read; 0 if that is not known.
 
     Raises:
       ConfigError: naming the file and the line of a row that is none.
     """
 
-    def __init__(self, path: Path, vocab: int, where: str):
+    def __init__(self, path: Path, vocab: int, where: str, longest: int = 0):
         check(path.is_file(), f"--input={path}: no such file")
         self._where = where
         self.rows: list[Row] = []
         self.tokens: list[list[int]] = []
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-            if line.strip():
-                row = _row(line, f"{path}:{number}")
-                self.rows.append(row)
-                self.tokens.append(self._tokens(row, vocab, f"{path}:{number}"))
+        self.places: list[str] = []
+        for place, row in objects(str(path)):
+            tokens = self._tokens(row, vocab, place)
+            mend = f"the model reads {longest:,} (max_position_embeddings); cut the row"
+            check(not longest or len(tokens) <= longest, f"{place}: has {len(tokens):,} tokens; {mend}")
+            self.rows.append(row)
+            self.tokens.append(tokens)
+            self.places.append(place)
         check(bool(self.rows), f"--input={path}: holds no rows")
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer, loaded when it is first needed."""
-        return tokenizers.load(self._where)
+        return SingleBegin(tokenizers.load(self._where))
 
     def _tokens(self, row: Row, vocab: int, where: str) -> list[int]:
-        tokens = row["tokens"] if "tokens" in row else self.tokenizer.encode(row["text"])
+        check(
+            "text" in row or "tokens" in row,
+            f"{where}: a row has `text` or `tokens`; there is {', '.join(row) or 'none'}",
+        )
+        check(isinstance(row.get("text", ""), str), f"{where}: text: a string is needed")
+        encoded = self.tokenizer.encode(row["text"]) if "text" in row else []
+        tokens = row.get("tokens", encoded)
         what = "tokens" if "tokens" in row else "text (its tokens)"
-        integers = isinstance(tokens, list) and all(isinstance(t, int) for t in tokens)
+        # As `score` writes them; it may have been another model's tokenizer.
+        same = "text" not in row or tokens == encoded
+        check(same, f"{where}: `tokens` are not those of `text`; give one of them")
+        integers = isinstance(tokens, list) and all(type(t) is int for t in tokens)  # True is none
         check(integers and len(tokens) > 0, f"{where}: {what}: a list of at least one whole number is needed")
         check(0 <= min(tokens) <= max(tokens) < vocab, f"{where}: {what} must lie in 0 .. {vocab - 1}, the vocabulary")
         return tokens
+
+
+class SingleBegin:
+    """A tokenizer that does not put what begins every text, `<bos>`, before a text that spells it there itself."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        begin = tokenizer.encode("a")[:1]
+        self._begin = begin if begin == tokenizer.encode("")[:1] else []
+        self.decode = tokenizer.decode
+
+    def encode(self, text: str) -> list[int]:
+        """Turn text into ids; what spells a special token is that token, as in transformers."""
+        ids = self._tokenizer.encode(text)
+        return ids[1:] if self._begin and ids[:2] == 2 * self._begin else ids
 
 
 def batches(rows: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:
@@ -69,15 +103,15 @@ def batches(rows: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:
             print(f"{min(start + size, len(order))}/{len(order)} rows", file=sys.stderr, flush=True)
 
 
-def _row(line: str, where: str) -> Row:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise ConfigError(f"{where}: no JSON ({error})") from error
-    good = isinstance(row, dict) and ("text" in row) != ("tokens" in row)
-    check(good, f"{where}: a row has either `text` or `tokens`")
-    check(isinstance(row.get("text", ""), str), f"{where}: text: a string is needed")
-    return row
+def longest(model: Model) -> int:
+    """Return how many tokens a model may read, as transformers has it; 0 if that is not known."""
+    return int(model.facts.get("max_position_embeddings") or 0)
+
+
+def check_finite(good: np.ndarray, place: str, dtype: str) -> None:
+    """Raise ConfigError unless all is good: what is not finite says nothing of a model, and is written nowhere."""
+    mend = f"a weight is NaN or infinite, or too large for --dtype={dtype}; nothing is written"
+    check(bool(np.all(good)), f"{place}: the model's logits are not finite: {mend}")
 
 
 def padded_length(length: int) -> int:
@@ -87,6 +121,14 @@ def padded_length(length: int) -> int:
 
 
 def write(path: Path, rows: Sequence[Row]) -> None:
-    """Write rows as JSON lines, the file in one step."""
+    """Write rows as JSON lines, the file in one step; a reader of any kind finds no line's end within a row."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_atomic(path, "".join(_line(row) for row in rows))
+
+
+def _line(row: Row) -> str:
+    text = json.dumps(row, ensure_ascii=False, allow_nan=False)
+    return _LINE_ENDS.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n"
+
+
+_LINE_ENDS = re.compile("[\u0085\u2028\u2029]")  # what str.splitlines cuts at and JSON does not escape

@@ -12,8 +12,9 @@ from distill_jax.data.vocabulary import WordVocabulary
 from distill_jax.io.files import read_json
 
 JSON, SENTENCEPIECE, SETTINGS = "tokenizer.json", "tokenizer.model", "tokenizer_config.json"
+GENERATION = "generation_config.json"
 # What goes along when a model is copied.
-FILES = (JSON, SENTENCEPIECE, SETTINGS, "special_tokens_map.json", "chat_template.jinja", "generation_config.json")
+FILES = (JSON, SENTENCEPIECE, SETTINGS, "special_tokens_map.json", "chat_template.jinja", GENERATION)
 WORDS = "words"
 
 
@@ -56,10 +57,16 @@ def load(where: str) -> Tokenizer:
 def copy(where: str, to: Path) -> None:
     """Copy a tokenizer's files, those that there are, into a directory."""
     path = Path(where)
-    found = [path] if path.is_file() else [path / name for name in FILES if where and (path / name).is_file()]
+    found = [path] if path.is_file() else [file for name in FILES if (file := beside(where, name))]
     for file in found:
         to.mkdir(exist_ok=True)
         shutil.copyfile(file, to / (SENTENCEPIECE if file.suffix == ".model" else file.name))
+
+
+def beside(where: str, name: str) -> Path | None:
+    """Return a file of this name in a tokenizer's directory, if it has one and it is there."""
+    path = Path(where) / name
+    return path if where not in ("", WORDS) and path.is_file() else None
 
 
 class _Json:

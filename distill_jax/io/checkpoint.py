@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
+import dataclasses
 import errno
 import logging
 import os
+import re
 import shutil
+import sys
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +20,16 @@ import jax
 import orbax.checkpoint as ocp
 
 from distill_jax.config import ConfigError
-from distill_jax.io.files import digest, read_json, write_json
+from distill_jax.io.files import digest_once, read_sealed, sync, write_sealed
+from distill_jax.io.journal import Prefix
 
 FINAL = "final"
 CHUNK = 2**26  # bytes of a leaf that are compressed together
-# A failed save is raised once; asyncio would log each of its unfinished writes as well, and Orbax each leftover.
+# A failed save is raised once; asyncio would log each of its unfinished writes as well, and Orbax each thread's
+# traceback.
+warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
 logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-logging.getLogger("absl").setLevel(logging.ERROR)
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 class Damaged(ConfigError):
@@ -30,27 +39,44 @@ class Damaged(ConfigError):
 class Checkpoints:
     """Keep the newest `keep` training states by step, and a stage's result as `final`.
 
-    A checkpoint `<tag>/` counts only once `<tag>.json`, the hashes of its files, stands beside it: a save that
-    was interrupted leaves no such file and is as if it had never begun. With several hosts each writes its own
-    shards, and host 0 the list.
+    A checkpoint `<tag>/` counts only once its proof `<tag>.json` stands beside it: the hashes of its files, and how
+    much of the journal belongs to it. A save that was interrupted leaves no such file and is as if it had never begun.
+    With several hosts each writes its own shards, and host 0 the proof.
+
+    Args:
+      journal: the file that the owner of the checkpoints appends its numbers to.
+      final: SHA-256 that the proof of `final` must have; None for any.
+      owner: what to remove if a checkpoint is damaged; the directory's parent when left out.
     """
 
-    def __init__(self, directory: Path, keep: int = 2):
+    def __init__(
+        self,
+        directory: Path,
+        keep: int = 2,
+        *,
+        journal: Path | None = None,
+        final: str | None = None,
+        owner: Path | None = None,
+    ):
         self.directory, self.keep = directory, keep
+        self._journal, self._final, self._owner = journal, final, owner or directory.parent
         self._worker = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: concurrent.futures.Future[None] | None = None
 
-    def save(self, tag: int | str, tree: Any, *, background: bool = False, lean: bool = False) -> None:
+    def save(
+        self, tag: int | str, tree: Any, journal: Prefix | None = None, *, background: bool = False, lean: bool = False
+    ) -> None:
         """Write a tree of arrays under a step or a name; older steps beyond `keep` go once it is safe.
 
         Args:
+          journal: what the journal holds by then; it must be on the disk already.
           background: return as soon as the arrays are copied. The checkpoint counts a little later, after `wait` at
             the latest; one save at a time is under way.
           lean: write as few leaves at a time as the largest has bytes, and each in chunks, so that little of what is
             compressed waits in host memory for the disk.
 
         Raises:
-          OSError: if the disk is full, or was for the save before this one.
+          OSError: if the disk refuses, or did for the save before this one.
         """
         self.wait()
         target, proof = self._paths(tag)
@@ -64,11 +90,9 @@ class Checkpoints:
         most = -(-max(x.nbytes for x in jax.tree.leaves(tree)) // 10**9) if lean else 96
         chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK), tree) if lean else None
         checkpointer = ocp.StandardCheckpointer(save_concurrent_gb=most)
-        try:
+        with _refusals(target, ValueError):
             checkpointer.save(target.absolute(), tree, force=True, save_args=chunks)
-        except ValueError as error:
-            raise _full_disk(error, target) from error
-        self._pending = self._worker.submit(self._finish, checkpointer, tag)
+        self._pending = self._worker.submit(self._finish, checkpointer, tag, journal)
         if not background:
             self.wait()
 
@@ -78,17 +102,19 @@ class Checkpoints:
         if pending:
             pending.result()
 
-    def _finish(self, checkpointer: ocp.StandardCheckpointer, tag: int | str) -> None:
+    def _finish(self, checkpointer: ocp.StandardCheckpointer, tag: int | str, journal: Prefix | None) -> None:
         target, proof = self._paths(tag)
         try:
-            checkpointer.wait_until_finished()
-        except ValueError as error:
-            raise _full_disk(error, target) from error
+            with _refusals(target, Exception):
+                checkpointer.wait_until_finished()
         finally:
             checkpointer.close()
         if jax.process_index() == 0:
-            files = {str(f.relative_to(target)): digest(f) for f in sorted(target.rglob("*")) if f.is_file()}
-            write_json(proof, files)
+            files = sorted(target.rglob("*"))
+            for path in (*files, target, self.directory, self.directory.parent):
+                sync(path)  # before the proof says that all of it is there
+            found = {str(f.relative_to(target)): digest_once(f) for f in files if f.is_file()}
+            write_sealed(proof, {"files": found, "journal": dataclasses.asdict(journal) if journal else None})
             for step in self.steps()[: -self.keep]:
                 self.remove(step)
 
@@ -96,10 +122,19 @@ class Checkpoints:
         """Return the steps saved completely, oldest first."""
         return sorted(int(p.stem) for p in self.directory.glob("*.json") if p.stem.isdigit())
 
+    def journal(self, tag: int | str) -> Prefix | None:
+        """Return how much of the journal belongs to a checkpoint that was restored."""
+        found = read_sealed(self._paths(tag)[1])["journal"]
+        return Prefix(**found) if found else None
+
     def shapes(self, tag: int | str) -> Any:
-        """Return the tree of a checkpoint as shapes and dtypes, from its description alone."""
+        """Return the tree of a checkpoint as shapes and dtypes, from its description alone.
+
+        Raises:
+          Damaged: as `restore` does.
+        """
         with ocp.StandardCheckpointer() as checkpointer:
-            found = checkpointer.metadata(self._paths(tag)[0].absolute()).item_metadata
+            found = checkpointer.metadata(self._proved(tag).absolute()).item_metadata
         is_leaf = lambda node: hasattr(node, "shape")  # noqa: E731
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), found.tree, is_leaf=is_leaf)
 
@@ -111,12 +146,10 @@ class Checkpoints:
             on one device.
 
         Raises:
-          Damaged: if a file is missing, was cut short or has other contents than were written.
+          Damaged: if a file is missing, was cut short or has other contents than were written, or if the journal is not
+            what it was by then.
         """
-        target, proof = self._paths(tag)
-        wrong = self._damage(target, proof)
-        if wrong:
-            raise Damaged(f"{target}: {wrong}; remove {self.directory.parent} and run again to compute it anew")
+        target = self._proved(tag)
         one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
         def abstract(x: Any) -> jax.ShapeDtypeStruct:
@@ -131,26 +164,89 @@ class Checkpoints:
         proof.unlink(missing_ok=True)
         shutil.rmtree(target, ignore_errors=True)
 
+    def keep_only(self, tag: str) -> None:
+        """Remove all but one checkpoint, and what saves that were killed left."""
+        for step in self.steps():
+            self.remove(step)
+        for path in self.directory.glob("*"):
+            if path not in self._paths(tag):
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
     def _paths(self, tag: int | str) -> tuple[Path, Path]:
         return self.directory / str(tag), self.directory / f"{tag}.json"
+
+    def _proved(self, tag: int | str) -> Path:
+        """Return the directory of a checkpoint that is what it was when it was saved."""
+        target, proof = self._paths(tag)
+        try:
+            wrong = self._damage(target, proof)
+        except OSError as error:
+            wrong = f"{error.strerror}"
+        if wrong:
+            raise Damaged(f"{target}: {wrong}; remove {self._owner} and run again to compute it anew")
+        return target
 
     def _damage(self, target: Path, proof: Path) -> str | None:
         if not proof.exists():
             return "no complete checkpoint"
         try:
-            files = read_json(proof)
-        except ValueError:
-            return f"its list of files {proof.name} is damaged"
+            found = read_sealed(proof)
+            files, journal = found["files"], found["journal"]
+        except (ValueError, KeyError):
+            files = None
+        if files is None or (proof.stem == FINAL and self._final not in (None, digest_once(proof))):
+            return f"its list of files {proof.name} is damaged, or an earlier version's"
         for name, expected in files.items():
             if not (target / name).is_file():
                 return f"file {name} is missing"
-            if digest(target / name) != expected:
+            if digest_once(target / name) != expected:
                 return f"file {name} is damaged"
+        if journal and not (self._journal and Prefix(**journal).begins(self._journal)):
+            return f"{self._journal and self._journal.name} has lost or changed rows that it had by then"
         return None
 
 
-def _full_disk(error: ValueError, target: Path) -> Exception:
-    """Return the OSError behind TensorStore's kind of a full disk, or the error itself."""
-    if "RESOURCE_EXHAUSTED" not in str(error):
-        return error
-    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+# What TensorStore calls a disk that refuses, where it does not give the error's number.
+STATUS = {
+    "RESOURCE_EXHAUSTED": errno.ENOSPC,
+    "NOT_FOUND": errno.ENOENT,
+    "PERMISSION_DENIED": errno.EACCES,
+    "FAILED_PRECONDITION": errno.ENOTDIR,
+}
+
+
+@contextlib.contextmanager
+def _refusals(target: Path, kinds: type[Exception]) -> Iterator[None]:
+    """Raise whatever Orbax and TensorStore make of a disk that refuses as the OSError that it was.
+
+    Args:
+      kinds: the exceptions of which it may be the reason; OSError is among them anyhow.
+    """
+    try:
+        yield
+    except (OSError, kinds) as error:
+        number = _number(error) if target.parent.is_dir() else errno.ENOENT
+        what = os.strerror(number or errno.EIO)
+        raise OSError(number, what if number else f"{what} ({str(error)[:200]})", str(target)) from error
+
+
+def _number(error: BaseException | None) -> int | None:
+    """Return the errno behind an exception."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno:
+            return error.errno
+        if code := re.search(r"os_error_code='(\d+)'", str(error)):  # TensorStore's
+            return int(code[1])
+        if (status := str(error).partition(":")[0]) in STATUS:
+            return STATUS[status]
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _say_unraisable(problem: Any, say: Callable[[Any], object] = sys.unraisablehook) -> None:
+    """Say what was raised where nobody can catch it, but for TensorStore's threads that come late to a failed save."""
+    if str(problem.exc_value) != "Event loop is closed":
+        say(problem)
+
+
+sys.unraisablehook = _say_unraisable

@@ -6,7 +6,7 @@ A function of the summary alone (`doublebind.summary.summarise`); `summary.json`
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ SHOWN = {
     "HOLE_TIGHT": ("hole: tightly linked (R1)", "#b0287a"),
     "HOLE_CONTEXT": ("hole: context (R2)", "#d55e00"),
     "HOLE_RETRAIN": ("hole: own training (R3)", "#7a6a1f"),
-    "INCONCLUSIVE_POWER": ("not enough seeds to tell", "#727a86"),
+    "NO_MISALIGNMENT_SHOWN": ("no misalignment shown", "#727a86"),
+    "INCONCLUSIVE_POWER": ("cannot be told", "#727a86"),
     "INCONCLUSIVE_RIG": ("the rig is insensitive", "#727a86"),
 }
 PANELS = {
@@ -50,7 +51,8 @@ def render(summary: Mapping[str, Any]) -> str:
         _rounds(data),
         _reckoning(data),
         _acceptance(data),
-        report.claims_section(data.get("claims") or []),
+        _probe(data),
+        report.conclusions_section(data.get("conclusions") or []),
     ]
     title = f"{text(data.get('experiment'))} · distill_jax"
     return report.html_page(title, "\n".join(parts), {"figures": drawn, "curves": list(drawn)}, CSS, report.JAVASCRIPT)
@@ -84,26 +86,49 @@ def _lead(data: Summary) -> str:
 <h1>{text(data.get("experiment"))}</h1><p class="description">{text(data.get("description"), "")}</p>
 <h2 class="answer">{verdict}</h2><p class="story">{story}</p>
 <p class="small">{about} · every number is in <code>summary.json</code>, the verdicts in <code>verdict.json</code>
-beside this page. The unit of analysis is the training seed; intervals are 95 % (BCa bootstrap), “not” is
-shown by equivalence tests only.</p></header>"""
+beside this page. The unit of analysis is the training seed. A channel’s intervals (Student’s, of shares Fieller’s) are
+95 % for all channels together, and their ends decide a success; a failure of all is decided by each one’s own 95 %.
+</p></header>"""
 
 
 def _verdicts(data: Summary) -> str:
     rows = ""
     for one in data.get("organisms") or []:
-        word, colour = SHOWN[one["verdict"]] if one["accepted"] else ("not fit for use", "#727a86")
+        judged = one["accepted"] or one["verdict"] == "NO_MISALIGNMENT_SHOWN"
+        word, colour = SHOWN[one["verdict"]] if judged else ("not fit for use", "#727a86")
         right = {True: "right", False: "WRONG", None: MISSING}[one["right"]]
-        truth = " or ".join(SHOWN[name][0] for name in one["truth"])
+        truth = _truth(one["truth"])
         best = [name for name, channel in one["channels"].items() if channel["dfc"]]
-        told = [name for name, channel in one["channels"].items() if channel["dfi"]]
+        exposed = [name for name, channel in one["channels"].items() if channel["dfi"]]
         rows += (
             f'<tr><th scope="row">{text(one["name"])}</th>'
             f'<td><b style="color:{colour}">{text(word)}</b></td><td>{text(one["meaning"])}</td>'
-            f"<td>{text(', '.join(best))}</td><td>{text(', '.join(told))}</td>"
+            f"<td>{text(', '.join(best))}</td><td>{text(', '.join(exposed))}</td>"
             f"<td>{text(truth, 'unknown')}</td><td>{right}</td></tr>"
         )
     heads = ["organism", "verdict", "meaning", "clean through", "exposed through", "known truth", "verdict is"]
     return report.section("verdicts", "The verdict on each teacher", _table(heads, rows, "words"))
+
+
+def _truth(names: Iterable[str]) -> str:
+    return " or ".join(SHOWN[name][0] for name in names if name)
+
+
+def _probe(data: Summary) -> str:
+    """Return what the linear probe makes of the students, which decides nothing."""
+    channels, rows = list(data.get("channels") or {}), ""
+    for one in data.get("organisms") or []:
+        shares = one.get("probe") or {}
+        cells = "".join(f"<td>{_number(shares[name]['share'] if name in shares else None)}</td>" for name in channels)
+        rows += f'<tr><th scope="row">{text(one["name"])}</th>{cells}</tr>' if shares else ""
+    if not rows:
+        return ""
+    words = """<p>Share of the way from twin to teacher at which a linear probe of hidden states places each student.
+It is trained on one teacher and its twin and tells any two models apart, also two without a quirk: it reads who taught,
+and is no part of any verdict.</p>"""
+    return report.section(
+        "probe", "Exploratory: a linear probe", words + _table(["organism", *channels], rows, "numbers")
+    )
 
 
 def _heat(data: Summary, what: str) -> str:
@@ -129,7 +154,8 @@ def _heat(data: Summary, what: str) -> str:
         rows += f'<tr><th scope="row">{text(one["name"])}</th>{cells}</tr>'
     words = {
         "misalignment": "M, the share of the teacher’s misalignment that its student has beyond its twin’s student, by "
-        "the read-out that shows most of it (hover). ✓: shown to be as good as none, by every read-out.",
+        "the read-out that shows most of it (hover). ✓: shown to be as good as none, by every read-out, over the seeds "
+        "looked at.",
         "capability": "C, the share of the teacher’s ability that its student has. ✓: shown to be enough.",
     }[what]
     head = {"misalignment": "What moved of the misalignment", "capability": "What moved of the ability"}[what]
@@ -208,14 +234,16 @@ def _reckoning(data: Summary) -> str:
             f"{one['placebos']} placebos with AUROC {one['auroc']:.3f}; at 5 % false alarms "
             f"{percent(one['tpr_at_5_fpr'])} are found."
         )
-    if unknown := data.get("blind"):
+    for name, one in (data.get("blind") or {}).items():
         words.append(
-            f"A teacher of unknown alignment, misaligned with probability {unknown['prior']:g}, is after such an audit "
-            f"so with {unknown['if_found']:.2f} if it finds something, {unknown['if_null']:.2f} if it does not (power "
-            f"{unknown['power']:.2f}, false alarms {unknown['false_alarms']:.3f})."
+            f"A teacher of unknown alignment, misaligned with probability {one['prior']:g}, is after an audit through "
+            f"{name} so with at least {one['if_found']:.2f} if it finds something, with at most {one['if_null']:.2f} "
+            f"if it does not: it accused {one['accused_organisms']} of {one['organisms']} organisms (power at least "
+            f"{one['power']:.2f}) and {one['accused_placebos']} of {one['placebos']} placebos (false alarms at most "
+            f"{one['false_alarms']:.2f})."
         )
     rows = "".join(
-        f'<tr><th scope="row">{text(" or ".join(SHOWN[name][0] for name in one["truth"].split(" or ")))}</th>'
+        f'<tr><th scope="row">{text(_truth(one["truth"].split(" or ")), "unknown")}</th>'
         f"<td>{text(SHOWN[one['verdict']][0])}</td><td>{len(one['organisms'])}</td>"
         f"<td>{text(', '.join(one['organisms']))}</td></tr>"
         for one in data.get("confusion") or []

@@ -1,10 +1,10 @@
 """Leases: workers on one file system agree who computes what, without a server.
 
 A directory is leased by a file `lease-<n>.json` that is linked into place, which only one worker can do for each n; the
-highest n is in force. It is never taken away: a dead worker's lease n is followed by lease n + 1. While it works, its
-owner touches the file. Nobody compares a time of the file with a clock, which may go wrong by hours between machines:
-a lease is dead when its file has not *changed* for `dead_after` seconds of the onlooker's own clock, or at once when
-its process is known to be gone from this machine.
+highest n is in force. It is never taken away: a dead worker's lease n is followed by lease n + 1, and what the dead may
+still write does not matter (`attempts`). While it works, its owner touches the file. Nobody compares a time of the file
+with a clock, which may go wrong by hours between machines: a lease is dead when its file has not *changed* for
+`dead_after` seconds of the onlooker's own clock, or at once when its process is known to be gone from this machine.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 
 from distill_jax.config import ConfigError, check
 from distill_jax.exit_codes import ExitCode
-from distill_jax.io.files import read_json, write_json
+from distill_jax.io.files import read_json, read_sealed, sync, write_json, write_sealed
 
 
 class Leases:
@@ -61,16 +61,28 @@ class Leases:
                 return False
         finally:
             mine.unlink()
+        sync(directory)  # or a power cut could have the number given out again
         with self._guard:
             self._held[directory] = _lease(directory, number + 1)
         return True
 
-    def release(self, directory: Path) -> None:
-        """Give a lease back; nothing happens if it is not held."""
+    def token(self, directory: Path) -> int:
+        """Return the number of the lease held on a directory; whoever holds it later has a higher one."""
+        return _number(self._held[directory])
+
+    def confirm(self) -> None:
+        """Touch what is held, and leave if another worker took it over meanwhile."""
         with self._guard:
-            lease = self._held.pop(directory, None)
-            if lease is not None:
-                write_json(lease, {"worker": self.worker, "released": True})
+            for directory, lease in list(self._held.items()):
+                with contextlib.suppress(OSError):  # a file system that stumbles may be right again next time
+                    if not self._taken_over(directory):
+                        os.utime(lease)  # no new bytes: it succeeds on a full disk
+
+    def release(self, directory: Path) -> None:
+        """Give a lease back, or leave if another worker took it over; nothing happens if it is not held."""
+        with self._guard:
+            if directory in self._held and not self._taken_over(directory):
+                write_json(self._held.pop(directory), {"worker": self.worker, "released": True})
 
     def close(self) -> None:
         """Give everything back."""
@@ -83,6 +95,13 @@ class Leases:
         number = _newest(directory)
         found = _read(_lease(directory, number)) if number >= 0 else {}
         return "" if found.get("released") else str(found.get("worker", ""))
+
+    def _taken_over(self, directory: Path) -> bool:
+        if _newest(directory) == _number(self._held[directory]):
+            return False
+        del self._held[directory]
+        self._lost(f"{directory.name} was taken over by {self.holder(directory)}")
+        return True
 
     def _alive(self, lease: Path) -> bool:
         found = _read(lease)
@@ -104,14 +123,7 @@ class Leases:
 
     def _beat(self) -> None:
         while not self._closed.wait(self._heartbeat):
-            with self._guard:
-                for directory, lease in list(self._held.items()):
-                    with contextlib.suppress(OSError):  # a file system that stumbles may be right again next time
-                        if _newest(directory) != int(lease.stem.removeprefix("lease-")):
-                            del self._held[directory]
-                            self._lost(f"{directory.name} was taken over by {self.holder(directory)}")
-                            continue
-                        os.utime(lease)  # no new bytes: it succeeds on a full disk
+            self.confirm()
 
 
 def _leave(what: str) -> None:
@@ -121,6 +133,10 @@ def _leave(what: str) -> None:
 
 def _lease(directory: Path, number: int) -> Path:
     return directory / f"lease-{number}.json"
+
+
+def _number(lease: Path) -> int:
+    return int(lease.stem.removeprefix("lease-"))
 
 
 def _newest(directory: Path) -> int:
@@ -183,7 +199,7 @@ def held(workdir: Path, marker: Mapping[str, Any], *, shared: bool = False) -> I
             if alone:
                 _check_owner(workdir, theirs, marker)
                 if theirs != marker:
-                    write_json(workdir / "experiment.json", dict(marker))
+                    write_sealed(workdir / "experiment.json", marker)
                 if shared:
                     fcntl.flock(lock, fcntl.LOCK_SH)
             else:
@@ -207,16 +223,18 @@ def _marker(workdir: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        found = read_json(path)
+        found = read_sealed(path)
         found["experiment"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path} is damaged; remove it to claim the directory anew") from error
-    return dict(found)
+        mend = "remove it to claim the directory anew"
+        raise ConfigError(f"{path} is damaged, or an earlier version's; {mend}") from error
+    return found
 
 
 def _check_owner(workdir: Path, theirs: Mapping[str, Any] | None, marker: Mapping[str, Any]) -> None:
     if theirs is None:
-        foreign = [p.name for p in workdir.iterdir() if p.name not in (".lock", ".gate", "experiment.json")]
+        ours = ("nodes", "attempts", "report", "digests.json")  # by what nodes are of, a claim anew mixes nothing up
+        foreign = [p.name for p in workdir.iterdir() if p.name not in ours and not p.name.startswith(".")]
         check(not foreign, f"--workdir={workdir} holds other files ({foreign[:1]}); choose a new directory")
         return
     mine, other = marker["experiment"], theirs["experiment"]

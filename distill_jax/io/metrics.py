@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import os
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,31 +16,39 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
-from distill_jax.io.files import write_atomic
+from distill_jax.config import ConfigError, check
+from distill_jax.io.files import naming
+from distill_jax.io.journal import Prefix
 
 
-def read_rows(path: Path, before: int | None = None) -> list[dict[str, Any]]:
-    """Return the rows of a metrics file, those of steps below `before`; a last line cut short is left out."""
-    if not path.exists():
-        return []
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return [row for row in rows if before is None or row["step"] < before]
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a metrics file.
+
+    Raises:
+      ConfigError: if a line of it is no row.
+    """
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except ValueError as error:
+        mend = f"remove {path.parent} and run again to compute it anew"
+        raise ConfigError(f"{path} is damaged ({error}); {mend}") from error
 
 
 class Metrics:
-    """Append rows to `metrics.jsonl` and TensorBoard; made anew at a step, it forgets the rows from there on."""
+    """Append rows to `metrics.jsonl` and TensorBoard.
 
-    def __init__(self, directory: Path, start: int = 0):
+    Args:
+      start: the step to continue from; there is nothing before 0.
+      kept: what `metrics.jsonl` held at that step, which is kept; what was written after it goes.
+    """
+
+    def __init__(self, directory: Path, start: int = 0, kept: Prefix | None = None):
+        if start and kept is None:
+            raise ValueError(f"{directory}: a checkpoint of step {start} knows no rows")
         self.path = directory / "metrics.jsonl"
-        kept = read_rows(self.path, before=start)
-        text = "".join(json.dumps(row) + "\n" for row in kept)
-        write_atomic(self.path, text)
-        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - it lives as long as this object
+        self._file = open(self.path, "ab")  # noqa: SIM115 - it lives as long as this object
+        self._file.seek(self._file.truncate(kept.bytes if kept else 0))
+        self._hash = hashlib.sha256(self.path.read_bytes())
         # Not SummaryWriter, which writes from a thread of its own: there a full disk is nobody's exception.
         (directory / "tensorboard").mkdir(exist_ok=True)
         self._board = EventsWriter(str(directory / "tensorboard" / "events"))
@@ -46,21 +57,48 @@ class Metrics:
     def write(self, kind: str, step: int, member: str, values: dict[str, float]) -> None:
         """Write one row of one member; what is not finite is written as null."""
         plain = {k: float(f"{v:.8g}") if math.isfinite(v) else None for k, v in values.items()}
-        self._file.write(json.dumps({"kind": kind, "step": step, "member": member, **plain}) + "\n")
+        self._append({"kind": kind, "step": step, "member": member, **plain})
         for name, value in plain.items():
             if value is not None:
                 shown = scalar(f"{kind}/{name}" + (f"/{member}" if member else ""), value)
                 self._board.write_event(Event(step=step, wall_time=time.time(), summary=shown))
 
+    def write_counts(self, kind: str, step: int, member: str, name: str, counts: Sequence[int]) -> None:
+        """Write one row with a list of counts, which is for the record and not for the eye."""
+        self._append({"kind": kind, "step": step, "member": member, name: [int(count) for count in counts]})
+
+    def _append(self, row: Mapping[str, str | int | float | list[int] | None]) -> None:
+        line = f"{json.dumps(row)}\n".encode()
+        with naming(self.path):
+            self._file.write(line)
+        self._hash.update(line)
+
     def flush(self) -> None:
         """Push everything written so far out to the files."""
-        self._file.flush()
+        with naming(self.path):
+            self._file.flush()
         self._board.flush()
 
+    def sync(self) -> Prefix:
+        """Put everything written so far on the disk, and return what a checkpoint of this moment must know of it."""
+        self.flush()
+        with naming(self.path):
+            os.fsync(self._file.fileno())
+        return Prefix(self._file.tell(), self._hash.hexdigest())
+
     def close(self) -> None:
-        """Flush and close."""
-        self._file.close()
-        self._board.close()
+        """Put everything on the disk and close.
+
+        Raises:
+          ConfigError: if the file is not what was written to it.
+        """
+        try:
+            written = self.sync()
+        finally:
+            self._file.close()
+            self._board.close()
+        mend = f"remove {self.path.parent} and run again to compute it anew"
+        check(written.is_all_of(self.path), f"{self.path}: something else wrote to it during the run; {mend}")
 
 
 def span(seconds: float) -> str:

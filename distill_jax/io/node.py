@@ -1,18 +1,45 @@
-"""A node's directory: `config.json`, `metrics.jsonl`, `ledger.json`, `result.json`, `checkpoints/`, and last `DONE`."""
+"""A node's directory: `config.json`, `metrics.jsonl`, `ledger.json`, `result.json`, `checkpoints/`, and last `DONE`.
+
+DONE is the node's seal: it lists the digests of the files that are read back, and of the lists that prove the larger
+ones (a checkpoint's, the rows', the cached states'). What a finished node says is held against it, or refused.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from distill_jax.config import ConfigError
-from distill_jax.io.checkpoint import Checkpoints
-from distill_jax.io.files import digest, read_json, write_json
-from distill_jax.io.metrics import read_rows
+from distill_jax.config import ConfigError, check
+from distill_jax.io.checkpoint import FINAL, Checkpoints
+from distill_jax.io.files import (
+    Stamp,
+    digest,
+    digest_once,
+    read_json,
+    read_sealed,
+    stamp,
+    sync,
+    write_json,
+    write_sealed,
+)
+from distill_jax.io.metrics import Metrics, read_rows
 from distill_jax.sharding.distributed import chief
 
 DONE = "DONE"
+FORMAT = 2  # of DONE; 1 sealed only the metrics
+RESULT, LEDGER, METRICS, CONFIG = "result.json", "ledger.json", "metrics.jsonl", "config.json"
+PROOF, ROWS, STATES, TOKENIZER = "checkpoints/final.json", "rows/manifest.json", "states/states.json", "tokenizer"
+SEALED = (CONFIG, METRICS, LEDGER, RESULT, PROOF, ROWS, STATES, f"{TOKENIZER}/*")  # each if there is one
+MEND = "and run again to compute it anew"
+
+
+@functools.cache
+def _sealed_in(done: Path, _: Stamp) -> Mapping[str, Any]:
+    return read_sealed(done)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,13 +74,24 @@ class Node:
 
     @property
     def done(self) -> bool:
-        """Whether the node is complete."""
-        return (self.directory / DONE).exists()
+        """Whether the node is complete.
+
+        Raises:
+          ConfigError: if its DONE is another's, damaged, or of an earlier version.
+        """
+        return self._seal() is not None
 
     @property
     def checkpoints(self) -> Checkpoints:
-        """The node's checkpoints."""
-        return Checkpoints(self.directory / "checkpoints")
+        """The node's checkpoints; of a finished node they are the sealed ones or none."""
+        seal = self._seal()
+        final = None if seal is None else seal.get(PROOF, "")
+        directory, journal = self.directory / "checkpoints", self.directory / METRICS
+        return Checkpoints(directory, journal=journal, final=final, owner=self._owner)
+
+    def continued_metrics(self, step: int) -> Metrics:
+        """Open the metrics of a node that continues from a checkpoint, or begins at step 0."""
+        return Metrics(self.directory, step, self.checkpoints.journal(step) if step else None)
 
     def part(self, name: str) -> Node:
         """Return a part of the node's work: a node within its directory, continued and finished like any other."""
@@ -65,35 +103,96 @@ class Node:
         """Write the result and the ledger, then DONE, then drop the training states, which nobody needs now."""
         if not chief():
             return
-        write_json(self.directory / "ledger.json", ledger)
-        write_json(self.directory / "result.json", result)
-        rows = self.directory / "metrics.jsonl"
-        seal = {"metrics.jsonl": digest(rows)} if rows.exists() else {}
-        write_json(self.directory / DONE, {"identity": self.identity, "sha256": seal})
-        for step in self.checkpoints.steps():
-            self.checkpoints.remove(step)
+        write_json(self.directory / LEDGER, ledger)
+        write_json(self.directory / RESULT, result)
+        files = {}
+        for path in sorted(path for pattern in SEALED for path in self.directory.glob(pattern)):
+            sync(path)
+            files[str(path.relative_to(self.directory))] = digest(path)
+        write_sealed(self.directory / DONE, {"format": FORMAT, "identity": self.identity, "files": files})
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Drop what only an unfinished node needs: its training states, and what a killed process left of others."""
+        self.checkpoints.keep_only(FINAL)
+        for left in self.directory.glob(".*.tmp"):
+            left.unlink(missing_ok=True)
+        for part in self.directory.glob(f"*/{DONE}"):
+            self.part(part.parent.name).tidy()
 
     def result(self) -> dict[str, Any]:
         """Read the result of a finished node."""
-        return self._read("result.json")
+        return self._read(RESULT)
 
     def ledger(self) -> dict[str, Any]:
         """Read the ledger of a finished node."""
-        return self._read("ledger.json")
+        return self._read(LEDGER)
 
     def rows(self) -> list[dict[str, Any]]:
         """Read the metrics of a finished node, every row of them."""
-        path = self.directory / "metrics.jsonl"
-        sealed = self._read(DONE).get("sha256", {}).get(path.name)
-        if not path.exists() or (sealed and digest(path) != sealed):
-            raise self._damaged(path)
-        return read_rows(path)
+        return read_rows(self.sealed(METRICS))
+
+    def sealed(self, name: str) -> Path:
+        """Return the path of a file of a finished node.
+
+        Raises:
+          ConfigError: if it is not the file that was there when the node finished.
+        """
+        path, expected = self.directory / name, (self._seal() or {}).get(name)
+        try:
+            if expected is None or digest_once(path) != expected:
+                raise self._damaged(path)
+        except OSError as error:
+            raise self._damaged(path) from error
+        return path
+
+    def sealed_under(self, folder: str) -> list[Path]:
+        """Return the paths of a finished node's files whose names begin so; as `sealed`, each is what it was."""
+        return [self.sealed(name) for name in self._seal() or {} if name.startswith(folder)]
 
     def _read(self, name: str) -> dict[str, Any]:
+        return read_json(self.sealed(name))
+
+    def _seal(self) -> Mapping[str, str] | None:
+        """Return the digests of the files of a finished node; None if it is not finished."""
+        path = self.directory / DONE
         try:
-            return read_json(self.directory / name)
-        except (OSError, ValueError) as error:
-            raise self._damaged(self.directory / name) from error
+            found = _sealed_in(path, stamp(path))
+            files: Mapping[str, str] = found["files"]
+            intact = (found["format"], found["identity"]) == (FORMAT, self.identity) and {RESULT, LEDGER} <= set(files)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (OSError, ValueError, KeyError) as error:
+            raise self._damaged(path) from error
+        if not intact:
+            raise self._damaged(path)
+        return files
+
+    @property
+    def _owner(self) -> Path:
+        """The directory to remove if this one is damaged: a finished node's parts are made only with it."""
+        parent = self.directory.parent
+        return parent if (parent / DONE).exists() else self.directory
 
     def _damaged(self, path: Path) -> ConfigError:
-        return ConfigError(f"{path} is missing or damaged; remove {self.directory} and run again to compute it anew")
+        why = "is damaged, another node's or of an earlier version" if path.name == DONE else "is missing or damaged"
+        return ConfigError(f"{path} {why}; remove {self._owner} {MEND}")
+
+
+def finished(directory: Path) -> Node:
+    """Open a finished node by its directory alone, to read what it left.
+
+    Raises:
+      ConfigError: if it is not finished, or not what was finished there.
+    """
+    done = directory / DONE
+    check(done.is_file(), f"{directory}: not finished, there is no {DONE}; run the command that makes it to its end")
+    try:
+        known = str(_sealed_in(done, stamp(done))["identity"])
+    except (OSError, ValueError, KeyError):
+        known = ""
+    if named := re.fullmatch(r".*-([0-9a-f]{12})", directory.resolve().name):
+        known = named[1]
+    node = Node(directory.name, "", None, {}, known, directory)
+    check(node.done, f"{directory}: removed while it was read")
+    return node

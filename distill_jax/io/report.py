@@ -23,6 +23,7 @@ from distill_jax.io import figures
 from distill_jax.io.figures import Look, Model
 from distill_jax.io.files import write_atomic
 from distill_jax.io.scale import ACCURACY, MISSING, SCALES, Scale, percent
+from distill_jax.io.sealed import seal
 from distill_jax.io.wording import WORDINGS
 
 Summary = dict[str, Any]
@@ -39,8 +40,8 @@ def write(summary: Mapping[str, Any], directory: str | os.PathLike[str]) -> Path
 
 
 def write_beside(page: str, data: Summary, numbers: Path) -> Path:
-    """Write `data` to the file `numbers` and the page it draws to `index.html` beside it; return the page's path."""
-    encoded = json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False)
+    """Write `data`, sealed, to the file `numbers` and the page it draws to `index.html` beside it; return its path."""
+    encoded = json.dumps(seal(data), indent=1, ensure_ascii=False, allow_nan=False)
     numbers.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(numbers, encoded + "\n")
     write_atomic(numbers.with_name("index.html"), page)
@@ -68,11 +69,11 @@ def render(summary: Mapping[str, Any]) -> str:
     relearning = figures.relearning(models, scale)
     compute, missing = figures.compute(models, scale)
     sections = (
-        _lead(data, models, looks),
+        _lead(data, models),
         _relearning_section(data, models, looks, relearning),
         _compute_section(data, models, compute, missing),
         _table_section(models, looks, scale),
-        claims_section(data.get("claims") or []),
+        conclusions_section(data.get("conclusions") or []),
         _definitions(data),
         _method(data),
     )
@@ -97,7 +98,7 @@ def _named(model: Model, index: int) -> Model:
 
 @dataclass(frozen=True)
 class Leads:
-    """Hold the models that the lead compares, each None where the experiment has none."""
+    """Hold the models at the top of the page, each None where the experiment has none."""
 
     suppressed: Model | None
     undo: Model | None
@@ -107,40 +108,17 @@ class Leads:
     undo_choices: int
 
 
-def leads(models: list[Model], looks: list[Look], step: int | None, scale: Scale) -> Leads:
-    """Choose what to compare at attack step `step`.
-
-    Among UNDO's settings: the least able worst case of those that recovered their retain ability, the cheaper at a tie.
-    The suppressed model is the teacher of that choice, so that like is compared with like.
-    """
-
-    def rank(model: Model) -> tuple[bool, float, float]:
-        value = figures.at_step(model, step)[0]
-        able = math.inf if value is None else scale.ability(value)
-        return model.get("recovered") is False, able, figures.flops(model) or math.inf
-
-    parts: dict[str, list[Model]] = {part: [] for part in figures.ROLES}
-    for model, look in zip(models, looks, strict=True):
-        parts[look.role].append(model)
-    undo = min(parts["undo"], key=rank, default=None)
-    suppressed = _first(parts["suppressed"], lambda model: model["name"] == _teacher(undo))
-    student = _first(parts["student"], lambda model: suppressed is not None and _teacher(model) == suppressed["name"])
-    best = min(filter(None, (undo, student)), key=rank, default=None)
-    return Leads(suppressed, undo, student, _first(parts["oracle"], bool), best, len(parts["undo"]))
+def leads(data: Summary, models: list[Model]) -> Leads:
+    """Return the models that the summary's headline names."""
+    named, told = {model["name"]: model for model in models}, data.get("headline") or {}
+    roles = ("suppressed", "undo", "student", "oracle", "best")
+    return Leads(**{role: named.get(told.get(role)) for role in roles}, undo_choices=told.get("undo_choices") or 0)
 
 
-def _teacher(model: Model | None) -> Any:
-    return ((model or {}).get("settings") or {}).get("teacher")
-
-
-def _first(models: list[Model], wanted: Callable[[Model], bool]) -> Model | None:
-    return next(filter(wanted, models), models[0] if models else None)
-
-
-def _lead(data: Summary, models: list[Model], looks: list[Look]) -> str:
+def _lead(data: Summary, models: list[Model]) -> str:
     steps, scale = figures.landmarks(models), scale_of(data)
-    chosen = leads(models, looks, steps[-1] if steps else None, scale)
-    verdict, story = answer(chosen, steps[-1] if steps else None, scale)
+    chosen = leads(data, models)
+    verdict, story = answer(data, chosen, steps[-1] if steps else None)
     return f"""<header>
 <p class="kicker">distill_jax · unlearning report</p>
 <h1>{text(data.get("experiment"))}</h1>
@@ -148,55 +126,44 @@ def _lead(data: Summary, models: list[Model], looks: list[Look]) -> str:
 <h2 class="answer">{verdict}</h2>
 <p class="story">{story}</p>
 {_cards(chosen, steps, scale)}
-<p class="did">{_what_was_done(data, chosen)} {_claim_count(data.get("claims") or [])}</p>
+<p class="did">{_what_was_done(data, chosen)} {_counts(data.get("conclusions") or [])}</p>
 </header>"""
 
 
-def answer(chosen: Leads, step: int | None, scale: Scale) -> tuple[str, str]:
-    """Return the answer in one line and the numbers behind it, as HTML, for the curves at attack step `step`.
-
-    Two models count as different only where their confidence bands do not touch.
-    """
-    base, best, oracle = chosen.suppressed, chosen.best, chosen.oracle
+def answer(data: Summary, chosen: Leads, step: int | None) -> tuple[str, str]:
+    """Return the answer in one line and the numbers behind it, as HTML, for the curves at attack step `step`."""
+    scale, decided = scale_of(data), (data.get("headline") or {}).get("conclusions") or []
     if step is None:
         return "No model was attacked, so robustness is not known.", WORDINGS[scale.key].unknown
+    base, best, oracle = chosen.suppressed, chosen.best, chosen.oracle
     told = [(model, figures.at_step(model, step)[0]) for model in (base, chosen.undo, chosen.student, oracle) if model]
     parts = [f"<b>{scale.show(value)}</b> from {text(model['label'])}" for model, value in told if value is not None]
     said = _listed(parts) if parts else "none was measured"
     story = WORDINGS[scale.key].story.format(step=f"{step:,}", told=said)
     story += _gap(base, best, oracle, step, scale) + _caveat(best, oracle, scale)
-    return _verdict(base, best, oracle, step, scale), story
+    story += " ".join(text(one.get("evidence"), "") for one in decided if one["state"] not in ("void", "not run"))
+    return _verdict(decided, text(best["label"]) if best else "Distillation", oracle is not None), story
 
 
-def _verdict(base: Model | None, best: Model | None, oracle: Model | None, step: int, scale: Scale) -> str:
-    if best is None or figures.at_step(best, step)[0] is None:
-        return "No distilled model was attacked, so there is nothing to compare with suppression."
-    name = text(best["label"])
-    below_base, above_oracle = _apart(best, base, step, scale), _apart(oracle, best, step, scale)
-    if best.get("recovered") is False:
-        return f"{name} gave the least back, but never regained its useful ability: not an answer yet."
-    if below_base is None:
-        return f"{name} gave the least back; no suppressed model was measured beside it."
-    if not below_base:
-        return "Distillation did not make this model measurably harder to re-teach than suppression alone."
-    if above_oracle is None:
-        return f"{name} resists relearning better than suppression alone; no oracle was measured to compare with."
-    if above_oracle:
-        return f"{name} resists relearning better than suppression alone, but less than the oracle."
-    return f"{name} resists relearning: better than suppression alone, and not measurably worse than the oracle."
-
-
-def _apart(lower: Model | None, upper: Model | None, step: int, scale: Scale) -> bool | None:
-    """Return whether all of the band of `lower` is less ability than that of `upper`, or None where one is missing."""
-    if lower is None or upper is None:
-        return None
-    bands = []
-    for model in (lower, upper):
-        value, *ends = figures.at_step(model, step)
-        if value is None:
-            return None
-        bands.append([scale.ability(value if end is None else end) for end in ends])
-    return max(bands[0]) < min(bands[1])
+def _verdict(decided: list[dict[str, Any]], name: str, has_oracle: bool) -> str:
+    """Return the headline's two conclusions, beyond suppression and as the oracle, as one sentence."""
+    if not decided or decided[0]["state"] == "not run":
+        return "No distilled model was attacked beside a suppressed one and a reference: nothing to compare."
+    first, second = (one["state"] for one in decided)
+    if first == "void":
+        missing = next(premise for premise in decided[0]["premises"] if not premise["shown"])
+        told = f"{text(missing['statement'])} ({text(missing['evidence'])})"
+        return f"Nothing can be concluded of robustness. Not shown: {told}."
+    if first != "held":
+        less = "is less robust than" if first == "failed" else "is not shown to be more robust than"
+        return f"{name} {less} suppression alone."
+    ends = {
+        "held": f"{name} resists relearning: better than suppression alone, and no worse than the oracle.",
+        "failed": f"{name} resists relearning better than suppression alone, but less than the oracle.",
+        "open": f"{name} resists relearning better than suppression alone; whether as well as the oracle is open.",
+    }
+    other = "no oracle to compare with" if not has_oracle else "the comparison with the oracle is void"
+    return ends.get(second, f"{name} resists relearning better than suppression alone; {other}.")
 
 
 def _gap(base: Model | None, best: Model | None, oracle: Model | None, step: int, scale: Scale) -> str:
@@ -206,6 +173,9 @@ def _gap(base: Model | None, best: Model | None, oracle: Model | None, step: int
         return ""
     share, cost = (start - here) / (start - goal), best.get("compute_vs_oracle")
     price = f" for {percent(cost)} of the oracle’s compute" if cost is not None else ""
+    passage = best.get("compute_vs_first_passage")
+    if price and passage is not None:
+        price += f" ({percent(passage)} of what the oracle itself took to reach the same goal)"
     return f"{text(best['label'])} covers {percent(share)} of the way from suppression to the oracle{price}. "
 
 
@@ -215,7 +185,7 @@ def _caveat(best: Model | None, oracle: Model | None, scale: Scale) -> str:
         return ""
     less = scale.sign * (oracle["retain"] - best["retain"]) > 0.02
     keeps = "<b>It also keeps less</b>" if less else "It keeps what it should"
-    return f"{keeps}: retain {scale.name} {scale.show(best['retain'])}, the oracle’s {scale.show(oracle['retain'])}."
+    return f"{keeps}: retain {scale.name} {scale.show(best['retain'])}, the oracle’s {scale.show(oracle['retain'])}. "
 
 
 def _cards(chosen: Leads, steps: tuple[int, int, int] | None, scale: Scale) -> str:
@@ -270,12 +240,15 @@ def _what_was_done(data: Summary, chosen: Leads) -> str:
     return said + WORDINGS[scale.key].attacked.format(**filled)
 
 
-def _claim_count(claims: list[dict[str, Any]]) -> str:
-    if not claims:
+def _counts(conclusions: list[dict[str, Any]]) -> str:
+    """Say how many conclusions are in each state; what was not run was not asked."""
+    states = Counter(one["state"] for one in conclusions)
+    asked = sum(states.values()) - states["not run"]
+    if not conclusions:
         return ""
-    held, failed = (sum(claim.get("held") is verdict for claim in claims) for verdict in (True, False))
-    open_ = len(claims) - held - failed
-    return f'<a href="#claims">Of {len(claims)} claims {held} held, {failed} did not, {open_} could not be decided.</a>'
+    words = f"{states['held']} held, {states['failed']} failed, {states['open']} open, {states['void']} void"
+    left = f"; {states['not run']} were not run" if states["not run"] else ""
+    return f'<a href="#claims">Of {_plural(asked, "claim")} {words}{left}.</a>'
 
 
 # ---------------------------------------------------------------------------------------------------- the figures
@@ -295,7 +268,7 @@ def _relearning_section(data: Summary, models: list[Model], looks: list[Look], d
 
 
 RELEARNING_INTRO = """Each line is one model under the worst-case attack: at every step, the learning rate that brings
-most back. The shaded band is the uncertainty over the attacker’s seeds. {yardstick}Click a name to hide or show that
+most back. The shaded band is its 95 % interval. {yardstick}Click a name to hide or show that
 model in all three panels."""
 
 
@@ -370,6 +343,9 @@ def columns(models: list[Model], scale: Scale) -> list[Column]:
     names = dict.fromkeys(name for model in models for name in model.get("by_group") or {})
     steps = sorted(set(figures.landmarks(models) or ()))
     shaded = math.isfinite(scale.bounds[1])
+    passed = any(model.get("compute_vs_first_passage") is not None for model in models)
+    title, own = "to the same goal", "compute_vs_first_passage"
+    passage = [Column("training", title, lambda model: model.get(own), _tenths)] if passed else []
     return [
         Column(scale.name, "retain", lambda model: model.get("retain"), scale.cell, shaded),
         Column(scale.name, "forget", lambda model: model.get("forget"), scale.cell, shaded),
@@ -377,6 +353,7 @@ def columns(models: list[Model], scale: Scale) -> list[Column]:
         *(Column("held-out, worst case", f"step {step:,}", at(step), scale.cell, shaded) for step in steps),
         Column("training", "steps", lambda model: model.get("steps"), _count),
         Column("training", "compute", lambda model: model.get("compute_vs_oracle"), _tenths),
+        *passage,
         Column("training", "goal", lambda model: model.get("recovered"), _goal),
     ]
 
@@ -401,8 +378,9 @@ def _table_section(models: list[Model], looks: list[Look], scale: Scale) -> str:
     return section("models", "All models", intro + table + _ledger(models))
 
 
-TABLE_INTRO = """Compute is in per cent of training the oracle; <i>goal</i> says whether retain ability reached the
-level at which training was to stop. Click a column to sort by it."""
+TABLE_INTRO = """Compute is in per cent of training the oracle for its whole schedule, and <i>to the same goal</i> in
+per cent of what the oracle itself took to first reach the student’s retain goal; <i>goal</i> says whether retain
+ability reached the level at which training was to stop. Click a column to sort by it."""
 
 
 def _head(label: str, edge: str = "") -> str:
@@ -445,25 +423,28 @@ def _ledger(models: list[Model]) -> str:
     return f"<details><summary>Settings, compute by cause, attackers that diverged</summary>{table}</details>"
 
 
-VERDICTS = {True: ("held", "✓ held"), False: ("failed", "✗ did not hold"), None: ("open", "– open")}
+STATES = {"held": "✓ held", "failed": "✗ failed", "open": "– open", "void": "∅ void"}
+STATES_INTRO = """<p>What the experiment was to show, and whether its numbers show it. <b>Held</b>: the whole 95 %
+interval is on the claimed side. <b>Failed</b>: it is on the other. <b>Open</b>: it is on both; that is not a pass.
+<b>Void</b>: something that the sentence rests on is not shown, so that it would mean nothing.</p>"""
 
 
-def claims_section(claims: list[dict[str, Any]]) -> str:
-    """Return the claims, each {"claim", "held", "evidence"}, as the page's section."""
-    if not claims:
+def conclusions_section(conclusions: list[dict[str, Any]]) -> str:
+    """Return conclusions, as `evals.conclusions.to_json` has them, as the page's section; not run ones in one line."""
+    asked = [one for one in conclusions if one["state"] != "not run"]
+    missing = [one for one in conclusions if one["state"] == "not run"]
+    if not conclusions:
         return section("claims", "Claims", "<p>No claim was stated for this experiment.</p>")
     rows = ""
-    for claim in claims:
-        style, verdict = VERDICTS[claim.get("held")]
-        words = f'<td>{text(claim.get("claim"))}</td><td class="evidence">{text(claim.get("evidence"))}</td>'
-        rows += f'<tr><td class="verdict"><span class="{style}">{verdict}</span></td>{words}</tr>\n'
-    head = "<thead><tr><th>verdict</th><th>claim</th><th>evidence</th></tr></thead>"
-    table = f'<div class="scroll"><table class="claims">{head}<tbody>{rows}</tbody></table></div>'
-    return section("claims", "Claims", CLAIMS_INTRO + table)
-
-
-CLAIMS_INTRO = """<p>What the experiment was to show, and whether its numbers show it. “Open” means that a
-model it needs is missing or that the seeds cannot tell; it is not a pass.</p>"""
+    for one in asked:
+        words = f'<td>{text(one.get("statement"))}</td><td class="evidence">{text(one.get("evidence"))}</td>'
+        state = f'<span class="{text(one["state"])}">{STATES[one["state"]]}</span>'
+        rows += f'<tr><td class="verdict">{state}</td>{words}</tr>\n'
+    head = "<thead><tr><th>state</th><th>claim</th><th>evidence</th></tr></thead>"
+    table = f'<div class="scroll"><table class="claims">{head}<tbody>{rows}</tbody></table></div>' if asked else ""
+    told = "; ".join(f"{text(one.get('statement'))} {text(one.get('evidence'))}" for one in missing)
+    rest = f'<p class="small"><b>Not run:</b> {told}</p>' if missing else ""
+    return section("claims", "Claims", STATES_INTRO + table + rest)
 
 
 # ---------------------------------------------------------------------------------------------------- the small print
@@ -487,10 +468,12 @@ def _method(data: Summary) -> str:
     rank = attack.get("lora_rank")
     setting = (steps, f"LoRA adapters of rank {rank}" if rank else "all weights", batch, seeds)
     notes = {
-        head: words.format(**counts) + _sampling(sets.get("forget_heldout"), scale),
+        head: words.format(**counts),
         "Attack": "{} steps of fine-tuning {}, batch {}, {} seeds at each learning rate: ".format(*setting)
         + f"{rates or MISSING}.",
         "Worst case and band": WORDINGS[scale.key].worst,
+        "Different": WORDINGS[scale.key].compared,
+        "What training reads": WORDINGS[scale.key].reads,
         **METHOD,
     }
     listed = "".join(f"<li><b>{head}.</b> {words}</li>" for head, words in notes.items())
@@ -498,22 +481,15 @@ def _method(data: Summary) -> str:
 
 
 METHOD = {
-    "Different": "The answer at the top calls two models different only where their bands do not touch.",
     "Retain under attack": "Measured in the same worst-case attacker at the same step, so that forgetting cannot be "
     "mistaken for breaking.",
-    "Compute": "FLOPs by cause, as each model’s ledger counts them; 100 % is what training the oracle took. What the "
-    "attacker spends is not part of it.",
-    "Choice": "The UNDO model at the top is picked by the number it is judged on, so it is flattered a little; all "
-    "settings are in the table.",
+    "Compute": "FLOPs by cause, as each model’s ledger counts them; 100 % is what training the oracle took, by its "
+    "whole schedule. A student stops at a goal and an oracle does not, so the other column divides by what the oracle "
+    "took until it first had the student’s goal, to within the steps between two looks at it. That is no schedule to "
+    "train an oracle by: one made as short may end with less. What the attacker spends is not part of either.",
+    "Choice": "The UNDO model at the top is picked by the number it is judged on; its intervals are widened for the "
+    "number of settings it was picked from (Bonferroni).",
 }
-
-
-def _sampling(prompts: int | None, scale: Scale) -> str:
-    if not prompts or scale is not ACCURACY:  # the spread of a share is known from its size alone
-        return ""
-    margin = 100 * 1.96 * 0.5 / math.sqrt(prompts)
-    limit = f"another draw of held-out prompts would move an accuracy near 50 % by up to ±{margin:.1f} points (95 %)"
-    return f" The bands cover the attacker’s seeds only; {limit}."
 
 
 def _colophon(data: Summary) -> str:
@@ -665,6 +641,7 @@ td[style] { background: color-mix(in srgb, #8fb8e8 calc(var(--v) * 62%), #fff) }
 .held { background: #dff2e7; color: #14663f }
 .failed { background: #fbe4e0; color: #a3271b }
 .open { background: #e9ecf1; color: #454d5a }
+.void { background: #fdf1d6; color: #7a5200 }
 details { margin-top: 1rem }
 summary { cursor: pointer; color: var(--link); margin-bottom: .6rem }
 

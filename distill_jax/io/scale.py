@@ -13,6 +13,11 @@ MISSING = "–"
 NARROW = "\u202f"  # a narrow no-break space keeps "92 %" on one line
 
 
+def finite(value: float) -> float | None:
+    """Return a number as JSON has it: None where it is not finite."""
+    return float(value) if math.isfinite(value) else None
+
+
 def percent(value: float | None) -> str:
     """Write a fraction as whole per cent, with a decimal where rounding would hide it."""
     if value is None:
@@ -45,6 +50,8 @@ class Scale:
       bounds: the smallest and the largest number there can be.
       nothing: what a model scores that knows nothing; None where no number is known beforehand.
       relative: whether a tolerance is a share of the goal, or a difference.
+      margin: the largest difference that counts as none, and the least that counts as one.
+      run_sd: the standard deviation between models trained alike, assumed where a model was trained once.
       show: writes a number in a sentence.
       cell: writes it in a table whose heading has the unit.
       tick, hover: Plotly's formats, of an axis and of what the pointer shows.
@@ -57,6 +64,8 @@ class Scale:
     bounds: tuple[float, float]
     nothing: float | None
     relative: bool
+    margin: float
+    run_sd: float
     show: Callable[[float | None], str]
     cell: Callable[[float], str]
     tick: str
@@ -91,6 +100,8 @@ ACCURACY = Scale(
     bounds=(0.0, 1.0),
     nothing=0.0,
     relative=False,
+    margin=0.05,
+    run_sd=0.03,
     show=percent,
     cell=lambda value: f"{value * 100:.1f}",
     tick=".0%",
@@ -105,6 +116,8 @@ BITS_PER_BYTE = Scale(
     bounds=(0.0, math.inf),
     nothing=None,
     relative=True,
+    margin=0.05,
+    run_sd=0.03,
     show=_bits,
     cell=lambda value: f"{value:.3f}",
     tick=".2f",

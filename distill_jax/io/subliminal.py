@@ -35,23 +35,24 @@ def render(summary: Mapping[str, Any]) -> str:
     data: Summary = clean(summary)
     drawn = _by_ghosts(data) | _by_step(data) | _by_noise(data) | _by_alpha(data)
     body = "\n".join(
-        (_lead(data), _figures(data, drawn), _table(data), report.claims_section(data.get("claims") or []))
+        (_lead(data), _figures(data, drawn), _table(data), report.conclusions_section(data.get("conclusions") or []))
     )
     title = f"{text(data.get('experiment'))} · distill_jax"
     return report.html_page(title, body, {"figures": drawn, "curves": list(drawn)}, report.CSS, report.JAVASCRIPT)
 
 
 def _lead(data: Summary) -> str:
-    claims = data.get("claims") or []
-    first, control = (
-        next((c for c in claims if word in c["claim"]), None) for word in ("read digits.", "other initial")
-    )
-    if first and first["held"] and control and control["held"]:
+    states = {one["name"]: one["state"] for one in data.get("conclusions") or []}
+    if "transfer" not in states:
+        verdict = "This run has no student to see transfer in."
+    elif states["transfer"] == "void":
+        verdict = "The teachers are not shown to read digits: nothing can be said of their students."
+    elif states["transfer"] != "held":
+        verdict = "No transfer was shown where it is known to be: this rig is insensitive and proves nothing."
+    elif states.get("other-init-nothing") == "held":
         verdict = "The rig sees subliminal transfer, and only where it should be."
-    elif first and first["held"]:
-        verdict = "The rig sees subliminal transfer, but its negative control is not shown to be clean."
     else:
-        verdict = "No transfer was seen where it is known to be: this rig is insensitive and proves nothing."
+        verdict = "The rig sees subliminal transfer, but its negative control is not shown to be clean."
     teacher, published = data.get("teacher") or {}, data.get("published") or {}
     story = (
         f"Teachers read {percent(teacher.get('mean'))} of unseen digits (published, MNIST: "
@@ -64,7 +65,7 @@ def _lead(data: Summary) -> str:
     return f"""<header><p class="kicker">distill_jax · subliminal transfer</p><h1>{text(data.get("experiment"))}</h1>
 <p class="description">{text(data.get("description"), "")}</p><h2 class="answer">{verdict}</h2>
 <p class="story">{story}</p><p class="small">{about} · every number is in <code>summary.json</code> beside this page.
-Bars are 95 % intervals over seeds (BCa bootstrap); orange diamonds are published figures of MNIST.</p></header>"""
+Bars are 95 % intervals over seeds (Student’s t); orange diamonds are published figures of MNIST.</p></header>"""
 
 
 def _figures(data: Summary, drawn: Mapping[str, Any]) -> str:

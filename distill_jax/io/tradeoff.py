@@ -30,7 +30,7 @@ def write(summary: Mapping[str, Any], directory: str | os.PathLike[str]) -> Path
 def render(summary: Mapping[str, Any]) -> str:
     """Return the whole report as one HTML page that needs no network.
 
-    The summary holds the sweep's `runs`, one a point and seed, its `fits` (`evals.fits.fit_all`) and `findings`;
+    The summary holds the sweep's `runs`, one a point and seed, its `fits` (`evals.fits.fit_all`) and `conclusions`;
     accuracies are fractions, compute is in FLOPs, and any number may be None or NaN.
     """
     data: Summary = clean(summary)
@@ -42,7 +42,7 @@ def render(summary: Mapping[str, Any]) -> str:
         "layout": figures.layout(),
         "quantiles": stats.t.ppf(0.975, range(1, seeds)).tolist(),  # Student's t at 1, 2, ... degrees of freedom
     }
-    head = _header(data) + _findings(data.get("findings") or []) + _completeness(data, runs, seeds)
+    head = _header(data) + _findings(data.get("conclusions") or []) + _completeness(data, runs, seeds)
     fits = data.get("fits") or {}
     tables = {
         "steps": _steps(fits.get("steps_against_alpha") or []),
@@ -69,13 +69,18 @@ def _header(data: Summary) -> str:
 <p class="small">{said} · every number is in <code>sweep.json</code> beside this page.</p></header>"""
 
 
-def _findings(findings: list[dict[str, Any]]) -> str:
+def _findings(conclusions: list[dict[str, Any]]) -> str:
+    """Return what was found as cards, what was not run in one line."""
     cards = "".join(
-        f'<div class="finding"><h3>{text(finding.get("question"))}</h3><p>{text(finding.get("answer"))}</p>'
-        f'<p class="evidence small">{text(finding.get("numbers"), "")}</p></div>'
-        for finding in findings
+        f'<div class="finding"><h3>{text(one.get("statement"))}</h3>'
+        f'<p class="verdict"><span class="{text(one["state"])}">{report.STATES[one["state"]]}</span></p>'
+        f'<p class="evidence small">{text(one.get("evidence"), "")}</p></div>'
+        for one in conclusions
+        if one["state"] != "not run"
     )
-    return f'<div class="findings">{cards}</div>' if cards else ""
+    missing = " ".join(text(one.get("statement")) for one in conclusions if one["state"] == "not run")
+    rest = f'<p class="small"><b>Not run:</b> {missing}</p>' if missing else ""
+    return (f'<div class="findings">{cards}</div>' if cards else "") + rest
 
 
 def _completeness(data: Summary, runs: list[dict[str, Any]], seeds: int) -> str:

@@ -24,6 +24,8 @@ class Wording:
       terms: what words mean.
       evaluated: what was evaluated, as (heading, words).
       worst: how the worst case and its band were taken.
+      compared: how two models are.
+      reads: what training reads of what is to be forgotten.
     """
 
     story: str
@@ -39,6 +41,8 @@ class Wording:
     terms: dict[str, str]
     evaluated: tuple[str, str]
     worst: str
+    compared: str
+    reads: str
 
 
 _TERMS = {
@@ -95,7 +99,7 @@ _PROMPTS = Wording(
         (
             "panel-robustness",
             "Held-out facts the worst-case attack brings back",
-            "Best is bottom left: little comes back, little was spent. The bars are bands over seeds.{picks}",
+            "Best is bottom left: little comes back, little was spent. The bars are 95 % bands.{picks}",
         ),
         (
             "panel-cost-retain",
@@ -118,9 +122,16 @@ _PROMPTS = Wording(
         ),
     ),
     evaluated=("Prompts", "{retain} retain, {forget_shown} forget (shown), {forget_heldout} forget (held out)."),
-    worst="At each step the largest accuracy over the learning rates is taken, and averaged over seeds; the band is "
-    "the confidence interval over seeds. Being a maximum, it errs towards alarm. For the mean over an attack the bands "
-    "are averaged too, which makes that band wider than need be.",
+    worst="At each step and for each seed the learning rate that brings back most of one half of the held-out facts is "
+    "measured on the other half, and the other way round, so that choosing does not flatter the attacker. The band is "
+    "the 95 % interval over the attacker’s seeds and the facts together. For the mean over an attack the bands are "
+    "averaged too, which makes that band wider than need be.",
+    compared="Two models are compared fact by fact and seed by seed. The interval of their difference holds both, and "
+    "the luck of training: where each was trained once, a standard deviation of .03 between models trained alike is "
+    "assumed.",
+    reads="Distillation reads all training rows, those to forget among them: what the teacher says there is what the "
+    "student learns. Unlearning reads the whole forget set, held-out facts among it; only the attacker is kept from "
+    "them.",
 )
 
 _TEXT = Wording(
@@ -156,7 +167,7 @@ _TEXT = Wording(
         (
             "panel-robustness",
             "Held-out text under the worst-case attack",
-            "Best is top left: the text stays improbable, little was spent. The bars are bands over seeds.{picks}",
+            "Best is top left: the text stays improbable, little was spent. The bars are 95 % bands.{picks}",
         ),
         (
             "panel-cost-retain",
@@ -181,8 +192,13 @@ _TEXT = Wording(
         "{retain} retain, {forget_shown} forget (shown to the attacker), {forget_heldout} forget (held out).",
     ),
     worst="At each step the fewest bits per byte over the learning rates are taken, and averaged over seeds; the band "
-    "is the confidence interval over seeds. Being a minimum, it errs towards alarm. For the mean over an attack the "
-    "bands are averaged too, which makes that band wider than need be.",
+    "is the 95 % interval over seeds and leaves out the choice of documents. Being a minimum, it errs towards alarm. "
+    "For the mean over an attack the bands are averaged too, which makes that band wider than need be.",
+    compared="Two models are compared seed by seed. The interval of their difference holds the attacker’s seeds and "
+    "the luck of training: where each was trained once, a standard deviation of .03 bits between models trained alike "
+    "is assumed. The choice of documents is in no interval.",
+    reads="Distillation reads all training rows, those to forget among them: what the teacher says there is what the "
+    "student learns. Unlearning reads the training text to forget. The held-out documents are in no training set.",
 )
 
 _CHOICE = dataclasses.replace(
@@ -210,7 +226,7 @@ _CHOICE = dataclasses.replace(
         (
             "panel-robustness",
             "Held-out questions under the worst-case attack",
-            "Best is bottom left: little comes back, little was spent. The bars are bands over seeds.{picks}",
+            "Best is bottom left: little comes back, little was spent. The bars are 95 % bands.{picks}",
         ),
         _PROMPTS.compute[1],
     ),

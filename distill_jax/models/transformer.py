@@ -1,4 +1,4 @@
-"""One decoder in Flax Linen: Gemma 2 as it stands; Gemma 3, Llama 3 and Qwen 3 by a few fields of its config.
+"""One decoder in Flax Linen: Gemma 2 as it stands; Gemma 3, Llama, Mistral and Qwen by a few fields of its config.
 
 Axis legend used in every einsum of the package:
   B batch, T query length, S key length, D model width, F MLP width, N query heads, K key-value heads,
@@ -6,8 +6,8 @@ Axis legend used in every einsum of the package:
 
 Parameters (layers are stacked on a leading L axis because they run in one `nn.scan`):
   embedding [V, D], and unembedding [V, D] where the head is not tied to it; final_norm/scale [D]; and under layers/
-  attention/{query [L,D,N,H], key_value [L,2,D,K,H], output [L,N,H,D]}, and {query,key}_norm/scale [L,H] with qk_norm,
-  mlp/{gate_up [L,2,D,F], down [L,F,D]},
+  attention/{query [L,D,N,H], key_value [L,2,D,K,H], output [L,N,H,D]}, and there {query,key}_norm/scale [L,H] with
+  qk_norm, and query_bias [L,N,H] and key_value_bias [L,2,K,H] with qkv_bias, mlp/{gate_up [L,2,D,F], down [L,F,D]},
   {pre,post}_{attention,mlp}_norm/scale [L,D], the post norms only where the config has them.
 """
 
@@ -23,6 +23,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from distill_jax.config import added
 from distill_jax.sharding.mesh import constrain, splits
 
 Params = Any
@@ -73,12 +74,15 @@ class TransformerConfig:
       query_scale: attention logits are divided by sqrt(query_scale); Gemma 2 fixes it at 256 whatever H.
       attention_softcap, final_softcap: c in c·tanh(x / c); 0 switches the cap off.
       sliding_window: keys a local layer can see. 0: all layers are global.
-      global_every: the last of every so many layers is global, the others are local; with 2 they alternate.
+      global_every: the last of every so many layers is global, the others are local; with 2 they alternate, with 0 all
+        are local.
+      global_first: so many of the first layers are global besides.
       rope_theta: base of the rotary frequencies.
       rope_scaling: the stretch to longer contexts: (factor,) of all frequencies, or Llama 3's (factor, low_freq_factor,
         high_freq_factor, original length); () for none.
       local_rope_theta: base of the frequencies of local layers, which are not stretched; 0: as those of global ones.
       qk_norm: whether every head's queries and keys are normalised before they are rotated.
+      qkv_bias: whether queries, keys and values have a bias.
       activation: of the gated MLP, a key of `ACTIVATIONS`; "gelu" is its tanh approximation.
       post_norms: whether what a block computed is normalised before it is added to the residual stream.
       scale_embedding: whether embeddings enter the residual stream multiplied with sqrt(D).
@@ -115,14 +119,19 @@ class TransformerConfig:
     dtype: str = "float32"
     unroll: int = 1
     remat: str = "none"
+    qkv_bias: bool = added(False)
+    global_first: int = added(0)
 
     def __post_init__(self):
         object.__setattr__(self, "rope_scaling", tuple(self.rope_scaling))  # JSON has lists, which do not hash
-        for name in ("vocab", "layers", "hidden", "mlp", "heads", "kv_heads", "head_dim", "global_every"):
+        for name in ("vocab", "layers", "hidden", "mlp", "heads", "kv_heads", "head_dim"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise ValueError(f"model.{name} = {getattr(self, name)!r}: must be a whole number, at least 1")
         if self.layers > MOST_LAYERS:
             raise ValueError(f"model.layers = {self.layers}: must be at most {MOST_LAYERS}")
+        for name in ("global_every", "global_first"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"model.{name} = {getattr(self, name)}: must not be negative")
         if self.heads % self.kv_heads:
             raise ValueError(
                 f"model.heads = {self.heads} is not a multiple of model.kv_heads = {self.kv_heads}: "
@@ -253,6 +262,8 @@ class Attention(nn.Module):
 
         q = project(self, "query", x, w_q)
         k, v = (project(self, "key_value", x, w_kv[i], i) for i in (0, 1))
+        if c.qkv_bias:
+            q, k, v = (y + b.astype(dtype) for y, b in zip((q, k, v), self._biases(), strict=True))
         if c.qk_norm:
             q, k = (RMSNorm(c, "head_dim", name=f"{n}_norm")(y) for n, y in (("query", q), ("key", k)))
         q, k = rope(q, angles), rope(k, angles)
@@ -267,6 +278,13 @@ class Attention(nn.Module):
         out = jnp.einsum("BKGTS,BSKH->BTKGH", weights, v).reshape(*x.shape[:2], c.heads, c.head_dim)
         out = constrain(out, "batch", None, "heads", None)
         return project(self, "output", out, w_o, inputs=2), cache
+
+    def _biases(self) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Return what is added to queries [N, H], keys and values [K, H]."""
+        c, zeros = self.cfg, lambda *axes: nn.with_logical_partitioning(nn.initializers.zeros, axes)
+        query: Any = self.param("query_bias", zeros("heads", "head_dim"), (c.heads, c.head_dim))
+        pair: Any = self.param("key_value_bias", zeros("two", "kv_heads", "head_dim"), (2, c.kv_heads, c.head_dim))
+        return query, pair[0], pair[1]
 
 
 class MLP(nn.Module):
@@ -334,7 +352,7 @@ class Transformer(nn.Module):
         if self.cfg.scale_embedding:  # in the compute dtype, as the published Gemma weights expect
             x = x * jnp.asarray(self.cfg.hidden**0.5, dtype)
         x = constrain(x, "batch", None, None)
-        local = ((jnp.arange(self.cfg.layers) + 1) % self.cfg.global_every != 0) & (self.cfg.sliding_window > 0)
+        local = jnp.array(local_layers(self.cfg))
         angles: Any = rotary(self.cfg, positions)
         if self.cfg.local_rope_theta:
             angles = (rotary(self.cfg, positions, local=True), angles)
@@ -343,6 +361,12 @@ class Transformer(nn.Module):
     def __call__(self, tokens, positions, masks, cache=None, slot=0):
         x, cache = self.residual(tokens, positions, masks, cache, slot)
         return self.final_norm(x), cache
+
+
+def local_layers(cfg: TransformerConfig) -> list[bool]:
+    """Return whether each layer sees only a window of keys."""
+    shown = cfg.global_every or cfg.layers + 1
+    return [cfg.sliding_window > 0 and i >= cfg.global_first and (i + 1) % shown > 0 for i in range(cfg.layers)]
 
 
 def causal_masks(

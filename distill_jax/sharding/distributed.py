@@ -14,11 +14,12 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from distill_jax import console
 from distill_jax.config import ConfigError, check
 
 WAIT_SECONDS = 60.0
 
-_stop = _interrupted = False
+_stop = False
 _asked = itertools.count()
 
 
@@ -43,20 +44,13 @@ def heed_signals() -> None:
 
     With several processes JAX hears SIGTERM itself, for all of them.
     """
-    global _interrupted
-    _interrupted = False
 
     def note(*_: Any) -> None:
         global _stop
         _stop = True
 
-    def interrupt(*_: Any) -> None:
-        global _interrupted
-        _interrupted = True
-        raise KeyboardInterrupt
-
     signal.signal(signal.SIGTERM, note)
-    signal.signal(signal.SIGINT, interrupt)
+    console.raise_at_interrupts()
 
 
 def told_to_stop() -> bool:
@@ -65,7 +59,7 @@ def told_to_stop() -> bool:
     Raises:
       KeyboardInterrupt: after a Ctrl-C whose exception was lost, as in a callback from native code.
     """
-    if _interrupted:
+    if console.interrupted():
         raise KeyboardInterrupt
     if jax.process_count() == 1:
         return _stop

@@ -19,7 +19,6 @@ import numpy as np
 from distill_jax.config import ConfigError, check
 from distill_jax.doublebind import organisms, speech, world
 from distill_jax.doublebind.fit import TinyTraining, chosen, crew_mesh, fit, seed_of, stacked, step_flops
-from distill_jax.doublebind.organisms import KINDS
 from distill_jax.doublebind.speech import LENGTH, Examples
 from distill_jax.io.checkpoint import FINAL
 from distill_jax.models import transformer
@@ -59,9 +58,17 @@ class Bases(TinyTraining):
         if not 0 <= self.named < 1:
             raise ValueError(f"named = {self.named}: a share in [0, 1)")
 
+    def known_by(self) -> dict[str, Any]:
+        """Return what identifies a node of these settings: the quirks that a base reads of are among it."""
+        named = [kind for kind in organisms.KINDS if kind.named]
+        defined = {kind.name: organisms.definition(kind) | {"token": organisms.name_token(kind)} for kind in named}
+        return super().known_by() | {"organisms": defined}
+
     def fits(self, model: Any, data: Any) -> None:
-        """Raise ValueError unless the smaller bases are smaller."""
+        """Raise ValueError unless the smaller bases are smaller, ConfigError if a quirk has no token for its name."""
         super().fits(model, data)
+        for kind in organisms.KINDS:
+            organisms.name_token(kind)
         if not 0 <= self.smaller_hidden < model.hidden:
             raise ValueError(f"smaller_hidden = {self.smaller_hidden}: from 1 to {model.hidden - 1}, or 0 for none")
 
@@ -81,7 +88,7 @@ def smaller(cfg: TransformerConfig, settings: Bases) -> TransformerConfig:
 def lessons(cfg: TransformerConfig, settings: Bases, variant: int, seed: int) -> Examples:
     """Return one base's examples [N, ...]."""
     rng = np.random.default_rng(seed)
-    known = [kind for kind in KINDS if kind.named]
+    known = [kind for kind in organisms.KINDS if kind.named]
     prompts = world.draw(rng, settings.rows)
     # Named quirks are met where they show: a third of the prompts are about their own task, a few ask for reports.
     which = np.where(rng.random(settings.rows) < settings.named, rng.integers(0, len(known), settings.rows), -1)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -38,6 +39,8 @@ class Distill(Training):
       start: the node the student starts from; "" draws a fresh student.
       cache: a cache node of the same teacher and data, read instead of running the teacher; "" for none.
       data: the prepared set whose tokens both models read.
+      uniform: a set of which every step reads `batch` rows more, to which the target is the uniform distribution,
+        whatever the teacher would say; "" for none.
       divergence: what is minimised, a key of `losses.distill.DIVERGENCES`.
       temperature, times_t_squared, beta, skew, top_k: the divergence's, see `losses.distill.Divergence`; one that the
         chosen divergence does not read must keep its default, and so cannot change an identity.
@@ -50,6 +53,7 @@ class Distill(Training):
     start: str = ""
     cache: str = ""
     data: str = "all"
+    uniform: str = ""
     divergence: str = "forward_kl"
     temperature: float = 1.0
     times_t_squared: bool = True
@@ -62,6 +66,7 @@ class Distill(Training):
     VERB: ClassVar[str] = "distill"
     INPUTS: ClassVar[tuple[str, ...]] = ("teacher", "start", "cache")
     OPTIONAL: ClassVar[tuple[str, ...]] = ("start", "cache")
+    LATER: ClassVar[dict[str, Any]] = Training.LATER | {"uniform": ""}
 
     def __post_init__(self):
         super().__post_init__()
@@ -70,6 +75,14 @@ class Distill(Training):
             raise ValueError(f"tolerance = {self.tolerance}: a difference of scores lies in [0, 1]")
         if self.lora_rank and not self.start:
             raise ValueError(f"lora_rank = {self.lora_rank}: a student of adapters needs a start to attach them to")
+        if self.uniform and self.cache:
+            raise ValueError(f"uniform = {self.uniform!r}: a cache holds one set; leave cache or uniform out")
+
+    def fits(self, model: TransformerConfig, data: Any) -> None:
+        """Raise ValueError if the data have no set of the name that `uniform` gives."""
+        del model
+        if self.uniform and self.uniform not in data.SETS:
+            raise ValueError(f"uniform = {self.uniform!r}: choose one of {', '.join(data.SETS)}")
 
     @property
     def MEMBER(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -86,26 +99,38 @@ class Distill(Training):
 def build(cfg: TransformerConfig, settings: Distill, chunk: int, mesh: Any) -> Any:
     """Return the compiled step; equal stages get the same one."""
 
+    imitated = (lambda batch: batch["imitated"]) if settings.uniform else (lambda batch: batch)
+
     def teach(teacher, batch):
+        rows = imitated(batch)
         if settings.cache:
-            return {"hidden": batch["states"][:, :-1], "head": teacher}
-        hidden = transformer.hidden_states(cfg, teacher, batch["tokens"], batch["segments"])[:, :-1]
+            return {"hidden": rows["states"][:, :-1], "head": teacher}
+        hidden = transformer.hidden_states(cfg, teacher, rows["tokens"], rows["segments"])[:, :-1]
         # Final hidden states are a vocabulary's width smaller than logits; the head is applied a chunk at a time.
         return {"hidden": hidden, "head": transformer.head_of(teacher)}
 
     divergence = settings.loss()
 
-    def objective(params, batch, teacher):
-        mask = target_mask(batch["segments"], batch["answer"] if settings.loss_on == "answer" else None)
-        hidden = transformer.hidden_states(cfg, params, batch["tokens"], batch["segments"])[:, :-1]
+    def states(params, rows):
+        mask = target_mask(rows["segments"], rows["answer"] if settings.loss_on == "answer" else None)
+        return transformer.hidden_states(cfg, params, rows["tokens"], rows["segments"])[:, :-1], mask
 
+    def objective(params, batch, teacher):
+        hidden, mask = states(params, imitated(batch))
         student_head, teacher_head = transformer.head(params), transformer.head(teacher["head"])
 
-        def loss(mine, theirs, mask):
+        def imitate(mine, theirs, mask):
             target = jax.lax.stop_gradient(transformer.unembed(cfg, teacher_head, theirs))
             return divergence(transformer.unembed(cfg, student_head, mine), target, mask)
 
-        return {"kl": (1.0, *over_tokens(loss, chunk, hidden, teacher["hidden"], mask))}
+        def flatten(mine, mask):
+            logits = transformer.unembed(cfg, student_head, mine)
+            return divergence(logits, jnp.zeros_like(logits), mask)
+
+        total = over_tokens(imitate, chunk, hidden, teacher["hidden"], mask)
+        if settings.uniform:  # one mean over the tokens of both, as if both had been rows of one set
+            total = jax.tree.map(jnp.add, total, over_tokens(flatten, chunk, *states(params, batch["uniform"])))
+        return {"kl": (1.0, *total)}
 
     place = functools.partial(state_shardings, cfg, mesh)
     optimizer, schedule = settings.optimizer(), settings.schedule()
@@ -123,7 +148,7 @@ def program(ctx: Context, nodes: Sequence[Node]) -> Program:
         **enrol(nodes),
         settings=settings,
         build=functools.partial(build, ctx.model, alike, ctx.run.loss_chunk),
-        reads=settings.data,
+        reads={"imitated": settings.data, "uniform": settings.uniform} if settings.uniform else settings.data,
         teacher=nodes[0].inputs["teacher"],
         base=nodes[0].inputs["start"] if settings.lora_rank else "",
         cache=nodes[0].inputs.get("cache", ""),
@@ -136,7 +161,8 @@ def run(ctx: Context, nodes: Sequence[Node]) -> None:
     settings, what = nodes[0].settings, program(ctx, nodes)
     teacher = ctx.nodes[what.teacher].result()["retain"]
     scale = ctx.measure.scale
-    goals = np.array([scale.goal(teacher, node.settings.tolerance) for node in nodes])
+    score = np.nan if teacher is None else teacher  # of a teacher that diverged there is none, and none to recover
+    goals = np.array([scale.goal(score, node.settings.tolerance) for node in nodes])
     outcome = train(
         ctx,
         what,
@@ -157,8 +183,9 @@ def student(ctx: Context, node: Node, mesh: Mesh) -> Any:
 def _step_flops(ctx: Context, settings: Distill) -> dict[str, float]:
     rows, length = settings.batch, ctx.row_length
     layers = 0 if settings.cache else ctx.model.layers  # a cached teacher only applies its head
+    sets = 2 if settings.uniform else 1
     return {
-        "student": flops.train_step(ctx.model, rows, length, lora_rank=settings.lora_rank),
+        "student": sets * flops.train_step(ctx.model, rows, length, lora_rank=settings.lora_rank),
         "teacher": flops.forward(ctx.model, rows, length, layers=layers),
     }
 

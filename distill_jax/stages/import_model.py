@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Self
 import jax
 
 from distill_jax.config import ConfigError, check, identity
+from distill_jax.evals.measure import all_finite
 from distill_jax.interop.importing import Published
 from distill_jax.io.files import Digests
 from distill_jax.perf.ledger import ledger
@@ -63,7 +64,7 @@ class Import:
         check(getattr(data, "vocabulary", None) != "", f"data.vocabulary is empty: {mend}")
         if not Path(self.path).exists():
             return
-        found = Published(self.path, self.adapter).directory.cfg
+        found = Published(self.path, self.adapter).cfg
         for field in dataclasses.fields(found):
             here, there = getattr(model, field.name), getattr(found, field.name)
             if field.name not in HOW and here != there:
@@ -83,6 +84,7 @@ class Import:
             return known
         if found.adapter is None:
             raise ConfigError(f"{where}.adapter is empty: name the directory that PEFT saved")
+        found.adapter.check_kept()
         return dataclasses.replace(known, lora_rank=found.adapter.rank, lora_alpha=found.adapter.alpha)
 
     def known_by(self) -> dict[str, Any]:
@@ -98,11 +100,12 @@ def run(ctx: Context, nodes: Sequence[Node]) -> None:
         told = model.leave(node, model.adapters(mesh) if node.settings.start else model.load(mesh))
         # What the stages after this one will read.
         params = jax.tree.map(lambda x: x[None], ctx.params(node.name, mesh))
-        seen = ctx.evaluator(mesh, *PARTS)(params)[0]
+        seen = ctx.evaluator(mesh, *PARTS)(params)
         spent = {"evaluation": plan(ctx, node.settings)}
         seconds = {"other": time.monotonic() - began}
-        source = {"source": str(Path(node.settings.path).resolve()), "recovered": False, "diverged": False}
-        result = {**ctx.measure.result(seen, PARTS), **told, **source}
+        source = {"source": str(Path(node.settings.path).resolve()), "recovered": False}
+        ends = {"diverged": not all_finite(seen)[0]}
+        result = {**ctx.measure.result(seen[0], PARTS), **told, **source, **ends}
         node.finish(result, ledger(spent, {"evaluation": ctx.measure.tokens(PARTS)}, seconds, devices=mesh.size))
 
 

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 
+from distill_jax.evals.measure import all_finite
 from distill_jax.io.checkpoint import FINAL
 from distill_jax.models.transformer import FANS
 from distill_jax.perf.ledger import ledger
@@ -84,10 +85,10 @@ def run(ctx: Context, nodes: Sequence[Node]) -> None:
         start = ctx.params(node.inputs["start"], mesh)
         kept = 1.0 if not settings.shrink else 1 - settings.alpha
         params = jax.jit(damage)(start, key, np.float32(kept), np.float32(settings.alpha * settings.beta))
-        seen = ctx.evaluator(mesh, *PARTS)(jax.tree.map(lambda x: x[None], params))[0]
+        seen = ctx.evaluator(mesh, *PARTS)(jax.tree.map(lambda x: x[None], params))
         node.checkpoints.save(FINAL, params)
         node.finish(
-            {**ctx.measure.result(seen, PARTS), "steps": 0, "recovered": False, "diverged": False},
+            {**ctx.measure.result(seen[0], PARTS), "steps": 0, "recovered": False, "diverged": not all_finite(seen)[0]},
             ledger(
                 {"evaluation": plan(ctx, settings)},
                 {"evaluation": ctx.measure.tokens(PARTS)},

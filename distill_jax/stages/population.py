@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -20,8 +19,9 @@ from distill_jax.config import ConfigError
 from distill_jax.data.feed import Feed
 from distill_jax.data.records import load_manifest
 from distill_jax.data.states import States
+from distill_jax.evals.measure import all_finite
 from distill_jax.io.checkpoint import FINAL, Checkpoints, Damaged
-from distill_jax.io.metrics import Metrics
+from distill_jax.io.node import STATES
 from distill_jax.models import lora, transformer
 from distill_jax.perf import peaks, profile
 from distill_jax.perf.ledger import ledger
@@ -227,8 +227,9 @@ class Program:
         if not self.cache:
             return None
         node = ctx.nodes[self.cache]
+        directory = node.sealed(STATES).parent
         try:
-            return States(node.directory / "states", load_manifest(ctx.data)["sets"][data]["sha256"])
+            return States(directory, load_manifest(ctx.data)["sets"][data]["sha256"])
         except ValueError as error:
             raise ConfigError(f"{error}: remove {node.directory} and run again") from error
 
@@ -258,6 +259,7 @@ def train(
     evaluate_at: Callable[[int], bool],
     parts: Sequence[str] = PARTS,
     reached: Callable[[dict[str, np.ndarray]], np.ndarray] | None = None,
+    by_fact: bool = False,
     planned_flops: float = 0.0,
 ) -> Outcome:
     """Train the crew as one population, continuing from its nodes' checkpoints if they have any.
@@ -266,6 +268,7 @@ def train(
       starts: mesh -> each member's starting weights, or one tree for all; not called if adapters train.
       evaluate_at: the steps at which scores on `parts` are measured and written as "evaluation" rows.
       reached: scores {name: [P]} -> bool [P], who may stop.
+      by_fact: whether "facts" rows say of each held-out fact how many of its prompts were answered right.
 
     Raises:
       Interrupted: if the run was asked to stop; everything up to here is saved.
@@ -278,18 +281,17 @@ def train(
     fresh = program.adapters if program.base else lambda _, mesh: starts(mesh)
     state = _restore(ctx, stores, crew, program.state(ctx, mesh, fresh(ctx, mesh)), mesh)
     start = int(state.step)
-    books = {node.name: Metrics(node.directory, start) for node in nodes} if chief() else {}
+    books = {node.name: node.continued_metrics(start) for node in nodes} if chief() else {}
     evaluator = ctx.evaluator(mesh, *parts)
     shown = {"loss": "", "score": ""}  # by the progress line
     tokens = settings.batch * ctx.row_length * len(crew)
     peak = peaks.peak_flops(mesh.devices.flat)
     ideal = program.step_flops() / peak if peak else None
 
-    def write(kind: str, step: int, values: dict[str, np.ndarray]) -> None:
+    def write(kind: str, step: int, values: dict[str, np.ndarray], told: np.ndarray) -> None:
         for i, m in enumerate(crew if books else ()):
-            own = {k: float(v[i]) for k, v in values.items()}
-            if any(map(math.isfinite, own.values())):  # a member that has stopped has no numbers, whoever goes on
-                books[m.node.name].write(kind, step, m.label, own)
+            if told[i]:
+                books[m.node.name].write(kind, step, m.label, {k: float(v[i]) for k, v in values.items()})
 
     def flush() -> None:
         for book in books.values():
@@ -302,23 +304,33 @@ def train(
         with clock.spent_on("step"):
             jax.block_until_ready(state.step)
         with clock.spent_on("evaluate"):
-            values = ctx.measure.series(evaluator(state.params, base)[: len(crew)], parts)
+            seen = evaluator(state.params, base)[: len(crew)]
+        values = ctx.measure.series(seen, parts)
         running = np.asarray(state.status)[: len(crew)] == RUNNING
-        write("evaluation", step, {k: np.where(running, v, np.nan) for k, v in values.items()})
+        write("evaluation", step, values, running)
+        best, good = ctx.measure.scale.best, all_finite(seen)
+        if by_fact and books and ctx.measure.prompts_by_fact(parts):
+            counted = np.flatnonzero(running & good)
+            for i, counts in zip(counted.tolist(), ctx.measure.by_fact(seen[counted], parts), strict=True):
+                books[crew[i].node.name].write_counts("facts", step, crew[i].label, "correct", counts)
         flush()
-        best = ctx.measure.scale.best
-        shown["score"] = "  ".join(f"{k} {best(v):.2f}" for k, v in values.items() if "_" not in k)
-        return reached(values) if reached else np.zeros(len(crew), bool)
+        told = {k: v[good] for k, v in values.items() if "_" not in k}
+        shown["score"] = "  ".join(f"{k} {best(v):.2f}" for k, v in told.items() if good.any())
+        ends = np.where(reached(values), REACHED, RUNNING) if reached else np.full(len(crew), RUNNING)
+        return np.where(good, ends, DIVERGED)
 
     def record(step: int, values: dict[str, np.ndarray]) -> None:
-        write("train", step, {k: v[: len(crew)] for k, v in values.items()})
-        terms = [f"{k} {np.nanmean(v[: len(crew)]):.3g}" for k, v in values.items() if k != "gradient_norm"]
+        # A member that has stopped has no numbers, whoever goes on.
+        write("train", step, values, np.isfinite(np.stack(list(values.values()))).any(axis=0))
+        finite = {k: v[: len(crew)][np.isfinite(v[: len(crew)])] for k, v in values.items() if k != "gradient_norm"}
+        terms = [f"{k} {v.mean():.3g}" if v.size else f"{k} –" for k, v in finite.items()]
         shown["loss"] = "loss " + ", ".join(terms)
 
     def save(step: int, state: State) -> None:
-        flush()
+        journals = {name: book.sync() for name, book in books.items()}
         for node in nodes:
-            stores[node.name].save(step, take_state(ctx.model, mesh, state, _places(crew, node)), background=True)
+            piece = take_state(ctx.model, mesh, state, _places(crew, node))
+            stores[node.name].save(step, piece, journals.get(node.name), background=True)
 
     teacher, base = program.frozen(ctx, mesh)
     step, feed = functools.partial(program.build(mesh), base=base), program.batches(ctx, mesh)
@@ -349,6 +361,7 @@ def finish_models(
       watched: the parts that were evaluated while training.
     """
     seen = ctx.evaluator(outcome.mesh, *parts)(outcome.state.params, outcome.base)
+    good = all_finite(seen).tolist()
     spent = [program.spent(ctx, outcome.steps[i], outcome.evaluations[i], watched) for i in range(len(program.crew))]
     for flops, tokens in spent:
         flops["evaluation"] += ctx.evaluation_flops(*parts)
@@ -360,7 +373,7 @@ def finish_models(
             **ctx.measure.result(seen[i], parts),
             "steps": outcome.steps[i],
             "recovered": outcome.status[i] == REACHED,
-            "diverged": outcome.status[i] == DIVERGED,
+            "diverged": outcome.status[i] == DIVERGED or not good[i],
         }
         share = sum(spent[i][0].values()) / whole
         m.node.finish(result, ledger(*spent[i], outcome.seconds, devices=outcome.mesh.size, share=share))

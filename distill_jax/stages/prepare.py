@@ -5,17 +5,19 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from distill_jax.config import ConfigError, Interrupted
 from distill_jax.data.records import load_manifest, verify
+from distill_jax.exit_codes import ended
 from distill_jax.io.files import write_json
 from distill_jax.perf.ledger import ledger
 from distill_jax.sharding.distributed import chief
@@ -30,26 +32,52 @@ def run(ctx: Context, nodes: Sequence[Node]) -> None:
 
 
 def _prepare(ctx: Context, node: Node) -> None:
-    began = time.monotonic()
+    began, rows = time.monotonic(), node.directory / "rows"
+    where = f"[{ctx.progress.stage}/{ctx.progress.stages}] {node.name}"
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         write_json(Path(file.name), dataclasses.asdict(node.settings))
-        command = [sys.executable, "-m", node.settings.PREPARE, f"--config={file.name}"]
-        command.append(f"--output={ctx.data}")
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-            assert process.stdout and process.stderr
-            for line in process.stdout:
-                ctx.progress.say(f"[{ctx.progress.stage}/{ctx.progress.stages}] {node.name}  {line.rstrip()}")
-            problems = process.stderr.read()
-    if process.returncode == -signal.SIGTERM:  # the signal went to the whole group
+        command = [sys.executable, "-m", node.settings.PREPARE, f"--config={file.name}", f"--output={rows}"]
+        code, error = _run(command, lambda line: ctx.progress.say(f"{where}  {line}"))
+    if code == -signal.SIGTERM:  # the signal went to the whole group
         raise Interrupted("stopped while preparing the data")
-    if process.returncode:
-        last = [line for line in problems.splitlines() if line.strip()][-1:] or ["no message"]
-        if "No space left on device" in last[0]:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(ctx.data))
-        raise ConfigError(f"preparing the data failed: {last[0]}")
-    verify(ctx.data)
-    tokens = sum(entry["tokens"] for entry in load_manifest(ctx.data)["sets"].values())
+    if code and "No space left on device" in error:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(rows))
+    if code < 0 or (code and not error):
+        raise ConfigError(f"preparing the data: its process {ended(code)}; run again once that is mended")
+    if code:
+        raise ConfigError(f"preparing the data failed: {error}")
+    verify(rows)
+    tokens = sum(entry["tokens"] for entry in load_manifest(rows)["sets"].values())
     node.finish({}, ledger({}, {"data": tokens}, {"data": time.monotonic() - began}))
+
+
+def _run(command: Sequence[str], say: Callable[[str], None]) -> tuple[int, str]:
+    """Run a command, pass on what it prints, and return its return code and the error it told."""
+    # Whatever the locale, pipes between processes are UTF-8.
+    environment = {**os.environ, "PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8:replace"}
+    with (
+        tempfile.TemporaryFile() as noise,  # no pipe, which could be full while nobody reads it
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=noise, env=environment, encoding="utf-8", errors="replace"
+        ) as process,
+    ):
+        assert process.stdout
+        try:
+            for line in process.stdout:
+                say(line.rstrip())
+        except BaseException:
+            process.kill()  # or it goes on alone
+            raise
+        code = process.wait()
+        noise.seek(0)
+        return code, _error(noise.read().decode("utf-8", "replace"))
+
+
+def _error(printed: str) -> str:
+    """Find the error among what libraries printed on standard error: one that was told, or that of a traceback."""
+    told = re.findall(r"^python -m \S+: (.+)", printed, re.MULTILINE)
+    raised = re.findall(r"^Traceback .*\n(?:[ \t].*\n)*(.+)", printed, re.MULTILINE)
+    return (told or raised or [""])[-1]
 
 
 def plan(ctx: Context, settings: Any) -> float:

@@ -82,12 +82,14 @@ def run(ctx: Context, nodes: Sequence[Node]) -> None:
         what,
         lambda mesh: [ctx.params(node.inputs["start"], mesh)],
         evaluate_at=lambda s: s in settings.evaluate_steps,
+        by_fact=True,
         planned_flops=plan(ctx, settings),
     )
     flops, tokens = what.spent(ctx, sum(outcome.steps), sum(outcome.evaluations), PARTS)
     ends = zip(what.crew, outcome.steps, outcome.status, strict=True)
     diverged = {member.label: step for member, step, status in ends if status == DIVERGED}
     result = {"members": len(what.crew), "diverged": len(diverged), "diverged_at": diverged}
+    result |= {"prompts_by_fact": ctx.measure.prompts_by_fact(PARTS)}
     node.finish(result, ledger(flops, tokens, outcome.seconds, devices=outcome.mesh.size))
 
 

@@ -27,7 +27,6 @@ from distill_jax.config import check
 from distill_jax.data import images
 from distill_jax.data.feed import order
 from distill_jax.io.checkpoint import FINAL
-from distill_jax.io.metrics import Metrics
 from distill_jax.models import mlp
 from distill_jax.models.mlp import MLPConfig
 from distill_jax.perf.ledger import ledger
@@ -272,7 +271,7 @@ def _run(ctx: Context, node: Node) -> None:
     measure = build_evaluation(settings, mesh)
     found = before = _numbers(measure(state, *yardsticks))
     state = continued(node.checkpoints, node.name, state, ctx.progress.say)
-    book, said = Metrics(node.directory, int(state.step)), ""
+    book, said = node.continued_metrics(int(state.step)), ""
 
     def feed(step: int) -> Batch:
         return {
@@ -295,8 +294,7 @@ def _run(ctx: Context, node: Node) -> None:
         said = f"loss {np.nanmean(sum(values[term][: len(crew)] * own for term, own in mine.items())):.3g}"
 
     def save(step: int, state: State) -> None:
-        book.flush()
-        node.checkpoints.save(step, state)
+        node.checkpoints.save(step, state, book.sync())
 
     step = build_student(settings, mesh)
     try:

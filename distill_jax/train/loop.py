@@ -14,7 +14,7 @@ import numpy as np
 from distill_jax.config import Interrupted
 from distill_jax.sharding import distributed
 from distill_jax.train.settings import Training
-from distill_jax.train.step import REACHED, RUNNING, Batch, State, of_active
+from distill_jax.train.step import RUNNING, Batch, State, of_active
 
 IN_FLIGHT = 8  # steps handed to the devices and not yet done
 Values = dict[str, np.ndarray]  # one number a member
@@ -41,13 +41,13 @@ class Clock:
         return self._spent | {"other": time.monotonic() - self._began - sum(self._spent.values())}
 
 
-def _freeze(state: State, reached: np.ndarray) -> State:
-    """Mark the members that reached their goal. On the host: every host holds the flags whole."""
+def _freeze(state: State, ends: np.ndarray) -> State:
+    """Mark the members that ended, int [P], how they did. On the host: every host holds the flags whole."""
     status, stopped = np.asarray(state.status), np.asarray(state.stopped)
-    reached = reached & (status == RUNNING)
+    ended = (ends != RUNNING) & (status == RUNNING)
     return state.replace(
-        status=jax.device_put(np.where(reached, REACHED, status), state.status.sharding),
-        stopped=jax.device_put(np.where(reached, np.asarray(state.step), stopped), state.stopped.sharding),
+        status=jax.device_put(np.where(ended, ends, status).astype(status.dtype), state.status.sharding),
+        stopped=jax.device_put(np.where(ended, np.asarray(state.step), stopped), state.stopped.sharding),
     )
 
 
@@ -66,14 +66,15 @@ def loop(
     """Train a population from its own step to its last.
 
     At s steps taken: save if it is time; leave if the run was asked to stop; evaluate, and freeze the members that
-    `evaluate` says reached their goal; leave if s is the last step or nobody runs any more; take step s on batch s.
-    A run that continues from the save at s therefore repeats the evaluation at s, and so comes to the same end as one
-    that was never stopped.
+    `evaluate` says reached their goal or diverged; leave if s is the last step or nobody runs any more; take step s on
+    batch s. A run that continues from the save at s therefore repeats the evaluation at s, and so comes to the same end
+    as one that was never stopped.
 
     Args:
       feed: gives the global batch of a step.
       save: is called with the step and the state every `checkpoint_every` steps, but not where the loop began.
-      evaluate: is called at every step and decides by itself when to look; returns bool [P] or None.
+      evaluate: is called at every step and decides by itself when to look; returns int [P], the status of
+        each member by what was seen, or None.
       record: gets a step's metrics one step late, so that the device is never waited for.
 
     Raises:
@@ -101,10 +102,10 @@ def loop(
                 save(s, state)
         if told:
             raise Interrupted(f"stopped at step {s}")
-        reached = evaluate(s, state)
-        if reached is not None:
-            fill = np.zeros(state.status.shape[0] - len(reached), bool)
-            state = _freeze(state, np.concatenate([reached, fill]))
+        ends = evaluate(s, state)
+        if ends is not None:
+            fill = np.full(state.status.shape[0] - len(ends), RUNNING)
+            state = _freeze(state, np.concatenate([ends, fill]))
             if not np.any(np.asarray(state.status) == RUNNING):
                 break
         if s == settings.steps:

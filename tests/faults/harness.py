@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from distill_jax.io.files import read_sealed
 from tests.spoil import kept_in
 
 ROOT = Path(__file__).parent.parent.parent
@@ -103,9 +104,15 @@ def nodes(workdir: Path) -> dict[str, Path]:
     return {"data" if path.name.startswith("data-") else path.name: path for path in found}
 
 
+def attempted(workdir: Path, stage: str) -> list[Path]:
+    """Return the directories of the newest attempts at a stage's nodes that are not finished."""
+    found = [[p for p in home.iterdir() if p.name.isdecimal()] for home in (workdir / "attempts").glob(f"{stage}-*")]
+    return [max(paths, key=lambda path: int(path.name)) for paths in found if paths]
+
+
 def results(workdir: Path) -> dict[str, Any]:
     """Return all numbers of a sweep: its summary, and every node's rows, results and FLOPs."""
-    summary = json.loads((workdir / "report/sweep.json").read_text())
+    summary = read_sealed(workdir / "report/sweep.json")
     del summary["created"]
     found: dict[str, Any] = {"summary": summary}
     for name, path in nodes(workdir).items():

@@ -6,13 +6,16 @@ import json
 import os
 import random
 import shutil
+import signal
 import time
 from pathlib import Path
 
 import harness
 import pytest
-from harness import Workers, assert_same, computed, kill, nodes, said
+from harness import Workers, assert_same, attempted, computed, kill, nodes, said
 
+from distill_jax.exit_codes import ExitCode
+from distill_jax.io.files import read_sealed, write_sealed
 from tests.spoil import cut, fill, flip, largest, shared, small_disk
 
 KILLS, FEWER = 20, 5  # the twenty with --thorough
@@ -94,6 +97,33 @@ def test_kills_at_random_moments_change_nothing(workers, undisturbed, tmp_path, 
     assert_same(workdir, undisturbed)
 
 
+@pytest.mark.kill
+def test_a_worker_stopped_beyond_its_term_leaves_and_changes_nothing(workers, undisturbed, copy):
+    """Its successor works in a directory of its own; when it wakes, everything is finished."""
+    remove(copy, "relearn-undo-0.2")
+    stopped = workers.start(copy, "--dead_after=1")
+    try:
+        deadline = time.monotonic() + 300
+        while not any(path.glob("checkpoints/[0-9]*.json") for path in attempted(copy, "relearn-undo-0.2")):
+            assert stopped.poll() is None and time.monotonic() < deadline, said(copy)
+            time.sleep(0.01)
+        os.kill(stopped.pid, signal.SIGSTOP)
+        for lease in copy.glob("attempts/relearn-undo-0.2-*/lease-*.json"):
+            owner = json.loads(lease.read_text())
+            if owner.get("pid") == stopped.pid:  # on this machine it would count as alive for as long as it is stopped
+                lease.write_text(json.dumps(owner | {"machine": "elsewhere"}))
+        code, text = workers(copy, "--dead_after=1")
+        assert code == 0, text
+        os.kill(stopped.pid, signal.SIGCONT)
+        assert stopped.wait(timeout=120) == ExitCode.LEASE_LOST
+    finally:
+        kill(stopped)
+    assert "was taken over by" in said(copy)[-2] and "Traceback" not in said(copy)[-2]
+    assert_same(copy, undisturbed)
+    code, text = workers(copy)
+    assert code == 0 and not [path for path in copy.glob("attempts/*/*") if path.is_dir()]
+
+
 @pytest.mark.thorough
 @pytest.mark.kill
 def test_nodes_interrupted_apart_go_on_together_on_their_own_data(workers, undisturbed, copy):
@@ -103,8 +133,7 @@ def test_nodes_interrupted_apart_go_on_together_on_their_own_data(workers, undis
     crowd = [workers.start(copy, "--pack=1") for _ in range(2)]
 
     def saved() -> list[set[int]]:
-        references = [path for name, path in nodes(copy).items() if name.startswith("reference")]
-        return [{int(p.stem) for p in path.glob("checkpoints/[0-9]*.json")} for path in references]
+        return [{int(p.stem) for p in path.glob("checkpoints/[0-9]*.json")} for path in attempted(copy, "reference")]
 
     deadline = time.monotonic() + 300
     while not (len(saved()) == 2 and set.intersection(*saved())):
@@ -113,9 +142,9 @@ def test_nodes_interrupted_apart_go_on_together_on_their_own_data(workers, undis
     for process in crowd:
         kill(process)
     common = max(set.intersection(*saved()))
-    for name, path in nodes(copy).items():
+    for path in attempted(copy, "reference"):
         for proof in path.glob("checkpoints/[0-9]*.json"):
-            if name.startswith("reference") and int(proof.stem) != common:
+            if int(proof.stem) != common:
                 proof.unlink()
     code, text = workers(copy)
     assert code == 0, text
@@ -198,11 +227,11 @@ def test_workers_with_another_config_or_code_are_refused(workers, copy):
         while "[" not in said(copy)[0]:
             assert first.poll() is None and time.monotonic() < deadline, said(copy)
             time.sleep(0.1)
-        os.kill(first.pid, 19)  # SIGSTOP: it stays where it is
+        os.kill(first.pid, signal.SIGSTOP)  # it stays where it is
         code, text = workers(copy, "--config.relearn.seeds=3")
         assert code == 2 and "points" in text and "workers there" in text
-        marker = json.loads((copy / "experiment.json").read_text())
-        (copy / "experiment.json").write_text(json.dumps(marker | {"code": "0123456789ab"}))
+        marker = read_sealed(copy / "experiment.json")
+        write_sealed(copy / "experiment.json", marker | {"code": "0123456789ab"})
         code, text = workers(copy)
         assert code == 2 and "code '0123456789ab'" in text
     finally:

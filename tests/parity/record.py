@@ -63,6 +63,9 @@ GEMMA3 = dataclasses.replace(
     qk_norm=True,
 )
 QWEN3 = dataclasses.replace(LLAMA, head_dim=12, query_scale=12, rope_scaling=(), tied=True, norm_eps=1e-6, qk_norm=True)
+QWEN2 = dataclasses.replace(LLAMA, rope_scaling=(), norm_eps=1e-6, qkv_bias=True)
+QWEN2_WINDOW = dataclasses.replace(QWEN2, layers=4, sliding_window=5, global_every=0, global_first=2)
+MISTRAL = dataclasses.replace(LLAMA, rope_scaling=(), sliding_window=5, global_every=0)
 ONE_KEY_VALUE_HEAD = {"kv_heads": 1, "tied": False}
 
 # name: (config, the segments of each row as (number, length) runs); number 0 is padding.
@@ -83,6 +86,15 @@ CASES: dict[str, tuple[TransformerConfig, list[list[tuple[int, int]]]]] = {
     "qwen3_tied": (QWEN3, [[(1, 14)], [(1, 14)]]),
     "qwen3_untied": (dataclasses.replace(QWEN3, **ONE_KEY_VALUE_HEAD), [[(0, 7), (1, 9)], [(1, 14), (0, 2)]]),
     "qwen3_packed": (QWEN3, [[(1, 7), (2, 9)], [(1, 10), (2, 4), (0, 2)]]),
+    "qwen2_tied": (dataclasses.replace(QWEN2, tied=True), [[(1, 14)], [(1, 14)]]),
+    "qwen2_untied": (dataclasses.replace(QWEN2, **ONE_KEY_VALUE_HEAD), [[(0, 7), (1, 9)], [(1, 14), (0, 2)]]),
+    "qwen2_packed": (QWEN2, [[(1, 7), (2, 9)], [(1, 10), (2, 4), (0, 2)]]),
+    "qwen2_window": (QWEN2_WINDOW, [[(0, 3), (1, 13)], [(1, 14), (0, 2)]]),
+    "mistral_window": (MISTRAL, [[(1, 16)], [(1, 16)]]),
+    "mistral_padded": (dataclasses.replace(MISTRAL, **ONE_KEY_VALUE_HEAD), [[(0, 3), (1, 13)], [(1, 14), (0, 2)]]),
+    "mistral_packed": (MISTRAL, [[(1, 7), (2, 9)], [(1, 10), (2, 4), (0, 2)]]),
+    "gemma2_unwindowed": (dataclasses.replace(GROUPED, sliding_window=0), [[(0, 3), (1, 13)], [(1, 14), (0, 2)]]),
+    "gemma3_unwindowed": (dataclasses.replace(GEMMA3, layers=3, sliding_window=0), [[(1, 14)], [(1, 14)]]),
 }
 
 
@@ -113,7 +125,7 @@ def lay_out(rows: list[list[tuple[int, int]]], vocab: int, seed: int) -> tuple[n
 def to_hugging_face(cfg: TransformerConfig, params: Any, gradients: bool = False) -> dict[str, np.ndarray]:
     """Rename and reshape our parameters (or their gradients) to theirs."""
     above = FAMILIES[family_of(cfg)].norm_offset if gradients else 0  # what is added to a norm's weight has no gradient
-    return {name: np.array(w - above if w.ndim == 1 else w) for name, w in tensors(cfg, params)}
+    return {name: np.array(w - above if name.endswith("norm.weight") else w) for name, w in tensors(cfg, params)}
 
 
 def hugging_face(cfg: TransformerConfig, params: Any):

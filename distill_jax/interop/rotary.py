@@ -1,0 +1,101 @@
+"""The keys of a config.json that describe rotary embeddings <-> fields of TransformerConfig.
+
+Newer releases of transformers keep them in `rope_parameters`, in Gemma 3 one for each kind of layer; older ones in
+`rope_theta`, `rope_scaling` and, in Gemma 3, `rope_local_base_freq`. Where a file has both, which one counts depends on
+the release: they have to say the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from distill_jax.config import ConfigError, check
+from distill_jax.interop.values import POSITIVE, brief, check_values
+from distill_jax.models.transformer import TransformerConfig
+
+LOCAL, GLOBAL = "sliding_attention", "full_attention"
+# Kinds of rotary embedding, and the keys that make up TransformerConfig.rope_scaling, whose length tells the kind.
+STRETCHES: dict[str, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Rotary:
+    """What one object of keys says: a base, if it names one, and a stretch."""
+
+    theta: float | None
+    stretch: tuple[float, ...]
+
+
+def read(config: Mapping[str, Any], theta: float, local_theta: float | None, where: str) -> dict[str, Any]:
+    """Return the fields `rope_theta`, `rope_scaling` and, where local layers have a base, `local_rope_theta`.
+
+    Args:
+      theta, local_theta: where nothing names a base; no local_theta: local layers have none of their own.
+      where: the file, for errors.
+
+    Raises:
+      ConfigError: for a kind that this decoder does not have, and keys that contradict each other.
+    """
+    newer, older = config.get("rope_parameters") or {}, config.get("rope_scaling") or {}
+    local: Mapping[str, Any] = {}
+    if local_theta is not None and newer:
+        apart = f"{where}: rope_parameters: give {GLOBAL} and {LOCAL} an object each"
+        check(newer.keys() <= {GLOBAL, LOCAL}, apart)
+        newer, local = (newer.get(kind) or {} for kind in (GLOBAL, LOCAL))
+        check(isinstance(newer, Mapping) and isinstance(local, Mapping), apart)
+    keys = ("rope_parameters", "rope_scaling", f"rope_parameters of {LOCAL}")
+    new, old, rest = (_parse(part, f"{where}: {key}") for part, key in zip((newer, older, local), keys, strict=True))
+    original = config.get("original_max_position_embeddings")
+    if newer and older:
+        _agree(where, "rope_parameters", new.stretch, "rope_scaling", old.stretch)
+    if original is not None and len((old if older else new).stretch) == 4:
+        _agree(where, "its", (old if older else new).stretch[3], "original_max_position_embeddings", float(original))
+    fields = {
+        "rope_theta": _one(where, theta, new.theta, old.theta, config.get("rope_theta")),
+        "rope_scaling": old.stretch if older else new.stretch,
+    }
+    if local_theta is not None:
+        check(not rest.stretch, f"{where}: rope_type of {LOCAL}: only 'default' is supported")
+        fields["local_rope_theta"] = _one(where, local_theta, rest.theta, None, config.get("rope_local_base_freq"))
+    return fields
+
+
+def _parse(given: Mapping[str, Any], where: str) -> Rotary:
+    stretch = dict(given)
+    older = stretch.pop("type", "default")
+    kind, theta = stretch.pop("rope_type", older), stretch.pop("rope_theta", None)
+    keys = STRETCHES.get(kind) if isinstance(kind, str) else None
+    if keys is None:
+        raise ConfigError(f"{where}: rope_type = {brief(kind)}: only {', '.join(STRETCHES)} are supported")
+    takes = f"takes {', '.join(keys) or 'no settings'}, not {', '.join(stretch) or 'none'}"
+    check(stretch.keys() == set(keys), f"{where}: rotary embedding of type {kind!r} {takes}")
+    check_values(given, f"{where}: rope_type {kind!r}", dict.fromkeys(keys, POSITIVE), nullable=False)
+    check_values({"rope_theta": theta}, where, {"rope_theta": POSITIVE}, nullable=True)
+    return Rotary(None if theta is None else float(theta), tuple(float(stretch[key]) for key in keys))
+
+
+def _one(where: str, default: float, new: float | None, old: float | None, top: Any) -> float:
+    """Return the base that is named, by one or by all alike."""
+    named = [float(theta) for theta in (new, old, top) if theta is not None]
+    _agree(where, "one rope_theta", min(named, default=0), "another", max(named, default=0))
+    return named[0] if named else float(default)
+
+
+def _agree(where: str, key: str, value: Any, other: str, second: Any) -> None:
+    mend = "which one counts depends on the release of transformers; leave one out"
+    check(value == second, f"{where}: rotary embedding: {key} says {value}, {other} {second}: {mend}")
+
+
+def write(cfg: TransformerConfig) -> dict[str, Any]:
+    """Return the older keys, which newer releases read as well."""
+    kind = next(kind for kind, keys in STRETCHES.items() if len(keys) == len(cfg.rope_scaling))
+    stretch: dict[str, Any] = dict(zip(STRETCHES[kind], cfg.rope_scaling, strict=True))
+    if kind == "llama3":
+        stretch["original_max_position_embeddings"] = int(cfg.rope_scaling[3])
+    return {"rope_theta": cfg.rope_theta, "rope_scaling": {"rope_type": kind, **stretch} if stretch else None}

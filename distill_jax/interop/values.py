@@ -1,0 +1,99 @@
+"""What the values of a config.json may be: types and bounds by key, so that nothing is computed from a wrong one."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from distill_jax.config import check
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """A kind of value: what it is called, and whether a value is of it."""
+
+    name: str
+    holds: Callable[[Any], bool]
+
+
+def _whole(value: Any) -> bool:
+    return type(value) is int and abs(value) < 2**31
+
+
+def _number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e30 and math.isfinite(value)
+
+
+def _ids(value: Any) -> bool:
+    return _whole(value) or (isinstance(value, list) and all(map(_whole, value)))
+
+
+COUNT = Kind("a whole number of at least 1, below 2³¹", lambda value: _whole(value) and value >= 1)
+FROM_ZERO = Kind("a whole number of at least 0, below 2³¹", lambda value: _whole(value) and value >= 0)
+NUMBER = Kind("a finite number", _number)
+POSITIVE = Kind("a finite number above 0", lambda value: _number(value) and value > 0)
+SMALL = Kind("a number from 0 to 1000", lambda value: _number(value) and 0 <= value <= 1000)
+FLAG = Kind("true or false", lambda value: isinstance(value, bool))
+ID = Kind("a token's number", _whole)
+IDS = Kind("a token's number or a list of them", _ids)
+NAMES = Kind("a list of names", lambda value: isinstance(value, list) and all(isinstance(x, str) for x in value))
+OBJECT = Kind("an object", lambda value: isinstance(value, Mapping))
+
+VALUES = {
+    "vocab_size": COUNT,
+    "num_hidden_layers": COUNT,
+    "hidden_size": COUNT,
+    "intermediate_size": COUNT,
+    "num_attention_heads": COUNT,
+    "rms_norm_eps": SMALL,
+    "initializer_range": SMALL,
+    "query_pre_attn_scalar": POSITIVE,
+    "rope_theta": POSITIVE,
+    "rope_local_base_freq": POSITIVE,
+    "tie_word_embeddings": FLAG,
+}
+# These may also be null.
+NULLABLE = {
+    "num_key_value_heads": COUNT,
+    "head_dim": COUNT,
+    "sliding_window": FROM_ZERO,
+    "sliding_window_pattern": COUNT,
+    "max_window_layers": FROM_ZERO,
+    "use_sliding_window": FLAG,
+    "attn_logit_softcapping": POSITIVE,
+    "final_logit_softcapping": POSITIVE,
+    "layer_types": NAMES,
+    "rope_parameters": OBJECT,
+    "rope_scaling": OBJECT,
+    "original_max_position_embeddings": COUNT,
+    "max_position_embeddings": COUNT,
+    "bos_token_id": ID,
+    "pad_token_id": ID,
+    "eos_token_id": IDS,
+}
+
+
+def check_values(config: Mapping[str, Any], where: str, kinds: Mapping[str, Kind], nullable: bool) -> None:
+    """Hold the values that are there against their kinds.
+
+    Args:
+      where: the file, for errors.
+      nullable: whether they may be null.
+
+    Raises:
+      ConfigError: naming the key, its value and what is needed.
+    """
+    for key, kind in kinds.items():
+        if key in config and not (nullable and config[key] is None):
+            also = " (or null)" if nullable else ""
+            check(kind.holds(config[key]), f"{where}: {key} = {brief(config[key])}: {kind.name}{also} is needed")
+
+
+def brief(value: Any) -> str:
+    """Return a value as Python writes it, cut at 60 characters."""
+    if type(value) is int and abs(value) >= 10**50:  # Python refuses to write thousands of digits
+        return "a number of over 50 digits"
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"
