@@ -125,8 +125,8 @@ class TransformerConfig:
     def __post_init__(self):
         object.__setattr__(self, "rope_scaling", tuple(self.rope_scaling))  # JSON has lists, which do not hash
         for name in ("vocab", "layers", "hidden", "mlp", "heads", "kv_heads", "head_dim"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"model.{name} = {getattr(self, name)}: must be at least 1")
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise ValueError(f"model.{name} = {getattr(self, name)!r}: must be a whole number, at least 1")
         if self.layers > MOST_LAYERS:
             raise ValueError(f"model.layers = {self.layers}: must be at most {MOST_LAYERS}")
         for name in ("global_every", "global_first"):

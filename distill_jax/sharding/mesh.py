@@ -154,9 +154,19 @@ def over_members(f: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
 
     if mesh.shape["population"] == 1:
         return one_by_one
-    return jax.shard_map(
+    side_by_side = jax.shard_map(
         one_by_one, mesh=mesh, in_specs=(P("population"), P()), out_specs=P("population"), check_vma=False
     )
+
+    def run(members, shared):
+        return (side_by_side if traced((members, shared)) else one_by_one)(members, shared)
+
+    return run
+
+
+def traced(tree: Any) -> bool:
+    """Whether a computation on the tree is being compiled; not so where JAX_DEBUG_NANS looks for the place of a NaN."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
 
 
 def parameter_table(mesh: Mesh, logical: Any, tree: Any) -> tuple[list[tuple[str, ...]], list[str]]:

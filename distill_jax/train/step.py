@@ -6,6 +6,7 @@ batch stream); a member that reached its goal or diverged is frozen: its weights
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ import optax
 from jax.sharding import Mesh
 
 from distill_jax.models import lora
-from distill_jax.sharding.mesh import constrain, over_members, replicated, tracing
+from distill_jax.sharding.mesh import constrain, over_members, replicated, traced, tracing
 
 RUNNING, REACHED, DIVERGED, UNUSED = range(4)
 ACTIVE = "active"  # among a step's metrics, bool [P]: the member trained; the others' numbers are nobody's
@@ -183,8 +184,11 @@ def make_step(
         # Every host reads all members' numbers.
         return state, jax.lax.with_sharding_constraint(told, replicated(mesh))
 
-    def traced(state: State, teacher_params: Any, batch: Batch, base: Any = None) -> tuple[State, dict[str, jax.Array]]:
-        with tracing(mesh):
+    def run(state: State, teacher_params: Any, batch: Batch, base: Any = None) -> tuple[State, dict[str, jax.Array]]:
+        one_by_one = contextlib.nullcontext() if traced((state, batch)) else jax.disable_jit()
+        with tracing(mesh), one_by_one:
             return step(state, teacher_params, batch, base)
 
-    return jax.jit(traced, donate_argnums=0)
+    # JAX_DEBUG_NANS takes a step that gave NaN once more, operation by operation: it needs the state.
+    again = jax.config.jax_debug_nans  # type: ignore[attr-defined]
+    return jax.jit(run, donate_argnums=() if again else 0)
