@@ -19,10 +19,11 @@ from distill_jax.config import ConfigError, identity
 from distill_jax.data.vocabulary import EOS
 from distill_jax.interop.directory import Directory
 from distill_jax.interop.exporting import export_model
-from distill_jax.interop.families import facts_of, from_json, layer_types, to_json
+from distill_jax.interop.families import facts_of, from_json, to_json
 from distill_jax.interop.finite import AT_ONCE, check_finite
 from distill_jax.interop.generate import generate
 from distill_jax.interop.importing import import_model
+from distill_jax.interop.windows import layer_types
 from distill_jax.main import main
 from distill_jax.models.presets import PRESETS
 

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from distill_jax.config import check, identity
 from distill_jax.interop import hugging_face, tokenizers
 from distill_jax.interop.directory import Directory, read_object
+from distill_jax.interop.merging import Merged
 from distill_jax.interop.peft import Adapter
 from distill_jax.io import attempts
 from distill_jax.io.checkpoint import FINAL
@@ -68,7 +69,7 @@ class Published:
     def load(self, mesh: Mesh) -> Params:
         """Read the weights straight to their shards."""
         source: hugging_face.Source = self.directory.source
-        merged = self.adapter.merged(source) if self.adapter else source
+        merged = Merged(self.adapter, source) if self.adapter else source
         return hugging_face.load(self.cfg, merged, mesh)
 
     def adapters(self, mesh: Mesh) -> Adapters:

@@ -1,4 +1,4 @@
-"""LoRA adapters as PEFT saves them: merged into the weights as these are read, or as our tree of adapters, and back."""
+"""LoRA adapters as PEFT saves them, checked; as our tree of adapters, and back. `merging` merges them into weights."""
 
 from __future__ import annotations
 
@@ -16,15 +16,13 @@ from safetensors.numpy import save_file
 from distill_jax.config import check
 from distill_jax.interop.adapter_settings import read_settings
 from distill_jax.interop.directory import SafeTensors, refuse_pickles, text_name
-from distill_jax.interop.finite import check_finite
-from distill_jax.interop.hugging_face import WHOLE, Source, expected, leaves, names, sides
+from distill_jax.interop.hugging_face import WHOLE, expected, leaves, names, sides
 from distill_jax.io.files import digest, write_json
 from distill_jax.models.lora import Adapters
 from distill_jax.models.transformer import TransformerConfig
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 EMBEDDING, HEAD = (f"{WHOLE[leaf]}.weight" for leaf in ("embedding", "unembedding"))
-ROWS = 8192  # of an embedding that are read at a time
 # A tensor's name: that of a module, and what of it.
 _NAME = re.compile(
     r"base_model\.model\.(?P<module>.+?)\.(?P<what>lora_A\.weight|lora_B\.weight|lora_embedding_[AB]"
@@ -147,10 +145,6 @@ class Adapter:
             mend = "DoRA, and adapters to embedding and head, can only be merged in; do not keep them apart"
             check(plain, f"{self.path}: {part.module} has {', '.join(part.tensors.values())}: {mend}")
 
-    def merged(self, source: Source) -> Source:
-        """Return the weights with the adapters merged in, summed in fp32: see `_Merged`."""
-        return _Merged(self, source)
-
     def pair(
         self, weight: str, rows: slice = slice(None), columns: slice = slice(None)
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -180,71 +174,6 @@ class Adapter:
             _, module, name = leaf.split("/")
             out.setdefault(module, {})[name] = {"a": jnp.asarray(a), "b": jnp.asarray(b)}
         return out
-
-
-class _Merged:
-    """Weights with adapters merged in, part by part: W + scale · B A; with DoRA magnitude · that / its norm."""
-
-    def __init__(self, adapter: Adapter, source: Source):
-        self.adapter, self.source = adapter, source
-        self._norms: dict[str, np.ndarray] = {}
-
-    def dtype(self, name: str) -> Any:
-        part = self.adapter.parts.get(name)
-        if part and "a" in part.tensors:
-            return np.dtype(np.float32)
-        held = self._held(name)
-        return self.adapter.tensors.dtype(held) if held else self.source.dtype(self._shared(name))
-
-    def read(self, name: str, *index: slice) -> np.ndarray:
-        part = self.adapter.parts.get(name)
-        if part is None or "a" not in part.tensors:
-            return self._base(name, *index)
-        rows, columns = index
-        if "magnitude" in part.tensors:
-            w = self._dora(name, part, rows, columns)
-        else:
-            w = self._sum(name, part, rows, columns)
-        check_finite(w, f"{self.adapter.path}: {name} with its adapters", [s.start or 0 for s in index])
-        return w
-
-    def _sum(self, name: str, part: Part, rows: slice, columns: slice) -> np.ndarray:
-        left, right = self.adapter.pair(name, rows, columns)
-        return self._base(name, rows, columns).astype(np.float32) + np.float32(part.scale) * (left @ right)
-
-    def _dora(self, name: str, part: Part, rows: slice, columns: slice) -> np.ndarray:
-        """Return magnitude · W' / ‖W'‖, W' = W + scale · B A; the norm is that of the weights of one output."""
-        magnitude = self.adapter.tensors.read(part.tensors["magnitude"]).astype(np.float32)
-        if name == EMBEDDING:
-            w = self._sum(name, part, rows, columns)
-            return w * (magnitude / self._column_norms(name, part))[columns]
-        w = self._sum(name, part, rows, slice(None))
-        return (w * (magnitude[rows] / np.linalg.norm(w, axis=1))[:, None])[:, columns]
-
-    def _column_norms(self, name: str, part: Part) -> np.ndarray:
-        """Return the norm of every column of an embedding, which is read once for it."""
-        if name not in self._norms:
-            count = self.adapter.cfg.vocab
-            blocks = (slice(start, min(start + ROWS, count)) for start in range(0, count, ROWS))
-            squares = (np.sum(self._sum(name, part, block, slice(None)) ** 2, axis=0) for block in blocks)
-            self._norms[name] = np.sqrt(functools.reduce(np.add, squares))
-        return self._norms[name]
-
-    def _base(self, name: str, *index: slice) -> np.ndarray:
-        held = self._held(name)
-        if held:
-            return self.adapter.tensors.read(held, *index)
-        return self.source.read(self._shared(name), *index)
-
-    def _held(self, name: str) -> str:
-        """Return the adapters' own copy of a weight: one that was trained whole, or that a tied head shares."""
-        tied = {EMBEDDING: HEAD, HEAD: EMBEDDING} if self.adapter.cfg.tied else {}
-        own, other = (self.adapter.parts.get(which) for which in (name, tied.get(name, "")))
-        copies = [part.tensors.get(what, "") for part, what in ((own, "saved"), (own, "base"), (other, "base")) if part]
-        return next(filter(None, copies), "")
-
-    def _shared(self, name: str) -> str:
-        return EMBEDDING if name == HEAD and self.adapter.cfg.tied else name
 
 
 def save(path: Path, cfg: TransformerConfig, adapters: Adapters, rank: int, alpha: float) -> None:

@@ -53,6 +53,7 @@ VALUES = {
     "rope_theta": POSITIVE,
     "rope_local_base_freq": POSITIVE,
     "tie_word_embeddings": FLAG,
+    "max_window_layers": FROM_ZERO,
 }
 # These may also be null.
 NULLABLE = {
@@ -60,7 +61,6 @@ NULLABLE = {
     "head_dim": COUNT,
     "sliding_window": FROM_ZERO,
     "sliding_window_pattern": COUNT,
-    "max_window_layers": FROM_ZERO,
     "use_sliding_window": FLAG,
     "attn_logit_softcapping": POSITIVE,
     "final_logit_softcapping": POSITIVE,
