@@ -22,8 +22,9 @@ from distill_jax.interop.exporting import export_model
 from distill_jax.interop.families import facts_of, from_json, to_json
 from distill_jax.interop.finite import AT_ONCE, check_finite
 from distill_jax.interop.generate import generate
-from distill_jax.interop.importing import import_model
+from distill_jax.interop.importing import Published, import_model
 from distill_jax.interop.windows import layer_types
+from distill_jax.io.node import Node
 from distill_jax.main import main
 from distill_jax.models.presets import PRESETS
 
@@ -364,12 +365,19 @@ def test_a_file_in_the_current_directory_does_not_end_generation(tmp_path, monke
     [({"special_tokens": {"bos": 5, "eos": 9, "pad": 0}}, 9), ({"vocabulary": "words"}, EOS), ({}, None)],
     ids=str,
 )
-def test_a_model_that_trained_here_is_exported_with_the_end_it_trained_on(tmp_path, told, eos):
-    node = import_model(MODELS / "llama", tmp_path)
-    config = json.loads((node / "config.json").read_text())
-    del config["hugging_face"]
-    (node / "config.json").write_text(json.dumps({**config, **told}))
-    export_model(node, tmp_path / "out")
+def test_a_model_that_trained_here_is_exported_with_the_end_it_trained_on(tmp_path, monkeypatch, told, eos):
+    leave = Published.leave
+
+    def as_if_trained(self: Published, node: Node, tree: Any) -> dict[str, Any]:
+        """Leave a node without a word of where it was imported from."""
+        result, path = leave(self, node, tree), node.directory / "config.json"
+        config = json.loads(path.read_text())
+        del config["hugging_face"]
+        path.write_text(json.dumps({**config, **told}))
+        return result
+
+    monkeypatch.setattr(Published, "leave", as_if_trained)
+    export_model(import_model(MODELS / "llama", tmp_path), tmp_path / "out")
     assert json.loads((tmp_path / "out/config.json").read_text())["eos_token_id"] == eos
     generation = tmp_path / "out/generation_config.json"
     assert generation.is_file() == (eos is not None)
