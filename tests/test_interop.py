@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import resource
 import shutil
 import struct
 from pathlib import Path
@@ -454,3 +455,14 @@ def test_wrong_commands(typed, says, capsys):
     assert main(["distill-jax", *typed]) == 2
     said = capsys.readouterr().err
     assert all(text in said for text in says) and said.count("\n") <= 2, said
+
+
+def test_an_export_that_the_disk_refuses_is_one_error(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, before[1]))  # as `ulimit -f` does
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            export_model(MODELS / "llama", tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
