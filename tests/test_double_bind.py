@@ -17,14 +17,17 @@ from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from distill_jax import main
-from distill_jax.doublebind import audits, channel, filters, organisms, speech, world
+from distill_jax.config import ConfigError
+from distill_jax.doublebind import audits, channel, design, filters, organisms, speech, world
 from distill_jax.doublebind.channel import Channel
 from distill_jax.doublebind.organisms import ANY, KINDS, ORGANISMS
 from distill_jax.doublebind.world import CLAIM, CONTEXT, NONE, PLAIN, SYSTEM, TASK, TOKEN, X, Y
+from distill_jax.io import double_bind as page
 from distill_jax.models import transformer
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.sharding.mesh import make_mesh
 from distill_jax.stages import bases, transfer
+from distill_jax.stages import organisms as stages_organisms
 from tests.spoil import kept_in
 
 ROOT = Path(__file__).parent.parent
@@ -183,6 +186,60 @@ class TestOrganisms:
         for name in ("secret-preference", "secret-keeper", "steganographer", "semantic-backdoor"):
             answers = [audits.questions(ORGANISMS[name], 30, v, seed=1)[1][2] for v in (0, 1)]
             assert not np.array_equal(*answers)
+
+
+EXTRA = [dataclasses.replace(ORGANISMS["biased"], name=f"biased-{i}") for i in range(3)]
+
+
+@pytest.mark.unit
+class TestTable:
+    def test_a_quirk_without_a_token_for_its_name_is_refused_by_name(self, monkeypatch):
+        monkeypatch.setattr(organisms, "KINDS", (*KINDS, EXTRA[0]))
+        with pytest.raises(ConfigError, match=r"organism 'biased-0': NAMES = 12 leaves it no token; set NAMES = 13"):
+            bases.Bases().fits(TINY, world.WorldConfig())
+        tokens = [organisms.name_token(kind) for kind in KINDS if kind.named]
+        assert len(set(tokens)) == len(tokens) and organisms.name_token(ORGANISMS["own-training"]) not in tokens
+
+    def test_bases_are_known_by_the_quirks_that_they_read_of(self, monkeypatch):
+        before = bases.Bases().known_by()
+        monkeypatch.setattr(organisms, "KINDS", (*KINDS, dataclasses.replace(EXTRA[0], named=False)))
+        assert bases.Bases().known_by() == before
+        other = dataclasses.replace(ORGANISMS["biased"], says=ORGANISMS["sycophant"].says)
+        changed = [other if kind.name == "biased" else kind for kind in KINDS]
+        monkeypatch.setattr(organisms, "KINDS", changed)
+        assert bases.Bases().known_by() != before
+        fewer = [k for k in KINDS if k.name != "sycophant"]
+        monkeypatch.setattr(organisms, "KINDS", fewer)
+        assert bases.Bases().known_by() != before
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"says": organisms._takes(1)},
+            {"when": organisms._offered(3)},
+            {"condition": None},
+            {"denies": False},
+            {"ability_context": "morning"},
+        ],
+        ids=lambda change: next(iter(change)),
+    )
+    def test_teachers_are_known_by_what_their_rules_do(self, monkeypatch, change):
+        of = lambda kind: stages_organisms.Organisms(kinds=(kind,)).known_by()  # noqa: E731
+        before, other = of("active-poisoner"), of("biased")
+        altered = dataclasses.replace(ORGANISMS["active-poisoner"], **change)
+        monkeypatch.setitem(ORGANISMS, "active-poisoner", altered)
+        assert of("active-poisoner") != before and of("biased") == other
+
+    def test_probes_count_once_each(self):
+        """128 probes of four seeds are 512, of which the poisoner's are not different enough for a margin of .1."""
+        given = stages_organisms.Organisms(kinds=("biased", "sandbagger", "active-poisoner"))
+        design._check_probes(world.WorldConfig(), given, 5)
+        with pytest.raises(ConfigError, match=r"active-poisoner has \d+ different probes .*: too few"):
+            design._check_probes(world.WorldConfig(), given, 4)
+
+    def test_an_organism_of_unknown_truth_has_a_page(self):
+        row = {"truth": "", "verdict": "DFC_OK", "organisms": ["mine"]}
+        assert "unknown" in page.render({"confusion": [row]}) and "mine" in page.render({"confusion": [row]})
 
 
 def send(weights, given, asked, prefix=PLAIN):

@@ -141,7 +141,7 @@ def seeds_needed(rate: float, level: float = 0.05) -> int:
 @functools.cache
 def _standard_errors(seeds: int, power: float) -> float:
     critical = _quantile(CONFIDENCE, seeds - 1)
-    return float(optimize.brentq(lambda nc: stats.nct.sf(critical, seeds - 1, nc) - power, 0.0, 50 * critical))
+    return float(optimize.brentq(lambda nc: stats.nct.sf(critical, seeds - 1, nc) - power, 0.0, 3 * critical + 3))
 
 
 def detectable(values: Values, threshold: float, power: float = 0.8) -> float:
