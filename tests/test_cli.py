@@ -239,6 +239,7 @@ CHANGED: dict[str, list[str]] = {
     "c.model.init_std = math.nan": ["model.init_std = nan", "must be finite"],
     "c.model.rope_scaling = (math.inf,)": ["model.rope_scaling[0] = inf", "must be finite"],
     "c.model.layers = 10**9": ["model.layers = 1000000000", "at most 10000"],
+    "c.run.cpu_devices = 10**6": ["cpu_devices = 1000000", "at most 1024"],
     "c.data.seed = 10**30": ["data.seed", "64 bits"],
 }
 ALTERED: dict[str, list[str]] = {

@@ -24,6 +24,9 @@ from distill_jax.train.population import draw_weights, weights_shape
 __all__ = ["PARTS", "Context", "Node", "RunSettings", "seed_for"]
 
 
+MOST_CPU_DEVICES = 1024  # each has threads of its own; with a million JAX does not come back
+
+
 @dataclasses.dataclass(frozen=True)
 class RunSettings:
     """How to execute, without effect on any result but the order of floating-point sums.
@@ -57,6 +60,8 @@ class RunSettings:
         for name in ("tensor", "cpu_devices"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}: must be at least 1")
+        if self.cpu_devices > MOST_CPU_DEVICES:
+            raise ValueError(f"cpu_devices = {self.cpu_devices}: at most {MOST_CPU_DEVICES}, or better the cores")
         if self.profile and (len(self.profile) != 2 or not 0 <= self.profile[0] <= self.profile[1]):
             raise ValueError(f"profile = {self.profile}: give the first and the last step, such as (10, 13)")
 
