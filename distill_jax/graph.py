@@ -193,9 +193,12 @@ def execute(
         nodes[DATA].sealed(ROWS)
         if todo:
             verify_data(nodes[DATA])
-    for node in nodes.values() if chief() else ():
-        if node.done:
-            node.tidy()
+    for node in [nodes[name] for name in finished] if chief() else ():
+        node.tidy()
+        try:
+            node.sealed_under("")
+        except ConfigError as error:  # refused where it is read: weights need not be computed again for a lost curve
+            progress.say(f"warning: {error}")
     for group in groups(ctx) if groups else schedule(nodes, lambda group: _at_a_time(ctx, group)):
         progress.stage = sum(node.done for node in nodes.values())
         progress.begin(", ".join(n.name for n in group), len(group))

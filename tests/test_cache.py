@@ -21,6 +21,7 @@ from distill_jax.stages import Cache, Distill, Pretrain, cache, distill
 from distill_jax.stages.context import Context, Node, RunSettings
 from tests import mesh_worker
 from tests.mesh_worker import COMMON, MODEL
+from tests.spoil import cut, flip
 
 
 @pytest.fixture
@@ -97,11 +98,22 @@ def test_a_cache_that_was_stopped_continues(ctx, monkeypatch):
         fill(ctx)
     directory = ctx.nodes["store"].directory / "states"
     before = {p.name: p.stat().st_mtime_ns for p in directory.iterdir()}
-    assert set(before) == {"00000.npy", "00000.json"} and not ctx.nodes["store"].done
+    assert set(before) == {"00000.npy", "00000.npy.json"} and not ctx.nodes["store"].done
     monkeypatch.undo()
     states = fill(ctx)
     assert (directory / "00000.npy").stat().st_mtime_ns == before["00000.npy"]
     assert states.gather(np.arange(40)).shape == (40, mesh_worker.LENGTH, MODEL.hidden)
+
+
+@pytest.mark.kill
+def test_a_file_of_a_stopped_cache_that_was_damaged_is_written_again(ctx, monkeypatch):
+    """Before the cache is whole nothing else vouches for its files."""
+    expected = fill(ctx).gather(np.arange(40))
+    store = ctx.nodes["store"].directory
+    (store / "DONE").unlink()
+    for name, harm in (("00000.npy", flip), ("00001.npy", cut), ("00002.npy.json", cut)):
+        harm(store / "states" / name)
+    np.testing.assert_array_equal(fill(ctx).gather(np.arange(40)), expected)
 
 
 @pytest.mark.unit

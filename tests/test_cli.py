@@ -362,6 +362,21 @@ def test_a_disk_that_fills_up_in_the_middle(leave, finished, runs_here, tmp_path
             assert_same_run(finished, workdir)
 
 
+@pytest.mark.thorough
+@pytest.mark.end_to_end
+def test_a_limit_on_the_size_of_files(finished, base, copy):
+    """A save in the background and a node's last one end in a line each, and without the limit it goes on."""
+    forget(copy, "oracle", "relearn-oracle", "relearn-undo-0.9")
+    limited = ("-c", "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (16384,) * 2); "
+               "from distill_jax.main import main; sys.exit(main(sys.argv))")  # fmt: skip
+    done = Runs(base)(copy, program=limited)
+    last = "oracle" if (node(copy, "oracle") / "config.json").exists() else "relearn-undo-0.9"
+    assert_refused(done.returncode, done.stdout, done.stderr, "File too large", f"{node(copy, last)}/checkpoints")
+    done = Runs(base)(copy)
+    assert done.returncode == 0, done.stderr
+    assert_same_run(finished, copy)
+
+
 @pytest.mark.end_to_end
 def test_a_disk_that_fills_up_while_data_is_prepared(base, tmp_path):
     with small_disk(tmp_path / "disk", "200k") as disk:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import resource
 import shutil
 import struct
 from pathlib import Path
@@ -17,8 +18,9 @@ from distill_jax.config import ConfigError
 from distill_jax.interop import families, hugging_face
 from distill_jax.interop.directory import Directory, SafeTensors
 from distill_jax.interop.exporting import export_adapter, export_model
-from distill_jax.interop.importing import import_model
+from distill_jax.interop.importing import Published, import_model
 from distill_jax.interop.models import open_model
+from distill_jax.io.files import Digests
 from distill_jax.main import main
 from distill_jax.models import transformer
 from distill_jax.models.presets import PRESETS
@@ -112,6 +114,29 @@ def test_what_was_imported_is_not_imported_again(imported):
     assert import_model(MODELS / "llama", node.parents[1]) == node
     assert (node / "DONE").stat().st_mtime_ns == before
     assert all(path.stat().st_mtime_ns <= before for path in node.rglob("*") if path.is_file())  # DONE was last
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value"),
+    [
+        ("config.json", "max_position_embeddings", 77),
+        ("config.json", "eos_token_id", 5),
+        ("generation_config.json", "eos_token_id", [1, 5]),
+        ("tokenizer.json", "added", 1),
+        ("tokenizer_config.json", "add_bos_token", False),
+        ("special_tokens_map.json", "eos_token", "<end>"),
+        ("chat_template.jinja", "user", "{{ text }}"),
+    ],
+)
+def test_whatever_is_used_of_a_model_is_part_of_its_identity(tmp_path, file, key, value):
+    """Items are tokenised, cut at end-of-text and wrapped by these: another one is another model."""
+    copy, digests = shutil.copytree(MODELS / "llama", tmp_path / "llama"), Digests(tmp_path / "digests.json")
+    before = Published(copy).contents(digests)
+    assert before == Published(MODELS / "llama").contents(Digests())  # wherever it lies
+    digests.save()
+    found = json.loads((copy / file).read_text()) if (copy / file).exists() else {}
+    (copy / file).write_text(json.dumps({**found, key: value}))
+    assert Published(copy).contents(Digests(tmp_path / "digests.json")) != before
 
 
 def test_other_weights_are_another_node(imported, tmp_path):
@@ -425,3 +450,14 @@ def test_wrong_commands(typed, says, capsys):
     assert main(["distill-jax", *typed]) == 2
     said = capsys.readouterr().err
     assert all(text in said for text in says) and said.count("\n") <= 2, said
+
+
+def test_an_export_that_the_disk_refuses_is_one_error(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, before[1]))  # as `ulimit -f` does
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            export_model(MODELS / "llama", tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from distill_jax.data import mixing, pieces, prepare_text, quiet, records, show, sources, tokenise
 from distill_jax.data.text import SAMPLES, TextConfig
+from tests.spoil import flip
 
 ROOT = Path(__file__).parents[1]
 CONFIG = TextConfig(
@@ -174,11 +175,12 @@ def test_a_killed_preparation_goes_on_with_the_shards_that_are_missing(prepared,
         prepare_text.prepare_text(CONFIG, tmp_path)
     assert not (tmp_path / records.MANIFEST).exists()
     first, done[:] = list(done), []
+    flip(next(tmp_path.glob(f"preparing-*/{first.pop()}.tokens")))  # it is as if it had not been done
     done_before = len(first)
     monkeypatch.setattr(tokenise.Job, "__call__", lambda job: (done.append(job.path.name), whole(job))[1])
     capsys.readouterr()
     prepare_text.prepare_text(CONFIG, tmp_path)
-    assert "3 of 6 shards were tokenised before" in capsys.readouterr().out
+    assert "2 of 6 shards were tokenised before" in capsys.readouterr().out
     assert len(done) == 6 - done_before and not set(done) & set(first)
     # Shards are a way to cut the work, no part of what comes out: but the vocabulary is trained on their heads.
     assert contents(tmp_path) == contents(prepared)

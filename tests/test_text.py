@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from distill_jax.config import ConfigError
 from distill_jax.data import packing, pieces, reading, sources
-from distill_jax.data.documents import Documents, ShardWriter
+from distill_jax.data.documents import Documents, ShardWriter, complete
 from distill_jax.data.reading import Broken, Reader
 from distill_jax.data.text import SAMPLES, TextConfig
 from distill_jax.io.files import Digests
@@ -240,6 +240,7 @@ def test_documents_come_back_from_the_disk(tmp_path_factory, data, lengths):
                 columns = {"lengths": sizes, "bytes": 2 * sizes, "hash": sizes, "first": flags}
                 writer.write({"tokens": np.concatenate(ids), **columns})
         writer.finish({"note": name})
+        assert complete(path / name)
         paths.append(path / name)
     found, ends = Documents(paths), np.cumsum([0, *map(len, lengths)])
     whole = [np.concatenate([t for t, _ in examples[a:b]]) for a, b in itertools.pairwise(ends)]

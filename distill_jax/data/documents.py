@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from distill_jax.data.packing import Document
+from distill_jax.io.files import vouch, vouched
 
 COLUMNS = ("lengths", "bytes", "hashes")
 
@@ -63,6 +64,17 @@ class ShardWriter:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, self.path.with_suffix(".npz"))
+        for path in _files(self.path):
+            vouch(path)
+
+
+def _files(path: Path) -> tuple[Path, Path]:
+    return path.with_suffix(".tokens"), path.with_suffix(".npz")
+
+
+def complete(path: Path) -> bool:
+    """Whether a shard is there as it was written, by this process or one before it."""
+    return all(vouched(file) for file in _files(path))
 
 
 class Documents:

@@ -20,12 +20,12 @@ import numpy as np
 
 from distill_jax.config import identity
 from distill_jax.data import arithmetic, mixing, packing, pieces, quiet, records, sources, tokenise
-from distill_jax.data.documents import Documents
+from distill_jax.data.documents import Documents, complete
 from distill_jax.data.once import make_once, run_command_line, say
 from distill_jax.data.reading import Piece, Reader
 from distill_jax.data.sources import Shard
 from distill_jax.data.text import ROLES, SIDES, TextConfig
-from distill_jax.io.files import Digests
+from distill_jax.io.files import Digests, vouch, vouched
 
 FORMAT = 1
 PARTS = {"retain": "valid_retain", "shown": "forget", "heldout": "valid_forget"}  # of the evaluation
@@ -77,7 +77,7 @@ def _build(config: TextConfig, work: Path, evaluation: Callable[..., dict[str, A
 def _vocabulary(config: TextConfig, shards: Mapping[tuple[str, int], Sequence[Shard]], work: Path) -> Path:
     published = os.path.isdir(config.vocabulary)
     path = work / ("vocabulary.json" if published else "vocabulary.model")
-    if path.exists():
+    if vouched(path):
         return path
     if config.vocabulary:
         given = pieces.load(config.vocabulary)  # refuses what is no vocabulary
@@ -96,6 +96,7 @@ def _vocabulary(config: TextConfig, shards: Mapping[tuple[str, int], Sequence[Sh
         path.with_suffix(".tmp").write_bytes(model)
         say(f"trained a vocabulary of {config.vocabulary_size:,} entries in {time.monotonic() - start:.1f} s")
     os.replace(path.with_suffix(".tmp"), path)
+    vouch(path)
     return path
 
 
@@ -119,7 +120,7 @@ def _tokenise(
         for source, found in shards.items()
         for shard, path in zip(found, paths[source], strict=True)
     ]
-    tokenise.run([job for job in jobs if not job.path.with_suffix(".npz").exists()], len(jobs), config.workers)
+    tokenise.run([job for job in jobs if not complete(job.path)], len(jobs), config.workers)
     documents, places, notes = Documents(path for found in paths.values() for path in found), {}, {}
     first, shard = 0, 0
     for source, found in paths.items():

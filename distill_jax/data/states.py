@@ -10,7 +10,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from distill_jax.io.files import digest, read_sealed, write_sealed
+from distill_jax.io.files import digest, read_sealed, vouch, vouched, write_sealed
 
 MANIFEST = "states.json"
 
@@ -24,7 +24,7 @@ class StateWriter:
     def missing(self) -> Iterator[range]:
         """Yield the rows of each file that is not there yet."""
         for first in range(0, self.rows, self.shard_rows):
-            if not self._whole(self._path(first)):
+            if not vouched(self._path(first)):
                 yield range(first, min(first + self.shard_rows, self.rows))
 
     def write(self, shard: range, states: np.ndarray) -> None:
@@ -41,28 +41,17 @@ class StateWriter:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
-        write_sealed(_proof(path), {"digest": digest(path)})
+        vouch(path)
 
     def seal(self, description: dict[str, Any]) -> None:
         """Write the manifest, which says that all is there and of what data it is."""
         paths = [self._path(first) for first in range(0, self.rows, self.shard_rows)]
-        files = {path.name: read_sealed(_proof(path))["digest"] for path in paths}
+        files = {path.name: vouched(path) for path in paths}
         layout = {"rows": self.rows, "shard_rows": self.shard_rows, "files": files}
         write_sealed(self.directory / MANIFEST, {**description, **layout})
 
-    def _whole(self, path: Path) -> bool:
-        """Whether a file is there as it was written, by this process or one before it."""
-        try:
-            return digest(path) == read_sealed(_proof(path))["digest"]
-        except (OSError, ValueError, KeyError):
-            return False
-
     def _path(self, first: int) -> Path:
         return self.directory / f"{first // self.shard_rows:05d}.npy"
-
-
-def _proof(path: Path) -> Path:
-    return path.with_suffix(".json")
 
 
 class States:

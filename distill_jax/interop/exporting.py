@@ -7,6 +7,7 @@ import errno
 import itertools
 import math
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from distill_jax.config import check
@@ -70,7 +72,12 @@ def _write_tensors(directory: Path, cfg: TransformerConfig, params: Params, kind
     tensors = hugging_face.tensors(cfg, params)
     for file, names in zip(files, shards, strict=True):
         held = {name: np.ascontiguousarray(w, kind) for name, w in itertools.islice(tensors, len(names))}
-        save_file(held, directory / file, metadata={"format": "pt"})
+        try:
+            save_file(held, directory / file, metadata={"format": "pt"})
+        except SafetensorError as error:  # the library's own kind of a disk that refuses
+            code = re.search(r"os error (\d+)", str(error))
+            number = int(code[1]) if code else errno.EIO
+            raise OSError(number, os.strerror(number), str(directory.parent)) from error
     if len(shards) > 1:
         where = {name: file for file, names in zip(files, shards, strict=True) for name in names}
         write_json(directory / INDEX, {"metadata": {"total_size": sum(sizes.values())}, "weight_map": where})

@@ -93,10 +93,10 @@ def adapters_of(path: Path) -> tuple[TransformerConfig, int, float, Any]:
     Raises:
       ConfigError: if it did not.
     """
-    cfg, (node, config) = open_model(path).cfg, _read(path)
-    settings = config.get("settings", {})
+    cfg = open_model(path).cfg  # which holds a node's config against its seal
+    settings = read_object(path / "config.json").get("settings", {})
     check(settings.get("lora_rank", 0) > 0, f"{path}: has no adapters of its own; export the whole model")
-    checkpoints = node.checkpoints
+    checkpoints = finished(path).checkpoints
     return cfg, settings["lora_rank"], settings["lora_alpha"], checkpoints.restore(FINAL, checkpoints.shapes(FINAL))
 
 

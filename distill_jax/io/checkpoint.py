@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ FINAL = "final"
 CHUNK = 2**26  # bytes of a leaf that are compressed together
 # A failed save is raised once; asyncio would log each of its unfinished writes as well, and Orbax each thread's
 # traceback.
+warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
 logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 logging.getLogger("absl").setLevel(logging.CRITICAL)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -190,6 +191,8 @@ def finished(directory: Path) -> Node:
         known = str(_sealed_in(done, stamp(done))["identity"])
     except (OSError, ValueError, KeyError):
         known = ""
+    if named := re.fullmatch(r".*-([0-9a-f]{12})", directory.resolve().name):
+        known = named[1]
     node = Node(directory.name, "", None, {}, known, directory)
     check(node.done, f"{directory}: removed while it was read")
     return node

@@ -31,7 +31,7 @@ def cases(base: Path, scratch: Path, **counts: int) -> list[dict[str, Any]]:
 
 
 def assert_right_or_refused(found: list[dict[str, Any]], count: int) -> None:
-    assert [case for case in found if case["ending"] not in ("same", "refused")] == []
+    assert [case for case in found if case["ending"] not in ("same", "warned", "refused")] == []
     assert len(found) == count
     print(collections.Counter(case["ending"] for case in found))
 
@@ -40,7 +40,7 @@ def assert_right_or_refused(found: list[dict[str, Any]], count: int) -> None:
 def test_damage_and_power_cuts_change_no_number(base, tmp_path):
     found = cases(base, tmp_path, finished=24, interrupted=6, cuts=6, seed=3)
     assert_right_or_refused(found, 36)
-    assert len({case["ending"] for case in found}) == 2  # some of it mattered, and not all
+    assert {"same", "refused"} <= {case["ending"] for case in found}  # some of it mattered, and not all
 
 
 @pytest.mark.thorough
