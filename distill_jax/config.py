@@ -40,7 +40,8 @@ def check(condition: bool, message: str) -> None:
 
 def check_local(where: str, path: str) -> None:
     """Refuse what is no path: an address, such as gs://bucket/run, would become a directory named `gs:`."""
-    check(not _SURROGATE.search(path), f"{where}={path!a}: this is no UTF-8, which checkpoints need; rename it")
+    mend = "choose an ASCII name or, if only the locale cannot read it, set PYTHONUTF8=1"
+    check(not _SURROGATE.search(path), f"{where}={path!a}: this is no UTF-8, which checkpoints need; {mend}")
     mend = "mount the bucket, and give a path below where it is mounted"
     check("://" not in path, f"{where}={path}: this is an address, and only paths are read and written; {mend}")
 

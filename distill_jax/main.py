@@ -133,9 +133,6 @@ def parse(argv: Sequence[str]) -> Arguments:
         check(values.slice, "--slice is missing: name the TPU slice to plan for, such as v5e-16, or auto")
     elif not (command == "sweep" and values.count):
         check(values.workdir, "--workdir=DIR is missing: name the directory of this run")
-    undecoded = any("\ud800" <= character <= "\udfff" for character in values.workdir or "")
-    mend = "its bytes are no text in this locale; choose an ASCII name, or set PYTHONUTF8=1"
-    check(not undecoded, f"--workdir={values.workdir}: {mend}")
     check(
         bool(values.coordinator) or values.processes == 1,
         f"--processes={values.processes}: also give --coordinator=HOST:PORT and --process, or --distributed alone",

@@ -54,7 +54,7 @@ def write_data(directory: Path) -> None:
     items = []
     for i in range(20):
         prompt = rng.integers(1, MODEL.vocab, rng.integers(2, 6)).tolist()
-        group = {"operation": "add", "form": "equation", "part": PARTS[i % 3]}
+        group = {"operation": "add", "form": "equation", "part": PARTS[i % 3], "fact": f"fact {i}"}
         items.append({"prompt_ids": prompt, "answer_ids": rng.integers(1, MODEL.vocab, 2).tolist(), **group})
     (directory / "evaluation.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
 

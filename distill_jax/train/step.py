@@ -184,11 +184,13 @@ def make_step(
         # Every host reads all members' numbers.
         return state, jax.lax.with_sharding_constraint(told, replicated(mesh))
 
-    def run(state: State, teacher_params: Any, batch: Batch, base: Any = None) -> tuple[State, dict[str, jax.Array]]:
+    def train_step(
+        state: State, teacher_params: Any, batch: Batch, base: Any = None
+    ) -> tuple[State, dict[str, jax.Array]]:
         one_by_one = contextlib.nullcontext() if traced((state, batch)) else jax.disable_jit()
         with tracing(mesh), one_by_one:
             return step(state, teacher_params, batch, base)
 
     # JAX_DEBUG_NANS takes a step that gave NaN once more, operation by operation: it needs the state.
     again = jax.config.jax_debug_nans  # type: ignore[attr-defined]
-    return jax.jit(run, donate_argnums=() if again else 0)
+    return jax.jit(train_step, donate_argnums=() if again else 0)

@@ -38,7 +38,7 @@ def assert_right_or_refused(found: list[dict[str, Any]], count: int) -> None:
 
 @pytest.mark.kill
 def test_damage_and_power_cuts_change_no_number(base, tmp_path):
-    found = cases(base, tmp_path, finished=24, interrupted=6, cuts=6, seed=3)
+    found = cases(base, tmp_path, finished=30, interrupted=3, cuts=3, seed=3)
     assert_right_or_refused(found, 36)
     assert {"same", "refused"} <= {case["ending"] for case in found}  # some of it mattered, and not all
 
