@@ -9,11 +9,13 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 LONGEST_NAME = 200  # of 255 that file systems take; an identity follows it
+_ADDRESS = re.compile(r".*://|[a-zA-Z][\w+.-]*:(/|$)|(gs|s3):", re.DOTALL)  # with one slash too, as Path writes it
 _SURROGATE = re.compile(r"[\ud800-\udfff]")  # by which Python stands for the bytes of a path that is no UTF-8
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._=+-]*"
 
@@ -39,11 +41,18 @@ def check(condition: bool, message: str) -> None:
 
 
 def check_local(where: str, path: str) -> None:
-    """Refuse what is no path: an address, such as gs://bucket/run, would become a directory named `gs:`."""
+    """Refuse what is no path, or not the same path to every library.
+
+    An address, such as gs://bucket/run, would become a directory named `gs:`, to which TensorBoard's writer does not
+    write; of ~, which no shell replaces behind a `=`, TFDS makes the home directory and everything else a name.
+    """
     mend = "choose an ASCII name or, if only the locale cannot read it, set PYTHONUTF8=1"
     check(not _SURROGATE.search(path), f"{where}={path!a}: this is no UTF-8, which checkpoints need; {mend}")
     mend = "mount the bucket, and give a path below where it is mounted"
-    check("://" not in path, f"{where}={path}: this is an address, and only paths are read and written; {mend}")
+    address = _ADDRESS.match(path) or _ADDRESS.match(str(Path(path)))
+    check(not address, f"{where}={path}: this is an address, and only paths are read and written; {mend}")
+    mend = 'the shell left the ~ of a home directory as it is; write the path out, such as "$HOME/runs"'
+    check(not str(Path(path)).startswith("~"), f"{where}={path}: {mend}")
 
 
 def check_name(where: str, name: object) -> None:

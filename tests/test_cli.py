@@ -301,6 +301,10 @@ def test_whatever_a_sweep_file_does_wrong_is_named(line, word, tmp_path, capsys)
     [
         (["run", SMOKE, "--workdir=gs://bucket/run"], ["--workdir=gs://bucket/run", "an address", "mount"]),
         (["report", "--workdir=s3://bucket/run"], ["--workdir=s3://bucket/run", "an address"]),
+        (["report", "--workdir=gs:/bucket/run"], ["--workdir=gs:/bucket/run", "an address"]),
+        (["report", "--workdir=./s3:run"], ["--workdir=./s3:run", "an address"]),
+        (["report", "--workdir=~/run"], ["--workdir=~/run", "home directory", "$HOME"]),
+        (["report", "--workdir=./~nobody"], ["--workdir=./~nobody", "home directory", "$HOME"]),
         (["import", "--from=tests", "--workdir=gs://bucket/run"], ["--workdir=gs://bucket/run", "an address"]),
         (["run", SMOKE, "--workdir=\udcff"], ["--workdir='\\udcff'", "no UTF-8"]),
         (["run", "--config=pyproject.toml", "--workdir=x"], ["pyproject.toml is no Python file"]),
