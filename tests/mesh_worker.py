@@ -22,6 +22,7 @@ from distill_jax.models.transformer import TransformerConfig
 from distill_jax.sharding import distributed
 from distill_jax.stages import VERBS, Distill, Pretrain, Relearn, Unlearn
 from distill_jax.stages.context import PARTS, Context, Node, RunSettings
+from distill_jax.train.step import of_active
 
 # Heads and MLP divide by 2, 4 and 8 or by some of them; 30 words divide by 2 only, so that fallbacks happen too.
 MODEL = TransformerConfig(
@@ -98,7 +99,7 @@ def numbers(data: Path, which: str, microbatches: int, devices: int, fsdp: int, 
     losses: list[list[float]] = []
     for s in range(STEPS):
         state, metrics = step(state, teacher, feed(s), base)
-        losses += [np.asarray(v)[: len(program.crew)].tolist() for _, v in sorted(metrics.items())]
+        losses += [v[: len(program.crew)].tolist() for _, v in sorted(of_active(metrics).items())]
     norm = jax.jit(lambda tree: [abs(x).sum(axis=range(1, x.ndim)) for x in jax.tree.leaves(tree)])
     whole = jax.jit(norm, out_shardings=jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
     correct = None

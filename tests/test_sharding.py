@@ -114,7 +114,7 @@ def assert_same_numbers(ours, theirs):
 def test_devices_and_accumulation_change_nothing(results, job):
     ours, alone = results[job], results[(job[0], 1, 1, 1, 1)]
     assert_same_numbers(ours, alone)
-    assert np.ptp(alone["losses"][0]) >= 0 and np.all(np.isfinite(alone["losses"]))
+    assert np.all(np.isfinite(alone["losses"]))
     assert np.prod(list(ours["mesh"].values())) == job[2]
     assert (ours["mesh"]["fsdp"], ours["mesh"]["tensor"]) == job[3:]
 
