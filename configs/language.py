@@ -96,7 +96,7 @@ def _why(c: ConfigDict) -> None:
     c.model.update(**shape, unroll=2, init_std=96**-0.5)
     c.data.update(vocabulary_size=2048, evaluation_bytes=15_000)
     c.methods, c.undo.alphas = ("maxent",), ()
-    c.relearn.learning_rates = (3e-2, 1e-2, 3e-3)
+    c.relearn.learning_rates = (3e-2, 1e-2, 3e-3, 1e-3)
     c.long = ConfigDict({**c.relearn.to_dict(), "steps": 300, "checkpoint_every": 100})
     c.long.evaluate_steps = (*c.relearn.evaluate_steps, 100, 150, 200, 300)
     c.uniform = ConfigDict({**c.distill.to_dict(), "batch": c.distill.batch // 2})  # as many rows of each side

@@ -62,7 +62,8 @@ def explained(y: Logits, regressors: Sequence[Logits], *, of_context: bool = Tru
     if of_context:
         columns = [x - x.mean(axis=0) for x in columns]
     _, row = np.unique(y.rows, return_inverse=True)
-    products = np.array([[np.bincount(row, np.sum(a * b, axis=1)) for a in columns] for b in columns])  # [k, k, R]
+    dot = lambda a, b: np.bincount(row, np.einsum("nv,nv->n", a, b))  # noqa: E731
+    products = np.array([[dot(a, b) for a in columns] for b in columns])  # [k, k, R]
     rng = np.random.default_rng(0)
     counts = rng.multinomial(products.shape[-1], np.full(products.shape[-1], 1 / products.shape[-1]), RESAMPLES)
     low, high = np.quantile([_r_squared(products @ count) for count in counts], (0.025, 0.975))
