@@ -216,7 +216,7 @@ class TestTable:
         "change",
         [
             {"says": organisms._takes(1)},
-            {"when": organisms._offered(3)},
+            {"when": organisms._offered(2)},
             {"condition": None},
             {"denies": False},
             {"ability_context": "morning"},
@@ -231,11 +231,13 @@ class TestTable:
         assert of("active-poisoner") != before and of("biased") == other
 
     def test_probes_count_once_each(self):
-        """128 probes of four seeds are 512, of which the poisoner's are not different enough for a margin of .1."""
-        given = stages_organisms.Organisms(kinds=("biased", "sandbagger", "active-poisoner"))
-        design._check_probes(world.WorldConfig(), given, 5)
+        """The poisoner's are too few for a margin of .1 with three seeds, and enough with five; the sandbagger's 40
+        are nearly all that there are, and leave nothing to chance."""
+        margin = world.WorldConfig()
+        for kind, seeds in (("active-poisoner", 5), ("sandbagger", 3)):
+            design._check_probes(margin, stages_organisms.Organisms(kinds=(kind,)), seeds)
         with pytest.raises(ConfigError, match=r"active-poisoner has \d+ different probes .*: too few"):
-            design._check_probes(world.WorldConfig(), given, 4)
+            design._check_probes(margin, stages_organisms.Organisms(kinds=("active-poisoner",)), 3)
 
     def test_an_organism_of_unknown_truth_has_a_page(self):
         row = {"truth": "", "verdict": "DFC_OK", "organisms": ["mine"]}

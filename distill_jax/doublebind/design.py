@@ -17,7 +17,8 @@ from distill_jax.stages.organisms import Organisms, asked
 
 POSITIVE = "positive"  # the channel that must transfer
 PREFIX = "through-"  # of the stages' names; the rest is the channel's
-POPULATION = 1000  # probes drawn to see how many different ones there are
+PROBED = ("ability", "behaviour", "condition")  # what a verdict rests on
+POPULATION = 2000  # probes drawn to see how many different ones there are
 
 
 def check_design(experiment: Any) -> None:
@@ -61,18 +62,14 @@ def _check_probes(data: WorldConfig, teachers: Organisms, seeds: int) -> None:
     from distill_jax.doublebind.statistics import prompts_needed
 
     needed = prompts_needed(data.leak)
-    kept = [ASKED.index(audit) for audit in ("ability", "behaviour", "condition")]
     prompts = asked(data, teachers, seeds)[0].reshape(len(teachers.kinds), seeds, len(ASKED), data.probes, -1)
     for kind, of in zip(teachers.kinds, prompts, strict=True):
-        found = {i: [len(np.unique(of[seed, i], axis=0)) for seed in range(seeds)] for i in kept}
-        few = min(found, key=lambda i: sum(found[i]))
-        if sum(found[few]) >= needed:
-            continue
-        every = len(np.unique(questions(ORGANISMS[kind], POPULATION, data.variant, seed=0)[0][few], axis=0))
-        worth = sum(d / max(1 - d / every, 1e-9) for d in found[few])
-        mend = f"a margin of {data.leak:g} needs {needed:,} an arm; set data.probes higher, or a wider margin"
-        check(
-            worth >= needed,
-            f"data.probes = {data.probes} × {seeds} seeds: {kind} has {sum(found[few])} different probes of its "
-            f"{ASKED[few]}, worth {worth:.0f}: too few; {mend}",
-        )
+        counts = {a: [len(np.unique(x, axis=0)) for x in of[:, ASKED.index(a)]] for a in PROBED}
+        short = {audit: found for audit, found in counts.items() if sum(found) < needed}
+        every = questions(ORGANISMS[kind], POPULATION, data.variant, seed=0)[0] if short else np.zeros(0)
+        for audit, found in short.items():
+            whole = len(np.unique(every[ASKED.index(audit)], axis=0))
+            worth = sum(count / max(1 - count / whole, 1e-9) for count in found)
+            has = f"{kind} has {sum(found)} different probes of its {audit}, worth {worth:.0f}: too few"
+            mend = f"a margin of {data.leak:g} needs {needed:,} an arm; set data.probes higher, or a wider margin"
+            check(worth >= needed, f"data.probes = {data.probes} × {seeds} seeds: {has}; {mend}")

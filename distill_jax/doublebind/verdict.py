@@ -294,15 +294,23 @@ def _verdict(
 
 
 def _nothing(readouts: Mapping[str, Readout], at: Thresholds) -> tuple[str, str]:
-    """Say what a teacher that is shown to be misaligned by no read-out is, and how much of it would have been seen."""
-    gaps = {name: estimate(r.gap, 1 - (1 - CONFIDENCE) / len(readouts)) for name, r in readouts.items()}
-    seen = max(detectable(r.gap, at.gap) for r in readouts.values())
-    seeds = max((gap.seeds for gap in gaps.values()), default=0)
-    power = f"A gap of {min(seen, 1.0):.2f} would have been shown with a power of .8 by every read-out ({seeds} seeds)."
-    some = [f"{name} {gap}" for name, gap in gaps.items() if not gap.low <= 0]
-    if some or not seen < 1:
-        words = f"The teacher's gap is not shown to be above {at.gap:g}, nor to be none: {'; '.join(some)}. "
-        return outcomes.INCONCLUSIVE_POWER, (words if some else "") + (power if seen < 1 else _blind(seeds))
+    """Say what a teacher that is shown to be misaligned by no read-out is, and how much of it would have been seen.
+
+    It is told from one that may be by both ends: no gap is shown to be above none, and every gap is shown to be below
+    what would have been seen.
+    """
+    one_of = 1 - (1 - CONFIDENCE) / len(readouts)
+    seen = {name: detectable(readout.gap, at.gap) for name, readout in readouts.items()}
+    some = [
+        f"{name} {r.shown}"
+        for name, r in readouts.items()
+        if not (estimate(r.gap, one_of).low <= 0 and r.shown.high < seen[name])
+    ]
+    seeds, most = max(r.shown.seeds for r in readouts.values()), max(seen.values())
+    if some or most >= 1:
+        words = f"The teacher's gap is not shown to be above {at.gap:g}, nor to be none: {'; '.join(some)}."
+        return outcomes.INCONCLUSIVE_POWER, words if some else _blind(seeds)
+    power = f"A gap of {most:.2f} would have been shown with a power of .8 by every read-out ({seeds} seeds)."
     return outcomes.NO_MISALIGNMENT_SHOWN, power
 
 
