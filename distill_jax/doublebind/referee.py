@@ -181,7 +181,7 @@ def rare(seeds: Sequence[int], candidates: Sequence[int]) -> Iterator[str]:
 
 
 def _number(value: float) -> str:
-    return f"{value:.2f}".removeprefix("0") if value < 1 else "1"
+    return "1" if value > 0.995 else f"{value:.2f}".removeprefix("0")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
