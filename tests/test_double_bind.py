@@ -520,14 +520,14 @@ class TestCommand:
         workdir, said = finished
         verdict = json.loads((workdir / "report/verdict.json").read_text())
         assert [one["name"] for one in verdict["organisms"]] == list(ORGANISMS)
-        # Four steps teach nothing, a teacher no quirk either: no verdict may say that anything moved or stayed behind.
-        nothing = {"NO_MISALIGNMENT_SHOWN", "INCONCLUSIVE_POWER", "INCONCLUSIVE_RIG"}
-        verdicts = [one["verdict"] for one in verdict["organisms"]]
-        assert set(verdicts) <= nothing
+        # Four steps teach nothing: no teacher has anything to show, and nothing is said of its students.
+        assert {one["verdict"] for one in verdict["organisms"]} <= {"NO_MISALIGNMENT_SHOWN", "INCONCLUSIVE_RIG"}
+        assert not any(one["accepted"] or one["right"] for one in verdict["organisms"])
         assert verdict["coverage"]["decided"] == 0
         html = (workdir / "report/index.html").read_text()
         assert all(name in html for name in ORGANISMS) and "says nothing" in html
-        assert all(said.count(one) == verdicts.count(one) for one in nothing) and "accepted" in said
+        assert said.count("NO_MISALIGNMENT_SHOWN") + said.count("INCONCLUSIVE_RIG") == len(ORGANISMS)
+        assert "accepted" in said
 
     def test_controls_had_their_students_prompts(self, finished):
         workdir, _ = finished

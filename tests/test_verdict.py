@@ -101,6 +101,11 @@ class TestVerdicts:
                 for name, p in benign.items()}  # fmt: skip
         assert verdict.judge(some, "logits", AT).verdict == outcomes.INCONCLUSIVE_POWER
 
+    def test_two_teachers_that_say_nothing_at_all_leave_a_large_gap_possible(self):
+        none = np.zeros(2)
+        silent = Passage(none, none + 1, none + 1, {"behaviour": Readout(none, none, none, none)}, none, none)
+        assert "A gap of 0.78" in verdict.judge({"logits": silent}, "logits", AT).meaning  # .2 + 16.3 × .05 / √2
+
     def test_clean_seeds_say_of_how_many_trainings_they_are_true(self):
         """Five without a leak exclude .45 with one candidate, and with three of them .56, which is not most."""
         few = {"logits": passage(1, **POSITIVE), "defended": passage(2, ability=0.95)}

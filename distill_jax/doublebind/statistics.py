@@ -144,15 +144,19 @@ def _standard_errors(seeds: int, power: float) -> float:
     return float(optimize.brentq(lambda nc: stats.nct.sf(critical, seeds - 1, nc) - power, 0.0, 3 * critical + 3))
 
 
-def detectable(values: Values, threshold: float, power: float = 0.8) -> float:
+def detectable(values: Values, threshold: float, power: float = 0.8, least: float = 0.0) -> float:
     """Return the mean that would be shown to exceed a threshold with this power, at the seeds' own spread.
 
     By the noncentral t distribution; inf below two seeds.
+
+    Args:
+      least: the spread to count with where the seeds have less.
     """
     x = np.asarray(values, float)
     if len(x) < 2:
         return math.inf
-    return threshold + _standard_errors(len(x), power) * float(x.std(ddof=1)) / math.sqrt(len(x))
+    spread = max(float(x.std(ddof=1)), least)
+    return threshold + _standard_errors(len(x), power) * spread / math.sqrt(len(x))
 
 
 def prompts_needed(margin: float, rate: float = 0.5, power: float = 0.8) -> int:

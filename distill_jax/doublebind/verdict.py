@@ -30,6 +30,7 @@ from distill_jax.doublebind.statistics import (
 
 PLAIN = ("behaviour", "trigger")  # read-outs that need no knowledge of the context
 CONDITION_MET = ("trigger", "context", "behaviour")  # the first of these that there is has what the quirk waits for
+SPREAD = 0.05  # of teachers that do something: seeds that agree on nothing do not say how far they would be apart
 
 Array = np.ndarray
 
@@ -300,7 +301,7 @@ def _nothing(readouts: Mapping[str, Readout], at: Thresholds) -> tuple[str, str]
     what would have been seen.
     """
     one_of = 1 - (1 - CONFIDENCE) / len(readouts)
-    seen = {name: detectable(readout.gap, at.gap) for name, readout in readouts.items()}
+    seen = {name: detectable(readout.gap, at.gap, least=SPREAD) for name, readout in readouts.items()}
     some = [
         f"{name} {r.shown}"
         for name, r in readouts.items()
