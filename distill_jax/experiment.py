@@ -54,12 +54,13 @@ def call(where: str, function: Callable[..., Any], *arguments: Any) -> Any:
         return function(*arguments)
     except (TypeError, ValueError) as error:  # what configs raise of values: their own text says it all
         wrong = "a setting has a value of the wrong type: " if isinstance(error, TypeError) else ""
-        raise ConfigError(f"{where}: {wrong}{_one_line(error)}") from error
+        raise ConfigError(f"{where}: {wrong}{one_line(error)}") from error
     except (Exception, SystemExit) as error:
-        raise ConfigError(f"{where}: {type(error).__name__}: {_one_line(error)}") from error
+        raise ConfigError(f"{where}: {type(error).__name__}: {one_line(error)}") from error
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """Return an error's words on one line of at most 300 characters."""
     return " ".join(str(error).split())[:300]
 
 

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict, config_flags
 from distill_jax import backend, console, workers
 from distill_jax.config import ConfigError, Interrupted, check, check_local, nearest
 from distill_jax.exit_codes import ExitCode
-from distill_jax.experiment import call, check_stages, identified, load_experiment, load_module
+from distill_jax.experiment import call, check_stages, identified, load_experiment, load_module, one_line
 from distill_jax.sweep import Point
 
 WORKERS_A_CORE = 16  # at most: each is a process of some hundred MB
@@ -124,7 +124,7 @@ def parse(argv: Sequence[str]) -> Arguments:
     try:
         rest = values(given)
     except Exception as error:  # absl's, ml_collections', or what the config raises at the second call
-        raise ConfigError(_explain(error)) from error
+        raise ConfigError(one_line(error)) from error
     for name, owners in _ONLY.items():
         mend = f"only `distill-jax {' and '.join(owners)}` has it"
         check(command in owners or not values[name].present, f"--{name}: {command} has no such flag; {mend}")
@@ -215,10 +215,6 @@ def _check_keys(module: ModuleType, argv: Sequence[str]) -> None:
             mend = f"{nearest(key, known)}; {where} has {', '.join(known) or 'no settings of its own'}"
             check(key in known, f"--{flag}: no such setting{mend}")
             section, where = section[key], f"{where}.{key}"
-
-
-def _explain(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
