@@ -56,9 +56,11 @@ def show_anything() -> None:
 
 
 def complain(text: str) -> None:
-    """Print to standard error, if anybody reads it."""
+    """Print a line to standard error, if anybody reads it."""
     try:
-        print(f"distill-jax: {text}", file=sys.stderr, flush=True)
+        if sys.stderr:
+            sys.stderr.write(f"distill-jax: {text}\n")  # at once: print would let another thread between text and end
+            sys.stderr.flush()
     except OSError:
         _discard(sys.stderr)
 

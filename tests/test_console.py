@@ -68,7 +68,7 @@ def test_standard_streams_may_be_closed(monkeypatch):
 def test_a_name_that_is_no_text_is_refused(capsys):
     command = ["distill-jax", "run", "--config=configs/arithmetic.py:smoke", "--workdir=runs/\udce4"]
     assert main(command) == ExitCode.REFUSED
-    assert "--workdir=runs/?: its bytes are no text" in capsys.readouterr().err
+    assert "--workdir='runs/\\udce4': this is no UTF-8" in capsys.readouterr().err
 
 
 @pytest.mark.end_to_end
