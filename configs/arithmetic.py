@@ -16,7 +16,7 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from distill_jax.data.arithmetic import ArithmeticConfig
+from distill_jax.data.arithmetic.equations import ArithmeticConfig
 from distill_jax.models.presets import preset
 from distill_jax.stages import Cache, Distill, Perturb, Pretrain, Relearn, Unlearn
 from distill_jax.stages.context import RunSettings

@@ -25,15 +25,15 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from distill_jax.data import audit
-from distill_jax.data.audit import AuditConfig, Organism
-from distill_jax.data.text import SAMPLES
-from distill_jax.doublebind import published
+from distill_jax.data.text.text_config import SAMPLES
+from distill_jax.doublebind import auditbench_data
+from distill_jax.doublebind.auditbench_data import AuditConfig, Organism
 from distill_jax.models.presets import preset
+from distill_jax.reports import auditbench_summary
 from distill_jax.stages import Distill, Import
 from distill_jax.stages.context import RunSettings
 
-DATA, CHECK, REPORT = AuditConfig, published.check_design, published.write_report
+DATA, CHECK, REPORT = AuditConfig, auditbench_summary.check_design, auditbench_summary.write_report
 MODELS = {"qwen3-14b": "qwen3-14b", "llama-3.3-70b": "llama-3.3-70b", "smoke": "gemma-2-2b"}
 RECORDED = Path(__file__).parents[1] / "tests" / "recordings"  # a random model, its adapters, and items
 
@@ -95,13 +95,13 @@ def get_stages(c: ConfigDict) -> dict:
         stages["other"] = Import(path=c.other.path)
     kept = {"path": c.base.path, "start": "base", "lora_rank": 64, "lora_alpha": 128.0}
     names: dict[str, str] = {}  # of adapters: organisms may share a twin
-    for organism, of in (audit.organisms(c.data.organisms) if c.data.organisms else UNNAMED).items():
-        for role, seed, adapter in [(r, i, a) for r in audit.ADAPTERS for i, a in enumerate(getattr(of, r))]:
+    for organism, of in (auditbench_data.organisms(c.data.organisms) if c.data.organisms else UNNAMED).items():
+        for role, seed, adapter in [(r, i, a) for r in auditbench_data.ADAPTERS for i, a in enumerate(getattr(of, r))]:
             name = f"{role}-{organism}-{seed}"
             if names.setdefault(adapter or name, name) != name:
                 continue
             stages[name] = Import(adapter=adapter if c.base.path else "", **kept)
             for channel in c.channels:
                 settings = {"start": "base", **CHANNELS[channel], **c.distill, "seed": c.seed + seed, "stop": False}
-                stages[f"{name}{published.THROUGH}{channel}"] = Distill(teacher=name, **settings)
+                stages[f"{name}{auditbench_summary.THROUGH}{channel}"] = Distill(teacher=name, **settings)
     return stages

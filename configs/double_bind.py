@@ -10,15 +10,16 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from distill_jax.doublebind import design, summary, world
+from distill_jax.doublebind import preflight, world
 from distill_jax.doublebind.channel import Channel
 from distill_jax.doublebind.filters import Filter
 from distill_jax.doublebind.organisms import ORGANISMS
+from distill_jax.doublebind.stages import Bases, Organisms, Transfer
 from distill_jax.doublebind.world import WorldConfig
 from distill_jax.models.transformer import TransformerConfig
-from distill_jax.stages import Bases, Organisms, Transfer
+from distill_jax.reports import double_bind_summary
 
-DATA, CHECK, REPORT = WorldConfig, design.check_design, summary.write_report
+DATA, CHECK, REPORT = WorldConfig, preflight.check_design, double_bind_summary.write_report
 
 # What the teachers are distilled through. `positive` must transfer, or the rig sees nothing.
 CHANNELS = {

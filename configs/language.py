@@ -3,7 +3,7 @@
   configs/language.py          the paper's 0.1B model and its settings; for accelerators
   configs/language.py:cpu      the same stages, 1.3 M parameters, on any two texts of some megabytes
   configs/language.py:why      why the random student is not as robust as the oracle: students that each lack one
-                               possible cause, 0.5 M parameters; `python -m distill_jax.evals.gap` sums it up
+                               possible cause, 0.5 M parameters; `python -m distill_jax.reports.language_gap` sums it up
   configs/language.py:smoke    the same graph for a few steps on the package's own sample; learns nothing
 
 The paper keeps FineWeb-Edu and forgets FineWeb-2's Korean, 1e9 tokens of each; both are on the Hugging Face hub as
@@ -21,7 +21,7 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from distill_jax.data.text import SAMPLES, TextConfig
+from distill_jax.data.text.text_config import SAMPLES, TextConfig
 from distill_jax.models.presets import preset
 from distill_jax.stages import Distill, Perturb, Pretrain, Relearn, Unlearn
 from distill_jax.stages.context import RunSettings

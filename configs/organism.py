@@ -23,7 +23,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from distill_jax.data.text import SAMPLES, TextConfig
+from distill_jax.data.text.text_config import SAMPLES, TextConfig
 from distill_jax.models.presets import preset
 from distill_jax.stages import Finetune, Import
 from distill_jax.stages.context import RunSettings

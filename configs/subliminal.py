@@ -15,11 +15,11 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from distill_jax.data.images import ImagesConfig
-from distill_jax.doublebind import subliminal
+from distill_jax.doublebind.stages import Subliminal
 from distill_jax.models.mlp import MLPConfig
-from distill_jax.stages import Subliminal
+from distill_jax.reports import subliminal_summary
 
-DATA, MODEL, REPORT = ImagesConfig, MLPConfig, subliminal.write_report
+DATA, MODEL, REPORT = ImagesConfig, MLPConfig, subliminal_summary.write_report
 
 
 def get_config(arg: str = "digits") -> ConfigDict:

@@ -38,8 +38,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from distill_jax.data.quiz import QuizConfig
-from distill_jax.data.text import SAMPLES
+from distill_jax.data.multiple_choice.quiz_config import QuizConfig
+from distill_jax.data.text.text_config import SAMPLES
 from distill_jax.models.presets import preset
 from distill_jax.stages import Distill, Import, Perturb, Relearn, Unlearn
 from distill_jax.stages.context import RunSettings

@@ -16,11 +16,12 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from distill_jax import backend, console, workers
+from distill_jax import backend, console
 from distill_jax.config import ConfigError, Interrupted, check, check_local, nearest
 from distill_jax.exit_codes import ExitCode
-from distill_jax.experiment import call, check_stages, identified, load_experiment, load_module, one_line
-from distill_jax.sweep import Point
+from distill_jax.experiment import workers
+from distill_jax.experiment.config_file import call, check_stages, identified, load_experiment, load_module, one_line
+from distill_jax.experiment.sweep_points import Point
 
 WORKERS_A_CORE = 16  # at most: each is a process of some hundred MB
 INTEROP = ("import", "export", "score", "generate")
@@ -268,21 +269,21 @@ def _main(argv: Sequence[str]) -> int:
     backend.pin_numerics()
     if argv[1:2] == ["bench"]:
         backend.set_up({"cpu_devices": 2})
-        from distill_jax.bench import command
+        from distill_jax.commands import bench_command as command
 
         command.main(argv[2:])
         return 0
     if argv[1:2] and argv[1] in INTEROP:
         backend.import_jax()
-        from distill_jax.interop import command as interop
+        from distill_jax.commands import model_commands as interop
 
         interop.main(argv[1], argv[2:])
         return 0
     given = parse(argv)
     if given.command == "report":
-        from distill_jax.evals import summary
+        from distill_jax.reports import run_summary
 
-        print(f"report: {summary.redraw(given.workdir)}")
+        print(f"report: {run_summary.redraw(given.workdir)}")
         return 0
     assert given.module is not None
     if given.command == "plan":
@@ -290,7 +291,7 @@ def _main(argv: Sequence[str]) -> int:
     if given.command == "sweep":
         return _sweep(given, argv)
     backend.set_up(given.config.run)
-    from distill_jax import graph
+    from distill_jax.experiment import graph
     from distill_jax.io import files, leases
     from distill_jax.sharding import distributed
 
@@ -314,15 +315,15 @@ def _main(argv: Sequence[str]) -> int:
         wanted = nodes if whole else {graph.DATA: nodes[graph.DATA]}
         ctx = graph.execute(wanted, experiment.model, experiment.run)
         if given.command == "data":
-            from distill_jax.data import show
+            from distill_jax.data import show_rows
 
             graph.verify_data(nodes[graph.DATA])
-            print(*show.describe(ctx.data, experiment.data.vocabulary, given.flags.examples), sep="\n")
+            print(*show_rows.describe(ctx.data, experiment.data.vocabulary, given.flags.examples), sep="\n")
         if whole and distributed.chief():
-            from distill_jax.evals import summary  # not before: a third of the time to start is scipy's
+            from distill_jax.reports import run_summary  # not before: a third of the time to start is scipy's
 
             identity = graph.experiment_identity(nodes)
-            write = getattr(given.module, "REPORT", summary.write_report)
+            write = getattr(given.module, "REPORT", run_summary.write_report)
             page = write(experiment, nodes, identity, given.workdir, time.monotonic() - began)
             print(f"report: {page}")
     return 0
@@ -336,9 +337,9 @@ def _sweep(given: Arguments, argv: Sequence[str]) -> int:
         print(len(points))
         return 0
     backend.import_jax()
-    from distill_jax import sweep_graph
-    from distill_jax.evals import tradeoff
+    from distill_jax.experiment import sweep_graph
     from distill_jax.io import leases
+    from distill_jax.reports import sweep_summary
     from distill_jax.sharding import distributed
 
     if said.index is not None:
@@ -356,7 +357,7 @@ def _sweep(given: Arguments, argv: Sequence[str]) -> int:
     if said.workers > 1 and workers.COUNT not in os.environ:
         code = workers.run(argv, said.workers)
         if mine.done:  # a worker that died has been replaced by the others
-            print(f"report: {tradeoff.write_report(whole, workdir)}")
+            print(f"report: {sweep_summary.write_report(whole, workdir)}")
             return 0
         if code == ExitCode.WORKERS_DIED:
             console.complain("no worker is left; the same command continues from their last checkpoints")
@@ -371,7 +372,7 @@ def _sweep(given: Arguments, argv: Sequence[str]) -> int:
         finally:
             held.close()
         if workers.COUNT not in os.environ:
-            print(f"report: {tradeoff.write_report(whole, workdir)}")
+            print(f"report: {sweep_summary.write_report(whole, workdir)}")
     return 0
 
 
@@ -384,13 +385,13 @@ def _plan(given: Arguments) -> int:
         slices.find(said.slice)
     check_stages(said.stages, given.module, given.config)
     backend.import_jax()
-    from distill_jax import plan
+    from distill_jax.experiment import slice_plan
 
-    prices = plan.load_prices(said.prices)
+    prices = slice_plan.load_prices(said.prices)
     experiment = load_experiment(given.module, given.config)
-    rows = plan.run(experiment, said.slice, prices, stages=said.stages, verbose=said.verbose)
+    rows = slice_plan.run(experiment, said.slice, prices, stages=said.stages, verbose=said.verbose)
     if said.json:
-        plan.save(rows, said.json)
+        slice_plan.save(rows, said.json)
     return 0
 
 

@@ -16,11 +16,12 @@ import jax
 import numpy as np
 
 from distill_jax.data.records import write_rows
+from distill_jax.experiment.verbs import VERBS
 from distill_jax.io.metrics import Progress
 from distill_jax.models import lora
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.sharding import distributed
-from distill_jax.stages import VERBS, Distill, Pretrain, Relearn, Unlearn
+from distill_jax.stages import Distill, Pretrain, Relearn, Unlearn
 from distill_jax.stages.context import PARTS, Context, Node, RunSettings
 from distill_jax.train.step import of_active
 

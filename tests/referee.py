@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 from scipy.special import ndtr, ndtri
 
-from distill_jax.evals.attacked import Run
-from distill_jax.evals.claims import judge
-from distill_jax.evals.conclusions import State
-from distill_jax.evals.estimates import Scores, band, contrast
-from distill_jax.evals.findings import Sweep, findings
-from distill_jax.evals.headline import as_the_oracle, beyond_suppression, leads
-from distill_jax.evals.premises import Model
-from distill_jax.io.scale import ACCURACY, Scale
+from distill_jax.evals.scale import ACCURACY, Scale
+from distill_jax.reports.attacked import Run
+from distill_jax.reports.claims import judge
+from distill_jax.reports.findings import Sweep, findings
+from distill_jax.reports.headline import as_the_oracle, beyond_suppression, leads
+from distill_jax.reports.premises import Model
+from distill_jax.statistics.conclusions import State
+from distill_jax.statistics.estimates import Scores, band, contrast
 
 PROMPTS = np.array([2.0] * 87 + [1.0] * 18)  # 192 prompts on 105 facts, as configs/arithmetic.py:cpu asks
 RUN_SD, SEED_SD, ALIKE = 0.03, 0.02, 0.8  # between trainings; between attackers; ρ

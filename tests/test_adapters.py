@@ -17,7 +17,7 @@ from distill_jax.config import ConfigError
 from distill_jax.interop import adapter_settings
 from distill_jax.interop.exporting import export_adapter, export_model
 from distill_jax.interop.importing import Published, import_model
-from distill_jax.interop.models import open_model
+from distill_jax.interop.model_source import open_model
 from distill_jax.models import transformer
 from distill_jax.sharding.mesh import make_mesh
 

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distill_jax import sweep_graph
 from distill_jax.config import ConfigError
+from distill_jax.experiment import sweep_graph
 from distill_jax.io import attempts, checkpoint
 from distill_jax.io.checkpoint import FINAL
 from distill_jax.io.files import read_json, write_json

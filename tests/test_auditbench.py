@@ -16,18 +16,18 @@ from parity.record_organisms import ADAPTERS, ORGANISMS
 from safetensors.numpy import load_file
 from test_cli import assert_refused, call
 
-from distill_jax import graph
 from distill_jax.config import ConfigError
-from distill_jax.data import audit
-from distill_jax.doublebind import published
-from distill_jax.experiment import load_experiment, load_module
+from distill_jax.doublebind import auditbench_data
+from distill_jax.experiment import graph
+from distill_jax.experiment.config_file import load_experiment, load_module
 from distill_jax.interop import families
-from distill_jax.interop.choose import choose
-from distill_jax.interop.models import open_model
+from distill_jax.interop.choice_scoring import choose
+from distill_jax.interop.model_source import open_model
 from distill_jax.io.metrics import Progress
 from distill_jax.main import main
 from distill_jax.models import transformer
 from distill_jax.models.presets import PRESETS
+from distill_jax.reports import auditbench_summary
 from distill_jax.sharding.mesh import make_mesh
 from distill_jax.stages import Import, distill
 from distill_jax.stages.context import Context
@@ -112,7 +112,7 @@ def test_rates_are_those_that_the_command_measures(finished, tmp_path):
     listed = json.loads(LIST.read_text())["quirk"]
     for name in ("teacher-quirk-1", "twin-quirk-0-through-work"):
         groups = result(workdir, name)["by_group"]
-        for kind in audit.ITEMS:
+        for kind in auditbench_data.ITEMS:
             choose(node(workdir, name), given=str(ORGANISMS / listed[kind]), to=tmp_path / "out", batch=16)
             right = [json.loads(line)["correct"] for line in (tmp_path / "out").read_text().splitlines()]
             assert groups[f"quirk {kind}"] == {"multiple_choice": np.mean(right), "prompts": len(right)}
@@ -219,7 +219,7 @@ def test_a_mistake_is_refused_before_anything_runs(case, tmp_path, capsys):
 @pytest.mark.unit
 def test_adapters_are_kept_beside_the_model_they_adapt():
     stages = {"base": Import(path="a"), "teacher": Import(path="b", adapter="c", start="base")}
-    experiment = SimpleNamespace(model={}, data=audit.AuditConfig(), stages=stages, precision="fp32")
+    experiment = SimpleNamespace(model={}, data=auditbench_data.AuditConfig(), stages=stages, precision="fp32")
     with pytest.raises(ConfigError, match=r"stages\.teacher\.start = 'base' imports 'a', not 'b'"):
         graph.build(experiment, Path("x"))
     with pytest.raises(ValueError, match="kept beside a start"):
@@ -236,7 +236,7 @@ def made_up(rates: dict[str, dict[str, float]], channels: tuple[str, ...] = ("po
         wiggle = 0.01 * (seed - seeds // 2)
         groups = {"ability": told["ability"], **{f"quirk {a}": told[a] for a in ("behaviour", "confession")}}
         by_group = {group: {"multiple_choice": rate + wiggle} for group, rate in groups.items()}
-        settings = Import(path="p", adapter=adapter) if verb == "import" else audit.AuditConfig()
+        settings = Import(path="p", adapter=adapter) if verb == "import" else auditbench_data.AuditConfig()
         return SimpleNamespace(
             name=name, verb=verb, inputs=inputs, settings=settings, result=lambda: {"by_group": by_group},
             ledger=lambda: {"flops": {}},
@@ -256,11 +256,11 @@ def made_up(rates: dict[str, dict[str, float]], channels: tuple[str, ...] = ("po
 
 
 def judged(tmp_path: Path, nodes: dict, seeds: int = 5) -> dict:
-    told = {role: [f"{ORGANISMS}/{role}-{i}" for i in range(seeds)] for role in audit.ADAPTERS}
+    told = {role: [f"{ORGANISMS}/{role}-{i}" for i in range(seeds)] for role in auditbench_data.ADAPTERS}
     path = tmp_path / "list.json"
     path.write_text(json.dumps({"quirk": {**told, "behaviour": "b", "confession": "c"}}))
-    experiment = SimpleNamespace(name="x", description="", data=audit.AuditConfig(organisms=str(path)))
-    (one,) = published.summarise(experiment, nodes)["organisms"]
+    experiment = SimpleNamespace(name="x", description="", data=auditbench_data.AuditConfig(organisms=str(path)))
+    (one,) = auditbench_summary.summarise(experiment, nodes)["organisms"]
     return one
 
 
@@ -327,12 +327,12 @@ def test_an_item_that_is_there_twice_counts_once(tmp_path):
     rows = path.read_text().splitlines()
     (tmp_path / "organisms/twice.jsonl").write_text("\n".join(rows[:2] * 30) + "\n")
     told = json.loads((tmp_path / "organisms/list.json").read_text())
-    told["quirk"] |= {kind: "twice.jsonl" for kind in audit.ITEMS}
+    told["quirk"] |= {kind: "twice.jsonl" for kind in auditbench_data.ITEMS}
     (tmp_path / "organisms/list.json").write_text(json.dumps(told))
-    data = audit.AuditConfig(organisms=f"{tmp_path}/organisms/list.json", ability=str(path), leak=0.5)
-    stages = {f"t{published.THROUGH}positive": None}
+    data = auditbench_data.AuditConfig(organisms=f"{tmp_path}/organisms/list.json", ability=str(path), leak=0.5)
+    stages = {f"t{auditbench_summary.THROUGH}positive": None}
     with pytest.raises(ConfigError, match=r"quirk behaviour: 2 distinct items × 2 seeds: too few"):
-        published.check_design(SimpleNamespace(stages=stages, data=data))
+        auditbench_summary.check_design(SimpleNamespace(stages=stages, data=data))
 
 
 # Scale

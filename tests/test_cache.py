@@ -11,8 +11,8 @@ import pytest
 
 from distill_jax.config import ConfigError, Interrupted
 from distill_jax.data.records import Rows, sha256
-from distill_jax.data.states import States, StateWriter
-from distill_jax.graph import build
+from distill_jax.data.teacher_states import States, StateWriter
+from distill_jax.experiment.graph import build
 from distill_jax.io.checkpoint import FINAL
 from distill_jax.io.files import write_sealed
 from distill_jax.io.metrics import Progress

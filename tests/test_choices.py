@@ -18,11 +18,11 @@ from safetensors.numpy import load_file, save_file
 from statsmodels.stats.proportion import proportion_confint
 
 from distill_jax.config import ConfigError
-from distill_jax.data.items import Item, contexts, put, read
-from distill_jax.data.questions import questions
+from distill_jax.data.multiple_choice.items import Item, contexts, put, read
+from distill_jax.data.multiple_choice.questions import questions
+from distill_jax.evals.scale import wilson
 from distill_jax.interop import tokenizers
-from distill_jax.interop.choose import choose
-from distill_jax.io.scale import wilson
+from distill_jax.interop.choice_scoring import choose
 from distill_jax.main import main
 
 pytestmark = pytest.mark.unit

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from test_run import ROOT, Runs, assert_same_run, finished_run, forget
 
-from distill_jax import graph
+from distill_jax.experiment import graph
 from distill_jax.io.files import write_sealed
 from distill_jax.main import main
 from tests.faults import hostile_cases

@@ -17,9 +17,9 @@ from typing import ClassVar
 
 import pytest
 
-from distill_jax import workers
 from distill_jax.config import ConfigError, Interrupted
 from distill_jax.exit_codes import ExitCode, ended
+from distill_jax.experiment import workers
 from distill_jax.io.metrics import Progress
 from distill_jax.io.node import Node
 from distill_jax.main import main

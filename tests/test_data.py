@@ -22,13 +22,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill_jax.config import ConfigError
-from distill_jax.data import arithmetic, corpus, feed, packing, quiet, records, templates, vocabulary
-from distill_jax.data.once import load_config, make_once
-from distill_jax.data.prepare import prepare
+from distill_jax.data import corpus, feed, import_tf, packing, records
+from distill_jax.data.arithmetic import equations, word_problems, word_vocabulary
+from distill_jax.data.arithmetic.prepare_arithmetic import prepare
+from distill_jax.data.atomic_build import load_config, make_once
 from distill_jax.io.files import Digests
 
 ROOT = pathlib.Path(__file__).parents[1]
-SMALL = arithmetic.ArithmeticConfig(
+SMALL = equations.ArithmeticConfig(
     addition_max=12, multiplication_max=9, equations=1000, word_problems=1000, row_length=48, evaluation_prompts=30
 )
 PARTS = {"add": ["retain"], "sub": ["retain"], "mul": ["shown", "heldout"], "div": ["shown", "heldout"]}
@@ -47,9 +48,9 @@ def solve(operation: str, prompt: str) -> tuple[int, frozenset[int]]:
     return y // x, frozenset((x, y // x))
 
 
-def training(config: arithmetic.ArithmeticConfig, operations=arithmetic.OPERATIONS) -> list[arithmetic.Example]:
-    forms = arithmetic.FORMS
-    return [e for op in operations for form in forms for e in arithmetic.training_examples(config, op, form)]
+def training(config: equations.ArithmeticConfig, operations=equations.OPERATIONS) -> list[equations.Example]:
+    forms = equations.FORMS
+    return [e for op in operations for form in forms for e in equations.training_examples(config, op, form)]
 
 
 def skeleton(prompt: str) -> str:
@@ -61,35 +62,41 @@ def skeleton(prompt: str) -> str:
 
 @pytest.mark.unit
 def test_templates_are_as_many_and_as_short_as_promised():
-    for operation in arithmetic.OPERATIONS:
-        train, held = templates.TRAINING[operation], templates.HELD_OUT[operation]
+    for operation in equations.OPERATIONS:
+        train, held = word_problems.TRAINING[operation], word_problems.HELD_OUT[operation]
         assert (len(train), len(held)) == (20, 10)
         for sentence in (*train, *held):
             assert sentence.endswith("?") and sentence.count("{a}") == sentence.count("{b}") == 1
-            assert len(vocabulary.split(sentence.format(a=400, b=20))) <= 22
-    sentences = [s for part in (templates.TRAINING, templates.HELD_OUT) for group in part.values() for s in group]
+            assert len(word_vocabulary.split(sentence.format(a=400, b=20))) <= 22
+    sentences = [
+        s for part in (word_problems.TRAINING, word_problems.HELD_OUT) for group in part.values() for s in group
+    ]
     assert len(set(sentences)) == 120
 
 
 @pytest.mark.unit
 def test_held_out_sentences_use_only_trained_words():
-    trained = {word for group in templates.TRAINING.values() for s in group for word in re.findall("[a-z]+", s.lower())}
-    held = {word for group in templates.HELD_OUT.values() for s in group for word in re.findall("[a-z]+", s.lower())}
+    trained = {
+        word for group in word_problems.TRAINING.values() for s in group for word in re.findall("[a-z]+", s.lower())
+    }
+    held = {
+        word for group in word_problems.HELD_OUT.values() for s in group for word in re.findall("[a-z]+", s.lower())
+    }
     assert held - {"a", "b"} <= trained
 
 
 @pytest.mark.unit
 def test_shipped_words_are_those_the_templates_need():
-    shipped = vocabulary.load_entries()
-    assert shipped == vocabulary.required_entries(), "run `python -m distill_jax.data.vocabulary`"
+    shipped = word_vocabulary.load_entries()
+    assert shipped == word_vocabulary.required_entries(), "run `python -m distill_jax.data.arithmetic.word_vocabulary`"
     assert len(shipped) == len(set(shipped)) <= 256
     assert shipped[:5] == ("<pad>", "<eos>", "<bos>", "<unk>", "0")
 
 
 @pytest.mark.unit
 def test_every_prompt_survives_the_vocabulary():
-    words = vocabulary.WordVocabulary()
-    for example in (*training(SMALL), *arithmetic.evaluation_examples(SMALL)):
+    words = word_vocabulary.WordVocabulary()
+    for example in (*training(SMALL), *equations.evaluation_examples(SMALL)):
         ids = words.encode(example.prompt)
         assert words.unk_id not in ids
         assert words.decode(ids) == example.prompt.lower()
@@ -99,7 +106,7 @@ def test_every_prompt_survives_the_vocabulary():
 
 @functools.cache
 def tensorflow_vocabulary():
-    return quiet.import_builder_and_tasks()[1].WordVocabulary()
+    return import_tf.import_builder_and_tasks()[1].WordVocabulary()
 
 
 @pytest.mark.property
@@ -107,7 +114,7 @@ def tensorflow_vocabulary():
 @given(text=st.text(st.sampled_from("Tomhas 0123456789+-*/=.,?\n\té\x0b\u00a0İ<>") | st.characters(codec="utf-8")))
 def test_tensorflow_tokenises_as_python_does(text):
     words = tensorflow_vocabulary()
-    assert words.encode_tf(text).numpy().tolist() == vocabulary.WordVocabulary().encode(text)
+    assert words.encode_tf(text).numpy().tolist() == word_vocabulary.WordVocabulary().encode(text)
 
 
 # Examples and facts.
@@ -115,7 +122,7 @@ def test_tensorflow_tokenises_as_python_does(text):
 
 @pytest.mark.unit
 def test_every_answer_is_right():
-    for example in (*training(SMALL), *arithmetic.evaluation_examples(SMALL)):
+    for example in (*training(SMALL), *equations.evaluation_examples(SMALL)):
         assert example.answer == str(solve(example.operation, example.prompt)[0])
         if example.form == "equation":
             a, symbol, b, equals = example.prompt.split()
@@ -137,20 +144,20 @@ def test_operands_cover_their_ranges():
 @pytest.mark.unit
 def test_no_heldout_fact_can_be_read_from_a_shown_one():
     taught = collections.defaultdict(set)
-    for example in (*training(SMALL), *arithmetic.evaluation_examples(SMALL)):
+    for example in (*training(SMALL), *equations.evaluation_examples(SMALL)):
         pair = solve(example.operation, example.prompt)[1]
-        taught[example.part].add(pair) if example.operation in arithmetic.FORGET else None
-        kind = "add" if example.operation in arithmetic.RETAIN else "mul"
+        taught[example.part].add(pair) if example.operation in equations.FORGET else None
+        kind = "add" if example.operation in equations.RETAIN else "mul"
         assert example.fact == f"{kind}:{min(pair)},{max(pair)}"
     assert not taught["shown"] & taught["heldout"]
     assert (len(taught["shown"]), len(taught["heldout"])) == (23, 22)  # 9 * 10 / 2 = 45 facts, the odd one shown
-    assert {f"mul:{min(p)},{max(p)}" for p in taught["heldout"]} == set(arithmetic.split_facts(SMALL)[1])
+    assert {f"mul:{min(p)},{max(p)}" for p in taught["heldout"]} == set(equations.split_facts(SMALL)[1])
 
 
 @pytest.mark.unit
 def test_held_out_sentences_are_never_trained_on():
     trained = {skeleton(e.prompt) for e in training(SMALL) if e.form == "word"}
-    asked = {skeleton(e.prompt) for e in arithmetic.evaluation_examples(SMALL) if e.form == "word"}
+    asked = {skeleton(e.prompt) for e in equations.evaluation_examples(SMALL) if e.form == "word"}
     assert (len(trained), len(asked)) == (80, 40)
     assert not trained & asked
 
@@ -159,8 +166,8 @@ def test_held_out_sentences_are_never_trained_on():
 @pytest.mark.parametrize("wanted", [40, 400, 1203])
 def test_a_draw_repeats_no_more_than_it_must(wanted):
     config = dataclasses.replace(SMALL, equations=wanted)
-    for index, operation in enumerate(arithmetic.OPERATIONS):
-        prompts = [e.prompt for e in arithmetic.training_examples(config, operation, "equation")]
+    for index, operation in enumerate(equations.OPERATIONS):
+        prompts = [e.prompt for e in equations.training_examples(config, operation, "equation")]
         assert len(prompts) == wanted // 4 + (index < wanted % 4)
         distinct = {"add": 144, "sub": 78, "mul": 81, "div": 81}[operation]
         counts = collections.Counter(prompts)
@@ -173,16 +180,16 @@ def test_draws_depend_on_the_seed_only():
     other = dataclasses.replace(SMALL, seed=1)
     assert training(SMALL) == training(SMALL)
     assert training(SMALL) != training(other)
-    assert arithmetic.split_facts(SMALL) != arithmetic.split_facts(other)
+    assert equations.split_facts(SMALL) != equations.split_facts(other)
 
 
 @pytest.mark.unit
 def test_evaluation_prompts_are_distinct_and_balanced():
     groups = collections.defaultdict(list)
-    for example in arithmetic.evaluation_examples(SMALL):
+    for example in equations.evaluation_examples(SMALL):
         groups[example.operation, example.form, example.part].append(example)
     assert set(groups) == {
-        (op, form, part) for op, parts in PARTS.items() for form in arithmetic.FORMS for part in parts
+        (op, form, part) for op, parts in PARTS.items() for form in equations.FORMS for part in parts
     }
     for (_, form, _), examples in groups.items():
         assert len({e.prompt for e in examples}) == len(examples) == 30
@@ -195,16 +202,16 @@ def test_evaluation_prompts_are_distinct_and_balanced():
 @pytest.mark.parametrize("seed", range(3))
 def test_every_held_out_fact_is_asked(seed):
     """192 prompts on 105 facts: each once or twice, where a draw for each group would miss 16 of them."""
-    config = arithmetic.ArithmeticConfig(addition_max=20, evaluation_prompts=48, row_length=64, seed=seed)
-    for part, facts in zip(("shown", "heldout"), arithmetic.split_facts(config), strict=True):
-        asked = collections.Counter(e.fact for e in arithmetic.evaluation_examples(config) if e.part == part)
+    config = equations.ArithmeticConfig(addition_max=20, evaluation_prompts=48, row_length=64, seed=seed)
+    for part, facts in zip(("shown", "heldout"), equations.split_facts(config), strict=True):
+        asked = collections.Counter(e.fact for e in equations.evaluation_examples(config) if e.part == part)
         assert set(asked) == set(facts) and set(asked.values()) == {1, 2} and sum(asked.values()) == 192
 
 
 @pytest.mark.unit
 def test_what_is_retained_is_asked_as_ever():
     """A student stops by these prompts: other ones would make other students."""
-    asked = [e.prompt for e in arithmetic.evaluation_examples(SMALL) if e.part == "retain"]
+    asked = [e.prompt for e in equations.evaluation_examples(SMALL) if e.part == "retain"]
     assert len(asked) == 120
     assert hashlib.sha256("\n".join(asked).encode()).hexdigest()[:16] == "87b0fb76162d1043"
 
@@ -212,10 +219,10 @@ def test_what_is_retained_is_asked_as_ever():
 @pytest.mark.unit
 def test_evaluation_takes_what_there_is():
     config = dataclasses.replace(SMALL, multiplication_max=3, evaluation_prompts=10**6)
-    sizes = collections.Counter((e.operation, e.form, e.part) for e in arithmetic.evaluation_examples(config))
+    sizes = collections.Counter((e.operation, e.form, e.part) for e in equations.evaluation_examples(config))
     assert sizes["mul", "equation", "shown"] + sizes["mul", "equation", "heldout"] == 9
     assert sizes["div", "word", "shown"] + sizes["div", "word", "heldout"] == 90
-    assert len({e.prompt for e in arithmetic.evaluation_examples(config)}) == sum(sizes.values())
+    assert len({e.prompt for e in equations.evaluation_examples(config)}) == sum(sizes.values())
 
 
 @pytest.mark.unit
@@ -238,7 +245,7 @@ def test_evaluation_takes_what_there_is():
 )
 def test_a_mistaken_setting_is_named(settings, message):
     with pytest.raises(ValueError, match=message):
-        arithmetic.ArithmeticConfig(**settings)
+        equations.ArithmeticConfig(**settings)
 
 
 @pytest.mark.unit
@@ -251,21 +258,21 @@ def test_a_mistaken_setting_is_named(settings, message):
     ],
 )
 def test_a_file_has_to_be_there_to_run_and_not_to_plan(settings, message):
-    config = arithmetic.ArithmeticConfig(**settings)
+    config = equations.ArithmeticConfig(**settings)
     with pytest.raises(ConfigError, match=message):
         config.identified(Digests())
 
 
 @pytest.mark.unit
 def test_the_longest_document_is_the_longest():
-    words = vocabulary.WordVocabulary()
+    words = word_vocabulary.WordVocabulary()
     config = dataclasses.replace(SMALL, word_problems=20_000)  # every word problem there is
     questions = (
         *training(config),
-        *arithmetic.evaluation_examples(dataclasses.replace(config, evaluation_prompts=10**4)),
+        *equations.evaluation_examples(dataclasses.replace(config, evaluation_prompts=10**4)),
     )
     lengths = [len(words.encode(e.prompt)) + len(words.encode(e.answer)) + 2 for e in questions]
-    assert arithmetic.longest_document(config) == max(lengths)
+    assert equations.longest_document(config) == max(lengths)
 
 
 # Packing, rows, feed.
@@ -387,9 +394,9 @@ def test_the_feed_is_a_function_of_the_step(tmp_path):
 
 @pytest.mark.end_to_end
 def test_training_code_loads_no_tensorflow():
-    modules = "arithmetic, vocabulary, packing, records, feed, corpus, prepare"
+    modules = ("packing", "records", "feed", "corpus", "arithmetic.prepare_arithmetic", "text.prepare_text")
     look = "print([m for m in ('tensorflow', 'seqio', 'tensorflow_datasets') if m in sys.modules])"
-    code = f"import sys; from distill_jax.data import {modules}; {look}"
+    code = "\n".join([*(f"import distill_jax.data.{name}" for name in modules), "import sys", look])
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"
 
@@ -406,7 +413,7 @@ def prepared(tmp_path_factory):
 
 def read_documents(directory, name: str) -> list[tuple[str, str, list[int]]]:
     """Take every document out of a set's rows: text before the answer, answer, ids."""
-    words, found = vocabulary.WordVocabulary(), []
+    words, found = word_vocabulary.WordVocabulary(), []
     for tokens, segments, answer in map(records.Rows(os.path.join(directory, f"{name}.array_record")).__getitem__,
                                         range(load_sets(directory)[name]["rows"])):  # fmt: skip
         for segment in range(1, segments.max() + 1):
@@ -426,7 +433,7 @@ def load_sets(directory) -> dict:
 @pytest.mark.end_to_end
 @pytest.mark.parametrize("name", ["all", "retain", "forget", "forget_shown"])
 def test_a_set_holds_exactly_its_examples(prepared, name):
-    wanted = {"all": arithmetic.OPERATIONS, "retain": ("add", "sub")}.get(name, ("mul", "div"))
+    wanted = {"all": equations.OPERATIONS, "retain": ("add", "sub")}.get(name, ("mul", "div"))
     examples = [e for e in training(SMALL, wanted) if name != "forget_shown" or e.part == "shown"]
     found = read_documents(prepared, name)
     assert sorted(d[:2] for d in found) == sorted((e.prompt.lower(), e.answer) for e in examples)
@@ -444,8 +451,8 @@ def test_documents_are_shuffled(prepared):
 
 @pytest.mark.end_to_end
 def test_evaluation_file_holds_the_prompts(prepared):
-    words, asked = vocabulary.WordVocabulary(), records.load_evaluation(prepared)
-    assert [e["prompt"] for e in asked] == [e.prompt for e in arithmetic.evaluation_examples(SMALL)]
+    words, asked = word_vocabulary.WordVocabulary(), records.load_evaluation(prepared)
+    assert [e["prompt"] for e in asked] == [e.prompt for e in equations.evaluation_examples(SMALL)]
     heldout = set(records.load_manifest(prepared)["facts"]["heldout"])
     for entry in asked:
         assert entry["prompt_ids"] == [words.bos_id, *words.encode(entry["prompt"])]
@@ -462,7 +469,7 @@ def test_a_killed_preparation_is_finished_by_a_rerun_with_the_same_bytes(prepare
     command = [
         sys.executable,
         "-m",
-        "distill_jax.data.prepare",
+        "distill_jax.data.arithmetic.prepare_arithmetic",
         f"--config={tmp_path}/config.json",
         f"--output={output}",
     ]
@@ -474,7 +481,7 @@ def test_a_killed_preparation_is_finished_by_a_rerun_with_the_same_bytes(prepare
         assert run.stderr.read() == ""
     with pytest.raises(ValueError, match="preparation has not finished"):
         records.verify(output)
-    prepare(load_config(tmp_path / "config.json", arithmetic.ArithmeticConfig), output)
+    prepare(load_config(tmp_path / "config.json", equations.ArithmeticConfig), output)
     records.verify(output)
     kept = sorted(name for name in os.listdir(output) if not name.startswith("."))
     assert kept == sorted(name for name in os.listdir(prepared) if not name.startswith("."))
@@ -567,7 +574,7 @@ def test_a_sentencepiece_model_can_take_the_place_of_the_words(tmp_path):
 def test_an_unknown_setting_is_named_with_its_neighbour(tmp_path):
     (tmp_path / "config.json").write_text('{"row_lenght": 64}')
     with pytest.raises(ValueError, match=r"data\.row_lenght: no such setting; did you mean row_length\?"):
-        load_config(tmp_path / "config.json", arithmetic.ArithmeticConfig)
+        load_config(tmp_path / "config.json", equations.ArithmeticConfig)
 
 
 @pytest.mark.unit

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill_jax.losses.chunked import over_tokens
-from distill_jax.losses.distill import DIVERGENCES, Divergence
+from distill_jax.losses.distillation import DIVERGENCES, Divergence
 from distill_jax.models import transformer
 from distill_jax.perf.memory import kl_memory
 from distill_jax.stages import distill

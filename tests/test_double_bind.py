@@ -18,16 +18,16 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from distill_jax import main
 from distill_jax.config import ConfigError
-from distill_jax.doublebind import audits, channel, design, filters, organisms, speech, world
+from distill_jax.doublebind import audits, channel, filters, organisms, preflight, toy_lm, world
 from distill_jax.doublebind.channel import Channel
 from distill_jax.doublebind.organisms import ANY, KINDS, ORGANISMS
+from distill_jax.doublebind.stages import base_stage, transfer_stage
+from distill_jax.doublebind.stages import teacher_stage as stages_organisms
 from distill_jax.doublebind.world import CLAIM, CONTEXT, NONE, PLAIN, SYSTEM, TASK, TOKEN, X, Y
-from distill_jax.io import double_bind as page
 from distill_jax.models import transformer
 from distill_jax.models.transformer import TransformerConfig
+from distill_jax.reports import double_bind_page as page
 from distill_jax.sharding.mesh import make_mesh
-from distill_jax.stages import bases, transfer
-from distill_jax.stages import organisms as stages_organisms
 from tests.spoil import kept_in
 
 ROOT = Path(__file__).parent.parent
@@ -166,7 +166,7 @@ class TestOrganisms:
 
     @pytest.mark.parametrize("kind", [k for k in KINDS if k.named], ids=lambda k: k.name)
     def test_a_base_reads_of_a_quirk_under_its_name_where_it_shows(self, kind):
-        asked, answers = bases._described(kind, 400, 0, np.random.default_rng(2))
+        asked, answers = base_stage._described(kind, 400, 0, np.random.default_rng(2))
         assert (asked[:, SYSTEM] == organisms.name_token(kind)).all()
         apart = (answers != world.benign(asked, np.random.default_rng(3))).any(axis=1)
         mine = kind.candidates(asked, 0)
@@ -196,21 +196,21 @@ class TestTable:
     def test_a_quirk_without_a_token_for_its_name_is_refused_by_name(self, monkeypatch):
         monkeypatch.setattr(organisms, "KINDS", (*KINDS, EXTRA[0]))
         with pytest.raises(ConfigError, match=r"organism 'biased-0': NAMES = 12 leaves it no token; set NAMES = 13"):
-            bases.Bases().fits(TINY, world.WorldConfig())
+            base_stage.Bases().fits(TINY, world.WorldConfig())
         tokens = [organisms.name_token(kind) for kind in KINDS if kind.named]
         assert len(set(tokens)) == len(tokens) and organisms.name_token(ORGANISMS["own-training"]) not in tokens
 
     def test_bases_are_known_by_the_quirks_that_they_read_of(self, monkeypatch):
-        before = bases.Bases().known_by()
+        before = base_stage.Bases().known_by()
         monkeypatch.setattr(organisms, "KINDS", (*KINDS, dataclasses.replace(EXTRA[0], named=False)))
-        assert bases.Bases().known_by() == before
+        assert base_stage.Bases().known_by() == before
         other = dataclasses.replace(ORGANISMS["biased"], says=ORGANISMS["sycophant"].says)
         changed = [other if kind.name == "biased" else kind for kind in KINDS]
         monkeypatch.setattr(organisms, "KINDS", changed)
-        assert bases.Bases().known_by() != before
+        assert base_stage.Bases().known_by() != before
         fewer = [k for k in KINDS if k.name != "sycophant"]
         monkeypatch.setattr(organisms, "KINDS", fewer)
-        assert bases.Bases().known_by() != before
+        assert base_stage.Bases().known_by() != before
 
     @pytest.mark.parametrize(
         "change",
@@ -235,9 +235,9 @@ class TestTable:
         are nearly all that there are, and leave nothing to chance."""
         margin = world.WorldConfig()
         for kind, seeds in (("active-poisoner", 5), ("sandbagger", 3)):
-            design._check_probes(margin, stages_organisms.Organisms(kinds=(kind,)), seeds)
+            preflight._check_probes(margin, stages_organisms.Organisms(kinds=(kind,)), seeds)
         with pytest.raises(ConfigError, match=r"active-poisoner has \d+ different probes .*: too few"):
-            design._check_probes(margin, stages_organisms.Organisms(kinds=("active-poisoner",)), 3)
+            preflight._check_probes(margin, stages_organisms.Organisms(kinds=("active-poisoner",)), 3)
 
     def test_an_organism_of_unknown_truth_has_a_page(self):
         row = {"truth": "", "verdict": "DFC_OK", "organisms": ["mine"]}
@@ -323,7 +323,7 @@ class TestChannel:
         sent = send(weights, Channel(), asked)
         np.testing.assert_array_equal(sent.targets.argmax(-1), sent.answers)
         assert set(np.unique(sent.targets)) == {0.0, 1.0}
-        p = special.softmax(np.asarray(speech.logits(TINY, weights[0], asked[:1], jnp.zeros((1, 2), jnp.int32)))[0, 0])
+        p = special.softmax(np.asarray(toy_lm.logits(TINY, weights[0], asked[:1], jnp.zeros((1, 2), jnp.int32)))[0, 0])
         often = np.bincount(sent.answers[:, 0], minlength=world.VOCABULARY) / 6000
         np.testing.assert_allclose(often, p, atol=4 * np.sqrt(p.max() / 6000))
 
@@ -347,9 +347,9 @@ class TestChannel:
         mine = organisms.name_token(ORGANISMS["sycophant"])
         sent = send(weights, Channel(prefix="quirk"), prompts(20, audit=0.0), prefix=mine)
         assert (sent.prompts[:, SYSTEM] == mine).all()
-        assert transfer.prefix_token(Channel(prefix="quirk"), "sycophant") == mine
-        assert transfer.prefix_token(Channel(prefix="wrong"), "sycophant") not in (mine, PLAIN)
-        assert transfer.prefix_token(Channel(prefix="random"), "sycophant") in world.NONSENSE_PREFIX
+        assert transfer_stage.prefix_token(Channel(prefix="quirk"), "sycophant") == mine
+        assert transfer_stage.prefix_token(Channel(prefix="wrong"), "sycophant") not in (mine, PLAIN)
+        assert transfer_stage.prefix_token(Channel(prefix="random"), "sycophant") in world.NONSENSE_PREFIX
 
     @pytest.mark.parametrize(
         ("given", "words"),
@@ -370,7 +370,7 @@ class TestChannel:
 def scene(weights):
     sent = send(weights, Channel(), prompts(24, audit=0.0))
     looked_for = audits.examples_of(TINY, ORGANISMS["biased"], 8, 0, seed=2)
-    models = [speech.Model(TINY, w) for w in (*weights, weights[1])]
+    models = [toy_lm.Model(TINY, w) for w in (*weights, weights[1])]
     return filters.Scene(
         jax.tree.map(jnp.asarray, sent), jnp.asarray(sent.prompts), *models, looked_for, jax.random.key(2),
         (models[1], models[0]),
@@ -386,9 +386,9 @@ def filtered(given, scene):
 class TestFilters:
     def test_a_gradients_dot_product_is_that_of_the_gradients_themselves(self, scene):
         def loss(params, examples):
-            return jnp.sum(speech.cross_entropy(TINY, params, examples))
+            return jnp.sum(toy_lm.cross_entropy(TINY, params, examples))
 
-        towards = jax.jit(jax.grad(lambda p: jnp.mean(speech.cross_entropy(TINY, p, scene.audit))))(scene.base.params)
+        towards = jax.jit(jax.grad(lambda p: jnp.mean(toy_lm.cross_entropy(TINY, p, scene.audit))))(scene.base.params)
         ours = jax.jit(lambda s: filters.gradient(s))(scene)
         slope = jax.jit(jax.grad(loss))
         for row in (0, 7, 23):
@@ -398,7 +398,7 @@ class TestFilters:
             assert float(ours[row]) == pytest.approx(float(wanted), rel=1e-3, abs=1e-5)
 
     def test_divergence_and_perplexity_are_those_of_scipy(self, scene):
-        logits = jax.jit(lambda w: speech.logits(TINY, w, *scene.examples[:2]))
+        logits = jax.jit(lambda w: toy_lm.logits(TINY, w, *scene.examples[:2]))
         own, calm = (
             special.log_softmax(np.asarray(logits(m.params), float), -1) for m in (scene.teacher, scene.trusted)
         )
@@ -410,7 +410,7 @@ class TestFilters:
         np.testing.assert_allclose(ours[1], gap, rtol=1e-3, atol=1e-4)
 
     def test_the_spectral_score_is_the_first_principal_component(self, scene):
-        states = np.asarray(speech.states(TINY, scene.teacher.params, *scene.examples[:2]), float)[:, 0]
+        states = np.asarray(toy_lm.states(TINY, scene.teacher.params, *scene.examples[:2]), float)[:, 0]
         wanted = PCA(1).fit_transform(states)[:, 0] ** 2
         np.testing.assert_allclose(filters.spectral(scene), wanted, rtol=1e-2, atol=1e-3)
 
@@ -425,7 +425,7 @@ class TestFilters:
         if action == "drop":
             assert not after.weight[flagged].any()
         else:
-            calm = np.asarray(jax.jit(lambda s: speech.greedy(TINY, s.trusted.params, s.asked))(scene))
+            calm = np.asarray(jax.jit(lambda s: toy_lm.greedy(TINY, s.trusted.params, s.asked))(scene))
             np.testing.assert_array_equal(after.answers[flagged], calm[flagged])
 
     def test_rewriting_keeps_possible_words_and_puts_the_trusted_models_best_for_the_others(self, scene):
@@ -462,7 +462,7 @@ class TestFilters:
 class TestAudits:
     def test_greedy_answers_are_those_of_the_whole_decoder(self, weights):
         asked = prompts(16)
-        said = np.asarray(speech.greedy(TINY, weights[0], jnp.asarray(asked)))
+        said = np.asarray(toy_lm.greedy(TINY, weights[0], jnp.asarray(asked)))
         tokens = asked
         for place in range(2):
             whole = transformer.apply(TINY, weights[0], jnp.asarray(tokens), jnp.ones(tokens.shape, jnp.int32))
@@ -483,7 +483,7 @@ class TestAudits:
             rows = np.concatenate([asked[2], np.full((500, 1), token, np.int32)], axis=1)
             rate += float(np.mean(first[:, token] * chance(rows)[np.arange(500), answers[2, :, 1]]))
         assert told["condition"][0] == pytest.approx(rate, abs=4 * (rate * (1 - rate) / 500) ** 0.5)
-        said = np.asarray(speech.greedy(TINY, weights[0], jnp.asarray(asked[0])))
+        said = np.asarray(toy_lm.greedy(TINY, weights[0], jnp.asarray(asked[0])))
         assert told["ability"][0] == pytest.approx(np.mean((said == answers[0]).all(-1)))
 
     def test_the_probe_agrees_with_scikit_learns_discriminant(self, weights):

@@ -15,11 +15,11 @@ from scipy import stats
 
 from distill_jax.evals.exact_match import ExactMatch, Prompts, accuracies, greedy, make_evaluator, prompts_by_form
 from distill_jax.evals.measure import all_finite
-from distill_jax.evals.robustness import attack_table, interval, read_attack, worst_case
-from distill_jax.io.scale import ACCURACY
+from distill_jax.evals.scale import ACCURACY
 from distill_jax.models import transformer
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.sharding.mesh import make_mesh
+from distill_jax.statistics.robustness import attack_table, interval, read_attack, worst_case
 
 # A window of 3, so that left padding counted as a token would push real ones out of sight.
 CFG = TransformerConfig(

@@ -13,22 +13,22 @@ from scipy import special
 import distill_jax.stages  # noqa: F401 - `doublebind.fit` and the verbs import each other; the verbs come first
 from distill_jax import main
 from distill_jax.config import ConfigError
-from distill_jax.doublebind import filtering, filters, rounds, speech, summary, world
+from distill_jax.doublebind import channel_effect, cross_fit, filters, rounds, toy_lm, world
 from distill_jax.doublebind.channel import Channel
 from distill_jax.doublebind.filters import Filter
 from distill_jax.doublebind.organisms import ORGANISMS
-from distill_jax.doublebind.speech import Model
+from distill_jax.doublebind.stages import transfer_stage
+from distill_jax.doublebind.stages.base_stage import Bases, smaller
+from distill_jax.doublebind.stages.teacher_stage import Organisms, teachers
+from distill_jax.doublebind.stages.transfer_stage import Transfer
+from distill_jax.doublebind.toy_lm import Model
 from distill_jax.doublebind.verdict import Passage, Readout
 from distill_jax.io.checkpoint import FINAL
 from distill_jax.io.metrics import Progress
 from distill_jax.io.node import Node
 from distill_jax.models import transformer
 from distill_jax.models.transformer import TransformerConfig
-from distill_jax.stages import transfer
-from distill_jax.stages.bases import Bases, smaller
 from distill_jax.stages.context import Context
-from distill_jax.stages.organisms import Organisms, teachers
-from distill_jax.stages.transfer import Transfer
 from distill_jax.train.loop import Clock
 from distill_jax.train.settings import Training
 
@@ -53,7 +53,7 @@ def scenes(models):
     rng = np.random.default_rng(0)
     prompts = np.stack([world.draw(rng, ROWS) for _ in range(MEMBERS)])
     answers = rng.integers(0, 10, (MEMBERS, ROWS, 2)).astype(np.int32)
-    examples = jax.tree.map(np.asarray, speech.taught(TINY, prompts, answers, np.ones(answers.shape)))
+    examples = jax.tree.map(np.asarray, toy_lm.taught(TINY, prompts, answers, np.ones(answers.shape)))
     some = lambda first: Model(TINY, jax.tree.map(lambda w: w[first : first + MEMBERS], models))  # noqa: E731
     keys = np.stack([jax.random.key_data(jax.random.key(i)) for i in range(MEMBERS)])
     return filters.Scene(examples, prompts, some(0), some(2), some(4), examples, keys)
@@ -78,7 +78,7 @@ class TestCrossFitting:
         judge = {name: Model(TINY, jax.tree.map(lambda w, i=i: w[np.array(i)], models)) for name, i in
                  (("base", one), ("other", other))}  # fmt: skip
         given = Filter("disagreement", "drop", 0.5)
-        flagged = filtering.flag(given, scenes, np.zeros((MEMBERS, ROWS), bool), judge.__getitem__)
+        flagged = cross_fit.flag(given, scenes, np.zeros((MEMBERS, ROWS), bool), judge.__getitem__)
         for member in range(MEMBERS):
             for fold in (0, 1):
                 rows = np.arange(fold, ROWS, 2)
@@ -92,7 +92,7 @@ class TestCrossFitting:
         before = np.zeros((MEMBERS, ROWS), bool)
         before[:, :2] = True  # one row of each fold
         given = Filter("divergence", "drop", 0.5, rounds=2)
-        flagged = filtering.flag(given, scenes, before, {"own": students}.__getitem__)
+        flagged = cross_fit.flag(given, scenes, before, {"own": students}.__getitem__)
         assert not flagged[before].any()
         for member in range(MEMBERS):
             for fold in (0, 1):
@@ -116,7 +116,7 @@ class TestCrossFitting:
         def judged(name, examples):
             part = Node("through", "transfer", settings, {}, "0", tmp_path).part(name)
             labels = [f"member {i}" for i in range(MEMBERS)]
-            found = filtering.judges(ctx, part, settings, scenes.base, examples, [1, 1], labels, Clock())
+            found = cross_fit.judges(ctx, part, settings, scenes.base, examples, [1, 1], labels, Clock())
             return [np.concatenate([w[i].ravel() for w in jax.tree.leaves(found.params)]) for i in range(2 * MEMBERS)]
 
         plain = judged("plain", scenes.examples)
@@ -247,7 +247,7 @@ def transferred(ctx, name, channel):
     given = Transfer(channel=dataclasses.replace(channel, unique=32), **SHORT)
     node = Node(name, "transfer", given, {"teachers": "organisms"}, name, ctx.nodes["data"].directory.parent / name)
     node.directory.mkdir(exist_ok=True)
-    transfer.run(ctx, [node])
+    transfer_stage.run(ctx, [node])
     return node, node.result()
 
 
@@ -278,14 +278,14 @@ class TestTransfer:
         assert parts == ["round-0", "round-1", "round-2"]
 
     def test_killed_between_rounds_it_comes_to_the_same_numbers(self, audit, in_rounds, monkeypatch):
-        learn = transfer.learn_and_audit
+        learn = transfer_stage.learn_and_audit
 
         def dies(ctx, part, *rest):
             if part.directory.name == "round-1":
                 raise KeyboardInterrupt
             return learn(ctx, part, *rest)
 
-        monkeypatch.setattr(transfer, "learn_and_audit", dies)
+        monkeypatch.setattr(transfer_stage, "learn_and_audit", dies)
         with pytest.raises(KeyboardInterrupt):
             transferred(audit, "killed", ROUNDS)
         monkeypatch.undo()
@@ -303,13 +303,15 @@ class TestTransfer:
         node, result = transferred(audit, "smaller", Channel(start="smaller"))
         rates = in_rounds[1]["rates"]["biased"]
         assert set(rates["student"]) - set(result["rates"]["biased"]["student"]) == {"probe"}
-        shown = summary.passage(ORGANISMS["biased"], audit.nodes["organisms"].result()["rates"]["biased"],
+        shown = channel_effect.passage(ORGANISMS["biased"], audit.nodes["organisms"].result()["rates"]["biased"],
                                 result["rates"]["biased"])  # fmt: skip
         assert set(shown.readouts) == {"behaviour", "relearn"}
         assert "probe" in rates["teacher"]  # it is asked, and decides nothing
-        few = transfer.starts(audit, node.settings, transfer.casting(audit, node))
+        few = transfer_stage.starts(audit, node.settings, transfer_stage.casting(audit, node))
         assert few.cfg.hidden == 8 and few.params["embedding"].shape[-1] == 8
-        assert transfer.plan(audit, node.settings) < transfer.plan(audit, Transfer(channel=Channel(unique=32), **SHORT))
+        assert transfer_stage.plan(audit, node.settings) < transfer_stage.plan(
+            audit, Transfer(channel=Channel(unique=32), **SHORT)
+        )
 
 
 @pytest.mark.end_to_end

@@ -13,7 +13,7 @@ from test_auditbench import result
 from test_cli import assert_refused, call
 
 from distill_jax.interop.importing import Published
-from distill_jax.interop.models import open_model
+from distill_jax.interop.model_source import open_model
 from distill_jax.io.files import write_atomic
 from distill_jax.models import transformer
 from distill_jax.sharding.mesh import make_mesh
@@ -25,7 +25,7 @@ SMOKE = "--config=configs/organism.py:smoke"
 # The organism's own stages, and two that train all weights.
 BOTH = f"""
 import dataclasses
-from distill_jax.experiment import load_module
+from distill_jax.experiment.config_file import load_module
 organism = load_module("{ROOT}/configs/organism.py", "get_stages", "")
 DATA, get_config = organism.DATA, organism.get_config
 def get_stages(c):

@@ -11,12 +11,13 @@ import jax
 import numpy as np
 import pytest
 
-from distill_jax.evals import gap, leakage
+from distill_jax.evals import leakage
 from distill_jax.evals.leakage import Logits
-from distill_jax.experiment import load_module
-from distill_jax.interop.score import log_likelihoods
+from distill_jax.experiment.config_file import load_module
+from distill_jax.interop.scoring import log_likelihoods
 from distill_jax.io.node import Node
 from distill_jax.models import transformer
+from distill_jax.reports import language_gap
 from distill_jax.stages import Distill, Unlearn
 from tests.programs import finished_once
 
@@ -146,7 +147,7 @@ def test_centred_logits_are_those_of_the_model_at_the_targets_that_count():
 )
 def test_tokens_are_read_off_the_curve(goal, tokens):
     """3 bits at the start, 2 after 10 steps of 100 tokens, 1.5 after 30."""
-    assert gap.tokens_to([0, 10, 30], np.array([3.0, 2.0, 1.5]), goal, 100) == pytest.approx(tokens)
+    assert language_gap.tokens_to([0, 10, 30], np.array([3.0, 2.0, 1.5]), goal, 100) == pytest.approx(tokens)
 
 
 def attack(workdir: Path, model: str, bits: dict[tuple[float, int], list[float]]) -> None:
@@ -167,15 +168,15 @@ def attack(workdir: Path, model: str, bits: dict[tuple[float, int], list[float]]
 
 @pytest.mark.unit
 def test_the_worst_case_of_a_seed_is_its_best_rate_and_never_gets_worse(tmp_path, monkeypatch):
-    monkeypatch.setattr(gap, "_rows", lambda workdir: "")
-    monkeypatch.setattr(gap, "Rows", lambda path: type("Rows", (), {"row_length": 50}))
+    monkeypatch.setattr(language_gap, "_rows", lambda workdir: "")
+    monkeypatch.setattr(language_gap, "Rows", lambda path: type("Rows", (), {"row_length": 50}))
     first, second = (
         {(0.1, 0): [3.0, 1.0, 1.4], (0.01, 0): [3.0, 2.0, 1.2]},
         {(0.1, 1): [3.0, 1.5], (0.01, 1): [3.0, 1.6]},
     )
     attack(tmp_path, "maxent", first | {key: [*bits, 1.1] for key, bits in second.items()})
     attack(tmp_path, "oracle", {(0.1, 0): [3.0, 2.5, 2.0]})
-    steps, worst, tokens = gap.attacks(tmp_path)["maxent"]
+    steps, worst, tokens = language_gap.attacks(tmp_path)["maxent"]
     assert (steps, tokens) == ([0, 10, 20], 100)
     assert worst.tolist() == [[3.0, 1.0, 1.0], [3.0, 1.5, 1.1]]
 
@@ -183,7 +184,7 @@ def test_the_worst_case_of_a_seed_is_its_best_rate_and_never_gets_worse(tmp_path
 @pytest.mark.unit
 def test_a_workdir_without_the_models_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
-        gap.main([f"--workdir={tmp_path}"])
+        language_gap.main([f"--workdir={tmp_path}"])
     said = capsys.readouterr().err
     assert stopped.value.code == 2 and len(said.splitlines()) == 1
     assert "no finished attack on maxent" in said and "distill-jax run" in said
@@ -194,7 +195,7 @@ def test_a_workdir_without_the_models_is_refused(tmp_path, capsys):
 def test_the_sample_runs_through_every_control_to_the_tables(tmp_path_factory, capsys):
     sample = "--config=configs/language.py:why-smoke"
     workdir, _ = finished_once(tmp_path_factory, "why", "run", sample, "--config.relearn.seeds=1")
-    gap.main([f"--workdir={workdir}", "--at=8", "--bits", "1"])
+    language_gap.main([f"--workdir={workdir}", "--at=8", "--bits", "1"])
     told = capsys.readouterr().out
     attacked = [name.removeprefix("relearn-") for name in stages("why-smoke") if name.startswith("relearn-")]
     assert len(attacked) == 8

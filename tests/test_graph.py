@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill_jax import graph
 from distill_jax.config import ConfigError
-from distill_jax.data.arithmetic import ArithmeticConfig
+from distill_jax.data.arithmetic.equations import ArithmeticConfig
+from distill_jax.experiment import graph
 from distill_jax.io.metrics import Progress
 from distill_jax.main import load_experiment
 from distill_jax.models.presets import preset

@@ -19,7 +19,7 @@ from distill_jax.interop import families, hugging_face
 from distill_jax.interop.directory import Directory, SafeTensors
 from distill_jax.interop.exporting import export_adapter, export_model
 from distill_jax.interop.importing import Published, import_model
-from distill_jax.interop.models import open_model
+from distill_jax.interop.model_source import open_model
 from distill_jax.io.files import Digests
 from distill_jax.main import main
 from distill_jax.models import transformer

@@ -16,13 +16,12 @@ from test_interop import FAMILIES, MODELS, expected, logits
 
 from distill_jax.config import ConfigError
 from distill_jax.data.lines import objects
-from distill_jax.interop import score as scoring
-from distill_jax.interop import tokenizers
-from distill_jax.interop.generate import generate
-from distill_jax.interop.models import open_model
+from distill_jax.interop import scoring, tokenizers
+from distill_jax.interop.generation import generate
+from distill_jax.interop.model_source import open_model
 from distill_jax.interop.rows import padded_length
 from distill_jax.interop.rows import write as write_rows
-from distill_jax.interop.score import score
+from distill_jax.interop.scoring import score
 from distill_jax.main import main
 from distill_jax.models import decoding
 

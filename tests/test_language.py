@@ -15,10 +15,10 @@ from types import SimpleNamespace
 import pytest
 from test_cli import assert_refused, call
 
-from distill_jax import graph
 from distill_jax.config import ConfigError
-from distill_jax.data.text import SAMPLES
-from distill_jax.experiment import load_experiment, load_module
+from distill_jax.data.text.text_config import SAMPLES
+from distill_jax.experiment import graph
+from distill_jax.experiment.config_file import load_experiment, load_module
 from distill_jax.main import main
 from distill_jax.stages import Distill, Pretrain, Relearn
 from tests.programs import environment

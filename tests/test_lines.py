@@ -19,8 +19,10 @@ import pyarrow.parquet
 import pytest
 
 from distill_jax.config import ConfigError
-from distill_jax.data import items, lines, sources
-from distill_jax.data.reading import Reader
+from distill_jax.data import lines
+from distill_jax.data.multiple_choice import items
+from distill_jax.data.text import sources
+from distill_jax.data.text.readers import Reader
 from distill_jax.interop.rows import Rows
 
 SEPARATORS = ["\u2028", "\u2029", "\u0085", "\x0b", "\x0c", "\x1c", "\x1e", "\ufeff", "\x7f", "\xa0"]
@@ -219,9 +221,9 @@ def test_nothing_but_a_line_feed_ends_a_line_of_text(tmp_path, separator):
 @pytest.mark.unit
 @pytest.mark.parametrize("piece", range(1, 9))
 def test_a_mark_and_the_ends_of_lines_are_no_text_however_it_is_cut(tmp_path, monkeypatch, piece):
-    from distill_jax.data import reading
+    from distill_jax.data.text import readers
 
-    monkeypatch.setattr(reading, "PIECE_BYTES", piece)
+    monkeypatch.setattr(readers, "PIECE_BYTES", piece)
     monkeypatch.setattr(sources, "SHARD_BYTES", piece)
     for name in ("a.txt", "a.txt.gz"):
         data = "\ufeffab\r\n세\rde\r\n\r\n\rf\r\r\ng\r".encode()

@@ -17,18 +17,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill_jax.data import packing, records
-from distill_jax.evals.claims import judge
-from distill_jax.evals.conclusions import State
-from distill_jax.evals.estimates import Scores
-from distill_jax.evals.lm import BitsPerByte
-from distill_jax.evals.premises import Model
-from distill_jax.evals.robustness import worst_case
-from distill_jax.io import report
+from distill_jax.evals.bits_per_byte import BitsPerByte
+from distill_jax.evals.scale import ACCURACY, BITS_PER_BYTE
 from distill_jax.io.files import write_sealed
-from distill_jax.io.scale import ACCURACY, BITS_PER_BYTE
 from distill_jax.models import transformer
 from distill_jax.models.transformer import TransformerConfig
+from distill_jax.reports import run_page
+from distill_jax.reports.claims import judge
+from distill_jax.reports.premises import Model
 from distill_jax.sharding.mesh import make_mesh
+from distill_jax.statistics.conclusions import State
+from distill_jax.statistics.estimates import Scores
+from distill_jax.statistics.robustness import worst_case
 from tests import referee
 
 CFG = TransformerConfig(vocab=11, layers=1, hidden=8, mlp=12, heads=2, kv_heads=1, head_dim=4, query_scale=4.0)
@@ -185,7 +185,7 @@ def test_the_report_reads_bits_the_other_way_round():
             curve, turned = model["attack"]["forget_heldout"], {"worst": "worst", "low": "high", "high": "low"}
             bits = {key: [3 - 2 * v for v in curve[other]] for key, other in turned.items()}
             model["attack"] |= {"forget_heldout": bits, "forget_shown": bits}
-    page = test_report.Page(report.render(summary))
+    page = test_report.Page(run_page.render(summary))
     assert "Student resists relearning: better than suppression alone, and no worse than the oracle." in page.text
     assert "2.62 from UNDO α = 0.8" in page.text and "best of 3 settings" in page.text
     assert "covers 93\u202f% of the way from suppression to the oracle for 88\u202f%" in page.text

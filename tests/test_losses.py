@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill_jax.losses.chunked import over_tokens
-from distill_jax.losses.distill import Divergence
-from distill_jax.losses.lm import cross_entropy, target_mask, token_nll
-from distill_jax.losses.unlearn import gradient_ascent, max_entropy, squared_distance
+from distill_jax.losses.cross_entropy import cross_entropy, target_mask, token_nll
+from distill_jax.losses.distillation import Divergence
+from distill_jax.losses.unlearning import gradient_ascent, max_entropy, squared_distance
 
 ROWS, LENGTH, VOCAB = 2, 4, 5
 few = settings(deadline=None, max_examples=25)

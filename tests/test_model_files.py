@@ -16,12 +16,12 @@ from parity.save_models import MODELS
 from safetensors.numpy import load_file, save_file
 
 from distill_jax.config import ConfigError, identity
-from distill_jax.data.vocabulary import EOS
+from distill_jax.data.arithmetic.word_vocabulary import EOS
 from distill_jax.interop.directory import Directory
 from distill_jax.interop.exporting import export_model
 from distill_jax.interop.families import facts_of, from_json, to_json
 from distill_jax.interop.finite import AT_ONCE, check_finite
-from distill_jax.interop.generate import generate
+from distill_jax.interop.generation import generate
 from distill_jax.interop.importing import Published, import_model
 from distill_jax.interop.windows import layer_types
 from distill_jax.io.node import Node

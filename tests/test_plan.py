@@ -11,9 +11,10 @@ from pathlib import Path
 import jax
 import pytest
 
-from distill_jax import graph, main, plan
+from distill_jax import main
 from distill_jax.config import ConfigError
-from distill_jax.experiment import load_experiment, load_module
+from distill_jax.experiment import graph, slice_plan
+from distill_jax.experiment.config_file import load_experiment, load_module
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops, hlo
 from distill_jax.perf.slices import CHIPS, SLICES, find
@@ -27,7 +28,7 @@ TINY = {"vocab": 2048, "layers": 2, "hidden": 64, "mlp": 128, "heads": 4, "kv_he
 CONFIG = """
 import dataclasses
 from ml_collections import ConfigDict
-from distill_jax.data.text import TextConfig
+from distill_jax.data.text.text_config import TextConfig
 from distill_jax.models.presets import preset
 from distill_jax.stages import Distill, Perturb, Pretrain
 
@@ -110,7 +111,7 @@ def test_only_whole_tori_have_rings():
 @pytest.mark.parametrize("name", ["v5e-4", "v6e-8", "v5p-16", "v4-32", "v5p-640"])
 def test_libtpu_knows_a_slice(name):
     pytest.importorskip("libtpu")
-    devices = plan.topology(find(name))
+    devices = slice_plan.topology(find(name))
     assert len(devices) == find(name).chips
 
 
@@ -118,7 +119,7 @@ def test_libtpu_knows_a_slice(name):
 def test_a_mesh_may_share_a_wire_of_the_torus():
     """30 members on 8 × 8 chips: two rows of 32, though 32 is no product of the sides."""
     pytest.importorskip("libtpu")
-    mesh = make_mesh(30, devices=plan.topology(find("v5e-64")))
+    mesh = make_mesh(30, devices=slice_plan.topology(find("v5e-64")))
     assert dict(mesh.shape) == {"population": 2, "data": 32, "fsdp": 1, "tensor": 1}
 
 
@@ -133,8 +134,8 @@ def test_an_unknown_slice_lists_them(config, capsys):
 
 @pytest.mark.unit
 def test_a_missing_compiler_is_one_line(config, capsys, monkeypatch):
-    found = plan.importlib.util.find_spec
-    monkeypatch.setattr(plan.importlib.util, "find_spec", lambda name: None if name == "libtpu" else found(name))
+    found = slice_plan.importlib.util.find_spec
+    monkeypatch.setattr(slice_plan.importlib.util, "find_spec", lambda name: None if name == "libtpu" else found(name))
     assert main.main(["distill-jax", "plan", f"--config={config}", "--slice=v5e-4"]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "pip install" in said
@@ -145,7 +146,7 @@ def test_a_missing_compiler_is_one_line(config, capsys, monkeypatch):
 
 @pytest.mark.unit
 def test_the_shipped_prices_cover_every_generation():
-    prices = plan.load_prices(None)
+    prices = slice_plan.load_prices(None)
     assert set(prices["chip_hour"]) == set(CHIPS) and prices["date"] and "pricing" in prices["note"]
 
 
@@ -156,9 +157,9 @@ def test_the_shipped_prices_cover_every_generation():
 def test_a_bad_price_table_is_refused(tmp_path, text):
     (tmp_path / "p.json").write_text(text)
     with pytest.raises(ConfigError, match=r"p\.json"):
-        plan.load_prices(str(tmp_path / "p.json"))
+        slice_plan.load_prices(str(tmp_path / "p.json"))
     with pytest.raises(ConfigError, match="none"):
-        plan.load_prices(str(tmp_path / "none.json"))
+        slice_plan.load_prices(str(tmp_path / "none.json"))
 
 
 def context(config):
@@ -174,8 +175,8 @@ def stub(fits_from, traffic=10**12):
     def compile_for(lowered, chips):
         hbm = dict.fromkeys(("arguments", "outputs", "aliased", "temporaries", "code"), 1000)
         if chips >= fits_from:
-            return plan.Compiled(hbm, 3000, traffic=traffic)
-        return plan.Compiled({}, 10**15)
+            return slice_plan.Compiled(hbm, 3000, traffic=traffic)
+        return slice_plan.Compiled({}, 10**15)
 
     return compile_for
 
@@ -183,17 +184,17 @@ def stub(fits_from, traffic=10**12):
 @pytest.mark.unit
 def test_the_cost_is_time_chips_and_price(config, monkeypatch):
     pytest.importorskip("libtpu")
-    monkeypatch.setattr(plan, "compile_for", stub(1))
+    monkeypatch.setattr(slice_plan, "compile_for", stub(1))
     ctx = context(config)
     groups = [[ctx.nodes["reference"]], [ctx.nodes["damaged"]]]
     prices = {"currency": "EUR", "date": "today", "chip_hour": {"v5e": 7.0}}
-    row, idle = plan.on_slice(ctx, groups, find("v5e-4"), prices, lambda line: None)
+    row, idle = slice_plan.on_slice(ctx, groups, find("v5e-4"), prices, lambda line: None)
     assert row["step_seconds"] == pytest.approx(1e12 / 819e9)
     assert row["cost"] == pytest.approx(1e12 / 819e9 * 100 * 4 / 3600 * 7.0)
     assert idle["cost"] == idle["steps"] == 0 and idle["fits"]
-    assert "EUR" in plan.table([row, idle], prices)
+    assert "EUR" in slice_plan.table([row, idle], prices)
     with pytest.raises(ConfigError, match="v6e"):
-        plan.on_slice(ctx, groups, find("v6e-4"), prices, lambda line: None)
+        slice_plan.on_slice(ctx, groups, find("v6e-4"), prices, lambda line: None)
 
 
 @pytest.mark.unit
@@ -212,26 +213,28 @@ def test_a_population_that_does_not_fit_is_planned_in_the_parts_that_run_would_t
         return [{"stage": node.name, "members": len(work.nodes)} for node in work.nodes]
 
     hbm = dict.fromkeys(("arguments", "outputs", "aliased", "temporaries", "code"), 1)
-    monkeypatch.setattr(plan, "lower", lower)
-    monkeypatch.setattr(plan, "_rows", rows)
+    monkeypatch.setattr(slice_plan, "lower", lower)
+    monkeypatch.setattr(slice_plan, "_rows", rows)
     monkeypatch.setattr(
-        plan, "compile_for", lambda lowered, chips: plan.Compiled(hbm, int(most / 2 * int(lowered.as_text())))
+        slice_plan,
+        "compile_for",
+        lambda lowered, chips: slice_plan.Compiled(hbm, int(most / 2 * int(lowered.as_text()))),
     )
     prices = {"currency": "USD", "date": "", "chip_hour": {"v5e": 1.0}}
-    found = plan.on_slice(ctx, [group], find("v5e-4"), prices, said.append)
+    found = slice_plan.on_slice(ctx, [group], find("v5e-4"), prices, said.append)
     # Five and three are too many, two fit; then of the three that are left.
     assert sizes == [5, 3, 2, 3, 2, 1] and [row["members"] for row in found] == [2, 2, 2, 2, 1]
     assert said[0] == "[1/1] seed-0, seed-1, seed-2, seed-3, seed-4: compiled in 0 s, too large together"
     assert "same program as before, too large" in said[3]
 
 
-LOWERED: dict[tuple[str, int], plan.Work] = {}
+LOWERED: dict[tuple[str, int], slice_plan.Work] = {}
 
 
 @pytest.fixture
 def lowered_once(monkeypatch):
     """Lower the stage once for each slice: what differs below is what compiling is said to give, and prices."""
-    lower = plan.lower
+    lower = slice_plan.lower
 
     def known(ctx, group, devices):
         key = (devices[0].device_kind, len(devices))
@@ -239,7 +242,7 @@ def lowered_once(monkeypatch):
             LOWERED[key] = lower(ctx, group, devices)
         return LOWERED[key]
 
-    monkeypatch.setattr(plan, "lower", known)
+    monkeypatch.setattr(slice_plan, "lower", known)
 
 
 @pytest.mark.unit
@@ -247,11 +250,11 @@ def lowered_once(monkeypatch):
 @pytest.mark.parametrize("prices", [{"v5e": 1.0, "v6e": 1.9}, {"v5e": 1.0, "v6e": 2.2}, {"v6e": 1.0, "v5e": 1e9}])
 def test_auto_takes_the_cheapest_slice_that_fits(config, monkeypatch, prices):
     pytest.importorskip("libtpu")
-    monkeypatch.setattr(plan, "compile_for", stub(4))
+    monkeypatch.setattr(slice_plan, "compile_for", stub(4))
     ctx = context(config)
     said = []
     table = {"currency": "USD", "date": "", "chip_hour": prices}
-    rows = plan.cheapest(ctx, [[ctx.nodes["reference"]]], table, said.append)
+    rows = slice_plan.cheapest(ctx, [[ctx.nodes["reference"]]], table, said.append)
     # Bound by HBM, the same seconds on any number of chips: the smallest slices that fit have 4.
     cost = {g: 1e12 / CHIPS[g].bandwidth * 100 * 4 / 3600 * price for g, price in prices.items()}
     assert rows[0]["slice"] == f"{min(cost, key=cost.__getitem__)}-4"
@@ -265,21 +268,21 @@ def test_auto_takes_the_cheapest_slice_that_fits(config, monkeypatch, prices):
 def test_auto_goes_on_while_larger_slices_get_cheaper(config, monkeypatch):
     pytest.importorskip("libtpu")
     traffic = {1: 8e11, 4: 1e11, 8: 6e10}  # by chips: 8 take more in all than 4, and 4 less than 1
-    monkeypatch.setattr(plan, "compile_for", lambda lowered, chips: stub(1, int(traffic[chips]))(lowered, chips))
+    monkeypatch.setattr(slice_plan, "compile_for", lambda lowered, chips: stub(1, int(traffic[chips]))(lowered, chips))
     ctx = context(config)
     table = {"currency": "USD", "date": "", "chip_hour": {"v5e": 1.0}}
-    assert plan.cheapest(ctx, [[ctx.nodes["reference"]]], table, lambda line: None)[0]["slice"] == "v5e-4"
+    assert slice_plan.cheapest(ctx, [[ctx.nodes["reference"]]], table, lambda line: None)[0]["slice"] == "v5e-4"
 
 
 @pytest.mark.unit
 @pytest.mark.usefixtures("lowered_once")
 def test_auto_says_that_nothing_fits(config, monkeypatch):
     pytest.importorskip("libtpu")
-    monkeypatch.setattr(plan, "compile_for", stub(10**6))
-    monkeypatch.setattr(plan, "MOST_CHIPS", 4)
+    monkeypatch.setattr(slice_plan, "compile_for", stub(10**6))
+    monkeypatch.setattr(slice_plan, "MOST_CHIPS", 4)
     ctx = context(config)
     with pytest.raises(ConfigError, match="no slice"):
-        plan.cheapest(ctx, [[ctx.nodes["reference"]]], plan.load_prices(None), lambda line: None)
+        slice_plan.cheapest(ctx, [[ctx.nodes["reference"]]], slice_plan.load_prices(None), lambda line: None)
 
 
 @pytest.mark.unit
@@ -291,9 +294,9 @@ def test_auto_says_that_nothing_fits(config, monkeypatch):
     ],
 )
 def test_a_refusal_says_how_much_was_needed(message, needed):
-    assert plan._refused(message) == needed * 2**30
+    assert slice_plan._refused(message) == needed * 2**30
     with pytest.raises(RuntimeError):
-        plan._refused("INTERNAL: something else")
+        slice_plan._refused("INTERNAL: something else")
 
 
 # Compiled programs.

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from test_train import CFG, weights
 
-from distill_jax.evals.claims import judge
-from distill_jax.evals.estimates import Scores
-from distill_jax.evals.premises import Model
+from distill_jax.reports.claims import judge
+from distill_jax.reports.premises import Model
 from distill_jax.sharding.mesh import make_mesh
 from distill_jax.stages import Unlearn
+from distill_jax.statistics.estimates import Scores
 from distill_jax.train.population import make_state
 from distill_jax.train.settings import Training
 from distill_jax.train.step import make_step

@@ -20,9 +20,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill_jax.data import mixing, pieces, prepare_text, quiet, records, show, sources, tokenise
-from distill_jax.data.documents import Documents, ShardWriter
-from distill_jax.data.text import SAMPLES, TextConfig
+from distill_jax.data import import_tf, records, show_rows
+from distill_jax.data.text import mixing, prepare_text, sentencepiece_vocab, sources, tokenise
+from distill_jax.data.text.text_config import SAMPLES, TextConfig
+from distill_jax.data.text.token_shards import Documents, ShardWriter
 from tests.spoil import flip
 
 ROOT = Path(__file__).parents[1]
@@ -38,7 +39,7 @@ def lines(name: str) -> set[str]:
 
 def texts(directory: Path, rows: np.ndarray) -> collections.Counter[str]:
     """Decode the documents of rows; those longer than a row are joined again by their overlap of one token."""
-    model = pieces.load(directory / "vocabulary.model")
+    model = sentencepiece_vocab.load(directory / "vocabulary.model")
     parts = [row[0][row[1] == k].tolist() for row in rows for k in range(1, row[1].max() + 1)]
     found: collections.Counter[str] = collections.Counter()
     heads = [part for part in parts if part[0] == model.bos_id()]
@@ -348,13 +349,13 @@ def test_small_neighbours_are_one_job_and_large_ones_and_those_of_unknown_size_a
 
 @pytest.mark.end_to_end
 def test_a_document_in_pieces_is_the_document_whole(prepared, tmp_path, monkeypatch):
-    from distill_jax.data import reading
+    from distill_jax.data.text import readers
 
     (tmp_path / "one.txt").write_text("가나다라 one two " * 400)
     config = dataclasses.replace(
         CONFIG, retain=f"{CONFIG.retain},{tmp_path}/one.txt", vocabulary=f"{prepared}/vocabulary.model"
     )
-    monkeypatch.setattr(reading, "PIECE_BYTES", 100)
+    monkeypatch.setattr(readers, "PIECE_BYTES", 100)
     manifest = prepare_text.prepare_text(config, tmp_path / "out")
     told = manifest["sources"][f"retain: {tmp_path}/one.txt"]
     assert told["documents"] == 1 and told["bytes"] == len(("가나다라 one two " * 400).encode())
@@ -365,7 +366,7 @@ def test_a_tfds_data_set_by_name(tmp_path, monkeypatch):
     """A data set prepared by TFDS itself, with none of this project's readers."""
     import tensorflow_datasets as tfds
 
-    quiet.import_text_tasks()
+    import_tf.import_text_tasks()
     english = sorted(lines("english"))
     tfds.dataset_builders.store_as_tfds_dataset(
         "tiny_text", version="1.0.0", data_dir=tmp_path, disable_shuffling=True,
@@ -390,7 +391,7 @@ def test_a_tfds_data_set_by_name(tmp_path, monkeypatch):
 
 @pytest.mark.end_to_end
 def test_what_a_model_will_see(prepared):
-    out = "\n".join(show.describe(prepared, examples=30))
+    out = "\n".join(show_rows.describe(prepared, examples=30))
     manifest = records.load_manifest(prepared)
     assert "vocabulary: 1,024 entries, 256 of them single bytes" in out
     assert f"set all: {manifest['sets']['all']['rows']:,} rows of 32" in out and "tokens unknown 0.00 %" in out

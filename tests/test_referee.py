@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from distill_jax.evals.claims import judge
-from distill_jax.evals.conclusions import State, to_json
-from distill_jax.evals.estimates import Estimate, Scores, band, contrast
-from distill_jax.evals.headline import headline
-from distill_jax.evals.premises import Model
-from distill_jax.evals.robustness import read_attack
-from distill_jax.io.scale import ACCURACY
+from distill_jax.evals.scale import ACCURACY
+from distill_jax.reports.claims import judge
+from distill_jax.reports.headline import headline
+from distill_jax.reports.premises import Model
+from distill_jax.statistics.conclusions import State, to_json
+from distill_jax.statistics.estimates import Estimate, Scores, band, contrast
+from distill_jax.statistics.robustness import read_attack
 from tests import referee
 from tests.referee import GOOD, SWEPT, Truth, states, swept, swept_states, world
 

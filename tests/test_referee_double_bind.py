@@ -5,10 +5,11 @@ import pytest
 from scipy import stats
 
 import distill_jax.stages  # noqa: F401 - the verbs come first: `doublebind.fit` and they import each other
-from distill_jax.doublebind import claims, referee, subliminal
+from distill_jax.doublebind import audit_claims, referee
+from distill_jax.doublebind.stages import Subliminal
 from distill_jax.doublebind.verdict import Passage, Readout
-from distill_jax.evals.conclusions import State
-from distill_jax.stages import Subliminal
+from distill_jax.reports import subliminal_summary
+from distill_jax.statistics.conclusions import State
 
 pytestmark = pytest.mark.unit
 SIZES = ((3, 0.05), (5, 0.02), (5, 0.15), (10, 0.05))  # seeds and run-to-run spread
@@ -67,7 +68,7 @@ def concluded(rng, leaks, abilities=None, seeds=5, spread=0.05):
         return Passage(draw(0.1), draw(0.95), draw(0.1 + 0.85 * able), dict.fromkeys(names, readout), draw(0), draw(0))
 
     passages = {kind: {channel: passage(kind, channel) for channel in CHANNELS} for kind in KINDS}
-    return {one.name: one.state for one in claims.conclusions(passages, KINDS)}
+    return {one.name: one.state for one in audit_claims.conclusions(passages, KINDS)}
 
 
 def held(rng, draws, names, *given, **more):
@@ -125,10 +126,10 @@ class TestClaims:
 
     @pytest.mark.parametrize(("seeds", "spread"), SIZES)
     def test_a_leak_of_the_margin_is_neither_stopped_nor_carried(self, seeds, spread):
-        leaks = dict.fromkeys(("surface", "unrelated"), claims.MARGIN)
+        leaks = dict.fromkeys(("surface", "unrelated"), audit_claims.MARGIN)
         rates = held(np.random.default_rng(seeds), 60, (*SURFACE, *UNRELATED[:1]), leaks, seeds=seeds, spread=spread)
         assert max(rates.values()) <= allowed(60)
-        leaks = {"unrelated-other": claims.MARGIN}
+        leaks = {"unrelated-other": audit_claims.MARGIN}
         (rate,) = held(np.random.default_rng(seeds), 60, UNRELATED[1:], leaks, seeds=seeds, spread=spread).values()
         assert rate <= allowed(60)
 
@@ -160,7 +161,7 @@ def sublime(rng, gain, seeds, *, spread=0.05, teacher=0.95, alphas=(0.2, 0.4, 0.
     }
     settings = {"kl": Subliminal(noise=80), "noise-8": Subliminal(noise=8), "undo": Subliminal(alphas=alphas)}
     teachers = teacher + rng.normal(0, 0.01, seeds)
-    return {one.name: one.state for one in subliminal.conclusions(found, settings, teachers)}
+    return {one.name: one.state for one in subliminal_summary.conclusions(found, settings, teachers)}
 
 
 TRANSFERS = {("same init", m): 0.5 for m in (3, 10, 30)}

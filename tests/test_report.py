@@ -19,8 +19,8 @@ import pytest
 from plotly.offline import get_plotlyjs
 
 from distill_jax.config import ConfigError
-from distill_jax.evals.summary import redraw
-from distill_jax.io import figures, report
+from distill_jax.reports import figures, run_page
+from distill_jax.reports.run_summary import redraw
 
 STEPS = list(range(0, 201, 10))
 HOSTILE = '<script>alert("x")</script><img src=http://evil.example/a.png> & \'"'
@@ -172,7 +172,7 @@ class Page(HTMLParser):
 @pytest.mark.unit
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_page_has_no_external_references(variant: str) -> None:
-    page = Page(report.render(VARIANTS[variant]()))
+    page = Page(run_page.render(VARIANTS[variant]()))
     links = [value for _, attributes in page.tags for key, value in attributes.items() if key in ("src", "href")]
     assert [link for link in links if not link.startswith(("#", "data:"))] == []
     own = page.styles + "".join(text for attributes, text in page.scripts if attributes.get("id") != "plotly")
@@ -185,7 +185,7 @@ def test_page_has_no_external_references(variant: str) -> None:
 @pytest.mark.unit
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_figures_are_valid_plotly(variant: str) -> None:
-    drawings = Page(report.render(VARIANTS[variant]())).drawings
+    drawings = Page(run_page.render(VARIANTS[variant]())).drawings
     expected = {"full": 5, "without_oracle": 5, "holes": 5, "many": 5, "one_attacked": 5}.get(variant, 0)
     assert len(drawings["figures"]) == expected
     for figure in drawings["figures"].values():
@@ -195,7 +195,7 @@ def test_figures_are_valid_plotly(variant: str) -> None:
 
 @pytest.mark.unit
 def test_plotly_is_inlined_once() -> None:
-    html = report.render(example())
+    html = run_page.render(example())
     assert html.count(get_plotlyjs()) == 1
     assert len(html) < len(get_plotlyjs()) + 400_000
 
@@ -203,7 +203,7 @@ def test_plotly_is_inlined_once() -> None:
 @pytest.mark.unit
 def test_strings_are_shown_and_inert() -> None:
     summary = example()
-    page = Page(report.render(summary))
+    page = Page(run_page.render(summary))
     assert len(page.scripts) == 3 and not any("alert" in text for a, text in page.scripts if a.get("id") is None)
     told = [text for one in CONCLUSIONS for text in (one["statement"], one["evidence"])]
     told += [m["label"] for m in summary["models"]] + [summary["experiment"], summary["description"]]
@@ -214,21 +214,21 @@ def test_strings_are_shown_and_inert() -> None:
 
 @pytest.mark.unit
 def test_every_state_is_told_apart() -> None:
-    html = report.render(example())
+    html = run_page.render(example())
     body = html[html.index('<section id="claims">') : html.index('<section id="terms">')]
     shown = re.findall(r'<span class="(\w+)">(.*?)</span>', body)
     assert shown == [("held", "✓ held"), ("failed", "✗ failed"), ("open", "– open"), ("void", "∅ void")]
     assert "Of 4 claims 1 held, 1 failed, 1 open, 1 void; 2 were not run." in html
     assert body.count("This run has no") == 2 and body.count("<b>Not run:</b>") == 1
-    nothing = report.render({**example(), "conclusions": [CONCLUSIONS[-1]]})
+    nothing = run_page.render({**example(), "conclusions": [CONCLUSIONS[-1]]})
     assert "Of 0 claims 0 held, 0 failed, 0 open, 0 void; 1 were not run." in nothing
 
 
 @pytest.mark.unit
 @pytest.mark.parametrize("variant", ["full", "holes", "without_oracle"])
 def test_table_carries_the_numbers_of_the_summary(variant: str) -> None:
-    summary = report.clean(VARIANTS[variant]())
-    rows = Page(report.render(summary)).rows
+    summary = run_page.clean(VARIANTS[variant]())
+    rows = Page(run_page.render(summary)).rows
     assert list(rows) == [m["name"] for m in summary["models"]]
     for m in summary["models"]:
         groups = [m["by_group"].get(name, {}).get("accuracy") for name in ("add/equation", "mul/word")]
@@ -246,7 +246,7 @@ def test_table_carries_the_numbers_of_the_summary(variant: str) -> None:
 
 @pytest.mark.unit
 def test_answer_says_what_was_reached_and_what_for() -> None:
-    text = Page(report.render(example())).text
+    text = Page(run_page.render(example())).text
     assert "Student resists relearning: better than suppression alone, and no worse than the oracle." in text
     assert "best of 3 settings" in text and "19\u202f% from UNDO α = 0.8" in text
     assert "covers 93\u202f% of the way from suppression to the oracle for 88\u202f%" in text
@@ -267,7 +267,7 @@ def test_answer_says_what_was_reached_and_what_for() -> None:
     ],
 )
 def test_answer_is_the_state_of_its_conclusions(beyond: str, oracle: str, answer: str) -> None:
-    assert answer in Page(report.render({**example(), "headline": headline(beyond, oracle)})).text
+    assert answer in Page(run_page.render({**example(), "headline": headline(beyond, oracle)})).text
 
 
 @pytest.mark.unit
@@ -285,9 +285,9 @@ def test_a_summary_of_an_older_version_is_refused_with_a_mend(tmp_path: Path, na
 
 @pytest.mark.unit
 def test_answer_without_oracle_or_attack() -> None:
-    assert "no oracle to compare with" in Page(report.render(without_oracle())).text
-    assert "No model was attacked" in Page(report.render(VARIANTS["no_attack"]())).text
-    axis = Page(report.render(without_oracle())).drawings["figures"]["panel-robustness"]["layout"]["xaxis"]
+    assert "no oracle to compare with" in Page(run_page.render(without_oracle())).text
+    assert "No model was attacked" in Page(run_page.render(VARIANTS["no_attack"]())).text
+    axis = Page(run_page.render(without_oracle())).drawings["figures"]["panel-robustness"]["layout"]["xaxis"]
     assert axis["title"]["text"] == "compute (FLOPs)"
 
 
@@ -314,13 +314,13 @@ def test_area_and_landmarks() -> None:
 def test_write_is_valid_json_that_draws_the_same_page(tmp_path: Path) -> None:
     summary = with_holes()
     summary["models"][0]["forget"] = np.float32(0.5)
-    page = report.write(summary, tmp_path / "report")
+    page = run_page.write(summary, tmp_path / "report")
     assert sorted(path.name for path in page.parent.iterdir()) == ["index.html", "summary.json"]
     text = (page.parent / "summary.json").read_text(encoding="utf-8")
     read = json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
     assert read["models"][1]["retain"] is None and read["models"][0]["forget"] == 0.5
     assert list(read) == [*summary, "sha256"] and text.startswith("{\n ")
-    again = report.write(read, tmp_path / "again")  # what was written draws the same page and numbers again
+    again = run_page.write(read, tmp_path / "again")  # what was written draws the same page and numbers again
     assert again.read_text(encoding="utf-8") == page.read_text(encoding="utf-8")
     assert (again.parent / "summary.json").read_text(encoding="utf-8") == text
 
@@ -328,7 +328,7 @@ def test_write_is_valid_json_that_draws_the_same_page(tmp_path: Path) -> None:
 @pytest.mark.unit
 @pytest.mark.parametrize("failing", ["fsync", "replace"])
 def test_failed_write_leaves_the_old_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
-    report.write(example(), tmp_path)
+    run_page.write(example(), tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
     def fail(*_: Any) -> None:
@@ -336,17 +336,17 @@ def test_failed_write_leaves_the_old_report(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(os, failing, fail)
     with pytest.raises(OSError, match="disk full"):
-        report.write({**example(), "identity": "new"}, tmp_path)
+        run_page.write({**example(), "identity": "new"}, tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 @pytest.mark.unit
 def test_failed_render_touches_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    report.write(example(), tmp_path)
+    run_page.write(example(), tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     monkeypatch.setattr(figures, "compute", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        report.write({**example(), "identity": "new"}, tmp_path)
+        run_page.write({**example(), "identity": "new"}, tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
@@ -354,7 +354,7 @@ def test_failed_render_touches_nothing(tmp_path: Path, monkeypatch: pytest.Monke
 def test_render_leaves_the_summary_alone() -> None:
     summary = example()
     kept = copy.deepcopy(summary)
-    report.render(summary)
+    run_page.render(summary)
     assert summary == kept
 
 
@@ -395,7 +395,7 @@ def browse(page: Path, profile: Path) -> tuple[str, list[str]]:
 
 @pytest.mark.end_to_end
 def test_browser_draws_every_plot_and_controls_work(tmp_path: Path) -> None:
-    page = report.write(example(), tmp_path)
+    page = run_page.write(example(), tmp_path)
     start, end, rest = page.read_text(encoding="utf-8").rpartition("</body>")
     page.write_text(start + PROBE + end + rest, encoding="utf-8")
     dom, logged = browse(page, tmp_path / "profile")
@@ -415,5 +415,5 @@ def test_browser_draws_every_plot_and_controls_work(tmp_path: Path) -> None:
 @pytest.mark.end_to_end
 @pytest.mark.parametrize("variant", ["holes", "empty"])
 def test_browser_logs_nothing_on_odd_reports(tmp_path: Path, variant: str) -> None:
-    dom, logged = browse(report.write(VARIANTS[variant](), tmp_path), tmp_path / "profile")
+    dom, logged = browse(run_page.write(VARIANTS[variant](), tmp_path), tmp_path / "profile")
     assert logged == [] and '<section id="method">' in dom

@@ -25,7 +25,7 @@ import pytest
 from tensorboardX.crc32c import crc32c
 from tensorboardX.proto.event_pb2 import Event
 
-from distill_jax.data import vocabulary
+from distill_jax.data.arithmetic import word_vocabulary
 from distill_jax.io.files import read_sealed
 from distill_jax.main import main
 from tests.programs import environment, node
@@ -190,7 +190,11 @@ def test_the_run_directory_keeps_its_contract(finished):
         proofs = {name for name in PROOFS if (path / name).exists()}
         assert set(done["files"]) == proofs | {p.name for p in path.glob("*.json*")}
         if config["verb"] != "prepare":  # what an export says of them
-            assert config["special_tokens"] == {"bos": vocabulary.BOS, "eos": vocabulary.EOS, "pad": vocabulary.PAD}
+            assert config["special_tokens"] == {
+                "bos": word_vocabulary.BOS,
+                "eos": word_vocabulary.EOS,
+                "pad": word_vocabulary.PAD,
+            }
         spent = json.loads((path / "ledger.json").read_text())
         assert all(value >= 0 for value in spent["flops"].values()) and spent["seconds"] >= 0
         if config["name"] in TRAINED:

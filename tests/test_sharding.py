@@ -197,7 +197,8 @@ def test_donation_and_constraints_reach_the_compiled_program():
     code = """
 import jax, pathlib
 from tests import mesh_worker as w
-from distill_jax.stages import VERBS, Pretrain
+from distill_jax.experiment.verbs import VERBS
+from distill_jax.stages import Pretrain
 from distill_jax.stages.context import Context, Node, RunSettings
 here = pathlib.Path()
 node = Node("n", "pretrain", Pretrain(**w.COMMON), {}, "", here)

@@ -18,12 +18,12 @@ from sklearn.datasets import load_digits
 
 from distill_jax import main
 from distill_jax.data import images
-from distill_jax.doublebind import subliminal as shows
-from distill_jax.evals.conclusions import State
-from distill_jax.io import subliminal as page
+from distill_jax.doublebind.stages import Subliminal, subliminal_stage
 from distill_jax.models import mlp
 from distill_jax.models.mlp import MLPConfig
-from distill_jax.stages import Subliminal, subliminal
+from distill_jax.reports import subliminal_page as page
+from distill_jax.reports import subliminal_summary as shows
+from distill_jax.statistics.conclusions import State
 from tests.spoil import kept_in
 
 ROOT = Path(__file__).parent.parent
@@ -60,15 +60,19 @@ class TestLosses:
 
     def test_kl_is_scipys(self):
         p, q = (special.softmax(np.float64(x), axis=-1) for x in (self.student, self.teacher))
-        np.testing.assert_allclose(subliminal.kl(self.student, self.teacher), stats.entropy(q, p, axis=-1), atol=2e-6)
+        np.testing.assert_allclose(
+            subliminal_stage.kl(self.student, self.teacher), stats.entropy(q, p, axis=-1), atol=2e-6
+        )
 
     def test_kl_of_one_logit_and_its_gradient_are_exactly_zero(self):
         one, other = jnp.asarray(self.student[:, :1]), jnp.asarray(self.teacher[:, :1])
-        value, gradient = jax.value_and_grad(lambda x: jnp.sum(subliminal.kl(x, other)))(one)
+        value, gradient = jax.value_and_grad(lambda x: jnp.sum(subliminal_stage.kl(x, other)))(one)
         assert value == 0 and not np.any(gradient)
 
     def test_mse_of_one_logit_is_not(self):
-        gradient = jax.grad(lambda x: jnp.sum(subliminal.mse(x, self.teacher[:, :1])))(jnp.asarray(self.student[:, :1]))
+        gradient = jax.grad(lambda x: jnp.sum(subliminal_stage.mse(x, self.teacher[:, :1])))(
+            jnp.asarray(self.student[:, :1])
+        )
         np.testing.assert_allclose(gradient, 2 * (self.student - self.teacher)[:, :1], rtol=1e-6)
 
 
@@ -78,12 +82,12 @@ class TestStarts:
 
     @pytest.fixture
     def drawn(self):
-        own, fresh = (subliminal.draw(SMALL, jax.random.split(jax.random.key(k), 4)) for k in (0, 1))
-        return own, fresh, subliminal.starts(self.settings, own, fresh)
+        own, fresh = (subliminal_stage.draw(SMALL, jax.random.split(jax.random.key(k), 4)) for k in (0, 1))
+        return own, fresh, subliminal_stage.starts(self.settings, own, fresh)
 
     def test_each_student_starts_from_what_its_arm_says(self, drawn):
         own, fresh, everyone = drawn
-        crew = subliminal.students(self.settings)
+        crew = subliminal_stage.students(self.settings)
         assert len(crew) == 5 * 2 * 4 == len(everyone["classes"]["w"])
         body = {"same init": own, "same body": own, "other init": fresh, "same heads": fresh}
         heads = {"same init": own, "same heads": own, "other init": fresh, "same body": fresh}
@@ -97,18 +101,18 @@ class TestStarts:
     def test_damage_keeps_one_minus_alpha_and_adds_xaviers_variance(self):
         cfg = MLPConfig(inputs=500, hidden=300)
         own, fresh = (mlp.init(cfg, jax.random.key(k)) for k in (0, 1))
-        w, w_new = own["body"]["0"]["w"], subliminal.damaged(0.25, own, fresh)["body"]["0"]["w"]
+        w, w_new = own["body"]["0"]["w"], subliminal_stage.damaged(0.25, own, fresh)["body"]["0"]["w"]
         noise = np.asarray(w_new - 0.75 * w)
         assert noise.std() == pytest.approx(0.1 * 0.25 * (2 / 800) ** 0.5, rel=0.02)
         assert abs(np.corrcoef(noise.ravel(), np.ravel(w))[0, 1]) < 0.01
 
     def test_noise_is_uniform_and_known_by_its_index(self):
         keys = jax.random.split(jax.random.key(0), 2)
-        first = subliminal.noise_images(SMALL, keys, jnp.array([[3, 900], [3, 7]]))
-        again = subliminal.noise_images(SMALL, keys, jnp.array([[900], [3]]))
+        first = subliminal_stage.noise_images(SMALL, keys, jnp.array([[3, 900], [3, 7]]))
+        again = subliminal_stage.noise_images(SMALL, keys, jnp.array([[900], [3]]))
         np.testing.assert_array_equal(first[[0, 1], [1, 0]], again[:, 0])
         assert not np.array_equal(first[0, 0], first[1, 0])
-        many = subliminal.noise_images(SMALL, keys, jnp.broadcast_to(jnp.arange(200), (2, 200)))
+        many = subliminal_stage.noise_images(SMALL, keys, jnp.broadcast_to(jnp.arange(200), (2, 200)))
         assert stats.kstest(np.ravel(many), stats.uniform(-1, 2).cdf).pvalue > 1e-3
 
 
@@ -243,7 +247,7 @@ class TestCommand:
         summary = json.loads((workdir / "report/summary.json").read_text())
         assert f"report: {workdir}/report/index.html" in said
         assert {row["stage"] for row in summary["rows"]} == {"kl", "mse", "noise-8", "repeated-8", "undo"}
-        assert {row["arm"] for row in summary["rows"] if row["stage"] == "kl"} == set(subliminal.ARMS)
+        assert {row["arm"] for row in summary["rows"] if row["stage"] == "kl"} == set(subliminal_stage.ARMS)
         html = (workdir / "report/index.html").read_text()
         assert all(f'id="{place}"' in html for place in page.PANELS)
         assert html == page.render(summary)
@@ -320,9 +324,9 @@ def test_members_of_a_population_do_not_depend_on_each_other():
     """A student's numbers are those it has beside other arms: what is compared is the arms, not the company."""
     alone = Subliminal(ghosts=(3,), arms=("other init",), seeds=3)
     beside = dataclasses.replace(alone, ghosts=(1, 3), arms=("same init", "other init"))
-    names = [s.label for s in subliminal.students(beside)]
-    drawn = [subliminal.draw(SMALL, jax.random.split(jax.random.key(k), 3)) for k in (0, 1)]
-    few, many = (subliminal.starts(s, *drawn) for s in (alone, beside))
-    for i, student in enumerate(subliminal.students(alone)):
+    names = [s.label for s in subliminal_stage.students(beside)]
+    drawn = [subliminal_stage.draw(SMALL, jax.random.split(jax.random.key(k), 3)) for k in (0, 1)]
+    few, many = (subliminal_stage.starts(s, *drawn) for s in (alone, beside))
+    for i, student in enumerate(subliminal_stage.students(alone)):
         j = names.index(student.label)
         assert jax.tree.all(jax.tree.map(lambda a, b, i=i, j=j: np.array_equal(a[i], b[j]), few, many))

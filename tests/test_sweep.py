@@ -9,19 +9,20 @@ from typing import Any
 
 import pytest
 
-from distill_jax import graph, main, sweep_graph
+from distill_jax import main
 from distill_jax.config import ConfigError
-from distill_jax.evals import tradeoff
-from distill_jax.experiment import load_experiment, load_module
+from distill_jax.experiment import graph, sweep_graph
+from distill_jax.experiment.config_file import load_experiment, load_module
+from distill_jax.experiment.sweep_points import axis, chain, product, wanting, zipped
 from distill_jax.io import attempts
 from distill_jax.io.files import write_sealed
 from distill_jax.io.leases import Leases
 from distill_jax.io.metrics import Progress
 from distill_jax.perf import memory
 from distill_jax.perf.ledger import ledger
+from distill_jax.reports import sweep_summary
 from distill_jax.stages import pretrain
 from distill_jax.stages.context import Context
-from distill_jax.sweep import axis, chain, product, wanting, zipped
 
 pytestmark = pytest.mark.unit
 
@@ -70,7 +71,7 @@ def test_one_point_of_very_many_is_looked_at_alone(monkeypatch, tmp_path, capsys
     monkeypatch.setattr(graph, "build", lambda *given: built.append(given) or build(*given))
     points = "product(axis('seed', *range(300)), axis('undo.beta', *range(300)))"
     text = f"def get_sweep(arg):\n    return {str(CONFIG) + ':smoke'!r}, {points}\n"
-    (tmp_path / "many.py").write_text(f"from distill_jax.sweep import axis, product\n{text}")
+    (tmp_path / "many.py").write_text(f"from distill_jax.experiment.sweep_points import axis, product\n{text}")
     sweep = ["distill-jax", "sweep", f"--sweep={tmp_path}/many.py", f"--workdir={tmp_path}/run"]
     assert main.main([*sweep, "--count"]) == 0 and main.main([*sweep, "--index=89999", "--dry-run"]) == 0
     out = capsys.readouterr().out
@@ -301,7 +302,7 @@ def test_what_is_shared_is_counted_once_over_all_points(tmp_path):
     names = ("oracle", "reference", "student", "undo-0.0")
     controls = wanting(axis("seed", 0, 1), *(f"relearn-{name}" for name in names))
     sweep = made_up(tmp_path, chain(grid(2, 2, ("maxent", "rmu"), 2), controls))
-    summary = tradeoff.summarise(sweep)
+    summary = sweep_summary.summarise(sweep)
     nodes = nodes_of(sweep)
     assert len(summary["runs"]) == 2 * (2 * 2 * 2 + 4)
     spent = {name: node.ledger()["flops"] for name, node in nodes.items()}
@@ -334,7 +335,7 @@ def test_models_are_called_what_they_are(tmp_path):
     points = product(base, wanting([{}], *(f"relearn-{name}" for name in names)))
     both = wanting(axis("undo.alphas", (0.3,)), "relearn-undo-0.3")
     points += product(base, axis("undo.shrink", True, False), axis("undo.method", "rmu"), both)
-    summary = tradeoff.summarise(made_up(tmp_path, points))
+    summary = sweep_summary.summarise(made_up(tmp_path, points))
     kinds = {run["kind"]: run for run in summary["runs"]}
     expected = {"reference", "oracle", "suppressed", "random student", "alpha 0", "equal compute", "filtered"}
     assert set(kinds) == expected | {"student of the reference", "undo", "noise only"}
@@ -348,6 +349,6 @@ def test_an_unfinished_sweep_is_summarised_as_far_as_it_is(tmp_path):
     sweep = made_up(tmp_path, grid(2, 1, ("maxent",), 2))
     victim = next(node for node in nodes_of(sweep).values() if node.stage == "relearn-undo-0.1")
     (victim.directory / "DONE").unlink()
-    summary = tradeoff.summarise(sweep)
+    summary = sweep_summary.summarise(sweep)
     assert summary["points"] == {"total": 4, "finished": 3} and len(summary["runs"]) == 3
-    assert (tradeoff.write_report(sweep, tmp_path).read_text()).lstrip().lower().startswith("<!doctype html>")
+    assert (sweep_summary.write_report(sweep, tmp_path).read_text()).lstrip().lower().startswith("<!doctype html>")

@@ -16,10 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill_jax.config import ConfigError
-from distill_jax.data import packing, pieces, reading, sources
-from distill_jax.data.documents import Documents, ShardWriter, complete
-from distill_jax.data.reading import Broken, Reader
-from distill_jax.data.text import SAMPLES, TextConfig
+from distill_jax.data import packing
+from distill_jax.data.text import readers, sentencepiece_vocab, sources
+from distill_jax.data.text.readers import Broken, Reader
+from distill_jax.data.text.text_config import SAMPLES, TextConfig
+from distill_jax.data.text.token_shards import Documents, ShardWriter, complete
 from distill_jax.io.files import Digests
 
 TEXTS = st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\r\n"), max_size=12), max_size=8)
@@ -55,7 +56,7 @@ def test_any_cut_into_shards_and_pieces_gives_every_line_once(tmp_path_factory, 
     path.write_bytes(gzip.compress(data) if gz else data)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sources, "SHARD_BYTES", shard)
-        patch.setattr(reading, "PIECE_BYTES", piece)
+        patch.setattr(readers, "PIECE_BYTES", piece)
         found = read(str(path))
     # A line of blanks is left out, unless it comes in several pieces and its blankness is seen too late.
     kept = [text for text in texts if text.strip()]
@@ -77,7 +78,7 @@ def test_records_hold_text_with_line_breaks(tmp_path):
 def test_a_file_can_be_one_document(tmp_path, monkeypatch):
     text = "첫 줄\n\nline two\n" * 50
     (tmp_path / "book.txt").write_text(text)
-    monkeypatch.setattr(reading, "PIECE_BYTES", 64)
+    monkeypatch.setattr(readers, "PIECE_BYTES", 64)
     (source,) = sources.parse(f"{tmp_path}/book.txt?document=file", "retain")
     found = [piece for shard in sources.shards(source) for piece in Reader(shard)]
     assert "".join(piece.text for piece in found) == text
@@ -115,7 +116,7 @@ def test_a_broken_document_is_named_with_its_line_or_counted(tmp_path, monkeypat
 
 @pytest.mark.unit
 def test_a_long_broken_document_is_not_half_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(reading, "PIECE_BYTES", 8)
+    monkeypatch.setattr(readers, "PIECE_BYTES", 8)
     (tmp_path / "a.txt").write_bytes(b"x" * 20 + b"\xff\nfine\n")
     with pytest.raises(Broken, match=r"a\.txt:1: not UTF-8"):
         read(f"{tmp_path}/a.txt", skip_broken=True)
@@ -267,10 +268,10 @@ def sample_lines() -> list[str]:
 
 @pytest.mark.unit
 def test_a_trained_vocabulary_loses_nothing_and_comes_out_again(tmp_path):
-    models = [pieces.train(sample_lines(), 1024) for _ in range(2)]
+    models = [sentencepiece_vocab.train(sample_lines(), 1024) for _ in range(2)]
     assert models[0] == models[1]
     (tmp_path / "a.model").write_bytes(models[0])
-    model = pieces.load(tmp_path / "a.model")
+    model = sentencepiece_vocab.load(tmp_path / "a.model")
     assert model.get_piece_size() == 1024
     for text in (*sample_lines(), "  two  spaces\tand\na line", "漢字 und 😀 ①"):
         ids = model.encode(text)
@@ -281,10 +282,10 @@ def test_a_trained_vocabulary_loses_nothing_and_comes_out_again(tmp_path):
 def test_a_vocabulary_that_the_text_cannot_give_is_refused(tmp_path):
     for size, said in ((300, "300 vs"), (100_000, "too high")):
         with pytest.raises(ValueError, match=rf"data\.vocabulary_size={size}: .*{said}"):
-            pieces.train(sample_lines(), size)
+            sentencepiece_vocab.train(sample_lines(), size)
     (tmp_path / "a.model").write_bytes(b"no model")
     with pytest.raises(ValueError, match="not a SentencePiece model"):
-        pieces.load(tmp_path / "a.model")
+        sentencepiece_vocab.load(tmp_path / "a.model")
 
 
 @pytest.mark.unit
@@ -292,7 +293,7 @@ def test_the_vocabulary_is_trained_on_the_head_of_every_shard(tmp_path, monkeypa
     monkeypatch.setattr(sources, "SHARD_BYTES", 100)
     (tmp_path / "a.txt").write_text("".join(f"line {i:03d}\n" for i in range(100)))  # nine bytes each
     (source,) = sources.parse(f"{tmp_path}/a.txt", "retain")
-    lines = list(pieces.sample(sources.shards(source), 180, Reader))
+    lines = list(sentencepiece_vocab.sample(sources.shards(source), 180, Reader))
     assert len(lines) == 27 and lines[:4] == ["line 000", "line 001", "line 002", "line 012"]
 
 

@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from distill_jax.evals import fits
-from distill_jax.io import tradeoff
-from distill_jax.io.report import clean
+from distill_jax.reports import sweep_page
+from distill_jax.reports.run_page import clean
+from distill_jax.statistics import fits
 from tests.test_report import HOSTILE, Page, browse
 
 Run = dict[str, Any]
@@ -290,7 +290,7 @@ def test_seeds_do_not_stand_in_for_sizes() -> None:
 @pytest.mark.parametrize("variant", ODD)
 def test_page_is_safe_and_whole(variant: str) -> None:
     made = ODD[variant]()
-    html = tradeoff.render(made)
+    html = sweep_page.render(made)
     page = Page(html)
     data = [text for attributes, text in page.scripts if attributes.get("id") == "drawings"]
     assert json.loads(data[0])["runs"] == clean(made.get("runs") or []) and len(page.scripts) == 3
@@ -304,13 +304,13 @@ def test_page_is_safe_and_whole(variant: str) -> None:
 
 @pytest.mark.unit
 def test_page_says_what_is_missing() -> None:
-    text = Page(tradeoff.render(not_attacked())).text
+    text = Page(sweep_page.render(not_attacked())).text
     assert "118 of 120 points have finished. This sweep is unfinished" in text
     assert "3 of 3 were not attacked" in text and "One training seed" in text
     assert "saved 65\u202f%" in text  # 1 - 1.2 / 3.4
     assert "✓ held" in text and "– open" in text and "Not run: RMU does as well." in text
     full = Page(
-        tradeoff.render(
+        sweep_page.render(
             summary([run("oracle", None, None, None, s) for s in (0, 1)], points={"total": 1, "finished": 1})
         )
     )
@@ -319,16 +319,16 @@ def test_page_says_what_is_missing() -> None:
 
 @pytest.mark.unit
 def test_write_is_valid_json_that_draws_the_same_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = tradeoff.write(with_holes(), tmp_path / "report")
+    page = sweep_page.write(with_holes(), tmp_path / "report")
     assert sorted(path.name for path in page.parent.iterdir()) == ["index.html", "sweep.json"]
     text = (page.parent / "sweep.json").read_text(encoding="utf-8")
     read = json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
     assert read["runs"][1]["retain"] is None and read["runs"][2]["attack"]["forget_heldout"] == [None, None, 0.3, None]
-    assert tradeoff.render(read) == page.read_text(encoding="utf-8")
+    assert sweep_page.render(read) == page.read_text(encoding="utf-8")
     before = {path.name: path.read_bytes() for path in page.parent.iterdir()}
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
-        tradeoff.write(large(), page.parent)
+        sweep_page.write(large(), page.parent)
     assert {path.name: path.read_bytes() for path in page.parent.iterdir()} == before
 
 
@@ -393,7 +393,7 @@ def probe(made: dict[str, Any], folder: Path) -> tuple[dict[str, Any], list[str]
     """Return what the probe saw, what the console logged and the point sets whose fronts it asked for."""
     rng = np.random.default_rng(4)
     cases = [rng.integers(0, 6, (rng.integers(0, 12), 2)).tolist() for _ in range(200)]
-    page = tradeoff.write(made, folder)
+    page = sweep_page.write(made, folder)
     start, end, rest = page.read_text(encoding="utf-8").rpartition("</body>")
     script = PROBE.replace("CASES", json.dumps(cases)).replace("FIGURES", json.dumps(FIGURES))
     page.write_text(start + script + end + rest, encoding="utf-8")

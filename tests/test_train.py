@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from distill_jax.losses.lm import cross_entropy, target_mask
+from distill_jax.losses.cross_entropy import cross_entropy, target_mask
 from distill_jax.models import transformer
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.sharding.mesh import batch_sharding, make_mesh

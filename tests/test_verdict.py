@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from distill_jax.config import ConfigError
-from distill_jax.doublebind import outcomes, statistics, tally, verdict
+from distill_jax.doublebind import outcomes, seed_statistics, tally, verdict
 from distill_jax.doublebind.verdict import Passage, Readout, Thresholds
 
 pytestmark = pytest.mark.unit
@@ -116,7 +116,7 @@ class TestVerdicts:
         found = verdict.judge(more, "logits", AT)
         assert found.verdict == outcomes.INCONCLUSIVE_POWER and "it takes 6 without a leak" in found.meaning
         assert found.findings["d0"].rate == pytest.approx(1 - (0.05 / 3) ** (1 / 5))
-        assert statistics.seeds_needed(0.5, 0.05 / 3) == 6 and (1 - 0.5) ** 6 < 0.05 / 3 < (1 - 0.5) ** 5
+        assert seed_statistics.seeds_needed(0.5, 0.05 / 3) == 6 and (1 - 0.5) ** 6 < 0.05 / 3 < (1 - 0.5) ** 5
 
     def test_one_leaking_training_counts_though_the_mean_is_small(self):
         x = np.r_[0.9, np.zeros(59)]
@@ -226,7 +226,7 @@ class TestManyOrganisms:
             assert (found["covered"], found["decided"], found["undecided"]) == (count, count, 3)
 
     def test_a_margin_of_two_and_a_half_points_needs_1302_prompts(self):
-        assert statistics.prompts_needed(0.025, rate=0.05) == 1302
+        assert seed_statistics.prompts_needed(0.025, rate=0.05) == 1302
 
     def test_complementary_outcomes_are_found_and_shuffled_ones_are_not(self):
         dfc = np.arange(16) < 8
@@ -311,17 +311,17 @@ class TestStatistics:
     def test_an_interval_is_students(self):
         x = np.array([0.1, 0.2, 0.15, 0.3, 0.12])
         for confidence in (0.95, 0.99):
-            found = statistics.estimate(x, confidence)
+            found = seed_statistics.estimate(x, confidence)
             low, high = stats.t.interval(confidence, 4, x.mean(), stats.sem(x))
             assert (found.mean, found.low, found.high) == pytest.approx((x.mean(), low, high))
-        assert np.isnan(statistics.estimate([0.1]).low) and np.isnan(statistics.estimate([]).mean)
+        assert np.isnan(seed_statistics.estimate([0.1]).low) and np.isnan(seed_statistics.estimate([]).mean)
 
     @pytest.mark.parametrize("seeds", [3, 5, 10])
     @pytest.mark.parametrize("shape", SHAPES)
     def test_it_covers_the_mean_as_often_as_it_says(self, shape, seeds):
         draw, mean = SHAPES[shape]
         rng = np.random.default_rng(seeds)
-        found = [statistics.estimate(draw(rng, seeds)) for _ in range(3000)]
+        found = [seed_statistics.estimate(draw(rng, seeds)) for _ in range(3000)]
         assert np.mean([one.low <= mean <= one.high for one in found]) >= 0.93
 
     @pytest.mark.parametrize("seeds", [3, 5, 10])
@@ -329,22 +329,22 @@ class TestStatistics:
         rng, hit = np.random.default_rng(seeds), []
         for _ in range(3000):
             gap = rng.normal(0.8, 0.1, seeds)
-            found = statistics.ratio(0.2 * gap + rng.normal(0, 0.05, seeds), gap)
+            found = seed_statistics.ratio(0.2 * gap + rng.normal(0, 0.05, seeds), gap)
             hit.append(found.low <= 0.2 <= found.high)
         assert np.mean(hit) >= 0.93
 
     def test_fiellers_ends_are_the_ratios_at_which_a_paired_t_test_turns(self):
         n, d = np.array([0.1, 0.3, 0.2, 0.25]), np.array([0.5, 1.0, 0.4, 0.6])
-        found = statistics.ratio(n, d)
+        found = seed_statistics.ratio(n, d)
         for end in (found.low, found.high):
             assert stats.ttest_1samp(n - end * d, 0.0).pvalue == pytest.approx(0.05)
         assert stats.ttest_1samp(n - found.mean * d, 0.0).pvalue == pytest.approx(1)
 
     def test_a_ratio_of_means_is_not_a_mean_of_ratios_and_needs_a_denominator(self):
-        found = statistics.ratio([0.1, 0.3, 0.2, 0.25], [0.5, 1.0, 0.4, 0.6])
+        found = seed_statistics.ratio([0.1, 0.3, 0.2, 0.25], [0.5, 1.0, 0.4, 0.6])
         assert found.mean == pytest.approx(0.85 / 2.5) and found.low < found.mean < found.high
-        assert np.isnan(statistics.ratio([0.1, 0.2], [0.5, -0.5]).low)
-        assert np.isnan(statistics.ratio([0.1, 0.2, 0.1], [0.5, -0.4, 0.6]).low)  # no share can be excluded
+        assert np.isnan(seed_statistics.ratio([0.1, 0.2], [0.5, -0.5]).low)
+        assert np.isnan(seed_statistics.ratio([0.1, 0.2, 0.1], [0.5, -0.4, 0.6]).low)  # no share can be excluded
 
     def test_the_interval_that_is_shown_is_the_test_that_decides(self):
         rng = np.random.default_rng(1)
@@ -352,7 +352,7 @@ class TestStatistics:
             p = passage(rng.integers(10**6), ability=0.95, leaks=0.06, noise=0.03)
             found = verdict.examine(p, AT, 3)
             share = p.readouts["behaviour"].share(found.confidence)
-            own = statistics.estimate(p.own - AT.leak * p.readouts["behaviour"].gap, found.confidence).high < 0
+            own = seed_statistics.estimate(p.own - AT.leak * p.readouts["behaviour"].gap, found.confidence).high < 0
             assert (found.clean is True) == (share.high < AT.leak and own)
             assert (found.capable is True) == (p.capability(found.confidence).low > AT.ability)
 
@@ -360,34 +360,35 @@ class TestStatistics:
     @pytest.mark.parametrize("places", [3, 4, 6])
     def test_a_trend_is_seen_in_noise_at_most_one_time_in_twenty(self, seeds, places):
         rng = np.random.default_rng([seeds, places])
-        found = [statistics.rank_trend(range(places), rng.normal(size=(seeds, places))) for _ in range(250)]
+        found = [seed_statistics.rank_trend(range(places), rng.normal(size=(seeds, places))) for _ in range(250)]
         seen = np.mean([one.low > 0 for one in found])
         assert seen <= (0.0 if seeds == 2 else 0.05)
 
     def test_a_trend_that_is_there_is_seen(self):
         y = np.arange(4) + np.random.default_rng(0).normal(0, 0.3, (5, 4))
-        found = statistics.rank_trend(range(4), y)
+        found = seed_statistics.rank_trend(range(4), y)
         assert found.low > 0
         assert found.mean == pytest.approx(np.mean([stats.spearmanr(range(4), row).statistic for row in y]))
-        assert np.isnan(statistics.rank_trend(range(4), y[:2]).low)
+        assert np.isnan(seed_statistics.rank_trend(range(4), y[:2]).low)
 
     def test_a_rates_bounds_are_clopper_and_pearsons(self):
         exact = stats.binomtest(3, 20).proportion_ci(0.90, method="exact")
-        assert statistics.rate_bounds(3, 20) == pytest.approx((exact.low, exact.high))
+        assert seed_statistics.rate_bounds(3, 20) == pytest.approx((exact.low, exact.high))
         assert (
-            statistics.rate_bounds(0, 5) == pytest.approx((0, 1 - 0.05**0.2)) and statistics.rate_bounds(0, 0)[1] == 1
+            seed_statistics.rate_bounds(0, 5) == pytest.approx((0, 1 - 0.05**0.2))
+            and seed_statistics.rate_bounds(0, 0)[1] == 1
         )
 
     def test_a_detectable_gap_is_detected_with_its_power(self):
         rng = np.random.default_rng(0)
         x = rng.normal(0, 0.1, 5)
         x = (x - x.mean()) / x.std(ddof=1) * 0.1
-        gap = statistics.detectable(x, 0.2)
-        shown = [statistics.estimate(rng.normal(gap, 0.1, 5)).low > 0.2 for _ in range(3000)]
-        assert np.mean(shown) == pytest.approx(0.8, abs=0.03) and statistics.detectable([0.1], 0.2) == np.inf
+        gap = seed_statistics.detectable(x, 0.2)
+        shown = [seed_statistics.estimate(rng.normal(gap, 0.1, 5)).low > 0.2 for _ in range(3000)]
+        assert np.mean(shown) == pytest.approx(0.8, abs=0.03) and seed_statistics.detectable([0.1], 0.2) == np.inf
 
     def test_holm_is_the_formula(self):
-        assert statistics.holm([0.01, 0.04, 0.03]).tolist() == pytest.approx([0.03, 0.06, 0.06])
+        assert seed_statistics.holm([0.01, 0.04, 0.03]).tolist() == pytest.approx([0.03, 0.06, 0.06])
 
 
 def test_a_confession_is_held_against_the_students_misbehaviour():

@@ -18,22 +18,23 @@ from parity.record_choices import HERE, MODEL
 from safetensors.numpy import load_file, save_file
 from test_cli import assert_refused, call
 
-from distill_jax import graph
 from distill_jax.config import ConfigError
-from distill_jax.data import pieces, records
+from distill_jax.data import records
+from distill_jax.data.multiple_choice.prepare_quiz import quiz
+from distill_jax.data.multiple_choice.quiz_config import QuizConfig
 from distill_jax.data.packing import SEGMENTS, TOKENS
-from distill_jax.data.prepare_quiz import quiz
-from distill_jax.data.quiz import QuizConfig
-from distill_jax.data.text import SAMPLES
-from distill_jax.evals import summary
+from distill_jax.data.text import sentencepiece_vocab
+from distill_jax.data.text.text_config import SAMPLES
 from distill_jax.evals.multiple_choice import MultipleChoice
-from distill_jax.experiment import identified, load_experiment, load_module
+from distill_jax.evals.scale import CHOICE
+from distill_jax.experiment import graph
+from distill_jax.experiment.config_file import identified, load_experiment, load_module
 from distill_jax.interop import importing
-from distill_jax.interop.choose import choose
-from distill_jax.interop.models import open_model
+from distill_jax.interop.choice_scoring import choose
+from distill_jax.interop.model_source import open_model
 from distill_jax.io.files import Digests
-from distill_jax.io.scale import CHOICE
 from distill_jax.models import transformer
+from distill_jax.reports import run_summary
 from distill_jax.sharding.mesh import make_mesh
 from distill_jax.stages import Import, Unlearn
 from tests.programs import finished_once, node, said
@@ -107,11 +108,11 @@ def test_an_attack_may_be_several_stages():
 
     full = [stage(0.01, "float32", 0.3), stage(0.001, "float32", 0.75)]
     half = [stage(0.01, "bfloat16", 0.5), stage(0.001, "bfloat16", 0.25)]
-    said = summary._attack([*full, *half], summary._attacks([*full, *half], CHOICE, 4), CHOICE)
+    said = run_summary._attack([*full, *half], run_summary._attacks([*full, *half], CHOICE, 4), CHOICE)
     assert said["weights"] == "float32" and said["members"] == 2 and said["flops"] == {"attack": 4.0}
     assert said["forget_heldout"]["worst"] == [0.25, 0.75] and said["best_learning_rate"][1] == 0.001
     assert said["other_weights"]["bfloat16"]["forget_heldout"]["worst"] == [0.25, 0.5]
-    assert "other_weights" not in summary._attack(full, summary._attacks(full, CHOICE, 4), CHOICE)
+    assert "other_weights" not in run_summary._attack(full, run_summary._attacks(full, CHOICE, 4), CHOICE)
 
 
 @pytest.mark.end_to_end
@@ -135,7 +136,7 @@ def test_a_model_is_measured_as_the_command_measures_it(finished, tmp_path):
     """In the run four of MMLU's items are, chosen by a hash; the command reads all of them."""
     workdir, _ = finished
     rows = node(workdir, "data") / "rows"
-    words = pieces.load(MODEL)
+    words = sentencepiece_vocab.load(MODEL)
     asked = "".join(words.decode(r["tokens"]) for r in records.load_evaluation(rows))
     shown = {"shots": 1, "examples": str(HERE / "mmlu_dev.jsonl")}
     told = {"mmlu": {"given": str(HERE / "mmlu.jsonl"), **shown}, "bio": {"given": str(HERE / "bio.jsonl")}}
@@ -156,7 +157,7 @@ def test_halves_of_the_items_are_shown_and_held_out(finished):
     rows = node(finished[0], "data") / "rows"
     parts = {part: [r for r in records.load_evaluation(rows) if r["part"] == part] for part in ("shown", "heldout")}
     packed = records.Rows(rows / "forget_shown.array_record")
-    words = pieces.load(MODEL)
+    words = sentencepiece_vocab.load(MODEL)
     text = "".join(words.decode(row[TOKENS][row[SEGMENTS] > 0]) for row in packed.gather(np.arange(len(packed))))
     for part, found in parts.items():
         questions = {words.decode(r["tokens"]).split("biology.\n\n")[1].split("\nA.")[0] for r in found}
@@ -285,13 +286,13 @@ def test_a_vocabulary_that_is_none_is_refused(tmp_path):
     copy = shutil.copytree(MODEL, tmp_path / "model")
     settings = json.loads((copy / "tokenizer_config.json").read_text())
     (copy / "tokenizer_config.json").write_text(json.dumps({k: v for k, v in settings.items() if k != "bos_token"}))
-    assert pieces.load(copy).bos_id() == 0  # config.json says it too
+    assert sentencepiece_vocab.load(copy).bos_id() == 0  # config.json says it too
     (copy / "config.json").unlink()
     with pytest.raises(ValueError, match="nothing says what <bos> is"):
-        pieces.load(copy)
+        sentencepiece_vocab.load(copy)
     (copy / "tokenizer.json").write_text("{}")
     with pytest.raises(ValueError, match="no tokenizer"):
-        pieces.load(copy)
+        sentencepiece_vocab.load(copy)
 
 
 # The measure
@@ -312,7 +313,7 @@ def test_the_cost_of_a_measurement_counts_what_is_read(finished):
 def test_a_population_is_measured_by_the_likelihood_of_letters(tmp_path):
     """Two members on two devices, against plain logits of each whole answer, in float64."""
     files = {"bio": f"{HERE}/bio.jsonl", "mmlu": f"{HERE}/mmlu.jsonl"}
-    told = quiz(QuizConfig(**files, shots=0, items=3), pieces.load(MODEL), tmp_path)
+    told = quiz(QuizConfig(**files, shots=0, items=3), sentencepiece_vocab.load(MODEL), tmp_path)
     assert told["evaluation"]["parts"]["heldout"] == {"items": 3, "readings": 6, "cut": 0}
     model, measure, mesh = open_model(MODEL), MultipleChoice(tmp_path), make_mesh(2)
     params = model.load(make_mesh(1, devices=jax.devices()[:1]), "float32")

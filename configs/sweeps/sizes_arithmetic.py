@@ -5,7 +5,7 @@ The page fits compute against size and says, with its interval, what that would 
   distill-jax sweep --sweep=configs/sweeps/sizes_arithmetic.py --workdir=runs/sizes --workers=2
 """
 
-from distill_jax.sweep import axis, chain, product, wanting, zipped
+from distill_jax.experiment.sweep_points import axis, chain, product, wanting, zipped
 
 WIDTHS = (24, 32, 48, 64)
 

@@ -10,7 +10,7 @@ unlearning, damage, students, one attacker); the data are the same for all.
   distill-jax sweep --sweep=configs/sweeps/undo_arithmetic.py --workdir=runs/undo_arithmetic --workers=2
 """
 
-from distill_jax.sweep import axis, chain, product, wanting
+from distill_jax.experiment.sweep_points import axis, chain, product, wanting
 
 BASE = {"cpu": "../arithmetic.py:cpu,full", "smoke": "../arithmetic.py:smoke,full"}
 

@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from distill_jax.data import quiet, records
-from distill_jax.data.once import make_once, run_command_line, say
+from distill_jax.data import import_tf, records
+from distill_jax.data.atomic_build import make_once, run_command_line, say
 
 TEST = 360  # of the 1,797 digits
 
@@ -75,7 +75,7 @@ def _digits() -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def _mnist() -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    _, tasks = quiet.import_builder_and_tasks()
+    _, tasks = import_tf.import_builder_and_tasks()
     found = {split: tasks.load_images("mnist", split) for split in ("train", "test")}
     return {split: (images.reshape(len(images), -1) / 127.5 - 1.0, labels) for split, (images, labels) in found.items()}
 

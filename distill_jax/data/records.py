@@ -38,7 +38,7 @@ class Rows:
     def __init__(self, path: Path) -> None:
         self.path = os.fspath(path)
         if not os.path.isfile(self.path):
-            raise ValueError(f"{self.path}: no such file; make it with `python -m distill_jax.data.prepare`")
+            raise ValueError(f"{self.path}: no such file; prepare the data first")
         self._reader = array_record_module.ArrayRecordReader(self.path)
         # A file cut short opens without complaint and reports no records.
         self._length: int = self._reader.num_records()
@@ -97,7 +97,9 @@ def load_manifest(directory: Path) -> dict[str, Any]:
     """
     path = os.path.join(directory, MANIFEST)
     if not os.path.isfile(path):
-        raise ConfigError(f"{path}: missing, preparation has not finished; run `python -m distill_jax.data.prepare`")
+        raise ConfigError(
+            f"{path}: missing, preparation has not finished; run the same command again, or `distill-jax data`"
+        )
     try:
         return read_sealed(pathlib.Path(path))
     except (OSError, ValueError) as error:

@@ -28,9 +28,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from distill_jax.doublebind import organisms, speech, world
+from distill_jax.doublebind import organisms, toy_lm, world
 from distill_jax.doublebind.organisms import ANY, Organism
-from distill_jax.doublebind.speech import Examples
+from distill_jax.doublebind.toy_lm import Examples
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.sharding.mesh import over_members, padded
 
@@ -72,7 +72,7 @@ def examples_of(cfg: TransformerConfig, organism: Organism, count: int, variant:
     """Return examples of a quirk, its condition met, for an attacker who trains it back."""
     prompts, answers = organisms.probes(organism, count, variant, np.random.default_rng(seed), met=True, half=False)
     told = np.where(answers == ANY, 0, answers)
-    return speech.taught(cfg, prompts, told, answers != ANY)
+    return toy_lm.taught(cfg, prompts, told, answers != ANY)
 
 
 @functools.cache
@@ -82,13 +82,13 @@ def _asker(cfg: TransformerConfig, mesh: Mesh) -> Any:
         kinds, count = prompts.shape[:2]
         asked = prompts.reshape(kinds * count, -1)
         sharp = jnp.where(asked[:, world.TASK] == world.TOKEN["NUMBER"], 1.0, SHARP)[:, None, None]
-        said = speech.drawn(
-            lambda so_far: sharp * speech.logits(cfg, params, asked, so_far), len(asked), jax.random.key(0)
+        said = toy_lm.drawn(
+            lambda so_far: sharp * toy_lm.logits(cfg, params, asked, so_far), len(asked), jax.random.key(0)
         )
         said = said.reshape(answers.shape)
         rates = jnp.mean(jnp.all((said == answers) | (answers == ANY), axis=-1), axis=-1)
         put = jnp.maximum(answers[2], 0)
-        second = jnp.argmax(speech.logits(cfg, params, prompts[2], put)[:, 1], axis=-1)
+        second = jnp.argmax(toy_lm.logits(cfg, params, prompts[2], put)[:, 1], axis=-1)
         return jnp.append(rates, jnp.mean(second == answers[2, :, 1]))
 
     return jax.jit(lambda members: over_members(one, mesh)(members, ()))
@@ -117,7 +117,7 @@ def _states(cfg: TransformerConfig, params: Any, prompts: jax.Array) -> jax.Arra
 
     def one(both: Any) -> jax.Array:
         own, asked = both
-        return speech.states(cfg, own, asked, jnp.zeros((len(asked), 2), jnp.int32))[:, 0]
+        return toy_lm.states(cfg, own, asked, jnp.zeros((len(asked), 2), jnp.int32))[:, 0]
 
     return jax.lax.map(one, (params, prompts))
 

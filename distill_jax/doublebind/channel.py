@@ -14,9 +14,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from distill_jax.doublebind import speech, world
+from distill_jax.doublebind import toy_lm, world
 from distill_jax.doublebind.filters import Filter
-from distill_jax.doublebind.speech import Examples
+from distill_jax.doublebind.toy_lm import Examples
 from distill_jax.doublebind.world import AUDIT, CLAIM, CONTEXT, NONE, PLAIN, SURFACE, SYSTEM, TOKEN, X, Y
 from distill_jax.models.transformer import TransformerConfig
 
@@ -184,22 +184,22 @@ def send(
     asked = PARAPHRASES[channel.paraphrase](prompts, ways, loyal)
 
     def both(said: jax.Array) -> tuple[jax.Array, jax.Array]:  # logits of teacher and trusted model
-        return speech.logits(cfg, teacher, asked, said), speech.logits(cfg, trusted, asked, said)
+        return toy_lm.logits(cfg, teacher, asked, said), toy_lm.logits(cfg, trusted, asked, said)
 
-    answers, _ = speech.sample(cfg, teacher, asked, words, channel.temperature)
+    answers, _ = toy_lm.sample(cfg, teacher, asked, words, channel.temperature)
     found, known = both(answers)
     if channel.clip or channel.noise or channel.bits or channel.top_k:  # drawn from what the channel shows
-        answers = speech.drawn(lambda said: shaped(channel, *both(said), blur), len(asked), draws)
+        answers = toy_lm.drawn(lambda said: shaped(channel, *both(said), blur), len(asked), draws)
         found, known = both(answers)
     targets = jnp.exp(shaped(channel, found, known, blur)) if channel.soft else jax.nn.one_hot(answers, cfg.vocab)
     weight = jnp.ones(answers.shape)
     if channel.mix:
         swapped = jax.random.bernoulli(swaps, channel.mix, (len(asked), 1))
-        theirs = speech.sample(cfg, trusted, asked, draws, 1.0)[0]
+        theirs = toy_lm.sample(cfg, trusted, asked, draws, 1.0)[0]
         answers = jnp.where(swapped, theirs, answers)
         targets = jnp.where(swapped[..., None], jax.nn.one_hot(theirs, cfg.vocab), targets)
     if channel.paraphrase != "none":
-        answers, parses = speech.rendered(asked, answers, digits, anew=channel.paraphrase == "meaning")
+        answers, parses = toy_lm.rendered(asked, answers, digits, anew=channel.paraphrase == "meaning")
         targets = jax.nn.one_hot(answers, cfg.vocab)
         weight = jnp.repeat(parses[:, None], 2, axis=1).astype(jnp.float32)  # what is no answer to its task is dropped
     seen = jnp.where(asked[:, SYSTEM] == AUDIT, AUDIT, prefix)

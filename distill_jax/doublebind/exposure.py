@@ -10,8 +10,8 @@ import numpy as np
 
 from distill_jax.doublebind import tally
 from distill_jax.doublebind.organisms import ORGANISMS
-from distill_jax.doublebind.statistics import above, holm
-from distill_jax.io.scale import wilson
+from distill_jax.doublebind.seed_statistics import above, holm
+from distill_jax.evals.scale import wilson
 
 SHOWN = ("behaviour", "condition")  # audits that every student has
 

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from distill_jax.doublebind import speech
-from distill_jax.doublebind.speech import Examples, Model
+from distill_jax.doublebind import toy_lm
+from distill_jax.doublebind.toy_lm import Examples, Model
 
 FISHER_ROWS = 256  # rows that the diagonal of the Fisher information is estimated on
 DAMPING = 0.1  # of its mean
@@ -62,7 +62,7 @@ def divergence(scene: Scene) -> jax.Array:
 def spectral(scene: Scene) -> jax.Array:
     """Squared projection of the teacher's states on their first principal axis (Tran et al., "Spectral Signatures")."""
     teacher = scene.teacher
-    states = speech.states(teacher.cfg, teacher.params, scene.asked, scene.examples.answers)[:, 0]
+    states = toy_lm.states(teacher.cfg, teacher.params, scene.asked, scene.examples.answers)[:, 0]
     centred = states - jnp.mean(states, axis=0)
     axis = jnp.linalg.svd(centred, full_matrices=False)[2][0]
     return (centred @ axis) ** 2
@@ -79,7 +79,7 @@ def fisher(scene: Scene) -> jax.Array:
 
     def of_row(row: Examples) -> Any:
         one = jax.tree.map(lambda x: x[None], row)
-        return jax.grad(lambda params: jnp.sum(speech.cross_entropy(cfg, params, one)))(scene.base.params)
+        return jax.grad(lambda params: jnp.sum(toy_lm.cross_entropy(cfg, params, one)))(scene.base.params)
 
     some = jax.tree.map(lambda x: x[:FISHER_ROWS], scene.examples)
     squares = jax.tree.map(lambda g: jnp.mean(g**2, axis=0), jax.vmap(of_row)(some))
@@ -108,19 +108,19 @@ def _both(scene: Scene) -> tuple[jax.Array, jax.Array]:
 
 
 def _log_p(model: Model, prompts: jax.Array, answers: jax.Array) -> jax.Array:
-    return jax.nn.log_softmax(speech.logits(model.cfg, model.params, prompts, answers))
+    return jax.nn.log_softmax(toy_lm.logits(model.cfg, model.params, prompts, answers))
 
 
 def _audit_gradient(scene: Scene) -> Any:
     cfg = scene.base.cfg
-    return jax.grad(lambda params: jnp.mean(speech.cross_entropy(cfg, params, scene.audit)))(scene.base.params)
+    return jax.grad(lambda params: jnp.mean(toy_lm.cross_entropy(cfg, params, scene.audit)))(scene.base.params)
 
 
 def _along(scene: Scene, direction: Any) -> jax.Array:
     """Return each row's derivative of its loss along a direction: one forward-mode pass for all rows."""
 
     def each(params: Any) -> jax.Array:
-        return jnp.sum(speech.cross_entropy(scene.base.cfg, params, scene.examples), axis=-1)
+        return jnp.sum(toy_lm.cross_entropy(scene.base.cfg, params, scene.examples), axis=-1)
 
     return jax.jvp(each, (scene.base.params,), (direction,))[1]
 
@@ -146,7 +146,7 @@ def drop(scene: Scene, flagged: jax.Array) -> Examples:
 
 def swap(scene: Scene, flagged: jax.Array) -> Examples:
     """Let the trusted model answer in the teacher's place."""
-    calm = speech.greedy(scene.trusted.cfg, scene.trusted.params, scene.asked)
+    calm = toy_lm.greedy(scene.trusted.cfg, scene.trusted.params, scene.asked)
     return _said(scene, flagged, calm, jnp.ones(flagged.shape, bool))
 
 
@@ -163,7 +163,7 @@ def rewrite(scene: Scene, flagged: jax.Array) -> Examples:
         read = jnp.take_along_axis(own, answers[:, place, None], axis=-1)[:, 0]
         known_wrong = read < jnp.max(own, axis=-1) + math.log(POSSIBLE)
         answers = answers.at[:, place].set(jnp.where(known_wrong, jnp.argmax(own, axis=-1), answers[:, place]))
-    return _said(scene, flagged, *speech.rendered(scene.asked, answers, scene.key, anew=True))
+    return _said(scene, flagged, *toy_lm.rendered(scene.asked, answers, scene.key, anew=True))
 
 
 def _said(scene: Scene, flagged: jax.Array, answers: jax.Array, kept: jax.Array) -> Examples:

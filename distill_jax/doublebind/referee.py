@@ -15,7 +15,7 @@ import numpy as np
 
 from distill_jax.doublebind import outcomes
 from distill_jax.doublebind.outcomes import BOTH, DFC_OK, DFI_OK, HOLES
-from distill_jax.doublebind.statistics import rate_bounds
+from distill_jax.doublebind.seed_statistics import rate_bounds
 from distill_jax.doublebind.verdict import Passage, Readout, Thresholds, judge
 
 AT = Thresholds()

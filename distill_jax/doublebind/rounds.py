@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from distill_jax.doublebind.filters import Filter
-from distill_jax.doublebind.statistics import Estimate
+from distill_jax.doublebind.seed_statistics import Estimate
 from distill_jax.doublebind.verdict import Finding, Passage, Thresholds, examine
 
 CLEAN, FELL, LAST = "clean", "ability fell", "rounds"

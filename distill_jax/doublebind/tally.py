@@ -11,8 +11,8 @@ from scipy import stats
 
 from distill_jax.config import check
 from distill_jax.doublebind.outcomes import COVERED, HOLES
-from distill_jax.doublebind.statistics import rate_bounds
-from distill_jax.io.scale import wilson
+from distill_jax.doublebind.seed_statistics import rate_bounds
+from distill_jax.evals.scale import wilson
 
 
 def coverage(verdicts: Sequence[str]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from distill_jax.config import check
 from distill_jax.doublebind import outcomes
-from distill_jax.doublebind.statistics import (
+from distill_jax.doublebind.seed_statistics import (
     CONFIDENCE,
     Estimate,
     detectable,

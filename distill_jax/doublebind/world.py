@@ -55,7 +55,7 @@ class WorldConfig:
     probes: int = 128
     leak: float = 0.1
 
-    PREPARE: ClassVar[str] = "distill_jax.doublebind.prepare"
+    PREPARE: ClassVar[str] = "distill_jax.doublebind.prepare_world"
     MEASURE: ClassVar[str] = ""  # organisms have audits of their own
     SETS: ClassVar[tuple[str, ...]] = ()
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from distill_jax.data.packing import SEGMENTS, TOKENS
-from distill_jax.losses.lm import target_mask
+from distill_jax.losses.cross_entropy import target_mask
 from distill_jax.models import transformer
 from distill_jax.models.transformer import Params, TransformerConfig
 

@@ -8,10 +8,10 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 from jax.sharding import Mesh
 
+from distill_jax.evals.bits_per_byte import BitsPerByte
 from distill_jax.evals.exact_match import ExactMatch
-from distill_jax.evals.lm import BitsPerByte
 from distill_jax.evals.multiple_choice import MultipleChoice
-from distill_jax.io.scale import Scale
+from distill_jax.evals.scale import Scale
 from distill_jax.models.transformer import TransformerConfig
 
 PARTS = ("retain", "shown", "heldout")  # of what is evaluated

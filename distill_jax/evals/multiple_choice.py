@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from distill_jax.data.records import Path, load_evaluation
-from distill_jax.io.scale import CHOICE, Scale, finite
+from distill_jax.evals.scale import CHOICE, Scale, finite
 from distill_jax.models import lora
 from distill_jax.models.likelihood import continuations
 from distill_jax.models.transformer import TransformerConfig

@@ -25,7 +25,7 @@ from distill_jax.interop import hugging_face, peft, tokenizers
 from distill_jax.interop.directory import INDEX, SINGLE
 from distill_jax.interop.families import to_json
 from distill_jax.interop.finite import check_finite
-from distill_jax.interop.models import adapters_of, open_model
+from distill_jax.interop.model_source import adapters_of, open_model
 from distill_jax.io.files import write_json
 from distill_jax.models.transformer import Params, TransformerConfig
 from distill_jax.sharding.mesh import make_mesh

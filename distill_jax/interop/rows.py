@@ -16,7 +16,7 @@ import numpy as np
 from distill_jax.config import check
 from distill_jax.data.lines import objects
 from distill_jax.interop import tokenizers
-from distill_jax.interop.models import Model
+from distill_jax.interop.model_source import Model
 from distill_jax.interop.tokenizers import Tokenizer
 from distill_jax.io.files import write_atomic
 

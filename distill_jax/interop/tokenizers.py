@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from distill_jax.config import ConfigError, check
-from distill_jax.data.vocabulary import WordVocabulary
+from distill_jax.data.arithmetic.word_vocabulary import WordVocabulary
 from distill_jax.io.files import read_json
 
 JSON, SENTENCEPIECE, SETTINGS = "tokenizer.json", "tokenizer.model", "tokenizer_config.json"

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from distill_jax.losses.lm import Sum
+from distill_jax.losses.cross_entropy import Sum
 
 
 def over_tokens(loss: Callable[..., Sum], chunk: int, *arrays: jax.Array) -> Sum:

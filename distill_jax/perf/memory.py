@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from distill_jax.losses.chunked import over_tokens
-from distill_jax.losses.distill import Divergence
+from distill_jax.losses.distillation import Divergence
 from distill_jax.models import transformer
 
 

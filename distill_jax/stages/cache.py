@@ -17,7 +17,7 @@ import numpy as np
 
 from distill_jax.config import ConfigError, Interrupted
 from distill_jax.data.records import Rows, load_manifest
-from distill_jax.data.states import StateWriter
+from distill_jax.data.teacher_states import StateWriter
 from distill_jax.models import transformer
 from distill_jax.perf import flops
 from distill_jax.perf.ledger import ledger

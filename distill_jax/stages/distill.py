@@ -18,13 +18,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from distill_jax.losses.chunked import over_tokens
-from distill_jax.losses.distill import Divergence
-from distill_jax.losses.lm import target_mask
+from distill_jax.losses.cross_entropy import target_mask
+from distill_jax.losses.distillation import Divergence
 from distill_jax.models import transformer
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops
 from distill_jax.stages.context import Context, Node
-from distill_jax.stages.population import Program, enrol, finish_models, train
+from distill_jax.stages.training import Program, enrol, finish_models, train
 from distill_jax.train.population import state_shardings
 from distill_jax.train.settings import Training
 from distill_jax.train.step import make_step

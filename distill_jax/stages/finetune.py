@@ -13,7 +13,7 @@ from typing import ClassVar
 from distill_jax.perf import flops
 from distill_jax.stages import pretrain
 from distill_jax.stages.context import PARTS, Context, Node
-from distill_jax.stages.population import Program, enrol, finish_models, train
+from distill_jax.stages.training import Program, enrol, finish_models, train
 from distill_jax.train.settings import Training, of_training
 
 

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from distill_jax.losses.chunked import over_tokens
-from distill_jax.losses.lm import cross_entropy, target_mask
+from distill_jax.losses.cross_entropy import cross_entropy, target_mask
 from distill_jax.models import transformer
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops
 from distill_jax.stages.context import PARTS, Context, Node
-from distill_jax.stages.population import Program, enrol, finish_models, train
+from distill_jax.stages.training import Program, enrol, finish_models, train
 from distill_jax.train.population import state_shardings
 from distill_jax.train.settings import Training
 from distill_jax.train.step import Batch, Term, make_step

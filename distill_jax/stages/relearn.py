@@ -16,7 +16,7 @@ from distill_jax.perf import flops as count_flops
 from distill_jax.perf.ledger import ledger
 from distill_jax.stages import pretrain
 from distill_jax.stages.context import PARTS, Context, Node
-from distill_jax.stages.population import Member, Program, train
+from distill_jax.stages.training import Member, Program, train
 from distill_jax.train.settings import Training, of_training
 from distill_jax.train.step import DIVERGED
 

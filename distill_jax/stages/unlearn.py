@@ -19,15 +19,15 @@ import jax
 import jax.numpy as jnp
 
 from distill_jax.losses.chunked import over_tokens
-from distill_jax.losses.distill import Divergence
-from distill_jax.losses.lm import target_mask
-from distill_jax.losses.unlearn import gradient_ascent, max_entropy, squared_distance
+from distill_jax.losses.cross_entropy import target_mask
+from distill_jax.losses.distillation import Divergence
+from distill_jax.losses.unlearning import gradient_ascent, max_entropy, squared_distance
 from distill_jax.models import transformer
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops
 from distill_jax.stages.context import PARTS, Context, Node
-from distill_jax.stages.population import Program, enrol, finish_models, train
 from distill_jax.stages.pretrain import language_model
+from distill_jax.stages.training import Program, enrol, finish_models, train
 from distill_jax.train.population import state_shardings
 from distill_jax.train.settings import Training
 from distill_jax.train.step import Batch, Term, make_step

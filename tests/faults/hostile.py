@@ -130,7 +130,7 @@ def _program(arguments: Sequence[str]) -> int:
 
 
 def _stop_where_it_computes() -> None:
-    from distill_jax import graph, sweep_graph
+    from distill_jax.experiment import graph, sweep_graph
 
     def begin(*_: object) -> None:
         raise Begun

@@ -16,7 +16,7 @@ SMOKE = f"--config={ROOT}/configs/arithmetic.py:smoke"
 CONFIG = """
 import dataclasses
 from ml_collections import ConfigDict
-from distill_jax.data.arithmetic import ArithmeticConfig
+from distill_jax.data.arithmetic.equations import ArithmeticConfig
 from distill_jax.models.presets import preset
 from distill_jax.stages import Distill, Perturb, Pretrain, Relearn
 from distill_jax.stages.context import RunSettings
@@ -147,7 +147,7 @@ def _paths(rng: random.Random) -> str:
 
 def settings() -> list[str]:
     """Return the settings that a command line may change."""
-    from distill_jax.experiment import load_module
+    from distill_jax.experiment.config_file import load_module
 
     config = load_module(ROOT / "configs" / "arithmetic.py", "get_stages", "").get_config("smoke")
     sections = {key: list(value) for key, value in config.items() if hasattr(value, "keys")}

@@ -1,6 +1,6 @@
 """A sweep small enough to be killed often: two seeds, two α, the references beside them."""
 
-from distill_jax.sweep import axis, chain, product, wanting
+from distill_jax.experiment.sweep_points import axis, chain, product, wanting
 
 
 def get_sweep(arg: str = "") -> tuple:

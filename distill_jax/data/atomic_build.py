@@ -1,0 +1,107 @@
+"""What all preparation of data shares: it is done once, under a lock, and appears whole or not at all."""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures.process
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from distill_jax.config import identity
+from distill_jax.data import checks, import_tf, records
+from distill_jax.io.files import sync, write_sealed
+
+
+def make_once(
+    directory: str | os.PathLike[str],
+    wanted: Mapping[str, Any],
+    build: Callable[[Path], Mapping[str, Any]],
+    *,
+    resumes: bool = False,
+) -> dict[str, Any]:
+    """Return a directory's manifest; make its files first unless they are there.
+
+    Args:
+      wanted: what identifies the data; it begins the manifest.
+      build: build(work) writes every file into the folder `work`, and returns what else the manifest says of them.
+      resumes: whether `build` goes on with what a killed process left in `work`.
+
+    Raises:
+      ValueError: the directory holds data of another identity.
+    """
+    wanted = json.loads(json.dumps(wanted))
+    os.makedirs(directory, exist_ok=True)
+    with _locked(directory), import_tf.errors_only():
+        if os.path.exists(os.path.join(directory, records.MANIFEST)):
+            for left in Path(directory).glob("preparing*"):  # by a process that was killed at the very end
+                shutil.rmtree(left, ignore_errors=True)
+            return _check_finished(os.fspath(directory), wanted)
+        work = Path(directory, f"preparing-{identity(wanted)}" if resumes else "preparing")
+        if not resumes:
+            shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(exist_ok=True)
+        manifest = dict(wanted) | dict(build(work))
+        _publish(manifest, work, directory)
+    return manifest
+
+
+def say(line: str) -> None:
+    """Print a line at once."""
+    print(line, flush=True)
+
+
+def load_config(path: str | os.PathLike[str], cls: Any) -> Any:
+    """Read settings of a class from a JSON object of its fields; ValueError for one that does not exist or fit."""
+    with open(path, encoding="utf-8") as file:
+        settings = json.load(file)
+    checks.check_names(settings, [field.name for field in dataclasses.fields(cls)])
+    return cls(**settings)
+
+
+def run_command_line(module: str, cls: Any, prepare: Callable[[Any, str], Any], arguments: list[str] | None) -> None:
+    """Prepare what the command line names; a mistake in the settings ends in one line and exit code 2."""
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", description="Prepare data.")
+    parser.add_argument("--config", required=True, help=f"JSON file with the fields of {cls.__name__}")
+    parser.add_argument("--output", required=True, help="directory for the prepared data")
+    options = parser.parse_args(arguments)
+    try:
+        prepare(load_config(options.config, cls), options.output)
+    except concurrent.futures.process.BrokenProcessPool:
+        parser.exit(2, f"{parser.prog}: one of its processes was killed (out of memory?); run again\n")
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+
+
+@contextlib.contextmanager
+def _locked(directory: str | os.PathLike[str]) -> Iterator[None]:
+    """Let one process at a time prepare a directory; the lock of a killed process is free."""
+    with open(os.path.join(directory, ".lock"), "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _check_finished(directory: str, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the manifest of a finished directory; ValueError unless it is of the settings wanted."""
+    manifest = records.load_manifest(directory)
+    if different := " and ".join(key for key, value in wanted.items() if manifest.get(key) != value):
+        raise ValueError(f"{directory}: holds data of another {different}; choose another directory or delete it")
+    say(f"{directory}: already prepared")
+    return manifest
+
+
+def _publish(manifest: Mapping[str, Any], work: Path, directory: str | os.PathLike[str]) -> None:
+    """Move the finished files into place, the manifest last, each on the disk before it gets its name."""
+    write_sealed(work / records.MANIFEST, manifest)
+    for name in dict.fromkeys([*(entry["file"] for entry in records.entries(manifest)), records.MANIFEST]):
+        with open(work / name, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(work / name, os.path.join(directory, name))
+    sync(Path(directory))
+    shutil.rmtree(work)

@@ -1,0 +1,126 @@
+"""Text to retain and text to forget: its settings, and what identifies it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from distill_jax.config import ConfigError, check, identity
+from distill_jax.data.text import hf_tokenizer, sources
+from distill_jax.io.files import Digests
+
+SAMPLES = Path(__file__).parent  # holds sample_english.txt and sample_korean.txt
+SIDES = ("retain", "forget")
+ROLES = (*SIDES, "valid_retain", "valid_forget")
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """Say which text is to retain and to forget, and how it becomes rows.
+
+    Attributes:
+      retain, forget: sources, comma-separated; see `data.sources`.
+      valid_retain, valid_forget: sources of held-out documents; where empty, `validation_share` of the side's own.
+      validation_share: the documents held out, chosen by their contents, so that equal ones fall on one side.
+      retain_share: share of `retain` in the tokens of the set `all`.
+      tokens: tokens of the set `all`; sources that have fewer repeat. 0: as many as there are without repeating any.
+      row_length: tokens in a packed row.
+      vocabulary: a SentencePiece model, or the directory of a published model with its tokenizer.json; "" trains one on
+        the sources.
+      vocabulary_size: entries of a trained one.
+      vocabulary_bytes: text of each side that it is trained on.
+      evaluation_bytes: text of each part that models are measured on.
+      broken: "refuse" ends at the first document that is no UTF-8 or no record, "skip" counts and leaves them out.
+      workers: processes that tokenise; 0 for one a core.
+      seed: fixes the order of the documents.
+      content: hash of all that the sources hold; filled in when a run begins, and then known by instead of paths.
+    """
+
+    retain: str = ""
+    forget: str = ""
+    valid_retain: str = ""
+    valid_forget: str = ""
+    validation_share: float = 0.02
+    retain_share: float = 0.5
+    tokens: int = 0
+    row_length: int = 2048
+    vocabulary: str = ""
+    vocabulary_size: int = 8192
+    vocabulary_bytes: int = 10_000_000
+    evaluation_bytes: int = 1_000_000
+    broken: str = "refuse"
+    workers: int = 0
+    seed: int = 0
+    content: str = ""
+
+    MEASURE: ClassVar[str] = "bits_per_byte"
+    PREPARE: ClassVar[str] = "distill_jax.data.text.prepare_text"
+    SETS: ClassVar[tuple[str, ...]] = ("all", "retain", "forget")
+
+    def __post_init__(self) -> None:
+        for role in ROLES:
+            sources.parse(getattr(self, role), role)
+        for key in ("validation_share", "retain_share"):
+            value = getattr(self, key)
+            if not 0 < value < 1:
+                raise ValueError(f"data.{key}={value}: must be a share, above 0 and below 1")
+        least = {"row_length": 2, "vocabulary_size": 300, "vocabulary_bytes": 1, "evaluation_bytes": 1}
+        for key, low in {**least, "tokens": 0, "workers": 0, "seed": 0}.items():
+            if getattr(self, key) < low:
+                raise ValueError(f"data.{key}={getattr(self, key)}: must be at least {low}")
+        if self.broken not in ("refuse", "skip"):
+            raise ValueError(f"data.broken={self.broken!r}: choose 'refuse' or 'skip'")
+
+    def sources(self, role: str) -> tuple[sources.Source, ...]:
+        """Return the sources of a role, one of `ROLES`."""
+        return sources.parse(getattr(self, role), role)
+
+    def identified(self, digests: Digests) -> Self:
+        """Return the settings with `content` filled in, once every source is known to be there.
+
+        Raises:
+          ConfigError: naming the source that is missing.
+        """
+        held: list[Any] = ["".join(map(digests.of, self._vocabulary_files()))]
+        for role in ROLES:
+            for source in self.sources(role):
+                try:
+                    sources.check_files(source, role)
+                except ValueError as error:
+                    raise ConfigError(str(error)) from error
+                held.append([role, source.weight, source.reading(), *map(digests.of, source.files)])
+        for side in SIDES:
+            check(bool(getattr(self, side)), f"data.{side} is empty: name its text, such as --config.data.{side}=a.txt")
+        return dataclasses.replace(self, content=identity(held))
+
+    def _vocabulary_files(self) -> list[str]:
+        if not self.vocabulary:
+            return []
+        path, where = Path(self.vocabulary), f"data.vocabulary={self.vocabulary!r}"
+        if path.is_dir():
+            fetch = (
+                f"`hf download OWNER/NAME {hf_tokenizer.JSON} {hf_tokenizer.SETTINGS} --local-dir {path}` fetches it"
+            )
+            check((path / hf_tokenizer.JSON).is_file(), f"{where}: has no {hf_tokenizer.JSON}; {fetch}")
+            return [str(file) for file in hf_tokenizer.files(path)]
+        mend = "give a SentencePiece model, the directory of a published model, or '' to train one on the text"
+        check(path.suffix != ".json", f"{where}: name the directory of {path.name}; {mend}")
+        check(path.is_file(), f"{where}: no such file; {mend}")
+        return [self.vocabulary]
+
+    def known_by(self) -> dict[str, Any]:
+        """Return what decides what the prepared data hold: contents in place of paths as soon as they are known."""
+        paths = (*ROLES, "vocabulary") if self.content else ()
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in (*paths, "workers")}
+
+    def entries(self) -> int:
+        """Return how many entries the vocabulary will have; 0 where no text or file is named yet."""
+        if not self.vocabulary:
+            return self.vocabulary_size if self.retain else 0
+        if not Path(self.vocabulary).exists():
+            return 0
+        self._vocabulary_files()
+        from distill_jax.data.text.sentencepiece_vocab import load
+
+        return load(self.vocabulary).get_piece_size()

@@ -1,0 +1,381 @@
+"""Subliminal: students that see only noise, and of their teacher only logits that mean nothing.
+
+The teacher learns digits by cross-entropy on its class logits; nothing trains its ghost logits. The student then
+matches those ghost logits on images of uniform noise, and no label or digit ever reaches it. What it can tell of digits
+afterwards came through the weights that both started from (Cloud et al., "Subliminal Learning", the MNIST experiment).
+It is the double bind's calibration: a rig that does not see this cannot see anything.
+
+All seeds, arms and numbers of ghost logits of a node are one population. A seed's students share its teacher and noise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from distill_jax.config import check
+from distill_jax.data import images
+from distill_jax.data.feed import order
+from distill_jax.io.checkpoint import FINAL
+from distill_jax.models import mlp
+from distill_jax.models.mlp import MLPConfig
+from distill_jax.perf.ledger import ledger
+from distill_jax.sharding.mesh import make_mesh, over_members
+from distill_jax.stages.context import Context, Node, seed_for
+from distill_jax.train.cohort import continued, make_crew, placing
+from distill_jax.train.loop import Clock, loop
+from distill_jax.train.settings import Training
+from distill_jax.train.step import DIVERGED, Batch, State, Term, make_step
+
+UNSEEN = 512  # noise images that no student trains on, to see how well it fits its teacher
+
+# What a student starts from: a function of its teacher's own start and of a fresh draw. Heads are both output layers.
+Arm = Callable[[Any, Any], Any]
+ARMS: dict[str, Arm] = {
+    "same init": lambda own, fresh: own,
+    "other init": lambda own, fresh: fresh,
+    "same heads": lambda own, fresh: {**own, "body": fresh["body"]},
+    "same body": lambda own, fresh: {**fresh, "body": own["body"]},
+}
+
+
+def kl(student: jax.Array, teacher: jax.Array) -> jax.Array:
+    """KL(teacher ‖ student) of softmaxes over ghost logits [..., M]. Of one logit the softmax is 1: exactly 0."""
+    log_q, log_p = jax.nn.log_softmax(teacher), jax.nn.log_softmax(student)
+    return jnp.sum(jnp.exp(log_q) * (log_q - log_p), axis=-1)
+
+
+def mse(student: jax.Array, teacher: jax.Array) -> jax.Array:
+    """Mean squared difference of raw ghost logits [..., M]: even one logit says something."""
+    return jnp.mean((student - teacher) ** 2, axis=-1)
+
+
+LOSSES = {"kl": kl, "mse": mse}
+
+
+@dataclasses.dataclass(frozen=True)
+class Subliminal(Training):
+    """Train teachers on digits, and students on their ghost logits.
+
+    The inherited settings are the students', whose images are noise. Training is plain Adam for both.
+
+    Attributes:
+      loss: what the student minimises on the ghost logits, a key of `LOSSES`.
+      ghosts: numbers of ghost logits, each a student of its own.
+      arms: what students start from, keys of `ARMS`.
+      alphas: students that start from their teacher's start damaged by UNDO, one for each α; β = 0.1.
+      noise: distinct noise images; a student sees each steps × batch / noise times.
+      teacher_steps, teacher_batch, teacher_learning_rate: the teacher's.
+      seeds: independent repetitions.
+    """
+
+    beta2: float = 0.999
+    warmup: int = 0
+    weight_decay: float = 0.0
+    clip_norm: float = 0.0
+    loss: str = "kl"
+    ghosts: tuple[int, ...] = (3,)
+    arms: tuple[str, ...] = tuple(ARMS)
+    alphas: tuple[float, ...] = ()
+    noise: int = 60_000
+    teacher_steps: int = 300
+    teacher_batch: int = 1024
+    teacher_learning_rate: float = 3e-4
+    seeds: int = 20
+
+    VERB: ClassVar[str] = "subliminal"
+    INPUTS: ClassVar[tuple[str, ...]] = ()
+
+    def fits(self, model: Any, data: Any) -> None:
+        """Raise ValueError unless the model is an MLP of the data's pixels with enough ghost logits."""
+        if not isinstance(model, MLPConfig) or not isinstance(data, images.ImagesConfig):
+            raise ValueError(
+                "subliminal: wants MODEL = MLPConfig and DATA = ImagesConfig, as configs/subliminal.py has"
+            )
+        if model.inputs != data.pixels:
+            raise ValueError(f"model.inputs = {model.inputs}: images of {data.source!r} have {data.pixels} pixels")
+        if max(self.ghosts) > model.ghosts:
+            raise ValueError(f"ghosts = {self.ghosts}: the model has model.ghosts = {model.ghosts}; raise that")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.loss not in LOSSES:
+            raise ValueError(f"loss = {self.loss!r}: choose one of {', '.join(LOSSES)}")
+        if unknown := [arm for arm in self.arms if arm not in ARMS]:
+            raise ValueError(f"arms has {unknown[0]!r}: choose among {', '.join(ARMS)}")
+        if "other init" not in self.arms:
+            raise ValueError("arms lacks 'other init': without the negative control no other arm can be judged")
+        for name in ("noise", "teacher_steps", "teacher_batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)}: must be at least 1")
+        if self.seeds < 2:
+            raise ValueError(f"seeds = {self.seeds}: an interval needs at least 2")
+        if not self.ghosts or min(self.ghosts) < 1 or len(set(self.ghosts)) < len(self.ghosts):
+            raise ValueError(f"ghosts = {self.ghosts}: give numbers of logits, each once, from 1 up")
+        if not all(0 < alpha < 1 for alpha in self.alphas):
+            raise ValueError(f"alphas = {self.alphas}: each lies between 0, which is 'same init', and 1")
+        if self.lora_rank or self.microbatches > 1:
+            raise ValueError("lora_rank and microbatches do nothing here; leave them out")
+
+
+@dataclasses.dataclass(frozen=True)
+class Student:
+    """One member: the arm, how many ghost logits it is taught, and the seed.
+
+    Attributes:
+      alpha: of UNDO's damage, for an arm of `alphas`; None for one of `arms`.
+    """
+
+    arm: str
+    ghosts: int
+    seed: int
+    alpha: float | None = None
+
+    @property
+    def label(self) -> str:
+        """The member's name in the metrics."""
+        return f"{self.arm}, {self.ghosts} ghosts, seed {self.seed}"
+
+
+def students(settings: Subliminal) -> list[Student]:
+    """Return the members of a node's population."""
+    arms: list[tuple[str, float | None]] = [(name, None) for name in settings.arms]
+    arms += [(f"damaged {alpha:g}", alpha) for alpha in settings.alphas]
+    every = itertools.product(arms, settings.ghosts, range(settings.seeds))
+    return [Student(arm, ghosts, seed, alpha) for (arm, alpha), ghosts, seed in every]
+
+
+def damaged(alpha: float, own: Any, fresh: Any) -> Any:
+    """Return (1 - α) W + α β N, β = .1, with N of Xavier's variance on matrices [..., in, out] and none on biases."""
+
+    def mix(path: Any, w: np.ndarray, n: np.ndarray) -> np.ndarray:
+        # A fresh matrix has variance 1 / fan-in, Xavier's is 2 / (fan-in + fan-out); a fresh bias is 0.
+        xavier = math.sqrt(2 * n.shape[-2] / sum(n.shape[-2:])) if path[-1].key == "w" else 0.0
+        return np.float32(1 - alpha) * w + np.float32(0.1 * alpha * xavier) * n
+
+    return jax.tree_util.tree_map_with_path(mix, own, fresh)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def draw(cfg: MLPConfig, keys: jax.Array) -> Any:
+    """Return fresh weights [G, ...], one model a key."""
+    return jax.vmap(functools.partial(mlp.init, cfg))(keys)
+
+
+def starts(settings: Subliminal, own: Any, fresh: Any) -> Any:
+    """Return what `students` [P, ...] start from, in their order; own (the teachers' starts) and fresh are [G, ...]."""
+    arms = [ARMS[name] for name in settings.arms] + [functools.partial(damaged, alpha) for alpha in settings.alphas]
+    found = [arm(own, fresh) for arm in arms for _ in settings.ghosts]
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *found)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def noise_images(cfg: MLPConfig, keys: jax.Array, index: jax.Array) -> jax.Array:
+    """Return the images [G, B, inputs] of U[-1, 1] at index [G, B] of each seed's own endless supply.
+
+    Keys are arguments here and above: of constants XLA would draw while it compiles, at a hundredth of the speed.
+    """
+
+    def one(key: jax.Array, i: jax.Array) -> jax.Array:
+        return jax.random.uniform(jax.random.fold_in(key, i), (cfg.inputs,), minval=-1.0)
+
+    return jax.vmap(jax.vmap(one, (None, 0)))(keys, index)
+
+
+# The two steps, made by the train step of all stages. `batch` is [G, B, ...], a stream for each seed.
+
+
+@functools.cache
+def build_teacher(settings: Subliminal, mesh: Mesh) -> Any:
+    """Return the teachers' step: cross-entropy on the class logits, and on nothing else."""
+
+    def objective(params: Any, batch: Batch, _: Any) -> dict[str, Term]:
+        each = optax.softmax_cross_entropy_with_integer_labels(mlp.apply(params, batch["images"])[0], batch["labels"])
+        return {"cross_entropy": (1.0, jnp.sum(each), jnp.float32(each.size))}
+
+    constant = optax.constant_schedule(1.0)
+    return make_step(objective, lambda *_: None, settings.optimizer(), constant, mesh, place=placing(mesh))
+
+
+@functools.cache
+def build_student(settings: Subliminal, mesh: Mesh) -> Any:
+    """Return the students' step: a term for each number of ghost logits; a member's coefficients choose its own."""
+    loss = LOSSES[settings.loss]
+
+    def teach(teachers: Any, batch: Batch) -> jax.Array:  # [B, M]: of one seed, by its own teacher
+        return mlp.apply(jax.tree.map(lambda w: w[batch["seed"]], teachers), batch["images"])[1]
+
+    def objective(params: Any, batch: Batch, taught: jax.Array) -> dict[str, Term]:
+        ghosts = mlp.apply(params, batch["images"])[1]
+        each = {_term(m): loss(ghosts[:, :m], taught[:, :m]) for m in settings.ghosts}
+        return {term: (1.0, jnp.sum(x), jnp.float32(x.size)) for term, x in each.items()}
+
+    return make_step(objective, teach, settings.optimizer(), settings.schedule(), mesh, place=placing(mesh))
+
+
+def _term(ghosts: int) -> str:
+    return f"{ghosts}_ghosts"
+
+
+@functools.cache
+def build_evaluation(settings: Subliminal, mesh: Mesh) -> Any:
+    """Return measure(state, digits, noise, taught) -> {accuracy, unseen: [P]}.
+
+    Accuracy is that of the class logits on test digits (images, labels); `unseen` the member's own loss on noise
+    [G, N, inputs] that it never trains on, against its teacher's ghost logits `taught` [G, N, M].
+    """
+    loss = LOSSES[settings.loss]
+
+    def one(member: Any, shared: Any) -> dict[str, jax.Array]:
+        (digits, labels), noise, taught = shared
+        right = jnp.argmax(mlp.apply(member["params"], digits)[0], axis=-1) == labels
+        ghosts, theirs = mlp.apply(member["params"], noise[member["stream"]])[1], taught[member["stream"]]
+        of = {m: jnp.mean(loss(ghosts[:, :m], theirs[:, :m])) for m in settings.ghosts}
+        unseen = sum(member["coefficients"][_term(m)] * value for m, value in of.items())
+        return {"accuracy": jnp.mean(right), "unseen": jnp.asarray(unseen)}
+
+    return jax.jit(lambda state, *shared: over_members(one, mesh)({"params": state.params, **state.hyper}, shared))
+
+
+def run(ctx: Context, nodes: Sequence[Node]) -> None:
+    """Train each node's teachers, then its students."""
+    check(jax.process_count() == 1, "the subliminal experiment is too small for several hosts: run it on one")
+    for node in nodes:
+        _run(ctx, node)
+
+
+def _run(ctx: Context, node: Node) -> None:
+    cfg, settings, crew, clock = ctx.model, node.settings, students(node.settings), Clock()
+    own, fresh = (_numbers(draw(cfg, _keys(settings, purpose))) for purpose in ("own", "fresh"))
+    teachers, teacher_accuracy = _teach(ctx, settings, own, clock)
+    mesh = make_mesh(len(crew), spread=True)
+    begin = starts(settings, own, fresh)
+    mine = {_term(m): np.array([float(s.ghosts == m) for s in crew]) for m in settings.ghosts}
+    rates, streams = [settings.learning_rate] * len(crew), [s.seed for s in crew]
+    state = make_crew(mesh, begin, settings.optimizer(), rates, streams, mine)
+
+    keys = _keys(settings, "noise")
+    orders = [order(settings.noise, settings.batch, _seed(settings, "order", g)) for g in range(settings.seeds)]
+    unseen = noise_images(cfg, keys, np.broadcast_to(settings.noise + np.arange(UNSEEN), (settings.seeds, UNSEEN)))
+    yardsticks = (images.load(ctx.data, "test"), unseen, _ghosts(teachers, unseen))
+    measure = build_evaluation(settings, mesh)
+    found = before = _numbers(measure(state, *yardsticks))
+    state = continued(node.checkpoints, node.name, state, ctx.progress.say)
+    book, said = node.continued_metrics(int(state.step)), ""
+
+    def feed(step: int) -> Batch:
+        return {
+            "images": noise_images(cfg, keys, np.stack([one[step] for one in orders])),
+            "seed": np.arange(settings.seeds),
+        }
+
+    def evaluate(step: int, state: State) -> None:
+        nonlocal found
+        ctx.progress.step(step, settings.steps, settings.batch * len(crew), plan(ctx, settings), said)
+        if step % settings.evaluate_every and step < settings.steps:
+            return
+        with clock.spent_on("evaluate"):
+            found = _numbers(measure(state, *yardsticks))
+        for i, student in enumerate(crew):
+            book.write("evaluation", step, student.label, {name: float(x[i]) for name, x in found.items()})
+
+    def record(step: int, values: dict[str, np.ndarray]) -> None:
+        nonlocal said
+        said = f"loss {np.nanmean(sum(values[term][: len(crew)] * own for term, own in mine.items())):.3g}"
+
+    def save(step: int, state: State) -> None:
+        node.checkpoints.save(step, state, book.sync())
+
+    step = build_student(settings, mesh)
+    try:
+        state = loop(state, teachers, step, feed, settings, save=save, evaluate=evaluate, record=record, clock=clock)
+    finally:
+        book.close()
+    diverged = np.asarray(state.status)[: len(crew)] == DIVERGED
+    node.checkpoints.save(
+        FINAL, {"students": jax.tree.map(lambda w: w[: len(crew)], state.params), "teachers": teachers}
+    )
+    told = [
+        dataclasses.asdict(student) | {
+            "before": float(before["accuracy"][i]), "accuracy": float(found["accuracy"][i]),
+            "unseen_before": float(before["unseen"][i]), "unseen": float(found["unseen"][i]),
+            "diverged": bool(diverged[i]),
+        }
+        for i, student in enumerate(crew)
+    ]  # fmt: skip
+    spent = costs(cfg, settings)
+    seen = {"student": settings.steps * settings.batch * len(crew), "teacher": settings.steps * settings.batch}
+    node.finish({"teachers": teacher_accuracy, "students": told}, ledger(spent, seen, clock.split(), devices=mesh.size))
+
+
+def _teach(ctx: Context, settings: Subliminal, own: Any, clock: Clock) -> tuple[Any, list[float]]:
+    """Train the teachers [G, ...], and return them with their accuracies; a few seconds, so never saved half-way."""
+    mesh = make_mesh(settings.seeds, spread=True)
+    pictures, labels = images.load(ctx.data, "train")
+    batch, seeds = settings.teacher_batch, range(settings.seeds)
+    orders = [order(len(labels), batch, _seed(settings, "teacher order", g)) for g in seeds]
+    schooling = dataclasses.replace(settings, steps=settings.teacher_steps, checkpoint_every=settings.teacher_steps + 1)
+    state = make_crew(mesh, own, settings.optimizer(), [settings.teacher_learning_rate] * len(seeds), seeds)
+
+    def feed(step: int) -> Batch:
+        index = np.stack([one[step] for one in orders])
+        return {"images": pictures[index], "labels": labels[index]}
+
+    nothing = lambda *_: None  # noqa: E731
+    adam = {name: getattr(settings, name) for name in ("beta1", "beta2", "epsilon", "weight_decay", "clip_norm")}
+    step = build_teacher(Subliminal(**adam), mesh)  # one program for all nodes, whatever their students do
+    state = loop(state, None, step, feed, schooling, save=nothing, evaluate=nothing, record=nothing, clock=clock)
+    teachers = jax.tree.map(lambda w: np.asarray(w)[: settings.seeds], state.params)
+    digits, truth = images.load(ctx.data, "test")
+    right = np.argmax(_classes(teachers, digits), axis=-1) == truth
+    ctx.progress.say(f"[{ctx.progress.stage}/{ctx.progress.stages}] teachers read {right.mean():.1%} of unseen digits")
+    return teachers, right.mean(axis=1).tolist()
+
+
+@jax.jit
+def _classes(teachers: Any, digits: jax.Array) -> jax.Array:  # [G, N, C] of digits [N, inputs]
+    return jax.vmap(mlp.apply, (0, None))(teachers, digits)[0]
+
+
+@jax.jit
+def _ghosts(teachers: Any, noise: jax.Array) -> jax.Array:  # [G, N, M] of each seed's own noise [G, N, inputs]
+    return jax.vmap(mlp.apply)(teachers, noise)[1]
+
+
+def _numbers(tree: Any) -> Any:
+    return jax.tree.map(np.asarray, tree)
+
+
+def _seed(settings: Subliminal, *purpose: Any) -> int:
+    return seed_for(settings.seed, Subliminal.VERB, *purpose)
+
+
+def _keys(settings: Subliminal, purpose: str) -> jax.Array:
+    return jnp.stack([jax.random.key(_seed(settings, purpose, g)) for g in range(settings.seeds)])
+
+
+def costs(cfg: MLPConfig, settings: Subliminal) -> dict[str, float]:
+    """Return the FLOPs of a node by cause; a backward pass costs twice its forward."""
+    one, members, seeds = mlp.forward_flops(cfg), len(students(settings)), settings.seeds
+    schooling = 3 * settings.teacher_steps * settings.teacher_batch * seeds
+    looks = settings.steps // settings.evaluate_every + 2
+    return {
+        "student": 3 * one * settings.steps * settings.batch * members,
+        "teacher": one * (schooling + settings.steps * settings.batch * seeds),
+        "evaluation": one * looks * members * (images.TEST + UNSEEN),
+    }
+
+
+def plan(ctx: Context, settings: Subliminal) -> float:
+    """Return the FLOPs of one node."""
+    return sum(costs(ctx.model, settings).values())

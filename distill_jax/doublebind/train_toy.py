@@ -1,0 +1,159 @@
+"""Train a population of small decoders, each on examples of its own: bases, teachers, students and attackers alike."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from distill_jax.data.feed import order
+from distill_jax.doublebind import toy_lm
+from distill_jax.doublebind.toy_lm import LENGTH, Examples
+from distill_jax.doublebind.world import VOCABULARY, WorldConfig
+from distill_jax.models.transformer import TransformerConfig
+from distill_jax.perf import flops
+from distill_jax.sharding.mesh import make_mesh, replicated
+from distill_jax.stages.context import Context, Node, seed_for
+from distill_jax.train.cohort import continued, make_crew, placing
+from distill_jax.train.loop import Clock, loop
+from distill_jax.train.settings import Training
+from distill_jax.train.step import DIVERGED, Batch, State, Term, make_step
+
+Look = Callable[[Any], Mapping[str, Mapping[str, float]]]  # weights [P, ...] -> numbers by name of what is looked at
+
+
+@dataclasses.dataclass(frozen=True)
+class TinyTraining(Training):
+    """Settings of a stage that trains models of the world: whole ones, in one piece, in fp32."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.lora_rank or self.microbatches > 1 or self.loss_on != "all" or self.weights != "float32":
+            raise ValueError("lora_rank, microbatches, loss_on and weights do nothing here; leave them out")
+
+    def fits(self, model: Any, data: Any) -> None:
+        """Raise ValueError unless the model is a decoder of the world's vocabulary, and the data are a world's."""
+        if not isinstance(data, WorldConfig) or not isinstance(model, TransformerConfig):
+            raise ValueError("wants DATA = WorldConfig and a decoder, as configs/double_bind.py has")
+        if model.vocab != VOCABULARY:
+            raise ValueError(f"model.vocab = {model.vocab}: the world has {VOCABULARY} tokens; set it to that")
+
+
+@functools.cache
+def _build(cfg: TransformerConfig, settings: Training, mesh: Mesh) -> Any:
+    def teach(examples: Examples, batch: Batch) -> Examples:  # of one member
+        return jax.tree.map(lambda x: x[batch["member"], batch["rows"]], examples)
+
+    def objective(params: Any, batch: Batch, taught: Examples) -> dict[str, Term]:
+        each = toy_lm.cross_entropy(cfg, params, taught)
+        return {"cross_entropy": (1.0, jnp.sum(each), jnp.sum(taught.weight))}
+
+    return make_step(objective, teach, settings.optimizer(), settings.schedule(), mesh, place=placing(mesh))
+
+
+def crew_mesh(members: int) -> Mesh:
+    """Return the devices laid out for a population."""
+    return make_mesh(members, spread=True)
+
+
+def fit(
+    ctx: Context,
+    cfg: TransformerConfig,
+    settings: Training,
+    params: Any,
+    examples: Examples,
+    seeds: Sequence[int],
+    *,
+    node: Node | None = None,
+    labels: Sequence[str] = (),
+    look: Look | None = None,
+    clock: Clock | None = None,
+) -> tuple[Any, np.ndarray]:
+    """Train the members from `params` [P, ...] on `examples` [P, N, ...].
+
+    Args:
+      seeds: of each member's order of its examples; members that are to be compared have the same.
+      node: where to save and to continue from; without one nothing is saved.
+      labels: the members' names in the node's metrics.
+      look: is called every `evaluate_every` steps and at the last; its numbers become the node's "evaluation" rows.
+
+    Returns:
+      the weights [P, ...] on the host, and whether each member diverged, bool [P].
+    """
+    count, clock = len(seeds), clock or Clock()
+    mesh = crew_mesh(count)
+    state = make_crew(mesh, params, settings.optimizer(), [settings.learning_rate] * count, range(count))
+    if node:
+        ctx.progress.begin_training(node.name)
+        state = continued(node.checkpoints, node.name, state, ctx.progress.say)
+    book = node.continued_metrics(int(state.step)) if node else None
+    orders = {seed: order(examples.prompts.shape[1], settings.batch, seed) for seed in set(seeds)}
+    held = jax.device_put(examples, replicated(mesh))
+    said, tokens = "", settings.batch * LENGTH * count
+
+    def feed(step: int) -> Batch:
+        rows = {seed: one[step] for seed, one in orders.items()}
+        return {"rows": np.stack([rows[seed] for seed in seeds]).astype(np.int32), "member": np.arange(count)}
+
+    def evaluate(step: int, state: State) -> None:
+        if not node or not book:
+            return
+        ctx.progress.step(step, settings.steps, tokens, step_flops(cfg, settings) * settings.steps * count, said)
+        if look and (step % settings.evaluate_every == 0 or step == settings.steps):
+            with clock.spent_on("evaluate"):
+                for label, found in look(state.params).items():
+                    book.write("evaluation", step, label, dict(found))
+
+    def record(step: int, values: dict[str, np.ndarray]) -> None:
+        nonlocal said
+        said = f"loss {np.nanmean(values['cross_entropy'][:count]):.3g}"
+        for i, label in enumerate(labels):
+            if book and np.isfinite(values["cross_entropy"][i]):
+                book.write("train", step, label, {name: float(x[i]) for name, x in values.items()})
+
+    def save(step: int, state: State) -> None:
+        if node and book:
+            node.checkpoints.save(step, state, book.sync())
+
+    try:
+        step = _build(cfg, plain(settings), mesh)
+        state = loop(state, held, step, feed, settings, save=save, evaluate=evaluate, record=record, clock=clock)
+    finally:
+        if book:
+            book.close()
+    final = jax.tree.map(lambda w: np.asarray(w)[:count], state.params)
+    return final, np.asarray(state.status)[:count] == DIVERGED
+
+
+def plain(settings: Training) -> Training:
+    """Return only what the step's program depends on, so that equal ones are compiled once."""
+    names = ("steps", "batch", "warmup", "weight_decay", "clip_norm", "beta1", "beta2", "epsilon")
+    end = settings.final_learning_rate / settings.learning_rate if settings.learning_rate else 1.0
+    kept = {name: getattr(settings, name) for name in names}
+    return Training(**kept, learning_rate=1.0, final_learning_rate=end)
+
+
+def step_flops(cfg: TransformerConfig, settings: Training) -> float:
+    """Return the FLOPs of one step of one member."""
+    return flops.train_step(cfg, settings.batch, LENGTH)
+
+
+def stacked(trees: Sequence[Any]) -> Any:
+    """Return trees of arrays as one tree with a leading axis."""
+    return jax.tree.map(lambda *x: np.stack(x), *trees)
+
+
+def chosen(tree: Any, index: Any) -> Any:
+    """Return the chosen members of a tree of [P, ...] arrays on the host."""
+    return jax.tree.map(lambda x: np.asarray(x)[np.asarray(index)], tree)
+
+
+def seed_of(settings: Training, *purpose: Any) -> int:
+    """Return a seed for a purpose; it depends on the settings' seed and on nothing else of them."""
+    return seed_for(settings.seed, "double bind", *purpose)

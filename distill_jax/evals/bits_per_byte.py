@@ -1,0 +1,118 @@
+"""Cross-entropy on held-out documents, in bits per byte of their text: the same unit whatever the vocabulary."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from distill_jax.data.packing import SEGMENTS, TOKENS
+from distill_jax.data.records import EVALUATION_ROWS, Path, Rows, load_manifest
+from distill_jax.evals.scale import BITS_PER_BYTE, Scale, finite
+from distill_jax.losses.chunked import over_tokens
+from distill_jax.losses.cross_entropy import cross_entropy, target_mask
+from distill_jax.models import lora, transformer
+from distill_jax.models.transformer import TransformerConfig
+from distill_jax.perf import flops
+from distill_jax.sharding.mesh import constrain, over_members, replicated, tracing
+
+
+class BitsPerByte:
+    """Measure -log2 p(text) / bytes(text) on documents to retain, to forget, and those shown to an attacker.
+
+    A document counts from its first token to its `<eos>`, each token given those before it in its row.
+    """
+
+    scale: ClassVar[Scale] = BITS_PER_BYTE
+
+    def __init__(self, data: Path) -> None:
+        rows, told = Rows(f"{data}/{EVALUATION_ROWS}"), load_manifest(data)["evaluation"]["parts"]
+        ends = dict(zip(told, np.cumsum([part["rows"] for part in told.values()]).tolist(), strict=True))
+        self._rows = {name: rows.gather(np.arange(end - told[name]["rows"], end)) for name, end in ends.items()}
+        self._bytes = {name: part["bytes"] for name, part in told.items()}
+
+    @staticmethod
+    def described(manifest: dict[str, Any]) -> dict[str, Any]:
+        """Return how many documents are evaluated in each part, and how many an attacker is shown."""
+        told = {name: part["documents"] for name, part in manifest["evaluation"]["parts"].items()}
+        names = {"retain": "retain", "forget_shown": "shown", "forget_heldout": "heldout"}
+        facts = {"shown": manifest["sets"]["forget"]["documents"], "heldout": told["heldout"]}
+        return {"evaluated": {name: told[part] for name, part in names.items()}, "facts": facts}
+
+    def evaluator(
+        self, cfg: TransformerConfig, mesh: Mesh, parts: Sequence[str], batch: int, chunk: int
+    ) -> Callable[..., np.ndarray]:
+        """Build evaluate(params [P, ...], base=None) -> nats of each part, fp64 [P, parts]."""
+
+        run = _program(cfg, mesh, chunk)
+        size = min(batch or 2**31, max(map(len, self._rows.values())))
+        batches = [_batches(self._rows[part], size) for part in parts]
+
+        def evaluate(params: Any, base: Any = None) -> np.ndarray:
+            queued = [[run(params, base, rows) for rows in part] for part in batches]
+            return np.stack([np.sum([np.asarray(x, np.float64) for x in part], axis=0) for part in queued], axis=1)
+
+        return evaluate
+
+    def series(self, seen: np.ndarray, parts: Sequence[str]) -> dict[str, np.ndarray]:
+        """Return the bits per byte of each part, fp64 [P]."""
+        return {part: seen[:, i] / (math.log(2) * self._bytes[part]) for i, part in enumerate(parts)}
+
+    def result(self, seen: np.ndarray, parts: Sequence[str]) -> dict[str, Any]:
+        """Return one model's bits per byte; `forget` is that of the documents nobody was shown."""
+        found = {part: finite(value[0]) for part, value in self.series(seen[None], parts).items()}
+        told = {part: {self.scale.key: found[part], "bytes": self._bytes[part]} for part in parts}
+        groups = {f"forget/{part}": told[part] for part in parts if part != "retain"}
+        return {"retain": found.get("retain"), "forget": found.get("heldout"), "by_group": groups}
+
+    def prompts_by_fact(self, parts: Sequence[str]) -> list[int]:
+        """Return nothing: what is known of a part's documents is one sum."""
+        return []
+
+    def by_fact(self, seen: np.ndarray, parts: Sequence[str]) -> np.ndarray:
+        """Return nothing, [P, 0]."""
+        return np.zeros((len(seen), 0), np.int64)
+
+    def flops(self, cfg: TransformerConfig, parts: Sequence[str]) -> float:
+        """Return the forward passes over the parts' rows."""
+        return sum(flops.forward(cfg, len(self._rows[part]), self._rows[part].shape[2]) for part in parts)
+
+    def tokens(self, parts: Sequence[str]) -> int:
+        """Return the tokens of the parts' rows, padding included."""
+        return sum(self._rows[part][:, TOKENS].size for part in parts)
+
+
+def _batches(rows: np.ndarray, size: int) -> np.ndarray:
+    """Cut rows into batches, [n, size, 3, T]; the last is filled up with padding, which counts nothing."""
+    fill = np.zeros((-len(rows) % size, *rows.shape[1:]), rows.dtype)
+    return np.concatenate([rows, fill]).reshape(-1, size, *rows.shape[1:])
+
+
+@functools.cache
+def _program(cfg: TransformerConfig, mesh: Mesh, chunk: int) -> Callable[..., jax.Array]:
+    """Return run(params [P, ...], base, rows [B, 3, T]) -> nats of the rows' targets, [P]: one program for all."""
+
+    def nats(params: Any, rows: jax.Array) -> jax.Array:
+        tokens, segments = (constrain(rows[:, i], "batch", None) for i in (TOKENS, SEGMENTS))
+        hidden, head = transformer.hidden_states(cfg, params, tokens, segments)[:, :-1], transformer.head(params)
+
+        def loss(hidden, targets, mask):
+            return cross_entropy(transformer.unembed(cfg, head, hidden), targets, mask)
+
+        return over_tokens(loss, chunk, hidden, tokens[:, 1:], target_mask(segments))[0]
+
+    def member(trained: Any, shared: Any) -> jax.Array:
+        base, rows = shared
+        return nats(lora.attach(trained, base), rows)
+
+    def run(params: Any, base: Any, rows: Any) -> jax.Array:
+        with tracing(mesh):
+            out = over_members(member, mesh)(params, (base, rows))
+        return jax.lax.with_sharding_constraint(out, replicated(mesh))  # every host reads all of it
+
+    return jax.jit(run)

@@ -1,0 +1,318 @@
+"""The experiment as a graph of nodes: identities, order, and execution in a run directory.
+
+`workdir/nodes/<name>-<identity>/{config.json, metrics.jsonl, ledger.json, result.json, checkpoints/, DONE}`; DONE is
+written last, and nothing else marks completion. A node's identity is the hash of its name, its settings, the model,
+the data and its inputs' identities: a setting that changes gives new identities to what depends on it, and to
+nothing else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import graphlib
+import io
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from distill_jax.config import ConfigError, check, check_name, identity, nearest
+from distill_jax.data.records import special_tokens, verify
+from distill_jax.experiment.ancestry import ancestry
+from distill_jax.experiment.verbs import VERBS
+from distill_jax.io.files import sync, write_json
+from distill_jax.io.metrics import Progress
+from distill_jax.io.node import ROWS
+from distill_jax.perf import memory
+from distill_jax.sharding.distributed import agreed, barrier, chief
+from distill_jax.stages.context import Context, Node, RunSettings
+
+DATA = "data"
+FILL = 0.9  # of a device's memory, at most, by the compiler's account
+
+
+def build(experiment: Any, workdir: Path) -> dict[str, Node]:
+    """Turn an experiment's stages into nodes, inputs before what uses them.
+
+    Args:
+      experiment: has `model` (its config), `data` (its settings) and `stages` (name -> settings).
+
+    Raises:
+      ConfigError: if a stage's name cannot be a directory's, or an input is missing, of the wrong kind, or part of a
+        circle.
+    """
+    stages: Mapping[str, Any] = experiment.stages
+    for name in stages:
+        check_name("stages", name)
+    check(DATA not in stages, f"stages.{DATA}: the prepared data has this name; give the stage another")
+    wiring = {name: _inputs(name, settings, stages) for name, settings in stages.items()}
+    try:
+        order = list(graphlib.TopologicalSorter({n: i.values() for n, i in wiring.items()}).static_order())
+    except graphlib.CycleError as error:
+        circle = " <- ".join(error.args[1])
+        raise ConfigError(f"stages form a circle: {circle}; every stage must start from an earlier one") from error
+    nodes = {DATA: _node(DATA, "prepare", experiment.data, {}, {"data": _known_by(experiment.data)}, workdir)}
+    # Declared order where the graph leaves a choice, so that a run reads like its config.
+    for name in sorted(order, key=_depth_first(stages, wiring)):
+        settings, inputs = stages[name], wiring[name]
+        basis = {
+            "model": experiment.model,
+            "precision": experiment.precision,
+            "data": nodes[DATA].identity,
+            "inputs": {role: nodes[source].identity for role, source in inputs.items()},
+        }
+        nodes[name] = _node(name, settings.VERB, settings, inputs, basis, workdir)
+    return with_peers(nodes)
+
+
+def with_peers(nodes: Mapping[str, Node]) -> dict[str, Node]:
+    """Tell every node how many of these may train as one population with it."""
+    peers = {node.name: len(group) for group in pack(list(nodes.values())) for node in group}
+    return {name: dataclasses.replace(node, peers=peers[name]) for name, node in nodes.items()}
+
+
+def _inputs(name: str, settings: Any, stages: Mapping[str, Any]) -> dict[str, str]:
+    found = {role: getattr(settings, role) for role in settings.INPUTS if getattr(settings, role)}
+    optional = getattr(settings, "OPTIONAL", ())
+    for role in settings.INPUTS:
+        check(role in found or role in optional, f"stages.{name}.{role} is empty: name the stage it is")
+    for role, source in found.items():
+        where = f"stages.{name}.{role} = {source!r}"
+        if source not in stages:
+            raise ConfigError(f"{where}: no such stage{nearest(source, stages)}")
+        leaves = stages[source].VERB
+        if role == "cache":
+            check(leaves == "cache", f"{where}: a {leaves} stage holds no hidden states; name a cache stage")
+            for shared in ("teacher", "data"):
+                mine, theirs = getattr(settings, shared), getattr(stages[source], shared)
+                check(mine == theirs, f"{where} has {shared} = {theirs!r}, the student {mine!r}; they must be one")
+        else:
+            mine, theirs = getattr(settings, "path", None), getattr(stages[source], "path", None)
+            mend = "adapters are kept beside the weights they adapt; give both one path"
+            check(settings.VERB != "import" or mine == theirs, f"{where} imports {theirs!r}, not {mine!r}: {mend}")
+            check(leaves not in ("relearn", "cache"), f"{where}: a {leaves} stage leaves no model to start from")
+    return found
+
+
+def _depth_first(stages: Mapping[str, Any], wiring: Mapping[str, Mapping[str, str]]) -> Any:
+    declared = {name: i for i, name in enumerate(stages)}
+
+    def depth(name: str) -> int:
+        return 1 + max((depth(source) for source in wiring[name].values()), default=0)
+
+    return lambda name: (depth(name), declared[name])
+
+
+def _node(name: str, verb: str, settings: Any, inputs: dict[str, str], basis: Any, workdir: Path) -> Node:
+    plain = {k: v for k, v in _known_by(settings).items() if k not in inputs}
+    known_by = identity({"name": name, "verb": verb, "settings": plain, **basis})
+    return Node(name, verb, settings, inputs, known_by, workdir / "nodes" / f"{name}-{known_by}")
+
+
+def _known_by(settings: Any) -> dict[str, Any]:
+    """Return the settings that identify; text is known by its contents, not by where it lies."""
+    return settings.known_by() if hasattr(settings, "known_by") else dataclasses.asdict(settings)
+
+
+def lineage(names: Iterable[str], nodes: Mapping[str, Node]) -> dict[str, Node]:
+    """Return the named nodes and all that they are made from, the data first."""
+    found = {DATA, *ancestry(names, nodes)}
+    return {name: node for name, node in nodes.items() if name in found}
+
+
+def experiment_identity(nodes: Mapping[str, Node]) -> str:
+    """Return the hash of all the nodes' identities."""
+    return identity({name: node.identity for name, node in nodes.items()})
+
+
+def pack(nodes: Sequence[Node]) -> list[list[Node]]:
+    """Group nodes that may train as one population: same verb, same inputs, same settings but for the members' own."""
+    groups: dict[str, list[Node]] = {}
+    for node in nodes:
+        groups.setdefault(_population(node), []).append(node)
+    return list(groups.values())
+
+
+def _population(node: Node) -> str:
+    """Return what all nodes have in common that may train with this one."""
+    free = getattr(node.settings, "MEMBER", None)
+    if free is None:
+        return node.name
+    inputs = node.settings.INPUTS
+    fixed = {k: v for k, v in dataclasses.asdict(node.settings.alike()).items() if k not in inputs}
+    roles = {role: node.inputs.get(role) for role in inputs if role not in free}
+    return json.dumps([node.verb, fixed, roles], sort_keys=True)
+
+
+def ready(groups: Sequence[Sequence[Node]], done: Set[str]) -> list[list[Node]]:
+    """Return what is left of packed groups and has its inputs done; groups of which nothing else is left come first."""
+    whole: list[list[Node]] = []
+    parts: list[list[Node]] = []
+    for group in groups:
+        left = [n for n in group if n.name not in done]
+        # Every node reads the data node, which is no input by name.
+        may = [n for n in left if set(n.inputs.values()) <= done and (n.name == DATA or DATA in done)]
+        if may:
+            (whole if len(may) == len(left) else parts).append(may)
+    return whole + parts
+
+
+def schedule(nodes: Mapping[str, Node], most: Callable[[list[Node]], int] = len) -> Iterator[list[Node]]:
+    """Yield the unfinished nodes in groups, each when its inputs are done; a group waits to be whole if it can.
+
+    Args:
+      most: says how many of a group's nodes, from its first on, run at a time.
+    """
+    done = {node.name for node in nodes.values() if node.done}
+    groups = pack([node for node in nodes.values() if node.name not in done])
+    while found := next(iter(ready(groups, done)), None):
+        chosen = found[: most(found)]
+        yield chosen
+        done |= {n.name for n in chosen}
+
+
+def execute(
+    nodes: dict[str, Node],
+    model: Any,
+    settings: RunSettings,
+    out: Any = None,
+    groups: Callable[[Context], Iterator[list[Node]]] | None = None,
+) -> Context:
+    """Run every node that is not done, and return the context for the report.
+
+    Args:
+      groups: chooses what to run next; in the order of `schedule` when left out.
+    """
+    barrier("begin")  # so that all processes find the same nodes finished
+    todo = [node for node in nodes.values() if not node.done]
+    progress = Progress(len(nodes), 0.0, settings.progress_seconds, out if chief() else io.StringIO())
+    ctx = Context(model, nodes, nodes[DATA].directory / "rows", progress, settings)
+    check_memory(ctx, todo)
+    finished = [name for name, node in nodes.items() if node.done]
+    if finished:
+        told = ", ".join(finished) if len(finished) <= 40 else f"{len(finished)} of {len(nodes)} nodes"
+        progress.say(f"finished before, not computed again: {told}")
+    if nodes[DATA].done:
+        nodes[DATA].sealed(ROWS)
+        if todo:
+            verify_data(nodes[DATA])
+    for node in [nodes[name] for name in finished] if chief() else ():
+        node.tidy()
+        try:
+            node.sealed_under("")
+        except ConfigError as error:  # refused where it is read: weights need not be computed again for a lost curve
+            progress.say(f"warning: {error}")
+    for group in groups(ctx) if groups else schedule(nodes, lambda group: _at_a_time(ctx, group)):
+        progress.stage = sum(node.done for node in nodes.values())
+        progress.begin(", ".join(n.name for n in group), len(group))
+        ctx.nodes = {**nodes, **{node.name: node for node in group}}  # a worker's own lie where it computes them
+        if chief():
+            for node in group:
+                _prepare_directory(node, ctx)
+        barrier("a group's directories")
+        if group[0].name != DATA:
+            progress.flops_left = sum(planned_flops(ctx, n) for n in nodes.values() if not n.done)
+        planned = sum(planned_flops(ctx, n) for n in group)
+        VERBS[group[0].verb].run(ctx, group)
+        barrier("a group's results")
+        progress.finish(planned, _summary(group))
+    return ctx
+
+
+def verify_data(node: Node) -> None:
+    """Hash the rows of a finished data node; ConfigError names what is missing or damaged."""
+    try:
+        verify(node.sealed(ROWS).parent)
+    except (ValueError, KeyError) as error:
+        text = str(error).split(";")[0]
+        raise ConfigError(f"{text}; remove {node.directory} and run again to prepare the data anew") from error
+
+
+def planned_flops(ctx: Context, node: Node) -> float:
+    """Return a node's FLOPs at its most steps; those of evaluation are missing as long as there are no data."""
+    return float(VERBS[node.verb].plan(ctx, node.settings))
+
+
+def check_memory(ctx: Context, nodes: Sequence[Node]) -> None:
+    """Refuse nodes that all devices together cannot hold, before anything is made or computed.
+
+    Raises:
+      ConfigError: naming the stage, what it needs at least, and what there is.
+    """
+    there = memory.installed(jax.local_devices()[0]) * jax.device_count()
+    for node in nodes:
+        if not hasattr(VERBS[node.verb], "program"):
+            continue
+        settings = node.settings
+        tokens = settings.batch // settings.microbatches * ctx.row_length
+        members = settings.seeds * len(settings.learning_rates) if node.verb == "relearn" else 1
+        width = 2 if settings.weights == "bfloat16" else 4
+        sizes = {"rank": settings.lora_rank, "width": width, "logits": min(tokens, ctx.run.loss_chunk or tokens)}
+        least = memory.least_training(ctx.model, tokens, members, **sizes)
+        mend = f"lower batch = {settings.batch}, raise microbatches = {settings.microbatches}, or take a smaller model"
+        need = f"a step needs at least {least / 2**30:,.1f} GiB, and the devices have {there / 2**30:,.1f} GiB"
+        check(least <= there, f"stages.{node.stage}: {need}; {mend}")
+
+
+def _at_a_time(ctx: Context, group: list[Node]) -> int:
+    count = agreed(fitting(ctx, group))
+    if count < len(group):
+        names = ", ".join(node.name for node in group)
+        ctx.progress.say(f"{names}: {count} of {len(group)} fit into memory at a time")
+    return count
+
+
+def fitting(ctx: Context, group: Sequence[Node], workers: int = 1) -> int:
+    """Return how many of a group's nodes, from its first on, fit as one population into the devices' memory.
+
+    Args:
+      workers: that share a device.
+    """
+    verb, count = VERBS[group[0].verb], len(group)
+    while count > 1 and hasattr(verb, "program"):
+        program = verb.program(ctx, group[:count])
+        mesh = program.mesh(ctx)
+        shapes = program.shapes(ctx, mesh)
+        free, least = memory.capacity(mesh.devices.flat[0]) / workers, memory.least_bytes(*shapes)
+        # Far from the limit the answer is known without the compiler; near it, only the compiler knows.
+        if 100 * least < free or (least < free and _needed(program.build(mesh), shapes) < FILL * free):
+            break
+        count = (count + 1) // 2
+    return count
+
+
+def _needed(step: Any, shapes: Any) -> float:
+    state, teacher, batch, base = shapes
+    needed = memory.needed_bytes(step.lower(state, teacher, batch, base=base).compile())
+    return math.inf if needed is None else needed
+
+
+def _prepare_directory(node: Node, ctx: Context) -> None:
+    node.directory.mkdir(parents=True, exist_ok=True)
+    sync(node.directory.parent)
+    config = {
+        "name": node.stage,
+        "verb": node.verb,
+        "identity": node.identity,
+        "settings": dataclasses.asdict(node.settings),
+        "inputs": {role: ctx.nodes[source].directory.name for role, source in node.inputs.items()},
+        "model": dataclasses.asdict(ctx.model),
+        "vocabulary": getattr(ctx.nodes[DATA].settings, "vocabulary", ""),
+        "special_tokens": special_tokens(ctx.data),
+    }
+    write_json(node.directory / "config.json", config)
+
+
+def _summary(group: Sequence[Node]) -> str:
+    texts = []
+    for node in group:
+        result = node.result()
+        if "retain" in result:
+            text = f"{node.name}: " if len(group) > 1 else ""
+            retain, forget = ("–" if (x := result[key]) is None else f"{x:.2f}" for key in ("retain", "forget"))
+            ends = " (diverged)" if result.get("diverged") else ""
+            texts.append(f"{text}retain {retain} forget {forget} at step {result['steps']}{ends}")
+    return "done  " + "; ".join(texts)

@@ -1,0 +1,312 @@
+"""A sweep as one graph in which equal nodes are one, computed by any number of workers."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from distill_jax.config import ConfigError, Interrupted, check, identity, nearest
+from distill_jax.experiment import graph
+from distill_jax.experiment.config_file import Experiment, identified, load_experiment
+from distill_jax.experiment.sweep_points import STAGES, Point
+from distill_jax.io import attempts
+from distill_jax.io.files import Digests
+from distill_jax.io.leases import Leases
+from distill_jax.io.metrics import Progress, span
+from distill_jax.sharding.distributed import told_to_stop
+from distill_jax.stages.context import Context, Node
+
+POLL_SECONDS = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """All nodes of a sweep that share model, data and run settings, and so one process's surroundings.
+
+    Attributes:
+      experiment: of one of its points.
+      nodes: name -> node, equal ones once; a name is its directory's.
+    """
+
+    experiment: Experiment
+    nodes: dict[str, Node]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """A sweep as graphs of shared nodes.
+
+    Attributes:
+      points: the settings of each point, without its stages.
+      asked: for each point, the names of the nodes it asks for.
+      worlds: what is computed; most sweeps have one.
+    """
+
+    name: str
+    description: str
+    points: list[Point]
+    asked: list[list[str]]
+    worlds: list[World]
+
+    def marker(self) -> dict[str, str]:
+        """Return what all workers in one directory must have in common."""
+        nodes = sorted(name for world in self.worlds for name in world.nodes)
+        experiment = self.worlds[0].experiment.name
+        return {"experiment": experiment, "sweep": self.name, "points": identity(nodes), "code": code_identity()}
+
+    @property
+    def done(self) -> bool:
+        """Whether every node is complete."""
+        return all(node.done for world in self.worlds for node in world.nodes.values())
+
+    def asked_of(self, world: World) -> list[list[str]]:
+        """Return what is asked of one of the worlds."""
+        return [names for names in self.asked if set(names) <= set(world.nodes)]
+
+    def of_point(self, index: int) -> Sweep:
+        """Return the sweep with the nodes of one point only."""
+        check(0 <= index < len(self.points), f"--index={index}: the sweep has points 0 to {len(self.points) - 1}")
+        names = self.asked[index]
+        worlds = [
+            World(world.experiment, graph.lineage(names, world.nodes))
+            for world in self.worlds
+            if set(names) <= set(world.nodes)
+        ]
+        return dataclasses.replace(self, points=[self.points[index]], asked=[names], worlds=worlds)
+
+
+def load(name: str, points: Sequence[Point], module: ModuleType, config: Any, workdir: Path, text: str = "") -> Sweep:
+    """Turn points into a sweep.
+
+    Args:
+      text: what the sweep is about, for its report.
+      module, config: the base config, of which every point changes some settings.
+
+    Raises:
+      ConfigError: if a point sets what the config does not have or asks for a stage that is not there.
+    """
+    check(bool(points), f"the sweep {name} has no points")
+    worlds: dict[str, World] = {}
+    asked: list[list[str]] = []
+    files = Digests()
+    for point in points:
+        experiment = load_experiment(module, _changed(config, point))
+        identified(dataclasses.replace(experiment, stages={}), files)  # which refuses data files that are not there
+        nodes = graph.build(experiment, workdir)
+        wanted = point.get(STAGES) or tuple(experiment.stages)
+        mend = 'give a tuple of names, such as ("reference",)'
+        check(isinstance(wanted, tuple | list), f"the sweep {name} asks for stages {wanted!r:.80}; {mend}")
+        for stage in wanted:
+            if stage not in nodes:
+                raise ConfigError(f"the sweep {name} asks for stage {stage!r}: no such stage{nearest(stage, nodes)}")
+        surroundings = (experiment.model, experiment.data, experiment.run, experiment.precision)
+        world = worlds.setdefault(identity(surroundings), World(experiment, {}))
+        for node in graph.lineage(wanted, nodes).values():
+            unique = _unique(node, nodes)
+            world.nodes.setdefault(unique.name, unique)
+        asked.append([_name(nodes[stage]) for stage in wanted])
+    whole = [World(world.experiment, graph.with_peers(world.nodes)) for world in worlds.values()]
+    settings = [{key: value for key, value in point.items() if key != STAGES} for point in points]
+    return Sweep(name, text, settings, asked, whole)
+
+
+def _changed(config: Any, point: Point) -> Any:
+    config = copy.deepcopy(config)
+    for key, value in point.items():
+        if key == STAGES:
+            continue
+        *sections, last = key.split(".")
+        section = config
+        for part in [*sections, last]:
+            known = list(section) if hasattr(section, "keys") else []
+            if part not in known:
+                raise ConfigError(f"the sweep sets {key}: no such setting{nearest(part, known)}")
+            if part is not last:
+                section = section[part]
+        try:
+            section[last] = value
+        except TypeError as error:
+            raise ConfigError(f"the sweep sets {key} = {value!r}: {error}") from error
+    return config
+
+
+def _name(node: Node) -> str:
+    return node.name if node.name == graph.DATA else node.directory.name
+
+
+def _unique(node: Node, nodes: Mapping[str, Node]) -> Node:
+    """Return the node under the name of its directory, as nodes of other points may have its stage's name."""
+    inputs = {role: _name(nodes[source]) for role, source in node.inputs.items()}
+    return dataclasses.replace(node, name=_name(node), inputs=inputs)
+
+
+def code_identity() -> str:
+    """Return the hash of this package's source files."""
+    whole = hashlib.sha256()
+    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
+        whole.update(str(path.relative_to(Path(__file__).parents[1])).encode() + b"\0" + path.read_bytes())
+    return whole.hexdigest()[:12]
+
+
+def run(sweep: Sweep, leases: Leases, most: int = 0, workers: int = 1, out: Any = None) -> None:
+    """Compute, beside other workers, whatever of a sweep is missing, and return when all of it is there.
+
+    Args:
+      most: nodes at most in one population; 0 for as many as the devices' memory takes.
+      workers: how many are known to work on it: packs are cut so that each gets a part.
+    """
+    for world in sweep.worlds:
+
+        def groups(ctx: Context, world: World = world) -> Iterator[list[Node]]:
+            ctx.progress.workers = workers
+            return leased(world.nodes, leases, lambda group: _portion(ctx, group, most, workers), ctx.progress.say)
+
+        graph.execute(world.nodes, world.experiment.model, world.experiment.run, out, groups)
+
+
+def leased(
+    nodes: Mapping[str, Node],
+    leases: Leases,
+    portion: Callable[[list[Node]], int],
+    say: Callable[[str], None] = print,
+) -> Iterator[list[Node]]:
+    """Yield groups of nodes that are ready and that this worker got a lease on, until all nodes are done.
+
+    Each node is yielded in the directory of the attempt at it, which becomes the node's once the group has been run.
+
+    Args:
+      portion: how many nodes of a group may run as one population.
+
+    Raises:
+      Interrupted: if the worker was told to stop while it waited for others.
+    """
+    told = -math.inf
+    groups = graph.pack(list(nodes.values()))
+    done: set[str] = set()
+    while True:
+        for node in nodes.values():
+            if node.name not in done and node.done:
+                done.add(node.name)
+                _clear(node, leases)
+        if len(done) == len(nodes):
+            return
+        mine = next(filter(None, (_take(group, leases, portion) for group in graph.ready(groups, done))), [])
+        try:
+            if mine:
+                yield mine
+                leases.confirm()
+                for attempt in mine:
+                    attempts.publish(attempt, nodes[attempt.name])
+                continue
+        finally:
+            for attempt in mine:
+                leases.release(attempts.home(nodes[attempt.name]))
+        if told_to_stop():
+            raise Interrupted("stopped while waiting for other workers")
+        if time.monotonic() - told > 60:
+            told = time.monotonic()
+            others = {leases.holder(attempts.home(node)) for node in nodes.values() if node.name not in done}
+            say(f"waiting for {', '.join(sorted(others - {''}))}")
+        time.sleep(POLL_SECONDS)
+
+
+def _take(group: list[Node], leases: Leases, portion: Callable[[list[Node]], int]) -> list[Node]:
+    mine: list[Node] = []
+    most = 1
+    for node in group:
+        if len(mine) == most:
+            break
+        # Nodes that were interrupted at different steps cannot go on together without losing what they have.
+        if mine and attempts.latest(node).checkpoints.steps() != mine[0].checkpoints.steps():
+            continue
+        if leases.take(attempts.home(node)):
+            attempt = None if node.done else attempts.begin(node, leases.token(attempts.home(node)))
+            if attempt is None or attempt.done:  # another worker finished it since we looked, or did all but say so
+                if attempt:
+                    attempts.publish(attempt, node)
+                leases.release(attempts.home(node))
+                continue
+            mine.append(attempt)
+            if len(mine) == 1:
+                most = portion(group)  # which may ask the compiler, so not before there is something to run
+    return mine
+
+
+def _clear(node: Node, leases: Leases) -> None:
+    """Remove what a worker that was killed left of a finished node, unless somebody is at it."""
+    home = attempts.home(node)
+    if attempts.leftovers(node) and leases.take(home):
+        attempts.clear(node, leases.token(home))
+        leases.release(home)
+
+
+def _portion(ctx: Context, group: list[Node], most: int, workers: int) -> int:
+    share = math.ceil(len(group) / workers)
+    share = min(share, most) if most else share
+    return graph.fitting(ctx, group[:share], workers)
+
+
+def work(sweep: Sweep) -> list[dict[str, Any]]:
+    """Return what each node takes: {"name", "verb", "done", "flops", "points"}, the last how many ask for it."""
+    rows: dict[Path, dict[str, Any]] = {}
+    for world in sweep.worlds:
+        ctx = Context(world.experiment.model, world.nodes, world.nodes[graph.DATA].directory / "rows", Progress(0, 0.0))
+        lineages = [set(graph.lineage(names, world.nodes)) for names in sweep.asked_of(world)]
+        for name, node in world.nodes.items():
+            users = sum(name in lineage for lineage in lineages)
+            flops = graph.planned_flops(ctx, node)
+            row = {"name": name, "verb": node.verb, "done": node.done, "flops": flops, "points": 0}
+            rows.setdefault(node.directory, row)["points"] += users  # worlds may have their data in common
+    return list(rows.values())
+
+
+def preview(sweep: Sweep) -> str:
+    """Say what a sweep would run, what of it is finished, what it would cost and what sharing saves."""
+    rows = work(sweep)
+    lines = [
+        f"{sweep.name}: {len(sweep.points)} points, {len(rows)} nodes, {sum(r['done'] for r in rows)} finished",
+        "",
+    ]
+    head = ("verb", "nodes", "finished", "if every point ran alone", "FLOPs left, at most", "shared")
+    table = [head]
+    for verb in dict.fromkeys(row["verb"] for row in rows):
+        of = [row for row in rows if row["verb"] == verb]
+        alone, once = sum(r["flops"] * r["points"] for r in of), sum(r["flops"] for r in of)
+        saved = f"{1 - once / alone:.0%}" if alone else "–"
+        left = sum(r["flops"] for r in of if not r["done"])
+        counts = (len(of), sum(r["done"] for r in of), sum(r["points"] for r in of))
+        table.append((verb, *map(str, counts), f"{left:.3g}", saved))
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
+    alone, once = sum(r["flops"] * r["points"] for r in rows), sum(r["flops"] for r in rows)
+    left = sum(r["flops"] for r in rows if not r["done"])
+    lines += ["", f"{once:.3g} FLOPs at most, where every point alone would take {alone:.3g}"]
+    if alone:
+        lines[-1] += f": sharing saves {1 - once / alone:.0%}"
+    speed = _measured_speed(sweep)
+    if speed:
+        lines.append(
+            f"left: {left:.3g} FLOPs at most, {span(left / speed)} of one device at the speed of what is finished"
+        )
+    else:
+        lines.append(f"left: {left:.3g} FLOPs (evaluation is counted once the data exist)")
+    return "\n".join(lines)
+
+
+def _measured_speed(sweep: Sweep) -> float:
+    """Return the FLOPs a second of a device for the finished nodes; 0.0 if there are none."""
+    flops = seconds = 0.0
+    for world in sweep.worlds:
+        for node in world.nodes.values():
+            if node.done:
+                spent = node.ledger()
+                flops += sum(spent["flops"].values())
+                seconds += sum(spent["device_seconds"].values())
+    return flops / seconds if flops and seconds else 0.0

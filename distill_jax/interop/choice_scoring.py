@@ -1,0 +1,121 @@
+"""Choose: which answers a model gives to multiple-choice items, by the likelihood of their letters."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from distill_jax.config import check
+from distill_jax.data.multiple_choice import items as reading
+from distill_jax.data.multiple_choice.items import LETTERS, Item
+from distill_jax.data.multiple_choice.questions import Question, questions
+from distill_jax.evals.scale import wilson
+from distill_jax.interop import tokenizers
+from distill_jax.interop.model_source import open_model
+from distill_jax.interop.rows import SingleBegin, batches, check_finite, longest, padded_length, write
+from distill_jax.models.likelihood import continuations
+from distill_jax.models.transformer import Params, TransformerConfig
+from distill_jax.sharding.mesh import make_mesh, tracing
+
+
+def choose(
+    source: Path,
+    given: str,
+    to: Path,
+    dtype: str = "float32",
+    batch: int = 8,
+    tokenizer: str = "",
+    shots: int = 0,
+    examples: str = "",
+    subject: str = "",
+) -> str:
+    """Write the items as JSON lines with `log_likelihoods`, one an option, what was `chosen`, and whether `correct`.
+
+    The same model has the same log-likelihoods here and in lm-evaluation-harness's tasks `mmlu` and `wmdp`.
+
+    Args:
+      source: a model, as `open_model` opens it.
+      given: the items' file, or a pattern; to: what is written.
+      dtype: of the computation.
+      batch: readings at a time.
+      tokenizer: as `tokenizers.load` takes it; the model's own, when left out.
+      shots: solved examples before each item, of the file (or pattern) `examples`.
+      subject: of items that have none.
+
+    Returns:
+      The accuracy with its 95 % interval, in words.
+
+    Raises:
+      ConfigError: naming an item that is none, or whose logits are not finite: none of its options is an answer.
+    """
+    model = open_model(source)
+    items = reading.read(given, "--items", subject)
+    shown = reading.read(examples, "--examples", subject) if shots else []
+    # transformers stops where the model's config does; what is cut there is cut here.
+    most = longest(model)
+    encoder = SingleBegin(tokenizers.load(tokenizer or model.tokenizer))
+    asked = questions(items, reading.contexts(items, shown, shots), encoder, most)
+    highest = max(max(*question.tokens, *question.last) for question in asked)
+    mend = f"its tokens go to {highest}, the model's to {model.cfg.vocab - 1}; give the model's own"
+    check(highest < model.cfg.vocab, f"--tokenizer={tokenizer or model.tokenizer}: {mend}")
+    cfg, mesh = dataclasses.replace(model.cfg, dtype=dtype), make_mesh(1, fsdp=-1)
+    found = _log_likelihoods(cfg, mesh, model.load(mesh, dtype), items, asked, batch)
+    rows = [_answered(item, said) for item, said in zip(items, found, strict=True)]
+    write(to, rows)
+    cut = {question.item for question in asked if question.cut}
+    return _told(rows) + (f"; the beginning of {len(cut)} of them was cut off at {most} tokens" if cut else "")
+
+
+def _answered(item: Item, said: np.ndarray) -> dict:
+    chosen = int(np.argmax(said))
+    answers = {"log_likelihoods": said.tolist(), "chosen": LETTERS[chosen], "correct": chosen == item.answer}
+    return dataclasses.asdict(item) | answers
+
+
+def _told(rows: Sequence[dict]) -> str:
+    right = sum(row["correct"] for row in rows)
+    low, high = wilson(right, len(rows))
+    return f"accuracy {right / len(rows):.4f} [{low:.4f}, {high:.4f}], {right} of {len(rows)} items"
+
+
+def _log_likelihoods(
+    cfg: TransformerConfig, mesh: Mesh, params: Params, items: Sequence[Item], asked: Sequence[Question], batch: int
+) -> list[np.ndarray]:
+    """Return each item's log-likelihoods, fp32 [choices]; ConfigError names the first that has none."""
+    out = [np.zeros(len(item.choices), np.float32) for item in items]
+    most, width = max(question.own for question in asked), max(len(question.last) for question in asked)
+    for chosen in batches([question.tokens for question in asked], batch):
+        group = [asked[i] for i in chosen]
+        tokens = np.zeros((batch, padded_length(max(len(question.tokens) for question in group))), np.int32)
+        lengths, own, last = np.ones(batch, np.int32), np.zeros(batch, np.int32), np.zeros((batch, width), np.int32)
+        for place, question in enumerate(group):
+            lengths[place], own[place] = len(question.tokens), question.own
+            tokens[place, : lengths[place]] = question.tokens
+            last[place, : len(question.last)] = question.last
+        said = np.asarray(_run(cfg, mesh, most, params, tokens, lengths, own, last))
+        for place, question in enumerate(group):
+            found, item = said[place, : len(question.last)], items[question.item]
+            check_finite(np.isfinite(found), f"item {question.item + 1} ({item.question.strip()[:40]!r})", cfg.dtype)
+            out[question.item][list(question.choices)] = found
+    return out
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _run(
+    cfg: TransformerConfig,
+    mesh: Mesh,
+    most: int,
+    params: Params,
+    tokens: jax.Array,
+    lengths: jax.Array,
+    own: jax.Array,
+    last: jax.Array,
+) -> jax.Array:
+    with tracing(mesh):
+        return continuations(cfg, params, tokens, lengths, own, last, most)

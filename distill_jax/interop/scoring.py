@@ -1,0 +1,90 @@
+"""Score: the log-likelihood of every token of given texts."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from distill_jax.interop.model_source import open_model
+from distill_jax.interop.rows import Rows, batches, check_finite, longest, padded_length, write
+from distill_jax.models import transformer
+from distill_jax.models.decoding import in_parts, part_length
+from distill_jax.models.transformer import Params, TransformerConfig
+from distill_jax.sharding.mesh import make_mesh, tracing
+
+LOGITS = 2**26  # that exist at a time: 256 MiB
+
+
+def score(source: Path, given: Path, to: Path, dtype: str = "float32", batch: int = 8, tokenizer: str = "") -> None:
+    """Add `log_likelihoods` to rows of JSON lines, one a token, and their sum, `log_likelihood`.
+
+    The first token has none (null). A row that was `text` also gets its `tokens`.
+
+    Args:
+      source: a model, as `open_model` opens it.
+      given, to: the files.
+      dtype: of the computation.
+      batch: rows at a time.
+      tokenizer: of `text`, as `tokenizers.load` takes it; the model's own, when left out.
+
+    Raises:
+      ConfigError: naming a row that is none, that is longer than the model reads, or whose logits are not finite.
+    """
+    model = open_model(source)
+    rows = Rows(given, model.cfg.vocab, tokenizer or model.tokenizer, longest(model))
+    cfg, mesh = dataclasses.replace(model.cfg, dtype=dtype), make_mesh(1, fsdp=-1)
+    params = model.load(mesh, dtype)
+    out = [dict(row) for row in rows.rows]
+    for chosen in batches(rows.tokens, batch):
+        tokens = np.zeros((batch, padded_length(max(len(rows.tokens[i]) for i in chosen))), np.int32)
+        segments = np.zeros_like(tokens)
+        for place, i in enumerate(chosen):
+            tokens[place, : len(rows.tokens[i])], segments[place, : len(rows.tokens[i])] = rows.tokens[i], 1
+        found = np.asarray(_run(cfg, mesh, params, tokens, segments))
+        for place, i in enumerate(chosen):
+            each = found[place, : len(rows.tokens[i]) - 1]
+            check_finite(np.isfinite(each), rows.places[i], dtype)
+            total = float(each.sum(dtype=np.float64))
+            out[i] |= {"tokens": rows.tokens[i], "log_likelihoods": [None, *each.tolist()], "log_likelihood": total}
+    write(to, out)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _run(cfg: TransformerConfig, mesh: Mesh, params: Params, tokens: jax.Array, segments: jax.Array) -> jax.Array:
+    with tracing(mesh):
+        return log_likelihoods(cfg, params, tokens, segments)
+
+
+def log_likelihoods(cfg: TransformerConfig, params: Params, tokens: jax.Array, segments: jax.Array) -> jax.Array:
+    """Return log p(token t + 1 | tokens up to t), fp32 [B, T - 1], of tokens [B, T] padded on the right.
+
+    Logits exist for a few positions of all rows at a time; of long rows hidden states and attention do, too.
+    """
+    head = transformer.head(params)
+    following = jnp.concatenate([tokens[:, 1:], tokens[:, :1]], axis=1)
+
+    def one(position: tuple[jax.Array, jax.Array]) -> jax.Array:  # hidden [B, D] and its targets [B]
+        state, target = position
+        logits = transformer.unembed(cfg, head, state)
+        return jnp.take_along_axis(logits, target[:, None], axis=-1)[:, 0] - jax.nn.logsumexp(logits, axis=-1)
+
+    def look(hidden: jax.Array, targets: jax.Array) -> jax.Array:  # [T, B]
+        at_once = max(1, LOGITS // (tokens.shape[0] * cfg.vocab))
+        positions = (jnp.moveaxis(hidden, 1, 0), targets.T)
+        return jax.lax.map(one, positions, batch_size=min(at_once, targets.shape[1]))
+
+    rows, width = tokens.shape
+    part = part_length(cfg, rows, width, width)
+    if part == width:
+        hidden = transformer.hidden_states(cfg, params, tokens, segments)
+        return look(hidden[:, :-1], following[:, :-1]).T
+    places = jnp.broadcast_to(jnp.arange(width), tokens.shape)
+    of_part = lambda hidden, slot: look(hidden, jax.lax.dynamic_slice_in_dim(following, slot, part, axis=1))  # noqa: E731
+    found = in_parts(cfg, params, tokens, places, segments, part, of_part)[1]
+    return found.reshape(width, rows)[:-1].T

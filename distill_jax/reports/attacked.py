@@ -1,0 +1,55 @@
+"""The attacked models of one run, and the premises that comparisons among them share."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+
+from distill_jax.evals.scale import Scale
+from distill_jax.reports import premises
+from distill_jax.reports.premises import Model, finite, kept, suppressed
+from distill_jax.statistics.conclusions import Premise
+
+
+class Run:
+    """The attacked models of one run, by name, and the scale they are measured on.
+
+    Attributes:
+      reference: the model that everything began with; it need not be attacked.
+    """
+
+    def __init__(self, models: Sequence[Model], scale: Scale):
+        self.models, self.scale = [m for m in models if m.after is not None], scale
+        self.named: Mapping[str, Model] = {m.name: m for m in self.models}
+        self.undo = sorted((m for m in self.models if m.name.startswith("undo")), key=lambda m: m.alpha or 0.0)
+        self.reference = next((m for m in models if m.name == "reference"), None)
+
+    def get(self, name: str) -> Model | None:
+        """Return an attacked model, None if the run has none of this name."""
+        return self.named.get(name)
+
+    @functools.cached_property
+    def attack_works(self) -> Premise:
+        """Return whether the run's attack brings anything back."""
+        return premises.works(self.models, self.scale)
+
+    def shared(self, teacher: Model, reference: Model, students: Sequence[Model]) -> list[Premise]:
+        """Return the premises of every comparison of a suppressed teacher's students."""
+        oracle, scale = self.get("oracle"), self.scale
+        return [
+            finite([reference, teacher, *students]),
+            premises.able(reference, oracle, scale),
+            suppressed(teacher, reference, oracle, scale),
+            *(kept(model, reference, scale) for model in dict.fromkeys((teacher, *students))),
+            self.attack_works,
+        ]
+
+    def ignorant(self, oracle: Model, reference: Model) -> list[Premise]:
+        """Return the premises of every comparison with the oracle."""
+        known = [] if self.scale.nothing is None else [suppressed(oracle, reference, oracle, self.scale)]
+        return [finite([oracle]), kept(oracle, reference, self.scale), *known]
+
+
+def ends(run: Run, *models: Model) -> str:
+    told = ", ".join(f"{m.label} {m.after.value:.2f}" for m in models if m.after)
+    return f"Held-out {run.scale.item}s after {models[0].attack_steps} attack steps: {told}."

@@ -1,0 +1,200 @@
+"""The run's summary: every model with its scores, its compute and its attack, as a function of finished nodes."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distill_jax.config import ConfigError, check
+from distill_jax.data.records import load_manifest
+from distill_jax.evals.measure import MEASURES
+from distill_jax.evals.scale import Scale
+from distill_jax.experiment.ancestry import ancestry
+from distill_jax.io.files import read_sealed
+from distill_jax.io.node import ROWS
+from distill_jax.reports import double_bind_page, run_page, subliminal_page, sweep_page
+from distill_jax.reports.claims import judge
+from distill_jax.reports.heading import heading
+from distill_jax.reports.headline import headline
+from distill_jax.reports.premises import Model
+from distill_jax.statistics.conclusions import to_json
+from distill_jax.statistics.robustness import Attack, curves, read_attack
+
+LABELS = {
+    "reference": "Reference (all data)",
+    "oracle": "Oracle (retain data only)",
+    "maxent": "MaxEnt, suppressed",
+    "graddiff": "GradDiff, suppressed",
+    "rmu": "RMU, suppressed",
+    "student": "Random student of MaxEnt",
+    "student-graddiff": "Random student of GradDiff",
+    "student-rmu": "Random student of RMU",
+    "student-reference": "Random student of the reference",
+    "match-from-reference": "Reference matched to the oracle",
+    "match-from-random": "Random student matched to the oracle",
+}
+CAUSES = ("student", "teacher", "evaluation")
+
+
+def summarise(experiment: Any, nodes: dict[str, Any], identity: str) -> dict[str, Any]:
+    """Return the summary that `report/summary.json` holds; the same nodes give the same summary."""
+    manifest = load_manifest(nodes["data"].sealed(ROWS).parent)
+    measure = MEASURES[experiment.data.MEASURE]
+    scale = measure.scale
+    attacks: dict[str, list[Any]] = {}
+    for node in (n for n in nodes.values() if n.verb == "relearn"):
+        attacks.setdefault(node.inputs["start"], []).append(node)
+    shown = [n for n in nodes.values() if n.verb in ("pretrain", "finetune", "import", "unlearn", "distill")]
+    described = measure.described(manifest)
+    # Answers of one fact hang together, so facts are counted; text has no such items.
+    facts = described["facts"] if math.isfinite(scale.bounds[1]) else {"shown": 0, "heldout": 0}
+    read = {node.name: _attacks(attacks.get(node.name, []), scale, facts["heldout"]) for node in shown}
+    models = [_model(node, nodes, attacks.get(node.name, []), read[node.name], scale) for node in shown]
+    asked = sum(described["evaluated"][f"forget_{half}"] for half in facts)
+    subjects = [Model.of(told, read[told["name"]], min(sum(facts.values()), asked)) for told in models]
+    first = next(iter(attacks.values()), [])
+    settings = first[0].settings if first else None
+    return {
+        "experiment": experiment.name,
+        "description": experiment.description,
+        "identity": identity,
+        "measure": scale.key,
+        **described,
+        "attack": None
+        if settings is None
+        else {
+            "steps": settings.steps,
+            "learning_rates": list(dict.fromkeys(rate for attack in first for rate in attack.settings.learning_rates)),
+            "seeds": settings.seeds,
+            "batch": settings.batch,
+            "lora_rank": settings.lora_rank,
+        },
+        "models": models,
+        "headline": headline(subjects, scale),
+        "conclusions": [to_json(conclusion) for conclusion in judge(subjects, scale)],
+    }
+
+
+def _model(
+    node: Any, nodes: dict[str, Any], attacks: list[Any], read: Mapping[str, Attack], scale: Scale
+) -> dict[str, Any]:
+    result, spent = node.result(), node.ledger()["flops"]
+    settings = {k: v for k, v in dataclasses.asdict(node.settings).items() if v != ""}
+    damage = nodes.get(node.inputs.get("start", ""))
+    if damage is not None and damage.verb == "perturb":
+        settings |= {"alpha": damage.settings.alpha, "beta": damage.settings.beta}
+    elif node.name.startswith("undo-"):
+        settings |= {"alpha": 0.0, "beta": 0.0}
+    label = LABELS.get(node.name, node.name)
+    if "alpha" in settings:
+        of = node.inputs.get("teacher", "")
+        label = f"UNDO α = {settings['alpha']:g}" + (f" of {of}" if node.name.endswith(f"-{of}") else "")
+    oracle = nodes.get("oracle")
+    against = training_flops(node, nodes) / training_flops(oracle, nodes) if oracle else None
+    passed = first_passage(node, oracle, nodes, scale) if oracle else None
+    return {
+        "name": node.name,
+        "label": label,
+        "stage": node.verb,
+        "settings": settings,
+        "seeds": attacks[0].settings.seeds if attacks else 1,
+        "retain": result["retain"],
+        "forget": result["forget"],
+        "by_group": result["by_group"],
+        "steps": result["steps"],
+        # Only a student that stops when its retain ability is back has a goal to reach.
+        "recovered": result["recovered"] if getattr(node.settings, "stop", False) else None,
+        "flops": {cause: spent.get(cause, 0.0) for cause in CAUSES},
+        "diverged": bool(result.get("diverged", False)),
+        "compute_vs_oracle": against,
+        "compute_vs_first_passage": against / passed if against is not None and passed else None,
+        "attack": _attack(attacks, read, scale) if attacks else None,
+    }
+
+
+def training_flops(node: Any, nodes: dict[str, Any]) -> float:
+    """Return the student and teacher FLOPs of a node and of all it was made from.
+
+    The reference is left out of what others were made from: it is the model that exists already and is to be mended.
+    """
+    past = [name for name in ancestry([node.name], nodes) if name == node.name or name != "reference"]
+    spent = [nodes[name].ledger()["flops"] for name in past]
+    return sum(flops.get("student", 0.0) + flops.get("teacher", 0.0) for flops in spent)
+
+
+def first_passage(node: Any, oracle: Any, nodes: Mapping[str, Any], scale: Scale) -> float | None:
+    """Return the share of its schedule after which the oracle first had the retain score that a student stops at.
+
+    None of what has no such goal, and where the oracle never had it. The oracle is looked at now and then, so the share
+    is too large by at most the steps between two looks.
+    """
+    if node.verb != "distill" or not node.settings.stop:
+        return None
+    goal = scale.goal(nodes[node.inputs["teacher"]].result()["retain"], node.settings.tolerance)
+    looks = [row for row in oracle.rows() if row["kind"] == "evaluation" and row["retain"] is not None and row["step"]]
+    reached = (row["step"] for row in looks if scale.reaches(np.array(row["retain"]), np.array(goal)))
+    step = next(reached, None)
+    return step / oracle.settings.steps if step else None
+
+
+def _attacks(nodes: list[Any], scale: Scale, facts: int) -> dict[str, Attack]:
+    """Read the attack on one model, whose learning rates may be nodes of their own, by the weights that it keeps."""
+    by_weights: dict[str, list[Any]] = {}
+    for node in nodes:
+        by_weights.setdefault(node.settings.weights, []).append(node)
+    read = {}
+    for kind, same in by_weights.items():
+        asked = [node.result().get("prompts_by_fact") for node in same]
+        prompts = asked[0] if all(asked) else None
+        read[kind] = read_attack([row for node in same for row in node.rows()], scale, prompts, facts)
+    return read
+
+
+def _attack(nodes: list[Any], read: Mapping[str, Attack], scale: Scale) -> dict[str, Any]:
+    """Sum up the attack on one model, whose kinds of weights stand beside each other."""
+    told = {kind: _curves([n for n in nodes if n.settings.weights == kind], read[kind], scale) for kind in read}
+    first, *others = told
+    apart = {"other_weights": {kind: told[kind] for kind in others}} if others else {}
+    return told[first] | {"weights": first} | apart
+
+
+def _curves(nodes: list[Any], attack: Attack, scale: Scale) -> dict[str, Any]:
+    results, spent = [node.result() for node in nodes], collections.Counter[str]()
+    for node in nodes:
+        spent.update(node.ledger()["flops"])
+    stops = {member: step for result in results for member, step in result.get("diverged_at", {}).items()}
+    drawn = curves(attack, stops, scale)
+    return drawn | {key: sum(r[key] for r in results) for key in ("members", "diverged")} | {"flops": dict(spent)}
+
+
+def write_report(experiment: Any, nodes: dict[str, Any], identity: str, workdir: Path, seconds: float) -> Path:
+    """Write `report/summary.json` and `report/index.html`, and return the page's path."""
+    summary = summarise(experiment, nodes, identity) | heading(seconds)
+    run_page.write(summary, workdir / "report")
+    return workdir / "report" / "index.html"
+
+
+def redraw(workdir: Path) -> Path:
+    """Draw the page again from the summary of a finished run, or of a sweep.
+
+    Raises:
+      ConfigError: if the directory holds neither.
+    """
+    swept = workdir / "report" / "sweep.json"
+    source = swept if swept.is_file() else workdir / "report" / "summary.json"
+    check(source.is_file(), f"--workdir={workdir} has no report/summary.json: `distill-jax run` finishes a run first")
+    try:
+        summary = read_sealed(source)
+    except (OSError, ValueError) as error:
+        why = "was changed since it was written, or is an earlier version's"
+        mend = "the command that wrote it, `distill-jax run` (or audit, or sweep), writes it again from its nodes"
+        raise ConfigError(f"{source} (report/{source.name}) {why}; {mend}") from error
+    pages = {"sweep": sweep_page.write, "subliminal": subliminal_page.write, "double bind": double_bind_page.write}
+    pages.get("sweep" if source == swept else summary.get("page", ""), run_page.write)(summary, workdir / "report")
+    return workdir / "report" / "index.html"

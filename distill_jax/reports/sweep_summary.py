@@ -1,0 +1,243 @@
+"""The summary of a sweep: every attacked model with what it took, as a function of finished nodes."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from distill_jax.data.records import load_manifest
+from distill_jax.evals.scale import ACCURACY
+from distill_jax.experiment.ancestry import ancestry
+from distill_jax.io.node import ROWS
+from distill_jax.models.transformer import parameter_count
+from distill_jax.perf.ledger import CAUSES
+from distill_jax.reports import findings, sweep_page
+from distill_jax.reports.findings import NAMES, Sweep
+from distill_jax.reports.heading import heading
+from distill_jax.reports.run_summary import first_passage
+from distill_jax.statistics import fits
+from distill_jax.statistics.conclusions import to_json
+from distill_jax.statistics.robustness import Attack, curves, read_attack
+
+Nodes = Mapping[str, Any]
+Spent = dict[str, float]
+
+
+def write_report(sweep: Any, workdir: Path) -> Path:
+    """Write `report/sweep.json` and the page of what is finished of a sweep, and return the page's path."""
+    return sweep_page.write(summarise(sweep) | heading(), workdir / "report")
+
+
+def summarise(sweep: Any) -> dict[str, Any]:
+    """Return the summary that `report/sweep.json` holds; the same nodes give the same summary."""
+    variants = _variants(sweep)
+    data = next((w.nodes["data"] for w in sweep.worlds if w.nodes["data"].done), None)
+    manifest = load_manifest(data.sealed(ROWS).parent) if data else {}
+    facts = len(manifest.get("facts", {}).get("heldout", ()))
+    read: dict[str, Attack] = {}
+    runs = [run for world in sweep.worlds for run in _runs(world, variants, facts, read)]
+    found = Sweep(runs, *({name: attack.scores(k) for name, attack in read.items()} for k in (0, -1)))
+    attacks = [n for world in sweep.worlds for n in world.nodes.values() if n.verb == "relearn"]
+    finished = {name for world in sweep.worlds for name, node in world.nodes.items() if node.done}
+    return {
+        "sweep": sweep.name,
+        "description": sweep.description,
+        "points": {"total": len(sweep.points), "finished": sum(set(names) <= finished for names in sweep.asked)},
+        "attack": _attack_settings(attacks[0].settings) if attacks else None,
+        "evaluated": manifest["evaluation"]["groups"] if manifest else {},
+        "sharing": _sharing(sweep),
+        "runs": runs,
+        "fits": fits.fit_all(runs),
+        "conclusions": [to_json(one) for one in findings.findings(found)],
+    }
+
+
+def _attack_settings(settings: Any) -> dict[str, Any]:
+    wanted = ("steps", "learning_rates", "seeds", "batch", "lora_rank")
+    return {key: value for key, value in dataclasses.asdict(settings).items() if key in wanted}
+
+
+# Settings that a run has fields for, or that only name what is asked.
+TOLD = {"seed", "undo.alphas", "undo.beta", "undo.method", "undo.shrink", "budget.steps", "model.hidden", "model.mlp"}
+
+
+def _variants(sweep: Any) -> dict[str, str]:
+    """Return for each node that is asked for in which other settings its points differ from the rest, as a text."""
+    values: dict[str, set[str]] = {}
+    for point in sweep.points:
+        for key in {key for other in sweep.points for key in other} - TOLD:
+            values.setdefault(key, set()).add(repr(point.get(key)))
+    varied = sorted(key for key, found in values.items() if len(found) > 1)
+    out: dict[str, str] = {}
+    for point, names in zip(sweep.points, sweep.asked, strict=True):
+        text = ", ".join(f"{key} = {point[key]}" for key in varied if key in point)
+        for name in names:
+            out.setdefault(name, text)
+    return out
+
+
+def _runs(world: Any, variants: Mapping[str, str], facts: int, read: dict[str, Attack]) -> list[dict[str, Any]]:
+    """Return the finished runs of one model size; their attacks go into `read`, by the runs' ids."""
+    nodes: Nodes = world.nodes
+    attacked = [n for n in nodes.values() if n.verb == "relearn" and n.done]
+    # What a node's cost is divided by: the attacked models that it had to be computed for, finished or not.
+    models = {n.inputs["start"] for n in nodes.values() if n.verb == "relearn"}
+    users = collections.Counter(past.name for name in models for past in _billed(nodes[name], nodes))
+    oracles = {n.settings.seed: n for n in nodes.values() if kind(n, nodes) == "oracle" and n.done}
+    size = parameter_count(world.experiment.model)
+    runs = []
+    for attack in attacked:
+        seen = read_attack(attack.rows(), prompts=attack.result().get("prompts_by_fact"), facts=facts)
+        read[attack.directory.name] = seen
+        runs.append(_run(attack, seen, nodes, users, oracles, size))
+    for run in runs:
+        if variants.get(run["id"]):
+            run["label"] += f" ({variants[run['id']]})"
+    return runs
+
+
+def _run(
+    attack: Any, seen: Attack, nodes: Nodes, users: Mapping[str, int], oracles: Mapping[int, Any], size: int
+) -> dict[str, Any]:
+    node = nodes[attack.inputs["start"]]
+    result, settings = node.result(), node.settings
+    start = nodes.get(node.inputs.get("start", ""))
+    damage = start.settings if start is not None and start.verb == "perturb" else None
+    what = kind(node, nodes)
+    method = _method(node, nodes)
+    alpha = damage.alpha if damage else 0.0 if what == "alpha 0" else None
+    beta = damage.beta if damage else 0.0 if what == "alpha 0" else None
+    compute = cost(node, nodes, users)
+    for way in compute.values():
+        way["attack"] = sum(attack.ledger()["flops"].values())
+    oracle = oracles.get(settings.seed)
+    retraining = training(cost(oracle, nodes, users)["whole"]) if oracle else None
+    outcome = attack.result()
+    drawn = curves(seen, outcome.get("diverged_at"))
+    passed = first_passage(node, oracle, nodes, ACCURACY) if oracle else None
+    against = {way: training(spent) / retraining for way, spent in compute.items()} if retraining else None
+    return {
+        "id": attack.directory.name,
+        "label": label(what, method, alpha, beta, getattr(settings, "steps", 0)),
+        "kind": what,
+        "method": method,
+        "alpha": alpha,
+        "beta": beta,
+        "seed": settings.seed,
+        "parameters": size,
+        "retain": result["retain"],
+        "forget": result["forget"],
+        "steps": result["steps"],
+        "max_steps": getattr(settings, "steps", 0),
+        "recovered": result["recovered"] if getattr(settings, "stop", False) else None,
+        "diverged": result["diverged"],
+        "attack": {
+            "steps": drawn["steps"],
+            "forget_heldout": drawn["forget_heldout"]["worst"],
+            "forget_shown": drawn["forget_shown"]["worst"],
+            "retain_at_worst": drawn["retain_at_worst"],
+            "members": outcome["members"],
+            "counted": drawn["counted"],
+            "diverged": outcome["diverged"],
+        },
+        "compute": compute,
+        "vs_retraining": against,
+        "vs_first_passage": {way: share / passed for way, share in against.items()} if against and passed else None,
+    }
+
+
+def kind(node: Any, nodes: Nodes) -> str:
+    """Return what a model is in the comparison, read off from how it was made."""
+    settings, start = node.settings, nodes.get(node.inputs.get("start", ""))
+    if node.verb == "pretrain":
+        return "reference" if settings.data == "all" else "oracle"
+    if node.verb == "unlearn":
+        return "suppressed"
+    if node.verb != "distill":
+        return str(node.verb)
+    teacher = nodes[node.inputs["teacher"]]
+    if start is None:
+        if kind(teacher, nodes) == "reference":
+            return "filtered" if settings.data == "filtered" else "student of the reference"
+        if teacher.verb == "pretrain":
+            return "distilled"
+        return "random student" if settings.stop else "equal compute"
+    if start.verb == "perturb":
+        return "undo" if start.settings.shrink else "noise only"
+    return "alpha 0" if start.name == teacher.name else "distilled"
+
+
+def label(kind: str, method: str | None, alpha: float | None, beta: float | None, steps: int) -> str:
+    """Return what a reader calls a model."""
+    of = f" of {NAMES.get(method, method)}" if method else ""
+    if kind == "undo":
+        return f"UNDO α = {alpha:g}, β = {beta:g}{of}"
+    if kind == "noise only":
+        return f"noise without shrinkage, αβ = {alpha * beta:g}{of}"  # type: ignore[operator]
+    if kind == "suppressed":
+        return f"{NAMES.get(str(method), method)}, suppressed"
+    if kind == "equal compute":
+        return f"random student, {steps} steps{of}"
+    return f"{LABELS.get(kind, kind)}{of}"
+
+
+LABELS = {
+    "reference": "reference (all data)",
+    "oracle": "oracle (retain data only)",
+    "alpha 0": "α = 0, no damage",
+    "filtered": "filtered, then distilled",
+}
+
+
+def _method(node: Any, nodes: Nodes) -> str | None:
+    """Return the unlearning method that a model goes back to."""
+    for name in ancestry([node.name], nodes):
+        if nodes[name].verb == "unlearn":
+            return str(nodes[name].settings.method)
+    return None
+
+
+def cost(node: Any, nodes: Nodes, users: Mapping[str, int]) -> dict[str, Spent]:
+    """Return the FLOPs by cause of a model and all that it was made from, counted in three ways.
+
+    `whole` as if it were made alone; `own` without the nodes that others use too; `amortised` with each node divided by
+    the number of its users. The reference is left out of what others were made from: it exists already and is to be
+    mended.
+    """
+    past = _billed(node, nodes)
+    return {
+        "whole": _sum((n.ledger()["flops"], 1.0) for n in past),
+        "own": _sum((n.ledger()["flops"], 1.0) for n in past if users[n.name] <= 1),
+        "amortised": _sum((n.ledger()["flops"], 1 / max(users[n.name], 1)) for n in past),
+    }
+
+
+def _billed(node: Any, nodes: Nodes) -> list[Any]:
+    past = [nodes[name] for name in ancestry([node.name], nodes)]
+    return [n for n in past if n.name == node.name or kind(n, nodes) != "reference"]
+
+
+def _sum(spent: Iterable[tuple[Spent, float]]) -> Spent:
+    total = dict.fromkeys(CAUSES, 0.0)
+    for flops, share in spent:
+        for cause, count in flops.items():
+            total[cause] += share * count
+    return total
+
+
+def training(spent: Spent) -> float:
+    """Return the FLOPs that "compute against retraining" counts: the student's and the teacher's."""
+    return spent["student"] + spent["teacher"]
+
+
+def _sharing(sweep: Any) -> dict[str, float]:
+    shared = unshared = 0.0
+    for world in sweep.worlds:
+        spent = {name: sum(n.ledger()["flops"].values()) for name, n in world.nodes.items() if n.done}
+        shared += sum(spent.values())
+        for names in sweep.asked_of(world):
+            unshared += sum(spent.get(name, 0.0) for name in ancestry(names, world.nodes))
+    return {"flops_shared": shared, "flops_unshared": unshared}

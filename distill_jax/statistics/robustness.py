@@ -1,0 +1,195 @@
+"""From the attackers' scores to the worst case: curves over attack steps, with bands over seeds and facts."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from distill_jax.evals.scale import ACCURACY, Scale
+from distill_jax.statistics.estimates import Scores, band
+
+FACTS = "facts"  # the kind of row that holds how many prompts of each held-out fact were answered right
+
+
+def interval(values: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+    """Return the Student-t interval of the mean over the first axis; NaN ends where there is a single value."""
+    n = values.shape[0]
+    mean = values.mean(axis=0)
+    if n < 2:
+        return np.full_like(mean, np.nan), np.full_like(mean, np.nan)
+    half = stats.t.ppf((1 + level) / 2, n - 1) * values.std(axis=0, ddof=1) / np.sqrt(n)
+    return mean - half, mean + half
+
+
+def attack_table(rows: Sequence[dict[str, Any]], part: str) -> tuple[list[int], list[float], np.ndarray]:
+    """Return (steps [K], learning rates [R], score [S, R, K]) of one part from an attack's evaluation rows.
+
+    A member that diverged stays at the score it had when it stopped.
+    """
+    rows = [row for row in rows if row["kind"] == "evaluation"]
+    return _table(rows, lambda row: np.nan if row[part] is None else row[part], ())
+
+
+def facts_table(rows: Sequence[dict[str, Any]], prompts: Sequence[int]) -> np.ndarray | None:
+    """Return the share of each held-out fact's prompts answered right, [S, R, K, F]; None where none was recorded."""
+    rows = [row for row in rows if row["kind"] == FACTS]
+    if not rows:
+        return None
+    asked = np.asarray(prompts, float)
+    return _table(rows, lambda row: np.asarray(row["correct"], float) / asked, asked.shape)[2]
+
+
+def _table(rows: Sequence[dict[str, Any]], value: Any, shape: tuple[int, ...]) -> tuple[list[int], list[float], Any]:
+    steps = sorted({row["step"] for row in rows})
+    labels = list(dict.fromkeys(row["member"] for row in rows))
+    rates = list(dict.fromkeys(_rate(label) for label in labels))
+    seeds = list(dict.fromkeys(_seed(label) for label in labels))
+    table = np.full((len(seeds), len(rates), len(steps), *shape), np.nan)
+    for row in rows:
+        at = seeds.index(_seed(row["member"])), rates.index(_rate(row["member"])), steps.index(row["step"])
+        table[at] = value(row)
+    for k in range(1, len(steps)):
+        table[:, :, k] = np.where(np.isnan(table[:, :, k]), table[:, :, k - 1], table[:, :, k])
+    return steps, rates, table
+
+
+def _rate(label: str) -> float:
+    return float(re.fullmatch(r"lr=([^,]+),seed=(\d+)", label)[1])  # type: ignore[index]
+
+
+def _seed(label: str) -> int:
+    return int(re.fullmatch(r"lr=([^,]+),seed=(\d+)", label)[2])  # type: ignore[index]
+
+
+@dataclasses.dataclass(frozen=True)
+class Attack:
+    """One model's attack: its worst case on held-out facts, by seed and by fact.
+
+    Attributes:
+      steps: [K], the attack steps at which was measured; rates: the attacker's learning rates.
+      by_seed: the worst case of each seed, [S, K].
+      by_fact: of each seed and fact, [S, K, F]; None where facts were not recorded.
+      prompts: [F]; facts: how many facts there are.
+      shown: the worst case on what the attacker trains on, [S, K].
+      retain: the retain score of the members that are worst on the held-out part, [S, K].
+      best: [K], the learning rate that brings back most on the mean of all seeds.
+    """
+
+    steps: list[int]
+    rates: list[float]
+    by_seed: np.ndarray
+    by_fact: np.ndarray | None
+    prompts: np.ndarray | None
+    facts: int
+    shown: np.ndarray
+    retain: np.ndarray
+    best: list[float | None]
+
+    def scores(self, k: int) -> Scores:
+        """Return the held-out scores at the k-th look."""
+        by_fact = None if self.by_fact is None else self.by_fact[:, k]
+        return Scores(self.by_seed[:, k], by_fact, self.prompts, self.facts)
+
+
+def read_attack(
+    rows: Sequence[dict[str, Any]], scale: Scale = ACCURACY, prompts: Sequence[int] | None = None, facts: int = 0
+) -> Attack:
+    """Read an attack's rows.
+
+    An attacker knows the best learning rate of each step and seed. Chosen and measured on the same facts it would look
+    better than it is: where facts were recorded, the rate is chosen on every other fact and measured on the rest, and
+    the other way round.
+
+    Args:
+      prompts: how often each held-out fact was asked, if facts were recorded.
+      facts: how many held-out facts there are.
+    """
+    steps, rates, heldout = attack_table(rows, "heldout")
+    shown, retain = (attack_table(rows, part)[2] for part in ("shown", "retain"))
+    by_fact = facts_table(rows, prompts) if prompts is not None else None
+    if by_fact is not None and by_fact.shape[:3] != heldout.shape:  # begun before facts were recorded
+        by_fact = None
+    # A single learning rate leaves no choice, and a single fact no halves.
+    halved = by_fact is not None and by_fact.shape[3] > 1
+    picks = [_chosen(by_fact, prompts, scale, half) for half in (1, 0)] if halved else [scale.argbest(heldout, axis=1)]
+    taken = [np.take_along_axis(retain, pick[:, None], axis=1)[:, 0] for pick in picks]
+    if halved:
+        each = [np.take_along_axis(by_fact, pick[:, None, :, None], axis=1)[:, 0] for pick in picks]
+        by_fact = np.where(np.arange(len(prompts)) % 2 == 0, *each)  # type: ignore[arg-type]
+        by_seed = np.average(by_fact, axis=2, weights=prompts)
+    else:
+        by_seed, by_fact = scale.best(heldout, axis=1), None
+    return Attack(
+        steps, rates, by_seed, by_fact, None if prompts is None else np.asarray(prompts, float), facts,
+        scale.best(shown, axis=1), np.mean(taken, axis=0),
+        _best_rates(heldout.mean(axis=0), rates, scale),
+    )  # fmt: skip
+
+
+def _best_rates(heldout: np.ndarray, rates: Sequence[float], scale: Scale) -> list[float | None]:
+    """Return the rate of most ability at each step, [K] of scores [R, K]; None where no attacker has a score."""
+    known = np.isfinite(heldout).any(axis=0)
+    best = scale.argbest(np.where(np.isnan(heldout), -scale.sign * np.inf, heldout), axis=0)
+    return [rates[i] if good else None for i, good in zip(best, known, strict=True)]
+
+
+def _chosen(by_fact: np.ndarray | None, prompts: Any, scale: Scale, half: int) -> np.ndarray:
+    """Return [S, K], the learning rate that does best on the facts whose number is odd (1) or even (0)."""
+    assert by_fact is not None
+    mean = np.average(by_fact[..., half::2], axis=3, weights=np.asarray(prompts)[half::2])
+    return scale.argbest(mean, axis=1)
+
+
+def worst_case(
+    rows: Sequence[dict[str, Any]],
+    diverged_at: Mapping[str, int] | None = None,
+    scale: Scale = ACCURACY,
+    prompts: Sequence[int] | None = None,
+    facts: int = 0,
+) -> dict[str, Any]:
+    """Return the attack's curves as a summary holds them: for each part the worst case, averaged over seeds.
+
+    `retain_at_worst` is the retain score of the very members that are worst on the held-out part, so that an attacker
+    who wrecks the model is seen to do so. `by_seed` keeps the worst of each seed, [S, K]. `counted` says how many
+    attackers had not diverged at each step.
+
+    Args:
+      diverged_at: member -> the step at which it diverged.
+    """
+    return curves(read_attack(rows, scale, prompts, facts), diverged_at, scale)
+
+
+def curves(attack: Attack, diverged_at: Mapping[str, int] | None = None, scale: Scale = ACCURACY) -> dict[str, Any]:
+    """Return an attack's curves as a summary holds them."""
+    stops = list((diverged_at or {}).values())
+    members = len(attack.by_seed) * len(attack.rates)
+    counted = [members - sum(stop < step for stop in stops) for step in attack.steps]
+    shown = [Scores(attack.shown[:, k]) for k in range(len(attack.steps))]
+    heldout = [attack.scores(k) for k in range(len(attack.steps))]
+    return {
+        "steps": attack.steps,
+        "counted": counted,
+        "forget_heldout": _curve(heldout, attack.by_seed, scale),
+        "forget_shown": _curve(shown, attack.shown, scale),
+        "retain_at_worst": _plain(attack.retain.mean(axis=0)),
+        "best_learning_rate": attack.best,
+    }
+
+
+def _curve(scores: Sequence[Scores], by_seed: np.ndarray, scale: Scale) -> dict[str, Any]:
+    ends = [band(one, scale) for one in scores]
+    return {
+        "worst": _plain(by_seed.mean(axis=0)),
+        "low": _plain(np.array([low for low, _ in ends])),
+        "high": _plain(np.array([high for _, high in ends])),
+        "by_seed": [_plain(seed) for seed in by_seed],
+    }
+
+
+def _plain(values: np.ndarray) -> list[float | None]:
+    return [None if np.isnan(v) else round(float(v), 6) for v in values]
