@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import copy
+import gzip
 import json
 import math
 import os
@@ -19,8 +21,10 @@ import pytest
 from plotly.offline import get_plotlyjs
 
 from distill_jax.config import ConfigError
-from distill_jax.reports import figures, run_page
+from distill_jax.reports import attack_curves, run_figures, run_page
+from distill_jax.reports.rendering import clean
 from distill_jax.reports.run_summary import redraw
+from distill_jax.reports.trace_style import trace_styles
 
 STEPS = list(range(0, 201, 10))
 HOSTILE = '<script>alert("x")</script><img src=http://evil.example/a.png> & \'"'
@@ -125,6 +129,11 @@ VARIANTS = {
 }
 
 
+def script_json(text: str) -> str:
+    """A string as it may stand in a script element."""
+    return "".join(f"\\u{ord(c):04x}" if c in "<>&'" else c for c in json.dumps(text))
+
+
 class Page(HTMLParser):
     """Collect what the tests ask about a page: elements, attributes, scripts and the text of table cells."""
 
@@ -137,6 +146,7 @@ class Page(HTMLParser):
         self._open, self._row = "", ""
         self.feed(html)
         self.close()
+        self.text = re.sub(r"[ \n]+", " ", self.text)  # as a browser shows it
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         attributes = {key: value or "" for key, value in attrs}
@@ -177,7 +187,6 @@ def test_page_has_no_external_references(variant: str) -> None:
     assert [link for link in links if not link.startswith(("#", "data:"))] == []
     own = page.styles + "".join(text for attributes, text in page.scripts if attributes.get("id") != "plotly")
     own += "".join(attributes.get("style", "") for _, attributes in page.tags)
-    own = own.replace(json.dumps(HOSTILE).replace("<", "\\u003c"), "")
     assert "body" in own and not re.search(r"url\s*\(|@import|import\s*\(|fetch\s*\(", own)
     assert {tag for tag, _ in page.tags}.isdisjoint({"iframe", "img", "object", "embed", "base"})
 
@@ -194,17 +203,19 @@ def test_figures_are_valid_plotly(variant: str) -> None:
 
 
 @pytest.mark.unit
-def test_plotly_is_inlined_once() -> None:
+def test_plotly_is_carried_once_and_compressed() -> None:
     html = run_page.render(example())
-    assert html.count(get_plotlyjs()) == 1
-    assert len(html) < len(get_plotlyjs()) + 400_000
+    (packed,) = [text for attributes, text in Page(html).scripts if attributes.get("id") == "plotly"]
+    assert gzip.decompress(base64.b64decode(packed, validate=True)).decode() == get_plotlyjs()
+    assert len(html) < 0.42 * len(get_plotlyjs()) + 400_000
 
 
 @pytest.mark.unit
 def test_strings_are_shown_and_inert() -> None:
     summary = example()
     page = Page(run_page.render(summary))
-    assert len(page.scripts) == 3 and not any("alert" in text for a, text in page.scripts if a.get("id") is None)
+    assert not any("alert" in text for a, text in page.scripts if a["id"] not in ("drawings", "plotly"))
+    assert script_json(f"hostile {HOSTILE}") in next(text for a, text in page.scripts if a["id"] == "drawings")
     told = [text for one in CONCLUSIONS for text in (one["statement"], one["evidence"])]
     told += [m["label"] for m in summary["models"]] + [summary["experiment"], summary["description"]]
     assert [text for text in told if text not in page.text] == []
@@ -227,15 +238,15 @@ def test_every_state_is_told_apart() -> None:
 @pytest.mark.unit
 @pytest.mark.parametrize("variant", ["full", "holes", "without_oracle"])
 def test_table_carries_the_numbers_of_the_summary(variant: str) -> None:
-    summary = run_page.clean(VARIANTS[variant]())
+    summary = clean(VARIANTS[variant]())
     rows = Page(run_page.render(summary)).rows
     assert list(rows) == [m["name"] for m in summary["models"]]
     for m in summary["models"]:
         groups = [m["by_group"].get(name, {}).get("accuracy") for name in ("add/equation", "mul/word")]
         worst = m["attack"]["forget_heldout"]["worst"] if m["attack"] else [None] * len(STEPS)
         attacked = [worst[0], worst[STEPS.index(100)], worst[-1]]
-        passage = [] if variant == "without_oracle" else [m.get("compute_vs_first_passage")]
-        costs = [m["compute_vs_oracle"], *passage]
+        relative = [m["compute_vs_oracle"], m.get("compute_vs_first_passage")]
+        costs = [] if variant == "without_oracle" else relative
         expected = [m["retain"], m["forget"], *groups, *attacked, m["steps"], *costs, m["recovered"]]
         assert [json.loads(value) if value else None for value, _ in rows[m["name"]]] == expected
         shown = [text for _, text in rows[m["name"]]]
@@ -292,22 +303,30 @@ def test_answer_without_oracle_or_attack() -> None:
 
 
 @pytest.mark.unit
-def test_looks_tell_models_apart() -> None:
+def test_styles_tell_models_apart() -> None:
     models = many()["models"]
-    drawn = figures.looks(models)
-    assert [look.role for look in drawn[:7]] == ["reference", "suppressed", "undo", "undo", "undo", "student", "oracle"]
-    assert len({look.colour for look in drawn if look.role == "undo"}) == 20  # two families share 0.4, 0.8 and 0.9
-    assert len({(look.colour, look.dash) for look in drawn}) == len(drawn)
+    drawn = trace_styles(models)
+    assert [style.role for style in drawn[:7]] == [
+        "reference",
+        "suppressed",
+        "undo",
+        "undo",
+        "undo",
+        "student",
+        "oracle",
+    ]
+    assert len({style.colour for style in drawn if style.role == "undo"}) == 20  # two families share 0.4, 0.8 and 0.9
+    assert len({(style.colour, style.dash) for style in drawn}) == len(drawn)
 
 
 @pytest.mark.unit
 def test_area_and_landmarks() -> None:
     attack = {"steps": [0, 10, 30], "forget_heldout": {"worst": [0.0, 1.0, 1.0], "low": [None] * 3, "high": []}}
     short = {"steps": [0, 10], "forget_heldout": {"worst": [0.0, 0.5]}}
-    assert figures.over_attack({"attack": attack}) == (pytest.approx(25 / 30), None, None)
-    assert figures.landmarks([{"attack": attack}, {"attack": None}, {"attack": short}]) == (0, 0, 10)
-    assert figures.landmarks([{"attack": None}]) is None
-    assert figures.at_step({"attack": short}, 30) == (None, None, None)
+    assert attack_curves.over_attack({"attack": attack}) == (pytest.approx(25 / 30), None, None)
+    assert attack_curves.landmarks([{"attack": attack}, {"attack": None}, {"attack": short}]) == (0, 0, 10)
+    assert attack_curves.landmarks([{"attack": None}]) is None
+    assert attack_curves.at_step({"attack": short}, 30) == (None, None, None)
 
 
 @pytest.mark.unit
@@ -344,7 +363,7 @@ def test_failed_write_leaves_the_old_report(tmp_path: Path, monkeypatch: pytest.
 def test_failed_render_touches_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_page.write(example(), tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    monkeypatch.setattr(figures, "compute", lambda *_: 1 / 0)
+    monkeypatch.setattr(run_figures, "compute", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run_page.write({**example(), "identity": "new"}, tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
@@ -360,6 +379,7 @@ def test_render_leaves_the_summary_alone() -> None:
 
 # Run in the page after its own scripts: use every control once and write down what it did.
 PROBE = """<script>
+drawn.then(() => {
 const seen = {}, visible = place => document.getElementById(place).data.filter(t => t.visible !== false).length;
 const count = () => curves.map(visible), column = index => [...document.querySelectorAll('#models-table tbody tr')]
   .map(row => row.cells[index].dataset.value);
@@ -377,6 +397,7 @@ head.querySelector('button').click(); seen.down = column(7);
 const note = document.body.appendChild(document.createElement('pre'));
 note.id = 'seen';
 note.textContent = JSON.stringify(seen);
+});
 </script>"""
 
 

@@ -19,7 +19,7 @@ import pytest
 from scipy import stats
 
 from distill_jax.reports import sweep_page
-from distill_jax.reports.run_page import clean
+from distill_jax.reports.rendering import clean
 from distill_jax.statistics import fits
 from tests.test_report import HOSTILE, Page, browse
 
@@ -293,7 +293,7 @@ def test_page_is_safe_and_whole(variant: str) -> None:
     html = sweep_page.render(made)
     page = Page(html)
     data = [text for attributes, text in page.scripts if attributes.get("id") == "drawings"]
-    assert json.loads(data[0])["runs"] == clean(made.get("runs") or []) and len(page.scripts) == 3
+    assert json.loads(data[0])["runs"] == clean(made.get("runs") or [])
     outside = {"img", "iframe", "object", "embed", "base"} & {tag for tag, _ in page.tags}
     links = [a["href"] for tag, a in page.tags if tag == "link"]
     assert not outside and links == ["data:,"] and not any("src" in a or "onerror" in a for _, a in page.tags)
@@ -336,6 +336,7 @@ def test_write_is_valid_json_that_draws_the_same_page(tmp_path: Path, monkeypatc
 
 # Run in the page after its own scripts: use every control and write down what it did.
 PROBE = """<script>
+drawn.then(() => {
 const seen = {}, plotted = place => document.getElementById(place);
 const marks = () => Object.fromEntries(plotted('compute').data.filter(t => t.customdata).flatMap(t => t.customdata.map(
   (key, i) => [key, [t.x[i], t.y[i], t.error_y?.array[i] ?? null, t.error_y?.arrayminus[i] ?? null]])));
@@ -386,6 +387,7 @@ seen.injected = document.querySelectorAll('img, [onerror], body script:not([id])
 const result = document.body.appendChild(document.createElement('pre'));
 result.id = 'seen';
 result.textContent = encodeURIComponent(JSON.stringify(seen));
+});
 </script>"""
 
 
@@ -509,7 +511,7 @@ def check_csv(text: str, runs: list[Run]) -> None:
 def test_browser_draws_odd_sweeps_without_a_word(tmp_path: Path, variant: str) -> None:
     made = ODD[variant]()
     seen, logged, _ = probe(made, tmp_path)
-    assert logged == [] and seen["injected"] == 2  # the page's script and the probe
+    assert logged == [] and seen["injected"] == 1  # the probe
     assert sorted(seen["start"]["rows"]) == sorted(r["id"] for r in made["runs"])
     whole = [r for r in made["runs"] if r.get("attack") and r.get("vs_retraining")]
     known = [r for r in whole if math.isfinite(r["attack"]["forget_heldout"][-1])]

@@ -20,6 +20,7 @@ from distill_jax.doublebind.seed_statistics import estimate, ratio
 from distill_jax.doublebind.verdict import Finding, Passage, Readout, Thresholds
 from distill_jax.io.files import write_sealed
 from distill_jax.reports import double_bind_page as page
+from distill_jax.reports.rendering import clean
 from distill_jax.reports.report_metadata import report_metadata
 from distill_jax.statistics.conclusions import line, to_json
 
@@ -46,7 +47,7 @@ def write(summary: Mapping[str, Any], identity: str, workdir: Path, seconds: flo
         "blind",
         "confusion",
     )
-    write_sealed(workdir / "report" / "verdict.json", page.clean({key: summary[key] for key in kept}))
+    write_sealed(workdir / "report" / "verdict.json", clean({key: summary[key] for key in kept}))
     return page.write(summary, workdir / "report")
 
 
