@@ -26,14 +26,14 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from distill_jax.data.text.text_config import SAMPLES
-from distill_jax.doublebind import auditbench_data
+from distill_jax.doublebind import auditbench_data, auditbench_preflight
 from distill_jax.doublebind.auditbench_data import AuditConfig, Organism
 from distill_jax.models.presets import preset
 from distill_jax.reports import auditbench_summary
 from distill_jax.stages import Distill, Import
 from distill_jax.stages.context import RunSettings
 
-DATA, CHECK, REPORT = AuditConfig, auditbench_summary.check_design, auditbench_summary.write_report
+DATA, CHECK, REPORT = AuditConfig, auditbench_preflight.check_design, auditbench_summary.write_report
 MODELS = {"qwen3-14b": "qwen3-14b", "llama-3.3-70b": "llama-3.3-70b", "smoke": "gemma-2-2b"}
 RECORDED = Path(__file__).parents[1] / "tests" / "recordings"  # a random model, its adapters, and items
 
@@ -103,5 +103,5 @@ def get_stages(c: ConfigDict) -> dict:
             stages[name] = Import(adapter=adapter if c.base.path else "", **kept)
             for channel in c.channels:
                 settings = {"start": "base", **CHANNELS[channel], **c.distill, "seed": c.seed + seed, "stop": False}
-                stages[f"{name}{auditbench_summary.THROUGH}{channel}"] = Distill(teacher=name, **settings)
+                stages[f"{name}{auditbench_preflight.THROUGH}{channel}"] = Distill(teacher=name, **settings)
     return stages
