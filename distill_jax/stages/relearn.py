@@ -18,7 +18,7 @@ from distill_jax.stages import pretrain
 from distill_jax.stages.context import PARTS, Context, Node
 from distill_jax.stages.training import Member, Program, train
 from distill_jax.train.settings import Training, of_training
-from distill_jax.train.step import DIVERGED
+from distill_jax.train.state import DIVERGED
 
 MOST_SEEDS = 1000  # each trains beside the others
 
