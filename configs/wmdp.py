@@ -125,7 +125,7 @@ def get_stages(c: ConfigDict) -> dict:
         tail = "" if name == "maxent" else f"-{name}"
         stages[f"damaged{tail}"] = Perturb(start=name, **c.undo, seed=c.seed)
         stages[f"undo{tail}"] = Distill(teacher=name, start=f"damaged{tail}", **c.distill, **how)
-    attacked = [name for name, stage in stages.items() if stage.VERB in ("unlearn", "distill")]
+    attacked = [name for name, stage in stages.items() if stage.kind in ("unlearn", "distill")]
     return stages | _attacks(c, attacked, {f"-{rate:g}": (rate,) for rate in c.attack.learning_rates})
 
 
