@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 from parity.record_choices import HERE, MODEL
-from parity.record_organisms import ADAPTERS, ORGANISMS
+from parity.record_organisms import ADAPTERS, EXPECTED, ORGANISMS
 from safetensors.numpy import load_file
 from test_cli import assert_refused, call
 
@@ -73,7 +73,7 @@ def test_it_ends_in_a_verdict_and_random_weights_give_none(finished):
 @pytest.mark.end_to_end
 def test_teachers_have_the_logits_of_peft(finished):
     """Kept beside the base they adapt, of whatever rank and to whichever matrices; recorded by PEFT itself."""
-    with np.load(ORGANISMS / "expected.npz") as file:
+    with np.load(EXPECTED) as file:
         said = dict(file)
     mesh = make_mesh(1, devices=jax.devices()[:1])
     apply = jax.jit(transformer.apply, static_argnums=0)
