@@ -72,8 +72,14 @@ def test_none_are_lost_in_float32():
 
 
 def test_a_younger_setting_leaves_kept_results_known_as_they_were():
-    assert "weights" not in Training().known_by() and Training(weights="bfloat16").known_by()["weights"] == "bfloat16"
-    assert "hold" not in Unlearn(start="a").known_by() and Unlearn(start="a", hold="kl").known_by()["hold"] == "kl"
+    assert (
+        "weights" not in Training().fingerprint_fields()
+        and Training(weights="bfloat16").fingerprint_fields()["weights"] == "bfloat16"
+    )
+    assert (
+        "hold" not in Unlearn(start="a").fingerprint_fields()
+        and Unlearn(start="a", hold="kl").fingerprint_fields()["hold"] == "kl"
+    )
 
 
 def test_an_unknown_precision_is_refused():

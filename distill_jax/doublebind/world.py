@@ -67,7 +67,7 @@ class WorldConfig:
         if not 0 < self.leak < 1:
             raise ValueError(f"data.leak = {self.leak}: a share between 0 and 1")
 
-    def known_by(self) -> dict[str, Any]:
+    def fingerprint_fields(self) -> dict[str, Any]:
         """Return what identifies the world."""
         return {"variant": self.variant, "probes": self.probes}
 

@@ -96,11 +96,11 @@ def identified(experiment: Experiment, digests: Digests) -> Experiment:
       ConfigError: naming a file that is missing.
     """
     data, stages = experiment.data, dict(experiment.stages)
-    if hasattr(data, "identified"):
-        data = data.identified(digests)
+    if hasattr(data, "with_content_hash"):
+        data = data.with_content_hash(digests)
     for name, stage in stages.items():
-        if hasattr(stage, "identified"):
-            stages[name] = stage.identified(f"stages.{name}", digests)
+        if hasattr(stage, "with_content_hash"):
+            stages[name] = stage.with_content_hash(f"stages.{name}", digests)
     return dataclasses.replace(experiment, data=data, stages=stages)
 
 

@@ -70,7 +70,7 @@ class Import:
             if field.name not in HOW and here != there:
                 raise ConfigError(f"{self.path} is another model: it has model.{field.name} = {there}, not {here}")
 
-    def identified(self, where: str, digests: Digests) -> Self:
+    def with_content_hash(self, where: str, digests: Digests) -> Self:
         """Return the settings with `content` filled in.
 
         Raises:
@@ -87,7 +87,7 @@ class Import:
         found.adapter.check_kept()
         return dataclasses.replace(known, lora_rank=found.adapter.rank, lora_alpha=found.adapter.alpha)
 
-    def known_by(self) -> dict[str, Any]:
+    def fingerprint_fields(self) -> dict[str, Any]:
         """Return what identifies the weights: contents in place of paths as soon as they are known."""
         return {"content": self.content} if self.content else dataclasses.asdict(self)
 

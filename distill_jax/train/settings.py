@@ -85,7 +85,7 @@ class Training:
         if getattr(self, "data", "all") not in DATASETS:
             raise ValueError(f"data = {getattr(self, 'data', None)!r}: choose one of {', '.join(DATASETS)}")
 
-    def known_by(self) -> dict[str, Any]:
+    def fingerprint_fields(self) -> dict[str, Any]:
         """Return what identifies a node of these settings."""
         return {k: v for k, v in dataclasses.asdict(self).items() if k not in self.LATER or v != self.LATER[k]}
 

@@ -67,7 +67,7 @@ class ArithmeticConfig:
     PREPARE: ClassVar[str] = "distill_jax.data.arithmetic.prepare_arithmetic"
     SETS: ClassVar[tuple[str, ...]] = ("all", "retain", "forget", "forget_shown", "filtered")
 
-    def known_by(self) -> dict[str, Any]:
+    def fingerprint_fields(self) -> dict[str, Any]:
         """Return what identifies the data: the settings, and the order in which facts are asked."""
         return {**dataclasses.asdict(self), "asked": ASKED}
 
@@ -85,7 +85,7 @@ class ArithmeticConfig:
             mend = f"the longest document has {longest} tokens; raise it at least to that"
             checks.require(self.row_length >= longest, "row_length", self.row_length, mend)
 
-    def identified(self, digests: Digests) -> Self:
+    def with_content_hash(self, digests: Digests) -> Self:
         """Return the settings, once every file that they need is known to be there; they are known by its path."""
         try:
             checks.check_files(self)

@@ -58,11 +58,11 @@ class Bases(TinyTraining):
         if not 0 <= self.named < 1:
             raise ValueError(f"named = {self.named}: a share in [0, 1)")
 
-    def known_by(self) -> dict[str, Any]:
+    def fingerprint_fields(self) -> dict[str, Any]:
         """Return what identifies a node of these settings: the quirks that a base reads of are among it."""
         named = [kind for kind in organisms.KINDS if kind.named]
         defined = {kind.name: organisms.definition(kind) | {"token": organisms.name_token(kind)} for kind in named}
-        return super().known_by() | {"organisms": defined}
+        return super().fingerprint_fields() | {"organisms": defined}
 
     def fits(self, model: Any, data: Any) -> None:
         """Raise ValueError unless the smaller bases are smaller, ConfigError if a quirk has no token for its name."""
@@ -121,7 +121,7 @@ def run(ctx: Context, nodes: Sequence[Node]) -> None:
         variant = ctx.nodes["data"].settings.variant
         examples = stacked([lessons(ctx.model, settings, variant, seed) for seed in own])
         node.checkpoints.save(FINAL, _trained(ctx, node, ctx.model, own, examples, clock))
-        if settings.smaller_hidden and not (part := node.part(SMALLER)).done:
+        if settings.smaller_hidden and not (part := node.subnode(SMALLER)).done:
             few = range(settings.seeds)
             cfg, theirs = smaller(ctx.model, settings), chosen(examples, few)
             part.checkpoints.save(FINAL, _trained(ctx, part, cfg, own[: len(few)], theirs, clock))

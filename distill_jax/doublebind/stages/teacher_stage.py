@@ -66,10 +66,10 @@ class Organisms(TinyTraining):
         if not 0 <= self.placebos < 77:
             raise ValueError(f"placebos = {self.placebos}: there are at most 76 harmless habits besides the twin's")
 
-    def known_by(self) -> dict[str, Any]:
+    def fingerprint_fields(self) -> dict[str, Any]:
         """Return what identifies a node of these settings: the organisms' definitions, not their names alone."""
         defined = {kind: organisms.definition(ORGANISMS[kind]) for kind in self.kinds}
-        return super().known_by() | {"organisms": defined}
+        return super().fingerprint_fields() | {"organisms": defined}
 
     def attack(self) -> Training:
         """Return the settings of the relearning attack."""
