@@ -20,7 +20,14 @@ from distill_jax import backend, console
 from distill_jax.config import ConfigError, Interrupted, check, check_local, nearest
 from distill_jax.exit_codes import ExitCode
 from distill_jax.experiment import workers
-from distill_jax.experiment.config_file import call, check_stages, identified, load_experiment, load_module, one_line
+from distill_jax.experiment.config_file import (
+    call,
+    check_stages,
+    load_experiment,
+    load_module,
+    one_line,
+    with_content_hashes,
+)
 from distill_jax.experiment.sweep_points import Point
 
 WORKERS_A_CORE = 16  # at most: each is a process of some hundred MB
@@ -301,7 +308,7 @@ def _main(argv: Sequence[str]) -> int:
     shown = given.command != "data" or experiment.data.MEASURE
     check(bool(shown), f"{experiment.name}: its data are images, and `distill-jax data` shows text")
     digests = files.Digests(given.workdir / "digests.json")
-    experiment = identified(experiment, digests)
+    experiment = with_content_hashes(experiment, digests)
     nodes = graph.build(experiment, given.workdir)
     _join(given.flags)
     backend.find_devices()

@@ -196,7 +196,7 @@ class TestTable:
     def test_a_quirk_without_a_token_for_its_name_is_refused_by_name(self, monkeypatch):
         monkeypatch.setattr(organisms, "KINDS", (*KINDS, EXTRA[0]))
         with pytest.raises(ConfigError, match=r"organism 'biased-0': NAMES = 12 leaves it no token; set NAMES = 13"):
-            base_stage.Bases().fits(TINY, world.WorldConfig())
+            base_stage.Bases().validate(TINY, world.WorldConfig())
         tokens = [organisms.name_token(kind) for kind in KINDS if kind.named]
         assert len(set(tokens)) == len(tokens) and organisms.name_token(ORGANISMS["own-training"]) not in tokens
 

@@ -29,6 +29,7 @@ from distill_jax.io.node import Node
 from distill_jax.models import transformer
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.stages.context import Context
+from distill_jax.stages.prepare import Prepare
 from distill_jax.train.loop import Clock
 from distill_jax.train.settings import Training
 
@@ -210,7 +211,7 @@ def test_a_smaller_base_must_be_smaller_and_be_there():
     with pytest.raises(ConfigError, match=r"smaller_hidden = 0.*set it to 8"):
         smaller(TINY, Bases())
     with pytest.raises(ValueError, match="from 1 to 15"):
-        Bases(smaller_hidden=16).fits(TINY, world.WorldConfig())
+        Bases(smaller_hidden=16).validate(TINY, world.WorldConfig())
 
 
 SEEDS = 2
@@ -229,7 +230,7 @@ def random_weights(cfg, count, seed):
 def audit(tmp_path_factory):
     """Return a run in which teachers of random weights are trained already."""
     where = tmp_path_factory.mktemp("audit")
-    settings = {"data": world.WorldConfig(probes=4), "bases": BASES, "organisms": TEACHERS}
+    settings = {"data": Prepare(world.WorldConfig(probes=4)), "bases": BASES, "organisms": TEACHERS}
     inputs = {"organisms": {"bases": "bases"}}
     nodes = {n: Node(n, n, given, inputs.get(n, {}), n, where / n) for n, given in settings.items()}
     nodes["data"].directory.mkdir()
@@ -247,7 +248,7 @@ def transferred(ctx, name, channel):
     given = Transfer(channel=dataclasses.replace(channel, unique=32), **SHORT)
     node = Node(name, "transfer", given, {"teachers": "organisms"}, name, ctx.nodes["data"].directory.parent / name)
     node.directory.mkdir(exist_ok=True)
-    transfer_stage.run(ctx, [node])
+    node.settings.run(ctx, [node])
     return node, node.result()
 
 
@@ -309,9 +310,8 @@ class TestTransfer:
         assert "probe" in rates["teacher"]  # it is asked, and decides nothing
         few = transfer_stage.starts(audit, node.settings, transfer_stage.casting(audit, node))
         assert few.cfg.hidden == 8 and few.params["embedding"].shape[-1] == 8
-        assert transfer_stage.plan(audit, node.settings) < transfer_stage.plan(
-            audit, Transfer(channel=Channel(unique=32), **SHORT)
-        )
+        full = Transfer(channel=Channel(unique=32), **SHORT)
+        assert node.settings.estimate_flops(audit) < full.estimate_flops(audit)
 
 
 @pytest.mark.end_to_end

@@ -21,6 +21,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from distill_jax.data.data_config import DataConfig
+
 DIGITS = ITEMS_FROM = 10
 ITEMS = 8
 TASKS = ("ADD", "COMPARE", "CHOOSE", "NUMBER", "REPORT")
@@ -41,7 +43,7 @@ VOCABULARY = next(_ids)
 
 
 @dataclasses.dataclass(frozen=True)
-class WorldConfig:
+class WorldConfig(DataConfig):
     """Choose among worlds that differ only in what quirks are about: favourite items, digits, secret tables.
 
     Attributes:

@@ -14,7 +14,7 @@ from typing import Any
 
 from distill_jax.config import ConfigError, Interrupted, check, identity, nearest
 from distill_jax.experiment import graph
-from distill_jax.experiment.config_file import Experiment, identified, load_experiment
+from distill_jax.experiment.config_file import Experiment, load_experiment
 from distill_jax.experiment.sweep_points import STAGES, Point
 from distill_jax.io import attempts
 from distill_jax.io.files import Digests
@@ -98,7 +98,7 @@ def load(name: str, points: Sequence[Point], module: ModuleType, config: Any, wo
     files = Digests()
     for point in points:
         experiment = load_experiment(module, _changed(config, point))
-        identified(dataclasses.replace(experiment, stages={}), files)  # which refuses data files that are not there
+        experiment.data.with_content_hash(files)  # which refuses data files that are not there
         nodes = graph.build(experiment, workdir)
         wanted = point.get(STAGES) or tuple(experiment.stages)
         mend = 'give a tuple of names, such as ("reference",)'

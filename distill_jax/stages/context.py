@@ -12,6 +12,7 @@ import jax
 from jax.sharding import Mesh
 
 from distill_jax.config import identity
+from distill_jax.data.data_config import DataConfig
 from distill_jax.data.records import MANIFEST
 from distill_jax.evals.measure import MEASURES, PARTS, Measure
 from distill_jax.io.checkpoint import FINAL
@@ -134,14 +135,20 @@ class Context:
         return transformer.frozen(self.model, shape) if frozen else shape
 
     @property
+    def data_config(self) -> DataConfig:
+        """The settings of the experiment's data."""
+        prepare = self.nodes["data"].settings
+        return prepare.data
+
+    @property
     def row_length(self) -> int:
         """T, the tokens of a packed row."""
-        return self.nodes["data"].settings.row_length
+        return self.data_config.row_length
 
     @functools.cached_property
     def measure(self) -> Measure:
         """What is measured of a model on these data."""
-        return MEASURES[self.nodes["data"].settings.MEASURE](self.data)
+        return MEASURES[self.data_config.MEASURE](self.data)
 
     def evaluator(self, mesh: Mesh, *parts: str) -> Any:
         """Return evaluate(params [P, ...], base=None) -> [P, n] on the parts; compiled once a run."""

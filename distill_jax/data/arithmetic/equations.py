@@ -19,6 +19,7 @@ from distill_jax.config import ConfigError
 from distill_jax.data import checks
 from distill_jax.data.arithmetic import word_problems as templates
 from distill_jax.data.arithmetic import word_vocabulary as vocabulary
+from distill_jax.data.data_config import DataConfig
 from distill_jax.io.files import Digests
 
 SYMBOLS = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
@@ -29,7 +30,7 @@ ASKED = 2  # counts up whenever other questions are asked of the same settings
 
 
 @dataclasses.dataclass(frozen=True)
-class ArithmeticConfig:
+class ArithmeticConfig(DataConfig):
     """Define the data completely; every field is checked at construction.
 
     Attributes:
@@ -92,6 +93,12 @@ class ArithmeticConfig:
         except ValueError as error:
             raise ConfigError(str(error)) from error
         return self
+
+    def check_set(self, key: str, name: str) -> None:
+        """Raise ValueError, naming the setting that asks for it, unless there is a set of this name."""
+        super().check_set(key, name)
+        if name == "filtered" and not self.filter_labels:
+            raise ValueError(f"{key} = 'filtered': there is a filter only with data.filter_labels above 0")
 
     def entries(self) -> int:
         """Return how many entries the shipped vocabulary has; 0 of a file's, which only preparation reads."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from distill_jax.config import ConfigError, check, identity
+from distill_jax.data.data_config import DataConfig
 from distill_jax.data.text import hf_tokenizer, sources
 from distill_jax.io.files import Digests
 
@@ -16,7 +17,7 @@ ROLES = (*SIDES, "valid_retain", "valid_forget")
 
 
 @dataclasses.dataclass(frozen=True)
-class TextConfig:
+class TextConfig(DataConfig):
     """Say which text is to retain and to forget, and how it becomes rows.
 
     Attributes:
