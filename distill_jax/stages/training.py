@@ -24,7 +24,7 @@ from distill_jax.io.checkpoint import FINAL
 from distill_jax.io.node import STATES
 from distill_jax.models import lora, transformer
 from distill_jax.perf.ledger import ledger
-from distill_jax.sharding.mesh import batch_sharding, laid_out, make_mesh
+from distill_jax.sharding.mesh import batch_sharding, make_mesh, with_shardings
 from distill_jax.stages.context import PARTS, Context, Node, seed_for
 from distill_jax.train import driver
 from distill_jax.train.layout import ShardedMembers
@@ -151,7 +151,7 @@ class Program:
         """Return what the step takes, (state, teacher, batch, base), as shapes with shardings."""
         starts = weights_shape(ctx.model, mesh, self.settings.lora_rank)
         state = jax.eval_shape(lambda tree: self.state(ctx, mesh, [tree]), starts)
-        state = laid_out(state, self.layout(ctx, mesh).state_shardings(state))
+        state = with_shardings(state, self.layout(ctx, mesh).state_shardings(state))
         shape, sharding = self._batch(ctx, mesh)
         column = jax.ShapeDtypeStruct(shape, np.int32, sharding=sharding)
         rows = dict.fromkeys(COLUMNS, column)

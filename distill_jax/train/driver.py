@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from distill_jax.perf import peaks, profile
-from distill_jax.sharding.distributed import chief
+from distill_jax.sharding.distributed import is_primary
 from distill_jax.train.loop import Clock, Hooks, Values, loop
 from distill_jax.train.metric_writers import MetricWriters, Row
 from distill_jax.train.saved_states import SavedStates
@@ -56,7 +56,7 @@ def _profiled(run: TrainingRun, inputs: StepInputs, start: int) -> Iterator[Call
     def step(state: State, teacher: Any, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
         return inputs.step(state, teacher, batch, inputs.base)
 
-    window = run.profile if run.nodes and chief() else ()
+    window = run.profile if run.nodes and is_primary() else ()
     directory = run.nodes[0].directory / "tensorboard" if run.nodes else Path()
     with profile.traced(step, window, directory, start) as traced:
         yield traced

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from distill_jax.models import lora
 from distill_jax.models.transformer import TransformerConfig
-from distill_jax.sharding.mesh import laid_out, padded, replicated, shardings
+from distill_jax.sharding.mesh import padded, replicated, shardings, with_shardings
 from distill_jax.train.state import Hyper, State, filling, fresh_state
 
 
@@ -77,7 +77,7 @@ class Layout(abc.ABC):
     def shape(self, state: State, index: Sequence[int]) -> State:
         """Return what `take` would, as shapes with shardings."""
         shape = jax.eval_shape(_take, state, np.asarray(index))
-        return laid_out(shape, self.state_shardings(shape))
+        return with_shardings(shape, self.state_shardings(shape))
 
     def put(self, state: State, piece: State, index: Sequence[int]) -> State:
         """Return the state, which is donated, with the chosen members, and the step, of another one."""

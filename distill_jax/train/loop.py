@@ -106,7 +106,7 @@ def loop(
             pending = None
 
     for s in range(start, settings.steps + 1):
-        preempted = distributed.told_to_stop()
+        preempted = distributed.preempted()
         if s > start and (preempted or s % settings.checkpoint_every == 0):
             settle()  # a run that continues from here never takes the last step again
             with clock.spent_on("save"):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from distill_jax.io.journal import Prefix
 from distill_jax.io.node import Node
-from distill_jax.sharding.distributed import chief
+from distill_jax.sharding.distributed import is_primary
 
 
 class Row(NamedTuple):
@@ -32,7 +32,7 @@ class MetricWriters:
     """Write rows to the metrics of nodes that continue from a step; only the primary process does."""
 
     def __init__(self, nodes: Iterable[Node], step: int):
-        unique = {node.name: node for node in nodes} if chief() else {}
+        unique = {node.name: node for node in nodes} if is_primary() else {}
         self._writers = {name: node.continued_metrics(step) for name, node in unique.items()}
 
     def write(self, step: int, rows: Iterable[Row]) -> None:

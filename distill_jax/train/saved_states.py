@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from distill_jax.io.checkpoint import Damaged
 from distill_jax.io.journal import Prefix
 from distill_jax.io.node import Node
-from distill_jax.sharding.distributed import chief
+from distill_jax.sharding.distributed import is_primary
 from distill_jax.train.layout import Layout
 from distill_jax.train.state import State
 
@@ -57,6 +57,6 @@ class SavedStates:
 
     def _forget_after(self, step: int) -> None:
         # Newer steps that cannot be used would crowd out those that are about to be saved.
-        for store in self._stores.values() if chief() else ():
+        for store in self._stores.values() if is_primary() else ():
             for later in filter(lambda saved: saved > step, store.steps()):
                 store.remove(later)
