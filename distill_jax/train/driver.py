@@ -31,7 +31,7 @@ def train(run: TrainingRun, state: State, clock: Clock | None = None) -> Outcome
     """
     clock = clock or Clock()
     saved = SavedStates(run.layout, run.nodes)
-    state = saved.restore(state, run.progress.say if run.progress else print)
+    state = saved.restore(state, print if run.progress is None else run.progress.say)
     start = int(state.step)
     with _closing(saved, MetricWriters(run.nodes, start)) as writers:
         inputs = run.inputs()
@@ -85,7 +85,7 @@ class _Monitor:
 
     def evaluate(self, step: int, state: State) -> np.ndarray | None:
         run = self._run
-        if run.progress:
+        if run.progress is not None:
             text, cost = "  ".join(filter(None, (self._losses, self._scores))), run.cost
             run.progress.step(step, run.settings.steps, cost.tokens, cost.planned_flops, text, self._ideal)
         if not run.evaluation or not run.evaluation.due(step):
