@@ -19,7 +19,8 @@ from distill_jax.evals.scale import ACCURACY
 from distill_jax.models import transformer
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.sharding.mesh import make_mesh
-from distill_jax.statistics.robustness import attack_table, interval, read_attack, worst_case
+from distill_jax.statistics.robustness import attack_table, curves, read_attack
+from distill_jax.statistics.student_t import mean_interval
 
 # A window of 3, so that left padding counted as a token would push real ones out of sight.
 CFG = TransformerConfig(
@@ -163,13 +164,14 @@ def test_a_member_without_finite_logits_has_no_answers_and_changes_nobody_elses(
 @pytest.mark.unit
 def test_an_attack_on_a_model_that_says_nothing_has_no_curve():
     """All rows are null, and of one attacker in another attack from the second step on."""
-    none = worst_case(attack_rows(blank=lambda seed, rate, step: True))
+    none = curves(read_attack(attack_rows(blank=lambda seed, rate, step: True)))
     assert none["forget_heldout"]["worst"] == none["retain_at_worst"] == none["best_learning_rate"] == [None] * 3
     json.dumps(none, allow_nan=False)
+    gone = lambda seed, rate, step: rate == 1e-3 and step > 0  # noqa: E731
     for sign in (1, -1):
         scale = dataclasses.replace(ACCURACY, sign=sign)
-        later = worst_case(attack_rows(blank=lambda seed, rate, step: rate == 1e-3 and step > 0), scale=scale)
-        dropped = worst_case(attack_rows(drop=lambda seed, rate, step: rate == 1e-3 and step > 0), scale=scale)
+        later = curves(read_attack(attack_rows(blank=gone), scale), scale=scale)
+        dropped = curves(read_attack(attack_rows(drop=gone), scale), scale=scale)
         assert later == dropped and None not in later["best_learning_rate"]
 
 
@@ -267,7 +269,7 @@ def test_attack_table():
 
 @pytest.mark.unit
 def test_worst_case_of_a_table_with_known_maxima():
-    out = worst_case(attack_rows())
+    out = curves(read_attack(attack_rows()))
     assert out["steps"] == STEPS
     maxima = [[0.1, 0.5, 0.6], [0.1, 0.4, 0.7], [0.1, 0.9, 0.8]]
     assert out["forget_heldout"]["by_seed"] == maxima
@@ -287,7 +289,7 @@ def test_worst_case_of_a_table_with_known_maxima():
 
 @pytest.mark.unit
 def test_a_single_seed_has_no_band():
-    out = worst_case([row for row in attack_rows() if row["member"].endswith("seed=1")])
+    out = curves(read_attack([row for row in attack_rows() if row["member"].endswith("seed=1")]))
     assert out["forget_heldout"]["worst"] == [0.1, 0.4, 0.7]
     assert out["forget_heldout"]["low"] == out["forget_heldout"]["high"] == [None] * 3
     assert out["retain_at_worst"] == [0.93, 0.51, 0.62]
@@ -298,7 +300,7 @@ def test_a_single_seed_has_no_band():
 def test_a_diverged_member_stays_where_it_stopped(how):
     """Seed 2's first rate has rows up to step 5 only; at 20 it still counts with what it had, 0.9 and 0.71."""
     gone = lambda seed, rate, step: (seed, rate) == (2, 1e-3) and step > 5  # noqa: E731
-    out = worst_case(attack_rows(**{how: gone}))
+    out = curves(read_attack(attack_rows(**{how: gone})))
     assert out["forget_heldout"]["by_seed"][2] == [0.1, 0.9, 0.9]
     assert out["forget_heldout"]["worst"][2] == pytest.approx((0.6 + 0.7 + 0.9) / 3, abs=1e-6)
     assert out["retain_at_worst"][2] == pytest.approx((0.22 + 0.62 + 0.71) / 3, abs=1e-6)
@@ -312,7 +314,7 @@ def test_a_diverged_member_stays_where_it_stopped(how):
 )
 def test_interval_is_the_t_interval(values, level):
     values = np.array(values)
-    low, high = interval(values, level)
+    low, high = mean_interval(values, level)
     for k in range(2):
         column = values[:, k]
         if np.ptp(column) < 1e-6:
@@ -323,7 +325,7 @@ def test_interval_is_the_t_interval(values, level):
 
 @pytest.mark.unit
 def test_interval_of_one_value_is_open():
-    low, high = interval(np.array([[0.3, 0.4]]))
+    low, high = mean_interval(np.array([[0.3, 0.4]]))
     assert np.isnan(low).all() and np.isnan(high).all()
 
 

@@ -28,7 +28,7 @@ from distill_jax.reports.premises import Model
 from distill_jax.sharding.mesh import make_mesh
 from distill_jax.statistics.conclusions import State
 from distill_jax.statistics.estimates import Scores
-from distill_jax.statistics.robustness import worst_case
+from distill_jax.statistics.robustness import curves, read_attack
 from tests import referee
 
 CFG = TransformerConfig(vocab=11, layers=1, hidden=8, mlp=12, heads=2, kv_heads=1, head_dim=4, query_scale=4.0)
@@ -133,7 +133,8 @@ def test_the_worst_case_takes_the_fewest_bits_and_the_retain_score_of_the_same_m
         row | {key: 2 - row[key] for key in PARTS} if row["kind"] == "evaluation" else row
         for row in test_evals.attack_rows()
     ]
-    bits, accuracy = worst_case(told, scale=BITS_PER_BYTE), worst_case(test_evals.attack_rows())
+    bits = curves(read_attack(told, BITS_PER_BYTE), scale=BITS_PER_BYTE)
+    accuracy = curves(read_attack(test_evals.attack_rows()))
     for part in ("forget_heldout", "forget_shown"):
         assert bits[part]["worst"] == pytest.approx([2 - value for value in accuracy[part]["worst"]])
     low, high = (np.array(bits["forget_heldout"][key]) for key in ("low", "high"))

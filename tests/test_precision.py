@@ -72,8 +72,9 @@ def test_none_are_lost_in_float32():
 
 
 def test_a_younger_setting_leaves_kept_results_known_as_they_were():
-    assert "weights" not in Training().known_by() and Training(weights="bfloat16").known_by()["weights"] == "bfloat16"
-    assert "hold" not in Unlearn(start="a").known_by() and Unlearn(start="a", hold="kl").known_by()["hold"] == "kl"
+    for younger, value in {"weights": "bfloat16", "hold": "kl"}.items():
+        assert younger not in Unlearn(start="a").fingerprint_fields()
+        assert Unlearn(start="a", **{younger: value}).fingerprint_fields()[younger] == value
 
 
 def test_an_unknown_precision_is_refused():

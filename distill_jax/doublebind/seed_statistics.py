@@ -16,6 +16,7 @@ import numpy as np
 from scipy import optimize, stats
 from statsmodels.stats import multitest
 
+from distill_jax.statistics import student_t
 from distill_jax.statistics.conclusions import Effect
 
 CONFIDENCE = 0.95
@@ -39,19 +40,14 @@ class Estimate:
         return Effect(name, self.mean, self.low, self.high, claim, threshold, self.seeds)
 
 
-@functools.cache
-def _quantile(confidence: float, freedom: int) -> float:
-    return float(stats.t.ppf((1 + confidence) / 2, freedom))
-
-
 def estimate(values: Values, confidence: float = CONFIDENCE) -> Estimate:
     """Return the mean of one number a seed with Student's two-sided interval."""
     x = _floats(values)
     if len(x) < 2:
         return Estimate(x[0] if x else math.nan, math.nan, math.nan, len(x))
     mean = math.fsum(x) / len(x)
-    half = _quantile(confidence, len(x) - 1) * math.sqrt(_covariance(x, x) / len(x))
-    return Estimate(mean, mean - half, mean + half, len(x))
+    low, high = student_t.interval(mean, math.sqrt(_covariance(x, x) / len(x)), len(x) - 1, confidence)
+    return Estimate(mean, low, high, len(x))
 
 
 def _floats(values: Values) -> list[float]:
@@ -75,7 +71,7 @@ def ratio(numerator: Values, denominator: Values, confidence: float = CONFIDENCE
     mean = top / bottom if bottom else math.nan
     if len(x) < 2 or not math.isfinite(mean):
         return Estimate(mean, math.nan, math.nan, len(x))
-    scale = _quantile(confidence, len(x) - 1) ** 2 / len(x)
+    scale = student_t.quantile(len(x) - 1, confidence) ** 2 / len(x)
     a = bottom**2 - scale * _covariance(y, y)
     b, c = top * bottom - scale * _covariance(x, y), top**2 - scale * _covariance(x, x)
     if a <= 0:
@@ -140,7 +136,7 @@ def seeds_needed(rate: float, level: float = 0.05) -> int:
 
 @functools.cache
 def _standard_errors(seeds: int, power: float) -> float:
-    critical = _quantile(CONFIDENCE, seeds - 1)
+    critical = student_t.quantile(seeds - 1, CONFIDENCE)
     return float(optimize.brentq(lambda nc: stats.nct.sf(critical, seeds - 1, nc) - power, 0.0, 3 * critical + 3))
 
 

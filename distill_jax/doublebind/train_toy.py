@@ -15,7 +15,6 @@ from jax.sharding import Mesh
 from distill_jax.data.feed import order
 from distill_jax.doublebind import toy_lm
 from distill_jax.doublebind.toy_lm import LENGTH, Examples
-from distill_jax.doublebind.world import VOCABULARY, WorldConfig
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops
 from distill_jax.sharding.mesh import make_mesh, replicated
@@ -36,13 +35,6 @@ class TinyTraining(Training):
         super().__post_init__()
         if self.lora_rank or self.microbatches > 1 or self.loss_on != "all" or self.weights != "float32":
             raise ValueError("lora_rank, microbatches, loss_on and weights do nothing here; leave them out")
-
-    def fits(self, model: Any, data: Any) -> None:
-        """Raise ValueError unless the model is a decoder of the world's vocabulary, and the data are a world's."""
-        if not isinstance(data, WorldConfig) or not isinstance(model, TransformerConfig):
-            raise ValueError("wants DATA = WorldConfig and a decoder, as configs/double_bind.py has")
-        if model.vocab != VOCABULARY:
-            raise ValueError(f"model.vocab = {model.vocab}: the world has {VOCABULARY} tokens; set it to that")
 
 
 @functools.cache

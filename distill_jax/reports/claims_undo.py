@@ -10,6 +10,7 @@ from scipy import stats
 
 from distill_jax.reports.attacked import Run
 from distill_jax.reports.premises import Model, difference, effect, finite, kept
+from distill_jax.statistics import student_t
 from distill_jax.statistics.conclusions import Conclusion, Effect, Premise, conclude, not_run
 
 CHEAP = 0.8  # of the oracle's compute: the upper end of what the paper names
@@ -103,6 +104,6 @@ def _three(models: Sequence[Model]) -> Premise:
 def _slope(name: str, x: np.ndarray, y: np.ndarray, claim: str, threshold: float, less: float = 0.0) -> Effect:
     """Return a least-squares slope with its Student-t interval at n − 2 degrees of freedom."""
     fit = stats.linregress(x, y)
-    half = float(stats.t.ppf(0.975, len(x) - 2)) * float(fit.stderr)
     middle = float(fit.slope) - less
-    return Effect(name, middle, middle - half, middle + half, claim, threshold, len(x))  # type: ignore[arg-type]
+    low, high = student_t.interval(middle, float(fit.stderr), len(x) - 2)
+    return Effect(name, middle, low, high, claim, threshold, len(x))  # type: ignore[arg-type]

@@ -20,7 +20,7 @@ from distill_jax.doublebind.seed_statistics import estimate, ratio
 from distill_jax.doublebind.verdict import Finding, Passage, Readout, Thresholds
 from distill_jax.io.files import write_sealed
 from distill_jax.reports import double_bind_page as page
-from distill_jax.reports.heading import heading
+from distill_jax.reports.report_metadata import report_metadata
 from distill_jax.statistics.conclusions import line, to_json
 
 
@@ -31,7 +31,7 @@ def write_report(experiment: Any, nodes: Mapping[str, Any], identity: str, workd
 
 def write(summary: Mapping[str, Any], identity: str, workdir: Path, seconds: float) -> Path:
     """Write `report/verdict.json`, `summary.json` and the page, and return the page's path; print what matters."""
-    summary = {**summary, "identity": identity, **heading(seconds)}
+    summary = {**summary, "identity": identity, **report_metadata(seconds)}
     print("\n".join(said(summary)))
     (workdir / "report").mkdir(parents=True, exist_ok=True)
     kept = (

@@ -18,7 +18,7 @@ from distill_jax.evals.scale import ACCURACY
 from distill_jax.reports.premises import RETAIN
 from distill_jax.statistics.conclusions import Conclusion, Effect, Premise, State, conclude, not_run
 from distill_jax.statistics.estimates import Scores, band, contrast
-from distill_jax.statistics.robustness import interval
+from distill_jax.statistics.student_t import mean_interval
 
 Run = Mapping[str, Any]
 NAMES: dict[str | None, str] = {"maxent": "MaxEnt", "graddiff": "GradDiff", "rmu": "RMU"}
@@ -144,7 +144,7 @@ def cheaper(sweep: Sweep, method: str, way: str) -> Conclusion:
         return _lacking(sweep, name, claim, "UNDO model beside its oracle at two training seeds", ["undo", "oracle"])
     if not cheap:
         least = min((found[1] for found in costs.values()), key=np.mean)
-        low, high = (float(end) for end in interval(least))
+        low, high = (float(end) for end in mean_interval(least))
         dear = Effect(
             "Least compute of those that recovered", float(least.mean()), low, high, "below", CHEAP, len(least)
         )

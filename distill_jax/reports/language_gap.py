@@ -24,7 +24,8 @@ from distill_jax.interop.model_source import open_model
 from distill_jax.io.files import read_json
 from distill_jax.io.node import CONFIG, DONE, ROWS, Node, finished
 from distill_jax.sharding.mesh import make_mesh
-from distill_jax.statistics.robustness import attack_table, interval
+from distill_jax.statistics.robustness import attack_table
+from distill_jax.statistics.student_t import mean_interval
 
 FROM, TO, KNOWN = "maxent", "oracle", "reference"
 
@@ -97,7 +98,7 @@ def attack_lines(workdir: Path, at: int, goals: Sequence[float]) -> Iterator[str
 
 
 def _band(values: np.ndarray) -> str:
-    low, high = interval(values)
+    low, high = mean_interval(values)
     return f"{values.mean():.3f} [{low:.3f}, {high:.3f}]"
 
 

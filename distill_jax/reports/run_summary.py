@@ -20,9 +20,9 @@ from distill_jax.io.files import read_sealed
 from distill_jax.io.node import ROWS
 from distill_jax.reports import double_bind_page, run_page, subliminal_page, sweep_page
 from distill_jax.reports.claims import judge
-from distill_jax.reports.heading import heading
 from distill_jax.reports.headline import headline
 from distill_jax.reports.premises import Model
+from distill_jax.reports.report_metadata import report_metadata
 from distill_jax.statistics.conclusions import to_json
 from distill_jax.statistics.robustness import Attack, curves, read_attack
 
@@ -175,7 +175,7 @@ def _curves(nodes: list[Any], attack: Attack, scale: Scale) -> dict[str, Any]:
 
 def write_report(experiment: Any, nodes: dict[str, Any], identity: str, workdir: Path, seconds: float) -> Path:
     """Write `report/summary.json` and `report/index.html`, and return the page's path."""
-    summary = summarise(experiment, nodes, identity) | heading(seconds)
+    summary = summarise(experiment, nodes, identity) | report_metadata(seconds)
     run_page.write(summary, workdir / "report")
     return workdir / "report" / "index.html"
 

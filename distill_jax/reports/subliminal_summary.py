@@ -14,7 +14,7 @@ import numpy as np
 
 from distill_jax.doublebind.seed_statistics import CONFIDENCE, Estimate, estimate, rank_trend
 from distill_jax.reports import subliminal_page as page
-from distill_jax.reports.heading import heading
+from distill_jax.reports.report_metadata import report_metadata
 from distill_jax.statistics.conclusions import Conclusion, Effect, Premise, conclude, line, not_run, to_json
 
 MARGIN = 0.05  # a gain within five points of accuracy counts as none
@@ -35,7 +35,7 @@ Table = dict[tuple[str, int], np.ndarray]  # (arm, ghosts) -> one number a seed
 
 def write_report(experiment: Any, nodes: Mapping[str, Any], identity: str, workdir: Path, seconds: float) -> Path:
     """Write `report/summary.json` and `report/index.html`, and return the page's path."""
-    summary = summarise(experiment, nodes) | {"identity": identity} | heading(seconds)
+    summary = summarise(experiment, nodes) | {"identity": identity} | report_metadata(seconds)
     print("\n".join(map(line, summary["conclusions"])))
     return page.write(summary, workdir / "report")
 

@@ -13,10 +13,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from scipy import stats
-
 from distill_jax.reports import figures, run_page
 from distill_jax.reports.run_page import MISSING, Summary, clean, text
+from distill_jax.statistics.student_t import quantile
 
 SOURCES = files(__package__)
 
@@ -40,7 +39,7 @@ def render(summary: Mapping[str, Any]) -> str:
         "runs": runs,
         "fits": data.get("fits") or {},
         "layout": figures.layout(),
-        "quantiles": stats.t.ppf(0.975, range(1, seeds)).tolist(),  # Student's t at 1, 2, ... degrees of freedom
+        "quantiles": [quantile(freedom) for freedom in range(1, seeds)],  # Student's t at 1, 2, ... degrees of freedom
     }
     head = _header(data) + _findings(data.get("conclusions") or []) + _completeness(data, runs, seeds)
     fits = data.get("fits") or {}

@@ -16,7 +16,7 @@ from distill_jax.models.transformer import parameter_count
 from distill_jax.perf.ledger import CAUSES
 from distill_jax.reports import findings, sweep_page
 from distill_jax.reports.findings import NAMES, Sweep
-from distill_jax.reports.heading import heading
+from distill_jax.reports.report_metadata import report_metadata
 from distill_jax.reports.run_summary import first_passage
 from distill_jax.statistics import fits
 from distill_jax.statistics.conclusions import to_json
@@ -28,7 +28,7 @@ Spent = dict[str, float]
 
 def write_report(sweep: Any, workdir: Path) -> Path:
     """Write `report/sweep.json` and the page of what is finished of a sweep, and return the page's path."""
-    return sweep_page.write(summarise(sweep) | heading(), workdir / "report")
+    return sweep_page.write(summarise(sweep) | report_metadata(), workdir / "report")
 
 
 def summarise(sweep: Any) -> dict[str, Any]:

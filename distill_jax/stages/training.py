@@ -25,8 +25,8 @@ from distill_jax.io.node import STATES
 from distill_jax.models import lora, transformer
 from distill_jax.perf import peaks, profile
 from distill_jax.perf.ledger import ledger
-from distill_jax.sharding.distributed import chief
-from distill_jax.sharding.mesh import batch_sharding, laid_out, make_mesh
+from distill_jax.sharding.distributed import is_primary
+from distill_jax.sharding.mesh import batch_sharding, make_mesh, with_shardings
 from distill_jax.stages.context import PARTS, Context, Node, seed_for
 from distill_jax.train.loop import Clock, loop
 from distill_jax.train.population import (
@@ -152,7 +152,7 @@ class Program:
         """Return what the step takes, (state, teacher, batch, base), as shapes with shardings."""
         starts = weights_shape(ctx.model, mesh, self.settings.lora_rank)
         state = jax.eval_shape(lambda tree: self.state(ctx, mesh, [tree]), starts)
-        state = laid_out(state, state_shardings(ctx.model, mesh, state))
+        state = with_shardings(state, state_shardings(ctx.model, mesh, state))
         shape, sharding = self._batch(ctx, mesh)
         column = jax.ShapeDtypeStruct(shape, np.int32, sharding=sharding)
         rows = dict.fromkeys(COLUMNS, column)
@@ -281,7 +281,7 @@ def train(
     fresh = program.adapters if program.base else lambda _, mesh: starts(mesh)
     state = _restore(ctx, stores, crew, program.state(ctx, mesh, fresh(ctx, mesh)), mesh)
     start = int(state.step)
-    books = {node.name: node.continued_metrics(start) for node in nodes} if chief() else {}
+    books = {node.name: node.continued_metrics(start) for node in nodes} if is_primary() else {}
     evaluator = ctx.evaluator(mesh, *parts)
     shown = {"loss": "", "score": ""}  # by the progress line
     tokens = settings.batch * ctx.row_length * len(crew)
@@ -334,7 +334,7 @@ def train(
 
     teacher, base = program.frozen(ctx, mesh)
     step, feed = functools.partial(program.build(mesh), base=base), program.batches(ctx, mesh)
-    window = ctx.run.profile if chief() else ()
+    window = ctx.run.profile if is_primary() else ()
     try:
         with profile.traced(step, window, nodes[0].directory / "tensorboard", start) as traced:
             state = loop(
@@ -389,11 +389,11 @@ def _restore(ctx: Context, stores: dict[str, Checkpoints], crew: Sequence[Member
 
     def like(name: str) -> Any:
         shape = jax.eval_shape(lambda s: take_state(ctx.model, mesh, s, places[name]), state)
-        return laid_out(shape, state_shardings(ctx.model, mesh, shape))
+        return with_shardings(shape, state_shardings(ctx.model, mesh, shape))
 
     def forget_after(step: int) -> None:
         # Newer steps that cannot be used would crowd out those that are about to be saved.
-        for store in stores.values() if chief() else ():
+        for store in stores.values() if is_primary() else ():
             for later in filter(lambda saved: saved > step, store.steps()):
                 store.remove(later)
 

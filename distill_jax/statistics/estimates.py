@@ -14,9 +14,9 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import special
 
 from distill_jax.evals.scale import Scale
+from distill_jax.statistics import student_t
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,22 +41,20 @@ class Estimate:
         """Return the estimate with one cause of error more."""
         return dataclasses.replace(self, parts=(*self.parts, (variance, freedom)))
 
-    def quantile(self, level: float = 0.95) -> float:
-        """Return Student's t for a two-sided interval, at the degrees of freedom of the sum (Satterthwaite 1946)."""
+    @property
+    def freedom(self) -> float:
+        """Return the degrees of freedom of the sum of all causes (Satterthwaite 1946)."""
         total = self.variance
         spread = sum(v**2 / df for v, df in self.parts if df < math.inf)
-        freedom = total**2 / spread if spread > 0 else max((df for _, df in self.parts), default=math.inf)
-        tail = (1 + level) / 2
-        return float(special.ndtri(tail) if freedom > 1e6 else special.stdtrit(freedom, tail))
+        return total**2 / spread if spread > 0 else max((df for _, df in self.parts), default=math.inf)
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
         """Return the ends of the symmetric interval; NaN where nothing is known of the error."""
-        half = self.quantile(level) * math.sqrt(self.variance)
-        return self.value - half, self.value + half
+        return student_t.interval(self.value, math.sqrt(self.variance), self.freedom, level)
 
     def share_interval(self, level: float = 0.95) -> tuple[float, float]:
         """Return the ends of an interval inside [0, 1]: Wilson's, at the number of trials that has this variance."""
-        p, t = self.value, self.quantile(level)
+        p, t = self.value, student_t.quantile(self.freedom, level)
         if not self.parts or math.isnan(p):
             return math.nan, math.nan
         trials = p * (1 - p) / self.variance if self.variance > 0 and 0 < p < 1 else self.n

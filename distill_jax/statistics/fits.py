@@ -14,7 +14,8 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from scipy import stats
+
+from distill_jax.statistics import student_t
 
 Run = Mapping[str, Any]
 Interval = dict[str, float | None]  # value, low, high
@@ -72,7 +73,7 @@ class Line:
 
     @property
     def _quantile(self) -> float:
-        return float(stats.t.ppf(0.975, len(self.x) - 2))
+        return student_t.quantile(len(self.x) - 2)
 
 
 def fit_all(runs: Sequence[Run]) -> dict[str, Any]:

@@ -8,22 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from distill_jax.evals.scale import ACCURACY, Scale
 from distill_jax.statistics.estimates import Scores, band
 
 FACTS = "facts"  # the kind of row that holds how many prompts of each held-out fact were answered right
-
-
-def interval(values: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
-    """Return the Student-t interval of the mean over the first axis; NaN ends where there is a single value."""
-    n = values.shape[0]
-    mean = values.mean(axis=0)
-    if n < 2:
-        return np.full_like(mean, np.nan), np.full_like(mean, np.nan)
-    half = stats.t.ppf((1 + level) / 2, n - 1) * values.std(axis=0, ddof=1) / np.sqrt(n)
-    return mean - half, mean + half
 
 
 def attack_table(rows: Sequence[dict[str, Any]], part: str) -> tuple[list[int], list[float], np.ndarray]:
@@ -145,14 +134,8 @@ def _chosen(by_fact: np.ndarray | None, prompts: Any, scale: Scale, half: int) -
     return scale.argbest(mean, axis=1)
 
 
-def worst_case(
-    rows: Sequence[dict[str, Any]],
-    diverged_at: Mapping[str, int] | None = None,
-    scale: Scale = ACCURACY,
-    prompts: Sequence[int] | None = None,
-    facts: int = 0,
-) -> dict[str, Any]:
-    """Return the attack's curves as a summary holds them: for each part the worst case, averaged over seeds.
+def curves(attack: Attack, diverged_at: Mapping[str, int] | None = None, scale: Scale = ACCURACY) -> dict[str, Any]:
+    """Return an attack's curves as a summary holds them: for each part the worst case, averaged over seeds.
 
     `retain_at_worst` is the retain score of the very members that are worst on the held-out part, so that an attacker
     who wrecks the model is seen to do so. `by_seed` keeps the worst of each seed, [S, K]. `counted` says how many
@@ -161,11 +144,6 @@ def worst_case(
     Args:
       diverged_at: member -> the step at which it diverged.
     """
-    return curves(read_attack(rows, scale, prompts, facts), diverged_at, scale)
-
-
-def curves(attack: Attack, diverged_at: Mapping[str, int] | None = None, scale: Scale = ACCURACY) -> dict[str, Any]:
-    """Return an attack's curves as a summary holds them."""
     stops = list((diverged_at or {}).values())
     members = len(attack.by_seed) * len(attack.rates)
     counted = [members - sum(stop < step for stop in stops) for step in attack.steps]

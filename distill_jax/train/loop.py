@@ -95,7 +95,7 @@ def loop(
             pending = None
 
     for s in range(start, settings.steps + 1):
-        told = distributed.told_to_stop()
+        told = distributed.preempted()
         if s > start and (told or s % settings.checkpoint_every == 0):
             settle()  # a run that continues from here never takes the last step again
             with clock.spent_on("save"):

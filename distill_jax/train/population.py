@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from distill_jax.models import lora, transformer
 from distill_jax.models.transformer import TransformerConfig
-from distill_jax.sharding.mesh import laid_out, padded, replicated, shardings
+from distill_jax.sharding.mesh import padded, replicated, shardings, with_shardings
 from distill_jax.train.step import RUNNING, UNUSED, State
 
 
@@ -40,7 +40,7 @@ def weights_shape(cfg: TransformerConfig, mesh: Mesh | None, rank: int = 0) -> A
     shape = jax.eval_shape(_init(cfg, rank), jax.random.key(0))
     if mesh is None:
         return shape
-    return laid_out(shape, shardings(mesh, lora.logical_axes(cfg, shape), shape))
+    return with_shardings(shape, shardings(mesh, lora.logical_axes(cfg, shape), shape))
 
 
 def draw_weights(cfg: TransformerConfig, mesh: Mesh, key: jax.Array, rank: int = 0) -> Any:

@@ -25,6 +25,7 @@ from jax.sharding import Mesh
 
 from distill_jax.config import check
 from distill_jax.data import images
+from distill_jax.data.data_config import DataConfig
 from distill_jax.data.feed import order
 from distill_jax.io.checkpoint import FINAL
 from distill_jax.models import mlp
@@ -32,6 +33,7 @@ from distill_jax.models.mlp import MLPConfig
 from distill_jax.perf.ledger import ledger
 from distill_jax.sharding.mesh import make_mesh, over_members
 from distill_jax.stages.context import Context, Node, seed_for
+from distill_jax.stages.stage import Stage
 from distill_jax.train.cohort import continued, make_crew, placing
 from distill_jax.train.loop import Clock, loop
 from distill_jax.train.settings import Training
@@ -64,7 +66,7 @@ LOSSES = {"kl": kl, "mse": mse}
 
 
 @dataclasses.dataclass(frozen=True)
-class Subliminal(Training):
+class Subliminal(Stage, Training):
     """Train teachers on digits, and students on their ghost logits.
 
     The inherited settings are the students', whose images are noise. Training is plain Adam for both.
@@ -93,10 +95,10 @@ class Subliminal(Training):
     teacher_learning_rate: float = 3e-4
     seeds: int = 20
 
-    VERB: ClassVar[str] = "subliminal"
-    INPUTS: ClassVar[tuple[str, ...]] = ()
+    kind: ClassVar[str] = "subliminal"
+    leaves_model: ClassVar[bool] = False
 
-    def fits(self, model: Any, data: Any) -> None:
+    def validate(self, model: Any, data: DataConfig) -> None:
         """Raise ValueError unless the model is an MLP of the data's pixels with enough ghost logits."""
         if not isinstance(model, MLPConfig) or not isinstance(data, images.ImagesConfig):
             raise ValueError(
@@ -126,6 +128,16 @@ class Subliminal(Training):
             raise ValueError(f"alphas = {self.alphas}: each lies between 0, which is 'same init', and 1")
         if self.lora_rank or self.microbatches > 1:
             raise ValueError("lora_rank and microbatches do nothing here; leave them out")
+
+    def estimate_flops(self, ctx: Context) -> float:
+        """Return the FLOPs of one node."""
+        return sum(costs(ctx.model, self).values())
+
+    def run(self, ctx: Context, nodes: Sequence[Node]) -> None:
+        """Train each node's teachers, then its students."""
+        check(jax.process_count() == 1, "the subliminal experiment is too small for several hosts: run it on one")
+        for node in nodes:
+            _run(ctx, node)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,13 +259,6 @@ def build_evaluation(settings: Subliminal, mesh: Mesh) -> Any:
     return jax.jit(lambda state, *shared: over_members(one, mesh)({"params": state.params, **state.hyper}, shared))
 
 
-def run(ctx: Context, nodes: Sequence[Node]) -> None:
-    """Train each node's teachers, then its students."""
-    check(jax.process_count() == 1, "the subliminal experiment is too small for several hosts: run it on one")
-    for node in nodes:
-        _run(ctx, node)
-
-
 def _run(ctx: Context, node: Node) -> None:
     cfg, settings, crew, clock = ctx.model, node.settings, students(node.settings), Clock()
     own, fresh = (_numbers(draw(cfg, _keys(settings, purpose))) for purpose in ("own", "fresh"))
@@ -281,7 +286,7 @@ def _run(ctx: Context, node: Node) -> None:
 
     def evaluate(step: int, state: State) -> None:
         nonlocal found
-        ctx.progress.step(step, settings.steps, settings.batch * len(crew), plan(ctx, settings), said)
+        ctx.progress.step(step, settings.steps, settings.batch * len(crew), settings.estimate_flops(ctx), said)
         if step % settings.evaluate_every and step < settings.steps:
             return
         with clock.spent_on("evaluate"):
@@ -357,7 +362,7 @@ def _numbers(tree: Any) -> Any:
 
 
 def _seed(settings: Subliminal, *purpose: Any) -> int:
-    return seed_for(settings.seed, Subliminal.VERB, *purpose)
+    return seed_for(settings.seed, Subliminal.kind, *purpose)
 
 
 def _keys(settings: Subliminal, purpose: str) -> jax.Array:
@@ -374,8 +379,3 @@ def costs(cfg: MLPConfig, settings: Subliminal) -> dict[str, float]:
         "teacher": one * (schooling + settings.steps * settings.batch * seeds),
         "evaluation": one * looks * members * (images.TEST + UNSEEN),
     }
-
-
-def plan(ctx: Context, settings: Subliminal) -> float:
-    """Return the FLOPs of one node."""
-    return sum(costs(ctx.model, settings).values())
