@@ -14,6 +14,7 @@ import argparse
 import hashlib
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -170,7 +171,7 @@ def _short(value: Any) -> str:
 
 def check(name: str, record: Path | None, against: Path | None, scratch: Path) -> bool:
     """Run a name, record or compare it, print one line and what differs; return whether all is well."""
-    began = time.monotonic()
+    began, before = time.monotonic(), _processor_seconds()
     kept = json.loads((against / f"{name}.json").read_text()) if against else None
     try:
         now = run(name, scratch)
@@ -182,9 +183,16 @@ def check(name: str, record: Path | None, against: Path | None, scratch: Path) -
         (record / f"{name}.json").write_text(json.dumps(now, sort_keys=True, indent=1, ensure_ascii=False) + "\n")
     found = list(differences(kept, now)) if kept else []
     verdict = f"{len(found)} differences" if found else "same" if kept else f"recorded, {len(now['nodes'])} nodes"
-    print(f"{name}: {verdict}  ({time.monotonic() - began:.0f} s)", flush=True)
+    spent = f"{time.monotonic() - began:.0f} s, {_processor_seconds() - before:.0f} s of processor time"
+    print(f"{name}: {verdict}  ({spent})", flush=True)
     print(*(f"  {line}\n" for line in found[:SHOWN]), sep="", end="", flush=True)
     return not found
+
+
+def _processor_seconds() -> float:
+    """Return what finished child processes have used so far."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def main(argv: Sequence[str] | None = None) -> int:
