@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from distill_jax import graph
-from distill_jax.experiment import identified, load_experiment, load_module
+from distill_jax.experiment import graph
+from distill_jax.experiment.config_file import identified, load_experiment, load_module
 from distill_jax.io.files import Digests
 
 ROOT = Path(__file__).parents[1]
