@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from distill_jax.experiment import graph
-from distill_jax.experiment.config_file import with_content_hash, load_experiment, load_module
+from distill_jax.experiment.config_file import load_experiment, load_module, with_content_hashes
 from distill_jax.io.files import Digests
 
 ROOT = Path(__file__).parents[1]
@@ -38,7 +38,7 @@ def identities(named: str) -> dict[str, str]:
     module = load_module(ROOT / f"configs/{config}.py", "get_stages", "")
     experiment = load_experiment(module, module.get_config(preset))
     if "smoke" in preset:
-        experiment = with_content_hash(experiment, Digests())
+        experiment = with_content_hashes(experiment, Digests())
     return {name: node.identity for name, node in graph.build(experiment, Path("nowhere")).items()}
 
 
