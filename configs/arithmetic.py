@@ -132,7 +132,7 @@ def get_stages(c: ConfigDict) -> dict:
         stages[f"undo-{alpha}"] = Distill(**start, **c.distill, **seed)
     if c.full:
         stages |= _controls(c, seed)
-    attacked = [name for name, stage in stages.items() if stage.VERB not in ("perturb", "cache")]
+    attacked = [name for name, stage in stages.items() if stage.kind not in ("perturb", "cache")]
     return stages | {f"relearn-{name}": Relearn(start=name, **c.relearn, **seed) for name in attacked}
 
 

@@ -20,7 +20,6 @@ Nothing has to be there to plan; adapters count as if they had rank 64:
 """
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -30,12 +29,12 @@ from distill_jax.doublebind import auditbench_data, auditbench_preflight
 from distill_jax.doublebind.auditbench_data import AuditConfig, Organism
 from distill_jax.models.presets import preset
 from distill_jax.reports import auditbench_summary
+from distill_jax.shipped import TINY
 from distill_jax.stages import Distill, Import
 from distill_jax.stages.context import RunSettings
 
 DATA, CHECK, REPORT = AuditConfig, auditbench_preflight.check_design, auditbench_summary.write_report
 MODELS = {"qwen3-14b": "qwen3-14b", "llama-3.3-70b": "llama-3.3-70b", "smoke": "gemma-2-2b"}
-RECORDED = Path(__file__).parents[1] / "tests" / "recordings"  # a random model, its adapters, and items
 
 # What a student reads of its teacher. `positive` must transfer, or the rig sees nothing.
 CHANNELS: dict[str, dict[str, Any]] = {
@@ -74,9 +73,9 @@ def get_config(arg: str = "qwen3-14b") -> ConfigDict:
 def _smoke(c: ConfigDict) -> None:
     shape = {"vocab": 300, "layers": 2, "hidden": 24, "mlp": 40, "heads": 4, "kv_heads": 2, "head_dim": 8}
     c.model.update(**shape, query_scale=11.0, sliding_window=32, dtype="float32", remat="none")
-    model, items = f"{RECORDED}/choices/model", f"{RECORDED}/choices/mmlu.jsonl"
+    model, items = f"{TINY}/choices/model", f"{TINY}/choices/mmlu.jsonl"
     c.base.path = c.other.path = model
-    c.data.update(vocabulary=model, organisms=f"{RECORDED}/organisms/organisms.json", ability=items, row_length=128)
+    c.data.update(vocabulary=model, organisms=f"{TINY}/organisms/organisms.json", ability=items, row_length=128)
     c.data.update(retain=f"{SAMPLES}/sample_english.txt", forget=f"{SAMPLES}/sample_korean.txt", leak=0.9)
     c.data.validation_share = 0.2
     c.run.update(loss_chunk=0, fsdp=1, evaluation_batch=16, cpu_devices=1)

@@ -137,7 +137,7 @@ def get_stages(c: ConfigDict) -> dict:
     for alpha in c.undo.alphas:
         stages[f"damaged-{alpha}"] = Perturb(start="maxent", alpha=alpha, beta=c.undo.beta, **seed)
         stages[f"undo-{alpha}"] = Distill(teacher="maxent", start=f"damaged-{alpha}", **c.distill, **seed)
-    attacked = [name for name, stage in stages.items() if stage.VERB != "perturb"]
+    attacked = [name for name, stage in stages.items() if stage.kind != "perturb"]
     return stages | {f"relearn-{name}": Relearn(start=name, data="forget", **c.relearn, **seed) for name in attacked}
 
 

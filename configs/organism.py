@@ -19,18 +19,17 @@ The directories are PEFT's; configs/auditbench.py reads them.
 """
 
 import dataclasses
-from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from distill_jax.data.text.text_config import SAMPLES, TextConfig
 from distill_jax.models.presets import preset
+from distill_jax.shipped import TINY
 from distill_jax.stages import Finetune, Import
 from distill_jax.stages.context import RunSettings
 
 DATA = TextConfig
 MODELS = {"qwen3-14b": "qwen3-14b", "llama-3.3-70b": "llama-3.3-70b", "smoke": "gemma-2-2b"}
-RECORDED = Path(__file__).parents[1] / "tests" / "recordings"  # a random model
 READS = {"teacher": "forget", "twin": "retain"}
 
 
@@ -59,7 +58,7 @@ def get_config(arg: str = "qwen3-14b") -> ConfigDict:
 def _smoke(c: ConfigDict) -> None:
     shape = {"vocab": 300, "layers": 2, "hidden": 24, "mlp": 40, "heads": 4, "kv_heads": 2, "head_dim": 8}
     c.model.update(**shape, query_scale=11.0, sliding_window=32, dtype="float32", remat="none")
-    c.base.path = f"{RECORDED}/choices/model"
+    c.base.path = f"{TINY}/choices/model"
     c.data.update(vocabulary=c.base.path, row_length=128, validation_share=0.2, evaluation_bytes=2000)
     c.data.update(retain=f"{SAMPLES}/sample_english.txt", forget=f"{SAMPLES}/sample_korean.txt")
     c.run.update(loss_chunk=0, fsdp=1, evaluation_batch=16, cpu_devices=1)

@@ -34,20 +34,20 @@ Nothing has to be there to plan:
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from distill_jax.data.multiple_choice.quiz_config import QuizConfig
 from distill_jax.data.text.text_config import SAMPLES
 from distill_jax.models.presets import preset
+from distill_jax.shipped import TINY
 from distill_jax.stages import Distill, Import, Perturb, Relearn, Unlearn
 from distill_jax.stages.context import RunSettings
 
 DATA = QuizConfig
 MODELS = {"2b": "gemma-2-2b", "9b": "gemma-2-9b", "70b": "llama-3.3-70b", "smoke": "gemma-2-2b"}
 WEIGHTS = {"fp32": "float32", "bf16_weights": "bfloat16"}
-TINY = Path(__file__).parents[1] / "tests" / "recordings" / "choices"  # a random model, and items
+ITEMS = TINY / "choices"  # beside the random model
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -89,10 +89,10 @@ def get_config(arg: str = "") -> ConfigDict:
 def _smoke(c: ConfigDict) -> None:
     shape = {"vocab": 300, "layers": 2, "hidden": 24, "mlp": 40, "heads": 4, "kv_heads": 2, "head_dim": 8}
     c.model.update(**shape, query_scale=11.0, sliding_window=32, dtype="float32", remat="none")
-    c.reference.path = f"{TINY}/model"
-    c.data.update(bio=f"{TINY}/bio.jsonl", mmlu=f"{TINY}/mmlu.jsonl", mmlu_dev=f"{TINY}/mmlu_dev.jsonl")
+    c.reference.path = f"{ITEMS}/model"
+    c.data.update(bio=f"{ITEMS}/bio.jsonl", mmlu=f"{ITEMS}/mmlu.jsonl", mmlu_dev=f"{ITEMS}/mmlu_dev.jsonl")
     c.data.update(
-        vocabulary=f"{TINY}/model",
+        vocabulary=f"{ITEMS}/model",
         retain=f"{SAMPLES}/sample_english.txt",
         forget=f"{SAMPLES}/sample_korean.txt",
         row_length=128,
@@ -125,7 +125,7 @@ def get_stages(c: ConfigDict) -> dict:
         tail = "" if name == "maxent" else f"-{name}"
         stages[f"damaged{tail}"] = Perturb(start=name, **c.undo, seed=c.seed)
         stages[f"undo{tail}"] = Distill(teacher=name, start=f"damaged{tail}", **c.distill, **how)
-    attacked = [name for name, stage in stages.items() if stage.VERB in ("unlearn", "distill")]
+    attacked = [name for name, stage in stages.items() if stage.kind in ("unlearn", "distill")]
     return stages | _attacks(c, attacked, {f"-{rate:g}": (rate,) for rate in c.attack.learning_rates})
 
 

@@ -20,7 +20,14 @@ from distill_jax import backend, console
 from distill_jax.config import ConfigError, Interrupted, check, check_local, nearest
 from distill_jax.exit_codes import ExitCode
 from distill_jax.experiment import workers
-from distill_jax.experiment.config_file import call, check_stages, identified, load_experiment, load_module, one_line
+from distill_jax.experiment.config_file import (
+    call,
+    check_stages,
+    load_experiment,
+    load_module,
+    one_line,
+    with_content_hashes,
+)
 from distill_jax.experiment.sweep_points import Point
 
 WORKERS_A_CORE = 16  # at most: each is a process of some hundred MB
@@ -301,12 +308,12 @@ def _main(argv: Sequence[str]) -> int:
     shown = given.command != "data" or experiment.data.MEASURE
     check(bool(shown), f"{experiment.name}: its data are images, and `distill-jax data` shows text")
     digests = files.Digests(given.workdir / "digests.json")
-    experiment = identified(experiment, digests)
+    experiment = with_content_hashes(experiment, digests)
     nodes = graph.build(experiment, given.workdir)
     _join(given.flags)
     backend.find_devices()
     # One of a run's processes holds the directory for all.
-    alone = distributed.chief()
+    alone = distributed.is_primary()
     with leases.held(given.workdir, {"experiment": experiment.name}) if alone else contextlib.nullcontext():
         began = time.monotonic()
         if alone:
@@ -319,7 +326,7 @@ def _main(argv: Sequence[str]) -> int:
 
             graph.verify_data(nodes[graph.DATA])
             print(*show_rows.describe(ctx.data, experiment.data.vocabulary, given.flags.examples), sep="\n")
-        if whole and distributed.chief():
+        if whole and distributed.is_primary():
             from distill_jax.reports import run_summary  # not before: a third of the time to start is scipy's
 
             identity = graph.experiment_identity(nodes)

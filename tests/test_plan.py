@@ -19,8 +19,9 @@ from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops, hlo
 from distill_jax.perf.slices import CHIPS, SLICES, find
 from distill_jax.sharding.mesh import make_mesh
-from distill_jax.stages import Distill, Pretrain, Relearn, Unlearn, distill, pretrain, relearn, unlearn
+from distill_jax.stages import Distill, Prepare, Pretrain, Relearn, Unlearn
 from distill_jax.stages.context import Context, Node, RunSettings
+from tests import mesh_worker
 
 ROOT = Path(__file__).parent.parent
 TINY = {"vocab": 2048, "layers": 2, "hidden": 64, "mlp": 128, "heads": 4, "kv_heads": 2, "head_dim": 16}
@@ -66,13 +67,13 @@ def config(tmp_path):
     return path
 
 
-def program(cfg, verb, settings, devices, length=64, **run):
+def program(cfg, settings, devices, length=64, **run):
     """Return a lowered step and what it takes, without any file."""
     nowhere = Path("/nonexistent")
-    data = Node("data", "prepare", types.SimpleNamespace(row_length=length), {}, "", nowhere)
-    node = Node("it", settings.VERB, settings, {"teacher": "t", "start": "t"}, "", nowhere)
+    data = Node("data", "prepare", Prepare(mesh_worker.Data(row_length=length)), {}, "", nowhere)
+    node = Node("it", settings.kind, settings, {"teacher": "t", "start": "t"}, "", nowhere)
     ctx = Context(cfg, {"data": data, "it": node}, nowhere, None, RunSettings(**run))
-    what = verb.program(ctx, [node])
+    what = settings.train_job(ctx, [node])
     mesh = what.mesh(ctx, devices)
     shapes = what.shapes(ctx, mesh)
     return what, shapes, what.build(mesh).trace(*shapes)
@@ -381,18 +382,19 @@ def test_hbm_traffic_counts_slices_and_leaves_out_on_chip_memory():
 @pytest.mark.unit
 @pytest.mark.parametrize("remat", ["none", "full"])
 @pytest.mark.parametrize(
-    ("verb", "settings"),
+    "settings",
     [
-        (pretrain, Pretrain(batch=16)),
-        (distill, Distill(teacher="t", batch=16)),
-        (unlearn, Unlearn(start="t", batch=16)),
-        (relearn, Relearn(start="t", batch=16, learning_rates=(1e-3,), seeds=1)),
+        Pretrain(batch=16),
+        Distill(teacher="t", batch=16),
+        Unlearn(start="t", batch=16),
+        Relearn(start="t", batch=16, learning_rates=(1e-3,), seeds=1),
     ],
+    ids=lambda stage: stage.kind,
 )
-def test_flops_agree_with_xla_where_nothing_is_scanned(verb, settings, remat):
+def test_flops_agree_with_xla_where_nothing_is_scanned(settings, remat):
     wide = {**TINY, "hidden": 256, "mlp": 1024, "head_dim": 64}
     cfg = TransformerConfig(**wide, unroll=2, remat=remat)
-    what, shapes, traced = program(cfg, verb, settings, jax.devices()[:1])
+    what, shapes, traced = program(cfg, settings, jax.devices()[:1])
     compiled = traced.lower().compile()
     counted = compiled.cost_analysis()["flops"]
     assert flops.executed(traced.jaxpr.jaxpr) == pytest.approx(counted, rel=0.05)
@@ -412,7 +414,7 @@ def test_a_step_counts_the_same_flops_scanned_or_not():
 
     def count(unroll, chunk):
         unrolled = TransformerConfig(**TINY, unroll=unroll)
-        traced = program(unrolled, pretrain, Pretrain(batch=4), jax.devices()[:1], loss_chunk=chunk)[2]
+        traced = program(unrolled, Pretrain(batch=4), jax.devices()[:1], loss_chunk=chunk)[2]
         return flops.executed(traced.jaxpr.jaxpr)
 
     assert count(1, 0) == count(2, 0)
@@ -424,7 +426,7 @@ def test_a_step_counts_the_same_flops_scanned_or_not():
 @pytest.mark.unit
 def test_no_logits_travel_between_devices():
     cfg = TransformerConfig(**TINY)
-    _, _, traced = program(cfg, distill, Distill(teacher="t", batch=8), jax.devices()[:2], fsdp=2, loss_chunk=128)
+    _, _, traced = program(cfg, Distill(teacher="t", batch=8), jax.devices()[:2], fsdp=2, loss_chunk=128)
     module, _ = hlo.parse(traced.lower().compile().as_text())
     moved = [max(hlo.sizes(i.result)) for lines in module.values() for i in lines if i.opcode.startswith(hlo.KINDS)]
     assert moved and max(moved) <= 4 * cfg.vocab * cfg.hidden < 4 * cfg.vocab * 128

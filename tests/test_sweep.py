@@ -21,7 +21,6 @@ from distill_jax.io.metrics import Progress
 from distill_jax.perf import memory
 from distill_jax.perf.ledger import ledger
 from distill_jax.reports import sweep_summary
-from distill_jax.stages import pretrain
 from distill_jax.stages.context import Context
 
 pytestmark = pytest.mark.unit
@@ -235,7 +234,7 @@ def test_a_population_takes_what_the_device_holds(monkeypatch):
     group = [node for node in world.nodes.values() if node.stage == "reference"]
     needed = {}
     for count in (2, 4):
-        program = pretrain.program(ctx, group[:count])
+        program = group[0].settings.train_job(ctx, group[:count])
         mesh = program.mesh(ctx)
         state, teacher, batch, base = program.shapes(ctx, mesh)
         compiled = program.build(mesh).lower(state, teacher, batch, base=base).compile()

@@ -70,12 +70,13 @@ def stages_of(module: ModuleType, config: Any) -> dict[str, Any]:
     Raises:
       ConfigError: naming the stage, the key, the value and the mend.
     """
+    from distill_jax.stages.stage import Stage
+
     stages = call(str(module.__file__), module.get_stages, config)
     mend = "get_stages(config) returns a dict of names and stages, such as {'reference': Pretrain(steps=100)}"
     check(isinstance(stages, Mapping), f"{module.__file__}: {mend}, and not {type(stages).__name__}")
     for name, stage in stages.items():
-        good = dataclasses.is_dataclass(stage) and not isinstance(stage, type) and hasattr(stage, "VERB")
-        check(good, f"{module.__file__}: stages.{name} is {stage!r:.80}; {mend}")
+        check(isinstance(stage, Stage), f"{module.__file__}: stages.{name} is {stage!r:.80}; {mend}")
         build(type(stage), {f.name: getattr(stage, f.name) for f in dataclasses.fields(stage)}, f"stages.{name}")
     return dict(stages)
 
@@ -89,18 +90,14 @@ def check_stages(named: Sequence[str], module: ModuleType, config: Any) -> None:
             check(stage in known, f"--stages={stage}: no such stage{mend}")
 
 
-def identified(experiment: Experiment, digests: Digests) -> Experiment:
-    """Return the experiment with the contents of the files that it names filled in, by which its nodes are known.
+def with_content_hashes(experiment: Experiment, digests: Digests) -> Experiment:
+    """Return the experiment with the contents of the files that it names filled in, by which its nodes are identified.
 
     Raises:
       ConfigError: naming a file that is missing.
     """
-    data, stages = experiment.data, dict(experiment.stages)
-    if hasattr(data, "identified"):
-        data = data.identified(digests)
-    for name, stage in stages.items():
-        if hasattr(stage, "identified"):
-            stages[name] = stage.identified(f"stages.{name}", digests)
+    data = experiment.data.with_content_hash(digests)
+    stages = {name: stage.with_content_hash(f"stages.{name}", digests) for name, stage in experiment.stages.items()}
     return dataclasses.replace(experiment, data=data, stages=stages)
 
 
@@ -123,26 +120,15 @@ def load_experiment(module: ModuleType, config: Any) -> Experiment:
     data = build(getattr(module, "DATA", ArithmeticConfig), plain["data"], "data")
     stages = stages_of(module, config)
     for name, stage in stages.items():
-        if hasattr(stage, "data"):
-            mend = f"choose one of {', '.join(data.SETS)}"
-            check(stage.data in data.SETS, f"stages.{name}.data = {stage.data!r}: these data have no such set; {mend}")
-        if getattr(stage, "loss_on", "") == "answer":
-            mend = "text has no answers; choose 'all'"
-            check(data.MEASURE == "exact_match", f"stages.{name}.loss_on = 'answer': {mend}")
-        if getattr(stage, "data", "") == "filtered":
-            mend = "there is a filter only with data.filter_labels above 0"
-            check(getattr(data, "filter_labels", 0) > 0, f"stages.{name}.data = 'filtered': {mend}")
-        if getattr(stage, "method", "") == "rmu":
-            mend = f"must be at most model.layers = {model.layers}"
-            check(stage.layer <= model.layers, f"stages.{name}.layer = {stage.layer}: {mend}")
-        if hasattr(stage, "fits"):
-            try:
-                stage.fits(model, data)
-            except ValueError as error:
-                raise ConfigError(f"stages.{name}: {error}") from error
-    if hasattr(data, "entries"):
-        words = data.entries()
-        mend = f"the data's vocabulary has {words} entries; raise it to that"
+        try:
+            stage.validate(model, data)
+        except ConfigError:
+            raise
+        except ValueError as error:
+            raise stage.refusal(name, error) from error
+    words = data.entries()
+    mend = f"the data's vocabulary has {words} entries; raise it to that"
+    if words:
         check(words <= model.vocab, f"model.vocab = {model.vocab}: {mend}")
     run = build(RunSettings, plain["run"], "run")
     experiment = Experiment(plain["experiment"], plain["description"], model, data, stages, run)

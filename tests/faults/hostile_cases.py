@@ -9,8 +9,10 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from distill_jax.shipped import TINY
+
 ROOT = Path(__file__).parents[2]
-MODEL = ROOT / "tests" / "recordings" / "choices" / "model"
+MODEL = TINY / "choices" / "model"
 SMOKE = f"--config={ROOT}/configs/arithmetic.py:smoke"
 
 CONFIG = """
