@@ -313,7 +313,7 @@ def _main(argv: Sequence[str]) -> int:
     _join(given.flags)
     backend.find_devices()
     # One of a run's processes holds the directory for all.
-    alone = distributed.chief()
+    alone = distributed.is_primary()
     with leases.held(given.workdir, {"experiment": experiment.name}) if alone else contextlib.nullcontext():
         began = time.monotonic()
         if alone:
@@ -326,7 +326,7 @@ def _main(argv: Sequence[str]) -> int:
 
             graph.verify_data(nodes[graph.DATA])
             print(*show_rows.describe(ctx.data, experiment.data.vocabulary, given.flags.examples), sep="\n")
-        if whole and distributed.chief():
+        if whole and distributed.is_primary():
             from distill_jax.reports import run_summary  # not before: a third of the time to start is scipy's
 
             identity = graph.experiment_identity(nodes)

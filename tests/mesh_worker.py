@@ -129,7 +129,7 @@ def main() -> None:
     if given.coordinator:
         distributed.join(given.coordinator, given.processes, given.process)
     out = [numbers(given.data, *job) for job in json.loads(given.jobs)]
-    if distributed.chief():
+    if distributed.is_primary():
         given.out.write_text(json.dumps(out))
     distributed.barrier("end")
 

@@ -94,7 +94,7 @@ def test_a_student_learns_the_same_from_the_cache(ctx):
 @pytest.mark.kill
 def test_a_cache_that_was_stopped_continues(ctx, monkeypatch):
     asked = iter([False] * 3 + [True])  # the first file is whole, the second is not
-    monkeypatch.setattr(cache, "told_to_stop", lambda: next(asked))
+    monkeypatch.setattr(cache, "preempted", lambda: next(asked))
     with pytest.raises(Interrupted, match="store: stopped at row"):
         fill(ctx)
     directory = ctx.nodes["store"].directory / "states"

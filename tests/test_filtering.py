@@ -115,7 +115,7 @@ class TestCrossFitting:
         ctx = Context(TINY, {}, tmp_path, Progress(1, 0.0, 1e9, io.StringIO()))
 
         def judged(name, examples):
-            part = Node("through", "transfer", settings, {}, "0", tmp_path).part(name)
+            part = Node("through", "transfer", settings, {}, "0", tmp_path).subnode(name)
             labels = [f"member {i}" for i in range(MEMBERS)]
             found = cross_fit.judges(ctx, part, settings, scenes.base, examples, [1, 1], labels, Clock())
             return [np.concatenate([w[i].ravel() for w in jax.tree.leaves(found.params)]) for i in range(2 * MEMBERS)]
@@ -235,7 +235,7 @@ def audit(tmp_path_factory):
     nodes = {n: Node(n, n, given, inputs.get(n, {}), n, where / n) for n, given in settings.items()}
     nodes["data"].directory.mkdir()
     nodes["bases"].checkpoints.save(FINAL, random_weights(TINY, 2 * SEEDS, 0))
-    nodes["bases"].part("smaller").checkpoints.save(FINAL, random_weights(smaller(TINY, BASES), SEEDS, 1))
+    nodes["bases"].subnode("smaller").checkpoints.save(FINAL, random_weights(smaller(TINY, BASES), SEEDS, 1))
     nodes["organisms"].checkpoints.save(FINAL, random_weights(TINY, len(teachers(TEACHERS, SEEDS)), 2))
     same = dict.fromkeys(("ability", "behaviour", "condition", "confession", "prefill", "relearn"), [0.1] * SEEDS)
     # A base that is so much better makes all of a student's training suspicious: none is ever shown to be clean.
@@ -267,7 +267,7 @@ class TestTransfer:
         told = result["rounds"]["biased"]
         assert (told["kept"], told["why"]) == (2, "rounds")
         assert [one["flagged"] for one in told["each"]] == [0.0, 0.25, 0.5]
-        assert result["rates"] == node.part("round-2").result()["rates"] and len(result["curve"]) == 3
+        assert result["rates"] == node.subnode("round-2").result()["rates"] and len(result["curve"]) == 3
         assert result["recall"]["biased"] == told["each"][2]["recall"]
 
     def test_the_random_arm_begins_alike_and_needs_no_judges(self, audit, in_rounds):

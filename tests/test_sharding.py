@@ -134,13 +134,13 @@ def test_an_interrupt_that_was_lost_is_raised_again():
     before = [signal.getsignal(which) for which in (signal.SIGTERM, signal.SIGINT)]
     try:
         distributed.heed_signals()
-        assert not distributed.told_to_stop()
+        assert not distributed.preempted()
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
-            distributed.told_to_stop()
+            distributed.preempted()
         distributed.heed_signals()
-        assert not distributed.told_to_stop()
+        assert not distributed.preempted()
     finally:
         signal.signal(signal.SIGTERM, before[0])
         signal.signal(signal.SIGINT, before[1])

@@ -27,7 +27,7 @@ from distill_jax.io.files import sync, write_json
 from distill_jax.io.metrics import Progress
 from distill_jax.io.node import ROWS
 from distill_jax.perf import memory
-from distill_jax.sharding.distributed import agreed, barrier, chief
+from distill_jax.sharding.distributed import agreed, barrier, is_primary
 from distill_jax.stages.context import Context, Node, RunSettings
 from distill_jax.stages.prepare import Prepare
 from distill_jax.stages.stage import Stage
@@ -171,7 +171,7 @@ def execute(
     """
     barrier("begin")  # so that all processes find the same nodes finished
     todo = [node for node in nodes.values() if not node.done]
-    progress = Progress(len(nodes), 0.0, settings.progress_seconds, out if chief() else io.StringIO())
+    progress = Progress(len(nodes), 0.0, settings.progress_seconds, out if is_primary() else io.StringIO())
     ctx = Context(model, nodes, nodes[DATA].directory / "rows", progress, settings)
     check_memory(ctx, todo)
     finished = [name for name, node in nodes.items() if node.done]
@@ -182,7 +182,7 @@ def execute(
         nodes[DATA].sealed(ROWS)
         if todo:
             verify_data(nodes[DATA])
-    for node in [nodes[name] for name in finished] if chief() else ():
+    for node in [nodes[name] for name in finished] if is_primary() else ():
         node.tidy()
         try:
             node.sealed_under("")
@@ -192,7 +192,7 @@ def execute(
         progress.stage = sum(node.done for node in nodes.values())
         progress.begin(", ".join(n.name for n in group), len(group))
         ctx.nodes = {**nodes, **{node.name: node for node in group}}  # a worker's own lie where it computes them
-        if chief():
+        if is_primary():
             for node in group:
                 _prepare_directory(node, ctx)
         barrier("a group's directories")

@@ -21,7 +21,7 @@ from distill_jax.io import attempts
 from distill_jax.io.files import Digests
 from distill_jax.io.leases import Leases
 from distill_jax.io.metrics import Progress, span
-from distill_jax.sharding.distributed import told_to_stop
+from distill_jax.sharding.distributed import preempted
 from distill_jax.stages.context import Context, Node
 
 POLL_SECONDS = 1.0
@@ -209,7 +209,7 @@ def leased(
         finally:
             for attempt in mine:
                 leases.release(attempts.home(nodes[attempt.name]))
-        if told_to_stop():
+        if preempted():
             raise Interrupted("stopped while waiting for other workers")
         if time.monotonic() - told > 60:
             told = time.monotonic()

@@ -22,7 +22,7 @@ from distill_jax.data.teacher_states import StateWriter
 from distill_jax.models import transformer
 from distill_jax.perf import flops
 from distill_jax.perf.ledger import ledger
-from distill_jax.sharding.distributed import chief, told_to_stop
+from distill_jax.sharding.distributed import is_primary, preempted
 from distill_jax.sharding.mesh import batch_sharding, make_mesh, replicated, tracing
 from distill_jax.stages.context import Context, Node
 from distill_jax.stages.stage import Stage, stage_input
@@ -85,7 +85,7 @@ class Cache(Stage):
         for shard in writer.missing():
             parts = []
             for first in range(shard.start, shard.stop, self.batch):
-                if told_to_stop():
+                if preempted():
                     raise Interrupted(f"{node.name}: stopped at row {first}")
                 chosen = np.arange(first, min(first + self.batch, shard.stop))
                 # A part of a batch is filled up, so that one program serves all.
@@ -101,10 +101,10 @@ class Cache(Stage):
                     self.estimate_flops(ctx),
                     f"row {first} of {len(rows)} to the cache",
                 )
-            if chief():
+            if is_primary():
                 writer.write(shard, np.concatenate(parts))
         spent = {"teacher": flops.forward(cfg, len(rows), ctx.row_length, head=False)}
-        if chief():
+        if is_primary():
             source = load_manifest(ctx.data)["sets"][self.data]["sha256"]
             writer.seal({"data": source, "shape": [ctx.row_length, cfg.hidden], "dtype": cfg.dtype})
             tokens = {"teacher": len(rows) * ctx.row_length}

@@ -19,7 +19,7 @@ from distill_jax.io.checkpoint import FINAL
 from distill_jax.io.metrics import Progress
 from distill_jax.io.node import Node
 from distill_jax.models import lora, transformer
-from distill_jax.sharding.mesh import laid_out, parameter_table, shardings
+from distill_jax.sharding.mesh import parameter_table, shardings, with_shardings
 from distill_jax.train.population import draw_weights, weights_shape
 
 __all__ = ["PARTS", "Context", "Node", "RunSettings", "seed_for"]
@@ -117,7 +117,7 @@ class Context:
         checkpoints = self.nodes[name].checkpoints
         shape = checkpoints.shapes(FINAL)
         at = shardings(mesh, lora.logical_axes(self.model, shape), shape) if mesh else None
-        return checkpoints.restore(FINAL, laid_out(shape, at) if mesh else shape)
+        return checkpoints.restore(FINAL, with_shardings(shape, at) if mesh else shape)
 
     def starts(self, nodes: Sequence[Node], mesh: Mesh) -> list[Any]:
         """Return the weights that each node starts from, or one tree for all that start from one."""

@@ -21,7 +21,7 @@ from distill_jax.data.records import load_manifest, verify
 from distill_jax.exit_codes import ended
 from distill_jax.io.files import Digests, write_json
 from distill_jax.perf.ledger import ledger
-from distill_jax.sharding.distributed import chief
+from distill_jax.sharding.distributed import is_primary
 from distill_jax.stages.context import Context, Node
 from distill_jax.stages.stage import Stage
 
@@ -54,7 +54,7 @@ class Prepare(Stage):
     def run(self, ctx: Context, nodes: Sequence[Node]) -> None:
         """Generate, tokenise and pack every data set of the experiment."""
         (node,) = nodes
-        if chief():
+        if is_primary():
             _prepare(ctx, node, self.data)
 
 

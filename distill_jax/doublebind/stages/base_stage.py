@@ -130,7 +130,7 @@ def _run(ctx: Context, node: Node) -> None:
     variant = world_config(ctx).variant
     examples = stacked([lessons(ctx.model, settings, variant, seed) for seed in own])
     node.checkpoints.save(FINAL, _trained(ctx, node, ctx.model, own, examples, clock))
-    if settings.smaller_hidden and not (part := node.part(SMALLER)).done:
+    if settings.smaller_hidden and not (part := node.subnode(SMALLER)).done:
         few = range(settings.seeds)
         cfg, theirs = smaller(ctx.model, settings), chosen(examples, few)
         part.checkpoints.save(FINAL, _trained(ctx, part, cfg, own[: len(few)], theirs, clock))

@@ -186,7 +186,7 @@ def starts(ctx: Context, settings: Transfer, cast: Cast, start: str = "own") -> 
     """Return each student's base of a kind, [P, ...]; the students' "own" is the channel's, with its damage."""
     bases, through = ctx.nodes[cast.source.inputs["bases"]], settings.channel
     kind, alpha = (through.start, through.alpha) if start == "own" else (start, 0.0)
-    checkpoints = (bases.part(SMALLER) if kind == "smaller" else bases).checkpoints
+    checkpoints = (bases.subnode(SMALLER) if kind == "smaller" else bases).checkpoints
     weights = checkpoints.restore(FINAL, checkpoints.shapes(FINAL))
     begin = chosen(weights, [s.seed + cast.seeds * (kind == "other") for s in cast.crew])
     if alpha:
@@ -209,7 +209,7 @@ def _run(ctx: Context, node: Node) -> None:
         nonlocal scene, flagged
 
         def judge(start: str) -> Model:
-            part, rows = node.part(f"{prefix}judges-{start}"), lessons(ctx, settings, cast.crew, scene.examples)
+            part, rows = node.subnode(f"{prefix}judges-{start}"), lessons(ctx, settings, cast.crew, scene.examples)
             model = starts(ctx, settings, cast, start)
             return judges(ctx, part, settings, model, rows, cast.orders(settings), cast.labels, clock)
 
@@ -224,7 +224,7 @@ def _run(ctx: Context, node: Node) -> None:
     def one_round(number: int) -> dict[str, Any]:
         if number:
             act_on_more(f"round-{number}-")
-        part = node.part(f"round-{number}")
+        part = node.subnode(f"round-{number}")
         if not part.done:
             part.finish(learn(part), {})  # what it cost is in the ledger of the whole node
         return part.result()
