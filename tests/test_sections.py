@@ -1,5 +1,6 @@
 """Every hyper-parameter that exists can be set from the command line, and none that can be set is ignored."""
 
+import copy
 import dataclasses
 from pathlib import Path
 from typing import Any
