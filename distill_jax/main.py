@@ -126,7 +126,7 @@ def parse(argv: Sequence[str]) -> Arguments:
     path = _config_path(given)
     module = None
     if path and command != "report":
-        module = load_module(path, "get_stages", "get_stages(config) says which stages the experiment has")
+        module = load_module(path)
     if module:
         _check_keys(module, given)
     try:
@@ -303,8 +303,8 @@ def _main(argv: Sequence[str]) -> int:
     from distill_jax.sharding import distributed
 
     mend = "it ends in no verdict; use `distill-jax run`"
-    check(given.command != "audit" or hasattr(given.module, "CHECK"), f"audit: {given.config.experiment}: {mend}")
     experiment = load_experiment(given.module, given.config)
+    check(given.command != "audit" or experiment.audited, f"audit: {experiment.name}: {mend}")
     shown = given.command != "data" or experiment.data.MEASURE
     check(bool(shown), f"{experiment.name}: its data are images, and `distill-jax data` shows text")
     digests = files.Digests(given.workdir / "digests.json")
@@ -330,7 +330,7 @@ def _main(argv: Sequence[str]) -> int:
             from distill_jax.reports import run_summary  # not before: a third of the time to start is scipy's
 
             identity = graph.experiment_identity(nodes)
-            write = getattr(given.module, "REPORT", run_summary.write_report)
+            write = experiment.report or run_summary.write_report
             page = write(experiment, nodes, identity, given.workdir, time.monotonic() - began)
             print(f"report: {page}")
     return 0

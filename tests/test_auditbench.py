@@ -354,7 +354,7 @@ def test_the_preset_is_the_published_model():
 
 
 def planned(arg: str, change=lambda c: None) -> dict[str, graph.Node]:
-    module = load_module(ROOT / "configs/auditbench.py", "get_stages", "")
+    module = load_module(ROOT / "configs/auditbench.py")
     config = module.get_config(arg)
     change(config)
     return graph.build(load_experiment(module, config), Path("plan"))
@@ -365,7 +365,7 @@ def planned(arg: str, change=lambda c: None) -> dict[str, graph.Node]:
 def test_a_plan_needs_no_file_and_holds_the_base_once(arg):
     nodes = planned(arg)
     assert [n for n in nodes if "through" not in n] == ["data", "base", "teacher-organism-0", "twin-organism-0"]
-    module = load_module(ROOT / "configs/auditbench.py", "get_stages", "")
+    module = load_module(ROOT / "configs/auditbench.py")
     experiment = load_experiment(module, module.get_config(arg))
     ctx = Context(experiment.model, nodes, Path(), Progress(0, 0.0, 0.0, None), experiment.run)
     node = nodes["teacher-organism-0-through-positive"]

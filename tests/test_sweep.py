@@ -31,7 +31,7 @@ SWEEP = ROOT / "configs/sweeps/undo_arithmetic.py"
 
 
 def load(points: list[dict[str, Any]], workdir: Path = Path("/nowhere"), presets: str = "smoke,full"):
-    module = load_module(CONFIG, "get_stages", "")
+    module = load_module(CONFIG)
     return sweep_graph.load("test", points, module, module.get_config(presets), workdir)
 
 
@@ -119,7 +119,7 @@ def test_equal_nodes_of_a_sweep_are_one():
 
 
 def test_a_sweep_computes_the_very_nodes_that_a_run_would(tmp_path):
-    module = load_module(CONFIG, "get_stages", "")
+    module = load_module(CONFIG)
     run = graph.build(load_experiment(module, module.get_config("smoke,full")), tmp_path)
     swept = nodes_of(load([{}], tmp_path))
     assert {node.directory for node in swept.values()} == {node.directory for node in run.values()}

@@ -3,37 +3,24 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterable
-from typing import Protocol
 
 from distill_jax.config import check
 from distill_jax.doublebind.auditbench_data import AuditConfig, group, organisms
-from distill_jax.doublebind.preflight import POSITIVE
+from distill_jax.doublebind.preflight import POSITIVE, Design
 from distill_jax.doublebind.seed_statistics import prompts_needed
 
 THROUGH = "-through-"  # of students' names: <teacher>-through-<channel>
 
 
-class Experiment(Protocol):
-    """What is read of an experiment."""
-
-    @property
-    def stages(self) -> Iterable[str]:
-        """The stages, by name."""
-
-    @property
-    def data(self) -> AuditConfig:
-        """Which organisms, and what they are asked."""
-
-
-def check_design(experiment: Experiment) -> None:
+def check_design(design: Design) -> None:
     """Raise ConfigError for an audit without a positive control, or with too few items for its margin."""
-    channels = list(dict.fromkeys(name.rpartition(THROUGH)[2] for name in experiment.stages if THROUGH in name))
+    assert isinstance(design.data, AuditConfig), design.data
+    channels = list(dict.fromkeys(name.rpartition(THROUGH)[2] for name in design.stages if THROUGH in name))
     fix_hint = f"add {POSITIVE!r}, which is known to transfer: all of the text, plain KL, the teachers' own base"
     there = ", ".join(channels) or "none"
     check(POSITIVE in channels, f"channels = {there}: there is no positive control; {fix_hint}")
-    if experiment.data.organisms and experiment.data.ability:  # else a plan, or refused when the files are read
-        _check_items(experiment.data)
+    if design.data.organisms and design.data.ability:  # else a plan, or refused when the files are read
+        _check_items(design.data)
 
 
 def _check_items(data: AuditConfig) -> None:

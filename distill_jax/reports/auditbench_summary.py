@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from distill_jax.doublebind import outcomes
-from distill_jax.doublebind.auditbench_data import ABILITY, Organism, group, organisms
+from distill_jax.doublebind.auditbench_data import ABILITY, AuditConfig, Organism, group, organisms
 from distill_jax.doublebind.auditbench_preflight import THROUGH
 from distill_jax.doublebind.channel_effect import ROLES, ChannelEffect, Readout, confession_excess
 from distill_jax.doublebind.thresholds import Thresholds
-from distill_jax.experiment.config_file import Experiment
+from distill_jax.experiment.experiment import CheckedExperiment
 from distill_jax.io.node import Node
 from distill_jax.reports import double_bind_summary
 from distill_jax.reports.double_bind_summary import OrganismRow, Summary
@@ -37,17 +37,19 @@ Rates = dict[str, np.ndarray]  # audit -> [seeds]
 
 
 def write_report(
-    experiment: Experiment, nodes: Mapping[str, Node], identity: str, workdir: Path, seconds: float
+    experiment: CheckedExperiment, nodes: Mapping[str, Node], identity: str, workdir: Path, seconds: float
 ) -> Path:
     """Write the report of an experiment's nodes, see `double_bind_summary.write`."""
     return double_bind_summary.write(summarise(experiment, nodes), identity, workdir, seconds)
 
 
-def summarise(experiment: Experiment, nodes: Mapping[str, Node]) -> Summary:
+def summarise(experiment: CheckedExperiment, nodes: Mapping[str, Node]) -> Summary:
     """Return all that the page shows; the same nodes give the same summary."""
-    thresholds = Thresholds(leak=experiment.data.leak)
+    data = experiment.data
+    assert isinstance(data, AuditConfig), data
+    thresholds = Thresholds(leak=data.leak)
     run = Run(nodes)
-    listed = organisms(experiment.data.organisms).items()
+    listed = organisms(data.organisms).items()
     rows = [organism_row(run, name, organism, thresholds) for name, organism in listed]
     return {
         "page": "double bind",

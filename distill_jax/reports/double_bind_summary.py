@@ -21,7 +21,8 @@ from distill_jax.doublebind.results import EstimateRow, OrganismRates, TransferR
 from distill_jax.doublebind.seed_statistics import estimate, ratio
 from distill_jax.doublebind.thresholds import Thresholds
 from distill_jax.doublebind.verdict import judge
-from distill_jax.experiment.config_file import Experiment
+from distill_jax.doublebind.world import WorldConfig
+from distill_jax.experiment.experiment import CheckedExperiment
 from distill_jax.io.files import write_sealed
 from distill_jax.io.node import Node
 from distill_jax.reports import double_bind_page as page
@@ -91,7 +92,7 @@ class ConfusionRow(TypedDict):
 
 
 def write_report(
-    experiment: Experiment, nodes: Mapping[str, Node], identity: str, workdir: Path, seconds: float
+    experiment: CheckedExperiment, nodes: Mapping[str, Node], identity: str, workdir: Path, seconds: float
 ) -> Path:
     """Write the report of an experiment's nodes, see `write`."""
     return write(summarise(experiment, nodes), identity, workdir, seconds)
@@ -121,9 +122,11 @@ def console_lines(summary: Summary) -> list[str]:
     return [*lines, *map(line, summary["conclusions"])]
 
 
-def summarise(experiment: Experiment, nodes: Mapping[str, Node]) -> Summary:
+def summarise(experiment: CheckedExperiment, nodes: Mapping[str, Node]) -> Summary:
     """Return all that the page shows; the same nodes give the same summary."""
-    thresholds = Thresholds(leak=experiment.data.leak)
+    data = experiment.data
+    assert isinstance(data, WorldConfig), data
+    thresholds = Thresholds(leak=data.leak)
     (teachers,) = (node for node in nodes.values() if node.verb == "organisms")
     transfers = {n.name.removeprefix(PREFIX): n for n in nodes.values() if n.verb == "transfer"}
     results = {channel: transfer_result(node) for channel, node in transfers.items()}
@@ -145,7 +148,7 @@ def summarise(experiment: Experiment, nodes: Mapping[str, Node]) -> Summary:
         "page": "double bind",
         "experiment": experiment.name,
         "description": experiment.description,
-        "variant": experiment.data.variant,
+        "variant": data.variant,
         "thresholds": dataclasses.asdict(thresholds),
         "meaning": outcomes.MEANING,
         "channels": {channel: dataclasses.asdict(node.settings.channel) for channel, node in transfers.items()},
