@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distill_jax.config import ConfigError, check_local
-from distill_jax.experiment.config_file import identified, load_experiment
+from distill_jax.experiment.config_file import load_experiment, with_content_hashes
 from distill_jax.experiment.named_config import NamedConfig, change, open_config
 from distill_jax.experiment.sweep_points import axis, chain, product, select_stages, zipped
 
 if TYPE_CHECKING:
-    from distill_jax.experiment.config_file import Experiment
+    from distill_jax.experiment.experiment import CheckedExperiment
     from distill_jax.io.files import Digests
     from distill_jax.io.node import Node
     from distill_jax.stages.context import Context
@@ -41,10 +41,9 @@ class Run:
       nodes: name -> node: `node.done`, `node.directory`, and once it is done `node.result()` and `node.ledger()`.
     """
 
-    experiment: Experiment
+    experiment: CheckedExperiment
     nodes: dict[str, Node]
     workdir: Path
-    _named: NamedConfig
     _digests: Digests
 
     def compute(self) -> Path | None:
@@ -60,11 +59,11 @@ class Run:
         with self._held():
             began = time.monotonic()
             graph.execute(self.nodes, self.experiment.model, self.experiment.run)
-            if not distributed.chief():
+            if not distributed.is_primary():
                 return None
             from distill_jax.reports import run_summary  # not before: a third of the time to start is scipy's
 
-            write = getattr(self._named.module, "REPORT", run_summary.write_report)
+            write = self.experiment.report or run_summary.write_report
             identity = graph.experiment_identity(self.nodes)
             page: Path = write(self.experiment, self.nodes, identity, self.workdir, time.monotonic() - began)
             return page
@@ -88,7 +87,7 @@ class Run:
         from distill_jax.sharding import distributed
 
         backend.find_devices()
-        if not distributed.chief():
+        if not distributed.is_primary():
             yield
             return
         with leases.held(self.workdir, {"experiment": self.experiment.name}):
@@ -118,8 +117,8 @@ def open_run(config: str | NamedConfig, workdir: str | Path, settings: Mapping[s
 
     experiment = load_experiment(named.module, named.config)
     digests = Digests(Path(workdir) / "digests.json")
-    experiment = identified(experiment, digests)
-    return Run(experiment, graph.build(experiment, Path(workdir)), Path(workdir), named, digests)
+    experiment = with_content_hashes(experiment, digests)
+    return Run(experiment, graph.build(experiment, Path(workdir)), Path(workdir), digests)
 
 
 def read_summary(workdir: str | Path) -> dict[str, Any]:

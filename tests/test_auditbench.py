@@ -29,7 +29,7 @@ from distill_jax.models import transformer
 from distill_jax.models.presets import PRESETS
 from distill_jax.reports import auditbench_summary
 from distill_jax.sharding.mesh import make_mesh
-from distill_jax.stages import Import, distill
+from distill_jax.stages import Import
 from distill_jax.stages.context import Context
 from tests.programs import finished_once, node, said
 
@@ -354,7 +354,7 @@ def test_the_preset_is_the_published_model():
 
 
 def planned(arg: str, change=lambda c: None) -> dict[str, graph.Node]:
-    module = load_module(ROOT / "configs/auditbench.py", "get_stages", "")
+    module = load_module(ROOT / "configs/auditbench.py")
     config = module.get_config(arg)
     change(config)
     return graph.build(load_experiment(module, config), Path("plan"))
@@ -365,10 +365,11 @@ def planned(arg: str, change=lambda c: None) -> dict[str, graph.Node]:
 def test_a_plan_needs_no_file_and_holds_the_base_once(arg):
     nodes = planned(arg)
     assert [n for n in nodes if "through" not in n] == ["data", "base", "teacher-organism-0", "twin-organism-0"]
-    module = load_module(ROOT / "configs/auditbench.py", "get_stages", "")
+    module = load_module(ROOT / "configs/auditbench.py")
     experiment = load_experiment(module, module.get_config(arg))
     ctx = Context(experiment.model, nodes, Path(), Progress(0, 0.0, 0.0, None), experiment.run)
-    program = distill.program(ctx, [nodes["teacher-organism-0-through-positive"]])
+    node = nodes["teacher-organism-0-through-positive"]
+    program = node.settings.train_job(ctx, [node])
     state, teacher, _, base = program.shapes(ctx, make_mesh(1, devices=jax.devices()[:1]))
     size = lambda tree: sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))  # noqa: E731
     weights = 2 * transformer.parameter_count(ctx.model)  # bfloat16

@@ -27,8 +27,9 @@ from distill_jax.models import transformer
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops, peaks, profile
 from distill_jax.sharding.mesh import make_mesh
-from distill_jax.stages import Distill, Pretrain, Relearn, distill, pretrain, relearn
+from distill_jax.stages import Distill, Prepare, Pretrain, Relearn
 from distill_jax.stages.context import Context, Node, RunSettings
+from tests import mesh_worker
 
 ROOT = Path(__file__).parent.parent
 TINY = TransformerConfig(vocab=11, layers=1, hidden=4, mlp=6, heads=2, kv_heads=1, head_dim=2)
@@ -396,9 +397,7 @@ def context(tmp_path, nodes=(), **run):
     write_rows(data / "all.array_record", rows)
     prompt = {"operation": "+", "form": "equation", "part": "retain", "fact": "1+1", "prompt": "", "answer": ""}
     (data / "evaluation.jsonl").write_text(json.dumps(prompt | {"prompt_ids": [1, 2], "answer_ids": [3]}) + "\n")
-    names = {"data": SimpleNamespace(settings=SimpleNamespace(row_length=6, MEASURE="exact_match"))} | {
-        n.name: n for n in nodes
-    }
+    names = {"data": SimpleNamespace(settings=Prepare(mesh_worker.Data(row_length=6)))} | {n.name: n for n in nodes}
     progress = Progress(1, 1.0, 0.0, io.StringIO())
     progress.begin("pretrain")
     return Context(TINY, names, data, progress, RunSettings(**run))
@@ -410,9 +409,9 @@ def test_flops_of_a_programs_step(tmp_path):
     attack = node("relearn", Relearn(seeds=2, learning_rates=(1e-3, 1e-4), steps=500), tmp_path / "a", start="x")
     ctx = context(tmp_path)
     step = flops.train_step(TINY, attack.settings.batch, 6)
-    assert relearn.program(ctx, [attack]).step_flops() == 4 * step
+    assert attack.settings.train_job(ctx, [attack]).step_flops() == 4 * step
     student = node("distill", Distill(teacher="x"), tmp_path / "b", teacher="x")
-    assert distill.program(ctx, [student, student]).step_flops() == 2 * step + step / 3
+    assert student.settings.train_job(ctx, [student, student]).step_flops() == 2 * step + step / 3
 
 
 # Traces and compiled programs that are kept.
@@ -430,7 +429,7 @@ def test_a_window_of_a_stage_is_traced_and_changes_nothing(tmp_path, monkeypatch
         settings = Pretrain(steps=4, batch=2, warmup=0, log_every=1, evaluate_every=4, checkpoint_every=4)
         one = node("pretrain", settings, tmp_path / name)
         ctx = context(tmp_path, [one], profile=window)
-        pretrain.run(ctx, [one])
+        one.settings.run(ctx, [one])
         assert one.done and "MFU" in ctx.progress.out.getvalue()
         rows[name] = (one.directory / "metrics.jsonl").read_text()
         assert len(traces(one.directory / "tensorboard")) == (1 if window else 0)

@@ -20,7 +20,6 @@ from distill_jax.io.metrics import Progress
 from distill_jax.perf import memory
 from distill_jax.perf.ledger import ledger
 from distill_jax.reports import sweep_summary
-from distill_jax.stages import pretrain
 from distill_jax.stages.context import Context
 
 pytestmark = pytest.mark.unit
@@ -31,7 +30,7 @@ SWEEP = ROOT / "configs/sweeps/undo_arithmetic.py"
 
 
 def load(points: list[dict[str, Any]], workdir: Path = Path("/nowhere"), presets: str = "smoke,full"):
-    module = load_module(CONFIG, "get_stages", "")
+    module = load_module(CONFIG)
     return sweep_graph.load("test", points, module, module.get_config(presets), workdir)
 
 
@@ -121,7 +120,7 @@ def test_equal_nodes_of_a_sweep_are_one():
 
 
 def test_a_sweep_computes_the_very_nodes_that_a_run_would(tmp_path):
-    module = load_module(CONFIG, "get_stages", "")
+    module = load_module(CONFIG)
     run = graph.build(load_experiment(module, module.get_config("smoke,full")), tmp_path)
     swept = nodes_of(load([{}], tmp_path))
     assert {node.directory for node in swept.values()} == {node.directory for node in run.values()}
@@ -236,7 +235,7 @@ def test_a_population_takes_what_the_device_holds(monkeypatch):
     group = [node for node in world.nodes.values() if node.stage == "reference"]
     needed = {}
     for count in (2, 4):
-        program = pretrain.program(ctx, group[:count])
+        program = group[0].settings.train_job(ctx, group[:count])
         mesh = program.mesh(ctx)
         state, teacher, batch, base = program.shapes(ctx, mesh)
         compiled = program.build(mesh).lower(state, teacher, batch, base=base).compile()

@@ -19,8 +19,8 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command."""
     parsed, named = config_line.read("audit", Flags, arguments)
     mend = "it ends in no verdict; use `distill-jax run`"
-    check(hasattr(named.module, "CHECK"), f"audit: {named.config.experiment}: {mend}")
     run = api.open_run(named, parsed.flags.workdir)
+    check(run.experiment.audited, f"audit: {run.experiment.name}: {mend}")
     parsed.flags.join()
     page = run.compute()
     if page:

@@ -24,8 +24,8 @@ POPULATION = 2000  # probes drawn to see how many different ones there are
 def check_design(experiment: Any) -> None:
     """Raise ConfigError for an audit without controls, or with too few probes for its margin."""
     stages, data = experiment.stages, experiment.data
-    verbs = {name: stage.VERB for name, stage in stages.items()}
-    channels = {n.removeprefix(PREFIX): s.channel for n, s in stages.items() if s.VERB == "transfer"}
+    verbs = {name: stage.kind for name, stage in stages.items()}
+    channels = {n.removeprefix(PREFIX): s.channel for n, s in stages.items() if s.kind == "transfer"}
     for verb in ("bases", "organisms"):
         count = list(verbs.values()).count(verb)
         check(count == 1, f"stages: {count} of them are {verb}; an audit has exactly one")
@@ -46,10 +46,10 @@ def check_design(experiment: Any) -> None:
         )
         controlled = dataclasses.replace(given, score="chance") in filters
         check(controlled, f"channels: {given.score}-{given.action}{rounds} has no control; {mend}")
-    (bases,) = (stage for stage in stages.values() if stage.VERB == "bases")
+    (bases,) = (stage for stage in stages.values() if stage.kind == "bases")
     if any(channel.start == "smaller" for channel in channels.values()):
         smaller(experiment.model, bases)
-    (teachers,) = (stage for stage in stages.values() if stage.VERB == "organisms")
+    (teachers,) = (stage for stage in stages.values() if stage.kind == "organisms")
     _check_probes(data, teachers, bases.seeds)
 
 

@@ -20,7 +20,7 @@ class NamedConfig:
 
     Attributes:
       source: how it was named: FILE.py[:preset] or NAME[:preset].
-      module: the file, which has `get_stages(config)`.
+      module: the file, which has `get_experiment(config)`.
       config: what its `get_config(preset)` returned.
     """
 
@@ -37,7 +37,7 @@ def open_config(source: str) -> NamedConfig:
     """
     where, (name, *preset) = f"--config={source}", source.split(":", 1)
     path = shipped.python_file(where, name, shipped.CONFIGS)
-    module = load_module(path, "get_stages", "get_stages(config) says which stages the experiment has")
+    module = load_module(path)
     config = call(where, module.get_config, *preset)
     mend = "get_config returns an ml_collections.ConfigDict"
     check(isinstance(config, ConfigDict), f"{where}: {mend}, and this one {type(config).__name__}")
