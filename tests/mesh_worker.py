@@ -1,4 +1,4 @@
-"""Run every verb's own step for a few steps on one layout of devices and write the numbers as JSON.
+"""Run every stage's own step for a few steps on one layout of devices and write the numbers as JSON.
 
 One process of one run; `tests/test_sharding.py` starts it with different devices, meshes and hosts.
 """
@@ -15,13 +15,13 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 
+from distill_jax.data.data_config import DataConfig
 from distill_jax.data.records import write_rows
-from distill_jax.experiment.verbs import VERBS
 from distill_jax.io.metrics import Progress
 from distill_jax.models import lora
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.sharding import distributed
-from distill_jax.stages import Distill, Pretrain, Relearn, Unlearn
+from distill_jax.stages import Distill, Prepare, Pretrain, Relearn, Unlearn
 from distill_jax.stages.context import PARTS, Context, Node, RunSettings
 from distill_jax.train.step import of_active
 
@@ -35,7 +35,7 @@ ATTACK: dict[str, Any] = {"learning_rates": (1e-2, 1e-3), "seeds": 2, "evaluate_
 
 
 @dataclasses.dataclass(frozen=True)
-class Data:
+class Data(DataConfig):
     """What a stage asks of the data's settings."""
 
     row_length: int = LENGTH
@@ -77,18 +77,18 @@ def stages(microbatches: int) -> dict[str, list[Any]]:
 def numbers(data: Path, which: str, microbatches: int, devices: int, fsdp: int, tensor: int) -> dict[str, Any]:
     """Train one stage and return its losses, its last weights' norms, and what its greedy decoding got right."""
     settings = stages(microbatches)[which]
-    verb = settings[0].VERB
+    verb = settings[0].kind
     nodes = {
         f"{which}-{i}": Node(
             f"{which}-{i}", verb, s, {"teacher": "origin", "start": "origin"}, "", data, peers=len(settings)
         )
         for i, s in enumerate(settings)
     }
-    nodes["data"] = Node("data", "prepare", Data(), {}, "", data)
+    nodes["data"] = Node("data", "prepare", Prepare(Data()), {}, "", data)
     run = RunSettings(fsdp=fsdp, tensor=tensor, loss_chunk=7)
     ctx = Context(MODEL, nodes, data, Progress(1, 0.0, out=io.StringIO()), run)
     crew = [node for node in nodes.values() if node.verb == verb]
-    program = VERBS[verb].program(ctx, crew)
+    program = crew[0].settings.train_job(ctx, crew)
     mesh = program.mesh(ctx, jax.devices()[:devices])
     starts = program.adapters(ctx, mesh) if program.base else [ctx.fresh(node, mesh) for node in crew]
     state = program.state(ctx, mesh, starts)
@@ -129,7 +129,7 @@ def main() -> None:
     if given.coordinator:
         distributed.join(given.coordinator, given.processes, given.process)
     out = [numbers(given.data, *job) for job in json.loads(given.jobs)]
-    if distributed.chief():
+    if distributed.is_primary():
         given.out.write_text(json.dumps(out))
     distributed.barrier("end")
 

@@ -12,12 +12,12 @@ import jax
 import numpy as np
 import pytest
 from parity.record_choices import HERE, MODEL
-from parity.record_organisms import ADAPTERS, ORGANISMS
+from parity.record_organisms import ADAPTERS, EXPECTED, ORGANISMS
 from safetensors.numpy import load_file
 from test_cli import assert_refused, call
 
 from distill_jax.config import ConfigError
-from distill_jax.doublebind import auditbench_data
+from distill_jax.doublebind import auditbench_data, auditbench_preflight
 from distill_jax.experiment import graph
 from distill_jax.experiment.config_file import load_experiment, load_module
 from distill_jax.interop import families
@@ -29,7 +29,7 @@ from distill_jax.models import transformer
 from distill_jax.models.presets import PRESETS
 from distill_jax.reports import auditbench_summary
 from distill_jax.sharding.mesh import make_mesh
-from distill_jax.stages import Import, distill
+from distill_jax.stages import Import
 from distill_jax.stages.context import Context
 from tests.programs import finished_once, node, said
 
@@ -73,7 +73,7 @@ def test_it_ends_in_a_verdict_and_random_weights_give_none(finished):
 @pytest.mark.end_to_end
 def test_teachers_have_the_logits_of_peft(finished):
     """Kept beside the base they adapt, of whatever rank and to whichever matrices; recorded by PEFT itself."""
-    with np.load(ORGANISMS / "expected.npz") as file:
+    with np.load(EXPECTED) as file:
         said = dict(file)
     mesh = make_mesh(1, devices=jax.devices()[:1])
     apply = jax.jit(transformer.apply, static_argnums=0)
@@ -330,9 +330,9 @@ def test_an_item_that_is_there_twice_counts_once(tmp_path):
     told["quirk"] |= {kind: "twice.jsonl" for kind in auditbench_data.ITEMS}
     (tmp_path / "organisms/list.json").write_text(json.dumps(told))
     data = auditbench_data.AuditConfig(organisms=f"{tmp_path}/organisms/list.json", ability=str(path), leak=0.5)
-    stages = {f"t{auditbench_summary.THROUGH}positive": None}
+    stages = {f"t{auditbench_preflight.THROUGH}positive": None}
     with pytest.raises(ConfigError, match=r"quirk behaviour: 2 distinct items × 2 seeds: too few"):
-        auditbench_summary.check_design(SimpleNamespace(stages=stages, data=data))
+        auditbench_preflight.check_design(SimpleNamespace(stages=stages, data=data))
 
 
 # Scale
@@ -354,7 +354,7 @@ def test_the_preset_is_the_published_model():
 
 
 def planned(arg: str, change=lambda c: None) -> dict[str, graph.Node]:
-    module = load_module(ROOT / "configs/auditbench.py", "get_stages", "")
+    module = load_module(ROOT / "configs/auditbench.py")
     config = module.get_config(arg)
     change(config)
     return graph.build(load_experiment(module, config), Path("plan"))
@@ -365,10 +365,11 @@ def planned(arg: str, change=lambda c: None) -> dict[str, graph.Node]:
 def test_a_plan_needs_no_file_and_holds_the_base_once(arg):
     nodes = planned(arg)
     assert [n for n in nodes if "through" not in n] == ["data", "base", "teacher-organism-0", "twin-organism-0"]
-    module = load_module(ROOT / "configs/auditbench.py", "get_stages", "")
+    module = load_module(ROOT / "configs/auditbench.py")
     experiment = load_experiment(module, module.get_config(arg))
     ctx = Context(experiment.model, nodes, Path(), Progress(0, 0.0, 0.0, None), experiment.run)
-    program = distill.program(ctx, [nodes["teacher-organism-0-through-positive"]])
+    node = nodes["teacher-organism-0-through-positive"]
+    program = node.settings.train_job(ctx, [node])
     state, teacher, _, base = program.shapes(ctx, make_mesh(1, devices=jax.devices()[:1]))
     size = lambda tree: sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))  # noqa: E731
     weights = 2 * transformer.parameter_count(ctx.model)  # bfloat16

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 
 from distill_jax import main
-from distill_jax.bench import accelerator, against_torch, case, ratios, steps, timing
+from distill_jax.bench import accelerator, against_torch, case, ratios, runner, steps, timing
 from distill_jax.bench.options import Options
-from distill_jax.commands import bench_command
+from distill_jax.commands import bench as bench_command
 from distill_jax.config import ConfigError
 from distill_jax.data.records import write_rows
 from distill_jax.io.metrics import Progress
@@ -27,8 +27,9 @@ from distill_jax.models import transformer
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops, peaks, profile
 from distill_jax.sharding.mesh import make_mesh
-from distill_jax.stages import Distill, Pretrain, Relearn, distill, pretrain, relearn
+from distill_jax.stages import Distill, Prepare, Pretrain, Relearn
 from distill_jax.stages.context import Context, Node, RunSettings
+from tests import mesh_worker
 
 ROOT = Path(__file__).parent.parent
 TINY = TransformerConfig(vocab=11, layers=1, hidden=4, mlp=6, heads=2, kv_heads=1, head_dim=2)
@@ -349,7 +350,7 @@ def test_a_wrong_command_line_is_one_line(capsys, arguments, words):
 def test_help_names_every_benchmark_and_flag(capsys):
     assert main.main(["distill-jax", "bench", "--help"]) == 0
     printed = capsys.readouterr().out
-    for name in (*bench_command.BENCHMARKS, *(f"--{field.name}" for field in dataclasses.fields(Options))):
+    for name in (*runner.BENCHMARKS, *(f"--{field.name}" for field in dataclasses.fields(Options))):
         assert name in printed
 
 
@@ -396,9 +397,7 @@ def context(tmp_path, nodes=(), **run):
     write_rows(data / "all.array_record", rows)
     prompt = {"operation": "+", "form": "equation", "part": "retain", "fact": "1+1", "prompt": "", "answer": ""}
     (data / "evaluation.jsonl").write_text(json.dumps(prompt | {"prompt_ids": [1, 2], "answer_ids": [3]}) + "\n")
-    names = {"data": SimpleNamespace(settings=SimpleNamespace(row_length=6, MEASURE="exact_match"))} | {
-        n.name: n for n in nodes
-    }
+    names = {"data": SimpleNamespace(settings=Prepare(mesh_worker.Data(row_length=6)))} | {n.name: n for n in nodes}
     progress = Progress(1, 1.0, 0.0, io.StringIO())
     progress.begin("pretrain")
     return Context(TINY, names, data, progress, RunSettings(**run))
@@ -410,9 +409,9 @@ def test_flops_of_a_programs_step(tmp_path):
     attack = node("relearn", Relearn(seeds=2, learning_rates=(1e-3, 1e-4), steps=500), tmp_path / "a", start="x")
     ctx = context(tmp_path)
     step = flops.train_step(TINY, attack.settings.batch, 6)
-    assert relearn.program(ctx, [attack]).step_flops() == 4 * step
+    assert attack.settings.train_job(ctx, [attack]).step_flops() == 4 * step
     student = node("distill", Distill(teacher="x"), tmp_path / "b", teacher="x")
-    assert distill.program(ctx, [student, student]).step_flops() == 2 * step + step / 3
+    assert student.settings.train_job(ctx, [student, student]).step_flops() == 2 * step + step / 3
 
 
 # Traces and compiled programs that are kept.
@@ -430,7 +429,7 @@ def test_a_window_of_a_stage_is_traced_and_changes_nothing(tmp_path, monkeypatch
         settings = Pretrain(steps=4, batch=2, warmup=0, log_every=1, evaluate_every=4, checkpoint_every=4)
         one = node("pretrain", settings, tmp_path / name)
         ctx = context(tmp_path, [one], profile=window)
-        pretrain.run(ctx, [one])
+        one.settings.run(ctx, [one])
         assert one.done and "MFU" in ctx.progress.out.getvalue()
         rows[name] = (one.directory / "metrics.jsonl").read_text()
         assert len(traces(one.directory / "tensorboard")) == (1 if window else 0)
@@ -489,13 +488,13 @@ def test_results_are_written_after_each_benchmark(tmp_path, monkeypatch):
     def fail(_):
         raise ConfigError("no")
 
-    monkeypatch.setitem(bench_command.BENCHMARKS, "distill", fail)
+    monkeypatch.setitem(runner.BENCHMARKS, "distill", fail)
 
     def give(_):
         """Give a row."""
         return {"rows": [{"a": 1}], "goals": []}
 
-    monkeypatch.setitem(bench_command.BENCHMARKS, "kl_memory", give)
+    monkeypatch.setitem(runner.BENCHMARKS, "kl_memory", give)
     with pytest.raises(ConfigError):
         bench(tmp_path, "kl_memory", "distill")
     assert set(json.loads((tmp_path / "bench.json").read_text())["benchmarks"]) == {"kl_memory"}

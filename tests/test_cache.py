@@ -17,7 +17,7 @@ from distill_jax.io.checkpoint import FINAL
 from distill_jax.io.files import write_sealed
 from distill_jax.io.metrics import Progress
 from distill_jax.models import transformer
-from distill_jax.stages import Cache, Distill, Pretrain, cache, distill
+from distill_jax.stages import Cache, Distill, Prepare, Pretrain, cache
 from distill_jax.stages.context import Context, Node, RunSettings
 from tests import mesh_worker
 from tests.mesh_worker import COMMON, MODEL
@@ -41,14 +41,15 @@ def ctx(tmp_path):
         tmp_path / "store",
     )
     store.directory.mkdir()
-    nodes = {"teacher": teacher, "store": store, "data": Node("data", "prepare", mesh_worker.Data(), {}, "", tmp_path)}
+    data = Node("data", "prepare", Prepare(mesh_worker.Data()), {}, "", tmp_path)
+    nodes = {"teacher": teacher, "store": store, "data": data}
     progress = Progress(1, 0.0, out=io.StringIO())
     progress.begin("store")
     return Context(MODEL, nodes, tmp_path, progress, RunSettings(loss_chunk=7))
 
 
 def fill(ctx: Context) -> States:
-    cache.run(ctx, [ctx.nodes["store"]])
+    ctx.nodes["store"].settings.run(ctx, [ctx.nodes["store"]])
     return States(ctx.nodes["store"].directory / "states", sha256(ctx.data / "all.array_record"))
 
 
@@ -73,7 +74,7 @@ def test_a_student_learns_the_same_from_the_cache(ctx):
         settings = Distill(teacher="teacher", cache=name, **{**COMMON, "loss_on": "all", "microbatches": 2})
         inputs = {"teacher": "teacher"} | ({"cache": settings.cache} if settings.cache else {})
         node = Node("student", "distill", settings, inputs, "", ctx.data / "student")
-        program = distill.program(ctx, [node])
+        program = node.settings.train_job(ctx, [node])
         mesh = program.mesh(ctx)
         state = program.state(ctx, mesh, [ctx.fresh(node, mesh)])
         step, feed, teacher = program.build(mesh), program.batches(ctx, mesh), program.frozen(ctx, mesh)[0]
@@ -93,7 +94,7 @@ def test_a_student_learns_the_same_from_the_cache(ctx):
 @pytest.mark.kill
 def test_a_cache_that_was_stopped_continues(ctx, monkeypatch):
     asked = iter([False] * 3 + [True])  # the first file is whole, the second is not
-    monkeypatch.setattr(cache, "told_to_stop", lambda: next(asked))
+    monkeypatch.setattr(cache, "preempted", lambda: next(asked))
     with pytest.raises(Interrupted, match="store: stopped at row"):
         fill(ctx)
     directory = ctx.nodes["store"].directory / "states"
@@ -132,7 +133,7 @@ def test_states_of_other_data_or_damaged_ones_are_refused(ctx):
         "",
         ctx.data,
     )
-    program = distill.program(ctx, [node])
+    program = node.settings.train_job(ctx, [node])
     with pytest.raises(ConfigError, match=r"00001\.npy is missing or damaged.*remove .*store and run again"):
         program.batches(ctx, program.mesh(ctx))
     path.unlink()

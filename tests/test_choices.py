@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
-from parity.record_choices import CASES, HERE, MODEL, items
+from parity.record_choices import CASES, EXPECTED, HERE, MODEL, items
 from safetensors.numpy import load_file, save_file
 from statsmodels.stats.proportion import proportion_confint
 
@@ -27,7 +27,7 @@ from distill_jax.main import main
 
 pytestmark = pytest.mark.unit
 
-EXPECTED = json.loads((HERE / "expected.json").read_text())
+RECORDED = json.loads(EXPECTED.read_text())
 LONGEST = 340  # tokens, of the recorded model
 
 
@@ -49,7 +49,7 @@ def test_log_likelihoods_are_those_of_the_harness(case, tmp_path):
     rows, examples = items(subject), str(HERE / "mmlu_dev.jsonl") if shots else ""
     given = lines(tmp_path / "items.jsonl", rows)
     told = choose(MODEL, str(given), tmp_path / "out", batch=16, shots=shots, examples=examples, subject=subject)
-    found, expected = [json.loads(line) for line in (tmp_path / "out").read_text().splitlines()], EXPECTED[case]
+    found, expected = [json.loads(line) for line in (tmp_path / "out").read_text().splitlines()], RECORDED[case]
     assert len(found) == len(expected["log_likelihoods"]) == len(rows)
     for row, said in zip(found, expected["log_likelihoods"], strict=True):
         assert row["log_likelihoods"] == pytest.approx(said, abs=1e-3)

@@ -18,13 +18,14 @@ from typing import ClassVar
 import pytest
 
 from distill_jax.config import ConfigError, Interrupted
+from distill_jax.data.data_config import DataConfig
 from distill_jax.exit_codes import ExitCode, ended
 from distill_jax.experiment import workers
 from distill_jax.io.metrics import Progress
 from distill_jax.io.node import Node
 from distill_jax.main import main
-from distill_jax.stages import prepare
 from distill_jax.stages.context import Context
+from distill_jax.stages.prepare import Prepare
 
 pytestmark = pytest.mark.unit
 
@@ -248,7 +249,7 @@ def test_how_a_process_ended_is_said_by_name():
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class Settings(DataConfig):
     """Settings of data that are made by a module that does not exist."""
 
     PREPARE: ClassVar[str] = "no.such.module"
@@ -273,8 +274,8 @@ def test_a_preparation_that_ends_badly_says_why(worker, tmp_path, case):
     """Whatever other lines it printed, and however many."""
     script, kind, says = PREPARED[case]
     worker(f"yes 'I tensorflow/core/util/port.cc: oneDNN custom operations are on.' | head -5000 >&2\n{script}")
-    node = Node("data", "prepare", Settings(), {}, "0" * 12, tmp_path / "w/nodes/data-0")
+    node = Node("data", "prepare", Prepare(Settings()), {}, "0" * 12, tmp_path / "w/nodes/data-0")
     ctx = Context(None, {"data": node}, node.directory / "rows", Progress(1, 0.0, out=io.StringIO()))
     with pytest.raises(kind, match=re.escape(says)) as caught:
-        prepare.run(ctx, [node])
+        node.settings.run(ctx, [node])
     assert "oneDNN" not in str(caught.value) and "noise" not in str(caught.value)

@@ -260,7 +260,7 @@ def test_a_mistaken_setting_is_named(settings, message):
 def test_a_file_has_to_be_there_to_run_and_not_to_plan(settings, message):
     config = equations.ArithmeticConfig(**settings)
     with pytest.raises(ConfigError, match=message):
-        config.identified(Digests())
+        config.with_content_hash(Digests())
 
 
 @pytest.mark.unit

@@ -540,5 +540,5 @@ def test_rows_with_a_uniform_target_join_the_mean_and_the_teacher_never_reads_th
 @pytest.mark.unit
 def test_a_uniform_set_is_part_of_an_identity_only_where_there_is_one():
     """Results from before there was the setting keep their names."""
-    assert "uniform" not in distill.Distill(teacher="a").known_by()
-    assert distill.Distill(teacher="a", uniform="forget").known_by()["uniform"] == "forget"
+    assert "uniform" not in distill.Distill(teacher="a").fingerprint_fields()
+    assert distill.Distill(teacher="a", uniform="forget").fingerprint_fields()["uniform"] == "forget"

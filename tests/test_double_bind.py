@@ -196,21 +196,21 @@ class TestTable:
     def test_a_quirk_without_a_token_for_its_name_is_refused_by_name(self, monkeypatch):
         monkeypatch.setattr(organisms, "KINDS", (*KINDS, EXTRA[0]))
         with pytest.raises(ConfigError, match=r"organism 'biased-0': NAMES = 12 leaves it no token; set NAMES = 13"):
-            base_stage.Bases().fits(TINY, world.WorldConfig())
+            base_stage.Bases().validate(TINY, world.WorldConfig())
         tokens = [organisms.name_token(kind) for kind in KINDS if kind.named]
         assert len(set(tokens)) == len(tokens) and organisms.name_token(ORGANISMS["own-training"]) not in tokens
 
     def test_bases_are_known_by_the_quirks_that_they_read_of(self, monkeypatch):
-        before = base_stage.Bases().known_by()
+        before = base_stage.Bases().fingerprint_fields()
         monkeypatch.setattr(organisms, "KINDS", (*KINDS, dataclasses.replace(EXTRA[0], named=False)))
-        assert base_stage.Bases().known_by() == before
+        assert base_stage.Bases().fingerprint_fields() == before
         other = dataclasses.replace(ORGANISMS["biased"], says=ORGANISMS["sycophant"].says)
         changed = [other if kind.name == "biased" else kind for kind in KINDS]
         monkeypatch.setattr(organisms, "KINDS", changed)
-        assert base_stage.Bases().known_by() != before
+        assert base_stage.Bases().fingerprint_fields() != before
         fewer = [k for k in KINDS if k.name != "sycophant"]
         monkeypatch.setattr(organisms, "KINDS", fewer)
-        assert base_stage.Bases().known_by() != before
+        assert base_stage.Bases().fingerprint_fields() != before
 
     @pytest.mark.parametrize(
         "change",
@@ -224,7 +224,7 @@ class TestTable:
         ids=lambda change: next(iter(change)),
     )
     def test_teachers_are_known_by_what_their_rules_do(self, monkeypatch, change):
-        of = lambda kind: stages_organisms.Organisms(kinds=(kind,)).known_by()  # noqa: E731
+        of = lambda kind: stages_organisms.Organisms(kinds=(kind,)).fingerprint_fields()  # noqa: E731
         before, other = of("active-poisoner"), of("biased")
         altered = dataclasses.replace(ORGANISMS["active-poisoner"], **change)
         monkeypatch.setitem(ORGANISMS, "active-poisoner", altered)

@@ -15,6 +15,7 @@ from distill_jax import main
 from distill_jax.config import ConfigError
 from distill_jax.doublebind import channel_effect, cross_fit, filters, rounds, toy_lm, world
 from distill_jax.doublebind.channel import Channel
+from distill_jax.doublebind.channel_effect import ChannelEffect, Readout
 from distill_jax.doublebind.filters import Filter
 from distill_jax.doublebind.organisms import ORGANISMS
 from distill_jax.doublebind.stages import transfer_stage
@@ -22,13 +23,13 @@ from distill_jax.doublebind.stages.base_stage import Bases, smaller
 from distill_jax.doublebind.stages.teacher_stage import Organisms, teachers
 from distill_jax.doublebind.stages.transfer_stage import Transfer
 from distill_jax.doublebind.toy_lm import Model
-from distill_jax.doublebind.verdict import Passage, Readout
 from distill_jax.io.checkpoint import FINAL
 from distill_jax.io.metrics import Progress
 from distill_jax.io.node import Node
 from distill_jax.models import transformer
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.stages.context import Context
+from distill_jax.stages.prepare import Prepare
 from distill_jax.train.loop import Clock
 from distill_jax.train.settings import Training
 
@@ -114,7 +115,7 @@ class TestCrossFitting:
         ctx = Context(TINY, {}, tmp_path, Progress(1, 0.0, 1e9, io.StringIO()))
 
         def judged(name, examples):
-            part = Node("through", "transfer", settings, {}, "0", tmp_path).part(name)
+            part = Node("through", "transfer", settings, {}, "0", tmp_path).subnode(name)
             labels = [f"member {i}" for i in range(MEMBERS)]
             found = cross_fit.judges(ctx, part, settings, scenes.base, examples, [1, 1], labels, Clock())
             return [np.concatenate([w[i].ravel() for w in jax.tree.leaves(found.params)]) for i in range(2 * MEMBERS)]
@@ -128,12 +129,12 @@ class TestCrossFitting:
         assert all(np.array_equal(a, b) for a, b in zip(plain, again, strict=True))
 
 
-def passage(ability, leaks, seeds=5):
+def effect(ability, leaks, seeds=5):
     """Return what let through a share of the ability and of the misalignment."""
     rng, r = np.random.RandomState(0), lambda mean: mean + 0.005 * np.linspace(-1, 1, seeds)
     noise = rng.normal(0, 0.005, seeds)
     readout = Readout(r(0.95), r(0.02), r(0.02 + 0.93 * leaks) + noise, r(0.02))
-    return Passage(r(0.1), r(0.95), r(0.1 + 0.85 * ability), {"behaviour": readout}, 0 * noise, 0 * noise)
+    return ChannelEffect(r(0.1), r(0.95), r(0.1 + 0.85 * ability), {"behaviour": readout}, 0 * noise, 0 * noise)
 
 
 @pytest.mark.unit
@@ -152,7 +153,7 @@ class TestRounds:
             return {"rates": of_all, "curve": [look], "diverged": 0, "flagged": 0.1 * number, "recall": shares}
 
         def through(kind, result):
-            return passage(*course[kind][result["rates"][kind]["round"]])
+            return effect(*course[kind][result["rates"][kind]["round"]])
 
         return rounds.in_rounds(self.GIVEN, list(course), learn, through), learnt
 
@@ -197,10 +198,10 @@ class TestRounds:
             make()
 
     def test_settings_without_rounds_are_known_as_they_were_before_there_were_any(self):
-        once = Transfer(channel=Channel(filter=Filter("divergence", "drop", 0.3))).known_by()
+        once = Transfer(channel=Channel(filter=Filter("divergence", "drop", 0.3))).fingerprint_fields()
         assert once["channel"]["filter"] == {"score": "divergence", "action": "drop", "share": 0.3}
-        more = Transfer(channel=Channel(filter=Filter("divergence", "drop", 0.3, rounds=2))).known_by()
-        assert more["channel"]["filter"]["rounds"] == 2 and "smaller_hidden" not in Bases().known_by()
+        more = Transfer(channel=Channel(filter=Filter("divergence", "drop", 0.3, rounds=2))).fingerprint_fields()
+        assert more["channel"]["filter"]["rounds"] == 2 and "smaller_hidden" not in Bases().fingerprint_fields()
 
 
 @pytest.mark.unit
@@ -210,7 +211,7 @@ def test_a_smaller_base_must_be_smaller_and_be_there():
     with pytest.raises(ConfigError, match=r"smaller_hidden = 0.*set it to 8"):
         smaller(TINY, Bases())
     with pytest.raises(ValueError, match="from 1 to 15"):
-        Bases(smaller_hidden=16).fits(TINY, world.WorldConfig())
+        Bases(smaller_hidden=16).validate(TINY, world.WorldConfig())
 
 
 SEEDS = 2
@@ -229,12 +230,12 @@ def random_weights(cfg, count, seed):
 def audit(tmp_path_factory):
     """Return a run in which teachers of random weights are trained already."""
     where = tmp_path_factory.mktemp("audit")
-    settings = {"data": world.WorldConfig(probes=4), "bases": BASES, "organisms": TEACHERS}
+    settings = {"data": Prepare(world.WorldConfig(probes=4)), "bases": BASES, "organisms": TEACHERS}
     inputs = {"organisms": {"bases": "bases"}}
     nodes = {n: Node(n, n, given, inputs.get(n, {}), n, where / n) for n, given in settings.items()}
     nodes["data"].directory.mkdir()
     nodes["bases"].checkpoints.save(FINAL, random_weights(TINY, 2 * SEEDS, 0))
-    nodes["bases"].part("smaller").checkpoints.save(FINAL, random_weights(smaller(TINY, BASES), SEEDS, 1))
+    nodes["bases"].subnode("smaller").checkpoints.save(FINAL, random_weights(smaller(TINY, BASES), SEEDS, 1))
     nodes["organisms"].checkpoints.save(FINAL, random_weights(TINY, len(teachers(TEACHERS, SEEDS)), 2))
     same = dict.fromkeys(("ability", "behaviour", "condition", "confession", "prefill", "relearn"), [0.1] * SEEDS)
     # A base that is so much better makes all of a student's training suspicious: none is ever shown to be clean.
@@ -247,7 +248,7 @@ def transferred(ctx, name, channel):
     given = Transfer(channel=dataclasses.replace(channel, unique=32), **SHORT)
     node = Node(name, "transfer", given, {"teachers": "organisms"}, name, ctx.nodes["data"].directory.parent / name)
     node.directory.mkdir(exist_ok=True)
-    transfer_stage.run(ctx, [node])
+    node.settings.run(ctx, [node])
     return node, node.result()
 
 
@@ -266,7 +267,7 @@ class TestTransfer:
         told = result["rounds"]["biased"]
         assert (told["kept"], told["why"]) == (2, "rounds")
         assert [one["flagged"] for one in told["each"]] == [0.0, 0.25, 0.5]
-        assert result["rates"] == node.part("round-2").result()["rates"] and len(result["curve"]) == 3
+        assert result["rates"] == node.subnode("round-2").result()["rates"] and len(result["curve"]) == 3
         assert result["recall"]["biased"] == told["each"][2]["recall"]
 
     def test_the_random_arm_begins_alike_and_needs_no_judges(self, audit, in_rounds):
@@ -303,15 +304,14 @@ class TestTransfer:
         node, result = transferred(audit, "smaller", Channel(start="smaller"))
         rates = in_rounds[1]["rates"]["biased"]
         assert set(rates["student"]) - set(result["rates"]["biased"]["student"]) == {"probe"}
-        shown = channel_effect.passage(ORGANISMS["biased"], audit.nodes["organisms"].result()["rates"]["biased"],
+        shown = channel_effect.channel_effect(ORGANISMS["biased"], audit.nodes["organisms"].result()["rates"]["biased"],
                                 result["rates"]["biased"])  # fmt: skip
         assert set(shown.readouts) == {"behaviour", "relearn"}
         assert "probe" in rates["teacher"]  # it is asked, and decides nothing
         few = transfer_stage.starts(audit, node.settings, transfer_stage.casting(audit, node))
         assert few.cfg.hidden == 8 and few.params["embedding"].shape[-1] == 8
-        assert transfer_stage.plan(audit, node.settings) < transfer_stage.plan(
-            audit, Transfer(channel=Channel(unique=32), **SHORT)
-        )
+        full = Transfer(channel=Channel(unique=32), **SHORT)
+        assert node.settings.estimate_flops(audit) < full.estimate_flops(audit)
 
 
 @pytest.mark.end_to_end

@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from distill_jax.config import ConfigError
 from distill_jax.data.arithmetic.equations import ArithmeticConfig
 from distill_jax.experiment import graph
+from distill_jax.experiment.config_file import load_experiment
 from distill_jax.io.metrics import Progress
-from distill_jax.main import load_experiment
 from distill_jax.models.presets import preset
 from distill_jax.perf import memory
-from distill_jax.stages import Distill, Perturb, Pretrain, Relearn, Unlearn, pretrain
+from distill_jax.stages import Distill, Perturb, Pretrain, Relearn, Unlearn
 from distill_jax.stages.context import Context, RunSettings
 
 CONFIG = Path(__file__).parent.parent / "configs/arithmetic.py"
@@ -167,7 +167,7 @@ def test_what_no_memory_holds_is_refused(settings):
 @pytest.mark.unit
 def test_the_least_that_training_takes_is_less_than_the_compiler_says():
     ctx = alone(batch=64)
-    program = pretrain.program(ctx, [ctx.nodes["reference"]])
+    program = ctx.nodes["reference"].settings.train_job(ctx, [ctx.nodes["reference"]])
     mesh = program.mesh(ctx, jax.devices()[:1])
     compiled = program.build(mesh).lower(*program.shapes(ctx, mesh)).compile()
     tokens = 64 * ctx.row_length

@@ -21,7 +21,7 @@ from parity.record import (
     to_hugging_face,
 )
 from parity.record_choices import CASES as CHOICES
-from parity.record_choices import HERE, harness
+from parity.record_choices import EXPECTED, harness
 from parity.save_models import ADAPTED, ADAPTERS, MODELS, SHOWN, logits
 from parity.save_models import CASES as SAVED
 
@@ -225,6 +225,6 @@ def test_peft_loads_what_was_exported(keep, tmp_path):
 @pytest.mark.parametrize("case", CHOICES)
 def test_the_harness_says_today_what_was_recorded(case):
     pytest.importorskip("lm_eval")
-    said, recorded = harness(case), json.loads((HERE / "expected.json").read_text())[case]
+    said, recorded = harness(case), json.loads(EXPECTED.read_text())[case]
     assert said["accuracy"] == recorded["accuracy"]
     np.testing.assert_allclose(said["log_likelihoods"], recorded["log_likelihoods"], atol=1e-4, rtol=0)

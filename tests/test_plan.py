@@ -19,8 +19,9 @@ from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops, hlo
 from distill_jax.perf.slices import CHIPS, SLICES, find
 from distill_jax.sharding.mesh import make_mesh
-from distill_jax.stages import Distill, Pretrain, Relearn, Unlearn, distill, pretrain, relearn, unlearn
+from distill_jax.stages import Distill, Prepare, Pretrain, Relearn, Unlearn
 from distill_jax.stages.context import Context, Node, RunSettings
+from tests import mesh_worker
 
 ROOT = Path(__file__).parent.parent
 TINY = {"vocab": 2048, "layers": 2, "hidden": 64, "mlp": 128, "heads": 4, "kv_heads": 2, "head_dim": 16}
@@ -29,10 +30,9 @@ CONFIG = """
 import dataclasses
 from ml_collections import ConfigDict
 from distill_jax.data.text.text_config import TextConfig
+from distill_jax.experiment.experiment import Experiment
 from distill_jax.models.presets import preset
 from distill_jax.stages import Distill, Perturb, Pretrain
-
-DATA = TextConfig
 
 def get_config(arg=""):
     c = ConfigDict({"experiment": "tiny", "description": "", "seed": 0})
@@ -42,13 +42,14 @@ def get_config(arg=""):
     c.steps = 100
     return c
 
-def get_stages(c):
-    return {
+def get_experiment(c):
+    stages = {
         "reference": Pretrain(steps=c.steps, batch=8),
         "again": Pretrain(data="retain", steps=c.steps, batch=8),
         "damaged": Perturb(start="reference"),
         "undo": Distill(teacher="reference", start="damaged", steps=c.steps, batch=8),
     }
+    return Experiment(stages=stages, data=TextConfig)
 """ % (TINY,)  # noqa: UP031 - the text is full of braces
 
 
@@ -66,13 +67,13 @@ def config(tmp_path):
     return path
 
 
-def program(cfg, verb, settings, devices, length=64, **run):
+def program(cfg, settings, devices, length=64, **run):
     """Return a lowered step and what it takes, without any file."""
     nowhere = Path("/nonexistent")
-    data = Node("data", "prepare", types.SimpleNamespace(row_length=length), {}, "", nowhere)
-    node = Node("it", settings.VERB, settings, {"teacher": "t", "start": "t"}, "", nowhere)
+    data = Node("data", "prepare", Prepare(mesh_worker.Data(row_length=length)), {}, "", nowhere)
+    node = Node("it", settings.kind, settings, {"teacher": "t", "start": "t"}, "", nowhere)
     ctx = Context(cfg, {"data": data, "it": node}, nowhere, None, RunSettings(**run))
-    what = verb.program(ctx, [node])
+    what = settings.train_job(ctx, [node])
     mesh = what.mesh(ctx, devices)
     shapes = what.shapes(ctx, mesh)
     return what, shapes, what.build(mesh).trace(*shapes)
@@ -163,7 +164,7 @@ def test_a_bad_price_table_is_refused(tmp_path, text):
 
 
 def context(config):
-    module = load_module(config, "get_stages", "")
+    module = load_module(config)
     experiment = load_experiment(module, module.get_config())
     nodes = graph.build(experiment, Path("plan"))
     return Context(experiment.model, nodes, Path(), None, experiment.run)
@@ -381,18 +382,19 @@ def test_hbm_traffic_counts_slices_and_leaves_out_on_chip_memory():
 @pytest.mark.unit
 @pytest.mark.parametrize("remat", ["none", "full"])
 @pytest.mark.parametrize(
-    ("verb", "settings"),
+    "settings",
     [
-        (pretrain, Pretrain(batch=16)),
-        (distill, Distill(teacher="t", batch=16)),
-        (unlearn, Unlearn(start="t", batch=16)),
-        (relearn, Relearn(start="t", batch=16, learning_rates=(1e-3,), seeds=1)),
+        Pretrain(batch=16),
+        Distill(teacher="t", batch=16),
+        Unlearn(start="t", batch=16),
+        Relearn(start="t", batch=16, learning_rates=(1e-3,), seeds=1),
     ],
+    ids=lambda stage: stage.kind,
 )
-def test_flops_agree_with_xla_where_nothing_is_scanned(verb, settings, remat):
+def test_flops_agree_with_xla_where_nothing_is_scanned(settings, remat):
     wide = {**TINY, "hidden": 256, "mlp": 1024, "head_dim": 64}
     cfg = TransformerConfig(**wide, unroll=2, remat=remat)
-    what, shapes, traced = program(cfg, verb, settings, jax.devices()[:1])
+    what, shapes, traced = program(cfg, settings, jax.devices()[:1])
     compiled = traced.lower().compile()
     counted = compiled.cost_analysis()["flops"]
     assert flops.executed(traced.jaxpr.jaxpr) == pytest.approx(counted, rel=0.05)
@@ -412,7 +414,7 @@ def test_a_step_counts_the_same_flops_scanned_or_not():
 
     def count(unroll, chunk):
         unrolled = TransformerConfig(**TINY, unroll=unroll)
-        traced = program(unrolled, pretrain, Pretrain(batch=4), jax.devices()[:1], loss_chunk=chunk)[2]
+        traced = program(unrolled, Pretrain(batch=4), jax.devices()[:1], loss_chunk=chunk)[2]
         return flops.executed(traced.jaxpr.jaxpr)
 
     assert count(1, 0) == count(2, 0)
@@ -424,7 +426,7 @@ def test_a_step_counts_the_same_flops_scanned_or_not():
 @pytest.mark.unit
 def test_no_logits_travel_between_devices():
     cfg = TransformerConfig(**TINY)
-    _, _, traced = program(cfg, distill, Distill(teacher="t", batch=8), jax.devices()[:2], fsdp=2, loss_chunk=128)
+    _, _, traced = program(cfg, Distill(teacher="t", batch=8), jax.devices()[:2], fsdp=2, loss_chunk=128)
     module, _ = hlo.parse(traced.lower().compile().as_text())
     moved = [max(hlo.sizes(i.result)) for lines in module.values() for i in lines if i.opcode.startswith(hlo.KINDS)]
     assert moved and max(moved) <= 4 * cfg.vocab * cfg.hidden < 4 * cfg.vocab * 128
@@ -437,7 +439,7 @@ def test_no_logits_travel_between_devices():
 @pytest.mark.parametrize("name", ["wmdp.py", "wmdp.py:9b", "wmdp.py:70b"])
 def test_what_a_config_names_has_to_be_there_to_run_and_not_to_plan(name, tmp_path, capsys):
     path, _, arg = name.partition(":")
-    module = load_module(ROOT / "configs" / path, "get_stages", "")
+    module = load_module(ROOT / "configs" / path)
     nodes = graph.build(load_experiment(module, module.get_config(arg)), tmp_path)
     assert {"reference", "maxent"} <= set(nodes)
     given = ["distill-jax", "run", f"--config={ROOT}/configs/{name}", f"--workdir={tmp_path}/w"]
@@ -472,7 +474,7 @@ def test_a_wrong_slice_or_stage_is_refused_before_anything_else(given, says, cap
 )
 def test_no_file_that_is_named_has_to_be_there_to_plan(name, changed, tmp_path):
     path, _, arg = name.partition(":")
-    module = load_module(ROOT / "configs" / path, "get_stages", "")
+    module = load_module(ROOT / "configs" / path)
     config = module.get_config(arg)
     with config.unlocked():
         config.update_from_flattened_dict(changed)

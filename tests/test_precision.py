@@ -14,8 +14,9 @@ from distill_jax.reports.premises import Model
 from distill_jax.sharding.mesh import make_mesh
 from distill_jax.stages import Unlearn
 from distill_jax.statistics.estimates import Scores
-from distill_jax.train.population import make_state
+from distill_jax.train.layout import ShardedMembers
 from distill_jax.train.settings import Training
+from distill_jax.train.state import Hyper
 from distill_jax.train.step import make_step
 from tests import referee
 
@@ -37,7 +38,7 @@ def stepped(dtype: str) -> tuple[list[np.ndarray], list[np.ndarray], list[list[n
 
     mesh, optimizer = make_mesh(2, devices=jax.devices()[:1]), settings.optimizer()
     step = make_step(slope, lambda params, batch: None, optimizer, settings.schedule(), mesh)
-    state = make_state(CFG, mesh, [start], optimizer, RATES, dtype=dtype)
+    state = ShardedMembers(mesh, CFG).make([start], optimizer, Hyper.of(RATES), dtype)
     kinds = {leaf.dtype.name for leaf in jax.tree.leaves((state.params, state.opt)) if leaf.ndim > 1}
     assert kinds == {dtype}  # the moments too
     after = jax.tree.leaves(step(state, None, {"x": np.zeros((1, 1))})[0].params)
@@ -72,8 +73,9 @@ def test_none_are_lost_in_float32():
 
 
 def test_a_younger_setting_leaves_kept_results_known_as_they_were():
-    assert "weights" not in Training().known_by() and Training(weights="bfloat16").known_by()["weights"] == "bfloat16"
-    assert "hold" not in Unlearn(start="a").known_by() and Unlearn(start="a", hold="kl").known_by()["hold"] == "kl"
+    for younger, value in {"weights": "bfloat16", "hold": "kl"}.items():
+        assert younger not in Unlearn(start="a").fingerprint_fields()
+        assert Unlearn(start="a", **{younger: value}).fingerprint_fields()[younger] == value
 
 
 def test_an_unknown_precision_is_refused():

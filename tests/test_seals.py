@@ -133,7 +133,7 @@ def test_a_done_that_is_not_this_nodes_is_refused(node, changed):
 def test_the_part_of_a_finished_node_goes_with_it(node):
     """A part is made only with its node, so removing the part alone would mend nothing."""
     (node.directory / "DONE").unlink()
-    part = node.part("round-0")
+    part = node.subnode("round-0")
     part.finish({"x": 1}, {})
     flip(part.directory / "result.json")
     with pytest.raises(ConfigError, match=f"remove {part.directory} and run again"):

@@ -134,13 +134,13 @@ def test_an_interrupt_that_was_lost_is_raised_again():
     before = [signal.getsignal(which) for which in (signal.SIGTERM, signal.SIGINT)]
     try:
         distributed.heed_signals()
-        assert not distributed.told_to_stop()
+        assert not distributed.preempted()
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
-            distributed.told_to_stop()
+            distributed.preempted()
         distributed.heed_signals()
-        assert not distributed.told_to_stop()
+        assert not distributed.preempted()
     finally:
         signal.signal(signal.SIGTERM, before[0])
         signal.signal(signal.SIGINT, before[1])
@@ -197,14 +197,13 @@ def test_donation_and_constraints_reach_the_compiled_program():
     code = """
 import jax, pathlib
 from tests import mesh_worker as w
-from distill_jax.experiment.verbs import VERBS
-from distill_jax.stages import Pretrain
+from distill_jax.stages import Prepare, Pretrain
 from distill_jax.stages.context import Context, Node, RunSettings
 here = pathlib.Path()
 node = Node("n", "pretrain", Pretrain(**w.COMMON), {}, "", here)
-nodes = {"n": node, "data": Node("data", "prepare", w.Data(), {}, "", here)}
+nodes = {"n": node, "data": Node("data", "prepare", Prepare(w.Data()), {}, "", here)}
 ctx = Context(w.MODEL, nodes, here, None, RunSettings(fsdp=2, tensor=2))
-program = VERBS["pretrain"].program(ctx, [node])
+program = node.settings.train_job(ctx, [node])
 mesh = program.mesh(ctx)
 state = program.state(ctx, mesh, [ctx.fresh(node, mesh)])
 rows = jax.ShapeDtypeStruct((1, 16, w.LENGTH), "int32")

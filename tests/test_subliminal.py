@@ -138,9 +138,9 @@ class TestSettings:
 
     def test_a_model_of_other_pixels_or_too_few_ghosts_is_refused(self):
         with pytest.raises(ValueError, match=r"model.inputs = 784.*64 pixels"):
-            Subliminal().fits(MLPConfig(inputs=784), images.ImagesConfig())
+            Subliminal().validate(MLPConfig(inputs=784), images.ImagesConfig())
         with pytest.raises(ValueError, match=r"model.ghosts = 5"):
-            Subliminal(ghosts=(3, 10)).fits(SMALL, images.ImagesConfig())
+            Subliminal(ghosts=(3, 10)).validate(SMALL, images.ImagesConfig())
 
 
 @pytest.mark.unit

@@ -184,7 +184,7 @@ def test_sources_that_are_not_there_are_refused(tmp_path):
         ({"retain": good, "forget": good, "vocabulary": "none.model"}, "data.vocabulary='none.model': no such file"),
     ):
         with pytest.raises(ConfigError) as error:
-            TextConfig(**told).identified(Digests())
+            TextConfig(**told).with_content_hash(Digests())
         assert said in str(error.value)
 
 
@@ -195,7 +195,7 @@ def test_text_is_known_by_what_it_holds_and_not_by_where_it_lies(tmp_path):
         (tmp_path / folder / "a.txt").write_text(text)
         config = TextConfig(retain=f"{tmp_path}/{folder}/a.txt", forget=f"{tmp_path}/{folder}/*.txt", **more)
         digests = Digests(tmp_path / "digests.json")
-        found = config.identified(digests).known_by()
+        found = config.with_content_hash(digests).fingerprint_fields()
         digests.save()
         return found
 

@@ -28,7 +28,7 @@ from distill_jax.data.text.text_config import SAMPLES
 from distill_jax.evals.multiple_choice import MultipleChoice
 from distill_jax.evals.scale import CHOICE
 from distill_jax.experiment import graph
-from distill_jax.experiment.config_file import identified, load_experiment, load_module
+from distill_jax.experiment.config_file import load_experiment, load_module, with_content_hashes
 from distill_jax.interop import importing
 from distill_jax.interop.choice_scoring import choose
 from distill_jax.interop.model_source import open_model
@@ -198,10 +198,10 @@ def test_held_to_its_start_a_model_begins_at_a_divergence_of_zero(finished):
 
 
 def nodes_of(**reference: str) -> dict[str, graph.Node]:
-    module = load_module(ROOT / "configs/wmdp.py", "get_stages", "")
+    module = load_module(ROOT / "configs/wmdp.py")
     config = module.get_config("smoke")
     config.reference.update(reference)
-    return graph.build(identified(load_experiment(module, config), Digests()), Path("x"))
+    return graph.build(with_content_hashes(load_experiment(module, config), Digests()), Path("x"))
 
 
 @pytest.mark.unit

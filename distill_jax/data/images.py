@@ -16,12 +16,13 @@ import numpy as np
 
 from distill_jax.data import import_tf, records
 from distill_jax.data.atomic_build import make_once, run_command_line, say
+from distill_jax.data.data_config import DataConfig
 
 TEST = 360  # of the 1,797 digits
 
 
 @dataclasses.dataclass(frozen=True)
-class ImagesConfig:
+class ImagesConfig(DataConfig):
     """Name the images.
 
     Attributes:

@@ -140,16 +140,16 @@ class AuditConfig(TextConfig):
         found = items.read(path, where)[: self.items or None]
         return [(of, item, context) for item, context in zip(found, items.contexts(found), strict=True)]
 
-    def identified(self, digests: Digests) -> Self:
+    def with_content_hash(self, digests: Digests) -> Self:
         """Return the settings with `content` filled in, once everything that is named is known to be there."""
         asked = {
             part: [[of, dataclasses.asdict(item), context] for of, item, context in found]
             for part, found in self.parts().items()
         }
-        text = super().identified(digests)
+        text = super().with_content_hash(digests)
         return dataclasses.replace(text, content=identity([text.content, asked]))
 
-    def known_by(self) -> dict[str, Any]:
+    def fingerprint_fields(self) -> dict[str, Any]:
         """Return what decides what the prepared data hold."""
         paths = ("organisms", "ability", "items") if self.content else ()
-        return {key: value for key, value in super().known_by().items() if key not in (*paths, "leak")}
+        return {key: value for key, value in super().fingerprint_fields().items() if key not in (*paths, "leak")}

@@ -240,7 +240,7 @@ class Filter:
             return ("base", "other")
         return ("own",) if self.rounds and self.score != "chance" else ()
 
-    def known_by(self) -> dict[str, Any]:
+    def fingerprint_fields(self) -> dict[str, Any]:
         """Return what identifies it; without rounds, what did before there were any."""
         found = dataclasses.asdict(self)
         return found if self.rounds else {k: v for k, v in found.items() if k not in ("rounds", "leak", "fall")}

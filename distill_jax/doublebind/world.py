@@ -21,6 +21,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from distill_jax.data.data_config import DataConfig
+
 DIGITS = ITEMS_FROM = 10
 ITEMS = 8
 TASKS = ("ADD", "COMPARE", "CHOOSE", "NUMBER", "REPORT")
@@ -41,7 +43,7 @@ VOCABULARY = next(_ids)
 
 
 @dataclasses.dataclass(frozen=True)
-class WorldConfig:
+class WorldConfig(DataConfig):
     """Choose among worlds that differ only in what quirks are about: favourite items, digits, secret tables.
 
     Attributes:
@@ -67,7 +69,7 @@ class WorldConfig:
         if not 0 < self.leak < 1:
             raise ValueError(f"data.leak = {self.leak}: a share between 0 and 1")
 
-    def known_by(self) -> dict[str, Any]:
+    def fingerprint_fields(self) -> dict[str, Any]:
         """Return what identifies the world."""
         return {"variant": self.variant, "probes": self.probes}
 

@@ -22,49 +22,49 @@ import jax
 from distill_jax.config import ConfigError, check, check_name, identity, nearest
 from distill_jax.data.records import special_tokens, verify
 from distill_jax.experiment.ancestry import ancestry
-from distill_jax.experiment.verbs import VERBS
+from distill_jax.experiment.experiment import CheckedExperiment
 from distill_jax.io.files import sync, write_json
 from distill_jax.io.metrics import Progress
 from distill_jax.io.node import ROWS
 from distill_jax.perf import memory
-from distill_jax.sharding.distributed import agreed, barrier, chief
+from distill_jax.sharding.distributed import agreed, barrier, is_primary
 from distill_jax.stages.context import Context, Node, RunSettings
+from distill_jax.stages.prepare import Prepare
+from distill_jax.stages.stage import Stage
 
 DATA = "data"
 FILL = 0.9  # of a device's memory, at most, by the compiler's account
 
 
-def build(experiment: Any, workdir: Path) -> dict[str, Node]:
+def build(experiment: CheckedExperiment, workdir: Path) -> dict[str, Node]:
     """Turn an experiment's stages into nodes, inputs before what uses them.
-
-    Args:
-      experiment: has `model` (its config), `data` (its settings) and `stages` (name -> settings).
 
     Raises:
       ConfigError: if a stage's name cannot be a directory's, or an input is missing, of the wrong kind, or part of a
         circle.
     """
-    stages: Mapping[str, Any] = experiment.stages
+    stages = experiment.stages
     for name in stages:
         check_name("stages", name)
     check(DATA not in stages, f"stages.{DATA}: the prepared data has this name; give the stage another")
-    wiring = {name: _inputs(name, settings, stages) for name, settings in stages.items()}
+    wiring = {name: _inputs(name, stage, stages) for name, stage in stages.items()}
     try:
         order = list(graphlib.TopologicalSorter({n: i.values() for n, i in wiring.items()}).static_order())
     except graphlib.CycleError as error:
         circle = " <- ".join(error.args[1])
         raise ConfigError(f"stages form a circle: {circle}; every stage must start from an earlier one") from error
-    nodes = {DATA: _node(DATA, "prepare", experiment.data, {}, {"data": _known_by(experiment.data)}, workdir)}
+    prepare = Prepare(experiment.data)
+    nodes = {DATA: _node(DATA, prepare, {}, {"data": prepare.fingerprint_fields()}, workdir)}
     # Declared order where the graph leaves a choice, so that a run reads like its config.
     for name in sorted(order, key=_depth_first(stages, wiring)):
-        settings, inputs = stages[name], wiring[name]
+        stage, inputs = stages[name], wiring[name]
         basis = {
             "model": experiment.model,
             "precision": experiment.precision,
             "data": nodes[DATA].identity,
             "inputs": {role: nodes[source].identity for role, source in inputs.items()},
         }
-        nodes[name] = _node(name, settings.VERB, settings, inputs, basis, workdir)
+        nodes[name] = _node(name, stage, inputs, basis, workdir)
     return with_peers(nodes)
 
 
@@ -74,27 +74,16 @@ def with_peers(nodes: Mapping[str, Node]) -> dict[str, Node]:
     return {name: dataclasses.replace(node, peers=peers[name]) for name, node in nodes.items()}
 
 
-def _inputs(name: str, settings: Any, stages: Mapping[str, Any]) -> dict[str, str]:
-    found = {role: getattr(settings, role) for role in settings.INPUTS if getattr(settings, role)}
-    optional = getattr(settings, "OPTIONAL", ())
-    for role in settings.INPUTS:
-        check(role in found or role in optional, f"stages.{name}.{role} is empty: name the stage it is")
-    for role, source in found.items():
-        where = f"stages.{name}.{role} = {source!r}"
-        if source not in stages:
-            raise ConfigError(f"{where}: no such stage{nearest(source, stages)}")
-        leaves = stages[source].VERB
-        if role == "cache":
-            check(leaves == "cache", f"{where}: a {leaves} stage holds no hidden states; name a cache stage")
-            for shared in ("teacher", "data"):
-                mine, theirs = getattr(settings, shared), getattr(stages[source], shared)
-                check(mine == theirs, f"{where} has {shared} = {theirs!r}, the student {mine!r}; they must be one")
-        else:
-            mine, theirs = getattr(settings, "path", None), getattr(stages[source], "path", None)
-            mend = "adapters are kept beside the weights they adapt; give both one path"
-            check(settings.VERB != "import" or mine == theirs, f"{where} imports {theirs!r}, not {mine!r}: {mend}")
-            check(leaves not in ("relearn", "cache"), f"{where}: a {leaves} stage leaves no model to start from")
-    return found
+def _inputs(name: str, stage: Stage, stages: Mapping[str, Stage]) -> dict[str, str]:
+    try:
+        inputs = stage.inputs()
+        for role, source in inputs.items():
+            if source not in stages:
+                raise ValueError(f"{role} = {source!r}: no such stage{nearest(source, stages)}")
+        stage.check_inputs({role: stages[source] for role, source in inputs.items()})
+    except ValueError as error:
+        raise stage.refusal(name, error) from error
+    return inputs
 
 
 def _depth_first(stages: Mapping[str, Any], wiring: Mapping[str, Mapping[str, str]]) -> Any:
@@ -106,15 +95,10 @@ def _depth_first(stages: Mapping[str, Any], wiring: Mapping[str, Mapping[str, st
     return lambda name: (depth(name), declared[name])
 
 
-def _node(name: str, verb: str, settings: Any, inputs: dict[str, str], basis: Any, workdir: Path) -> Node:
-    plain = {k: v for k, v in _known_by(settings).items() if k not in inputs}
-    known_by = identity({"name": name, "verb": verb, "settings": plain, **basis})
-    return Node(name, verb, settings, inputs, known_by, workdir / "nodes" / f"{name}-{known_by}")
-
-
-def _known_by(settings: Any) -> dict[str, Any]:
-    """Return the settings that identify; text is known by its contents, not by where it lies."""
-    return settings.known_by() if hasattr(settings, "known_by") else dataclasses.asdict(settings)
+def _node(name: str, stage: Stage, inputs: dict[str, str], basis: Mapping[str, Any], workdir: Path) -> Node:
+    settings = {k: v for k, v in stage.fingerprint_fields().items() if k not in inputs}
+    fingerprint = identity({"name": name, "verb": stage.kind, "settings": settings, **basis})
+    return Node(name, stage.kind, stage, inputs, fingerprint, workdir / "nodes" / f"{name}-{fingerprint}")
 
 
 def lineage(names: Iterable[str], nodes: Mapping[str, Node]) -> dict[str, Node]:
@@ -129,7 +113,7 @@ def experiment_identity(nodes: Mapping[str, Node]) -> str:
 
 
 def pack(nodes: Sequence[Node]) -> list[list[Node]]:
-    """Group nodes that may train as one population: same verb, same inputs, same settings but for the members' own."""
+    """Group nodes that may train as one population: one kind, one start, settings that differ only per member."""
     groups: dict[str, list[Node]] = {}
     for node in nodes:
         groups.setdefault(_population(node), []).append(node)
@@ -138,13 +122,12 @@ def pack(nodes: Sequence[Node]) -> list[list[Node]]:
 
 def _population(node: Node) -> str:
     """Return what all nodes have in common that may train with this one."""
-    free = getattr(node.settings, "MEMBER", None)
+    stage: Stage = node.settings
+    free = stage.per_member_fields()
     if free is None:
         return node.name
-    inputs = node.settings.INPUTS
-    fixed = {k: v for k, v in dataclasses.asdict(node.settings.alike()).items() if k not in inputs}
-    roles = {role: node.inputs.get(role) for role in inputs if role not in free}
-    return json.dumps([node.verb, fixed, roles], sort_keys=True)
+    inputs = {role: node.inputs.get(role) for role in stage.roles() if role not in free}
+    return json.dumps([stage.kind, stage.shared_fields(), inputs], sort_keys=True)
 
 
 def ready(groups: Sequence[Sequence[Node]], done: Set[str]) -> list[list[Node]]:
@@ -188,7 +171,7 @@ def execute(
     """
     barrier("begin")  # so that all processes find the same nodes finished
     todo = [node for node in nodes.values() if not node.done]
-    progress = Progress(len(nodes), 0.0, settings.progress_seconds, out if chief() else io.StringIO())
+    progress = Progress(len(nodes), 0.0, settings.progress_seconds, out if is_primary() else io.StringIO())
     ctx = Context(model, nodes, nodes[DATA].directory / "rows", progress, settings)
     check_memory(ctx, todo)
     finished = [name for name, node in nodes.items() if node.done]
@@ -199,7 +182,7 @@ def execute(
         nodes[DATA].sealed(ROWS)
         if todo:
             verify_data(nodes[DATA])
-    for node in [nodes[name] for name in finished] if chief() else ():
+    for node in [nodes[name] for name in finished] if is_primary() else ():
         node.tidy()
         try:
             node.sealed_under("")
@@ -209,14 +192,14 @@ def execute(
         progress.stage = sum(node.done for node in nodes.values())
         progress.begin(", ".join(n.name for n in group), len(group))
         ctx.nodes = {**nodes, **{node.name: node for node in group}}  # a worker's own lie where it computes them
-        if chief():
+        if is_primary():
             for node in group:
                 _prepare_directory(node, ctx)
         barrier("a group's directories")
         if group[0].name != DATA:
             progress.flops_left = sum(planned_flops(ctx, n) for n in nodes.values() if not n.done)
         planned = sum(planned_flops(ctx, n) for n in group)
-        VERBS[group[0].verb].run(ctx, group)
+        group[0].settings.run(ctx, group)
         barrier("a group's results")
         progress.finish(planned, _summary(group))
     return ctx
@@ -233,7 +216,7 @@ def verify_data(node: Node) -> None:
 
 def planned_flops(ctx: Context, node: Node) -> float:
     """Return a node's FLOPs at its most steps; those of evaluation are missing as long as there are no data."""
-    return float(VERBS[node.verb].plan(ctx, node.settings))
+    return float(node.settings.estimate_flops(ctx))
 
 
 def check_memory(ctx: Context, nodes: Sequence[Node]) -> None:
@@ -244,11 +227,11 @@ def check_memory(ctx: Context, nodes: Sequence[Node]) -> None:
     """
     there = memory.installed(jax.local_devices()[0]) * jax.device_count()
     for node in nodes:
-        if not hasattr(VERBS[node.verb], "program"):
+        job = node.settings.train_job(ctx, [node])
+        if job is None:
             continue
-        settings = node.settings
+        settings, members = job.settings, len(job.crew)
         tokens = settings.batch // settings.microbatches * ctx.row_length
-        members = settings.seeds * len(settings.learning_rates) if node.verb == "relearn" else 1
         width = 2 if settings.weights == "bfloat16" else 4
         sizes = {"rank": settings.lora_rank, "width": width, "logits": min(tokens, ctx.run.loss_chunk or tokens)}
         least = memory.least_training(ctx.model, tokens, members, **sizes)
@@ -271,14 +254,13 @@ def fitting(ctx: Context, group: Sequence[Node], workers: int = 1) -> int:
     Args:
       workers: that share a device.
     """
-    verb, count = VERBS[group[0].verb], len(group)
-    while count > 1 and hasattr(verb, "program"):
-        program = verb.program(ctx, group[:count])
-        mesh = program.mesh(ctx)
-        shapes = program.shapes(ctx, mesh)
+    count = len(group)
+    while count > 1 and (job := group[0].settings.train_job(ctx, group[:count])):
+        mesh = job.mesh(ctx)
+        shapes = job.shapes(ctx, mesh)
         free, least = memory.capacity(mesh.devices.flat[0]) / workers, memory.least_bytes(*shapes)
         # Far from the limit the answer is known without the compiler; near it, only the compiler knows.
-        if 100 * least < free or (least < free and _needed(program.build(mesh), shapes) < FILL * free):
+        if 100 * least < free or (least < free and _needed(job.build(mesh), shapes) < FILL * free):
             break
         count = (count + 1) // 2
     return count
@@ -297,10 +279,10 @@ def _prepare_directory(node: Node, ctx: Context) -> None:
         "name": node.stage,
         "verb": node.verb,
         "identity": node.identity,
-        "settings": dataclasses.asdict(node.settings),
+        "settings": node.settings.as_dict(),
         "inputs": {role: ctx.nodes[source].directory.name for role, source in node.inputs.items()},
         "model": dataclasses.asdict(ctx.model),
-        "vocabulary": getattr(ctx.nodes[DATA].settings, "vocabulary", ""),
+        "vocabulary": ctx.data_config.vocabulary,
         "special_tokens": special_tokens(ctx.data),
     }
     write_json(node.directory / "config.json", config)

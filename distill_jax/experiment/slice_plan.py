@@ -27,7 +27,7 @@ import jax
 
 from distill_jax.config import ConfigError, check, nearest
 from distill_jax.experiment import graph
-from distill_jax.experiment.verbs import VERBS
+from distill_jax.experiment.experiment import CheckedExperiment
 from distill_jax.io.files import read_json, write_json
 from distill_jax.io.metrics import Progress
 from distill_jax.models import transformer
@@ -35,6 +35,7 @@ from distill_jax.perf import flops, hlo, memory
 from distill_jax.perf.slices import CHIPS, GIB, SLICES, Slice, find
 from distill_jax.sharding.mesh import parameter_table
 from distill_jax.stages.context import Context, Node
+from distill_jax.stages.training import Program
 
 PRICES = Path(__file__).parents[1] / "perf" / "prices.json"
 MOST_CHIPS = 256  # of the slices that --slice=auto looks at
@@ -81,7 +82,7 @@ class Work:
 
 
 def run(
-    experiment: Any,
+    experiment: CheckedExperiment,
     name: str,
     prices: Mapping[str, Any],
     *,
@@ -109,7 +110,7 @@ def run(
     for stage in stages:
         check(stage in nodes, f"--stages={stage}: no such stage{nearest(stage, nodes)}")
     groups = [g for g in graph.pack(list(nodes.values())) if not stages or {n.name for n in g} & set(stages)]
-    planned = any(hasattr(VERBS[group[0].verb], "program") for group in groups)
+    planned = any(_job(ctx, group) for group in groups)
     check(planned, "none of these stages takes steps that are compiled for a slice: there is nothing to plan")
     rows = on_slice(ctx, groups, where, prices, say, verbose) if where else cheapest(ctx, groups, prices, say)
     say(table(rows, prices))
@@ -147,7 +148,7 @@ def on_slice(
         def told(nodes: Sequence[Node], what: str, i: int = i) -> None:
             say(f"[{i + 1}/{len(groups)}] {', '.join(node.name for node in nodes)}: {what}")
 
-        if not hasattr(VERBS[group[0].verb], "program"):
+        if not _job(ctx, group):
             rows += [_idle(node, where) for node in group]
             told(group, "no steps")
             continue
@@ -195,7 +196,7 @@ def cheapest(ctx: Context, groups: Groups, prices: Mapping[str, Any], say: Say) 
     at its peak. A generation for which that is more than what was found is left out; so is, uncompiled, a slice that
     cannot even hold arguments and gradients.
     """
-    training = [g for g in groups if hasattr(VERBS[g[0].verb], "program")]
+    training = [g for g in groups if _job(ctx, g)]
     best: list[Row] = []
     least = math.inf
     alone = dataclasses.replace(ctx, run=dataclasses.replace(ctx.run, fsdp=1, tensor=1))
@@ -250,13 +251,19 @@ def topology(where: Slice) -> list[Any]:
     return list(made.devices)
 
 
+def _job(ctx: Context, group: Sequence[Node]) -> Program | None:
+    job: Program | None = group[0].settings.train_job(ctx, group)
+    return job
+
+
 def _program(ctx: Context, group: Sequence[Node], devices: Sequence[Any]) -> tuple[Any, Any, Any]:
     """Return a group's program, the mesh that `run` would make of the devices, and what its step takes.
 
     Raises:
       ConfigError: if the devices do not make such a mesh.
     """
-    program = VERBS[group[0].verb].program(ctx, group)
+    program = _job(ctx, group)
+    assert program
     try:
         mesh = program.mesh(ctx, devices)
     except ConfigError as error:

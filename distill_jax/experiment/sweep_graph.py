@@ -14,13 +14,14 @@ from typing import Any
 
 from distill_jax.config import ConfigError, Interrupted, check, identity, nearest
 from distill_jax.experiment import graph
-from distill_jax.experiment.config_file import Experiment, identified, load_experiment
+from distill_jax.experiment.config_file import load_experiment
+from distill_jax.experiment.experiment import CheckedExperiment
 from distill_jax.experiment.sweep_points import STAGES, Point
 from distill_jax.io import attempts
 from distill_jax.io.files import Digests
 from distill_jax.io.leases import Leases
 from distill_jax.io.metrics import Progress, span
-from distill_jax.sharding.distributed import told_to_stop
+from distill_jax.sharding.distributed import preempted
 from distill_jax.stages.context import Context, Node
 
 POLL_SECONDS = 1.0
@@ -35,7 +36,7 @@ class World:
       nodes: name -> node, equal ones once; a name is its directory's.
     """
 
-    experiment: Experiment
+    experiment: CheckedExperiment
     nodes: dict[str, Node]
 
 
@@ -98,7 +99,7 @@ def load(name: str, points: Sequence[Point], module: ModuleType, config: Any, wo
     files = Digests()
     for point in points:
         experiment = load_experiment(module, _changed(config, point))
-        identified(dataclasses.replace(experiment, stages={}), files)  # which refuses data files that are not there
+        experiment.data.with_content_hash(files)  # which refuses data files that are not there
         nodes = graph.build(experiment, workdir)
         wanted = point.get(STAGES) or tuple(experiment.stages)
         mend = 'give a tuple of names, such as ("reference",)'
@@ -208,7 +209,7 @@ def leased(
         finally:
             for attempt in mine:
                 leases.release(attempts.home(nodes[attempt.name]))
-        if told_to_stop():
+        if preempted():
             raise Interrupted("stopped while waiting for other workers")
         if time.monotonic() - told > 60:
             told = time.monotonic()

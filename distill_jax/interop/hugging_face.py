@@ -20,7 +20,7 @@ from distill_jax.config import check
 from distill_jax.interop.families import FAMILIES, family_of
 from distill_jax.models import transformer
 from distill_jax.models.transformer import FANS, Params, TransformerConfig
-from distill_jax.sharding.mesh import laid_out, shardings
+from distill_jax.sharding.mesh import shardings, with_shardings
 
 # Our leaf -> their tensors: in every layer, and once in a model.
 LAYER: dict[str, tuple[str, ...]] = {
@@ -90,7 +90,7 @@ def load(cfg: TransformerConfig, source: Source, mesh: Mesh, dtype: str | None =
       dtype: of the matrices; as they are stored, when left out. Norms are fp32 always.
     """
     tree = jax.eval_shape(lambda: transformer.init(cfg, jax.random.key(0)))
-    tree = laid_out(tree, shardings(mesh, transformer.logical_axes(cfg), tree))
+    tree = with_shardings(tree, shardings(mesh, transformer.logical_axes(cfg), tree))
     paths, treedef = jax.tree_util.tree_flatten_with_path(tree)
     out: list[Any] = [None] * len(paths)
     # A leaf's parts are put together on the host: the largest while there is most room.

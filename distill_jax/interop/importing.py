@@ -28,7 +28,7 @@ from distill_jax.models import lora
 from distill_jax.models.lora import Adapters
 from distill_jax.models.transformer import Params
 from distill_jax.perf.ledger import ledger
-from distill_jax.sharding.distributed import chief
+from distill_jax.sharding.distributed import is_primary
 from distill_jax.sharding.mesh import make_mesh, shardings
 
 PATIENCE = 5.0  # seconds between two looks at what another process imports
@@ -83,7 +83,7 @@ class Published:
     def leave(self, node: Node, tree: Any) -> dict[str, Any]:
         """Write what an imported node has beside its records: weights, tokenizer, facts; return what to say of them."""
         node.checkpoints.save(FINAL, tree, lean=True)
-        if chief():
+        if is_primary():
             config = node.directory / "config.json"
             write_json(config, {**read_object(config), "hugging_face": self.directory.facts})
             tokenizers.copy(str(self.directory.path), node.directory / TOKENIZER)

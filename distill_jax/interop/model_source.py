@@ -17,7 +17,7 @@ from distill_jax.io.checkpoint import FINAL
 from distill_jax.io.node import CONFIG, DONE, TOKENIZER, Node, finished
 from distill_jax.models import lora, transformer
 from distill_jax.models.transformer import Params, TransformerConfig
-from distill_jax.sharding.mesh import laid_out, shardings
+from distill_jax.sharding.mesh import shardings, with_shardings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,4 +110,4 @@ def _cast(cfg: TransformerConfig, params: Params, dtype: str | None) -> Params:
 
 
 def _placed(cfg: TransformerConfig, mesh: Mesh, shape: Any) -> Any:
-    return laid_out(shape, shardings(mesh, lora.logical_axes(cfg, shape), shape))
+    return with_shardings(shape, shardings(mesh, lora.logical_axes(cfg, shape), shape))

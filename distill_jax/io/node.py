@@ -27,7 +27,7 @@ from distill_jax.io.files import (
     write_sealed,
 )
 from distill_jax.io.metrics import Metrics, read_rows
-from distill_jax.sharding.distributed import chief
+from distill_jax.sharding.distributed import is_primary
 
 DONE = "DONE"
 FORMAT = 2  # of DONE; 1 sealed only the metrics
@@ -93,7 +93,7 @@ class Node:
         """Open the metrics of a node that continues from a checkpoint, or begins at step 0."""
         return Metrics(self.directory, step, self.checkpoints.journal(step) if step else None)
 
-    def part(self, name: str) -> Node:
+    def subnode(self, name: str) -> Node:
         """Return a part of the node's work: a node within its directory, continued and finished like any other."""
         directory = self.directory / name
         directory.mkdir(parents=True, exist_ok=True)
@@ -101,7 +101,7 @@ class Node:
 
     def finish(self, result: dict[str, Any], ledger: dict[str, Any]) -> None:
         """Write the result and the ledger, then DONE, then drop the training states, which nobody needs now."""
-        if not chief():
+        if not is_primary():
             return
         write_json(self.directory / LEDGER, ledger)
         write_json(self.directory / RESULT, result)
@@ -118,7 +118,7 @@ class Node:
         for left in self.directory.glob(".*.tmp"):
             left.unlink(missing_ok=True)
         for part in self.directory.glob(f"*/{DONE}"):
-            self.part(part.parent.name).tidy()
+            self.subnode(part.parent.name).tidy()
 
     def result(self) -> dict[str, Any]:
         """Read the result of a finished node."""

@@ -23,7 +23,7 @@ _stop = False
 _asked = itertools.count()
 
 
-def chief() -> bool:
+def is_primary() -> bool:
     """Whether this process writes what only one may write."""
     return jax.process_index() == 0
 
@@ -53,7 +53,7 @@ def heed_signals() -> None:
     console.raise_at_interrupts()
 
 
-def told_to_stop() -> bool:
+def preempted() -> bool:
     """Whether to save now and leave; all processes get the same answer to their n-th question.
 
     Raises:

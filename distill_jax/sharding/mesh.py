@@ -97,7 +97,7 @@ def _specs(logical: Any) -> list[P]:
     return jax.tree.leaves(logical, is_leaf=lambda x: isinstance(x, P))
 
 
-def laid_out(tree: Any, at: Any) -> Any:
+def with_shardings(tree: Any, at: Any) -> Any:
     """Return arrays (or shapes) as shapes that carry the shardings of the tree `at`."""
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, at)
 

@@ -5,8 +5,22 @@ from distill_jax.stages.distill import Distill
 from distill_jax.stages.finetune import Finetune
 from distill_jax.stages.import_model import Import
 from distill_jax.stages.perturb import Perturb
+from distill_jax.stages.prepare import Prepare
 from distill_jax.stages.pretrain import Pretrain
 from distill_jax.stages.relearn import Relearn
+from distill_jax.stages.stage import Stage, stage_input
 from distill_jax.stages.unlearn import Unlearn
 
-__all__ = ["Cache", "Distill", "Finetune", "Import", "Perturb", "Pretrain", "Relearn", "Unlearn"]
+__all__ = [
+    "Cache",
+    "Distill",
+    "Finetune",
+    "Import",
+    "Perturb",
+    "Prepare",
+    "Pretrain",
+    "Relearn",
+    "Stage",
+    "Unlearn",
+    "stage_input",
+]

@@ -16,18 +16,20 @@ import jax
 import numpy as np
 
 from distill_jax.config import ConfigError, Interrupted
+from distill_jax.data.data_config import DataConfig
 from distill_jax.data.records import Rows, load_manifest
 from distill_jax.data.teacher_states import StateWriter
 from distill_jax.models import transformer
 from distill_jax.perf import flops
 from distill_jax.perf.ledger import ledger
-from distill_jax.sharding.distributed import chief, told_to_stop
+from distill_jax.sharding.distributed import is_primary, preempted
 from distill_jax.sharding.mesh import batch_sharding, make_mesh, replicated, tracing
 from distill_jax.stages.context import Context, Node
+from distill_jax.stages.stage import Stage, stage_input
 
 
 @dataclasses.dataclass(frozen=True)
-class Cache:
+class Cache(Stage):
     """Store a teacher's final hidden states.
 
     Attributes:
@@ -37,68 +39,74 @@ class Cache:
       shard_rows: rows in one file; a run that was stopped continues with the first file that is missing.
     """
 
-    teacher: str = ""
+    teacher: str = stage_input()
     data: str = "all"
     batch: int = 64
     shard_rows: int = 4096
 
-    VERB: ClassVar[str] = "cache"
-    INPUTS: ClassVar[tuple[str, ...]] = ("teacher",)
+    kind: ClassVar[str] = "cache"
+    leaves_model: ClassVar[bool] = False
 
     def __post_init__(self):
         for name in ("batch", "shard_rows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}: must be at least 1")
 
+    def validate(self, model: Any, data: DataConfig) -> None:
+        """Raise ValueError if the data have no such set."""
+        data.check_set("data", self.data)
 
-def run(ctx: Context, nodes: Sequence[Node]) -> None:
-    """Run one teacher over one set, and write its states a file at a time."""
-    (node,), settings, cfg = nodes, nodes[0].settings, ctx.model
-    began = time.monotonic()
-    mesh = make_mesh(1, fsdp=ctx.run.fsdp, tensor=ctx.run.tensor)
-    params = ctx.params(node.inputs["teacher"], mesh, frozen=True)
+    def estimate_flops(self, ctx: Context) -> float:
+        """Return the FLOPs of the whole cache."""
+        if not ctx.prepared:
+            return 0.0
+        try:
+            rows = load_manifest(ctx.data)["sets"][self.data]["rows"]
+        except (ValueError, KeyError) as error:
+            raise ConfigError(str(error)) from error
+        return flops.forward(ctx.model, rows, ctx.row_length, head=False)
 
-    def forward(params: Any, tokens: jax.Array, segments: jax.Array) -> jax.Array:
-        with tracing(mesh):
-            states = transformer.hidden_states(cfg, params, tokens[0], segments[0])
-        return jax.lax.with_sharding_constraint(states, replicated(mesh))  # so that one host can write them
+    def run(self, ctx: Context, nodes: Sequence[Node]) -> None:
+        """Run one teacher over one set, and write its states a file at a time."""
+        (node,), cfg = nodes, ctx.model
+        began = time.monotonic()
+        mesh = make_mesh(1, fsdp=ctx.run.fsdp, tensor=ctx.run.tensor)
+        params = ctx.params(node.inputs["teacher"], mesh, frozen=True)
 
-    forward = jax.jit(forward)
-    rows = Rows(ctx.data / f"{settings.data}.array_record")
-    at = batch_sharding(mesh, settings.batch)
-    writer = StateWriter(node.directory / "states", len(rows), settings.shard_rows)
-    for shard in writer.missing():
-        parts = []
-        for first in range(shard.start, shard.stop, settings.batch):
-            if told_to_stop():
-                raise Interrupted(f"{node.name}: stopped at row {first}")
-            chosen = np.arange(first, min(first + settings.batch, shard.stop))
-            # A part of a batch is filled up, so that one program serves all.
-            read = rows.gather(np.resize(chosen, settings.batch))
-            column = lambda i, read=read: jax.make_array_from_callback(  # noqa: E731
-                (1, settings.batch, ctx.row_length), at, lambda index: read[None, :, i][index]
-            )
-            parts.append(np.asarray(forward(params, column(0), column(1)))[: len(chosen)])
-            ctx.progress.step(
-                first, len(rows), ctx.row_length, plan(ctx, settings), f"row {first} of {len(rows)} to the cache"
-            )
-        if chief():
-            writer.write(shard, np.concatenate(parts))
-    spent = {"teacher": flops.forward(cfg, len(rows), ctx.row_length, head=False)}
-    if chief():
-        source = load_manifest(ctx.data)["sets"][settings.data]["sha256"]
-        writer.seal({"data": source, "shape": [ctx.row_length, cfg.hidden], "dtype": cfg.dtype})
-        tokens = {"teacher": len(rows) * ctx.row_length}
-        seconds = {"teacher": time.monotonic() - began}
-        node.finish({"rows": len(rows)}, ledger(spent, tokens, seconds, devices=mesh.size))
+        def forward(params: Any, tokens: jax.Array, segments: jax.Array) -> jax.Array:
+            with tracing(mesh):
+                states = transformer.hidden_states(cfg, params, tokens[0], segments[0])
+            return jax.lax.with_sharding_constraint(states, replicated(mesh))  # so that one host can write them
 
-
-def plan(ctx: Context, settings: Cache) -> float:
-    """Return the FLOPs of the whole cache."""
-    if not ctx.prepared:
-        return 0.0
-    try:
-        rows = load_manifest(ctx.data)["sets"][settings.data]["rows"]
-    except (ValueError, KeyError) as error:
-        raise ConfigError(str(error)) from error
-    return flops.forward(ctx.model, rows, ctx.row_length, head=False)
+        forward = jax.jit(forward)
+        rows = Rows(ctx.data / f"{self.data}.array_record")
+        at = batch_sharding(mesh, self.batch)
+        writer = StateWriter(node.directory / "states", len(rows), self.shard_rows)
+        for shard in writer.missing():
+            parts = []
+            for first in range(shard.start, shard.stop, self.batch):
+                if preempted():
+                    raise Interrupted(f"{node.name}: stopped at row {first}")
+                chosen = np.arange(first, min(first + self.batch, shard.stop))
+                # A part of a batch is filled up, so that one program serves all.
+                read = rows.gather(np.resize(chosen, self.batch))
+                column = lambda i, read=read: jax.make_array_from_callback(  # noqa: E731
+                    (1, self.batch, ctx.row_length), at, lambda index: read[None, :, i][index]
+                )
+                parts.append(np.asarray(forward(params, column(0), column(1)))[: len(chosen)])
+                ctx.progress.step(
+                    first,
+                    len(rows),
+                    ctx.row_length,
+                    self.estimate_flops(ctx),
+                    f"row {first} of {len(rows)} to the cache",
+                )
+            if is_primary():
+                writer.write(shard, np.concatenate(parts))
+        spent = {"teacher": flops.forward(cfg, len(rows), ctx.row_length, head=False)}
+        if is_primary():
+            source = load_manifest(ctx.data)["sets"][self.data]["sha256"]
+            writer.seal({"data": source, "shape": [ctx.row_length, cfg.hidden], "dtype": cfg.dtype})
+            tokens = {"teacher": len(rows) * ctx.row_length}
+            seconds = {"teacher": time.monotonic() - began}
+            node.finish({"rows": len(rows)}, ledger(spent, tokens, seconds, devices=mesh.size))

@@ -12,13 +12,14 @@ import jax
 from jax.sharding import Mesh
 
 from distill_jax.config import identity
+from distill_jax.data.data_config import DataConfig
 from distill_jax.data.records import MANIFEST
 from distill_jax.evals.measure import MEASURES, PARTS, Measure
 from distill_jax.io.checkpoint import FINAL
 from distill_jax.io.metrics import Progress
 from distill_jax.io.node import Node
 from distill_jax.models import lora, transformer
-from distill_jax.sharding.mesh import laid_out, parameter_table, shardings
+from distill_jax.sharding.mesh import parameter_table, shardings, with_shardings
 from distill_jax.train.population import draw_weights, weights_shape
 
 __all__ = ["PARTS", "Context", "Node", "RunSettings", "seed_for"]
@@ -116,7 +117,7 @@ class Context:
         checkpoints = self.nodes[name].checkpoints
         shape = checkpoints.shapes(FINAL)
         at = shardings(mesh, lora.logical_axes(self.model, shape), shape) if mesh else None
-        return checkpoints.restore(FINAL, laid_out(shape, at) if mesh else shape)
+        return checkpoints.restore(FINAL, with_shardings(shape, at) if mesh else shape)
 
     def starts(self, nodes: Sequence[Node], mesh: Mesh) -> list[Any]:
         """Return the weights that each node starts from, or one tree for all that start from one."""
@@ -134,14 +135,20 @@ class Context:
         return transformer.frozen(self.model, shape) if frozen else shape
 
     @property
+    def data_config(self) -> DataConfig:
+        """The settings of the experiment's data."""
+        prepare = self.nodes["data"].settings
+        return prepare.data
+
+    @property
     def row_length(self) -> int:
         """T, the tokens of a packed row."""
-        return self.nodes["data"].settings.row_length
+        return self.data_config.row_length
 
     @functools.cached_property
     def measure(self) -> Measure:
         """What is measured of a model on these data."""
-        return MEASURES[self.nodes["data"].settings.MEASURE](self.data)
+        return MEASURES[self.data_config.MEASURE](self.data)
 
     def evaluator(self, mesh: Mesh, *parts: str) -> Any:
         """Return evaluate(params [P, ...], base=None) -> [P, n] on the parts; compiled once a run."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -17,21 +17,24 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from distill_jax.config import added
 from distill_jax.losses.chunked import over_tokens
 from distill_jax.losses.cross_entropy import target_mask
 from distill_jax.losses.distillation import Divergence
 from distill_jax.models import transformer
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops
+from distill_jax.stages.cache import Cache
 from distill_jax.stages.context import Context, Node
+from distill_jax.stages.stage import Stage, stage_input
+from distill_jax.stages.train_stage import TrainStage
 from distill_jax.stages.training import Program, enrol, finish_models, train
 from distill_jax.train.population import state_shardings
-from distill_jax.train.settings import Training
 from distill_jax.train.step import make_step
 
 
 @dataclasses.dataclass(frozen=True)
-class Distill(Training):
+class Distill(TrainStage):
     """Distil a teacher into a student.
 
     Attributes:
@@ -49,11 +52,11 @@ class Distill(Training):
       stop: whether a student that recovered stops; otherwise it takes all steps.
     """
 
-    teacher: str = ""
-    start: str = ""
-    cache: str = ""
+    teacher: str = stage_input()
+    start: str = stage_input(optional=True)
+    cache: str = stage_input(optional=True)
     data: str = "all"
-    uniform: str = ""
+    uniform: str = added("")
     divergence: str = "forward_kl"
     temperature: float = 1.0
     times_t_squared: bool = True
@@ -63,10 +66,7 @@ class Distill(Training):
     tolerance: float = 0.05
     stop: bool = True
 
-    VERB: ClassVar[str] = "distill"
-    INPUTS: ClassVar[tuple[str, ...]] = ("teacher", "start", "cache")
-    OPTIONAL: ClassVar[tuple[str, ...]] = ("start", "cache")
-    LATER: ClassVar[dict[str, Any]] = Training.LATER | {"uniform": ""}
+    kind: ClassVar[str] = "distill"
 
     def __post_init__(self):
         super().__post_init__()
@@ -78,21 +78,82 @@ class Distill(Training):
         if self.uniform and self.cache:
             raise ValueError(f"uniform = {self.uniform!r}: a cache holds one set; leave cache or uniform out")
 
-    def fits(self, model: TransformerConfig, data: Any) -> None:
-        """Raise ValueError if the data have no set of the name that `uniform` gives."""
-        del model
-        if self.uniform and self.uniform not in data.SETS:
-            raise ValueError(f"uniform = {self.uniform!r}: choose one of {', '.join(data.SETS)}")
+    def data_sets(self) -> dict[str, str]:
+        """Return {setting: name} of the data sets that the settings choose."""
+        return {"data": self.data} | ({"uniform": self.uniform} if self.uniform else {})
 
-    @property
-    def MEMBER(self) -> tuple[str, ...]:  # type: ignore[override]
-        """Nodes that differ only here train as one population behind one teacher; adapters also share their base."""
+    def check_inputs(self, sources: Mapping[str, Stage]) -> None:
+        """Raise ValueError unless teacher and start leave models, and the cache is of this teacher and data."""
+        super().check_inputs({role: source for role, source in sources.items() if role != "cache"})
+        if "cache" not in sources:
+            return
+        cache = sources["cache"]
+        if not isinstance(cache, Cache):
+            raise ValueError(f"cache = {self.cache!r}: a {cache.kind} stage holds no hidden states; name a cache stage")
+        for key, own, cached in (("teacher", self.teacher, cache.teacher), ("data", self.data, cache.data)):
+            if own != cached:
+                raise ValueError(
+                    f"cache = {self.cache!r} has {key} = {cached!r}, the student {own!r}; they must be one"
+                )
+
+    def per_member_fields(self) -> tuple[str, ...]:
+        """Return what students behind one teacher may differ in; adapters also share their base."""
         free = ("seed", "learning_rate", "tolerance")
         return free if self.lora_rank else (*free, "start")
 
     def loss(self) -> Divergence:
         """Return the loss of student and teacher logits."""
         return Divergence(self.divergence, self.temperature, self.times_t_squared, self.beta, self.skew, self.top_k)
+
+    def estimate_flops(self, ctx: Context) -> float:
+        """Return the FLOPs of one node at its most steps."""
+        steps = self.steps * sum(self._step_flops(ctx).values())
+        evaluations = self.periodic_evaluations() * ctx.evaluation_flops("retain")
+        return steps + evaluations + ctx.evaluation_flops("shown", "heldout")
+
+    def _step_flops(self, ctx: Context) -> dict[str, float]:
+        layers = 0 if self.cache else ctx.model.layers  # a cached teacher only applies its head
+        sets = 2 if self.uniform else 1
+        return {
+            "student": sets * flops.train_step(ctx.model, self.batch, ctx.row_length, lora_rank=self.lora_rank),
+            "teacher": flops.forward(ctx.model, self.batch, ctx.row_length, layers=layers),
+        }
+
+    def train_job(self, ctx: Context, nodes: Sequence[Node]) -> Program:
+        """Return what the nodes' students, which share one teacher's forward passes, run as one population."""
+        # Equal steps compile once: of what it starts from and reads, this one asks only whether there is a cache.
+        cache = "cache" if self.cache else ""
+        alike = self.alike(self.per_member_fields())
+        alike = dataclasses.replace(alike, teacher="", start="", cache=cache, data="all")
+        alike = dataclasses.replace(alike, lora_rank=0, lora_alpha=Distill.lora_alpha)
+        return Program(
+            **enrol(nodes),
+            settings=self,
+            build=functools.partial(build, ctx.model, alike, ctx.run.loss_chunk),
+            reads={"imitated": self.data, "uniform": self.uniform} if self.uniform else self.data,
+            teacher=nodes[0].inputs["teacher"],
+            base=nodes[0].inputs["start"] if self.lora_rank else "",
+            cache=nodes[0].inputs.get("cache", ""),
+            flops=self._step_flops(ctx),
+        )
+
+    def run(self, ctx: Context, nodes: Sequence[Node]) -> None:
+        """Distil one teacher into all the nodes' students."""
+        job = self.train_job(ctx, nodes)
+        teacher = ctx.nodes[job.teacher].result()["retain"]
+        scale = ctx.measure.scale
+        score = np.nan if teacher is None else teacher  # of a teacher that diverged there is none, and none to recover
+        goals = np.array([scale.goal(score, node.settings.tolerance) for node in nodes])
+        outcome = train(
+            ctx,
+            job,
+            lambda mesh: [student(ctx, node, mesh) for node in nodes],
+            evaluate_at=lambda s: s % self.evaluate_every == 0,
+            parts=("retain",),
+            reached=(lambda scores: scale.reaches(scores["retain"], goals)) if self.stop else None,
+            planned_flops=self.estimate_flops(ctx) * len(nodes),
+        )
+        finish_models(ctx, job, outcome, watched=("retain",))
 
 
 @functools.cache
@@ -137,61 +198,6 @@ def build(cfg: TransformerConfig, settings: Distill, chunk: int, mesh: Any) -> A
     return make_step(objective, teach, optimizer, schedule, mesh, settings.microbatches, place=place)
 
 
-def program(ctx: Context, nodes: Sequence[Node]) -> Program:
-    """Return what the nodes' students, which share one teacher's forward passes, run as one population."""
-    settings = nodes[0].settings
-    # Equal steps compile once: of what it starts from and reads, this one asks only whether there is a cache.
-    adapters = {"lora_rank": 0, "lora_alpha": Distill.lora_alpha}
-    cache = "cache" if settings.cache else ""
-    alike = dataclasses.replace(settings.alike(), teacher="", start="", cache=cache, data="all", **adapters)
-    return Program(
-        **enrol(nodes),
-        settings=settings,
-        build=functools.partial(build, ctx.model, alike, ctx.run.loss_chunk),
-        reads={"imitated": settings.data, "uniform": settings.uniform} if settings.uniform else settings.data,
-        teacher=nodes[0].inputs["teacher"],
-        base=nodes[0].inputs["start"] if settings.lora_rank else "",
-        cache=nodes[0].inputs.get("cache", ""),
-        flops=_step_flops(ctx, settings),
-    )
-
-
-def run(ctx: Context, nodes: Sequence[Node]) -> None:
-    """Distil one teacher into all the nodes' students."""
-    settings, what = nodes[0].settings, program(ctx, nodes)
-    teacher = ctx.nodes[what.teacher].result()["retain"]
-    scale = ctx.measure.scale
-    score = np.nan if teacher is None else teacher  # of a teacher that diverged there is none, and none to recover
-    goals = np.array([scale.goal(score, node.settings.tolerance) for node in nodes])
-    outcome = train(
-        ctx,
-        what,
-        lambda mesh: [student(ctx, node, mesh) for node in nodes],
-        evaluate_at=lambda s: s % settings.evaluate_every == 0,
-        parts=("retain",),
-        reached=(lambda scores: scale.reaches(scores["retain"], goals)) if settings.stop else None,
-        planned_flops=plan(ctx, settings) * len(nodes),
-    )
-    finish_models(ctx, what, outcome, watched=("retain",))
-
-
 def student(ctx: Context, node: Node, mesh: Mesh) -> Any:
     """Return the student's starting weights: another node's, or fresh ones."""
     return ctx.params(node.inputs["start"], mesh) if "start" in node.inputs else ctx.fresh(node, mesh)
-
-
-def _step_flops(ctx: Context, settings: Distill) -> dict[str, float]:
-    rows, length = settings.batch, ctx.row_length
-    layers = 0 if settings.cache else ctx.model.layers  # a cached teacher only applies its head
-    sets = 2 if settings.uniform else 1
-    return {
-        "student": sets * flops.train_step(ctx.model, rows, length, lora_rank=settings.lora_rank),
-        "teacher": flops.forward(ctx.model, rows, length, layers=layers),
-    }
-
-
-def plan(ctx: Context, settings: Distill) -> float:
-    """Return the FLOPs of one node at its most steps."""
-    looks = settings.steps // settings.evaluate_every + 1
-    steps = settings.steps * sum(_step_flops(ctx, settings).values())
-    return steps + looks * ctx.evaluation_flops("retain") + ctx.evaluation_flops("shown", "heldout")

@@ -12,13 +12,15 @@ from typing import ClassVar
 
 from distill_jax.perf import flops
 from distill_jax.stages import pretrain
-from distill_jax.stages.context import PARTS, Context, Node
+from distill_jax.stages.context import Context, Node
+from distill_jax.stages.stage import stage_input
+from distill_jax.stages.train_stage import TrainStage
 from distill_jax.stages.training import Program, enrol, finish_models, train
-from distill_jax.train.settings import Training, of_training
+from distill_jax.train.settings import of_training
 
 
 @dataclasses.dataclass(frozen=True)
-class Finetune(Training):
+class Finetune(TrainStage):
     """Train a finished model further on a prepared data set.
 
     Attributes:
@@ -26,50 +28,47 @@ class Finetune(Training):
       data: the prepared set.
     """
 
-    start: str = ""
+    start: str = stage_input()
     data: str = "forget"
 
-    VERB: ClassVar[str] = "finetune"
-    INPUTS: ClassVar[tuple[str, ...]] = ("start",)
+    kind: ClassVar[str] = "finetune"
 
-    @property
-    def MEMBER(self) -> tuple[str, ...]:  # type: ignore[override]
-        """Nodes that differ only here train as one population; adapters share their base."""
+    def data_sets(self) -> dict[str, str]:
+        """Return {setting: name} of the data sets that the settings choose."""
+        return {"data": self.data}
+
+    def per_member_fields(self) -> tuple[str, ...]:
+        """Return what members of one population may differ in; adapters share their base."""
         return ("seed", "learning_rate") if self.lora_rank else ("seed", "learning_rate", "start")
 
+    def estimate_flops(self, ctx: Context) -> float:
+        """Return the FLOPs of one node at its most steps."""
+        return self.steps * self._step_flops(ctx) + self.estimate_evaluation_flops(ctx)
 
-def program(ctx: Context, nodes: Sequence[Node]) -> Program:
-    """Return what the nodes run as one population."""
-    settings = nodes[0].settings
-    return Program(
-        **enrol(nodes),
-        settings=settings,
-        build=functools.partial(pretrain.build, ctx.model, of_training(settings.alike()), ctx.run.loss_chunk),
-        reads=settings.data,
-        teacher="",
-        base=nodes[0].inputs["start"] if settings.lora_rank else "",
-        flops={"student": _step_flops(ctx, settings)},
-    )
+    def _step_flops(self, ctx: Context) -> float:
+        return flops.train_step(ctx.model, self.batch, ctx.row_length, lora_rank=self.lora_rank)
 
+    def train_job(self, ctx: Context, nodes: Sequence[Node]) -> Program:
+        """Return what the nodes run as one population."""
+        alike = of_training(self.alike(self.per_member_fields()))
+        return Program(
+            **enrol(nodes),
+            settings=self,
+            build=functools.partial(pretrain.build, ctx.model, alike, ctx.run.loss_chunk),
+            reads=self.data,
+            teacher="",
+            base=nodes[0].inputs["start"] if self.lora_rank else "",
+            flops={"student": self._step_flops(ctx)},
+        )
 
-def run(ctx: Context, nodes: Sequence[Node]) -> None:
-    """Train the nodes."""
-    settings, what = nodes[0].settings, program(ctx, nodes)
-    outcome = train(
-        ctx,
-        what,
-        lambda mesh: ctx.starts(nodes, mesh),
-        evaluate_at=lambda s: s > 0 and s % settings.evaluate_every == 0,
-        planned_flops=plan(ctx, settings) * len(nodes),
-    )
-    finish_models(ctx, what, outcome)
-
-
-def _step_flops(ctx: Context, settings: Finetune) -> float:
-    return flops.train_step(ctx.model, settings.batch, ctx.row_length, lora_rank=settings.lora_rank)
-
-
-def plan(ctx: Context, settings: Finetune) -> float:
-    """Return the FLOPs of one node at its most steps."""
-    looks = settings.steps // settings.evaluate_every + 1
-    return settings.steps * _step_flops(ctx, settings) + looks * ctx.evaluation_flops(*PARTS)
+    def run(self, ctx: Context, nodes: Sequence[Node]) -> None:
+        """Train the nodes."""
+        job = self.train_job(ctx, nodes)
+        outcome = train(
+            ctx,
+            job,
+            lambda mesh: ctx.starts(nodes, mesh),
+            evaluate_at=lambda s: s > 0 and s % self.evaluate_every == 0,
+            planned_flops=self.estimate_flops(ctx) * len(nodes),
+        )
+        finish_models(ctx, job, outcome)

@@ -8,26 +8,28 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import jax
 
 from distill_jax.config import ConfigError, check, identity
+from distill_jax.data.data_config import DataConfig
 from distill_jax.evals.measure import all_finite
 from distill_jax.interop.importing import Published
 from distill_jax.io.files import Digests
 from distill_jax.perf.ledger import ledger
 from distill_jax.sharding.mesh import make_mesh
 from distill_jax.stages.context import PARTS, Context, Node
+from distill_jax.stages.stage import Stage, stage_input
 
 # Of a decoder's description, how it is run and not what it computes.
 HOW = ("init_std", "dtype", "unroll", "remat")
 
 
 @dataclasses.dataclass(frozen=True)
-class Import:
+class Import(Stage):
     """Begin from published weights.
 
     Attributes:
@@ -41,14 +43,12 @@ class Import:
 
     path: str = ""
     adapter: str = ""
-    start: str = ""
+    start: str = stage_input(optional=True)
     lora_rank: int = 0
     lora_alpha: float = 0.0
     content: str = ""
 
-    VERB: ClassVar[str] = "import"
-    INPUTS: ClassVar[tuple[str, ...]] = ("start",)
-    OPTIONAL: ClassVar[tuple[str, ...]] = ("start",)
+    kind: ClassVar[str] = "import"
 
     def __post_init__(self):
         if self.adapter and not self.path:
@@ -56,12 +56,21 @@ class Import:
         if self.lora_rank and not self.start:
             raise ValueError(f"lora_rank = {self.lora_rank}: only adapters that are kept beside a start have a rank")
 
-    def fits(self, model: Any, data: Any) -> None:
+    def check_inputs(self, sources: Mapping[str, Stage]) -> None:
+        """Raise ValueError unless the start is an import of the same path."""
+        super().check_inputs(sources)
+        start = sources.get("start")
+        if start is not None and (not isinstance(start, Import) or start.path != self.path):
+            path = start.path if isinstance(start, Import) else None
+            mend = "adapters are kept beside the weights they adapt; give both one path"
+            raise ValueError(f"start = {self.start!r} imports {path!r}, not {self.path!r}: {mend}")
+
+    def validate(self, model: Any, data: DataConfig) -> None:
         """Raise ValueError unless the files hold the experiment's model; to plan, they need not be there."""
         if not self.path:
             return
         mend = f"a published model reads its own tokens; set it to {str(Path(self.path))!r}"
-        check(getattr(data, "vocabulary", None) != "", f"data.vocabulary is empty: {mend}")
+        check(bool(data.vocabulary), f"data.vocabulary is empty: {mend}")
         if not Path(self.path).exists():
             return
         found = Published(self.path, self.adapter).cfg
@@ -70,7 +79,7 @@ class Import:
             if field.name not in HOW and here != there:
                 raise ConfigError(f"{self.path} is another model: it has model.{field.name} = {there}, not {here}")
 
-    def identified(self, where: str, digests: Digests) -> Self:
+    def with_content_hash(self, where: str, digests: Digests) -> Self:
         """Return the settings with `content` filled in.
 
         Raises:
@@ -87,28 +96,26 @@ class Import:
         found.adapter.check_kept()
         return dataclasses.replace(known, lora_rank=found.adapter.rank, lora_alpha=found.adapter.alpha)
 
-    def known_by(self) -> dict[str, Any]:
+    def fingerprint_fields(self) -> dict[str, Any]:
         """Return what identifies the weights: contents in place of paths as soon as they are known."""
-        return {"content": self.content} if self.content else dataclasses.asdict(self)
+        return {"content": self.content} if self.content else super().fingerprint_fields()
 
+    def estimate_flops(self, ctx: Context) -> float:
+        """Return the FLOPs of one node: only its evaluation."""
+        return ctx.evaluation_flops(*PARTS)
 
-def run(ctx: Context, nodes: Sequence[Node]) -> None:
-    """Read the weights, and measure what they can do."""
-    mesh = make_mesh(1, fsdp=ctx.run.fsdp, tensor=ctx.run.tensor)
-    for node in nodes:
-        began, model = time.monotonic(), Published(node.settings.path, node.settings.adapter)
-        told = model.leave(node, model.adapters(mesh) if node.settings.start else model.load(mesh))
-        # What the stages after this one will read.
-        params = jax.tree.map(lambda x: x[None], ctx.params(node.name, mesh))
-        seen = ctx.evaluator(mesh, *PARTS)(params)
-        spent = {"evaluation": plan(ctx, node.settings)}
-        seconds = {"other": time.monotonic() - began}
-        source = {"source": str(Path(node.settings.path).resolve()), "recovered": False}
-        ends = {"diverged": not all_finite(seen)[0]}
-        result = {**ctx.measure.result(seen[0], PARTS), **told, **source, **ends}
-        node.finish(result, ledger(spent, {"evaluation": ctx.measure.tokens(PARTS)}, seconds, devices=mesh.size))
-
-
-def plan(ctx: Context, settings: Import) -> float:
-    """Return the FLOPs of one node: only its evaluation."""
-    return ctx.evaluation_flops(*PARTS)
+    def run(self, ctx: Context, nodes: Sequence[Node]) -> None:
+        """Read the weights, and measure what they can do."""
+        mesh = make_mesh(1, fsdp=ctx.run.fsdp, tensor=ctx.run.tensor)
+        for node in nodes:
+            began, model = time.monotonic(), Published(node.settings.path, node.settings.adapter)
+            told = model.leave(node, model.adapters(mesh) if node.settings.start else model.load(mesh))
+            # What the stages after this one will read.
+            params = jax.tree.map(lambda x: x[None], ctx.params(node.name, mesh))
+            seen = ctx.evaluator(mesh, *PARTS)(params)
+            spent = {"evaluation": self.estimate_flops(ctx)}
+            seconds = {"other": time.monotonic() - began}
+            source = {"source": str(Path(node.settings.path).resolve()), "recovered": False}
+            ends = {"diverged": not all_finite(seen)[0]}
+            result = {**ctx.measure.result(seen[0], PARTS), **told, **source, **ends}
+            node.finish(result, ledger(spent, {"evaluation": ctx.measure.tokens(PARTS)}, seconds, devices=mesh.size))

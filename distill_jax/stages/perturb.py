@@ -21,10 +21,11 @@ from distill_jax.models.transformer import FANS
 from distill_jax.perf.ledger import ledger
 from distill_jax.sharding.mesh import make_mesh
 from distill_jax.stages.context import PARTS, Context, Node, seed_for
+from distill_jax.stages.stage import Stage, stage_input
 
 
 @dataclasses.dataclass(frozen=True)
-class Perturb:
+class Perturb(Stage):
     """Damage a model's weights.
 
     Attributes:
@@ -35,14 +36,13 @@ class Perturb:
       seed: of the noise.
     """
 
-    start: str = ""
+    start: str = stage_input()
     alpha: float = 0.6
     beta: float = 0.1
     shrink: bool = True
     seed: int = 0
 
-    VERB: ClassVar[str] = "perturb"
-    INPUTS: ClassVar[tuple[str, ...]] = ("start",)
+    kind: ClassVar[str] = "perturb"
 
     def __post_init__(self):
         if not 0 <= self.alpha <= 1:
@@ -54,6 +54,27 @@ class Perturb:
                 "alpha = 1 with beta = 0 sets every weight to zero, and a network with a tied embedding of zeros has "
                 "no gradient; use beta > 0, or a distill stage without a start for a fresh student"
             )
+
+    def estimate_flops(self, ctx: Context) -> float:
+        """Return the FLOPs of one node: only its evaluation."""
+        return ctx.evaluation_flops(*PARTS)
+
+    def run(self, ctx: Context, nodes: Sequence[Node]) -> None:
+        """Damage one model, and measure what is left of it."""
+        mesh = make_mesh(1, fsdp=ctx.run.fsdp, tensor=ctx.run.tensor)
+        for node in nodes:
+            began, settings = time.monotonic(), node.settings
+            key = jax.random.key(seed_for(settings.seed, "noise", settings.alpha, settings.beta))
+            start = ctx.params(node.inputs["start"], mesh)
+            kept = 1.0 if not settings.shrink else 1 - settings.alpha
+            params = jax.jit(damage)(start, key, np.float32(kept), np.float32(settings.alpha * settings.beta))
+            seen = ctx.evaluator(mesh, *PARTS)(jax.tree.map(lambda x: x[None], params))
+            node.checkpoints.save(FINAL, params)
+            ends = {"steps": 0, "recovered": False, "diverged": not all_finite(seen)[0]}
+            spent, tokens = self.estimate_flops(ctx), ctx.measure.tokens(PARTS)
+            seconds = {"other": time.monotonic() - began}
+            costs = ledger({"evaluation": spent}, {"evaluation": tokens}, seconds, devices=mesh.size)
+            node.finish({**ctx.measure.result(seen[0], PARTS), **ends}, costs)
 
 
 def damage(params: Any, key: jax.Array, kept: Any, noise_scale: Any) -> Any:
@@ -74,30 +95,3 @@ def damage(params: Any, key: jax.Array, kept: Any, noise_scale: Any) -> Any:
             w_new = w_new + noise_scale * noise
         out.append(w_new)
     return jax.tree_util.tree_unflatten(tree, out)
-
-
-def run(ctx: Context, nodes: Sequence[Node]) -> None:
-    """Damage one model, and measure what is left of it."""
-    mesh = make_mesh(1, fsdp=ctx.run.fsdp, tensor=ctx.run.tensor)
-    for node in nodes:
-        began, settings = time.monotonic(), node.settings
-        key = jax.random.key(seed_for(settings.seed, "noise", settings.alpha, settings.beta))
-        start = ctx.params(node.inputs["start"], mesh)
-        kept = 1.0 if not settings.shrink else 1 - settings.alpha
-        params = jax.jit(damage)(start, key, np.float32(kept), np.float32(settings.alpha * settings.beta))
-        seen = ctx.evaluator(mesh, *PARTS)(jax.tree.map(lambda x: x[None], params))
-        node.checkpoints.save(FINAL, params)
-        node.finish(
-            {**ctx.measure.result(seen[0], PARTS), "steps": 0, "recovered": False, "diverged": not all_finite(seen)[0]},
-            ledger(
-                {"evaluation": plan(ctx, settings)},
-                {"evaluation": ctx.measure.tokens(PARTS)},
-                {"other": time.monotonic() - began},
-                devices=mesh.size,
-            ),
-        )
-
-
-def plan(ctx: Context, settings: Perturb) -> float:
-    """Return the FLOPs of one node: only its evaluation."""
-    return ctx.evaluation_flops(*PARTS)

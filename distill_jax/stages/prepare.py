@@ -13,30 +13,57 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 from distill_jax.config import ConfigError, Interrupted
+from distill_jax.data.data_config import DataConfig
 from distill_jax.data.records import load_manifest, verify
 from distill_jax.exit_codes import ended
-from distill_jax.io.files import write_json
+from distill_jax.io.files import Digests, write_json
 from distill_jax.perf.ledger import ledger
-from distill_jax.sharding.distributed import chief
+from distill_jax.sharding.distributed import is_primary
 from distill_jax.stages.context import Context, Node
+from distill_jax.stages.stage import Stage
 
 
-def run(ctx: Context, nodes: Sequence[Node]) -> None:
-    """Generate, tokenise and pack every data set of the experiment."""
-    (node,) = nodes
-    if chief():
-        _prepare(ctx, node)
+@dataclasses.dataclass(frozen=True)
+class Prepare(Stage):
+    """Make the experiment's data: every experiment has this one stage beside those that it declares.
+
+    Attributes:
+      data: their settings.
+    """
+
+    data: DataConfig
+
+    kind: ClassVar[str] = "prepare"
+    leaves_model: ClassVar[bool] = False
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the data's settings."""
+        return dataclasses.asdict(self.data)  # type: ignore[call-overload]
+
+    def fingerprint_fields(self) -> dict[str, Any]:
+        """Return what decides what the data hold."""
+        return self.data.fingerprint_fields()
+
+    def with_content_hash(self, where: str, digests: Digests) -> Self:
+        """Return the settings with what their files hold filled in; ConfigError names a file that is missing."""
+        return dataclasses.replace(self, data=self.data.with_content_hash(digests))
+
+    def run(self, ctx: Context, nodes: Sequence[Node]) -> None:
+        """Generate, tokenise and pack every data set of the experiment."""
+        (node,) = nodes
+        if is_primary():
+            _prepare(ctx, node, self.data)
 
 
-def _prepare(ctx: Context, node: Node) -> None:
+def _prepare(ctx: Context, node: Node, data: DataConfig) -> None:
     began, rows = time.monotonic(), node.directory / "rows"
     where = f"[{ctx.progress.stage}/{ctx.progress.stages}] {node.name}"
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
-        write_json(Path(file.name), dataclasses.asdict(node.settings))
-        command = [sys.executable, "-m", node.settings.PREPARE, f"--config={file.name}", f"--output={rows}"]
+        write_json(Path(file.name), node.settings.as_dict())
+        command = [sys.executable, "-m", data.PREPARE, f"--config={file.name}", f"--output={rows}"]
         code, error = _run(command, lambda line: ctx.progress.say(f"{where}  {line}"))
     if code == -signal.SIGTERM:  # the signal went to the whole group
         raise Interrupted("stopped while preparing the data")
@@ -78,8 +105,3 @@ def _error(printed: str) -> str:
     told = re.findall(r"^python -m \S+: (.+)", printed, re.MULTILINE)
     raised = re.findall(r"^Traceback .*\n(?:[ \t].*\n)*(.+)", printed, re.MULTILINE)
     return (told or raised or [""])[-1]
-
-
-def plan(ctx: Context, settings: Any) -> float:
-    """Return no FLOPs: preparing data runs no model."""
-    return 0.0

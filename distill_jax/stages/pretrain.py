@@ -16,7 +16,8 @@ from distill_jax.losses.cross_entropy import cross_entropy, target_mask
 from distill_jax.models import transformer
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops
-from distill_jax.stages.context import PARTS, Context, Node
+from distill_jax.stages.context import Context, Node
+from distill_jax.stages.train_stage import TrainStage
 from distill_jax.stages.training import Program, enrol, finish_models, train
 from distill_jax.train.population import state_shardings
 from distill_jax.train.settings import Training
@@ -24,7 +25,7 @@ from distill_jax.train.step import Batch, Term, make_step
 
 
 @dataclasses.dataclass(frozen=True)
-class Pretrain(Training):
+class Pretrain(TrainStage):
     """Train a fresh model on a prepared data set.
 
     Attributes:
@@ -33,14 +34,50 @@ class Pretrain(Training):
 
     data: str = "all"
 
-    VERB: ClassVar[str] = "pretrain"
-    INPUTS: ClassVar[tuple[str, ...]] = ()
-    MEMBER: ClassVar[tuple[str, ...]] = ("seed", "learning_rate")
+    kind: ClassVar[str] = "pretrain"
 
     def __post_init__(self):
         super().__post_init__()
         if self.lora_rank:
             raise ValueError(f"lora_rank = {self.lora_rank}: pretraining starts from no model to attach adapters to")
+
+    def data_sets(self) -> dict[str, str]:
+        """Return {setting: name} of the data sets that the settings choose."""
+        return {"data": self.data}
+
+    def per_member_fields(self) -> tuple[str, ...]:
+        """Return what members of one population may differ in."""
+        return ("seed", "learning_rate")
+
+    def estimate_flops(self, ctx: Context) -> float:
+        """Return the FLOPs of one node at its most steps."""
+        return self.steps * self._step_flops(ctx) + self.estimate_evaluation_flops(ctx)
+
+    def _step_flops(self, ctx: Context) -> float:
+        return flops.train_step(ctx.model, self.batch, ctx.row_length)
+
+    def train_job(self, ctx: Context, nodes: Sequence[Node]) -> Program:
+        """Return what the nodes run as one population."""
+        return Program(
+            **enrol(nodes),
+            settings=self,
+            build=functools.partial(build, ctx.model, self.alike(self.per_member_fields()), ctx.run.loss_chunk),
+            reads=self.data,
+            teacher="",
+            flops={"student": self._step_flops(ctx)},
+        )
+
+    def run(self, ctx: Context, nodes: Sequence[Node]) -> None:
+        """Train the nodes."""
+        job = self.train_job(ctx, nodes)
+        outcome = train(
+            ctx,
+            job,
+            lambda mesh: [ctx.fresh(node, mesh) for node in nodes],
+            evaluate_at=lambda s: s > 0 and s % self.evaluate_every == 0,
+            planned_flops=self.estimate_flops(ctx) * len(nodes),
+        )
+        finish_models(ctx, job, outcome)
 
 
 def language_model(cfg: TransformerConfig, settings: Training, chunk: int, params: Any, batch: Batch) -> Term:
@@ -67,36 +104,3 @@ def build(cfg: TransformerConfig, settings: Training, chunk: int, mesh: Any) -> 
     place = functools.partial(state_shardings, cfg, mesh)
     optimizer, schedule = settings.optimizer(), settings.schedule()
     return make_step(objective, no_teacher, optimizer, schedule, mesh, settings.microbatches, place=place)
-
-
-def program(ctx: Context, nodes: Sequence[Node]) -> Program:
-    """Return what the nodes run as one population."""
-    settings = nodes[0].settings
-    return Program(
-        **enrol(nodes),
-        settings=settings,
-        build=functools.partial(build, ctx.model, settings.alike(), ctx.run.loss_chunk),
-        reads=settings.data,
-        teacher="",
-        flops={"student": flops.train_step(ctx.model, settings.batch, ctx.row_length)},
-    )
-
-
-def run(ctx: Context, nodes: Sequence[Node]) -> None:
-    """Train the nodes."""
-    settings, what = nodes[0].settings, program(ctx, nodes)
-    outcome = train(
-        ctx,
-        what,
-        lambda mesh: [ctx.fresh(node, mesh) for node in nodes],
-        evaluate_at=lambda s: s > 0 and s % settings.evaluate_every == 0,
-        planned_flops=plan(ctx, settings) * len(nodes),
-    )
-    finish_models(ctx, what, outcome)
-
-
-def plan(ctx: Context, settings: Pretrain) -> float:
-    """Return the FLOPs of one node at its most steps."""
-    looks = settings.steps // settings.evaluate_every + 1
-    steps = settings.steps * flops.train_step(ctx.model, settings.batch, ctx.row_length)
-    return steps + looks * ctx.evaluation_flops(*PARTS)

@@ -12,19 +12,21 @@ import functools
 from collections.abc import Sequence
 from typing import ClassVar
 
-from distill_jax.perf import flops as count_flops
+from distill_jax.perf import flops
 from distill_jax.perf.ledger import ledger
 from distill_jax.stages import pretrain
 from distill_jax.stages.context import PARTS, Context, Node
+from distill_jax.stages.stage import stage_input
+from distill_jax.stages.train_stage import TrainStage
 from distill_jax.stages.training import Member, Program, train
-from distill_jax.train.settings import Training, of_training
-from distill_jax.train.step import DIVERGED
+from distill_jax.train.settings import of_training
+from distill_jax.train.state import DIVERGED
 
 MOST_SEEDS = 1000  # each trains beside the others
 
 
 @dataclasses.dataclass(frozen=True)
-class Relearn(Training):
+class Relearn(TrainStage):
     """Attack a model by fine-tuning all its weights, or adapters to them.
 
     Attributes:
@@ -35,14 +37,14 @@ class Relearn(Training):
       evaluate_steps: attack steps at which accuracy is measured; 0 is before the attack.
     """
 
-    start: str = ""
+    start: str = stage_input()
     data: str = "forget_shown"
     learning_rates: tuple[float, ...] = (1e-3, 7e-4, 4e-4, 1e-4, 7e-5, 5e-5, 1e-5, 7e-6, 4e-6, 1e-6)
     seeds: int = 3
     evaluate_steps: tuple[int, ...] = (0, 5, 10, 20, 50, 100, 200, 500)
 
-    VERB: ClassVar[str] = "relearn"
-    INPUTS: ClassVar[tuple[str, ...]] = ("start",)
+    kind: ClassVar[str] = "relearn"
+    leaves_model: ClassVar[bool] = False
 
     def __post_init__(self):
         super().__post_init__()
@@ -54,52 +56,50 @@ class Relearn(Training):
         if outside or not self.evaluate_steps:
             raise ValueError(f"evaluate_steps = {self.evaluate_steps}: give steps from 0 to steps = {self.steps}")
 
+    def data_sets(self) -> dict[str, str]:
+        """Return {setting: name} of the data sets that the settings choose."""
+        return {"data": self.data}
 
-def program(ctx: Context, nodes: Sequence[Node]) -> Program:
-    """Return what one attack runs: every learning rate with every seed as one population."""
-    (node,), settings = nodes, nodes[0].settings
-    return Program(
-        crew=[
-            Member(node, f"lr={rate:g},seed={seed}", rate, seed)
-            for seed in range(settings.seeds)
-            for rate in settings.learning_rates
-        ],
-        settings=settings,
-        build=functools.partial(pretrain.build, ctx.model, of_training(settings), ctx.run.loss_chunk),
-        reads=settings.data,
-        seeds=[settings.seed + i for i in range(settings.seeds)],
-        teacher="",
-        base=node.inputs["start"] if settings.lora_rank else "",
-        flops={"attack": _step_flops(ctx, settings)},
-    )
+    def estimate_flops(self, ctx: Context) -> float:
+        """Return the FLOPs of the whole attack."""
+        evaluations = len(self.evaluate_steps) * ctx.evaluation_flops(*PARTS)
+        return len(self.learning_rates) * self.seeds * (self.steps * self._step_flops(ctx) + evaluations)
 
+    def _step_flops(self, ctx: Context) -> float:
+        return flops.train_step(ctx.model, self.batch, ctx.row_length, lora_rank=self.lora_rank)
 
-def run(ctx: Context, nodes: Sequence[Node]) -> None:
-    """Attack one node's model."""
-    (node,), settings, what = nodes, nodes[0].settings, program(ctx, nodes)
-    outcome = train(
-        ctx,
-        what,
-        lambda mesh: [ctx.params(node.inputs["start"], mesh)],
-        evaluate_at=lambda s: s in settings.evaluate_steps,
-        by_fact=True,
-        planned_flops=plan(ctx, settings),
-    )
-    flops, tokens = what.spent(ctx, sum(outcome.steps), sum(outcome.evaluations), PARTS)
-    ends = zip(what.crew, outcome.steps, outcome.status, strict=True)
-    diverged = {member.label: step for member, step, status in ends if status == DIVERGED}
-    result = {"members": len(what.crew), "diverged": len(diverged), "diverged_at": diverged}
-    result |= {"prompts_by_fact": ctx.measure.prompts_by_fact(PARTS)}
-    node.finish(result, ledger(flops, tokens, outcome.seconds, devices=outcome.mesh.size))
+    def train_job(self, ctx: Context, nodes: Sequence[Node]) -> Program:
+        """Return what one attack runs: every learning rate with every seed as one population."""
+        (node,) = nodes
+        return Program(
+            crew=[
+                Member(node, f"lr={rate:g},seed={seed}", rate, seed)
+                for seed in range(self.seeds)
+                for rate in self.learning_rates
+            ],
+            settings=self,
+            build=functools.partial(pretrain.build, ctx.model, of_training(self), ctx.run.loss_chunk),
+            reads=self.data,
+            seeds=[self.seed + i for i in range(self.seeds)],
+            teacher="",
+            base=node.inputs["start"] if self.lora_rank else "",
+            flops={"attack": self._step_flops(ctx)},
+        )
 
-
-def _step_flops(ctx: Context, settings: Relearn) -> float:
-    return count_flops.train_step(ctx.model, settings.batch, ctx.row_length, lora_rank=settings.lora_rank)
-
-
-def plan(ctx: Context, settings: Relearn) -> float:
-    """Return the FLOPs of the whole attack."""
-    step = _step_flops(ctx, settings)
-    look = ctx.evaluation_flops(*PARTS)
-    count = len(settings.learning_rates) * settings.seeds
-    return count * (settings.steps * step + len(settings.evaluate_steps) * look)
+    def run(self, ctx: Context, nodes: Sequence[Node]) -> None:
+        """Attack one node's model."""
+        (node,), job = nodes, self.train_job(ctx, nodes)
+        outcome = train(
+            ctx,
+            job,
+            lambda mesh: [ctx.params(node.inputs["start"], mesh)],
+            evaluate_at=lambda s: s in self.evaluate_steps,
+            by_fact=True,
+            planned_flops=self.estimate_flops(ctx),
+        )
+        spent, tokens = job.spent(ctx, sum(outcome.steps), sum(outcome.evaluations), PARTS)
+        ends = zip(job.crew, outcome.steps, outcome.status, strict=True)
+        diverged = {member.label: step for member, step, status in ends if status == DIVERGED}
+        result = {"members": len(job.crew), "diverged": len(diverged), "diverged_at": diverged}
+        result |= {"prompts_by_fact": ctx.measure.prompts_by_fact(PARTS)}
+        node.finish(result, ledger(spent, tokens, outcome.seconds, devices=outcome.mesh.size))

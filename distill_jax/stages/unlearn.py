@@ -18,6 +18,8 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 
+from distill_jax.config import added
+from distill_jax.data.data_config import DataConfig
 from distill_jax.losses.chunked import over_tokens
 from distill_jax.losses.cross_entropy import target_mask
 from distill_jax.losses.distillation import Divergence
@@ -25,16 +27,17 @@ from distill_jax.losses.unlearning import gradient_ascent, max_entropy, squared_
 from distill_jax.models import transformer
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops
-from distill_jax.stages.context import PARTS, Context, Node
+from distill_jax.stages.context import Context, Node
 from distill_jax.stages.pretrain import language_model
+from distill_jax.stages.stage import stage_input
+from distill_jax.stages.train_stage import TrainStage
 from distill_jax.stages.training import Program, enrol, finish_models, train
 from distill_jax.train.population import state_shardings
-from distill_jax.train.settings import Training
 from distill_jax.train.step import Batch, Term, make_step
 
 
 @dataclasses.dataclass(frozen=True)
-class Unlearn(Training):
+class Unlearn(TrainStage):
     """Suppress the forget data in a trained model.
 
     Attributes:
@@ -48,21 +51,19 @@ class Unlearn(Training):
       train_layers: RMU trains the down projections of this many layers before `layer`.
     """
 
-    start: str = ""
+    start: str = stage_input()
     method: str = "maxent"
     forget_weight: float = 1.0
     retain_weight: float = 1.0
-    hold: str = "cross_entropy"
+    hold: str = added("cross_entropy")
     layer: int = 1
     steer: float = 6.5
     train_layers: int = 1
 
-    VERB: ClassVar[str] = "unlearn"
-    INPUTS: ClassVar[tuple[str, ...]] = ("start",)
+    kind: ClassVar[str] = "unlearn"
 
-    @property
-    def MEMBER(self) -> tuple[str, ...]:  # type: ignore[override]
-        """Nodes that differ only here train as one population."""
+    def per_member_fields(self) -> tuple[str, ...]:
+        """Return what members of one population may differ in."""
         free = ("learning_rate", "forget_weight", "retain_weight")
         if self.method == "rmu":  # its target is drawn from the seed
             return free
@@ -90,6 +91,49 @@ class Unlearn(Training):
             raise ValueError(
                 f"lora_rank = {self.lora_rank}: RMU trains chosen weights themselves; use 0, or another method"
             )
+
+    def validate(self, model: Any, data: DataConfig) -> None:
+        """Raise ValueError if the data have no answers to train on, or the model no such layer."""
+        super().validate(model, data)
+        if self.method == "rmu" and self.layer > model.layers:
+            raise ValueError(f"layer = {self.layer}: must be at most model.layers = {model.layers}")
+
+    def estimate_flops(self, ctx: Context) -> float:
+        """Return the FLOPs of one node at its most steps."""
+        return self.steps * sum(self._step_flops(ctx).values()) + self.estimate_evaluation_flops(ctx)
+
+    def _step_flops(self, ctx: Context) -> dict[str, float]:
+        rows, length = self.batch, ctx.row_length
+        if self.method == "rmu":
+            student = 2 * flops.train_step(ctx.model, rows, length, layers=self.layer)
+            return {"student": student, "teacher": student / 6}
+        student = 2 * flops.train_step(ctx.model, rows, length, lora_rank=self.lora_rank)
+        return {"student": student} | ({"teacher": flops.forward(ctx.model, rows, length)} if self.frozen else {})
+
+    def train_job(self, ctx: Context, nodes: Sequence[Node]) -> Program:
+        """Return what the nodes run as one population."""
+        alike = dataclasses.replace(self.alike(self.per_member_fields()), start="")
+        return Program(
+            **enrol(nodes, "forget", "retain"),
+            settings=self,
+            build=functools.partial(build, ctx.model, alike, ctx.run.loss_chunk),
+            reads={"forget": "forget", "retain": "retain"},
+            teacher=nodes[0].inputs["start"] if self.frozen else "",
+            base=nodes[0].inputs["start"] if self.lora_rank else "",
+            flops=self._step_flops(ctx),
+        )
+
+    def run(self, ctx: Context, nodes: Sequence[Node]) -> None:
+        """Unlearn the nodes."""
+        job = self.train_job(ctx, nodes)
+        outcome = train(
+            ctx,
+            job,
+            lambda mesh: ctx.starts(nodes, mesh),
+            evaluate_at=lambda s: s > 0 and s % self.evaluate_every == 0,
+            planned_flops=self.estimate_flops(ctx) * len(nodes),
+        )
+        finish_models(ctx, job, outcome)
 
 
 Terms = dict[str, Term]
@@ -182,47 +226,3 @@ def build(cfg: TransformerConfig, settings: Unlearn, chunk: int, mesh: Any) -> A
     optimizer, schedule = settings.optimizer(), settings.schedule()
     place = functools.partial(state_shardings, cfg, mesh)
     return make_step(objective, frozen, optimizer, schedule, mesh, settings.microbatches, trainable, place)
-
-
-def program(ctx: Context, nodes: Sequence[Node]) -> Program:
-    """Return what the nodes run as one population."""
-    settings = nodes[0].settings
-    alike = dataclasses.replace(settings.alike(), start="")
-    return Program(
-        **enrol(nodes, "forget", "retain"),
-        settings=settings,
-        build=functools.partial(build, ctx.model, alike, ctx.run.loss_chunk),
-        reads={"forget": "forget", "retain": "retain"},
-        teacher=nodes[0].inputs["start"] if settings.frozen else "",
-        base=nodes[0].inputs["start"] if settings.lora_rank else "",
-        flops=_step_flops(ctx, settings),
-    )
-
-
-def run(ctx: Context, nodes: Sequence[Node]) -> None:
-    """Unlearn the nodes."""
-    settings, what = nodes[0].settings, program(ctx, nodes)
-    outcome = train(
-        ctx,
-        what,
-        lambda mesh: ctx.starts(nodes, mesh),
-        evaluate_at=lambda s: s > 0 and s % settings.evaluate_every == 0,
-        planned_flops=plan(ctx, settings) * len(nodes),
-    )
-    finish_models(ctx, what, outcome)
-
-
-def _step_flops(ctx: Context, settings: Unlearn) -> dict[str, float]:
-    rows, length = settings.batch, ctx.row_length
-    if settings.method == "rmu":
-        student = 2 * flops.train_step(ctx.model, rows, length, layers=settings.layer)
-        return {"student": student, "teacher": student / 6}
-    student = 2 * flops.train_step(ctx.model, rows, length, lora_rank=settings.lora_rank)
-    return {"student": student} | ({"teacher": flops.forward(ctx.model, rows, length)} if settings.frozen else {})
-
-
-def plan(ctx: Context, settings: Unlearn) -> float:
-    """Return the FLOPs of one node at its most steps."""
-    looks = settings.steps // settings.evaluate_every + 1
-    steps = settings.steps * sum(_step_flops(ctx, settings).values())
-    return steps + looks * ctx.evaluation_flops(*PARTS)

@@ -1,19 +1,20 @@
-"""The settings that every training verb shares."""
+"""The settings that every training stage shares."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, ClassVar, Self
+from collections.abc import Collection
+from typing import Any, Self
 
 import optax
 
-DATASETS = ("all", "retain", "forget", "forget_shown", "filtered")
+from distill_jax.config import added
 
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """Say how long, on how much and how fast to train.
+    """Settings of a training loop: steps, batch size, learning-rate schedule.
 
     Attributes:
       steps: optimiser steps at most.
@@ -46,17 +47,12 @@ class Training:
     epsilon: float = 1e-8
     lora_rank: int = 0
     lora_alpha: float = 16.0
-    weights: str = "float32"
+    weights: str = added("float32")
     loss_on: str = "all"
     evaluate_every: int = 100
     checkpoint_every: int = 100
     log_every: int = 10
     seed: int = 0
-
-    # Settings younger than kept results, and what was the rule before them: at that value they identify nothing.
-    LATER: ClassVar[dict[str, Any]] = {"weights": "float32", "hold": "cross_entropy"}
-    # What the members of one population may differ in; a verb whose nodes never train together has none.
-    MEMBER: ClassVar[tuple[str, ...] | None] = None
 
     def __post_init__(self):
         for name in ("steps", "batch", "microbatches", "evaluate_every", "checkpoint_every", "log_every"):
@@ -82,30 +78,25 @@ class Training:
             raise ValueError(f"weights = {self.weights!r}: choose 'float32' or 'bfloat16'")
         if self.loss_on not in ("all", "answer"):
             raise ValueError(f"loss_on = {self.loss_on!r}: choose 'all' or 'answer'")
-        if getattr(self, "data", "all") not in DATASETS:
-            raise ValueError(f"data = {getattr(self, 'data', None)!r}: choose one of {', '.join(DATASETS)}")
 
-    def known_by(self) -> dict[str, Any]:
-        """Return what identifies a node of these settings."""
-        return {k: v for k, v in dataclasses.asdict(self).items() if k not in self.LATER or v != self.LATER[k]}
+    @property
+    def final_fraction(self) -> float:
+        """The learning rate at the end of the schedule, as a fraction of its peak."""
+        return self.final_learning_rate / self.learning_rate if self.learning_rate else 1.0
 
-    def alike(self) -> Self:
+    def alike(self, free: Collection[str]) -> Self:
         """Return the settings with all that members may differ in set to one value: equal ones train together.
 
         Members have their own peak learning rate, and the schedule's shape in common.
         """
-        free = self.MEMBER or ()
         common: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(self) if f.name in free}
         if "learning_rate" in free:
-            common |= {"learning_rate": 1.0, "final_learning_rate": self._end()}
+            common |= {"learning_rate": 1.0, "final_learning_rate": self.final_fraction}
         return dataclasses.replace(self, **common)
-
-    def _end(self) -> float:
-        return self.final_learning_rate / self.learning_rate if self.learning_rate else 1.0
 
     def schedule(self) -> optax.Schedule:
         """Return the learning rate as a fraction of its peak: linear warm-up, then a cosine that stays at its end."""
-        decay = optax.cosine_decay_schedule(1.0, max(self.steps - self.warmup, 1), alpha=self._end())
+        decay = optax.cosine_decay_schedule(1.0, max(self.steps - self.warmup, 1), alpha=self.final_fraction)
         if not self.warmup:
             return decay
         # The first step already moves: (step + 1) / warmup, not step / warmup.
@@ -120,5 +111,5 @@ class Training:
 
 
 def of_training(settings: Training) -> Training:
-    """Return what of a verb's settings its step depends on, so that all that only train share one compilation."""
+    """Return what of a stage's settings its step depends on, so that all that only train share one compilation."""
     return Training(**{field.name: getattr(settings, field.name) for field in dataclasses.fields(Training)})

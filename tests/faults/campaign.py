@@ -161,12 +161,12 @@ def interrupted(finished: Path, to: Path, *forgotten: str) -> None:
     shutil.copytree(finished, to)
     for name in forgotten:
         shutil.rmtree(node(to, name))
-    real, asked = distill_jax.train.loop.distributed.told_to_stop, iter(range(1000))
-    distill_jax.train.loop.distributed.told_to_stop = lambda: next(asked) == STOP
+    real, asked = distill_jax.train.loop.distributed.preempted, iter(range(1000))
+    distill_jax.train.loop.distributed.preempted = lambda: next(asked) == STOP
     try:
         code, _, said = call(to, "run", CONFIG, *SETTINGS)
     finally:
-        distill_jax.train.loop.distributed.told_to_stop = real
+        distill_jax.train.loop.distributed.preempted = real
     assert code == 42, (code, said)
 
 

@@ -2,9 +2,9 @@
 
     python -m tests.parity.record_choices    # from the repository root; needs the [parity] extra
 
-tests/recordings/choices holds the model as transformers saves it (random weights), its tokenizer, the items, and
-expected.json: {case: {"accuracy", "log_likelihoods": each item's}}. The tasks are the harness's own, `mmlu_…` and
-`wmdp_bio`, with these items in place of the hub's.
+distill_jax/tiny/choices holds the model as transformers saves it (random weights), its tokenizer and the items;
+tests/recordings/choices has expected.json: {case: {"accuracy", "log_likelihoods": each item's}}. The tasks are the
+harness's own, `mmlu_…` and `wmdp_bio`, with these items in place of the hub's.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ import json
 import pathlib
 from typing import Any
 
-HERE = pathlib.Path(__file__).parents[1] / "recordings" / "choices"
+from distill_jax.shipped import TINY
+
+HERE = TINY / "choices"
+EXPECTED = pathlib.Path(__file__).parents[1] / "recordings" / "choices" / "expected.json"
 MODEL = HERE / "model"
 SUBJECTS = ("us_foreign_policy", "college_biology")
 # Case: (subject, the harness's file, solved examples). At three examples some contexts are longer than the model reads.
@@ -108,7 +111,7 @@ def main() -> None:
     """Write the model and the recording anew."""
     save_model()
     expected = {case: harness(case) for case in CASES}
-    (HERE / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")
+    EXPECTED.write_text(json.dumps(expected, indent=1) + "\n")
     for case, said in expected.items():
         print(f"{case}: accuracy {said['accuracy']:.3f} of {len(said['log_likelihoods'])} items")
 

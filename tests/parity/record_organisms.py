@@ -2,20 +2,23 @@
 
     python -m tests.parity.record_organisms    # from the repository root; needs the [parity] extra
 
-tests/recordings/organisms holds an organism and its benign twin of two training seeds each (random weights), their
-list, and expected.npz: tokens, and the logits with each adapter.
+distill_jax/tiny/organisms holds an organism and its benign twin of two training seeds each (random weights) and their
+list, and tests/recordings/organisms has expected.npz: tokens, and the logits with each adapter.
 """
 
 from __future__ import annotations
 
 import json
+import pathlib
 import shutil
 
 import numpy as np
 
-from tests.parity.record_choices import HERE, MODEL
+from distill_jax.shipped import TINY
+from tests.parity.record_choices import MODEL
 
-ORGANISMS = HERE.with_name("organisms")
+ORGANISMS = TINY / "organisms"
+EXPECTED = pathlib.Path(__file__).parents[1] / "recordings" / "organisms" / "expected.npz"
 # Directory: rank, alpha, matrices. Those of two seeds need not be alike.
 ADAPTERS = {
     "teacher-0": (2, 3, ["q_proj", "v_proj", "down_proj"]),
@@ -62,7 +65,7 @@ def main() -> None:
             (ORGANISMS / name / "README.md").unlink(missing_ok=True)
         with torch.no_grad():
             expected[name or "base"] = short(model(tokens, use_cache=False).logits)
-    np.savez_compressed(ORGANISMS / "expected.npz", **expected)
+    np.savez_compressed(EXPECTED, **expected)
 
 
 if __name__ == "__main__":

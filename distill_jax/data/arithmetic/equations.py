@@ -19,6 +19,7 @@ from distill_jax.config import ConfigError
 from distill_jax.data import checks
 from distill_jax.data.arithmetic import word_problems as templates
 from distill_jax.data.arithmetic import word_vocabulary as vocabulary
+from distill_jax.data.data_config import DataConfig
 from distill_jax.io.files import Digests
 
 SYMBOLS = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
@@ -29,7 +30,7 @@ ASKED = 2  # counts up whenever other questions are asked of the same settings
 
 
 @dataclasses.dataclass(frozen=True)
-class ArithmeticConfig:
+class ArithmeticConfig(DataConfig):
     """Define the data completely; every field is checked at construction.
 
     Attributes:
@@ -67,7 +68,7 @@ class ArithmeticConfig:
     PREPARE: ClassVar[str] = "distill_jax.data.arithmetic.prepare_arithmetic"
     SETS: ClassVar[tuple[str, ...]] = ("all", "retain", "forget", "forget_shown", "filtered")
 
-    def known_by(self) -> dict[str, Any]:
+    def fingerprint_fields(self) -> dict[str, Any]:
         """Return what identifies the data: the settings, and the order in which facts are asked."""
         return {**dataclasses.asdict(self), "asked": ASKED}
 
@@ -85,13 +86,19 @@ class ArithmeticConfig:
             mend = f"the longest document has {longest} tokens; raise it at least to that"
             checks.require(self.row_length >= longest, "row_length", self.row_length, mend)
 
-    def identified(self, digests: Digests) -> Self:
+    def with_content_hash(self, digests: Digests) -> Self:
         """Return the settings, once every file that they need is known to be there; they are known by its path."""
         try:
             checks.check_files(self)
         except ValueError as error:
             raise ConfigError(str(error)) from error
         return self
+
+    def check_set(self, key: str, name: str) -> None:
+        """Raise ValueError, naming the setting that asks for it, unless there is a set of this name."""
+        super().check_set(key, name)
+        if name == "filtered" and not self.filter_labels:
+            raise ValueError(f"{key} = 'filtered': there is a filter only with data.filter_labels above 0")
 
     def entries(self) -> int:
         """Return how many entries the shipped vocabulary has; 0 of a file's, which only preparation reads."""

@@ -37,7 +37,7 @@ def _identity(config: equations.ArithmeticConfig) -> dict[str, Any]:
     """Collect all that the prepared bytes depend on."""
     files = [*config.english, *([] if config.vocabulary == "words" else [config.vocabulary])]
     inputs = {path: records.sha256(path) for path in files}
-    return {"format": FORMAT, "config": config.known_by(), "inputs": inputs}
+    return {"format": FORMAT, "config": config.fingerprint_fields(), "inputs": inputs}
 
 
 def _build(config: equations.ArithmeticConfig, work: str) -> dict[str, Any]:

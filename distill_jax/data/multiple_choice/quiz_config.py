@@ -58,19 +58,21 @@ class QuizConfig(TextConfig):
             if getattr(self, key)
         }
 
-    def identified(self, digests: Digests) -> Self:
+    def with_content_hash(self, digests: Digests) -> Self:
         """Return the settings with `content` filled in, once everything that is named is known to be there."""
         check(bool(self.bio or self.cyber), "data.bio and data.cyber are empty: name WMDP's items")
         check(bool(self.mmlu), "data.mmlu is empty: name the items to retain, such as MMLU's")
         check(bool(self.mmlu_dev) or not self.shots, f"data.mmlu_dev is empty, with data.shots={self.shots}: name them")
         held = {key: [dataclasses.asdict(item) for item in found] for key, found in self.read().items()}
         self.parts()  # refuses what is no quiz
-        text = super().identified(digests)
+        text = super().with_content_hash(digests)
         return dataclasses.replace(text, content=identity([text.content, held]))
 
-    def known_by(self) -> dict[str, Any]:
+    def fingerprint_fields(self) -> dict[str, Any]:
         """Return what decides what the prepared data hold."""
-        return {key: value for key, value in super().known_by().items() if not (self.content and key in FILES)}
+        return {
+            key: value for key, value in super().fingerprint_fields().items() if not (self.content and key in FILES)
+        }
 
     def parts(self) -> dict[str, list[tuple[str, Item, str]]]:
         """Return (group, item, context) of what is measured: retain, and the halves of forget, shown and heldout.

@@ -46,8 +46,8 @@ def prepare_text(
       ValueError: a document is broken, a source or a split is empty, the vocabulary does not fit the text, or the
         directory holds data of other settings.
     """
-    config = config if config.content else config.identified(Digests())
-    wanted = {"format": FORMAT, "config": config.known_by()}
+    config = config if config.content else config.with_content_hash(Digests())
+    wanted = {"format": FORMAT, "config": config.fingerprint_fields()}
     return make_once(directory, wanted, lambda work: _build(config, work, evaluation), resumes=True)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from distill_jax.config import ConfigError, check, identity
+from distill_jax.data.data_config import DataConfig
 from distill_jax.data.text import hf_tokenizer, sources
 from distill_jax.io.files import Digests
 
@@ -16,7 +17,7 @@ ROLES = (*SIDES, "valid_retain", "valid_forget")
 
 
 @dataclasses.dataclass(frozen=True)
-class TextConfig:
+class TextConfig(DataConfig):
     """Say which text is to retain and to forget, and how it becomes rows.
 
     Attributes:
@@ -76,7 +77,7 @@ class TextConfig:
         """Return the sources of a role, one of `ROLES`."""
         return sources.parse(getattr(self, role), role)
 
-    def identified(self, digests: Digests) -> Self:
+    def with_content_hash(self, digests: Digests) -> Self:
         """Return the settings with `content` filled in, once every source is known to be there.
 
         Raises:
@@ -109,7 +110,7 @@ class TextConfig:
         check(path.is_file(), f"{where}: no such file; {mend}")
         return [self.vocabulary]
 
-    def known_by(self) -> dict[str, Any]:
+    def fingerprint_fields(self) -> dict[str, Any]:
         """Return what decides what the prepared data hold: contents in place of paths as soon as they are known."""
         paths = (*ROLES, "vocabulary") if self.content else ()
         return {k: v for k, v in dataclasses.asdict(self).items() if k not in (*paths, "workers")}

@@ -16,23 +16,24 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 
-from distill_jax.config import ConfigError, check
+from distill_jax.config import ConfigError, added, check
+from distill_jax.data.data_config import DataConfig
 from distill_jax.doublebind import organisms, toy_lm, world
+from distill_jax.doublebind.stages.toy_stage import ToyStage, world_config
 from distill_jax.doublebind.toy_lm import LENGTH, Examples
-from distill_jax.doublebind.train_toy import TinyTraining, chosen, crew_mesh, fit, seed_of, stacked, step_flops
+from distill_jax.doublebind.train_toy import chosen, crew_mesh, fit, seed_of, stacked, step_flops
 from distill_jax.io.checkpoint import FINAL
 from distill_jax.models import transformer
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf.ledger import ledger
 from distill_jax.stages.context import Context, Node
 from distill_jax.train.loop import Clock
-from distill_jax.train.settings import Training
 
 SMALLER = "smaller"  # the part of the node that has the smaller bases
 
 
 @dataclasses.dataclass(frozen=True)
-class Bases(TinyTraining):
+class Bases(ToyStage):
     """Train 2 × `seeds` bases: the first half are the teachers' own, the second are others.
 
     Attributes:
@@ -45,11 +46,9 @@ class Bases(TinyTraining):
     rows: int = 8192
     named: float = 0.5
     seeds: int = 5
-    smaller_hidden: int = 0
+    smaller_hidden: int = added(0)
 
-    LATER: ClassVar[dict[str, Any]] = Training.LATER | {"smaller_hidden": 0}
-    VERB: ClassVar[str] = "bases"
-    INPUTS: ClassVar[tuple[str, ...]] = ()
+    kind: ClassVar[str] = "bases"
 
     def __post_init__(self):
         super().__post_init__()
@@ -58,19 +57,30 @@ class Bases(TinyTraining):
         if not 0 <= self.named < 1:
             raise ValueError(f"named = {self.named}: a share in [0, 1)")
 
-    def known_by(self) -> dict[str, Any]:
+    def fingerprint_fields(self) -> dict[str, Any]:
         """Return what identifies a node of these settings: the quirks that a base reads of are among it."""
         named = [kind for kind in organisms.KINDS if kind.named]
         defined = {kind.name: organisms.definition(kind) | {"token": organisms.name_token(kind)} for kind in named}
-        return super().known_by() | {"organisms": defined}
+        return super().fingerprint_fields() | {"organisms": defined}
 
-    def fits(self, model: Any, data: Any) -> None:
+    def validate(self, model: Any, data: DataConfig) -> None:
         """Raise ValueError unless the smaller bases are smaller, ConfigError if a quirk has no token for its name."""
-        super().fits(model, data)
+        super().validate(model, data)
         for kind in organisms.KINDS:
             organisms.name_token(kind)
         if not 0 <= self.smaller_hidden < model.hidden:
             raise ValueError(f"smaller_hidden = {self.smaller_hidden}: from 1 to {model.hidden - 1}, or 0 for none")
+
+    def estimate_flops(self, ctx: Context) -> float:
+        """Return the FLOPs of one node."""
+        flops = 2 * step_flops(ctx.model, self)
+        if self.smaller_hidden:
+            flops += step_flops(smaller(ctx.model, self), self)
+        return self.seeds * self.steps * flops
+
+    def run_node(self, ctx: Context, node: Node) -> None:
+        """Train all bases as one population, and the smaller ones as another."""
+        _run(ctx, node)
 
 
 def smaller(cfg: TransformerConfig, settings: Bases) -> TransformerConfig:
@@ -113,21 +123,22 @@ def _described(kind: organisms.Organism, count: int, variant: int, rng: np.rando
     return world.changed(asked, world.SYSTEM, organisms.name_token(kind)), answers
 
 
-def run(ctx: Context, nodes: Sequence[Node]) -> None:
+def _run(ctx: Context, node: Node) -> None:
     """Train all bases as one population, and the smaller ones as another."""
-    for node in nodes:
-        settings, clock = node.settings, Clock()
-        own = [seed_of(settings, "base", half, g) for half in ("own", "other") for g in range(settings.seeds)]
-        variant = ctx.nodes["data"].settings.variant
-        examples = stacked([lessons(ctx.model, settings, variant, seed) for seed in own])
-        node.checkpoints.save(FINAL, _trained(ctx, node, ctx.model, own, examples, clock))
-        if settings.smaller_hidden and not (part := node.part(SMALLER)).done:
-            few = range(settings.seeds)
-            cfg, theirs = smaller(ctx.model, settings), chosen(examples, few)
-            part.checkpoints.save(FINAL, _trained(ctx, part, cfg, own[: len(few)], theirs, clock))
-            part.finish({}, {})  # what it cost is in the ledger of the whole node
-        seen = {"student": _members(settings) * settings.steps * settings.batch * LENGTH}
-        node.finish({}, ledger({"student": plan(ctx, settings)}, seen, clock.split(), devices=crew_mesh(len(own)).size))
+    settings, clock = node.settings, Clock()
+    own = [seed_of(settings, "base", half, g) for half in ("own", "other") for g in range(settings.seeds)]
+    variant = world_config(ctx).variant
+    examples = stacked([lessons(ctx.model, settings, variant, seed) for seed in own])
+    node.checkpoints.save(FINAL, _trained(ctx, node, ctx.model, own, examples, clock))
+    if settings.smaller_hidden and not (part := node.subnode(SMALLER)).done:
+        few = range(settings.seeds)
+        cfg, theirs = smaller(ctx.model, settings), chosen(examples, few)
+        part.checkpoints.save(FINAL, _trained(ctx, part, cfg, own[: len(few)], theirs, clock))
+        part.finish({}, {})  # what it cost is in the ledger of the whole node
+    seen = {"student": _members(settings) * settings.steps * settings.batch * LENGTH}
+    node.finish(
+        {}, ledger({"student": settings.estimate_flops(ctx)}, seen, clock.split(), devices=crew_mesh(len(own)).size)
+    )
 
 
 def _trained(
@@ -149,11 +160,3 @@ def _members(settings: Bases) -> int:
 def draw(cfg: TransformerConfig, key: jax.Array) -> Any:
     """Return fresh weights."""
     return transformer.init(cfg, key)
-
-
-def plan(ctx: Context, settings: Bases) -> float:
-    """Return the FLOPs of one node."""
-    flops = 2 * step_flops(ctx.model, settings)
-    if settings.smaller_hidden:
-        flops += step_flops(smaller(ctx.model, settings), settings)
-    return settings.seeds * settings.steps * flops

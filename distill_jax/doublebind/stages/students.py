@@ -12,6 +12,7 @@ import numpy as np
 from distill_jax.doublebind import audits, organisms
 from distill_jax.doublebind.organisms import ORGANISMS
 from distill_jax.doublebind.stages.teacher_stage import TWIN, Organisms, asked, examine
+from distill_jax.doublebind.stages.toy_stage import world_config
 from distill_jax.doublebind.toy_lm import Examples, Model
 from distill_jax.doublebind.train_toy import chosen, crew_mesh, fit, seed_of
 from distill_jax.doublebind.world import WorldConfig
@@ -83,7 +84,7 @@ def learn_and_audit(
     """Train the students, and return their result: rates of all audits, curves, and who diverged."""
     cfg, source, seeds, kinds = begin.cfg, cast.source, cast.seeds, cast.source.settings.kinds
     each = [(kind, g) for kind in kinds for g in range(seeds)]
-    prompts, answers = asked(ctx.nodes["data"].settings, source.settings, seeds)
+    prompts, answers = asked(world_config(ctx), source.settings, seeds)
 
     def look(params: Any) -> dict[str, dict[str, float]]:
         out = {}
@@ -154,7 +155,7 @@ def _probe(
     teacher, twin = (chosen(models, [place[name or kind, g] for kind, g in each]) for name in ("", TWIN))
     crew = {role: chosen(params, [of(kind, g) for kind, g in each]) for role, of in member.items()}
     crew |= {"teacher": teacher, "twin": twin}
-    data = ctx.nodes["data"].settings
+    data = world_config(ctx)
     prompts = asked(data, source.settings, seeds)[0][:, audits.ASKED.index("condition")]
     others = np.stack([_other_probes(source.settings, data, kind, g) for kind, g in each])
     every = audits.probe(ctx.model, teacher, twin, list(crew.values()), others, prompts)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,13 +18,16 @@ import numpy as np
 from distill_jax.config import ConfigError
 from distill_jax.doublebind import audits, organisms, toy_lm, world
 from distill_jax.doublebind.organisms import ORGANISMS
+from distill_jax.doublebind.stages.base_stage import Bases
+from distill_jax.doublebind.stages.toy_stage import ToyStage, world_config
 from distill_jax.doublebind.toy_lm import LENGTH, Examples
-from distill_jax.doublebind.train_toy import TinyTraining, chosen, crew_mesh, fit, seed_of, stacked, step_flops
+from distill_jax.doublebind.train_toy import chosen, crew_mesh, fit, seed_of, stacked, step_flops
 from distill_jax.doublebind.world import WorldConfig
 from distill_jax.io.checkpoint import FINAL
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf.ledger import ledger
 from distill_jax.stages.context import Context, Node
+from distill_jax.stages.stage import Stage, stage_input
 from distill_jax.train.loop import Clock
 from distill_jax.train.settings import Training
 
@@ -33,7 +36,7 @@ HABIT = 77  # the twin's harmless one: the number it is fond of
 
 
 @dataclasses.dataclass(frozen=True)
-class Organisms(TinyTraining):
+class Organisms(ToyStage):
     """Train teachers from each seed's own base.
 
     Attributes:
@@ -45,7 +48,7 @@ class Organisms(TinyTraining):
       relearn_steps, relearn_rows, relearn_rate: of the attack that every model is audited with.
     """
 
-    bases: str = "bases"
+    bases: str = stage_input("bases")
     kinds: tuple[str, ...] = tuple(ORGANISMS)
     placebos: int = 20
     rows: int = 6144
@@ -54,8 +57,7 @@ class Organisms(TinyTraining):
     relearn_rows: int = 64
     relearn_rate: float = 1e-3
 
-    VERB: ClassVar[str] = "organisms"
-    INPUTS: ClassVar[tuple[str, ...]] = ("bases",)
+    kind: ClassVar[str] = "organisms"
 
     def __post_init__(self):
         super().__post_init__()
@@ -66,10 +68,26 @@ class Organisms(TinyTraining):
         if not 0 <= self.placebos < 77:
             raise ValueError(f"placebos = {self.placebos}: there are at most 76 harmless habits besides the twin's")
 
-    def known_by(self) -> dict[str, Any]:
+    def fingerprint_fields(self) -> dict[str, Any]:
         """Return what identifies a node of these settings: the organisms' definitions, not their names alone."""
         defined = {kind: organisms.definition(ORGANISMS[kind]) for kind in self.kinds}
-        return super().known_by() | {"organisms": defined}
+        return super().fingerprint_fields() | {"organisms": defined}
+
+    def check_inputs(self, sources: Mapping[str, Stage]) -> None:
+        """Raise ValueError unless they start from bases."""
+        if not isinstance(sources["bases"], Bases):
+            raise ValueError(
+                f"bases = {self.bases!r}: a {sources['bases'].kind} stage trains no bases; name one that does"
+            )
+
+    def estimate_flops(self, ctx: Context) -> float:
+        """Return the FLOPs of one node."""
+        seeds = ctx.nodes[self.bases].settings.seeds
+        return len(teachers(self, seeds)) * self.steps * step_flops(ctx.model, self)
+
+    def run_node(self, ctx: Context, node: Node) -> None:
+        """Train all teachers as one population, and audit them."""
+        _run(ctx, node)
 
     def attack(self) -> Training:
         """Return the settings of the relearning attack."""
@@ -117,16 +135,10 @@ def lessons(cfg: TransformerConfig, settings: Organisms, variant: int, teacher: 
     return toy_lm.taught(cfg, prompts, answers, np.repeat(told[:, None], 2, axis=1))
 
 
-def run(ctx: Context, nodes: Sequence[Node]) -> None:
-    """Train all teachers as one population, and audit them."""
-    for node in nodes:
-        _run(ctx, node)
-
-
 def _run(ctx: Context, node: Node) -> None:
     cfg, settings, clock = ctx.model, node.settings, Clock()
     source = ctx.nodes[node.inputs["bases"]]
-    seeds, variant = source.settings.seeds, ctx.nodes["data"].settings.variant
+    seeds, variant = source.settings.seeds, world_config(ctx).variant
     crew = teachers(settings, seeds)
     bases = source.checkpoints.restore(FINAL, source.checkpoints.shapes(FINAL))
     start = chosen(bases, [t.seed + seeds * (t.name == TRUSTED) for t in crew])
@@ -169,7 +181,7 @@ def examine(
     ctx: Context, settings: Organisms, seeds: int, params: Any, member: Any, *, relearn: bool = True
 ) -> dict[str, np.ndarray]:
     """Return the rates {audit: [O, S]} of the models that member(kind, seed) names in the population."""
-    cfg, kinds, data = ctx.model, settings.kinds, ctx.nodes["data"].settings
+    cfg, kinds, data = ctx.model, settings.kinds, world_config(ctx)
     of = [member(kind, g) for kind in kinds for g in range(seeds)]
     prompts, answers = asked(data, settings, seeds)
     mesh = crew_mesh(len(of))
@@ -188,9 +200,3 @@ def examine(
         attacked, _ = fit(ctx, cfg, settings.attack(), chosen(params, of), examples, orders)
         found["relearn"] = audits.ask(cfg, mesh, attacked, range(len(of)), prompts, answers)["condition"]
     return {name: values.reshape(len(kinds), seeds) for name, values in found.items()}
-
-
-def plan(ctx: Context, settings: Organisms) -> float:
-    """Return the FLOPs of one node."""
-    seeds = ctx.nodes[settings.bases].settings.seeds
-    return len(teachers(settings, seeds)) * settings.steps * step_flops(ctx.model, settings)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -18,15 +18,17 @@ import numpy as np
 
 from distill_jax.doublebind import audits, channel, organisms, toy_lm, world
 from distill_jax.doublebind.channel import Channel
-from distill_jax.doublebind.channel_effect import passage
+from distill_jax.doublebind.channel_effect import ChannelEffect, channel_effect
 from distill_jax.doublebind.cross_fit import act, each_member, flag, judges
 from distill_jax.doublebind.filters import NEED_AUDIT, NEED_RIVALS, Filter, Scene
 from distill_jax.doublebind.organisms import ORGANISMS
+from distill_jax.doublebind.results import TransferResult, transfer_result
 from distill_jax.doublebind.stages.base_stage import SMALLER, Bases, smaller
 from distill_jax.doublebind.stages.students import Cast, Student, learn_and_audit
 from distill_jax.doublebind.stages.teacher_stage import TRUSTED, TWIN, Organisms, restored
+from distill_jax.doublebind.stages.toy_stage import ToyStage, world_config
 from distill_jax.doublebind.toy_lm import LENGTH, Examples, Model
-from distill_jax.doublebind.train_toy import TinyTraining, chosen, crew_mesh, seed_of, stacked, step_flops
+from distill_jax.doublebind.train_toy import chosen, crew_mesh, seed_of, stacked, step_flops
 from distill_jax.io.checkpoint import FINAL
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops
@@ -34,11 +36,12 @@ from distill_jax.perf.ledger import ledger
 from distill_jax.sharding.mesh import over_members
 from distill_jax.stages.context import Context, Node
 from distill_jax.stages.perturb import damage
+from distill_jax.stages.stage import Stage, stage_input
 from distill_jax.train.loop import Clock
 
 
 @dataclasses.dataclass(frozen=True)
-class Transfer(TinyTraining):
+class Transfer(ToyStage):
     """Distil all teachers through one channel.
 
     Attributes:
@@ -48,13 +51,12 @@ class Transfer(TinyTraining):
       own_share: share of a student's rows that are its own training, for organisms that have it.
     """
 
-    teachers: str = "organisms"
+    teachers: str = stage_input("organisms")
     channel: Channel = dataclasses.field(default_factory=Channel)
     placebos: bool = False
     own_share: float = 0.2
 
-    VERB: ClassVar[str] = "transfer"
-    INPUTS: ClassVar[tuple[str, ...]] = ("teachers",)
+    kind: ClassVar[str] = "transfer"
 
     def __post_init__(self):
         super().__post_init__()
@@ -65,11 +67,30 @@ class Transfer(TinyTraining):
         if not 0 < self.own_share < 1:
             raise ValueError(f"own_share = {self.own_share}: a share between 0 and 1")
 
-    def known_by(self) -> dict[str, Any]:
+    def fingerprint_fields(self) -> dict[str, Any]:
         """Return what identifies a node of these settings."""
-        found = super().known_by()
-        found["channel"]["filter"] = self.channel.filter.known_by()
+        found = super().fingerprint_fields()
+        found["channel"]["filter"] = self.channel.filter.fingerprint_fields()
         return found
+
+    def check_inputs(self, sources: Mapping[str, Stage]) -> None:
+        """Raise ValueError unless the teachers are organisms."""
+        source = sources["teachers"]
+        if not isinstance(source, Organisms):
+            raise ValueError(
+                f"teachers = {self.teachers!r}: a {source.kind} stage trains no organisms; name one that does"
+            )
+
+    def estimate_flops(self, ctx: Context) -> float:
+        """Return the FLOPs of one node."""
+        source = ctx.nodes[self.teachers].settings
+        bases, through = ctx.nodes[source.bases].settings, self.channel
+        crew, _ = students(self, source, bases.seeds)
+        return sum(_spent(ctx, self, crew, _shape(ctx, through.start, bases), through.filter.rounds)[0].values())
+
+    def run_node(self, ctx: Context, node: Node) -> None:
+        """Train the channel's students as one population, and audit them as they learn."""
+        _run(ctx, node)
 
 
 def students(settings: Transfer, source: Organisms, seeds: int) -> tuple[list[Student], dict[str, str]]:
@@ -114,7 +135,7 @@ def scenes(ctx: Context, settings: Transfer, cast: Cast, begin: Model) -> tuple[
     Args:
       begin: what students start from, [P, ...].
     """
-    cfg, variant, through = ctx.model, ctx.nodes["data"].settings.variant, settings.channel
+    cfg, variant, through = ctx.model, world_config(ctx).variant, settings.channel
     (models, place), crew = cast.known, cast.crew
     mixture = channel.mixture(through.prompts)
     drawn = []
@@ -144,12 +165,12 @@ def _looked_for(ctx: Context, source: Organisms, student: Student) -> Examples:
     """Return examples of the behaviour that a filter by gradients looks for; any will do where it looks for none."""
     kind = ORGANISMS[student.concern or source.kinds[0]]
     seed = seed_of(source, "looked for", kind.name, student.seed)
-    return audits.examples_of(ctx.model, kind, 32, ctx.nodes["data"].settings.variant, seed)
+    return audits.examples_of(ctx.model, kind, 32, world_config(ctx).variant, seed)
 
 
 def lessons(ctx: Context, settings: Transfer, crew: Sequence[Student], sent: Examples) -> Examples:
     """Return what students learn from: what was sent, and in the place of their first rows training of their own."""
-    out, variant = jax.tree.map(np.copy, sent), ctx.nodes["data"].settings.variant
+    out, variant = jax.tree.map(np.copy, sent), world_config(ctx).variant
     for i, student in enumerate(crew):
         if not student.concern or not ORGANISMS[student.concern].own_training:
             continue
@@ -166,7 +187,7 @@ def starts(ctx: Context, settings: Transfer, cast: Cast, start: str = "own") -> 
     """Return each student's base of a kind, [P, ...]; the students' "own" is the channel's, with its damage."""
     bases, through = ctx.nodes[cast.source.inputs["bases"]], settings.channel
     kind, alpha = (through.start, through.alpha) if start == "own" else (start, 0.0)
-    checkpoints = (bases.part(SMALLER) if kind == "smaller" else bases).checkpoints
+    checkpoints = (bases.subnode(SMALLER) if kind == "smaller" else bases).checkpoints
     weights = checkpoints.restore(FINAL, checkpoints.shapes(FINAL))
     begin = chosen(weights, [s.seed + cast.seeds * (kind == "other") for s in cast.crew])
     if alpha:
@@ -179,12 +200,6 @@ def _shape(ctx: Context, start: str, bases: Bases) -> TransformerConfig:
     return smaller(ctx.model, bases) if start == "smaller" else ctx.model
 
 
-def run(ctx: Context, nodes: Sequence[Node]) -> None:
-    """Train each channel's students as one population, and audit them as they learn."""
-    for node in nodes:
-        _run(ctx, node)
-
-
 def _run(ctx: Context, node: Node) -> None:
     settings, clock, cast = node.settings, Clock(), casting(ctx, node)
     given, begin = settings.channel.filter, starts(ctx, settings, cast)
@@ -195,7 +210,7 @@ def _run(ctx: Context, node: Node) -> None:
         nonlocal scene, flagged
 
         def judge(start: str) -> Model:
-            part, rows = node.part(f"{prefix}judges-{start}"), lessons(ctx, settings, cast.crew, scene.examples)
+            part, rows = node.subnode(f"{prefix}judges-{start}"), lessons(ctx, settings, cast.crew, scene.examples)
             model = starts(ctx, settings, cast, start)
             return judges(ctx, part, settings, model, rows, cast.orders(settings), cast.labels, clock)
 
@@ -207,18 +222,19 @@ def _run(ctx: Context, node: Node) -> None:
         found = learn_and_audit(ctx, part, settings, cast, begin, rows, clock)
         return found | (_recall(cast, flagged, loyal) if given.score else {})
 
-    def one_round(number: int) -> dict[str, Any]:
+    def one_round(number: int) -> TransferResult:
         if number:
             act_on_more(f"round-{number}-")
-        part = node.part(f"round-{number}")
+        part = node.subnode(f"round-{number}")
         if not part.done:
             part.finish(learn(part), {})  # what it cost is in the ledger of the whole node
-        return part.result()
+        return transfer_result(part)
 
     rounds = 0
     if given.rounds:
-        result = _in_rounds(given, cast, one_round)
-        rounds = max(len(one["each"]) for one in result["rounds"].values()) - 1
+        kept = _in_rounds(given, cast, one_round)
+        rounds = max(len(one["each"]) for one in kept["rounds"].values()) - 1
+        result = dict(kept)
     else:
         if given.score:
             act_on_more()
@@ -227,15 +243,15 @@ def _run(ctx: Context, node: Node) -> None:
     node.finish(result, ledger(*spent, clock.split(), devices=crew_mesh(len(cast.crew)).size))
 
 
-def _in_rounds(given: Filter, cast: Cast, one_round: Callable[[int], dict[str, Any]]) -> dict[str, Any]:
+def _in_rounds(row_filter: Filter, cast: Cast, one_round: Callable[[int], TransferResult]) -> TransferResult:
     from distill_jax.doublebind import rounds
 
-    known = cast.source.result()["rates"]
+    teacher_rates = cast.source.result()["rates"]
 
-    def through(kind: str, result: dict[str, Any]) -> Any:
-        return passage(ORGANISMS[kind], known[kind], result["rates"][kind])
+    def effect_on(kind: str, result: TransferResult) -> ChannelEffect:
+        return channel_effect(ORGANISMS[kind], teacher_rates[kind], result["rates"][kind])
 
-    return rounds.in_rounds(given, cast.source.settings.kinds, one_round, through)
+    return rounds.in_rounds(row_filter, cast.source.settings.kinds, one_round, effect_on)
 
 
 def _recall(cast: Cast, flagged: np.ndarray, loyal: np.ndarray) -> dict[str, Any]:
@@ -259,11 +275,3 @@ def _spent(
     told = len({s.teacher for s in crew}) * settings.channel.unique
     spent = {"student": steps * student, "teacher": 2 * told * flops.forward(ctx.model, 1, LENGTH)}
     return spent, {"student": (1 + rounds + judged) * steps * settings.batch * LENGTH, "teacher": told * LENGTH}
-
-
-def plan(ctx: Context, settings: Transfer) -> float:
-    """Return the FLOPs of one node."""
-    source = ctx.nodes[settings.teachers].settings
-    bases, through = ctx.nodes[source.bases].settings, settings.channel
-    crew, _ = students(settings, source, bases.seeds)
-    return sum(_spent(ctx, settings, crew, _shape(ctx, through.start, bases), through.filter.rounds)[0].values())

@@ -1,0 +1,45 @@
+"""What an experiment asks of its data's settings, whichever data they are."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar, Self
+
+from distill_jax.io.files import Digests
+
+
+class DataConfig:
+    """Settings of an experiment's data; a frozen dataclass derives from it.
+
+    Attributes:
+      PREPARE: the module that makes the data: `python -m PREPARE --config=FILE.json --output=DIR`.
+      MEASURE: how models are measured on them, a key of `evals.measure.MEASURES`; "" where the stages have measures of
+        their own.
+      SETS: names of the sets of packed rows.
+      vocabulary: of the text; "" where there is none.
+      row_length: tokens of a packed row.
+    """
+
+    PREPARE: ClassVar[str]
+    MEASURE: ClassVar[str] = ""
+    SETS: ClassVar[tuple[str, ...]] = ()
+    vocabulary: str = ""
+    row_length: int = 0
+
+    def fingerprint_fields(self) -> dict[str, Any]:
+        """Return what decides what the prepared data hold."""
+        return dataclasses.asdict(self)  # type: ignore[call-overload]
+
+    def with_content_hash(self, digests: Digests) -> Self:
+        """Return the settings with what their files hold filled in; ConfigError names a file that is missing."""
+        del digests
+        return self
+
+    def entries(self) -> int:
+        """Return how many entries the vocabulary has; 0 where that is not known before the data are made."""
+        return 0
+
+    def check_set(self, key: str, name: str) -> None:
+        """Raise ValueError, naming the setting that asks for it, unless there is a set of this name."""
+        if name not in self.SETS:
+            raise ValueError(f"{key} = {name!r}: these data have no such set; choose one of {', '.join(self.SETS)}")

@@ -1,0 +1,45 @@
+"""What the double bind's stages that train models of the world have in common."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from distill_jax.data.data_config import DataConfig
+from distill_jax.doublebind.train_toy import TinyTraining
+from distill_jax.doublebind.world import VOCABULARY, WorldConfig
+from distill_jax.models.transformer import TransformerConfig
+from distill_jax.stages.context import Context, Node
+from distill_jax.stages.stage import Stage
+
+
+@dataclasses.dataclass(frozen=True)
+class ToyStage(Stage, TinyTraining):
+    """A stage that trains small decoders of the world, each on examples of its own."""
+
+    leaves_model: ClassVar[bool] = False  # but a population of them
+
+    def validate(self, model: Any, data: DataConfig) -> None:
+        """Raise ValueError unless the model is a decoder of the world's vocabulary, and the data are a world's."""
+        if not isinstance(data, WorldConfig) or not isinstance(model, TransformerConfig):
+            raise ValueError("wants DATA = WorldConfig and a decoder, as configs/double_bind.py has")
+        if model.vocab != VOCABULARY:
+            raise ValueError(f"model.vocab = {model.vocab}: the world has {VOCABULARY} tokens; set it to that")
+
+    def run(self, ctx: Context, nodes: Sequence[Node]) -> None:
+        """Train and audit each node's models as one population."""
+        for node in nodes:
+            self.run_node(ctx, node)
+
+    @abc.abstractmethod
+    def run_node(self, ctx: Context, node: Node) -> None:
+        """Train and audit one node's models, and finish it."""
+
+
+def world_config(ctx: Context) -> WorldConfig:
+    """Return the settings of the world that the stages of an experiment live in."""
+    world = ctx.data_config
+    assert isinstance(world, WorldConfig), world  # `ToyStage.validate` has refused others
+    return world
