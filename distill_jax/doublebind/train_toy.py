@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from distill_jax.data.feed import order
 from distill_jax.doublebind import toy_lm
 from distill_jax.doublebind.toy_lm import LENGTH, Examples
+from distill_jax.io.metrics import TrainingSize
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops
 from distill_jax.sharding.mesh import make_mesh, replicated
@@ -87,7 +88,8 @@ def fit(
     book = node.continued_metrics(int(state.step)) if node else None
     orders = {seed: order(examples.prompts.shape[1], settings.batch, seed) for seed in set(seeds)}
     held = jax.device_put(examples, replicated(mesh))
-    said, tokens = "", settings.batch * LENGTH * count
+    said, flops = "", step_flops(cfg, settings) * settings.steps * count
+    size = TrainingSize(settings.steps, settings.batch * LENGTH * count, flops)
 
     def feed(step: int) -> Batch:
         rows = {seed: one[step] for seed, one in orders.items()}
@@ -96,7 +98,7 @@ def fit(
     def evaluate(step: int, state: State) -> None:
         if not node or not book:
             return
-        ctx.progress.step(step, settings.steps, tokens, step_flops(cfg, settings) * settings.steps * count, said)
+        ctx.progress.step(step, size, said)
         if look and (step % settings.evaluate_every == 0 or step == settings.steps):
             with clock.spent_on("evaluate"):
                 for label, found in look(state.params).items():

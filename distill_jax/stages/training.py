@@ -21,6 +21,7 @@ from distill_jax.data.records import load_manifest
 from distill_jax.data.teacher_states import States
 from distill_jax.evals.measure import all_finite
 from distill_jax.io.checkpoint import FINAL, Checkpoints, Damaged
+from distill_jax.io.metrics import TrainingSize
 from distill_jax.io.node import STATES
 from distill_jax.models import lora, transformer
 from distill_jax.perf import peaks, profile
@@ -287,6 +288,7 @@ def train(
     tokens = settings.batch * ctx.row_length * len(crew)
     peak = peaks.peak_flops(mesh.devices.flat)
     ideal = program.step_flops() / peak if peak else None
+    size = TrainingSize(settings.steps, tokens, planned_flops, ideal)
 
     def write(kind: str, step: int, values: dict[str, np.ndarray], told: np.ndarray) -> None:
         for i, m in enumerate(crew if books else ()):
@@ -298,7 +300,7 @@ def train(
             book.flush()
 
     def evaluate(step: int, state: State) -> np.ndarray | None:
-        ctx.progress.step(step, settings.steps, tokens, planned_flops, "  ".join(shown.values()), ideal)
+        ctx.progress.step(step, size, "  ".join(shown.values()))
         if not evaluate_at(step):
             return None
         with clock.spent_on("step"):

@@ -28,6 +28,7 @@ from distill_jax.data import images
 from distill_jax.data.data_config import DataConfig
 from distill_jax.data.feed import order
 from distill_jax.io.checkpoint import FINAL
+from distill_jax.io.metrics import TrainingSize
 from distill_jax.models import mlp
 from distill_jax.models.mlp import MLPConfig
 from distill_jax.perf.ledger import ledger
@@ -277,6 +278,7 @@ def _run(ctx: Context, node: Node) -> None:
     found = before = _numbers(measure(state, *yardsticks))
     state = continued(node.checkpoints, node.name, state, ctx.progress.say)
     book, said = node.continued_metrics(int(state.step)), ""
+    size = TrainingSize(settings.steps, settings.batch * len(crew), settings.estimate_flops(ctx))
 
     def feed(step: int) -> Batch:
         return {
@@ -286,7 +288,7 @@ def _run(ctx: Context, node: Node) -> None:
 
     def evaluate(step: int, state: State) -> None:
         nonlocal found
-        ctx.progress.step(step, settings.steps, settings.batch * len(crew), settings.estimate_flops(ctx), said)
+        ctx.progress.step(step, size, said)
         if step % settings.evaluate_every and step < settings.steps:
             return
         with clock.spent_on("evaluate"):
