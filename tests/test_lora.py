@@ -16,8 +16,10 @@ from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops
 from distill_jax.sharding.mesh import make_mesh
 from distill_jax.stages import Distill, Pretrain, Relearn, Unlearn, pretrain
-from distill_jax.train.population import draw_weights, make_state
+from distill_jax.train.layout import ShardedMembers
+from distill_jax.train.population import draw_weights
 from distill_jax.train.settings import Training
+from distill_jax.train.state import Hyper
 
 GEMMA = TransformerConfig(
     vocab=37, layers=3, hidden=24, mlp=40, heads=4, kv_heads=2, head_dim=6, query_scale=6.0, init_std=0.3
@@ -151,7 +153,7 @@ def test_a_population_of_adapters_trains_beside_one_base(devices):
     rows = {"tokens": tokens, "segments": segments, "answer": np.ones_like(tokens)}
 
     def trained(starts, rates):
-        state = make_state(GEMMA, mesh, starts, settings.optimizer(), rates)
+        state = ShardedMembers(mesh, GEMMA).make(starts, settings.optimizer(), Hyper.of(rates))
         losses = []
         for _ in range(6):
             state, metrics = step(state, None, rows, base)

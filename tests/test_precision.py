@@ -14,8 +14,9 @@ from distill_jax.reports.premises import Model
 from distill_jax.sharding.mesh import make_mesh
 from distill_jax.stages import Unlearn
 from distill_jax.statistics.estimates import Scores
-from distill_jax.train.population import make_state
+from distill_jax.train.layout import ShardedMembers
 from distill_jax.train.settings import Training
+from distill_jax.train.state import Hyper
 from distill_jax.train.step import make_step
 from tests import referee
 
@@ -37,7 +38,7 @@ def stepped(dtype: str) -> tuple[list[np.ndarray], list[np.ndarray], list[list[n
 
     mesh, optimizer = make_mesh(2, devices=jax.devices()[:1]), settings.optimizer()
     step = make_step(slope, lambda params, batch: None, optimizer, settings.schedule(), mesh)
-    state = make_state(CFG, mesh, [start], optimizer, RATES, dtype=dtype)
+    state = ShardedMembers(mesh, CFG).make([start], optimizer, Hyper.of(RATES), dtype)
     kinds = {leaf.dtype.name for leaf in jax.tree.leaves((state.params, state.opt)) if leaf.ndim > 1}
     assert kinds == {dtype}  # the moments too
     after = jax.tree.leaves(step(state, None, {"x": np.zeros((1, 1))})[0].params)

@@ -21,10 +21,12 @@ from distill_jax.models.transformer import TransformerConfig
 from distill_jax.sharding.mesh import batch_sharding, make_mesh
 from distill_jax.stages import distill, pretrain, unlearn
 from distill_jax.stages.perturb import Perturb, damage
-from distill_jax.train.loop import loop
-from distill_jax.train.population import make_state, member
+from distill_jax.train.layout import ShardedMembers
+from distill_jax.train.loop import Hooks, loop
+from distill_jax.train.population import member
 from distill_jax.train.settings import Training
-from distill_jax.train.step import ACTIVE, DIVERGED, REACHED, RUNNING, UNUSED, make_step, of_active
+from distill_jax.train.state import DIVERGED, REACHED, RUNNING, UNUSED, Hyper
+from distill_jax.train.step import ACTIVE, make_step, of_active
 
 CFG = TransformerConfig(vocab=7, layers=2, hidden=4, mlp=6, heads=2, kv_heads=1, head_dim=2)
 ROWS, LENGTH = 4, 6
@@ -90,19 +92,15 @@ def bigram_step(devices=1, members=1, microbatches=1):
 def blank(devices, count):
     """A fresh population on the host, and where it lies; it takes a second to compile."""
     mesh, _ = bigram_step(devices, count)
-    state = make_state(CFG, mesh, [weights()], SETTINGS.optimizer(), [0.0] * count)
+    state = ShardedMembers(mesh, CFG).make([weights()], SETTINGS.optimizer(), Hyper.of([0.0] * count))
     return jax.tree.map(np.array, state), jax.tree.map(lambda x: x.sharding, state)
 
 
 def fresh(starts, rates, streams=None, devices=1):
-    """What `make_state` gives (a test below holds it to that), without compiling it for every list of rates."""
+    """What `Layout.make` gives (a test below holds it to that), without compiling it for every list of rates."""
     host, places = blank(devices, len(rates))
     index = [min(i, len(rates) - 1) for i in range(len(host.status))]
-    hyper = {
-        "learning_rate": np.array(rates, np.float32)[index],
-        "stream": np.array(streams or [0] * len(rates), np.int32)[index],
-        "coefficients": {},
-    }
+    hyper = Hyper(np.array(rates, np.float32)[index], np.array(streams or [0] * len(rates), np.int32)[index], {})
     params = jax.tree.map(lambda *w: np.stack([w[min(i, len(w) - 1)] for i in index]), *starts)
     return jax.tree.map(jax.device_put, host.replace(params=params, hyper=hyper), places)
 
@@ -365,12 +363,12 @@ def test_a_diverged_member_stops_alone(microbatches):
 def test_a_fresh_state_starts_where_it_is_told():
     mesh, _ = bigram_step(2, 3)
     starts = [weights(seed=s) for s in range(3)]
-    state = make_state(CFG, mesh, starts, SETTINGS.optimizer(), RATES[:3], STREAMS[:3])
+    state = ShardedMembers(mesh, CFG).make(starts, SETTINGS.optimizer(), Hyper.of(RATES[:3], STREAMS[:3]))
     host = jax.tree.map(np.asarray, state)
     for i in range(4):
         assert_same(member(host.params, i), starts[min(i, 2)])
-    np.testing.assert_array_equal(host.hyper["learning_rate"], np.float32([*RATES[:3], RATES[2]]))
-    np.testing.assert_array_equal(host.hyper["stream"], [*STREAMS[:3], STREAMS[2]])
+    np.testing.assert_array_equal(host.hyper.learning_rate, np.float32([*RATES[:3], RATES[2]]))
+    np.testing.assert_array_equal(host.hyper.stream, [*STREAMS[:3], STREAMS[2]])
     assert not any(leaf.any() for leaf in jax.tree.leaves(host.opt))
     assert (host.status.tolist(), host.stopped.tolist()) == ([RUNNING] * 3 + [UNUSED], [-1] * 4)
     assert host.step == 0
@@ -432,7 +430,7 @@ def test_members_may_weigh_their_loss_terms():
     own = {"bigram": [1.0, 0.5], "size": [2.0, 0.25]}
     mesh, step = bigram_step(1, 2)
     starts, batches = [weights(seed=1), weights(seed=2)], [batch(3), batch(4)]
-    together = make_state(CFG, mesh, starts, SETTINGS.optimizer(), RATES[:2], coefficients=own)
+    together = ShardedMembers(mesh, CFG).make(starts, SETTINGS.optimizer(), Hyper.of(RATES[:2], **own))
     for one in batches:
         together, _ = step(together, None, one)
     mesh, _ = bigram_step(1, 1)
@@ -442,7 +440,7 @@ def test_members_may_weigh_their_loss_terms():
             return {k: (own[k][i] * c, s, w) for k, (c, s, w) in bigram(params, one, None).items()}
 
         alone_step = make_step(scaled, no_teacher, SETTINGS.optimizer(), SETTINGS.schedule(), mesh)
-        alone = make_state(CFG, mesh, [start], SETTINGS.optimizer(), [RATES[i]])
+        alone = ShardedMembers(mesh, CFG).make([start], SETTINGS.optimizer(), Hyper.of([RATES[i]]))
         for one in batches:
             alone, _ = alone_step(alone, None, one)
         ours, theirs = jax.tree.map(np.asarray, (together.params, alone.params))
@@ -454,9 +452,7 @@ def test_members_may_weigh_their_loss_terms():
 
 def run_loop(state, step, settings=SETTINGS, goals=None, save=lambda s, state: None, record=lambda s, m: None):
     goals = goals or {}
-    return loop(
-        state, None, step, lambda s: BATCHES[s], settings, save=save, evaluate=lambda s, _: goals.get(s), record=record
-    )
+    return loop(state, None, step, lambda s: BATCHES[s], settings, Hooks(save, lambda s, _: goals.get(s), record))
 
 
 @pytest.mark.unit
@@ -522,9 +518,11 @@ def test_the_order_of_the_loop():
     settings = dataclasses.replace(SETTINGS, steps=4, checkpoint_every=2, log_every=2)
     loop(
         state, None, step, lambda s: s, settings,
-        save=lambda s, state: events.append(f"save {s} {int(state.step)}"),
-        evaluate=lambda s, state: events.append(f"evaluate {s} {int(state.step)}"),
-        record=record,
+        Hooks(
+            save=lambda s, state: events.append(f"save {s} {int(state.step)}"),
+            evaluate=lambda s, state: events.append(f"evaluate {s} {int(state.step)}"),
+            record=record,
+        ),
     )  # fmt: skip
     assert events == [
         "evaluate 0 0", "step 0", "evaluate 1 1", "step 1", "record 0 0", "save 2 2", "evaluate 2 2", "step 2",
@@ -540,8 +538,10 @@ def test_what_a_save_stands_on_has_been_recorded():
     loop(
         state, None, lambda state, teacher, batch: (state.replace(step=state.step + 1), {ACTIVE: jnp.ones(1, bool)}),
         lambda s: s, dataclasses.replace(SETTINGS, steps=4, checkpoint_every=2, log_every=1),
-        save=lambda s, state: at_save.update({s: list(recorded)}), evaluate=lambda s, state: None,
-        record=lambda s, metrics: recorded.append(s),
+        Hooks(
+            save=lambda s, state: at_save.update({s: list(recorded)}), evaluate=lambda s, state: None,
+            record=lambda s, metrics: recorded.append(s),
+        ),
     )  # fmt: skip
     assert at_save == {2: [0, 1], 4: [0, 1, 2, 3]}
 
@@ -609,7 +609,7 @@ def test_rmu_steers_and_moves_only_the_chosen_down_projections():
     start, mesh = weights(SMALL), make_mesh(1)
     both = {"forget": batch(21), "retain": batch(22)}
     step = unlearn.build(SMALL, settings, 0, mesh)
-    state = make_state(SMALL, mesh, [start], settings.optimizer(), [settings.learning_rate])
+    state = ShardedMembers(mesh, SMALL).make([start], settings.optimizer(), Hyper.of([settings.learning_rate]))
     values = []
     for _ in range(2):
         state, metrics = step(state, start, both)
@@ -640,7 +640,7 @@ def test_distillation_step_equals_float64_and_leaves_a_copy_alone():
     teacher, other = weights(cfg, 1), weights(cfg, 2)
     mesh, one = make_mesh(2), batch(31)
     step = distill.build(cfg, settings, 4, mesh)
-    state = make_state(cfg, mesh, [other, teacher], settings.optimizer(), [0.01, 0.01])
+    state = ShardedMembers(mesh, cfg).make([other, teacher], settings.optimizer(), Hyper.of([0.01, 0.01]))
     state, first = step(state, teacher, one)
     tokens = jax.tree.map(lambda x: x[0], one)
     q, p = (log_p(apply(cfg, w, tokens["tokens"], tokens["segments"])[:, :-1] / 2.0) for w in (teacher, other))
@@ -673,7 +673,7 @@ def test_pretraining_step_in_pieces_on_two_devices():
     value, gradient = jit(jax.value_and_grad(mean))(start)
     step = pretrain.build(cfg, settings, 5, mesh)
     assert mesh.shape["data"] == 2
-    state = make_state(cfg, mesh, [start], settings.optimizer(), [0.01])
+    state = ShardedMembers(mesh, cfg).make([start], settings.optimizer(), Hyper.of([0.01]))
     state, metrics = step(state, None, jax.device_put(one, batch_sharding(mesh, ROWS // 2)))
     assert metrics["cross_entropy"][0] == pytest.approx(float(value), rel=1e-5)
     first = jax.tree.map(lambda w, g: w - 0.01 * (g / (np.abs(g) + 1e-2) + 0.1 * w), start, gradient)  # Adam's first

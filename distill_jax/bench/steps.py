@@ -18,10 +18,12 @@ from distill_jax.perf import flops
 from distill_jax.perf.memory import needed_bytes
 from distill_jax.sharding.mesh import batch_sharding, make_mesh
 from distill_jax.stages import distill, pretrain
+from distill_jax.train.layout import ShardedMembers
 from distill_jax.train.loop import IN_FLIGHT
-from distill_jax.train.population import draw_weights, make_state
+from distill_jax.train.population import draw_weights
 from distill_jax.train.settings import Training
-from distill_jax.train.step import Batch, State
+from distill_jax.train.state import Hyper, State
+from distill_jax.train.step import Batch
 
 WORKLOADS = ("pretrain", "online", "cached")
 
@@ -97,7 +99,8 @@ class Stepper:
         weights = lambda seed: draw_weights(cfg, mesh, jax.random.key(seed))  # noqa: E731
         chosen = settings(case)
         step = VERBS[case.workload].build(cfg, chosen, case.chunk, mesh)
-        self.state: State = make_state(cfg, mesh, [weights(0)], chosen.optimizer(), rates)
+        layout = ShardedMembers(mesh, cfg)
+        self.state: State = layout.make([weights(0)], chosen.optimizer(), Hyper.of(rates))
         self.batch = tokens(case, mesh)
         self.teacher: Any = None
         if case.workload != "pretrain":

@@ -15,15 +15,18 @@ from jax.sharding import Mesh
 from distill_jax.data.feed import order
 from distill_jax.doublebind import toy_lm
 from distill_jax.doublebind.toy_lm import LENGTH, Examples
-from distill_jax.io.metrics import TrainingSize
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops
 from distill_jax.sharding.mesh import make_mesh, replicated
 from distill_jax.stages.context import Context, Node, seed_for
-from distill_jax.train.cohort import continued, make_crew, placing
-from distill_jax.train.loop import Clock, loop
+from distill_jax.train import driver
+from distill_jax.train.layout import WholeMembers
+from distill_jax.train.loop import Clock
+from distill_jax.train.metric_writers import Row
 from distill_jax.train.settings import Training
-from distill_jax.train.step import DIVERGED, Batch, State, Term, make_step
+from distill_jax.train.state import DIVERGED, Hyper, State
+from distill_jax.train.step import Batch, Term, make_step
+from distill_jax.train.training_run import Cost, Measurement, PeriodicEvaluation, StepInputs, TrainingRun
 
 Look = Callable[[Any], Mapping[str, Mapping[str, float]]]  # weights [P, ...] -> numbers by name of what is looked at
 
@@ -47,7 +50,9 @@ def _build(cfg: TransformerConfig, settings: Training, mesh: Mesh) -> Any:
         each = toy_lm.cross_entropy(cfg, params, taught)
         return {"cross_entropy": (1.0, jnp.sum(each), jnp.sum(taught.weight))}
 
-    return make_step(objective, teach, settings.optimizer(), settings.schedule(), mesh, place=placing(mesh))
+    return make_step(
+        objective, teach, settings.optimizer(), settings.schedule(), mesh, place=WholeMembers(mesh).state_shardings
+    )
 
 
 def crew_mesh(members: int) -> Mesh:
@@ -79,50 +84,43 @@ def fit(
     Returns:
       the weights [P, ...] on the host, and whether each member diverged, bool [P].
     """
-    count, clock = len(seeds), clock or Clock()
-    mesh = crew_mesh(count)
-    state = make_crew(mesh, params, settings.optimizer(), [settings.learning_rate] * count, range(count))
+    count = len(seeds)
+    layout = WholeMembers(crew_mesh(count))
+    fresh = layout.make_stacked(params, settings.optimizer(), Hyper.of([settings.learning_rate] * count, range(count)))
+
+    def measure(state: State) -> Measurement:
+        found = look(state.params) if look else {}
+        return Measurement([Row(node.name, "evaluation", label, values) for label, values in found.items() if node])
+
+    def inputs() -> StepInputs:
+        held = jax.device_put(examples, replicated(layout.mesh))
+        return StepInputs(_build(cfg, plain(settings), layout.mesh), _feed(examples, settings, seeds), held)
+
     if node:
         ctx.progress.begin_training(node.name)
-        state = continued(node.checkpoints, node.name, state, ctx.progress.say)
-    book = node.continued_metrics(int(state.step)) if node else None
+    run = TrainingRun(
+        labels=labels or [""] * count,
+        settings=settings,
+        layout=layout,
+        inputs=inputs,
+        nodes=[node] * count if node else (),
+        evaluation=PeriodicEvaluation(settings, measure) if node and look else None,
+        progress=ctx.progress if node else None,
+        cost=Cost(settings.batch * LENGTH * count, step_flops(cfg, settings) * settings.steps * count),
+    )
+    outcome = driver.train(run, fresh, clock)
+    final = jax.tree.map(lambda w: np.asarray(w)[:count], outcome.state.params)
+    return final, np.asarray(outcome.status) == DIVERGED
+
+
+def _feed(examples: Examples, settings: Training, seeds: Sequence[int]) -> Callable[[int], Batch]:
     orders = {seed: order(examples.prompts.shape[1], settings.batch, seed) for seed in set(seeds)}
-    held = jax.device_put(examples, replicated(mesh))
-    said, flops = "", step_flops(cfg, settings) * settings.steps * count
-    size = TrainingSize(settings.steps, settings.batch * LENGTH * count, flops)
 
     def feed(step: int) -> Batch:
         rows = {seed: one[step] for seed, one in orders.items()}
-        return {"rows": np.stack([rows[seed] for seed in seeds]).astype(np.int32), "member": np.arange(count)}
+        return {"rows": np.stack([rows[seed] for seed in seeds]).astype(np.int32), "member": np.arange(len(seeds))}
 
-    def evaluate(step: int, state: State) -> None:
-        if not node or not book:
-            return
-        ctx.progress.step(step, size, said)
-        if look and (step % settings.evaluate_every == 0 or step == settings.steps):
-            with clock.spent_on("evaluate"):
-                for label, found in look(state.params).items():
-                    book.write("evaluation", step, label, dict(found))
-
-    def record(step: int, values: dict[str, np.ndarray]) -> None:
-        nonlocal said
-        said = f"loss {np.nanmean(values['cross_entropy'][:count]):.3g}"
-        for i, label in enumerate(labels):
-            if book and np.isfinite(values["cross_entropy"][i]):
-                book.write("train", step, label, {name: float(x[i]) for name, x in values.items()})
-
-    def save(step: int, state: State) -> None:
-        if node and book:
-            node.checkpoints.save(step, state, book.sync())
-
-    try:
-        step = _build(cfg, plain(settings), mesh)
-        state = loop(state, held, step, feed, settings, save=save, evaluate=evaluate, record=record, clock=clock)
-    finally:
-        if book:
-            book.close()
-    final = jax.tree.map(lambda w: np.asarray(w)[:count], state.params)
-    return final, np.asarray(state.status)[:count] == DIVERGED
+    return feed
 
 
 def plain(settings: Training) -> Training:

@@ -155,8 +155,8 @@ class Checkpoints:
             on one device.
 
         Raises:
-          Damaged: if a file is missing, was cut short or has other contents than were written, or if the journal is not
-            what it was by then.
+          Damaged: if a file is missing, was cut short or has other contents than were written, if the journal is not
+            what it was by then, or if the arrays have other names or shapes than `like`.
         """
         target = self._proved(tag)
         one_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -164,8 +164,13 @@ class Checkpoints:
         def abstract(x: ArrayOrShape) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None) or one_device)
 
-        with ocp.StandardCheckpointer() as checkpointer:
-            return checkpointer.restore(target.absolute(), jax.tree.map(abstract, like))
+        try:
+            with ocp.StandardCheckpointer() as checkpointer:
+                return checkpointer.restore(target.absolute(), jax.tree.map(abstract, like))
+        except ValueError as error:
+            raise self._refused(
+                target, "holds other arrays than are read here, perhaps an earlier version's"
+            ) from error
 
     def remove(self, tag: int | str) -> None:
         """Forget a checkpoint: first its proof, so that a removal cut short leaves nothing that counts."""
@@ -192,8 +197,11 @@ class Checkpoints:
         except OSError as error:
             damage = f"{error.strerror}"
         if damage:
-            raise Damaged(f"{target}: {damage}; remove {self._owner} and run again to compute it anew")
+            raise self._refused(target, damage)
         return target
+
+    def _refused(self, target: Path, damage: str) -> Damaged:
+        return Damaged(f"{target}: {damage}; remove {self._owner} and run again to compute it anew")
 
     def _damage(self, target: Path, proof: Path) -> str | None:
         if not proof.exists():

@@ -20,7 +20,7 @@ from distill_jax.stages.stage import stage_input
 from distill_jax.stages.train_stage import TrainStage
 from distill_jax.stages.training import Member, Program, train
 from distill_jax.train.settings import of_training
-from distill_jax.train.step import DIVERGED
+from distill_jax.train.state import DIVERGED
 
 MOST_SEEDS = 1000  # each trains beside the others
 

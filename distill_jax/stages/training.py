@@ -20,27 +20,21 @@ from distill_jax.data.feed import Feed
 from distill_jax.data.records import load_manifest
 from distill_jax.data.teacher_states import States
 from distill_jax.evals.measure import all_finite
-from distill_jax.io.checkpoint import FINAL, Checkpoints, Damaged
-from distill_jax.io.metrics import TrainingSize
+from distill_jax.io.checkpoint import FINAL
 from distill_jax.io.node import STATES
 from distill_jax.models import lora, transformer
-from distill_jax.perf import peaks, profile
 from distill_jax.perf.ledger import ledger
-from distill_jax.sharding.distributed import is_primary
 from distill_jax.sharding.mesh import batch_sharding, make_mesh, with_shardings
 from distill_jax.stages.context import PARTS, Context, Node, seed_for
-from distill_jax.train.loop import Clock, loop
-from distill_jax.train.population import (
-    draw_weights,
-    make_state,
-    put_state,
-    state_shardings,
-    take_state,
-    take_weights,
-    weights_shape,
-)
+from distill_jax.train import driver
+from distill_jax.train.layout import ShardedMembers
+from distill_jax.train.loop import Clock
+from distill_jax.train.metric_writers import Row
+from distill_jax.train.population import draw_weights, take_weights, weights_shape
 from distill_jax.train.settings import Training
-from distill_jax.train.step import DIVERGED, REACHED, RUNNING, Batch, Beside, State
+from distill_jax.train.state import DIVERGED, REACHED, RUNNING, Hyper, State
+from distill_jax.train.step import Batch, Beside
+from distill_jax.train.training_run import Cost, Measurement, StepInputs, TrainingRun
 
 COLUMNS = ("tokens", "segments", "answer")  # of a batch
 
@@ -135,7 +129,11 @@ class Program:
         rates, streams = [m.learning_rate for m in self.crew], [m.stream for m in self.crew]
         terms = {term: [m.coefficients[term] for m in self.crew] for term in self.crew[0].coefficients}
         optimizer, dtype = self.settings.optimizer(), self.settings.weights
-        return make_state(ctx.model, mesh, starts, optimizer, rates, streams, terms, dtype)
+        return self.layout(ctx, mesh).make(starts, optimizer, Hyper(rates, streams, terms), dtype)
+
+    def layout(self, ctx: Context, mesh: Mesh) -> ShardedMembers:
+        """Return where the population lies."""
+        return ShardedMembers(mesh, ctx.model)
 
     def adapters(self, ctx: Context, mesh: Mesh) -> list[Any]:
         """Return the fresh adapters of each member; those of one node and one stream are the same."""
@@ -153,7 +151,7 @@ class Program:
         """Return what the step takes, (state, teacher, batch, base), as shapes with shardings."""
         starts = weights_shape(ctx.model, mesh, self.settings.lora_rank)
         state = jax.eval_shape(lambda tree: self.state(ctx, mesh, [tree]), starts)
-        state = with_shardings(state, state_shardings(ctx.model, mesh, state))
+        state = with_shardings(state, self.layout(ctx, mesh).state_shardings(state))
         shape, sharding = self._batch(ctx, mesh)
         column = jax.ShapeDtypeStruct(shape, np.int32, sharding=sharding)
         rows = dict.fromkeys(COLUMNS, column)
@@ -239,17 +237,11 @@ def _scale(settings: Any) -> np.float32:
     return np.float32(settings.lora_alpha / settings.lora_rank)
 
 
-@dataclasses.dataclass
-class Outcome:
-    """A trained population: its state, its base, and for each member how many steps it took and how it ended."""
+@dataclasses.dataclass(frozen=True)
+class Outcome(driver.Outcome):
+    """A trained population, and the mesh it lies on."""
 
-    state: State
     mesh: Mesh
-    steps: list[int]
-    status: list[int]
-    base: Any
-    evaluations: list[int]
-    seconds: dict[str, float]
 
 
 def train(
@@ -274,84 +266,70 @@ def train(
     Raises:
       Interrupted: if the run was asked to stop; everything up to here is saved.
     """
-    clock = Clock()
-    crew, settings, mesh = program.crew, program.settings, program.mesh(ctx)
+    clock, crew, settings, mesh = Clock(), program.crew, program.settings, program.mesh(ctx)
     ctx.describe(mesh)
-    nodes = list({m.node.name: m.node for m in crew}.values())
-    stores = {node.name: node.checkpoints for node in nodes}
+
+    def inputs() -> StepInputs:
+        teacher, base = program.frozen(ctx, mesh)
+        return StepInputs(program.build(mesh), program.batches(ctx, mesh), teacher, base)
+
+    run = TrainingRun(
+        labels=[m.label for m in crew],
+        settings=settings,
+        layout=program.layout(ctx, mesh),
+        inputs=inputs,
+        nodes=[m.node for m in crew],
+        evaluation=PartsEvaluation(ctx, mesh, crew, evaluate_at, parts, reached, by_fact),
+        progress=ctx.progress,
+        cost=Cost(settings.batch * ctx.row_length * len(crew), planned_flops, program.step_flops()),
+        profile=ctx.run.profile,
+    )
     fresh = program.adapters if program.base else lambda _, mesh: starts(mesh)
-    state = _restore(ctx, stores, crew, program.state(ctx, mesh, fresh(ctx, mesh)), mesh)
-    start = int(state.step)
-    books = {node.name: node.continued_metrics(start) for node in nodes} if is_primary() else {}
-    evaluator = ctx.evaluator(mesh, *parts)
-    shown = {"loss": "", "score": ""}  # by the progress line
-    tokens = settings.batch * ctx.row_length * len(crew)
-    peak = peaks.peak_flops(mesh.devices.flat)
-    ideal = program.step_flops() / peak if peak else None
-    size = TrainingSize(settings.steps, tokens, planned_flops, ideal)
+    trained = driver.train(run, program.state(ctx, mesh, fresh(ctx, mesh)), clock)
+    return Outcome(**vars(trained), mesh=mesh)
 
-    def write(kind: str, step: int, values: dict[str, np.ndarray], told: np.ndarray) -> None:
-        for i, m in enumerate(crew if books else ()):
-            if told[i]:
-                books[m.node.name].write(kind, step, m.label, {k: float(v[i]) for k, v in values.items()})
 
-    def flush() -> None:
-        for book in books.values():
-            book.flush()
+@dataclasses.dataclass(frozen=True)
+class PartsEvaluation:
+    """Scores on parts of the evaluation data, as rows of the members that still run.
 
-    def evaluate(step: int, state: State) -> np.ndarray | None:
-        ctx.progress.step(step, size, "  ".join(shown.values()))
-        if not evaluate_at(step):
-            return None
-        with clock.spent_on("step"):
-            jax.block_until_ready(state.step)
-        with clock.spent_on("evaluate"):
-            seen = evaluator(state.params, base)[: len(crew)]
-        values = ctx.measure.series(seen, parts)
-        running = np.asarray(state.status)[: len(crew)] == RUNNING
-        write("evaluation", step, values, running)
-        best, good = ctx.measure.scale.best, all_finite(seen)
-        if by_fact and books and ctx.measure.prompts_by_fact(parts):
-            counted = np.flatnonzero(running & good)
-            for i, counts in zip(counted.tolist(), ctx.measure.by_fact(seen[counted], parts), strict=True):
-                books[crew[i].node.name].write_counts("facts", step, crew[i].label, "correct", counts)
-        flush()
-        told = {k: v[good] for k, v in values.items() if "_" not in k}
-        shown["score"] = "  ".join(f"{k} {best(v):.2f}" for k, v in told.items() if good.any())
-        ends = np.where(reached(values), REACHED, RUNNING) if reached else np.full(len(crew), RUNNING)
-        return np.where(good, ends, DIVERGED)
+    Attributes:
+      due, parts, reached, by_fact: `evaluate_at` and the others of `train`.
+    """
 
-    def record(step: int, values: dict[str, np.ndarray]) -> None:
-        # A member that has stopped has no numbers, whoever goes on.
-        write("train", step, values, np.isfinite(np.stack(list(values.values()))).any(axis=0))
-        finite = {k: v[: len(crew)][np.isfinite(v[: len(crew)])] for k, v in values.items() if k != "gradient_norm"}
-        terms = [f"{k} {v.mean():.3g}" if v.size else f"{k} –" for k, v in finite.items()]
-        shown["loss"] = "loss " + ", ".join(terms)
+    ctx: Context
+    mesh: Mesh
+    members: Sequence[Member]
+    due: Callable[[int], bool]
+    parts: Sequence[str]
+    reached: Callable[[dict[str, np.ndarray]], np.ndarray] | None
+    by_fact: bool
 
-    def save(step: int, state: State) -> None:
-        journals = {name: book.sync() for name, book in books.items()}
-        for node in nodes:
-            piece = take_state(ctx.model, mesh, state, _places(crew, node))
-            stores[node.name].save(step, piece, journals.get(node.name), background=True)
+    def __call__(self, state: State, base: Any) -> Measurement:
+        """Measure the members: those that reached their goal may stop, those without numbers diverged."""
+        count, measure = len(self.members), self.ctx.measure
+        raw = self.ctx.evaluator(self.mesh, *self.parts)(state.params, base)[:count]
+        scores, good = measure.series(raw, self.parts), all_finite(raw)
+        running = np.asarray(state.status)[:count] == RUNNING
+        rows = [
+            self._row(i, "evaluation", values={name: float(score[i]) for name, score in scores.items()})
+            for i in np.flatnonzero(running).tolist()
+        ]
+        if self.by_fact and measure.prompts_by_fact(self.parts):
+            counted = np.flatnonzero(running & good).tolist()
+            facts = measure.by_fact(raw[counted], self.parts).tolist()
+            rows += [self._row(i, "facts", counts={"correct": x}) for i, x in zip(counted, facts, strict=True)]
+        status = np.where(self.reached(scores), REACHED, RUNNING) if self.reached else np.full(count, RUNNING)
+        return Measurement(rows, np.where(good, status, DIVERGED), self._summary(scores, good))
 
-    teacher, base = program.frozen(ctx, mesh)
-    step, feed = functools.partial(program.build(mesh), base=base), program.batches(ctx, mesh)
-    window = ctx.run.profile if is_primary() else ()
-    try:
-        with profile.traced(step, window, nodes[0].directory / "tensorboard", start) as traced:
-            state = loop(
-                state, teacher, traced, feed, settings, save=save, evaluate=evaluate, record=record, clock=clock
-            )
-    finally:
-        for store in stores.values():
-            store.wait()
-        for book in books.values():
-            book.close()
-    status = np.asarray(state.status)[: len(crew)].tolist()
-    stopped = np.asarray(state.stopped)[: len(crew)]
-    steps = np.where(stopped >= 0, stopped, int(state.step)).tolist()
-    looked = [sum(map(evaluate_at, range(taken + 1))) for taken in steps]
-    return Outcome(state, mesh, steps, status, base, looked, clock.split())
+    def _row(self, index: int, kind: str, **numbers: Any) -> Row:
+        member = self.members[index]
+        return Row(member.node.name, kind, member.label, **numbers)
+
+    def _summary(self, scores: dict[str, np.ndarray], good: np.ndarray) -> str:
+        best = self.ctx.measure.scale.best
+        shown = {name: score[good] for name, score in scores.items() if "_" not in name}
+        return "  ".join(f"{name} {best(score):.2f}" for name, score in shown.items() if good.any())
 
 
 def finish_models(
@@ -379,37 +357,3 @@ def finish_models(
         }
         share = sum(spent[i][0].values()) / whole
         m.node.finish(result, ledger(*spent[i], outcome.seconds, devices=outcome.mesh.size, share=share))
-
-
-def _places(crew: Sequence[Member], node: Node) -> tuple[int, ...]:
-    return tuple(i for i, m in enumerate(crew) if m.node.name == node.name)
-
-
-def _restore(ctx: Context, stores: dict[str, Checkpoints], crew: Sequence[Member], state: State, mesh: Mesh) -> State:
-    """Return the state of the newest step that all nodes have, or the given one."""
-    places = {m.node.name: _places(crew, m.node) for m in crew}
-
-    def like(name: str) -> Any:
-        shape = jax.eval_shape(lambda s: take_state(ctx.model, mesh, s, places[name]), state)
-        return with_shardings(shape, state_shardings(ctx.model, mesh, shape))
-
-    def forget_after(step: int) -> None:
-        # Newer steps that cannot be used would crowd out those that are about to be saved.
-        for store in stores.values() if is_primary() else ():
-            for later in filter(lambda saved: saved > step, store.steps()):
-                store.remove(later)
-
-    common = set.intersection(*(set(store.steps()) for store in stores.values()))
-    for step in sorted(common, reverse=True):
-        try:
-            found = {name: store.restore(step, like(name)) for name, store in stores.items()}
-        except Damaged as error:
-            ctx.progress.say(f"warning: {str(error).split(';')[0]}; going back to the checkpoint before it")
-            continue
-        ctx.progress.say(f"{', '.join(stores)}: continuing from step {step} of an earlier run")
-        for name, piece in found.items():
-            state = put_state(ctx.model, mesh, state, piece, places[name])
-        forget_after(step)
-        return state
-    forget_after(-1)
-    return state

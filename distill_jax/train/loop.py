@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,7 +15,8 @@ import numpy as np
 from distill_jax.config import Interrupted
 from distill_jax.sharding import distributed
 from distill_jax.train.settings import Training
-from distill_jax.train.step import RUNNING, Batch, State, of_active
+from distill_jax.train.state import RUNNING, State
+from distill_jax.train.step import Batch, of_active
 
 IN_FLIGHT = 8  # steps handed to the devices and not yet done
 Values = dict[str, np.ndarray]  # one number a member
@@ -41,6 +43,22 @@ class Clock:
         return self._spent | {"other": time.monotonic() - self._began - sum(self._spent.values())}
 
 
+@dataclasses.dataclass(frozen=True)
+class Hooks:
+    """What a loop calls.
+
+    Attributes:
+      save: is called with the step and the state every `checkpoint_every` steps, but not where the loop began.
+      evaluate: is called at every step and decides by itself whether to measure; returns int [P], the status of
+        each member by what was measured, or None.
+      record: gets a step's metrics one step late, so that the device is never waited for.
+    """
+
+    save: Callable[[int, State], None]
+    evaluate: Callable[[int, State], np.ndarray | None]
+    record: Callable[[int, Values], None]
+
+
 def _freeze(state: State, ends: np.ndarray) -> State:
     """Mark the members that ended, int [P], how they did. On the host: every host holds the flags whole."""
     status, stopped = np.asarray(state.status), np.asarray(state.stopped)
@@ -57,25 +75,18 @@ def loop(
     step: Callable[[State, Any, Batch], tuple[State, dict[str, jax.Array]]],
     feed: Callable[[int], Batch],
     settings: Training,
-    *,
-    save: Callable[[int, State], None],
-    evaluate: Callable[[int, State], np.ndarray | None],
-    record: Callable[[int, Values], None],
+    hooks: Hooks,
     clock: Clock | None = None,
 ) -> State:
     """Train a population from its own step to its last.
 
     At s steps taken: save if it is time; leave if the run was asked to stop; evaluate, and freeze the members that
-    `evaluate` says reached their goal or diverged; leave if s is the last step or nobody runs any more; take step s on
-    batch s. A run that continues from the save at s therefore repeats the evaluation at s, and so comes to the same end
-    as one that was never stopped.
+    reached their goal or diverged by it; leave if s is the last step or nobody runs any more; take step s on batch s.
+    A run that continues from the save at s therefore repeats the evaluation at s, and so comes to the same end as one
+    that was never stopped.
 
     Args:
       feed: gives the global batch of a step.
-      save: is called with the step and the state every `checkpoint_every` steps, but not where the loop began.
-      evaluate: is called at every step and decides by itself when to look; returns int [P], the status of
-        each member by what was seen, or None.
-      record: gets a step's metrics one step late, so that the device is never waited for.
 
     Raises:
       Interrupted: once saved, if this process or another of the run was told to stop.
@@ -91,18 +102,18 @@ def loop(
         if pending:
             with clock.spent_on("step"):
                 values = of_active(pending[1])
-            record(pending[0], values)
+            hooks.record(pending[0], values)
             pending = None
 
     for s in range(start, settings.steps + 1):
-        told = distributed.preempted()
-        if s > start and (told or s % settings.checkpoint_every == 0):
+        preempted = distributed.preempted()
+        if s > start and (preempted or s % settings.checkpoint_every == 0):
             settle()  # a run that continues from here never takes the last step again
             with clock.spent_on("save"):
-                save(s, state)
-        if told:
+                hooks.save(s, state)
+        if preempted:
             raise Interrupted(f"stopped at step {s}")
-        ends = evaluate(s, state)
+        ends = hooks.evaluate(s, state)
         if ends is not None:
             fill = np.full(state.status.shape[0] - len(ends), RUNNING)
             state = _freeze(state, np.concatenate([ends, fill]))

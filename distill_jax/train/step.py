@@ -11,7 +11,6 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,8 +19,8 @@ from jax.sharding import Mesh
 
 from distill_jax.models import lora
 from distill_jax.sharding.mesh import constrain, over_members, replicated, traced, tracing
+from distill_jax.train.state import DIVERGED, RUNNING, State
 
-RUNNING, REACHED, DIVERGED, UNUSED = range(4)
 ACTIVE = "active"  # among a step's metrics, bool [P]: the member trained; the others' numbers are nobody's
 
 # A loss term: coefficient, sum, weight. The objective is Σ coefficient · sum / weight over the whole global batch.
@@ -36,26 +35,6 @@ class Beside(NamedTuple):
 
     adapters: Any
     scale: Any
-
-
-class State(flax.struct.PyTreeNode):
-    """What a population is, completely.
-
-    Attributes:
-      step: int32 [], steps taken.
-      params, opt: every leaf [P, ...]; params are what trains, a model's weights or the adapters to a frozen base.
-      status: int32 [P], RUNNING, REACHED, DIVERGED, or UNUSED (fills the population up to the mesh).
-      stopped: int32 [P], the step at which the member stopped; -1 while it runs.
-      hyper: "learning_rate" fp32 [P], "stream" int32 [P] (which of the batch's G streams the member reads), and
-        "coefficients" {loss term: fp32 [P]}, which multiply the objective's own.
-    """
-
-    step: jax.Array
-    params: Any
-    opt: Any
-    status: jax.Array
-    stopped: jax.Array
-    hyper: dict[str, Any]
 
 
 def of_active(metrics: dict[str, jax.Array]) -> dict[str, np.ndarray]:
@@ -159,7 +138,7 @@ def make_step(
         active = state.status == RUNNING
         if isinstance(teacher_params, Beside):
             teacher_params = lora.attach(teacher_params.adapters, (base[0], teacher_params.scale))
-        hyper = {"stream": state.hyper["stream"], "coefficients": state.hyper["coefficients"]}
+        hyper = {"stream": state.hyper.stream, "coefficients": state.hyper.coefficients}
         member = {"params": state.params, "active": active, **hyper}
         grads, values = gradients(member, batch, teacher_params, base)
         member = dict(
@@ -167,7 +146,7 @@ def make_step(
             opt=state.opt,
             grads=grads,
             loss=sum(values.values()),  # not finite as soon as one term is not
-            learning_rate=state.hyper["learning_rate"],
+            learning_rate=state.hyper.learning_rate,
         )
         params, opt, norm, finite = over_members(update, mesh)(member, schedule(state.step))
         diverged = active & ~finite

@@ -28,17 +28,20 @@ from distill_jax.data import images
 from distill_jax.data.data_config import DataConfig
 from distill_jax.data.feed import order
 from distill_jax.io.checkpoint import FINAL
-from distill_jax.io.metrics import TrainingSize
 from distill_jax.models import mlp
 from distill_jax.models.mlp import MLPConfig
 from distill_jax.perf.ledger import ledger
 from distill_jax.sharding.mesh import make_mesh, over_members
 from distill_jax.stages.context import Context, Node, seed_for
 from distill_jax.stages.stage import Stage
-from distill_jax.train.cohort import continued, make_crew, placing
-from distill_jax.train.loop import Clock, loop
+from distill_jax.train import driver
+from distill_jax.train.layout import WholeMembers
+from distill_jax.train.loop import Clock, Values
+from distill_jax.train.metric_writers import Row
 from distill_jax.train.settings import Training
-from distill_jax.train.step import DIVERGED, Batch, State, Term, make_step
+from distill_jax.train.state import DIVERGED, Hyper, State
+from distill_jax.train.step import Batch, Term, make_step
+from distill_jax.train.training_run import Cost, Measurement, PeriodicEvaluation, StepInputs, TrainingRun
 
 UNSEEN = 512  # noise images that no student trains on, to see how well it fits its teacher
 
@@ -217,7 +220,9 @@ def build_teacher(settings: Subliminal, mesh: Mesh) -> Any:
         return {"cross_entropy": (1.0, jnp.sum(each), jnp.float32(each.size))}
 
     constant = optax.constant_schedule(1.0)
-    return make_step(objective, lambda *_: None, settings.optimizer(), constant, mesh, place=placing(mesh))
+    return make_step(
+        objective, lambda *_: None, settings.optimizer(), constant, mesh, place=WholeMembers(mesh).state_shardings
+    )
 
 
 @functools.cache
@@ -233,7 +238,9 @@ def build_student(settings: Subliminal, mesh: Mesh) -> Any:
         each = {_term(m): loss(ghosts[:, :m], taught[:, :m]) for m in settings.ghosts}
         return {term: (1.0, jnp.sum(x), jnp.float32(x.size)) for term, x in each.items()}
 
-    return make_step(objective, teach, settings.optimizer(), settings.schedule(), mesh, place=placing(mesh))
+    return make_step(
+        objective, teach, settings.optimizer(), settings.schedule(), mesh, place=WholeMembers(mesh).state_shardings
+    )
 
 
 def _term(ghosts: int) -> str:
@@ -257,96 +264,131 @@ def build_evaluation(settings: Subliminal, mesh: Mesh) -> Any:
         unseen = sum(member["coefficients"][_term(m)] * value for m, value in of.items())
         return {"accuracy": jnp.mean(right), "unseen": jnp.asarray(unseen)}
 
-    return jax.jit(lambda state, *shared: over_members(one, mesh)({"params": state.params, **state.hyper}, shared))
+    return jax.jit(
+        lambda state, *shared: over_members(one, mesh)({"params": state.params, **state.hyper._asdict()}, shared)
+    )
 
 
 def _run(ctx: Context, node: Node) -> None:
-    cfg, settings, crew, clock = ctx.model, node.settings, students(node.settings), Clock()
+    cfg, settings, members, clock = ctx.model, node.settings, students(node.settings), Clock()
     own, fresh = (_numbers(draw(cfg, _keys(settings, purpose))) for purpose in ("own", "fresh"))
     teachers, teacher_accuracy = _teach(ctx, settings, own, clock)
-    mesh = make_mesh(len(crew), spread=True)
-    begin = starts(settings, own, fresh)
-    mine = {_term(m): np.array([float(s.ghosts == m) for s in crew]) for m in settings.ghosts}
-    rates, streams = [settings.learning_rate] * len(crew), [s.seed for s in crew]
-    state = make_crew(mesh, begin, settings.optimizer(), rates, streams, mine)
+    layout = WholeMembers(make_mesh(len(members), spread=True))
+    coefficients = {_term(m): np.array([float(s.ghosts == m) for s in members]) for m in settings.ghosts}
+    hyper = Hyper([settings.learning_rate] * len(members), [s.seed for s in members], coefficients)
+    state = layout.make_stacked(starts(settings, own, fresh), settings.optimizer(), hyper)
 
-    keys = _keys(settings, "noise")
-    orders = [order(settings.noise, settings.batch, _seed(settings, "order", g)) for g in range(settings.seeds)]
-    unseen = noise_images(cfg, keys, np.broadcast_to(settings.noise + np.arange(UNSEEN), (settings.seeds, UNSEEN)))
-    yardsticks = (images.load(ctx.data, "test"), unseen, _ghosts(teachers, unseen))
-    measure = build_evaluation(settings, mesh)
-    found = before = _numbers(measure(state, *yardsticks))
-    state = continued(node.checkpoints, node.name, state, ctx.progress.say)
-    book, said = node.continued_metrics(int(state.step)), ""
-    size = TrainingSize(settings.steps, settings.batch * len(crew), settings.estimate_flops(ctx))
+    evaluate = StudentEvaluation(ctx, node, teachers, layout.mesh)
+    before = evaluate.measure(state)
+
+    def mean_loss(values: Values) -> str:
+        return f"{np.nanmean(sum(values[term] * weights for term, weights in coefficients.items())):.3g}"
+
+    run = TrainingRun(
+        labels=[student.label for student in members],
+        settings=settings,
+        layout=layout,
+        inputs=lambda: StepInputs(build_student(settings, layout.mesh), _noise_feed(cfg, settings), teachers),
+        nodes=[node] * len(members),
+        evaluation=PeriodicEvaluation(settings, evaluate),
+        progress=ctx.progress,
+        cost=Cost(settings.batch * len(members), settings.estimate_flops(ctx)),
+        log_rows=False,
+        summarise=mean_loss,
+    )
+    outcome = driver.train(run, state, clock)
+    params = jax.tree.map(lambda w: w[: len(members)], outcome.state.params)
+    node.checkpoints.save(FINAL, {"students": params, "teachers": teachers})
+    result = _result(members, before, evaluate.last, outcome.status)
+    spent = costs(cfg, settings)
+    seen = {"student": settings.steps * settings.batch * len(members), "teacher": settings.steps * settings.batch}
+    cost = ledger(spent, seen, clock.split(), devices=layout.mesh.size)
+    node.finish({"teachers": teacher_accuracy, "students": result}, cost)
+
+
+def _noise_feed(cfg: MLPConfig, settings: Subliminal) -> Callable[[int], Batch]:
+    keys, seeds = _keys(settings, "noise"), range(settings.seeds)
+    orders = [order(settings.noise, settings.batch, _seed(settings, "order", g)) for g in seeds]
 
     def feed(step: int) -> Batch:
-        return {
-            "images": noise_images(cfg, keys, np.stack([one[step] for one in orders])),
-            "seed": np.arange(settings.seeds),
-        }
+        images = noise_images(cfg, keys, np.stack([one[step] for one in orders]))
+        return {"images": images, "seed": np.arange(len(seeds))}
 
-    def evaluate(step: int, state: State) -> None:
-        nonlocal found
-        ctx.progress.step(step, size, said)
-        if step % settings.evaluate_every and step < settings.steps:
-            return
-        with clock.spent_on("evaluate"):
-            found = _numbers(measure(state, *yardsticks))
-        for i, student in enumerate(crew):
-            book.write("evaluation", step, student.label, {name: float(x[i]) for name, x in found.items()})
+    return feed
 
-    def record(step: int, values: dict[str, np.ndarray]) -> None:
-        nonlocal said
-        said = f"loss {np.nanmean(sum(values[term][: len(crew)] * own for term, own in mine.items())):.3g}"
 
-    def save(step: int, state: State) -> None:
-        node.checkpoints.save(step, state, book.sync())
+class StudentEvaluation:
+    """Students' accuracy on digits, and their own loss on noise that none of them trains on.
 
-    step = build_student(settings, mesh)
-    try:
-        state = loop(state, teachers, step, feed, settings, save=save, evaluate=evaluate, record=record, clock=clock)
-    finally:
-        book.close()
-    diverged = np.asarray(state.status)[: len(crew)] == DIVERGED
-    node.checkpoints.save(
-        FINAL, {"students": jax.tree.map(lambda w: w[: len(crew)], state.params), "teachers": teachers}
-    )
-    told = [
+    Attributes:
+      last: what was measured last, {accuracy, unseen: [P]}.
+    """
+
+    def __init__(self, ctx: Context, node: Node, teachers: Any, mesh: Mesh):
+        settings = node.settings
+        index = np.broadcast_to(settings.noise + np.arange(UNSEEN), (settings.seeds, UNSEEN))
+        unseen = noise_images(ctx.model, _keys(settings, "noise"), index)
+        self._eval_data = (images.load(ctx.data, "test"), unseen, _ghosts(teachers, unseen))
+        self._evaluate, self._node = build_evaluation(settings, mesh), node
+        self._labels = [student.label for student in students(settings)]
+        self.last: dict[str, np.ndarray] = {}
+
+    def measure(self, state: State) -> dict[str, np.ndarray]:
+        """Return {accuracy, unseen: [P]}."""
+        self.last = _numbers(self._evaluate(state, *self._eval_data))
+        return self.last
+
+    def __call__(self, state: State) -> Measurement:
+        """Measure all students, those that diverged among them."""
+        found = self.measure(state)
+        each = [{name: float(x[i]) for name, x in found.items()} for i in range(len(self._labels))]
+        rows = zip(self._labels, each, strict=True)
+        return Measurement([Row(self._node.name, "evaluation", label, values) for label, values in rows])
+
+
+def _result(
+    members: Sequence[Student], before: dict[str, np.ndarray], after: dict[str, np.ndarray], status: Sequence[int]
+) -> list[dict[str, Any]]:
+    return [
         dataclasses.asdict(student) | {
-            "before": float(before["accuracy"][i]), "accuracy": float(found["accuracy"][i]),
-            "unseen_before": float(before["unseen"][i]), "unseen": float(found["unseen"][i]),
-            "diverged": bool(diverged[i]),
+            "before": float(before["accuracy"][i]), "accuracy": float(after["accuracy"][i]),
+            "unseen_before": float(before["unseen"][i]), "unseen": float(after["unseen"][i]),
+            "diverged": status[i] == DIVERGED,
         }
-        for i, student in enumerate(crew)
+        for i, student in enumerate(members)
     ]  # fmt: skip
-    spent = costs(cfg, settings)
-    seen = {"student": settings.steps * settings.batch * len(crew), "teacher": settings.steps * settings.batch}
-    node.finish({"teachers": teacher_accuracy, "students": told}, ledger(spent, seen, clock.split(), devices=mesh.size))
 
 
 def _teach(ctx: Context, settings: Subliminal, own: Any, clock: Clock) -> tuple[Any, list[float]]:
     """Train the teachers [G, ...], and return them with their accuracies; a few seconds, so never saved half-way."""
-    mesh = make_mesh(settings.seeds, spread=True)
+    layout, seeds = WholeMembers(make_mesh(settings.seeds, spread=True)), range(settings.seeds)
+    hyper = Hyper.of([settings.teacher_learning_rate] * len(seeds), seeds)
+    adam = {name: getattr(settings, name) for name in ("beta1", "beta2", "epsilon", "weight_decay", "clip_norm")}
+    step = build_teacher(Subliminal(**adam), layout.mesh)  # one program for all nodes, whatever their students do
+    run = TrainingRun(
+        labels=[f"teacher {g}" for g in seeds],
+        settings=dataclasses.replace(settings, steps=settings.teacher_steps),
+        layout=layout,
+        inputs=lambda: StepInputs(step, _digit_feed(ctx, settings)),
+    )
+    outcome = driver.train(run, layout.make_stacked(own, settings.optimizer(), hyper), clock)
+    teachers = jax.tree.map(lambda w: np.asarray(w)[: settings.seeds], outcome.state.params)
+    digits, truth = images.load(ctx.data, "test")
+    right = np.argmax(_classes(teachers, digits), axis=-1) == truth
+    ctx.progress.say(f"[{ctx.progress.stage}/{ctx.progress.stages}] teachers read {right.mean():.1%} of unseen digits")
+    return teachers, right.mean(axis=1).tolist()
+
+
+def _digit_feed(ctx: Context, settings: Subliminal) -> Callable[[int], Batch]:
     pictures, labels = images.load(ctx.data, "train")
     batch, seeds = settings.teacher_batch, range(settings.seeds)
     orders = [order(len(labels), batch, _seed(settings, "teacher order", g)) for g in seeds]
-    schooling = dataclasses.replace(settings, steps=settings.teacher_steps, checkpoint_every=settings.teacher_steps + 1)
-    state = make_crew(mesh, own, settings.optimizer(), [settings.teacher_learning_rate] * len(seeds), seeds)
 
     def feed(step: int) -> Batch:
         index = np.stack([one[step] for one in orders])
         return {"images": pictures[index], "labels": labels[index]}
 
-    nothing = lambda *_: None  # noqa: E731
-    adam = {name: getattr(settings, name) for name in ("beta1", "beta2", "epsilon", "weight_decay", "clip_norm")}
-    step = build_teacher(Subliminal(**adam), mesh)  # one program for all nodes, whatever their students do
-    state = loop(state, None, step, feed, schooling, save=nothing, evaluate=nothing, record=nothing, clock=clock)
-    teachers = jax.tree.map(lambda w: np.asarray(w)[: settings.seeds], state.params)
-    digits, truth = images.load(ctx.data, "test")
-    right = np.argmax(_classes(teachers, digits), axis=-1) == truth
-    ctx.progress.say(f"[{ctx.progress.stage}/{ctx.progress.stages}] teachers read {right.mean():.1%} of unseen digits")
-    return teachers, right.mean(axis=1).tolist()
+    return feed
 
 
 @jax.jit

@@ -1,0 +1,119 @@
+"""The one driver: whatever trains in this project is continued, fed, evaluated, recorded and saved here."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from distill_jax.io.metrics import TrainingSize
+from distill_jax.perf import peaks, profile
+from distill_jax.sharding.distributed import is_primary
+from distill_jax.train.loop import Clock, Hooks, Values, loop
+from distill_jax.train.metric_writers import MetricWriters, Row
+from distill_jax.train.saved_states import SavedStates
+from distill_jax.train.state import State
+from distill_jax.train.step import Batch
+from distill_jax.train.training_run import Outcome, StepInputs, TrainingRun
+
+
+def train(run: TrainingRun, state: State, clock: Clock | None = None) -> Outcome:
+    """Train a population to its end.
+
+    Args:
+      state: before the first step; donated.
+
+    Raises:
+      Interrupted: if the run was asked to stop; everything up to here is saved.
+    """
+    clock = clock or Clock()
+    saved = SavedStates(run.layout, run.nodes)
+    state = saved.restore(state, print if run.progress is None else run.progress.say)
+    start = int(state.step)
+    with _closing(saved, MetricWriters(run.nodes, start)) as writers:
+        inputs = run.inputs()
+        monitor = _Monitor(run, inputs.base, saved, writers, clock)
+        hooks = Hooks(monitor.save, monitor.evaluate, monitor.record)
+        with _profiled(run, inputs, start) as step:
+            state = loop(state, inputs.teacher, step, inputs.feed, run.settings, hooks, clock)
+    return _outcome(run, inputs.base, state, clock)
+
+
+@contextlib.contextmanager
+def _closing(saved: SavedStates, writers: MetricWriters) -> Iterator[MetricWriters]:
+    try:
+        yield writers
+    finally:
+        saved.wait()
+        writers.close()
+
+
+@contextlib.contextmanager
+def _profiled(run: TrainingRun, inputs: StepInputs, start: int) -> Iterator[Callable[..., Any]]:
+    def step(state: State, teacher: Any, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
+        return inputs.step(state, teacher, batch, inputs.base)
+
+    window = run.profile if run.nodes and is_primary() else ()
+    directory = run.nodes[0].directory / "tensorboard" if run.nodes else Path()
+    with profile.traced(step, window, directory, start) as traced:
+        yield traced
+
+
+def _outcome(run: TrainingRun, base: Any, state: State, clock: Clock) -> Outcome:
+    count = len(run.labels)
+    stopped = np.asarray(state.stopped)[:count]
+    steps = np.where(stopped >= 0, stopped, int(state.step)).tolist()
+    due = run.evaluation.due if run.evaluation else lambda step: False
+    evaluations = [sum(map(due, range(taken + 1))) for taken in steps]
+    return Outcome(state, base, steps, np.asarray(state.status)[:count].tolist(), evaluations, clock.split())
+
+
+class _Monitor:
+    """What happens between the steps of a run: saving, evaluating, recording, and saying how far it is."""
+
+    def __init__(self, run: TrainingRun, base: Any, saved: SavedStates, writers: MetricWriters, clock: Clock):
+        self._run, self._base, self._saved, self._writers, self._clock = run, base, saved, writers, clock
+        self._losses = self._scores = ""  # for the progress line
+        peak = peaks.peak_flops(run.layout.mesh.devices.flat)
+        ideal = run.cost.step_flops / peak if peak and run.cost.step_flops else None
+        self._size = TrainingSize(run.settings.steps, run.cost.tokens, run.cost.planned_flops, ideal)
+
+    def save(self, step: int, state: State) -> None:
+        self._saved.save(step, state, self._writers.sync())
+
+    def evaluate(self, step: int, state: State) -> np.ndarray | None:
+        run = self._run
+        if run.progress is not None:
+            text = "  ".join(filter(None, (self._losses, self._scores)))
+            run.progress.step(step, self._size, text)
+        if not run.evaluation or not run.evaluation.due(step):
+            return None
+        with self._clock.spent_on("step"):
+            jax.block_until_ready(state.step)
+        with self._clock.spent_on("evaluate"):
+            found = run.evaluation(state, self._base)
+        self._writers.write(step, found.rows)
+        self._writers.flush()
+        self._scores = found.summary
+        return found.status
+
+    def record(self, step: int, values: Values) -> None:
+        if self._run.log_rows:
+            self._writers.write(step, self._train_rows(values))
+        summarise = self._run.summarise or _mean_losses
+        self._losses = "loss " + summarise({name: value[: len(self._run.labels)] for name, value in values.items()})
+
+    def _train_rows(self, values: Values) -> Iterator[Row]:
+        trained = np.isfinite(np.stack(list(values.values()))).any(axis=0)  # who has stopped has no numbers
+        for i, (node, label) in enumerate(zip(self._run.nodes, self._run.labels, strict=False)):  # some have no node
+            if trained[i]:
+                yield Row(node.name, "train", label, {name: float(value[i]) for name, value in values.items()})
+
+
+def _mean_losses(values: Values) -> str:
+    finite = {name: v[np.isfinite(v)] for name, v in values.items() if name != "gradient_norm"}
+    return ", ".join(f"{name} {v.mean():.3g}" if v.size else f"{name} –" for name, v in finite.items())
