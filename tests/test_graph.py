@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from distill_jax.config import ConfigError
 from distill_jax.data.arithmetic.equations import ArithmeticConfig
 from distill_jax.experiment import graph
+from distill_jax.experiment.config_file import load_experiment
 from distill_jax.io.metrics import Progress
-from distill_jax.main import load_experiment
 from distill_jax.models.presets import preset
 from distill_jax.perf import memory
 from distill_jax.stages import Distill, Perturb, Pretrain, Relearn, Unlearn
