@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import copy
 import gzip
+import itertools
 import json
 import math
 import os
@@ -18,6 +19,8 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from plotly.offline import get_plotlyjs
 
 from distill_jax.config import ConfigError
@@ -377,6 +380,57 @@ def test_render_leaves_the_summary_alone() -> None:
     assert summary == kept
 
 
+@pytest.mark.unit
+@pytest.mark.parametrize("variant", ["full", "without_oracle", "holes", "many"])
+def test_axes_say_what_they_measure_and_lines_whose_they_are(variant: str) -> None:
+    """A saved picture has neither caption nor legend."""
+    made = VARIANTS[variant]()
+    drawings = Page(run_page.render(made)).drawings
+    for place, figure in drawings["figures"].items():
+        assert figure["layout"]["xaxis"]["title"]["text"] and figure["layout"]["yaxis"]["title"]["text"], place
+    assert set(drawings["titles"]["panel-robustness"]) == {"last", "middle", "mean"}
+    ends = {note["name"]: note for note in drawings["figures"]["panel-shown"]["layout"]["annotations"]}
+    assert {"maxent", "student", "oracle"} & {m["name"] for m in made["models"]} <= set(ends)
+    for trace in drawings["figures"]["panel-shown"]["data"]:
+        if "customdata" in trace and trace["legendgroup"] in ends:
+            note = ends[trace["legendgroup"]]
+            assert (note["x"], note["y"]) == (trace["x"][-1], trace["y"][-1]) and note["text"]
+
+
+@pytest.mark.property
+@settings(max_examples=200, deadline=None)
+@given(places=st.lists(st.floats(0, 100), min_size=1, max_size=8).map(sorted), apart=st.floats(0.1, 12))
+def test_labels_are_spread_no_further_than_it_takes(places: list[float], apart: float) -> None:
+    out = label_places.spread(places, apart, 100.0)
+    assert all(b - a >= apart - 1e-9 for a, b in itertools.pairwise(out))
+    assert min(out) >= -1e-9 and max(out) <= 100 + 1e-9
+    if all(b - a >= apart for a, b in itertools.pairwise(places)):
+        assert out == pytest.approx(places)
+    assert label_places.spread([50.0, 50.0], 10.0, 100.0) == pytest.approx([45.0, 55.0])
+
+
+@pytest.mark.unit
+def test_a_page_speaks_of_no_oracle_and_no_band_that_the_run_has_not() -> None:
+    summary = without_oracle() | {"conclusions": [], "headline": {}, "measure": "multiple_choice", "description": ""}
+    for m in summary["models"]:
+        m["settings"] = {key: value for key, value in m["settings"].items() if key != "teacher"}
+        for measure in ("forget_heldout", "forget_shown") if m["attack"] else ():
+            m["attack"][measure] = {"worst": m["attack"][measure]["worst"]}
+    page = Page(run_page.render(summary))
+    words = page.text.lower() + json.dumps(page.drawings).lower()
+    assert "oracle" not in words and "band" not in words and "fact" not in page.text
+    assert "oracle" in Page(run_page.render(example())).text and "band" in Page(run_page.render(example())).text
+
+
+@pytest.mark.unit
+def test_claims_on_the_same_evidence_share_a_row() -> None:
+    same = [conclusion(f"Claim {i}.", VOID, "Not shown: it was unlearned.") for i in range(14)]
+    html = run_page.render({**example(), "conclusions": [*same, conclusion("Another.", VOID, "Something else.")]})
+    text = Page(html).text
+    assert text.count("Not shown: it was unlearned.") == 1 and all(f"Claim {i}." in text for i in range(14))
+    assert html.count("∅ void") == 2 and "Of 15 claims 0 held, 0 failed, 0 open, 15 void" in text
+
+
 # Run in the page after its own scripts: use every control once and write down what it did.
 PROBE = """<script>
 drawn.then(() => {
@@ -401,7 +455,7 @@ note.textContent = JSON.stringify(seen);
 </script>"""
 
 
-def browse(page: Path, profile: Path) -> tuple[str, list[str]]:
+def browse(page: Path, profile: Path, *more: str) -> tuple[str, list[str]]:
     """Return the page's DOM after its scripts ran, and what they logged."""
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if browser is None:
@@ -409,7 +463,7 @@ def browse(page: Path, profile: Path) -> tuple[str, list[str]]:
     flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     flags += "--disable-component-update --disable-sync --disable-dev-shm-usage --window-size=1400,3000 "
     flags += "--virtual-time-budget=8000 --enable-logging=stderr --dump-dom"
-    command = [browser, *flags.split(), f"--user-data-dir={profile}", page.as_uri()]
+    command = [browser, *flags.split(), *more, f"--user-data-dir={profile}", page.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
@@ -436,5 +490,10 @@ def test_browser_draws_every_plot_and_controls_work(tmp_path: Path) -> None:
 @pytest.mark.end_to_end
 @pytest.mark.parametrize("variant", ["holes", "empty"])
 def test_browser_logs_nothing_on_odd_reports(tmp_path: Path, variant: str) -> None:
-    dom, logged = browse(run_page.write(VARIANTS[variant](), tmp_path), tmp_path / "profile")
+    """In a reader's dark scheme, in which the oracle's line of nearly black is nearly white, and so are words."""
+    page, dark = run_page.write(VARIANTS[variant](), tmp_path), "--blink-settings=preferredColorScheme=0"
+    dom, logged = browse(page, tmp_path / "profile", dark)
     assert logged == [] and '<section id="method">' in dom
+    if variant == "holes":
+        assert "stroke: rgb(226, 229, 234)" in dom and "stroke: rgb(21, 24, 29)" not in dom
+        assert "fill: rgb(228, 232, 238)" in dom

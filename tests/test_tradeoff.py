@@ -332,6 +332,20 @@ def test_write_is_valid_json_that_draws_the_same_page(tmp_path: Path, monkeypatc
     assert {path.name: path.read_bytes() for path in page.parent.iterdir()} == before
 
 
+@pytest.mark.unit
+def test_the_answer_is_that_of_the_conclusions_on_cost() -> None:
+    def answer(**states: str) -> str:
+        made = [{"name": f"cheaper, schedule, {m}", "statement": "", "state": s} for m, s in states.items()]
+        return Page(sweep_page.render({"conclusions": made})).text
+
+    assert "no more than 80 % of its compute: yes with MaxEnt and RMU; no with GradDiff." in answer(
+        maxent="held", rmu="held", graddiff="failed"
+    )
+    assert "not to be judged with MaxEnt, as a premise is not shown" in answer(maxent="void")
+    assert "Nothing was compared yet" in answer(maxent="not run") and "Nothing was compared yet" in answer()
+    assert "1 of 2 findings held" in Page(sweep_page.render(not_attacked())).text
+
+
 # ---------------------------------------------------------------------------------------------------- the browser
 
 # Run in the page after its own scripts: use every control and write down what it did.
@@ -355,6 +369,8 @@ const choose = (id, value) => {
 const box = (field, word) => [...document.querySelectorAll(`#filters input[data-field=${field}]`)]
   .find(input => input.parentElement.textContent.trim().endsWith(word));
 seen.drawn = Object.fromEntries(FIGURES.map(place => [place, plotted(place)?.querySelectorAll('.trace, .hm').length]));
+seen.titles = FIGURES.flatMap(place => ['xaxis', 'yaxis'].map(axis => plotted(place)?.layout[axis].title.text));
+seen.floor = plotted('compute').layout.yaxis.range[0];
 seen.traces = plotted('compute').data.length;
 seen.fronts = CASES.map(points => pareto(points.map(([x, y]) => ({ x, y }))).map(({ x, y }) => [x, y]));
 take('start');
@@ -459,7 +475,8 @@ def test_browser_draws_500_runs_and_its_controls_work(tmp_path: Path) -> None:
     seen, logged, cases = probe(large(), tmp_path)
     assert logged == []
     assert all(seen["drawn"][place] for place in FIGURES), seen["drawn"]
-    assert seen["traces"] < 60
+    assert seen["traces"] < 60 and all(seen["titles"]) and len(seen["titles"]) == 2 * len(FIGURES)
+    assert -0.1 < seen["floor"] <= 0
     assert [sorted(front) for front in seen["fronts"]] == [brute_force(points) for points in cases]
 
     def all_flops(r: Run) -> float:

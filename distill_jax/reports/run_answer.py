@@ -93,12 +93,13 @@ def answer(summary: RunSummary, models: Sequence[ModelSummary]) -> Answer:
     last = steps[-1]
     listed = [model for model in (compared.suppressed, compared.undo, compared.student, compared.oracle) if model]
     values = [(at_step(model, last)[0], model["label"]) for model in listed]
+    scores = [(scale.show(value), label) for value, label in values if value is not None]
     conclusions = (summary.get("headline") or {}).get("conclusions") or []
     best = compared.best["label"] if compared.best else "Distillation"
     return Answer(
         verdict=_verdict(conclusions, best, compared.oracle is not None),
-        story=copy.story.format(step=f"{last:,}"),
-        scores=[(scale.show(value), label) for value, label in values if value is not None],
+        story=copy.story.format(step=f"{last:,}") + ("" if scores else "none was measured."),
+        scores=scores,
         gap=_gap(compared, last, scale),
         retained=_retained(compared, scale),
         evidence=[one["evidence"] for one in conclusions if one["state"] not in ("void", "not run")],

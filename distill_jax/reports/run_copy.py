@@ -143,15 +143,15 @@ _PROMPTS = CopyText(
         ),
     ),
     evaluated=("Prompts", "{retain} retain, {forget_shown} forget (shown), {forget_heldout} forget (held out)."),
-    worst="At each step and for each seed the learning rate that brings back most of one half of the held-out facts is "
-    "measured on the other half, and the other way round, so that choosing does not flatter the attacker.",
-    band=f"The band is the 95 % interval over the attacker’s seeds and the facts together. {_AVERAGED}",
-    compared="Two models are compared fact by fact and seed by seed. The interval of their difference holds both, and "
-    "the luck of training: where each was trained once, a standard deviation of .03 between models trained alike is "
-    "assumed.",
+    worst="At each step and for each seed the learning rate that brings back most of one half of the held-out {item}s "
+    "is measured on the other half, and the other way round, so that choosing does not flatter the attacker.",
+    band="The band is the 95 % interval over the attacker’s seeds and the {item}s together. " + _AVERAGED,
+    compared="Two models are compared {item} by {item} and seed by seed. The interval of their difference holds both, "
+    "and the luck of training: where each was trained once, a standard deviation of .03 between models trained alike "
+    "is assumed.",
     reads="Distillation reads all training rows, those to forget among them: what the teacher says there is what the "
-    "student learns. Unlearning reads the whole forget set, held-out facts among it; only the attacker is kept from "
-    "them.",
+    "student learns. Unlearning reads the whole forget set, held-out {item}s among it; only the attacker is kept "
+    "from them.",
 )
 
 _TEXT = CopyText(
@@ -213,7 +213,7 @@ _TEXT = CopyText(
     ),
     worst="At each step the fewest bits per byte over the learning rates are taken, and averaged over seeds. Being a "
     "minimum, it errs towards alarm.",
-    band=f"The band is the 95 % interval over seeds and leaves out the choice of documents. {_AVERAGED}",
+    band="The band is the 95 % interval over seeds and leaves out the choice of documents. " + _AVERAGED,
     compared="Two models are compared seed by seed. The interval of their difference holds the attacker’s seeds and "
     "the luck of training: where each was trained once, a standard deviation of .03 bits between models trained alike "
     "is assumed. The choice of documents is in no interval.",

@@ -17,7 +17,7 @@ from distill_jax.evals.scale import MISSING, Scale
 from distill_jax.reports import run_copy, run_figures
 from distill_jax.reports.attack_curves import curve, has_bands
 from distill_jax.reports.conclusion_view import conclusions_view
-from distill_jax.reports.formats import count, duration
+from distill_jax.reports.formats import count, duration, plural
 from distill_jax.reports.rendering import Page, clean, render_template, write_report
 from distill_jax.reports.run_answer import answer, compared_names, scale_of
 from distill_jax.reports.run_copy import COPY, PanelText
@@ -163,15 +163,17 @@ def _method(data: RunSummary, scale: Scale, contents: Contents) -> dict[str, str
     heading, words = copy.evaluated
     sets = data.get("evaluated") or {}
     counts = {key: count(sets.get(key)) for key in ("retain", "forget_shown", "forget_heldout")}
-    worst = "Worst case and band" if contents.bands else "Worst case"
+    worst, taken = (
+        ("Worst case and band", f"{copy.worst} {copy.band}") if contents.bands else ("Worst case", copy.worst)
+    )
     compute = run_copy.METHOD["Compute"] + (f" {run_copy.ORACLE_COMPUTE}" if contents.relative_compute else "")
     choice = {"Choice": run_copy.CHOICE_NOTE} if "undo" in contents.roles else {}
     return {
         heading: words.format(**counts),
         "Attack": _attack(data),
-        worst: f"{copy.worst} {copy.band}" if contents.bands else copy.worst,
-        "Different": copy.compared,
-        "What training reads": copy.reads,
+        worst: taken.format(item=scale.item),
+        "Different": copy.compared.format(item=scale.item),
+        "What training reads": copy.reads.format(item=scale.item),
         **run_copy.METHOD,
         "Compute": compute,
         **choice,
@@ -181,10 +183,10 @@ def _method(data: RunSummary, scale: Scale, contents: Contents) -> dict[str, str
 def _attack(data: RunSummary) -> str:
     attack = data.get("attack") or {}
     rates = ", ".join(f"{rate:g}" for rate in attack.get("learning_rates") or [] if rate is not None)
-    steps, batch, seeds = count(attack.get("steps")), count(attack.get("batch")), count(attack.get("seeds"))
+    steps, batch, seeds = count(attack.get("steps")), count(attack.get("batch")), plural(attack.get("seeds"), "seed")
     rank = attack.get("lora_rank")
     weights = f"LoRA adapters of rank {rank}" if rank else "all weights"
-    words = f"{steps} steps of fine-tuning {weights}, batch {batch}, {seeds} seeds at each learning rate"
+    words = f"{steps} steps of fine-tuning {weights}, batch {batch}, {seeds} at each learning rate"
     return f"{words}: {rates or MISSING}."
 
 
