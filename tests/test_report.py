@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from plotly.offline import get_plotlyjs
 
 from distill_jax.config import ConfigError
-from distill_jax.reports import attack_curves, run_figures, run_page
+from distill_jax.reports import attack_curves, label_places, run_figures, run_page
 from distill_jax.reports.rendering import clean
 from distill_jax.reports.run_summary import redraw
 from distill_jax.reports.trace_style import trace_styles

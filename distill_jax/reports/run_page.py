@@ -163,9 +163,9 @@ def _method(data: RunSummary, scale: Scale, contents: Contents) -> dict[str, str
     heading, words = copy.evaluated
     sets = data.get("evaluated") or {}
     counts = {key: count(sets.get(key)) for key in ("retain", "forget_shown", "forget_heldout")}
-    worst, taken = (
-        ("Worst case and band", f"{copy.worst} {copy.band}") if contents.bands else ("Worst case", copy.worst)
-    )
+    worst, taken = "Worst case", copy.worst
+    if contents.bands:
+        worst, taken = f"{worst} and band", f"{taken} {copy.band}"
     compute = run_copy.METHOD["Compute"] + (f" {run_copy.ORACLE_COMPUTE}" if contents.relative_compute else "")
     choice = {"Choice": run_copy.CHOICE_NOTE} if "undo" in contents.roles else {}
     return {
