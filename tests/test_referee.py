@@ -164,7 +164,8 @@ def told(name: str, *ends: float, before: float = 0.0, **more: object) -> Model:
     """A model of which only the scores of its attackers' seeds are known."""
     first, last = (Scores(np.array(each), facts=105) for each in ([before] * len(ends), ends))
     base = {"name": name, "label": name, "retain": 0.9, "forget": before, "asked": 210, "before": first, "after": last}
-    return Model(**base | {"unlearned": name in ("maxent", "rmu"), "shown": (0.0, 1.0)} | more)
+    made = referee.made_as(name)
+    return Model(**base | made | {"unlearned": name in ("maxent", "rmu"), "shown": (0.0, 1.0)} | more)
 
 
 BASE = [told("reference", 0.94, 0.94, 0.94, before=0.93), told("rmu", 0.8, 0.8, 0.8)]

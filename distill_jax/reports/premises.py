@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, Self
 
 from distill_jax.evals.scale import Scale
+from distill_jax.experiment.roles import Role
 from distill_jax.statistics.conclusions import Effect, Premise
 from distill_jax.statistics.estimates import Scores, contrast, proportion
 from distill_jax.statistics.robustness import Attack
@@ -22,6 +23,7 @@ class Model:
     Attributes:
       retain, forget: scores before any attack; asked: forget facts behind `forget`, 0 if they are not to be counted.
       recovered: whether a student reached its goal; None for what has none.
+      role: what it is in a comparison; method: the unlearning method that it goes back to.
       teacher, alpha: of a distilled model.
       steps: that training took.
       compute: as a share of the oracle's, by convention: "schedule", its whole schedule; "first_passage", its own way
@@ -39,6 +41,8 @@ class Model:
     recovered: bool | None = None
     diverged: bool = False
     unlearned: bool = False
+    role: Role = Role.OTHER
+    method: str | None = None
     teacher: str = ""
     alpha: float | None = None
     steps: int = 0
@@ -64,6 +68,7 @@ class Model:
             name=told["name"], label=told["label"], asked=asked,
             retain=math.nan if told["retain"] is None else told["retain"],
             forget=math.nan if told["forget"] is None else told["forget"],
+            role=Role(told["role"]), method=told["method"],
             recovered=told["recovered"], diverged=told["diverged"], unlearned=told["stage"] == "unlearn",
             teacher=told["settings"].get("teacher", ""), alpha=told["settings"].get("alpha"), steps=told["steps"],
             compute={"schedule": told["compute_vs_oracle"], "first_passage": told["compute_vs_first_passage"]}, **seen,
@@ -139,7 +144,7 @@ def kept(model: Model, reference: Model, scale: Scale) -> Premise:
 
 def works(models: Iterable[Model], scale: Scale) -> Premise:
     """The attack works: it brings back what some model hides (a suppressed one, or one made from the reference)."""
-    hiding = [m for m in models if m.before is not None and (m.unlearned or m.name in POSITIVE_CONTROLS)]
+    hiding = [m for m in models if m.before is not None and (m.unlearned or m.role in POSITIVE_CONTROLS)]
     rises = [
         effect(m.label, [(1.0, m.after), (-1.0, m.before)], scale, "above", scale.margin, len(hiding))  # type: ignore[list-item]
         for m in hiding
@@ -150,7 +155,7 @@ def works(models: Iterable[Model], scale: Scale) -> Premise:
     return Premise("the attack brings back what a model hides", any(rise.state == "held" for rise in rises), told)
 
 
-POSITIVE_CONTROLS = ("match-from-reference", "undo-0.0")
+POSITIVE_CONTROLS = (Role.MATCHED_REFERENCE, Role.UNDAMAGED)
 
 
 def teaches(model: Model, scale: Scale) -> Premise:
