@@ -11,6 +11,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pytest
@@ -83,6 +84,11 @@ def test_what_is_worse_than_the_oracle_by_the_margin_is_not_called_as_good(reque
         assert all(found[name] <= bound(count) and not found[f"void: {name}"] for name in WORSE), (seed_sd, found)
 
 
+def as_undo(alpha: float) -> dict[str, Any]:
+    name = f"undo-{alpha}"
+    return {"name": name, **referee.made_as(name)}
+
+
 def test_random_steps_do_not_grow(request):
     count = 10 * draws(request)
     said = collections.Counter()
@@ -90,7 +96,7 @@ def test_random_steps_do_not_grow(request):
     (reference,) = world(rng, {"reference": GOOD["reference"]})
     for _ in range(count):
         undo = [
-            dataclasses.replace(reference, name=f"undo-{a}", alpha=a, steps=int(rng.integers(20, 2000)), recovered=True)
+            dataclasses.replace(reference, alpha=a, steps=int(rng.integers(20, 2000)), recovered=True, **as_undo(a))
             for a in referee.ALPHAS[: int(rng.integers(3, 5))]
         ]
         said[{one.name: one.state for one in judge([reference, *undo])}["steps"]] += 1
