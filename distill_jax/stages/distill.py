@@ -19,7 +19,6 @@ from jax.sharding import Mesh
 
 from distill_jax.config import added
 from distill_jax.losses.chunked import over_tokens
-from distill_jax.losses.cross_entropy import target_mask
 from distill_jax.losses.distillation import Divergence
 from distill_jax.models import transformer
 from distill_jax.models.transformer import TransformerConfig
@@ -29,8 +28,8 @@ from distill_jax.stages.context import Context, Node
 from distill_jax.stages.stage import Stage, stage_input
 from distill_jax.stages.train_stage import TrainStage
 from distill_jax.stages.training import Program, enrol, finish_models, train
-from distill_jax.train.population import state_shardings
-from distill_jax.train.step import make_step
+from distill_jax.train.layout import ShardedMembers
+from distill_jax.train.step import Term, make_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,16 +164,16 @@ def build(cfg: TransformerConfig, settings: Distill, chunk: int, mesh: Any) -> A
     def teach(teacher, batch):
         rows = imitated(batch)
         if settings.cache:
-            return {"hidden": rows["states"][:, :-1], "head": teacher}
-        hidden = transformer.hidden_states(cfg, teacher, rows["tokens"], rows["segments"])[:, :-1]
+            return {"hidden": rows.states[:, :-1], "head": teacher}
+        hidden = transformer.hidden_states(cfg, teacher, rows.tokens, rows.segments)[:, :-1]
         # Final hidden states are a vocabulary's width smaller than logits; the head is applied a chunk at a time.
         return {"hidden": hidden, "head": transformer.head_of(teacher)}
 
     divergence = settings.loss()
 
     def states(params, rows):
-        mask = target_mask(rows["segments"], rows["answer"] if settings.loss_on == "answer" else None)
-        return transformer.hidden_states(cfg, params, rows["tokens"], rows["segments"])[:, :-1], mask
+        mask = rows.target_mask(settings.loss_on)
+        return transformer.hidden_states(cfg, params, rows.tokens, rows.segments)[:, :-1], mask
 
     def objective(params, batch, teacher):
         hidden, mask = states(params, imitated(batch))
@@ -191,11 +190,9 @@ def build(cfg: TransformerConfig, settings: Distill, chunk: int, mesh: Any) -> A
         total = over_tokens(imitate, chunk, hidden, teacher["hidden"], mask)
         if settings.uniform:  # one mean over the tokens of both, as if both had been rows of one set
             total = jax.tree.map(jnp.add, total, over_tokens(flatten, chunk, *states(params, batch["uniform"])))
-        return {"kl": (1.0, *total)}
+        return {"kl": Term(1.0, *total)}
 
-    place = functools.partial(state_shardings, cfg, mesh)
-    optimizer, schedule = settings.optimizer(), settings.schedule()
-    return make_step(objective, teach, optimizer, schedule, mesh, settings.microbatches, place=place)
+    return make_step(objective, teach, settings, ShardedMembers(mesh, cfg))
 
 
 def student(ctx: Context, node: Node, mesh: Mesh) -> Any:

@@ -12,16 +12,17 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from distill_jax.losses.chunked import over_tokens
-from distill_jax.losses.cross_entropy import cross_entropy, target_mask
+from distill_jax.losses.cross_entropy import cross_entropy
 from distill_jax.models import transformer
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops
 from distill_jax.stages.context import Context, Node
 from distill_jax.stages.train_stage import TrainStage
 from distill_jax.stages.training import Program, enrol, finish_models, train
-from distill_jax.train.population import state_shardings
+from distill_jax.train.batch import PackedRows
+from distill_jax.train.layout import ShardedMembers
 from distill_jax.train.settings import Training
-from distill_jax.train.step import Batch, Term, make_step
+from distill_jax.train.step import Term, make_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,17 +81,16 @@ class Pretrain(TrainStage):
         finish_models(ctx, job, outcome)
 
 
-def language_model(cfg: TransformerConfig, settings: Training, chunk: int, params: Any, batch: Batch) -> Term:
+def language_model(cfg: TransformerConfig, settings: Training, chunk: int, params: Any, batch: PackedRows) -> Term:
     """Return the cross-entropy of a batch as a loss term of coefficient 1."""
-    mask = target_mask(batch["segments"], batch["answer"] if settings.loss_on == "answer" else None)
-    hidden = transformer.hidden_states(cfg, params, batch["tokens"], batch["segments"])[:, :-1]
-
+    mask = batch.target_mask(settings.loss_on)
+    hidden = transformer.hidden_states(cfg, params, batch.tokens, batch.segments)[:, :-1]
     head = transformer.head(params)
 
     def loss(hidden, targets, mask):
         return cross_entropy(transformer.unembed(cfg, head, hidden), targets, mask)
 
-    return 1.0, *over_tokens(loss, chunk, hidden, batch["tokens"][:, 1:], mask)
+    return Term(1.0, *over_tokens(loss, chunk, hidden, batch.tokens[:, 1:], mask))
 
 
 @functools.cache
@@ -101,6 +101,4 @@ def build(cfg: TransformerConfig, settings: Training, chunk: int, mesh: Any) -> 
         return {"cross_entropy": language_model(cfg, settings, chunk, params, batch)}
 
     no_teacher = lambda params, batch: None  # noqa: E731
-    place = functools.partial(state_shardings, cfg, mesh)
-    optimizer, schedule = settings.optimizer(), settings.schedule()
-    return make_step(objective, no_teacher, optimizer, schedule, mesh, settings.microbatches, place=place)
+    return make_step(objective, no_teacher, settings, ShardedMembers(mesh, cfg))

@@ -21,7 +21,6 @@ import jax.numpy as jnp
 from distill_jax.config import added
 from distill_jax.data.data_config import DataConfig
 from distill_jax.losses.chunked import over_tokens
-from distill_jax.losses.cross_entropy import target_mask
 from distill_jax.losses.distillation import Divergence
 from distill_jax.losses.unlearning import gradient_ascent, max_entropy, squared_distance
 from distill_jax.models import transformer
@@ -32,7 +31,8 @@ from distill_jax.stages.pretrain import language_model
 from distill_jax.stages.stage import stage_input
 from distill_jax.stages.train_stage import TrainStage
 from distill_jax.stages.training import Program, enrol, finish_models, train
-from distill_jax.train.population import state_shardings
+from distill_jax.train.batch import PackedRows
+from distill_jax.train.layout import ShardedMembers
 from distill_jax.train.step import Batch, Term, make_step
 
 
@@ -143,51 +143,52 @@ Setup = tuple[TransformerConfig, Unlearn, int]
 def _retain(setup: Setup, params: Any, batch: Batch, frozen: Any) -> Term:
     cfg, settings, chunk = setup
     if settings.hold == "cross_entropy":
-        return settings.retain_weight, *language_model(cfg, settings, chunk, params, batch["retain"])[1:]
+        term = language_model(cfg, settings, chunk, params, batch["retain"])
+        return term._replace(coefficient=settings.retain_weight)
     rows = batch["retain"]
-    mask = target_mask(rows["segments"], rows["answer"] if settings.loss_on == "answer" else None)
-    hidden = transformer.hidden_states(cfg, params, rows["tokens"], rows["segments"])[:, :-1]
+    mask = rows.target_mask(settings.loss_on)
+    hidden = transformer.hidden_states(cfg, params, rows.tokens, rows.segments)[:, :-1]
     head, before = transformer.head(params), transformer.head(frozen["head"])
 
     def loss(mine: jax.Array, theirs: jax.Array, mask: jax.Array) -> Any:
         target = jax.lax.stop_gradient(transformer.unembed(cfg, before, theirs))
         return Divergence()(transformer.unembed(cfg, head, mine), target, mask)
 
-    return settings.retain_weight, *over_tokens(loss, chunk, hidden, frozen["hidden"], mask)
+    return Term(settings.retain_weight, *over_tokens(loss, chunk, hidden, frozen["hidden"], mask))
 
 
-def _on_forget_logits(setup: Setup, params: Any, rows: Batch, loss: Callable) -> Any:
+def _on_forget_logits(setup: Setup, params: Any, rows: PackedRows, loss: Callable) -> Any:
     cfg, settings, chunk = setup
-    mask = target_mask(rows["segments"], rows["answer"] if settings.loss_on == "answer" else None)
-    hidden = transformer.hidden_states(cfg, params, rows["tokens"], rows["segments"])[:, :-1]
+    mask = rows.target_mask(settings.loss_on)
+    hidden = transformer.hidden_states(cfg, params, rows.tokens, rows.segments)[:, :-1]
     head = transformer.head(params)
     of_hidden = lambda h, targets, m: loss(transformer.unembed(cfg, head, h), targets, m)  # noqa: E731
-    return over_tokens(of_hidden, chunk, hidden, rows["tokens"][:, 1:], mask)
+    return over_tokens(of_hidden, chunk, hidden, rows.tokens[:, 1:], mask)
 
 
 def maxent(setup: Setup, params: Any, batch: Batch, frozen: Any) -> Terms:
     """MaxEnt: make the model's next-token distribution on forget data uniform."""
     loss = lambda logits, targets, mask: max_entropy(logits, mask)  # noqa: E731
     forget = _on_forget_logits(setup, params, batch["forget"], loss)
-    return {"forget": (setup[1].forget_weight, *forget), "retain": _retain(setup, params, batch, frozen)}
+    return {"forget": Term(setup[1].forget_weight, *forget), "retain": _retain(setup, params, batch, frozen)}
 
 
 def graddiff(setup: Setup, params: Any, batch: Batch, frozen: Any) -> Terms:
     """GradDiff: ascend the forget data's cross-entropy while descending the retain data's."""
     forget = _on_forget_logits(setup, params, batch["forget"], gradient_ascent)
-    return {"forget": (setup[1].forget_weight, *forget), "retain": _retain(setup, params, batch, frozen)}
+    return {"forget": Term(setup[1].forget_weight, *forget), "retain": _retain(setup, params, batch, frozen)}
 
 
 def rmu(setup: Setup, params: Any, batch: Batch, frozen: Any) -> Terms:
     """RMU: steer the state that enters `layer` to c·u on forget data and to the frozen model's on retain data."""
     cfg, settings, _ = setup
-    enter = lambda rows: transformer.residual_at(cfg, params, rows["tokens"], rows["segments"], settings.layer)  # noqa: E731
+    enter = lambda rows: transformer.residual_at(cfg, params, rows.tokens, rows.segments, settings.layer)  # noqa: E731
     direction = jax.random.uniform(jax.random.key(settings.seed), (cfg.hidden,))
     target = settings.steer * direction / jnp.linalg.norm(direction)
-    valid = lambda rows: (rows["segments"] > 0).astype(jnp.float32)  # noqa: E731
+    valid = lambda rows: (rows.segments > 0).astype(jnp.float32)  # noqa: E731
     forget = squared_distance(enter(batch["forget"]), target, valid(batch["forget"]))
     retain = squared_distance(enter(batch["retain"]), frozen, valid(batch["retain"]))
-    return {"forget": (settings.forget_weight, *forget), "retain": (settings.retain_weight, *retain)}
+    return {"forget": Term(settings.forget_weight, *forget), "retain": Term(settings.retain_weight, *retain)}
 
 
 METHODS = {"maxent": maxent, "graddiff": graddiff, "rmu": rmu}
@@ -213,16 +214,14 @@ def build(cfg: TransformerConfig, settings: Unlearn, chunk: int, mesh: Any) -> A
     def frozen(teacher: Any, batch: Batch) -> Any:
         rows = batch["retain"]
         if settings.hold == "kl":
-            hidden = transformer.hidden_states(cfg, teacher, rows["tokens"], rows["segments"])[:, :-1]
+            hidden = transformer.hidden_states(cfg, teacher, rows.tokens, rows.segments)[:, :-1]
             return {"hidden": hidden, "head": transformer.head_of(teacher)}
         if settings.method != "rmu":
             return None
-        return transformer.residual_at(cfg, teacher, rows["tokens"], rows["segments"], settings.layer)
+        return transformer.residual_at(cfg, teacher, rows.tokens, rows.segments, settings.layer)
 
     objective = functools.partial(METHODS[settings.method], (cfg, settings, chunk))
     trainable = None
     if settings.method == "rmu":
         trainable = _only_down_projections(cfg, settings.layer, settings.train_layers)
-    optimizer, schedule = settings.optimizer(), settings.schedule()
-    place = functools.partial(state_shardings, cfg, mesh)
-    return make_step(objective, frozen, optimizer, schedule, mesh, settings.microbatches, trainable, place)
+    return make_step(objective, frozen, settings, ShardedMembers(mesh, cfg), trainable)
