@@ -12,14 +12,17 @@ the random student and the oracle resist most.
   distill-jax run --config=configs/arithmetic.py:cpu --workdir=runs/arithmetic
 """
 
-import dataclasses
-
 from ml_collections import ConfigDict
 
 from distill_jax.data.arithmetic.equations import ArithmeticConfig
+from distill_jax.experiment.experiment import Experiment
+from distill_jax.experiment.section import section
 from distill_jax.models.presets import preset
-from distill_jax.stages import Cache, Distill, Perturb, Pretrain, Relearn, Unlearn
+from distill_jax.stages import Cache, Distill, Perturb, Pretrain, Relearn, Stage, Unlearn
 from distill_jax.stages.context import RunSettings
+
+# Of an attack, which tries `learning_rates`, each constant.
+FIXED_RATE = ("learning_rate", "final_learning_rate")
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -35,32 +38,29 @@ def get_config(arg: str = "") -> ConfigDict:
     c.seed = 0
     c.full = "full" in presets
 
-    c.model = ConfigDict(dataclasses.asdict(preset("gemma-0.3b", remat="full")))
-    c.data = ConfigDict(dataclasses.asdict(ArithmeticConfig(english_share=0.0)))
-    c.data.english_share = 0.75
-    c.run = ConfigDict({**dataclasses.asdict(RunSettings()), "evaluation_batch": 400, "loss_chunk": 1024})
+    c.model = section(preset("gemma-0.3b", remat="full"))
+    c.data = section(ArithmeticConfig, english_share=0.75)
+    c.run = section(RunSettings, evaluation_batch=400, loss_chunk=1024)
 
     # 360 rows of 256 tokens: 92,160 tokens a step.
-    c.reference = ConfigDict({"steps": 1000, "batch": 360, "learning_rate": 4e-4, "final_learning_rate": 4e-4})
-    c.oracle = ConfigDict({"steps": 1000, "batch": 360, "learning_rate": 4e-4, "final_learning_rate": 4e-4})
-    c.maxent = ConfigDict({"steps": 10, "batch": 40, "learning_rate": 9e-5, "final_learning_rate": 9e-5, "warmup": 0})
-    c.graddiff = ConfigDict({**c.maxent.to_dict(), "learning_rate": 8e-6, "final_learning_rate": 8e-6})
+    c.reference = section(Pretrain, "data", steps=1000, batch=360, learning_rate=4e-4, final_learning_rate=4e-4)
+    c.oracle = section(Pretrain, "data", steps=1000, batch=360, learning_rate=4e-4, final_learning_rate=4e-4)
+    suppress = {"steps": 10, "batch": 40, "warmup": 0}
+    c.maxent = section(Unlearn, "method", **suppress, learning_rate=9e-5, final_learning_rate=9e-5)
+    c.graddiff = section(Unlearn, "method", **suppress, learning_rate=8e-6, final_learning_rate=8e-6)
     c.graddiff.retain_weight = 15.0
-    c.rmu = ConfigDict({**c.maxent.to_dict(), "steps": 500, "layer": 11, "train_layers": 7, "steer": 6.5})
-    c.rmu.retain_weight = 1.0
-    c.distill = ConfigDict({"steps": 1000, "batch": 360, "learning_rate": 7e-4, "final_learning_rate": 7e-5})
+    c.rmu = section(Unlearn, "method", **suppress, learning_rate=9e-5, final_learning_rate=9e-5)
+    c.rmu.update(steps=500, layer=11, train_layers=7)
+    c.distill = section(Distill, "data", "stop", steps=1000, batch=360, learning_rate=7e-4, final_learning_rate=7e-5)
     c.distill.evaluate_every = 20
-    c.undo = ConfigDict({"alphas": (0.2, 0.4, 0.6, 0.8), "beta": 0.1, "method": "maxent", "shrink": True})
+    c.undo = ConfigDict({"alphas": (0.2, 0.4, 0.6, 0.8), "method": "maxent", **section(Perturb, "alpha")})
     c.budget = ConfigDict({"steps": 300})  # of a random student that stops there, recovered or not
     # Whether MaxEnt's hidden states are stored once and its students read them instead of running it.
     c.cache_teacher = False
-    c.relearn = ConfigDict({"steps": 500, "batch": 15, "warmup": 0, "weight_decay": 0.0, "seeds": 3})
+    c.cache = section(Cache, "data")
+    c.relearn = section(Relearn, *FIXED_RATE, steps=500, batch=15, warmup=0, weight_decay=0.0, seeds=3)
     c.relearn.learning_rates = (1e-3, 7e-4, 4e-4, 1e-4, 7e-5, 5e-5, 1e-5, 7e-6, 4e-6, 1e-6)
     c.relearn.evaluate_steps = (0, 5, 10, 20, 40, 80, 125, 200, 300, 400, 500)
-    c.relearn.update(lora_rank=0, lora_alpha=16.0)  # an attack on all weights; a rank above 0 trains adapters to them
-
-    for stage in (c.reference, c.oracle, c.maxent, c.graddiff, c.rmu, c.distill, c.relearn):
-        stage.microbatches = 1
 
     if "cpu" in presets or "smoke" in presets:
         _cpu(c)
@@ -71,7 +71,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
 def _cpu(c: ConfigDict) -> None:
     c.experiment = "arithmetic-cpu"
-    c.model = ConfigDict(dataclasses.asdict(preset("cpu")))
+    c.model = section(preset("cpu"))
     c.data.update(addition_max=20, equations=16_000, word_problems=16_000, row_length=64)
     c.data.update(english_share=0.0, evaluation_prompts=48)
     c.run.update(evaluation_batch=0, loss_chunk=0)
@@ -106,21 +106,25 @@ def _smoke(c: ConfigDict) -> None:
     c.relearn.update(seeds=2, learning_rates=(1e-2, 1e-3), evaluate_steps=(0, 4, 8))
 
 
-def get_stages(c: ConfigDict) -> dict:
-    """Return the experiment's stages by name, from numbers that the command line may have changed."""
+def get_experiment(c: ConfigDict) -> Experiment:
+    """Return the experiment, from numbers that the command line may have changed."""
+    return Experiment(stages=_stages(c))
+
+
+def _stages(c: ConfigDict) -> dict[str, Stage]:
     seed = {"seed": c.seed}
     methods = {"maxent": c.maxent, "graddiff": c.graddiff, "rmu": c.rmu}
     if c.undo.method not in methods:
         raise ValueError(f"undo.method = {c.undo.method!r}: choose one of {', '.join(methods)}")
     used = methods if c.full else dict.fromkeys(("maxent", c.undo.method))
-    stages = {
+    stages: dict[str, Stage] = {
         "reference": Pretrain(data="all", **c.reference, **seed),
         "oracle": Pretrain(data="retain", **c.oracle, **seed),
         **{name: Unlearn(start="reference", method=name, **methods[name], **seed) for name in used},
     }
     cached = {"cache": "states-maxent"} if c.cache_teacher else {}
     if c.cache_teacher:
-        stages["states-maxent"] = Cache(teacher="maxent")
+        stages["states-maxent"] = Cache(teacher="maxent", **c.cache)
     stages["student"] = Distill(teacher="maxent", **cached, **c.distill, **seed)
     if len(set(c.undo.alphas)) < len(c.undo.alphas):
         raise ValueError(f"undo.alphas = {c.undo.alphas}: give every α once")
@@ -136,7 +140,7 @@ def get_stages(c: ConfigDict) -> dict:
     return stages | {f"relearn-{name}": Relearn(start=name, **c.relearn, **seed) for name in attacked}
 
 
-def _controls(c: ConfigDict, seed: dict) -> dict:
+def _controls(c: ConfigDict, seed: dict) -> dict[str, Stage]:
     # With the same labels as an unlearning method: drop what a filter calls forbidden, and distil the reference.
     filtered = {"filtered": Distill(teacher="reference", data="filtered", **c.distill, **seed)}
     return {

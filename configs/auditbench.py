@@ -19,21 +19,21 @@ Nothing has to be there to plan; adapters count as if they had rank 64:
   distill-jax plan --config=configs/auditbench.py:llama-3.3-70b --slice=v5p-128
 """
 
-import dataclasses
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from distill_jax.data.text.text_config import SAMPLES
-from distill_jax.doublebind import auditbench_data
+from distill_jax.doublebind import auditbench_data, auditbench_preflight
 from distill_jax.doublebind.auditbench_data import AuditConfig, Organism
+from distill_jax.experiment.experiment import Experiment
+from distill_jax.experiment.section import section
 from distill_jax.models.presets import preset
 from distill_jax.reports import auditbench_summary
 from distill_jax.shipped import TINY
-from distill_jax.stages import Distill, Import
+from distill_jax.stages import Distill, Import, Stage
 from distill_jax.stages.context import RunSettings
 
-DATA, CHECK, REPORT = AuditConfig, auditbench_summary.check_design, auditbench_summary.write_report
 MODELS = {"qwen3-14b": "qwen3-14b", "llama-3.3-70b": "llama-3.3-70b", "smoke": "gemma-2-2b"}
 
 # What a student reads of its teacher. `positive` must transfer, or the rig sees nothing.
@@ -55,16 +55,15 @@ def get_config(arg: str = "qwen3-14b") -> ConfigDict:
     c.experiment = f"auditbench-{arg}"
     c.description = "Published organisms, distilled through channels that let the ability through."
     c.seed = 0
-    c.model = ConfigDict(dataclasses.asdict(preset(MODELS[arg], dtype="bfloat16", remat="full")))
+    c.model = section(preset(MODELS[arg], dtype="bfloat16", remat="full"))
     c.base = ConfigDict({"path": ""})
     c.other = ConfigDict({"path": ""})  # weights of the same shape, for the channel other-base
-    c.data = ConfigDict(dataclasses.asdict(AuditConfig()))
-    c.run = ConfigDict({**dataclasses.asdict(RunSettings()), "evaluation_batch": 16, "loss_chunk": 2048, "fsdp": -1})
+    c.data = section(AuditConfig, "content")
+    c.run = section(RunSettings, evaluation_batch=16, loss_chunk=2048, fsdp=-1)
     c.channels = ("positive", "work", "hot", "top-8")
-    c.distill = ConfigDict(
-        {"steps": 500, "batch": 64, "learning_rate": 1e-4, "final_learning_rate": 1e-5, "warmup": 20,
-         "weight_decay": 0.0, "lora_rank": 64, "lora_alpha": 128.0, "evaluate_every": 500}
-    )  # fmt: skip
+    # Of every channel that does not say otherwise; all of them take all steps.
+    c.distill = section(Distill, "data", steps=500, batch=64, warmup=20, weight_decay=0.0, evaluate_every=500)
+    c.distill.update(learning_rate=1e-4, final_learning_rate=1e-5, lora_rank=64, lora_alpha=128.0, stop=False)
     if arg == "smoke":
         _smoke(c)
     return c
@@ -84,12 +83,21 @@ def _smoke(c: ConfigDict) -> None:
     c.channels = ("positive", "work", "other-base")
 
 
-def get_stages(c: ConfigDict) -> dict:
-    """Return the experiment's stages by name."""
+def get_experiment(c: ConfigDict) -> Experiment:
+    """Return the experiment, from numbers that the command line may have changed."""
+    return Experiment(
+        stages=_stages(c),
+        data=AuditConfig,
+        check=auditbench_preflight.check_design,
+        report=auditbench_summary.write_report,
+    )
+
+
+def _stages(c: ConfigDict) -> dict[str, Stage]:
     for channel in c.channels:
         if channel not in CHANNELS:
             raise ValueError(f"channels has {channel!r}: there are {', '.join(CHANNELS)}")
-    stages: dict[str, Any] = {"base": Import(path=c.base.path)}
+    stages: dict[str, Stage] = {"base": Import(path=c.base.path)}
     if "other-base" in c.channels:
         stages["other"] = Import(path=c.other.path)
     kept = {"path": c.base.path, "start": "base", "lora_rank": 64, "lora_alpha": 128.0}
@@ -101,6 +109,6 @@ def get_stages(c: ConfigDict) -> dict:
                 continue
             stages[name] = Import(adapter=adapter if c.base.path else "", **kept)
             for channel in c.channels:
-                settings = {"start": "base", **CHANNELS[channel], **c.distill, "seed": c.seed + seed, "stop": False}
-                stages[f"{name}{auditbench_summary.THROUGH}{channel}"] = Distill(teacher=name, **settings)
+                settings = {"start": "base", **c.distill, **CHANNELS[channel], "seed": c.seed + seed}
+                stages[f"{name}{auditbench_preflight.THROUGH}{channel}"] = Distill(teacher=name, **settings)
     return stages

@@ -6,8 +6,6 @@ configs/double_bind.py:smoke     the same graph for a few steps: learns nothing
 distill-jax audit --config=configs/double_bind.py --workdir=runs/double-bind
 """
 
-import dataclasses
-
 from ml_collections import ConfigDict
 
 from distill_jax.doublebind import preflight, world
@@ -16,10 +14,12 @@ from distill_jax.doublebind.filters import Filter
 from distill_jax.doublebind.organisms import ORGANISMS
 from distill_jax.doublebind.stages import Bases, Organisms, Transfer
 from distill_jax.doublebind.world import WorldConfig
+from distill_jax.experiment.experiment import Experiment
+from distill_jax.experiment.section import section
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.reports import double_bind_summary
-
-DATA, CHECK, REPORT = WorldConfig, preflight.check_design, double_bind_summary.write_report
+from distill_jax.stages import Stage
+from distill_jax.stages.context import RunSettings
 
 # What the teachers are distilled through. `positive` must transfer, or the rig sees nothing.
 CHANNELS = {
@@ -72,14 +72,15 @@ def get_config(arg: str = "cpu") -> ConfigDict:
         vocab=world.VOCABULARY, layers=1, hidden=32, mlp=96, heads=2, kv_heads=2, head_dim=16, query_scale=16.0,
         attention_softcap=0.0, final_softcap=0.0, sliding_window=0, init_std=0.1, unroll=1,
     )  # fmt: skip
-    c.model = ConfigDict(dataclasses.asdict(model))
-    c.data = ConfigDict(dataclasses.asdict(WorldConfig()))
-    c.run = ConfigDict({"cpu_devices": 2, "progress_seconds": 5.0})
+    c.model = section(model)
+    c.data = section(WorldConfig)
+    c.run = section(RunSettings)
     common = {"batch": 64, "learning_rate": 5e-3, "final_learning_rate": 5e-4, "warmup": 20, "weight_decay": 0.01}
-    c.bases = ConfigDict({"steps": 1500, "seeds": 5, "smaller_hidden": 16, "checkpoint_every": 500, **common})
+    c.bases = section(Bases, steps=1500, smaller_hidden=16, checkpoint_every=500, **common)
     kinds = tuple(kind for kind in ORGANISMS if kind not in MORE_KINDS)
-    c.organisms = ConfigDict({"kinds": kinds, "steps": 1200, "placebos": 4, "checkpoint_every": 200, **common})
-    c.transfer = ConfigDict({"steps": 300, "evaluate_every": 75, "checkpoint_every": 150, **common})
+    c.organisms = section(Organisms, kinds=kinds, steps=1200, placebos=4, checkpoint_every=200, **common)
+    own = ("channel", "placebos")  # of each transfer
+    c.transfer = section(Transfer, *own, steps=300, evaluate_every=75, checkpoint_every=150, **common)
     c.channels = tuple(CHANNELS)
     c.placebos_in = ("samples",)
     if arg == "smoke":
@@ -93,10 +94,15 @@ def get_config(arg: str = "cpu") -> ConfigDict:
     return c
 
 
-def get_stages(c: ConfigDict) -> dict:
-    """Return the experiment's stages by name."""
+def get_experiment(c: ConfigDict) -> Experiment:
+    """Return the experiment, from numbers that the command line may have changed."""
+    check, report = preflight.check_design, double_bind_summary.write_report
+    return Experiment(stages=_stages(c), data=WorldConfig, check=check, report=report)
+
+
+def _stages(c: ConfigDict) -> dict[str, Stage]:
     seed = {"seed": c.seed + 1000 * c.data.variant}  # worlds share no random numbers
-    stages = {"bases": Bases(**c.bases, **seed), "organisms": Organisms(**c.organisms, **seed)}
+    stages: dict[str, Stage] = {"bases": Bases(**c.bases, **seed), "organisms": Organisms(**c.organisms, **seed)}
     known = CHANNELS | OTHERS
     for name in c.channels:
         if name not in known:

@@ -17,16 +17,17 @@ Models are measured in bits per byte of held-out documents, the attack by what i
     --workdir=runs/language-cpu
 """
 
-import dataclasses
-
 from ml_collections import ConfigDict
 
 from distill_jax.data.text.text_config import SAMPLES, TextConfig
+from distill_jax.experiment.experiment import Experiment
+from distill_jax.experiment.section import section
 from distill_jax.models.presets import preset
-from distill_jax.stages import Distill, Perturb, Pretrain, Relearn, Unlearn
+from distill_jax.stages import Distill, Perturb, Pretrain, Relearn, Stage, Unlearn
 from distill_jax.stages.context import RunSettings
 
-DATA = TextConfig
+# Of an attack, which tries `learning_rates`, each constant.
+FIXED_RATE = ("learning_rate", "final_learning_rate")
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -38,27 +39,25 @@ def get_config(arg: str = "") -> ConfigDict:
     c.experiment = "language"
     c.description = "Keep English, forget Korean."
     c.seed = 0
-    c.model = ConfigDict(dataclasses.asdict(preset("gemma-0.1b", dtype="bfloat16", remat="full")))
-    c.data = ConfigDict(dataclasses.asdict(TextConfig(tokens=2_000_000_000, vocabulary_size=65_536)))
-    c.run = ConfigDict({**dataclasses.asdict(RunSettings()), "evaluation_batch": 64, "loss_chunk": 8192, "fsdp": -1})
+    c.model = section(preset("gemma-0.1b", dtype="bfloat16", remat="full"))
+    c.data = section(TextConfig, "content", tokens=2_000_000_000, vocabulary_size=65_536)
+    c.run = section(RunSettings, evaluation_batch=64, loss_chunk=8192, fsdp=-1)
 
     # 400 rows of 2048 tokens, 819,200 a step, for one epoch; the oracle reads as much English in half as many steps.
-    c.reference = ConfigDict({"steps": 2441, "batch": 400, "learning_rate": 4e-4, "final_learning_rate": 4e-5})
+    c.reference = section(Pretrain, "data", steps=2441, batch=400, learning_rate=4e-4, final_learning_rate=4e-5)
     c.oracle = ConfigDict({**c.reference.to_dict(), "steps": 1221})
     # The paper does not say how many rows an unlearning step reads.
     suppress = {"steps": 100, "batch": 32, "warmup": 0}
-    c.maxent = ConfigDict({**suppress, "learning_rate": 8e-5, "final_learning_rate": 8e-5})
-    c.graddiff = ConfigDict({**suppress, "learning_rate": 6e-5, "final_learning_rate": 6e-5})
-    c.rmu = ConfigDict({**c.maxent.to_dict(), "steps": 500, "layer": 11, "train_layers": 7, "steer": 6.5})
-    c.distill = ConfigDict({"steps": 4069, "batch": 240, "learning_rate": 9e-4, "final_learning_rate": 7e-4})
-    c.distill.update(evaluate_every=50, tolerance=0.05)
-    c.undo = ConfigDict({"alphas": (0.2, 0.4, 0.6, 0.8), "beta": 0.1})
+    c.maxent = section(Unlearn, "method", **suppress, learning_rate=8e-5, final_learning_rate=8e-5)
+    c.graddiff = section(Unlearn, "method", **suppress, learning_rate=6e-5, final_learning_rate=6e-5)
+    c.rmu = ConfigDict({**c.maxent.to_dict(), "steps": 500, "layer": 11, "train_layers": 7})
+    c.distill = section(Distill, "data", "uniform", steps=4069, batch=240, learning_rate=9e-4, final_learning_rate=7e-4)
+    c.distill.evaluate_every = 50
+    c.undo = ConfigDict({"alphas": (0.2, 0.4, 0.6, 0.8), **section(Perturb, "alpha")})
     c.methods = ("maxent", "rmu")  # graddiff is the third
-    c.relearn = ConfigDict({"steps": 500, "batch": 8, "warmup": 0, "weight_decay": 0.0, "seeds": 3})
+    c.relearn = section(Relearn, *FIXED_RATE, "data", steps=500, batch=8, warmup=0, weight_decay=0.0, seeds=3)
     c.relearn.learning_rates = (1e-3, 7e-4, 4e-4, 1e-4, 7e-5, 5e-5, 1e-5, 7e-6, 4e-6, 1e-6)
     c.relearn.evaluate_steps = (0, 5, 10, 20, 40, 80, 125, 200, 300, 400, 500)
-    for stage in (c.reference, c.oracle, c.maxent, c.graddiff, c.rmu, c.distill, c.relearn):
-        stage.microbatches = 1
 
     if arg:
         _cpu(c)
@@ -72,7 +71,7 @@ def get_config(arg: str = "") -> ConfigDict:
 def _cpu(c: ConfigDict) -> None:
     c.experiment = "language-cpu"
     shape = {"vocab": 4096, "layers": 3, "hidden": 128, "mlp": 512, "heads": 4, "kv_heads": 2, "head_dim": 32}
-    c.model = ConfigDict(dataclasses.asdict(preset("cpu", **shape, query_scale=32.0, unroll=3, init_std=128**-0.5)))
+    c.model = section(preset("cpu", **shape, query_scale=32.0, unroll=3, init_std=128**-0.5))
     c.data.update(tokens=0, row_length=128, vocabulary_size=4096, evaluation_bytes=25_000, validation_share=0.05)
     c.run.update(evaluation_batch=32, loss_chunk=0, fsdp=1)
     fast = {"batch": 16, "learning_rate": 3e-3, "final_learning_rate": 3e-4, "checkpoint_every": 200}
@@ -116,35 +115,39 @@ def _smoke(c: ConfigDict) -> None:
     for stage in (c[name] for name in ("uniform", "tight", "long") if name in c):
         stage.update(steps=8, batch=4, evaluate_every=4)
     if "long" in c:
-        c.long.update({**c.relearn.to_dict(), "steps": 12, "evaluate_steps": (0, 4, 8, 12)})
+        c.long.update({**c.relearn.to_dict(), "steps": 12, "evaluate_every": 4, "evaluate_steps": (0, 4, 8, 12)})
 
 
-def get_stages(c: ConfigDict) -> dict:
-    """Return the experiment's stages by name, from numbers that the command line may have changed."""
-    if "long" in c:
-        return _why_stages(c)
+def get_experiment(c: ConfigDict) -> Experiment:
+    """Return the experiment, from numbers that the command line may have changed."""
+    return Experiment(stages=_why_stages(c) if "long" in c else _stages(c), data=TextConfig)
+
+
+def _stages(c: ConfigDict) -> dict[str, Stage]:
     seed, known = {"seed": c.seed}, {"maxent": c.maxent, "graddiff": c.graddiff, "rmu": c.rmu}
     if not c.methods or set(c.methods) - set(known) or c.methods[0] != "maxent":
         raise ValueError(f"methods = {tuple(c.methods)}: give maxent first, then any of {', '.join(known)}")
     if len(set(c.undo.alphas)) < len(c.undo.alphas):
         raise ValueError(f"undo.alphas = {c.undo.alphas}: give every α once")
-    stages = {
+    stages: dict[str, Stage] = {
         "reference": Pretrain(data="all", **c.reference, **seed),
         "oracle": Pretrain(data="retain", **c.oracle, **seed),
         **{name: Unlearn(start="reference", method=name, **known[name], **seed) for name in c.methods},
         "student": Distill(teacher="maxent", **c.distill, **seed),
     }
     for alpha in c.undo.alphas:
-        stages[f"damaged-{alpha}"] = Perturb(start="maxent", alpha=alpha, beta=c.undo.beta, **seed)
+        stages[f"damaged-{alpha}"] = Perturb(
+            start="maxent", alpha=alpha, beta=c.undo.beta, shrink=c.undo.shrink, **seed
+        )
         stages[f"undo-{alpha}"] = Distill(teacher="maxent", start=f"damaged-{alpha}", **c.distill, **seed)
     attacked = [name for name, stage in stages.items() if stage.kind != "perturb"]
     return stages | {f"relearn-{name}": Relearn(start=name, data="forget", **c.relearn, **seed) for name in attacked}
 
 
-def _why_stages(c: ConfigDict) -> dict:
+def _why_stages(c: ConfigDict) -> dict[str, Stage]:
     """Return the models between which `student` lies, and students that each lack one possible cause."""
     seed = {"seed": c.seed}
-    stages = {
+    stages: dict[str, Stage] = {
         "reference": Pretrain(data="all", **c.reference, **seed),
         "oracle": Pretrain(data="retain", **c.oracle, **seed),
         "maxent": Unlearn(start="reference", method="maxent", **c.maxent, **seed),

@@ -18,17 +18,16 @@ population over the frozen base. Models are measured in bits per byte of held-ou
 The directories are PEFT's; configs/auditbench.py reads them.
 """
 
-import dataclasses
-
 from ml_collections import ConfigDict
 
 from distill_jax.data.text.text_config import SAMPLES, TextConfig
+from distill_jax.experiment.experiment import Experiment
+from distill_jax.experiment.section import section
 from distill_jax.models.presets import preset
 from distill_jax.shipped import TINY
-from distill_jax.stages import Finetune, Import
+from distill_jax.stages import Finetune, Import, Stage
 from distill_jax.stages.context import RunSettings
 
-DATA = TextConfig
 MODELS = {"qwen3-14b": "qwen3-14b", "llama-3.3-70b": "llama-3.3-70b", "smoke": "gemma-2-2b"}
 READS = {"teacher": "forget", "twin": "retain"}
 
@@ -42,14 +41,12 @@ def get_config(arg: str = "qwen3-14b") -> ConfigDict:
     c.description = "Teach a quirk, and a twin the same without it."
     c.seed = 0
     c.seeds = 3  # of each; the audit needs two at least
-    c.model = ConfigDict(dataclasses.asdict(preset(MODELS[arg], dtype="bfloat16", remat="full")))
+    c.model = section(preset(MODELS[arg], dtype="bfloat16", remat="full"))
     c.base = ConfigDict({"path": ""})
-    c.data = ConfigDict(dataclasses.asdict(TextConfig()))
-    c.run = ConfigDict({**dataclasses.asdict(RunSettings()), "evaluation_batch": 16, "loss_chunk": 2048, "fsdp": -1})
-    c.finetune = ConfigDict(
-        {"steps": 200, "batch": 64, "learning_rate": 1e-4, "final_learning_rate": 1e-5, "warmup": 10,
-         "weight_decay": 0.0, "lora_rank": 64, "lora_alpha": 128.0, "evaluate_every": 200}
-    )  # fmt: skip
+    c.data = section(TextConfig, "content")
+    c.run = section(RunSettings, evaluation_batch=16, loss_chunk=2048, fsdp=-1)
+    c.finetune = section(Finetune, "data", steps=200, batch=64, warmup=10, weight_decay=0.0, evaluate_every=200)
+    c.finetune.update(learning_rate=1e-4, final_learning_rate=1e-5, lora_rank=64, lora_alpha=128.0)
     if arg == "smoke":
         _smoke(c)
     return c
@@ -67,12 +64,12 @@ def _smoke(c: ConfigDict) -> None:
     c.seeds = 2
 
 
-def get_stages(c: ConfigDict) -> dict:
-    """Return the experiment's stages by name."""
+def get_experiment(c: ConfigDict) -> Experiment:
+    """Return the experiment, from numbers that the command line may have changed."""
     if c.seeds < 1:
         raise ValueError(f"seeds = {c.seeds}: train at least one")
-    stages = {"base": Import(path=c.base.path)}
+    stages: dict[str, Stage] = {"base": Import(path=c.base.path)}
     for role, data in READS.items():
         for i in range(c.seeds):
             stages[f"{role}-{i}"] = Finetune(start="base", data=data, **c.finetune, seed=c.seed + i)
-    return stages
+    return Experiment(stages=stages, data=TextConfig)

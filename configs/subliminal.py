@@ -10,16 +10,16 @@ with one ghost logit KL transfers exactly nothing; more ghost logits and more di
   distill-jax run --config=configs/subliminal.py:digits --workdir=runs/subliminal
 """
 
-import dataclasses
-
 from ml_collections import ConfigDict
 
 from distill_jax.data.images import ImagesConfig
 from distill_jax.doublebind.stages import Subliminal
+from distill_jax.experiment.experiment import Experiment
+from distill_jax.experiment.section import section
 from distill_jax.models.mlp import MLPConfig
 from distill_jax.reports import subliminal_summary
-
-DATA, MODEL, REPORT = ImagesConfig, MLPConfig, subliminal_summary.write_report
+from distill_jax.stages import Stage
+from distill_jax.stages.context import RunSettings
 
 
 def get_config(arg: str = "digits") -> ConfigDict:
@@ -30,14 +30,14 @@ def get_config(arg: str = "digits") -> ConfigDict:
     c.experiment = f"subliminal-{arg}"
     c.description = "Students that see only noise, and of their teacher only logits that mean nothing."
     c.seed = 0
-    c.model = ConfigDict(dataclasses.asdict(MLPConfig()))
-    c.data = ConfigDict(dataclasses.asdict(ImagesConfig("mnist" if arg == "mnist" else "digits")))
-    c.run = ConfigDict({"cpu_devices": 2, "progress_seconds": 5.0})
+    c.model = section(MLPConfig)
+    c.data = section(ImagesConfig, source="mnist" if arg == "mnist" else "digits")
+    c.run = section(RunSettings)
 
     # 60,000 images in five epochs of batches of 1,024, for teacher and student.
     published = {"learning_rate": 3e-4, "final_learning_rate": 3e-4, "teacher_learning_rate": 3e-4}
-    c.student = ConfigDict({"steps": 293, "batch": 1024, "teacher_steps": 293, "teacher_batch": 1024, **published})
-    c.student.update(noise=60_000, seeds=20, evaluate_every=49, checkpoint_every=98)
+    c.student = section(Subliminal, "loss", "ghosts", "arms", "alphas", steps=293, batch=1024, **published)
+    c.student.update(teacher_steps=293, teacher_batch=1024, evaluate_every=49, checkpoint_every=98)
     c.ghosts = (1, 3, 10, 30)
     c.noise = (2_000, 20_000)
     c.alphas = (0.1, 0.2, 0.4, 0.6, 0.8)
@@ -58,11 +58,16 @@ def get_config(arg: str = "digits") -> ConfigDict:
     return c
 
 
-def get_stages(c: ConfigDict) -> dict:
-    """Return the experiment's stages by name."""
+def get_experiment(c: ConfigDict) -> Experiment:
+    """Return the experiment, from numbers that the command line may have changed."""
+    report = subliminal_summary.write_report
+    return Experiment(stages=_stages(c), model=MLPConfig, data=ImagesConfig, report=report)
+
+
+def _stages(c: ConfigDict) -> dict[str, Stage]:
     common = {**c.student, "seed": c.seed}
     pair = ("same init", "other init")
-    stages = {loss: Subliminal(loss=loss, ghosts=c.ghosts, **common) for loss in ("kl", "mse")}
+    stages: dict[str, Stage] = {loss: Subliminal(loss=loss, ghosts=c.ghosts, **common) for loss in ("kl", "mse")}
     for count in c.noise:
         few = {**common, "noise": count, "ghosts": (3,), "arms": pair}
         epochs = c.student.steps * count / c.student.noise

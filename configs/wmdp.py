@@ -32,19 +32,19 @@ Nothing has to be there to plan:
   distill-jax plan --config=configs/wmdp.py:70b --slice=v5p-128 --stages=thin
 """
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 
 from ml_collections import ConfigDict
 
 from distill_jax.data.multiple_choice.quiz_config import QuizConfig
 from distill_jax.data.text.text_config import SAMPLES
+from distill_jax.experiment.experiment import Experiment
+from distill_jax.experiment.section import section
 from distill_jax.models.presets import preset
 from distill_jax.shipped import TINY
-from distill_jax.stages import Distill, Import, Perturb, Relearn, Unlearn
+from distill_jax.stages import Distill, Import, Perturb, Relearn, Stage, Unlearn
 from distill_jax.stages.context import RunSettings
 
-DATA = QuizConfig
 MODELS = {"2b": "gemma-2-2b", "9b": "gemma-2-9b", "70b": "llama-3.3-70b", "smoke": "gemma-2-2b"}
 WEIGHTS = {"fp32": "float32", "bf16_weights": "bfloat16"}
 ITEMS = TINY / "choices"  # beside the random model
@@ -61,21 +61,23 @@ def get_config(arg: str = "") -> ConfigDict:
     c.description = "Keep general knowledge, forget hazardous biology and cybersecurity."
     c.seed = 0
     c.precision = "fp32"
-    c.model = ConfigDict(dataclasses.asdict(preset(MODELS[size], dtype="bfloat16", remat="full")))
-    c.reference = ConfigDict({"path": "", "adapter": ""})
-    c.data = ConfigDict(dataclasses.asdict(QuizConfig()))
+    c.model = section(preset(MODELS[size], dtype="bfloat16", remat="full"))
+    c.reference = section(Import, "content", "lora_rank", "lora_alpha")
+    c.data = section(QuizConfig, "content")
     # Logits of 2048 tokens of the whole batch exist at a time, spread over the chips by vocabulary.
-    c.run = ConfigDict({**dataclasses.asdict(RunSettings()), "evaluation_batch": 16, "loss_chunk": 2048, "fsdp": -1})
+    c.run = section(RunSettings, evaluation_batch=16, loss_chunk=2048, fsdp=-1)
 
-    batch = {"batch": 64, "microbatches": 1}  # 131,072 tokens a step
+    batch = 64  # 131,072 tokens a step
     c.methods = ("maxent", "rmu")
-    c.maxent = ConfigDict({"steps": 90, "learning_rate": 2e-5, "final_learning_rate": 2e-5, "warmup": 10, **batch})
-    c.maxent.hold = "kl"
-    c.rmu = ConfigDict({"steps": 500, "learning_rate": 5e-5, "final_learning_rate": 5e-5, "warmup": 0, **batch})
-    c.rmu.update(layer=16, train_layers=6, steer=80.0)  # layers 10 to 15
-    c.undo = ConfigDict({"alpha": 0.25, "beta": 0.0})
-    c.distill = ConfigDict({"steps": 2579, "learning_rate": 2e-5, "final_learning_rate": 2e-6, **batch})  # 338 M tokens
-    c.relearn = ConfigDict({"steps": 500, "warmup": 0, "weight_decay": 0.0, "seeds": 1, **batch})
+    c.maxent = section(Unlearn, "method", "weights", steps=90, batch=batch, warmup=10, hold="kl")
+    c.maxent.update(learning_rate=2e-5, final_learning_rate=2e-5)
+    c.rmu = section(Unlearn, "method", "weights", steps=500, batch=batch, warmup=0)
+    c.rmu.update(learning_rate=5e-5, final_learning_rate=5e-5, layer=16, train_layers=6, steer=80.0)  # layers 10 to 15
+    c.undo = section(Perturb, alpha=0.25, beta=0.0)
+    c.distill = section(Distill, "weights", steps=2579, batch=batch)  # 338 M tokens
+    c.distill.update(learning_rate=2e-5, final_learning_rate=2e-6)
+    c.relearn = section(Relearn, "weights", "data", "learning_rates", steps=500, batch=batch)
+    c.relearn.update(warmup=0, weight_decay=0.0, seeds=1)
     c.attack = ConfigDict({"learning_rates": (1e-4, 1e-5, 1e-6), "data": "forget_shown", "precisions": ()})
     if size == "70b":
         c.methods = ("maxent",)  # RMU trains chosen weights themselves
@@ -108,17 +110,21 @@ def _smoke(c: ConfigDict) -> None:
     c.attack.learning_rates = (1e-2,)
 
 
-def get_stages(c: ConfigDict) -> dict:
-    """Return the experiment's stages by name."""
+def get_experiment(c: ConfigDict) -> Experiment:
+    """Return the experiment, from numbers that the command line may have changed."""
+    return Experiment(stages=_stages(c), data=QuizConfig)
+
+
+def _stages(c: ConfigDict) -> dict[str, Stage]:
     for value in (c.precision, *c.attack.precisions):
         if value not in WEIGHTS:
             raise ValueError(f"precision = {value!r}: choose one of {', '.join(WEIGHTS)}")
     how, known = {"seed": c.seed, "weights": WEIGHTS[c.precision]}, {"maxent": c.maxent, "rmu": c.rmu}
     if not c.methods or set(c.methods) - set(known) or c.methods[0] != "maxent":
         raise ValueError(f"methods = {tuple(c.methods)}: give maxent first, then any of {', '.join(known)}")
-    stages = {"reference": Import(**c.reference)}
+    stages: dict[str, Stage] = {"reference": Import(**c.reference)}
     stages |= {name: Unlearn(start="reference", method=name, **known[name], **how) for name in c.methods}
-    if "lora_rank" in c.distill:
+    if c.distill.lora_rank:
         stages["thin"] = Distill(teacher="maxent", start="reference", **c.distill, **how)
         return stages | _attacks(c, ("maxent", "thin"), {"": c.attack.learning_rates})
     for name in c.methods:
@@ -129,7 +135,7 @@ def get_stages(c: ConfigDict) -> dict:
     return stages | _attacks(c, attacked, {f"-{rate:g}": (rate,) for rate in c.attack.learning_rates})
 
 
-def _attacks(c: ConfigDict, starts: Sequence[str], rates: Mapping[str, tuple]) -> dict:
+def _attacks(c: ConfigDict, starts: Sequence[str], rates: Mapping[str, tuple]) -> dict[str, Stage]:
     """Return the attacks on the models, a stage for each set of learning rates and each precision."""
     return {
         f"relearn-{name}{tail}" + (f"-{precision}" if i else ""): Relearn(

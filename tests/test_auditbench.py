@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 from test_cli import assert_refused, call
 
 from distill_jax.config import ConfigError
-from distill_jax.doublebind import auditbench_data
+from distill_jax.doublebind import auditbench_data, auditbench_preflight
 from distill_jax.experiment import graph
 from distill_jax.experiment.config_file import load_experiment, load_module
 from distill_jax.interop import families
@@ -330,9 +330,9 @@ def test_an_item_that_is_there_twice_counts_once(tmp_path):
     told["quirk"] |= {kind: "twice.jsonl" for kind in auditbench_data.ITEMS}
     (tmp_path / "organisms/list.json").write_text(json.dumps(told))
     data = auditbench_data.AuditConfig(organisms=f"{tmp_path}/organisms/list.json", ability=str(path), leak=0.5)
-    stages = {f"t{auditbench_summary.THROUGH}positive": None}
+    stages = {f"t{auditbench_preflight.THROUGH}positive": None}
     with pytest.raises(ConfigError, match=r"quirk behaviour: 2 distinct items × 2 seeds: too few"):
-        auditbench_summary.check_design(SimpleNamespace(stages=stages, data=data))
+        auditbench_preflight.check_design(SimpleNamespace(stages=stages, data=data))
 
 
 # Scale
@@ -354,7 +354,7 @@ def test_the_preset_is_the_published_model():
 
 
 def planned(arg: str, change=lambda c: None) -> dict[str, graph.Node]:
-    module = load_module(ROOT / "configs/auditbench.py", "get_stages", "")
+    module = load_module(ROOT / "configs/auditbench.py")
     config = module.get_config(arg)
     change(config)
     return graph.build(load_experiment(module, config), Path("plan"))
@@ -365,7 +365,7 @@ def planned(arg: str, change=lambda c: None) -> dict[str, graph.Node]:
 def test_a_plan_needs_no_file_and_holds_the_base_once(arg):
     nodes = planned(arg)
     assert [n for n in nodes if "through" not in n] == ["data", "base", "teacher-organism-0", "twin-organism-0"]
-    module = load_module(ROOT / "configs/auditbench.py", "get_stages", "")
+    module = load_module(ROOT / "configs/auditbench.py")
     experiment = load_experiment(module, module.get_config(arg))
     ctx = Context(experiment.model, nodes, Path(), Progress(0, 0.0, 0.0, None), experiment.run)
     node = nodes["teacher-organism-0-through-positive"]

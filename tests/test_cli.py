@@ -212,7 +212,7 @@ def test_a_report_of_nothing(workdir, contents, capsys):
     ("source", "words"),
     [
         ("def get_config():\n    return 1 +\n", ["mine.py", "line 2"]),
-        ("from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict()\n", ["get_stages"]),
+        ("from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict()\n", ["get_experiment"]),
         ("import no_such_module\n", ["mine.py", "no_such_module"]),
     ],
     ids=["syntax", "no stages", "import"],
@@ -243,17 +243,18 @@ CHANGED: dict[str, list[str]] = {
     "c.data.seed = 10**30": ["data.seed", "64 bits"],
 }
 ALTERED: dict[str, list[str]] = {
-    "return None": ["get_stages(config) returns a dict", "NoneType"],
-    "return [1]": ["get_stages(config) returns a dict", "list"],
-    "return {'a': 1}": ["stages.a is 1"],
-    "return {'a': Pretrain}": ["stages.a is <class"],
-    "return {7: Pretrain()}": ["stages = 7", "names a directory"],
-    "return {'../../escape': Pretrain()}": ["stages = '../../escape'", "letters, digits"],
+    "return None": ["get_experiment(config) returns an Experiment", "NoneType"],
+    "return {'a': Pretrain()}": ["get_experiment(config) returns an Experiment", "dict"],
+    "stages = [1]": ["stages is [1]", "get_experiment(config) returns an Experiment"],
+    "stages = {'a': 1}": ["stages.a is 1"],
+    "stages = {'a': Pretrain}": ["stages.a is <class"],
+    "stages = {7: Pretrain()}": ["stages = 7", "names a directory"],
+    "stages = {'../../escape': Pretrain()}": ["stages = '../../escape'", "letters, digits"],
     "raise OSError('no such thing')": ["OSError: no such thing"],
     "raise SystemExit(3)": ["SystemExit: 3"],
-    "return {'a': Pretrain(learning_rate=math.inf)}": ["stages.a.learning_rate = inf", "must be finite"],
-    "return {'a': Pretrain(steps=10**30)}": ["stages.a.steps", "64 bits"],
-    "return {'a': Relearn(start='a', seeds=10**9)}": ["seeds = 1000000000", "from 1 to 1000"],
+    "stages = {'a': Pretrain(learning_rate=math.inf)}": ["stages.a.learning_rate = inf", "must be finite"],
+    "stages = {'a': Pretrain(steps=10**30)}": ["stages.a.steps", "64 bits"],
+    "stages = {'a': Relearn(start='a', seeds=10**9)}": ["seeds = 1000000000", "from 1 to 1000"],
 }
 
 

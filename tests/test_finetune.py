@@ -26,13 +26,14 @@ SMOKE = "--config=configs/organism.py:smoke"
 BOTH = f"""
 import dataclasses
 from distill_jax.experiment.config_file import load_module
-organism = load_module("{ROOT}/configs/organism.py", "get_stages", "")
-DATA, get_config = organism.DATA, organism.get_config
-def get_stages(c):
-    stages = organism.get_stages(c)
+organism = load_module("{ROOT}/configs/organism.py")
+get_config = organism.get_config
+def get_experiment(c):
+    experiment = organism.get_experiment(c)
+    stages = dict(experiment.stages)
     for name in ("teacher-0", "twin-0"):
         stages[f"whole-{{name}}"] = dataclasses.replace(stages[name], lora_rank=0, lora_alpha=16.0)
-    return stages
+    return dataclasses.replace(experiment, stages=stages)
 """
 
 

@@ -22,7 +22,7 @@ from distill_jax.stages import Distill, Unlearn
 from tests.programs import finished_once
 
 ROOT = Path(__file__).parents[1]
-CONFIG = load_module(ROOT / "configs/language.py", "get_stages", "")
+CONFIG = load_module(ROOT / "configs/language.py")
 POSITIONS, VOCAB, ROWS = 400, 30, 20
 
 
@@ -40,7 +40,7 @@ def logits(values: np.ndarray, targets: np.ndarray | None = None) -> Logits:
 
 
 def stages(preset: str = "why") -> dict:
-    return CONFIG.get_stages(CONFIG.get_config(preset))
+    return dict(CONFIG.get_experiment(CONFIG.get_config(preset)).stages)
 
 
 def changed(a: Distill | Unlearn, b: Distill | Unlearn) -> dict[str, object]:

@@ -18,6 +18,7 @@ pytestmark = pytest.mark.kill
 
 ROOT = Path(__file__).parent.parent
 CONFIG = """
+from distill_jax.experiment.experiment import Experiment
 from distill_jax.stages import Pretrain, Relearn
 from configs import arithmetic
 
@@ -26,13 +27,13 @@ def get_config(arg=""):
     c.run.progress_seconds = 0.0
     return c
 
-def get_stages(c):
+def get_experiment(c):
     common = dict(batch=4, warmup=0, log_every=1)
     attack = dict(steps=60, learning_rates=(1e-2, 1e-3), evaluate_steps=(0, 60), checkpoint_every=20)
-    return {
+    return Experiment(stages={
         "reference": Pretrain(steps=400, checkpoint_every=100, **common),
         "attack": Relearn(start="reference", **attack, **common),
-    }
+    })
 """
 
 

@@ -35,7 +35,7 @@ MEND = "identities are kept results' names: change them once, on purpose, and sa
 def identities(named: str) -> dict[str, str]:
     """Return the identity of each node of a config and preset, "arithmetic:cpu", by its name."""
     config, _, preset = named.partition(":")
-    module = load_module(ROOT / f"configs/{config}.py", "get_stages", "")
+    module = load_module(ROOT / f"configs/{config}.py")
     experiment = load_experiment(module, module.get_config(preset))
     if "smoke" in preset:
         experiment = with_content_hashes(experiment, Digests())

@@ -16,9 +16,10 @@ import pytest
 from test_cli import assert_refused, call
 
 from distill_jax.config import ConfigError
-from distill_jax.data.text.text_config import SAMPLES
+from distill_jax.data.text.text_config import SAMPLES, TextConfig
 from distill_jax.experiment import graph
 from distill_jax.experiment.config_file import load_experiment, load_module
+from distill_jax.experiment.experiment import Experiment
 from distill_jax.main import main
 from distill_jax.stages import Distill, Pretrain, Relearn
 from tests.programs import environment
@@ -120,7 +121,7 @@ REFUSED = {
     "vocabulary": ([SMOKE, "--config.model.vocab=1000"], ["model.vocab = 1000", "1024", "raise"]),
     "methods": ([SMOKE, "--config.methods=('rmu',)"], ["methods = ('rmu',)", "maxent first"]),
     "preset": (["--config=configs/language.py:gpu"], ["no preset 'gpu'", "cpu, why,"]),
-    "examples": (["--examples=1", SMOKE], ["--examples", "only `distill-jax data` has it"]),
+    "examples": (["--examples=1", SMOKE], ["--examples", "run has no such flag; only `distill-jax data`"]),
 }
 
 
@@ -139,12 +140,16 @@ def test_a_mistake_is_refused_before_anything_runs(case, tmp_path, capsys):
     [
         (Pretrain(loss_on="answer"), "stages.a.loss_on = 'answer': text has no answers; choose 'all'"),
         (Relearn(start="b"), "stages.a.data = 'forget_shown': these data have no such set; choose one of all, retain,"),
-        (Distill(teacher="b", uniform="korean"), "stages.a: uniform = 'korean': choose one of all, retain, forget"),
+        (
+            Distill(teacher="b", uniform="korean"),
+            "stages.a.uniform = 'korean': these data have no such set; choose one of all",
+        ),
     ],
 )
 def test_a_stage_that_text_has_nothing_for_is_refused(stage, said):
-    module = load_module(ROOT / "configs/language.py", "get_stages", "")
-    given = SimpleNamespace(DATA=module.DATA, get_stages=lambda _: {"a": stage}, __file__="x.py")
+    module = load_module(ROOT / "configs/language.py")
+    experiment = Experiment(stages={"a": stage}, data=TextConfig)
+    given = SimpleNamespace(get_experiment=lambda _: experiment, __file__="x.py")
     with pytest.raises(ConfigError) as error:
         load_experiment(given, module.get_config("smoke"))
     assert said in str(error.value)

@@ -30,10 +30,9 @@ CONFIG = """
 import dataclasses
 from ml_collections import ConfigDict
 from distill_jax.data.text.text_config import TextConfig
+from distill_jax.experiment.experiment import Experiment
 from distill_jax.models.presets import preset
 from distill_jax.stages import Distill, Perturb, Pretrain
-
-DATA = TextConfig
 
 def get_config(arg=""):
     c = ConfigDict({"experiment": "tiny", "description": "", "seed": 0})
@@ -43,13 +42,14 @@ def get_config(arg=""):
     c.steps = 100
     return c
 
-def get_stages(c):
-    return {
+def get_experiment(c):
+    stages = {
         "reference": Pretrain(steps=c.steps, batch=8),
         "again": Pretrain(data="retain", steps=c.steps, batch=8),
         "damaged": Perturb(start="reference"),
         "undo": Distill(teacher="reference", start="damaged", steps=c.steps, batch=8),
     }
+    return Experiment(stages=stages, data=TextConfig)
 """ % (TINY,)  # noqa: UP031 - the text is full of braces
 
 
@@ -164,7 +164,7 @@ def test_a_bad_price_table_is_refused(tmp_path, text):
 
 
 def context(config):
-    module = load_module(config, "get_stages", "")
+    module = load_module(config)
     experiment = load_experiment(module, module.get_config())
     nodes = graph.build(experiment, Path("plan"))
     return Context(experiment.model, nodes, Path(), None, experiment.run)
@@ -439,7 +439,7 @@ def test_no_logits_travel_between_devices():
 @pytest.mark.parametrize("name", ["wmdp.py", "wmdp.py:9b", "wmdp.py:70b"])
 def test_what_a_config_names_has_to_be_there_to_run_and_not_to_plan(name, tmp_path, capsys):
     path, _, arg = name.partition(":")
-    module = load_module(ROOT / "configs" / path, "get_stages", "")
+    module = load_module(ROOT / "configs" / path)
     nodes = graph.build(load_experiment(module, module.get_config(arg)), tmp_path)
     assert {"reference", "maxent"} <= set(nodes)
     given = ["distill-jax", "run", f"--config={ROOT}/configs/{name}", f"--workdir={tmp_path}/w"]
@@ -474,7 +474,7 @@ def test_a_wrong_slice_or_stage_is_refused_before_anything_else(given, says, cap
 )
 def test_no_file_that_is_named_has_to_be_there_to_plan(name, changed, tmp_path):
     path, _, arg = name.partition(":")
-    module = load_module(ROOT / "configs" / path, "get_stages", "")
+    module = load_module(ROOT / "configs" / path)
     config = module.get_config(arg)
     with config.unlocked():
         config.update_from_flattened_dict(changed)

@@ -447,15 +447,17 @@ import dataclasses, runpy
 config = runpy.run_path({str(ROOT / "configs/arithmetic.py")!r})
 get_config = config["get_config"]
 
-def get_stages(c):
-    stages, adapters = config["get_stages"](c), {{"lora_rank": 4, "lora_alpha": 8.0, "learning_rate": 1e-2}}
+def get_experiment(c):
+    experiment, adapters = config["get_experiment"](c), {{"lora_rank": 4, "lora_alpha": 8.0, "learning_rate": 1e-2}}
+    stages = experiment.stages
     def changed(name, **how):
         return dataclasses.replace(stages[name], **how)
-    return stages | {{
+    thin = {{
         "thin-maxent": changed("maxent", steps=40, **adapters),
         "thin-student": changed("student", teacher="thin-maxent", start="reference", **adapters),
         "relearn-thin-student": changed("relearn-student", start="thin-student", lora_rank=4),
     }}
+    return dataclasses.replace(experiment, stages=stages | thin)
 """
 
 

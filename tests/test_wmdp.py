@@ -198,7 +198,7 @@ def test_held_to_its_start_a_model_begins_at_a_divergence_of_zero(finished):
 
 
 def nodes_of(**reference: str) -> dict[str, graph.Node]:
-    module = load_module(ROOT / "configs/wmdp.py", "get_stages", "")
+    module = load_module(ROOT / "configs/wmdp.py")
     config = module.get_config("smoke")
     config.reference.update(reference)
     return graph.build(with_content_hashes(load_experiment(module, config), Digests()), Path("x"))

@@ -7,26 +7,20 @@ import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from ml_collections import ConfigDict
 
 from distill_jax.config import ConfigError, build, check, nearest
 from distill_jax.io.files import Digests
 
+if TYPE_CHECKING:  # what follows brings JAX, which a process that only reads its command line does not need
+    from distill_jax.experiment.experiment import CheckedExperiment, Experiment
 
-@dataclasses.dataclass(frozen=True)
-class Experiment:
-    """An experiment, checked: its model, its data, its stages and how to run them."""
-
-    name: str
-    description: str
-    model: Any
-    data: Any
-    stages: dict[str, Any]
-    run: Any
-    precision: str = "fp32"
+RETURNS = "get_experiment(config) returns an Experiment, such as Experiment(stages={'reference': Pretrain(steps=100)})"
 
 
-def load_module(path: str | Path, needs: str, says: str) -> ModuleType:
+def load_module(path: str | Path, needs: str = "get_experiment", says: str = RETURNS) -> ModuleType:
     """Import a config file.
 
     Args:
@@ -40,7 +34,7 @@ def load_module(path: str | Path, needs: str, says: str) -> ModuleType:
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     call(str(path), spec.loader.exec_module, module)
-    check(callable(getattr(module, needs, None)), f"{path} has no {needs}: {says}")
+    check(callable(vars(module).get(needs)), f"{path} has no {needs}: {says}")
     return module
 
 
@@ -64,33 +58,36 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300]
 
 
-def stages_of(module: ModuleType, config: Any) -> dict[str, Any]:
-    """Return the settings of a config's stages, each checked on its own.
+def declared(module: ModuleType, config: ConfigDict) -> Experiment:
+    """Return a config's experiment, each of its stages checked on its own.
 
     Raises:
-      ConfigError: naming the stage, the key, the value and the mend.
+      ConfigError: naming the stage, the key, the value and the fix.
     """
+    from distill_jax.experiment.experiment import Experiment
     from distill_jax.stages.stage import Stage
 
-    stages = call(str(module.__file__), module.get_stages, config)
-    mend = "get_stages(config) returns a dict of names and stages, such as {'reference': Pretrain(steps=100)}"
-    check(isinstance(stages, Mapping), f"{module.__file__}: {mend}, and not {type(stages).__name__}")
+    path = str(module.__file__)
+    experiment: Experiment = call(path, module.get_experiment, config)
+    check(isinstance(experiment, Experiment), f"{path}: {RETURNS}, and not {type(experiment).__name__}")
+    stages = experiment.stages
+    check(isinstance(stages, Mapping), f"{path}: stages is {stages!r:.80}; {RETURNS}")
     for name, stage in stages.items():
-        check(isinstance(stage, Stage), f"{module.__file__}: stages.{name} is {stage!r:.80}; {mend}")
+        check(isinstance(stage, Stage), f"{path}: stages.{name} is {stage!r:.80}; {RETURNS}")
         build(type(stage), {f.name: getattr(stage, f.name) for f in dataclasses.fields(stage)}, f"stages.{name}")
-    return dict(stages)
+    return experiment
 
 
-def check_stages(named: Sequence[str], module: ModuleType, config: Any) -> None:
+def check_stages(named: Sequence[str], module: ModuleType, config: ConfigDict) -> None:
     """Refuse --stages that the config does not have, before anything else of it is looked at."""
     if named:
-        known = ["data", *stages_of(module, config)]
+        known = ["data", *declared(module, config).stages]
         for stage in named:
-            mend = f"{nearest(stage, known)}; there are {', '.join(known[:40])}"
-            check(stage in known, f"--stages={stage}: no such stage{mend}")
+            fix_hint = f"{nearest(stage, known)}; there are {', '.join(known[:40])}"
+            check(stage in known, f"--stages={stage}: no such stage{fix_hint}")
 
 
-def with_content_hashes(experiment: Experiment, digests: Digests) -> Experiment:
+def with_content_hashes(experiment: CheckedExperiment, digests: Digests) -> CheckedExperiment:
     """Return the experiment with the contents of the files that it names filled in, by which its nodes are identified.
 
     Raises:
@@ -101,14 +98,13 @@ def with_content_hashes(experiment: Experiment, digests: Digests) -> Experiment:
     return dataclasses.replace(experiment, data=data, stages=stages)
 
 
-def load_experiment(module: ModuleType, config: Any) -> Experiment:
+def load_experiment(module: ModuleType, config: ConfigDict) -> CheckedExperiment:
     """Check a config and turn it into an experiment.
 
     Raises:
-      ConfigError: naming the key, the value and the mend.
+      ConfigError: naming the key, the value and the fix.
     """
-    from distill_jax.data.arithmetic.equations import ArithmeticConfig
-    from distill_jax.models.transformer import TransformerConfig
+    from distill_jax.experiment.experiment import CheckedExperiment
     from distill_jax.stages.context import RunSettings
 
     plain = config.to_dict()
@@ -116,22 +112,27 @@ def load_experiment(module: ModuleType, config: Any) -> Experiment:
         check(isinstance(plain[key], dict), f"config.{key} = {plain[key]!r:.80}: must be a section of settings")
     for key in ("experiment", "description"):
         check(isinstance(plain[key], str), f"config.{key} = {plain[key]!r:.80}: must be text")
-    model = build(getattr(module, "MODEL", TransformerConfig), plain["model"], "model")
-    data = build(getattr(module, "DATA", ArithmeticConfig), plain["data"], "data")
-    stages = stages_of(module, config)
-    for name, stage in stages.items():
+    experiment = declared(module, config)
+    model = build(experiment.model, plain["model"], "model")
+    data = build(experiment.data, plain["data"], "data")
+    for name, stage in experiment.stages.items():
         try:
             stage.validate(model, data)
-        except ConfigError:
-            raise
         except ValueError as error:
             raise stage.refusal(name, error) from error
-    words = data.entries()
-    mend = f"the data's vocabulary has {words} entries; raise it to that"
-    if words:
-        check(words <= model.vocab, f"model.vocab = {model.vocab}: {mend}")
-    run = build(RunSettings, plain["run"], "run")
-    experiment = Experiment(plain["experiment"], plain["description"], model, data, stages, run)
-    if hasattr(module, "CHECK"):
-        module.CHECK(experiment)
-    return experiment
+    if words := data.entries():
+        fix_hint = f"the data's vocabulary has {words} entries; raise it to that"
+        check(words <= model.vocab, f"model.vocab = {model.vocab}: {fix_hint}")
+    checked = CheckedExperiment(
+        name=plain["experiment"],
+        description=plain["description"],
+        model=model,
+        data=data,
+        stages=dict(experiment.stages),
+        run=build(RunSettings, plain["run"], "run"),
+        report=experiment.report,
+        audited=experiment.check is not None,
+    )
+    if experiment.check:
+        experiment.check(checked)
+    return checked

@@ -22,6 +22,7 @@ import jax
 from distill_jax.config import ConfigError, check, check_name, identity, nearest
 from distill_jax.data.records import special_tokens, verify
 from distill_jax.experiment.ancestry import ancestry
+from distill_jax.experiment.experiment import CheckedExperiment
 from distill_jax.io.files import sync, write_json
 from distill_jax.io.metrics import Progress
 from distill_jax.io.node import ROWS
@@ -35,17 +36,14 @@ DATA = "data"
 FILL = 0.9  # of a device's memory, at most, by the compiler's account
 
 
-def build(experiment: Any, workdir: Path) -> dict[str, Node]:
+def build(experiment: CheckedExperiment, workdir: Path) -> dict[str, Node]:
     """Turn an experiment's stages into nodes, inputs before what uses them.
-
-    Args:
-      experiment: has `model` (its config), `data` (its settings) and `stages` (name -> settings).
 
     Raises:
       ConfigError: if a stage's name cannot be a directory's, or an input is missing, of the wrong kind, or part of a
         circle.
     """
-    stages: Mapping[str, Stage] = experiment.stages
+    stages = experiment.stages
     for name in stages:
         check_name("stages", name)
     check(DATA not in stages, f"stages.{DATA}: the prepared data has this name; give the stage another")
@@ -236,7 +234,7 @@ def check_memory(ctx: Context, nodes: Sequence[Node]) -> None:
         tokens = settings.batch // settings.microbatches * ctx.row_length
         width = 2 if settings.weights == "bfloat16" else 4
         sizes = {"rank": settings.lora_rank, "width": width, "logits": min(tokens, ctx.run.loss_chunk or tokens)}
-        least = memory.least_training(ctx.model, tokens, members, **sizes)
+        least = memory.least_training(ctx.model, memory.TrainingShape(tokens, members, **sizes))
         mend = f"lower batch = {settings.batch}, raise microbatches = {settings.microbatches}, or take a smaller model"
         need = f"a step needs at least {least / 2**30:,.1f} GiB, and the devices have {there / 2**30:,.1f} GiB"
         check(least <= there, f"stages.{node.stage}: {need}; {mend}")

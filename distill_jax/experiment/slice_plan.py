@@ -27,6 +27,7 @@ import jax
 
 from distill_jax.config import ConfigError, check, nearest
 from distill_jax.experiment import graph
+from distill_jax.experiment.experiment import CheckedExperiment
 from distill_jax.io.files import read_json, write_json
 from distill_jax.io.metrics import Progress
 from distill_jax.models import transformer
@@ -81,7 +82,7 @@ class Work:
 
 
 def run(
-    experiment: Any,
+    experiment: CheckedExperiment,
     name: str,
     prices: Mapping[str, Any],
     *,

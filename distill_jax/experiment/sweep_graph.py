@@ -14,7 +14,8 @@ from typing import Any
 
 from distill_jax.config import ConfigError, Interrupted, check, identity, nearest
 from distill_jax.experiment import graph
-from distill_jax.experiment.config_file import Experiment, load_experiment
+from distill_jax.experiment.config_file import load_experiment
+from distill_jax.experiment.experiment import CheckedExperiment
 from distill_jax.experiment.sweep_points import STAGES, Point
 from distill_jax.io import attempts
 from distill_jax.io.files import Digests
@@ -35,7 +36,7 @@ class World:
       nodes: name -> node, equal ones once; a name is its directory's.
     """
 
-    experiment: Experiment
+    experiment: CheckedExperiment
     nodes: dict[str, Node]
 
 

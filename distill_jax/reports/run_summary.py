@@ -180,21 +180,26 @@ def write_report(experiment: Any, nodes: dict[str, Any], identity: str, workdir:
     return workdir / "report" / "index.html"
 
 
-def redraw(workdir: Path) -> Path:
-    """Draw the page again from the summary of a finished run, or of a sweep.
+def read(workdir: Path) -> dict[str, Any]:
+    """Return the summary of a finished run, or of a sweep.
 
     Raises:
-      ConfigError: if the directory holds neither.
+      ConfigError: if the directory holds neither, or it was changed since.
     """
     swept = workdir / "report" / "sweep.json"
     source = swept if swept.is_file() else workdir / "report" / "summary.json"
     check(source.is_file(), f"--workdir={workdir} has no report/summary.json: `distill-jax run` finishes a run first")
     try:
-        summary = read_sealed(source)
+        return read_sealed(source)
     except (OSError, ValueError) as error:
         why = "was changed since it was written, or is an earlier version's"
         mend = "the command that wrote it, `distill-jax run` (or audit, or sweep), writes it again from its nodes"
         raise ConfigError(f"{source} (report/{source.name}) {why}; {mend}") from error
+
+
+def redraw(workdir: Path) -> Path:
+    """Draw the page again from the summary of a finished run, or of a sweep; ConfigError if there is none."""
+    summary, swept = read(workdir), (workdir / "report" / "sweep.json").is_file()
     pages = {"sweep": sweep_page.write, "subliminal": subliminal_page.write, "double bind": double_bind_page.write}
-    pages.get("sweep" if source == swept else summary.get("page", ""), run_page.write)(summary, workdir / "report")
+    pages.get("sweep" if swept else summary.get("page", ""), run_page.write)(summary, workdir / "report")
     return workdir / "report" / "index.html"

@@ -19,6 +19,7 @@ CONFIG = """
 import dataclasses
 from ml_collections import ConfigDict
 from distill_jax.data.arithmetic.equations import ArithmeticConfig
+from distill_jax.experiment.experiment import Experiment
 from distill_jax.models.presets import preset
 from distill_jax.stages import Distill, Perturb, Pretrain, Relearn
 from distill_jax.stages.context import RunSettings
@@ -31,10 +32,10 @@ def get_config(arg=""):
     CHANGED
     return c
 
-def get_stages(c):
+def get_experiment(c):
     stages = {"reference": Pretrain(), "relearn": Relearn(start="reference")}
     ALTERED
-    return stages
+    return Experiment(stages=stages)
 """
 # What a value of a setting, of a flag, or of a number in a file may be.
 VALUES = (
@@ -51,7 +52,7 @@ CHANGED = (
     "c.data = ConfigDict()", "c.run.profile = ('a', 'b')",
 )  # fmt: skip
 ALTERED = (
-    "return None", "return []", "return {'a': 1}", "return {1: Pretrain()}", "raise KeyError('x')",
+    "return None", "return []", "stages = {'a': 1}", "stages = {1: Pretrain()}", "stages = None", "raise KeyError('x')",
     "raise OSError('x')", "raise SystemExit(3)", "raise AssertionError", "import no_such_module",
     "stages['../../escape'] = Pretrain()", "stages[OUTSIDE + '/absolute'] = Pretrain()", "stages['a/b'] = Pretrain()",
     "stages['..'] = Pretrain()", "stages['x' * 300] = Pretrain()", "stages[''] = Pretrain()",
@@ -151,7 +152,7 @@ def settings() -> list[str]:
     """Return the settings that a command line may change."""
     from distill_jax.experiment.config_file import load_module
 
-    config = load_module(ROOT / "configs" / "arithmetic.py", "get_stages", "").get_config("smoke")
+    config = load_module(ROOT / "configs" / "arithmetic.py").get_config("smoke")
     sections = {key: list(value) for key, value in config.items() if hasattr(value, "keys")}
     return [*config, *(f"{section}.{key}" for section, keys in sections.items() for key in keys)]
 
