@@ -20,7 +20,7 @@ import optax
 from distill_jax.models import lora
 from distill_jax.sharding.mesh import constrain, over_members, replicated, traced, tracing
 from distill_jax.train.layout import Layout
-from distill_jax.train.settings import Training
+from distill_jax.train.settings import Optimizer
 from distill_jax.train.state import DIVERGED, RUNNING, State
 
 ACTIVE = "active"  # among a step's metrics, bool [P]: the member trained; the others' numbers are nobody's
@@ -93,9 +93,26 @@ def of_active(metrics: Metrics) -> dict[str, np.ndarray]:
     return {name: np.where(active, value, np.float32(np.nan)) for name, value in values.items()}
 
 
-def make_step(
-    objective: Objective, teacher: Teacher, settings: Training, layout: Layout, trainable: Any = None
-) -> Callable[..., tuple[State, Metrics]]:
+@dataclasses.dataclass(frozen=True)
+class StepConfig:
+    """What a step is made from besides its objective and its teacher.
+
+    Attributes:
+      optimizer: its peak learning rate is not read: that is each member's own.
+      steps: over which the schedule runs.
+      layout: where the new state lies.
+      microbatches: pieces of the batch; gradients and weights are summed over them and divided once.
+      trainable: None, or a tree like one member's params of 0/1 masks; where 0, nothing moves.
+    """
+
+    optimizer: Optimizer
+    steps: int
+    layout: Layout
+    microbatches: int = 1
+    trainable: Any = None
+
+
+def make_step(objective: Objective, teacher: Teacher, config: StepConfig) -> jax.stages.Wrapped:
     """Build `step(state, teacher, batch, base=None) -> (state, metrics)`, jitted, the state donated.
 
     The metrics mean something of members that are ACTIVE in them: `of_active` reads them so. `base` is what the
@@ -105,18 +122,13 @@ def make_step(
     Args:
       objective: gives one member's loss terms on a microbatch; it never sees the population.
       teacher: runs once a microbatch, whatever P is.
-      settings: the optimizer, the schedule, and the microbatches whose gradients and weights are summed and divided
-        once.
-      layout: where the new state lies.
-      trainable: None, or a tree like one member's params of 0/1 masks; where 0, nothing moves.
     """
-    step = _Step(
-        objective, teacher, settings.optimizer(), settings.schedule(), layout, settings.microbatches, trainable
-    )
+    optimizer = config.optimizer
+    step = _Step(objective, teacher, optimizer.transform(), optimizer.schedule(config.steps), config)
 
     def train_step(state: State, teacher_params: Any, batch: Batch, base: Any = None) -> tuple[State, Metrics]:
         one_by_one = contextlib.nullcontext() if traced((state, batch)) else jax.disable_jit()
-        with tracing(layout.mesh), one_by_one:
+        with tracing(config.layout.mesh), one_by_one:
             return step(state, teacher_params, batch, base)
 
     # JAX_DEBUG_NANS takes a step that gave NaN once more, operation by operation: it needs the state.
@@ -130,9 +142,7 @@ class _Step:
     teacher: Teacher
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
-    layout: Layout
-    microbatches: int
-    trainable: Any
+    config: StepConfig
 
     def __call__(self, state: State, teacher_params: Any, batch: Batch, base: Any) -> tuple[State, Metrics]:
         active = state.status == RUNNING
@@ -142,7 +152,7 @@ class _Step:
         grads, losses = self.gradients(members, batch, teacher_params, base)
         loss = sum(losses.values())  # not finite as soon as one term is not
         moving = UpdateInputs(state.params, state.opt, grads, loss, active, state.hyper.learning_rate)
-        update = over_members(self.update, self.layout.mesh)
+        update = over_members(self.update, self.config.layout.mesh)
         params, opt, norm, finite = update(moving, self.schedule(state.step))
         diverged = active & ~finite
         state = state.replace(
@@ -152,26 +162,26 @@ class _Step:
             status=jnp.where(diverged, DIVERGED, state.status),
             stopped=jnp.where(diverged, state.step, state.stopped),
         )
-        state = jax.lax.with_sharding_constraint(state, self.layout.state_shardings(state))
+        state = jax.lax.with_sharding_constraint(state, self.config.layout.state_shardings(state))
         metrics = {**losses, "gradient_norm": norm, ACTIVE: active}
         # Every host reads all members' numbers.
-        return state, jax.lax.with_sharding_constraint(metrics, replicated(self.layout.mesh))
+        return state, jax.lax.with_sharding_constraint(metrics, replicated(self.config.layout.mesh))
 
     def gradients(self, members: GradientInputs, batch: Batch, teacher_params: Any, base: Any) -> Any:
         """Return the members' gradients and loss terms [P, ...] on the whole batch."""
 
         def run(f: Callable[..., Any], members: GradientInputs, piece: Batch) -> Any:
             teacher_outputs = jax.lax.map(lambda stream: self.teacher(teacher_params, stream), piece)
-            return over_members(f, self.layout.mesh)(members, Shared(base, piece, teacher_outputs))
+            return over_members(f, self.config.layout.mesh)(members, Shared(base, piece, teacher_outputs))
 
         def total(f: Callable[..., Any], members: GradientInputs) -> Any:
-            pieces = _split(batch, self.microbatches)
+            pieces = _split(batch, self.config.microbatches)
             shape = jax.eval_shape(functools.partial(run, f), members, jax.tree.map(lambda x: x[0], pieces))
             zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shape)
             add = lambda so_far, piece: (jax.tree.map(jnp.add, so_far, run(f, members, piece)), None)  # noqa: E731
             return jax.lax.scan(add, zero, pieces)[0]
 
-        if self.microbatches == 1:
+        if self.config.microbatches == 1:
             return run(self.gradient, members, batch)
         # Two passes, because the weights of the whole batch divide each microbatch's sums.
         return total(self.gradient, members._replace(weights=total(self.weights, members)))
@@ -216,7 +226,8 @@ class _Step:
         return params, opt, norm, finite
 
     def _masked(self, tree: Any) -> Any:
-        return tree if self.trainable is None else jax.tree.map(jnp.multiply, tree, self.trainable)
+        mask = self.config.trainable
+        return tree if mask is None else jax.tree.map(jnp.multiply, tree, mask)
 
 
 def _stream(tree: Any, index: jax.Array) -> Any:
