@@ -18,7 +18,7 @@ from distill_jax.statistics.estimates import Scores
 from distill_jax.train.layout import ShardedMembers
 from distill_jax.train.settings import Optimizer
 from distill_jax.train.state import Hyper
-from distill_jax.train.step import make_step
+from distill_jax.train.step import StepConfig, Term, make_step
 from tests import referee
 
 pytestmark = pytest.mark.unit
@@ -35,11 +35,11 @@ def stepped(dtype: str) -> tuple[list[np.ndarray], list[np.ndarray], list[list[n
         total = sum(
             jnp.vdot(w.astype(jnp.float32), s) for w, s in zip(*map(jax.tree.leaves, (params, signs)), strict=True)
         )
-        return {"slope": (1.0, total, jnp.float32(1))}
+        return {"slope": Term(1.0, total, jnp.float32(1))}
 
-    mesh, optimizer = make_mesh(2, devices=jax.devices()[:1]), settings.transform()
-    step = make_step(slope, lambda params, batch: None, optimizer, settings.schedule(steps=1), mesh)
-    state = ShardedMembers(mesh, CFG).make([start], optimizer, Hyper.of(RATES), dtype)
+    layout = ShardedMembers(make_mesh(2, devices=jax.devices()[:1]), CFG)
+    step = make_step(slope, lambda params, batch: None, StepConfig(settings, 1, layout))
+    state = layout.make([start], settings.transform(), Hyper.of(RATES), dtype)
     kinds = {leaf.dtype.name for leaf in jax.tree.leaves((state.params, state.opt)) if leaf.ndim > 1}
     assert kinds == {dtype}  # the moments too
     after = jax.tree.leaves(step(state, None, {"x": np.zeros((1, 1))})[0].params)
