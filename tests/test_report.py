@@ -68,7 +68,10 @@ def model(name: str, stage: str, end: float | None, cost: float | None, **change
         attack = {"steps": STEPS, "forget_heldout": curve(end), "forget_shown": curve(1.0), "diverged": 2}
         attack |= {"retain_at_worst": [0.9] * len(STEPS), "best_learning_rate": [1e-3] * len(STEPS)}
     groups = {"add/equation": {"accuracy": 0.971, "prompts": 200}, "mul/word": {"accuracy": 0.0134, "prompts": 200}}
+    part = {"pretrain": "oracle" if name == "oracle" else "reference", "unlearn": "suppressed"}.get(stage, "undo")
+    part = "random student" if name == "student" else part
     base = {"name": name, "label": name.title(), "stage": stage, "settings": {}, "seeds": 3, "retain": 0.9512}
+    base |= {"role": part}
     base |= {"forget": 0.0207, "by_group": groups, "steps": 1234, "recovered": True, "compute_vs_oracle": cost}
     base |= {"compute_vs_first_passage": 2 * cost if stage == "distill" and cost else None}
     return base | {"flops": {"student": 3e14, "teacher": 1e14, "evaluation": 2e13}, "attack": attack} | changes

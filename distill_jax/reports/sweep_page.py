@@ -15,10 +15,10 @@ from typing import Any, cast
 
 from distill_jax.evals.scale import MISSING, percent
 from distill_jax.reports.conclusion_view import NOT_RUN, conclusions_view
-from distill_jax.reports.findings import NAMES
 from distill_jax.reports.formats import count, listed, short
 from distill_jax.reports.rendering import Page, clean, render_template, write_report
 from distill_jax.reports.summary_types import ConclusionSummary, SweepRunSummary, SweepSummary
+from distill_jax.stages.methods import method_label
 from distill_jax.statistics.student_t import quantile
 
 Cell = str | float | None
@@ -113,7 +113,7 @@ def _headline(conclusions: Sequence[ConclusionSummary]) -> str:
     for one in asked:
         if one.get("name", "").startswith(CHEAPER):
             method = one["name"].removeprefix(CHEAPER).strip(", ")
-            states.setdefault(one["state"], []).append(NAMES.get(method, method))
+            states.setdefault(one["state"], []).append(method_label(method))
     if not asked:
         return "Nothing was compared yet: no two models of one question are finished."
     if not states:

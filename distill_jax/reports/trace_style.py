@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from distill_jax.experiment.roles import Role
 from distill_jax.reports.summary_types import ModelSummary
 
 # role: (colour, marker, first dash). Vermilion, magenta, blues and black stay apart under common colour blindness.
@@ -41,19 +42,40 @@ class TraceStyle:
         return SVG_DASHES[self.dash]
 
 
+PART_OF_ROLE: dict[str, str] = {  # a model's role (`experiment.roles`): the part it plays on the page
+    Role.REFERENCE: "reference",
+    Role.ORACLE: "oracle",
+    Role.SUPPRESSED: "suppressed",
+    Role.UNDO: "undo",
+    Role.UNDAMAGED: "undo",
+    Role.NOISE_ONLY: "undo",
+    Role.RANDOM_STUDENT: "student",
+    Role.EQUAL_COMPUTE: "student",
+    Role.REFERENCE_STUDENT: "student",
+    Role.FILTERED: "student",
+    Role.MATCHED_STUDENT: "student",
+}
+
+
 def role(model: ModelSummary) -> str:
     """Return what part a model plays: a key of `ROLES`."""
+    part = PART_OF_ROLE.get(model["role"], "control") if "role" in model else _part_of_stage(model)
+    has_alpha = isinstance((model.get("settings") or {}).get("alpha"), int | float)
+    return part if has_alpha or part != "undo" else "control"
+
+
+def _part_of_stage(model: ModelSummary) -> str:
+    """Return the part of a model whose summary was written before roles were."""
     settings = model.get("settings") or {}
-    words = f"{model.get('name')} {model.get('label')}".lower()
     match model.get("stage"):
-        case "pretrain" | "import":
-            return "oracle" if "oracle" in words or "filter" in words else "reference"
+        case "pretrain":
+            return "oracle" if settings.get("data") == "retain" else "reference"
+        case "import":
+            return "reference"
         case "unlearn":
             return "suppressed"
-        case "distill" if isinstance(settings.get("alpha"), int | float):
-            return "undo"
-        case "distill" if settings.get("start") in (None, "random", "init", "scratch") or "student" in words:
-            return "student"
+        case "distill":
+            return "undo" if "alpha" in settings else "control" if settings.get("start") else "student"
     return "control"
 
 
