@@ -25,7 +25,7 @@ RELEARNING = {  # measure: (place on the page, quantity)
 }
 PANEL_HEIGHT, LABEL_HEIGHT, LETTER = 262.0, 13.5, 6.3  # pixels of a panel of curves and of its labels
 MOST_LABELS = 12
-LABELLED_FIRST = ("suppressed", "oracle", "undo", "student", "reference", "control")
+LABELLED_FIRST = ("suppressed", "oracle", "reference", "undo", "student", "control")
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ async function loadPlotly() {
 /* A layout with the colours and fonts that all figures share. */
 function styled(layout) {
   const [ink, muted, grid, card, line] = ['--ink', '--muted', '--grid', '--card', '--axis'].map(cssColour);
-  const axis = given => ({ gridcolor: grid, linecolor: line, tickcolor: line, zeroline: false, ticks: 'outside', automargin: true,
+  const axis = given => ({ gridcolor: grid, linecolor: line, tickcolor: line, zeroline: false, ticks: 'outside',
     ...given, title: { standoff: 8, ...given?.title, font: { size: 13 } } });
   return {
     font: { family: FONT, size: 13, color: ink }, paper_bgcolor: card, plot_bgcolor: card, showlegend: false,

@@ -193,9 +193,10 @@ function threaded(trace, _, traces) {
 // ---------------------------------------------------------------------------------------------- figures
 
 function costAxis(costs) {
+  const range = view.log ? {} : costs.some(cost => cost > 0) ? { rangemode: 'tozero' } : { range: [0, 1] };
   const share = view.unit === 'share', words = share ? 'as a share of retraining the oracle' : 'FLOPs';
   return { title: `${view.accounting} compute, ${words}`, type: view.log ? 'log' : 'linear',
-    ...(share ? { tickformat: '.3~p' } : { exponentformat: 'power' }), ...(view.log ? {} : { rangemode: 'tozero', ...(costs.some(cost => cost > 0) ? {} : { range: [0, 1] }) }) };
+    ...(share ? { tickformat: '.3~p' } : { exponentformat: 'power' }), ...range };
 }
 
 function drawCompute(groups) {

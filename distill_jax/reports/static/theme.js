@@ -4,18 +4,21 @@
 
 const scheme = matchMedia('(prefers-color-scheme: dark)');
 const cssColour = name => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-const HEX = /^#([0-9a-f]{2})([0-9a-f]{2})([0-9a-f]{2})([0-9a-f]{2})?$/i, RGBA = /^rgba\((\d+),\s*(\d+),\s*(\d+),\s*([\d.]+)\)$/;
+const HEX = /^#([0-9a-f]{2})([0-9a-f]{2})([0-9a-f]{2})([0-9a-f]{2})?$/i;
+const RGBA = /^rgba\((\d+),\s*(\d+),\s*(\d+),\s*([\d.]+)\)$/;
 
 function themedColour(text) {
-  const hex = HEX.exec(text), parts = hex ? hex.slice(1, 4).map(part => parseInt(part, 16)) : RGBA.exec(text)?.slice(1, 4).map(Number);
-  if (!scheme.matches || !parts) return text;
-  const alpha = hex ? parseInt(hex[4] ?? 'ff', 16) / 255 : Number(RGBA.exec(text)[4]);
+  const hex = HEX.exec(text)?.slice(1).map(part => parseInt(part ?? 'ff', 16));
+  const [red, green, blue, alpha] = hex ? [...hex.slice(0, 3), hex[3] / 255] : RGBA.exec(text)?.slice(1).map(Number) ?? [];
+  if (!scheme.matches || red === undefined) return text;
+  const parts = [red, green, blue];
   const shift = Math.max(255 - Math.max(...parts) - Math.min(...parts), 0);  // HSL lightness l becomes 1 - l
   return `rgba(${parts.map(part => part + shift).join(',')},${alpha})`;
 }
 
 /* The same tree of JSON with its colours in the reader's scheme; the scales of heat maps stay. */
 function themed(tree) {
+  if (!scheme.matches) return tree;
   if (typeof tree === 'string') return themedColour(tree);
   if (Array.isArray(tree)) return tree.map(themed);
   if (tree === null || typeof tree !== 'object') return tree;
