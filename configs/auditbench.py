@@ -24,7 +24,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from distill_jax.data.text.text_config import SAMPLES
-from distill_jax.doublebind import auditbench_data
+from distill_jax.doublebind import auditbench_data, auditbench_preflight
 from distill_jax.doublebind.auditbench_data import AuditConfig, Organism
 from distill_jax.experiment.experiment import Experiment
 from distill_jax.experiment.section import section
@@ -88,7 +88,7 @@ def get_experiment(c: ConfigDict) -> Experiment:
     return Experiment(
         stages=_stages(c),
         data=AuditConfig,
-        check=auditbench_summary.check_design,
+        check=auditbench_preflight.check_design,
         report=auditbench_summary.write_report,
     )
 
@@ -110,5 +110,5 @@ def _stages(c: ConfigDict) -> dict[str, Stage]:
             stages[name] = Import(adapter=adapter if c.base.path else "", **kept)
             for channel in c.channels:
                 settings = {"start": "base", **c.distill, **CHANNELS[channel], "seed": c.seed + seed}
-                stages[f"{name}{auditbench_summary.THROUGH}{channel}"] = Distill(teacher=name, **settings)
+                stages[f"{name}{auditbench_preflight.THROUGH}{channel}"] = Distill(teacher=name, **settings)
     return stages

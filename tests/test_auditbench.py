@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 from test_cli import assert_refused, call
 
 from distill_jax.config import ConfigError
-from distill_jax.doublebind import auditbench_data
+from distill_jax.doublebind import auditbench_data, auditbench_preflight
 from distill_jax.experiment import graph
 from distill_jax.experiment.config_file import load_experiment, load_module
 from distill_jax.interop import families
@@ -330,9 +330,9 @@ def test_an_item_that_is_there_twice_counts_once(tmp_path):
     told["quirk"] |= {kind: "twice.jsonl" for kind in auditbench_data.ITEMS}
     (tmp_path / "organisms/list.json").write_text(json.dumps(told))
     data = auditbench_data.AuditConfig(organisms=f"{tmp_path}/organisms/list.json", ability=str(path), leak=0.5)
-    stages = {f"t{auditbench_summary.THROUGH}positive": None}
+    stages = {f"t{auditbench_preflight.THROUGH}positive": None}
     with pytest.raises(ConfigError, match=r"quirk behaviour: 2 distinct items × 2 seeds: too few"):
-        auditbench_summary.check_design(SimpleNamespace(stages=stages, data=data))
+        auditbench_preflight.check_design(SimpleNamespace(stages=stages, data=data))
 
 
 # Scale

@@ -17,17 +17,18 @@ import numpy as np
 import pytest
 
 from distill_jax import main
-from distill_jax.bench import accelerator, against_torch, case, ratios, steps, timing
+from distill_jax.bench import accelerator, against_torch, case, ratios, runner, steps, timing
 from distill_jax.bench.options import Options
-from distill_jax.commands import bench_command
+from distill_jax.commands import bench as bench_command
 from distill_jax.config import ConfigError
 from distill_jax.data.records import write_rows
-from distill_jax.io.metrics import Progress
+from distill_jax.io.metrics import Progress, TrainingSize
 from distill_jax.models import transformer
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops, peaks, profile
 from distill_jax.sharding.mesh import make_mesh
 from distill_jax.stages import Distill, Prepare, Pretrain, Relearn
+from distill_jax.stages.compiled_step import compiled_step
 from distill_jax.stages.context import Context, Node, RunSettings
 from tests import mesh_worker
 
@@ -148,11 +149,11 @@ def test_population(tmp_path, tiny):
 @pytest.mark.unit
 def test_one_by_one_compiles_every_time(monkeypatch):
     """A step left over from another run would make the runs one after another look cheap."""
-    built, factory = [], steps.VERBS["pretrain"].build
+    built = []
 
     def stepper(case, rates):
-        built.append(factory.cache_info().currsize)
-        factory(TINY, Pretrain(), 0, make_mesh(1))
+        built.append(compiled_step.cache_info().currsize)
+        compiled_step(Pretrain().compile_key(TINY), make_mesh(1))
         return SimpleNamespace(run=lambda _: 2.0, compile_seconds=1.0)
 
     monkeypatch.setattr(ratios, "Stepper", stepper)
@@ -350,7 +351,7 @@ def test_a_wrong_command_line_is_one_line(capsys, arguments, words):
 def test_help_names_every_benchmark_and_flag(capsys):
     assert main.main(["distill-jax", "bench", "--help"]) == 0
     printed = capsys.readouterr().out
-    for name in (*bench_command.BENCHMARKS, *(f"--{field.name}" for field in dataclasses.fields(Options))):
+    for name in (*runner.BENCHMARKS, *(f"--{field.name}" for field in dataclasses.fields(Options))):
         assert name in printed
 
 
@@ -373,11 +374,11 @@ def test_progress_shows_the_mfu_only_where_a_peak_is_known(monkeypatch):
     out = io.StringIO()
     progress = Progress(stages=1, flops=1.0, every=0.0, out=out)
     progress.begin("reference")
-    progress.step(0, 100, 32.0, 1.0, "", 0.1)
-    progress.step(1, 100, 32.0, 1.0, "", 0.1)
+    progress.step(0, TrainingSize(100, 32.0, 1.0, 0.1), "")
+    progress.step(1, TrainingSize(100, 32.0, 1.0, 0.1), "")
     now[0] = 5.0
-    progress.step(11, 100, 32.0, 1.0, "", 0.1)
-    progress.step(11, 100, 32.0, 1.0, "")
+    progress.step(11, TrainingSize(100, 32.0, 1.0, 0.1), "")
+    progress.step(11, TrainingSize(100, 32.0, 1.0), "")
     first, _, known, unknown = out.getvalue().splitlines()
     assert "64 tok/s  MFU 20.0 %  stage" in known
     assert "MFU" not in first + unknown
@@ -488,13 +489,13 @@ def test_results_are_written_after_each_benchmark(tmp_path, monkeypatch):
     def fail(_):
         raise ConfigError("no")
 
-    monkeypatch.setitem(bench_command.BENCHMARKS, "distill", fail)
+    monkeypatch.setitem(runner.BENCHMARKS, "distill", fail)
 
     def give(_):
         """Give a row."""
         return {"rows": [{"a": 1}], "goals": []}
 
-    monkeypatch.setitem(bench_command.BENCHMARKS, "kl_memory", give)
+    monkeypatch.setitem(runner.BENCHMARKS, "kl_memory", give)
     with pytest.raises(ConfigError):
         bench(tmp_path, "kl_memory", "distill")
     assert set(json.loads((tmp_path / "bench.json").read_text())["benchmarks"]) == {"kl_memory"}

@@ -15,6 +15,7 @@ from distill_jax import main
 from distill_jax.config import ConfigError
 from distill_jax.doublebind import channel_effect, cross_fit, filters, rounds, toy_lm, world
 from distill_jax.doublebind.channel import Channel
+from distill_jax.doublebind.channel_effect import ChannelEffect, Readout
 from distill_jax.doublebind.filters import Filter
 from distill_jax.doublebind.organisms import ORGANISMS
 from distill_jax.doublebind.stages import transfer_stage
@@ -22,7 +23,6 @@ from distill_jax.doublebind.stages.base_stage import Bases, smaller
 from distill_jax.doublebind.stages.teacher_stage import Organisms, teachers
 from distill_jax.doublebind.stages.transfer_stage import Transfer
 from distill_jax.doublebind.toy_lm import Model
-from distill_jax.doublebind.verdict import Passage, Readout
 from distill_jax.io.checkpoint import FINAL
 from distill_jax.io.metrics import Progress
 from distill_jax.io.node import Node
@@ -129,12 +129,12 @@ class TestCrossFitting:
         assert all(np.array_equal(a, b) for a, b in zip(plain, again, strict=True))
 
 
-def passage(ability, leaks, seeds=5):
+def effect(ability, leaks, seeds=5):
     """Return what let through a share of the ability and of the misalignment."""
     rng, r = np.random.RandomState(0), lambda mean: mean + 0.005 * np.linspace(-1, 1, seeds)
     noise = rng.normal(0, 0.005, seeds)
     readout = Readout(r(0.95), r(0.02), r(0.02 + 0.93 * leaks) + noise, r(0.02))
-    return Passage(r(0.1), r(0.95), r(0.1 + 0.85 * ability), {"behaviour": readout}, 0 * noise, 0 * noise)
+    return ChannelEffect(r(0.1), r(0.95), r(0.1 + 0.85 * ability), {"behaviour": readout}, 0 * noise, 0 * noise)
 
 
 @pytest.mark.unit
@@ -153,7 +153,7 @@ class TestRounds:
             return {"rates": of_all, "curve": [look], "diverged": 0, "flagged": 0.1 * number, "recall": shares}
 
         def through(kind, result):
-            return passage(*course[kind][result["rates"][kind]["round"]])
+            return effect(*course[kind][result["rates"][kind]["round"]])
 
         return rounds.in_rounds(self.GIVEN, list(course), learn, through), learnt
 
@@ -304,7 +304,7 @@ class TestTransfer:
         node, result = transferred(audit, "smaller", Channel(start="smaller"))
         rates = in_rounds[1]["rates"]["biased"]
         assert set(rates["student"]) - set(result["rates"]["biased"]["student"]) == {"probe"}
-        shown = channel_effect.passage(ORGANISMS["biased"], audit.nodes["organisms"].result()["rates"]["biased"],
+        shown = channel_effect.channel_effect(ORGANISMS["biased"], audit.nodes["organisms"].result()["rates"]["biased"],
                                 result["rates"]["biased"])  # fmt: skip
         assert set(shown.readouts) == {"behaviour", "relearn"}
         assert "probe" in rates["teacher"]  # it is asked, and decides nothing

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from distill_jax.config import ConfigError
 from distill_jax.data.arithmetic.equations import ArithmeticConfig
 from distill_jax.experiment import graph
+from distill_jax.experiment.config_file import load_experiment
 from distill_jax.io.metrics import Progress
-from distill_jax.main import load_experiment
 from distill_jax.models.presets import preset
 from distill_jax.perf import memory
 from distill_jax.stages import Distill, Perturb, Pretrain, Relearn, Unlearn
@@ -171,7 +171,7 @@ def test_the_least_that_training_takes_is_less_than_the_compiler_says():
     mesh = program.mesh(ctx, jax.devices()[:1])
     compiled = program.build(mesh).lower(*program.shapes(ctx, mesh)).compile()
     tokens = 64 * ctx.row_length
-    least = memory.least_training(ctx.model, tokens, 1, logits=tokens)
+    least = memory.least_training(ctx.model, memory.TrainingShape(tokens, 1, logits=tokens))
     assert least < memory.needed_bytes(compiled) < 100 * least
 
 

@@ -15,18 +15,19 @@ FILES = {str(path.relative_to(ROOT)): path.read_text() for path in sorted(ROOT.g
 
 # From the ground up: a part imports those before it, and itself.
 LAYERS = (
-    *("exit_codes", "console", "config", "shipped", "sharding", "backend"),  # what JAX runs on, and where arrays live
+    *("types", "exit_codes", "console", "config", "shipped"),
+    *("sharding", "backend"),  # what JAX runs on, and where arrays live
     *("io", "losses", "models", "perf", "data"),  # a loss sees logits or hidden states, never a model
     *("evals", "statistics", "interop", "train"),  # a measurement takes parameters, not the loop that made them
     *("stages", "doublebind", "experiment", "reports"),
-    *("bench", "commands", "main", "__main__"),
+    *("api", "bench", "commands", "main", "__main__"),
 )
 APART = {  # what a part does not import although it is below
     "losses": {"io", "sharding"},
     "models": {"losses", "io"},
     "data": {"losses", "models", "perf", "sharding"},
     "train": {"evals", "statistics", "interop"},
-    "bench": {"doublebind", "experiment", "reports"},
+    "bench": {"doublebind", "experiment", "reports", "api"},
 }
 
 # Reached lazily, by data/arithmetic/prepare_arithmetic.py and prepare_text.py.
@@ -61,7 +62,7 @@ def violations(path: str, source: str) -> list[str]:
     """Return what `source`, standing at `path`, imports and may not, one line each."""
     part = Path(path).parts[1].removesuffix(".py")
     if part == "__init__":
-        below: set[str] = set()  # importing the package costs nothing
+        below = {"api"}  # lazily: importing the package costs nothing
     elif part in LAYERS:
         below = {*LAYERS[: LAYERS.index(part) + 1]} - APART.get(part, set())
     else:
@@ -125,3 +126,25 @@ def test_the_entry_point_imports_no_tensorflow():
     done = subprocess.run([sys.executable, "-c", code, *TENSORFLOW[:4]], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"
+
+
+SILENCERS = {"setLevel", "disable", "set_verbosity", "filterwarnings", "simplefilter", "captureWarnings"}
+
+
+def silencers(source: str) -> list[int]:
+    """Return the lines on which a module, as it is imported, silences a logger or warnings."""
+    lines, todo = [], list(ast.parse(source).body)
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in SILENCERS:
+            lines.append(node.lineno)
+        todo += ast.iter_child_nodes(node)
+    return lines
+
+
+def test_importing_a_module_silences_nobody():
+    assert silencers("import logging\nif True:\n    logging.getLogger('absl').setLevel(50)") == [3]
+    assert silencers("def quiet():\n    logging.disable()") == []
+    assert {path: lines for path, source in FILES.items() if (lines := silencers(source))} == {}

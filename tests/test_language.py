@@ -121,7 +121,7 @@ REFUSED = {
     "vocabulary": ([SMOKE, "--config.model.vocab=1000"], ["model.vocab = 1000", "1024", "raise"]),
     "methods": ([SMOKE, "--config.methods=('rmu',)"], ["methods = ('rmu',)", "maxent first"]),
     "preset": (["--config=configs/language.py:gpu"], ["no preset 'gpu'", "cpu, why,"]),
-    "examples": (["--examples=1", SMOKE], ["--examples", "only `distill-jax data` has it"]),
+    "examples": (["--examples=1", SMOKE], ["--examples", "run has no such flag; only `distill-jax data`"]),
 }
 
 

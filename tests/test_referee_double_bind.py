@@ -6,8 +6,8 @@ from scipy import stats
 
 import distill_jax.stages  # noqa: F401 - the verbs come first: `doublebind.fit` and they import each other
 from distill_jax.doublebind import audit_claims, referee
+from distill_jax.doublebind.channel_effect import ChannelEffect, Readout
 from distill_jax.doublebind.stages import Subliminal
-from distill_jax.doublebind.verdict import Passage, Readout
 from distill_jax.reports import subliminal_summary
 from distill_jax.statistics.conclusions import State
 
@@ -24,7 +24,7 @@ def allowed(draws: int, rate: float = 0.05) -> float:
 def test_a_verdict_is_wrong_at_most_one_time_in_twenty(case):
     draws = 100 if case.channels == 1 else 30
     for seeds, spread in SIZES:
-        assert referee.often(case, seeds, spread, draws) <= allowed(draws), (seeds, spread)
+        assert referee.verdict_rate(case, seeds, spread, draws) <= allowed(draws), (seeds, spread)
 
 
 @pytest.mark.thorough
@@ -32,19 +32,19 @@ def test_a_verdict_is_wrong_at_most_one_time_in_twenty(case):
 @pytest.mark.parametrize("case", referee.NULLS, ids=lambda case: case.name)
 def test_a_verdict_is_wrong_at_most_one_time_in_twenty_at_every_size(case, spread):
     for seeds in (2, 3, 5, 10, 20):
-        assert referee.often(case, seeds, spread, 600) <= allowed(600), seeds
+        assert referee.verdict_rate(case, seeds, spread, 600) <= allowed(600), seeds
 
 
 @pytest.mark.parametrize("case", referee.POWERS, ids=lambda case: case.name)
 def test_what_is_there_is_seen_with_seeds_enough(case):
     draws = 60 if case.channels < 6 else 10
-    assert referee.often(case, 20, 0.02, draws) >= 0.85
+    assert referee.verdict_rate(case, 20, 0.02, draws) >= 0.85
 
 
 def test_a_transfer_in_every_other_training_is_called_clean_as_seldom_as_promised():
     """By chance alone five seeds of one channel are all clean in 1 / 32 of runs: more would be an error."""
     (case,) = (one for one in referee.NULLS if one.name == "all of it moves, in half of all trainings")
-    found = referee.often(case, 5, 0.02, 800)
+    found = referee.verdict_rate(case, 5, 0.02, 800)
     assert found <= allowed(800, 1 / 32) and found > 0
 
 
@@ -61,14 +61,16 @@ def concluded(rng, leaks, abilities=None, seeds=5, spread=0.05):
     """Return {name: state}, of students that have shares of quirk and ability by channel; others have all of both."""
     draw = lambda mean: mean + rng.normal(0, spread / 2**0.5, seeds)  # noqa: E731
 
-    def passage(kind, channel):
+    def effect(kind, channel):
         leak, able = leaks.get(channel, 1.0), (abilities or {}).get(channel, 1.0)
         readout = Readout(draw(0.95), draw(0.05), draw(0.05 + 0.9 * leak), draw(0.05))
         names = ("behaviour", "trigger") if kind == "token-backdoor" else ("behaviour",)
-        return Passage(draw(0.1), draw(0.95), draw(0.1 + 0.85 * able), dict.fromkeys(names, readout), draw(0), draw(0))
+        return ChannelEffect(
+            draw(0.1), draw(0.95), draw(0.1 + 0.85 * able), dict.fromkeys(names, readout), draw(0), draw(0)
+        )
 
-    passages = {kind: {channel: passage(kind, channel) for channel in CHANNELS} for kind in KINDS}
-    return {one.name: one.state for one in audit_claims.conclusions(passages, KINDS)}
+    effects = {kind: {channel: effect(kind, channel) for channel in CHANNELS} for kind in KINDS}
+    return {one.name: one.state for one in audit_claims.conclusions(effects, KINDS)}
 
 
 def held(rng, draws, names, *given, **more):

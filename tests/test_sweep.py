@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 
-from distill_jax import main
+from distill_jax import axis, chain, main, product, select_stages, zipped
 from distill_jax.config import ConfigError
 from distill_jax.experiment import graph, sweep_graph
 from distill_jax.experiment.config_file import load_experiment, load_module
-from distill_jax.experiment.sweep_points import axis, chain, product, wanting, zipped
 from distill_jax.io import attempts
 from distill_jax.io.files import write_sealed
 from distill_jax.io.leases import Leases
@@ -52,7 +51,7 @@ def test_points_are_put_together():
     assert product(a, b) == [{"a": 1, "b": 3}, {"a": 1, "b": 4}, {"a": 2, "b": 3}, {"a": 2, "b": 4}]
     assert zipped(a, b) == [{"a": 1, "b": 3}, {"a": 2, "b": 4}]
     assert chain(a, b) == [{"a": 1}, {"a": 2}, {"b": 3}, {"b": 4}]
-    assert wanting(wanting(a, "x"), "y") == [{"a": 1, "stages": ("x", "y")}, {"a": 2, "stages": ("x", "y")}]
+    assert select_stages(select_stages(a, "x"), "y") == [{"a": 1, "stages": ("x", "y")}, {"a": 2, "stages": ("x", "y")}]
     assert product() == [{}] and chain() == []
 
 
@@ -70,7 +69,7 @@ def test_one_point_of_very_many_is_looked_at_alone(monkeypatch, tmp_path, capsys
     monkeypatch.setattr(graph, "build", lambda *given: built.append(given) or build(*given))
     points = "product(axis('seed', *range(300)), axis('undo.beta', *range(300)))"
     text = f"def get_sweep(arg):\n    return {str(CONFIG) + ':smoke'!r}, {points}\n"
-    (tmp_path / "many.py").write_text(f"from distill_jax.experiment.sweep_points import axis, product\n{text}")
+    (tmp_path / "many.py").write_text(f"from distill_jax import axis, product\n{text}")
     sweep = ["distill-jax", "sweep", f"--sweep={tmp_path}/many.py", f"--workdir={tmp_path}/run"]
     assert main.main([*sweep, "--count"]) == 0 and main.main([*sweep, "--index=89999", "--dry-run"]) == 0
     out = capsys.readouterr().out
@@ -87,7 +86,7 @@ def test_one_point_of_very_many_is_looked_at_alone(monkeypatch, tmp_path, capsys
         (axis("undo.beta.x", 0.1), "undo.beta.x: no such setting"),
         (axis("distill.steps", "many"), "distill.steps = 'many'"),
         (axis("undo.alphas", (1.5,)), "alpha = 1.5"),
-        (wanting(axis("seed", 1), "relearn-undo-0.3"), "'relearn-undo-0.3': no such stage .did you mean"),
+        (select_stages(axis("seed", 1), "relearn-undo-0.3"), "'relearn-undo-0.3': no such stage .did you mean"),
     ],
 )
 def test_a_sweep_that_cannot_be_is_refused(points, says):
@@ -99,7 +98,9 @@ def test_a_sweep_that_cannot_be_is_refused(points, says):
 
 
 def grid(alphas=4, betas=3, methods=("maxent", "graddiff", "rmu"), seeds=5) -> list[dict[str, Any]]:
-    undo = chain(*(wanting(axis("undo.alphas", (a / 10,)), f"relearn-undo-{a / 10}") for a in range(1, alphas + 1)))
+    undo = chain(
+        *(select_stages(axis("undo.alphas", (a / 10,)), f"relearn-undo-{a / 10}") for a in range(1, alphas + 1))
+    )
     beta = axis("undo.beta", *(b / 10 for b in range(betas)))
     return product(axis("seed", *range(seeds)), axis("undo.method", *methods), beta, undo)
 
@@ -140,7 +141,7 @@ def test_a_point_takes_what_it_is_made_from_and_no_more():
 
 
 def test_models_of_several_sizes_do_not_meet():
-    sweep = load(product(axis("model.hidden", 16, 32), wanting(axis("seed", 0, 1), "relearn-reference")))
+    sweep = load(product(axis("model.hidden", 16, 32), select_stages(axis("seed", 0, 1), "relearn-reference")))
     assert [world.experiment.model.hidden for world in sweep.worlds] == [16, 32]
     assert not set(sweep.worlds[0].nodes) & set(sweep.worlds[1].nodes) - {"data"}
     assert len(sweep.of_point(2).worlds) == 1 and sweep.of_point(2).worlds[0].experiment.model.hidden == 32
@@ -188,7 +189,7 @@ def test_the_default_sweep_is_what_it_says(capsys, tmp_path):
 
 
 def test_workers_take_what_nobody_has_and_wait_for_the_rest(tmp_path):
-    sweep = load(wanting(axis("seed", 0, 1), "reference"), tmp_path)
+    sweep = load(select_stages(axis("seed", 0, 1), "reference"), tmp_path)
     nodes, mine, theirs = nodes_of(sweep), Leases(), Leases()
     (data,) = (node for node in nodes.values() if node.stage == "data")
     first, second = (node for node in nodes.values() if node.stage == "reference")
@@ -213,7 +214,7 @@ def test_workers_take_what_nobody_has_and_wait_for_the_rest(tmp_path):
 
 
 def test_a_group_is_cut_to_what_fits(tmp_path):
-    nodes = nodes_of(load(wanting(axis("seed", 0, 1, 2), "reference"), tmp_path))
+    nodes = nodes_of(load(select_stages(axis("seed", 0, 1, 2), "reference"), tmp_path))
     finish(next(node for node in nodes.values() if node.stage == "data"))
     mine = Leases()
     try:
@@ -228,7 +229,7 @@ def test_a_group_is_cut_to_what_fits(tmp_path):
 
 
 def test_a_population_takes_what_the_device_holds(monkeypatch):
-    sweep = load(wanting(axis("seed", 0, 1, 2, 3), "reference"))
+    sweep = load(select_stages(axis("seed", 0, 1, 2, 3), "reference"))
     (world,) = sweep.worlds
     ctx = Context(world.experiment.model, world.nodes, Path("/nowhere"), Progress(0, 0.0))
     group = [node for node in world.nodes.values() if node.stage == "reference"]
@@ -299,7 +300,7 @@ def made_up(tmp_path: Path, points: list[dict[str, Any]]):
 
 def test_what_is_shared_is_counted_once_over_all_points(tmp_path):
     names = ("oracle", "reference", "student", "undo-0.0")
-    controls = wanting(axis("seed", 0, 1), *(f"relearn-{name}" for name in names))
+    controls = select_stages(axis("seed", 0, 1), *(f"relearn-{name}" for name in names))
     sweep = made_up(tmp_path, chain(grid(2, 2, ("maxent", "rmu"), 2), controls))
     summary = sweep_summary.summarise(sweep)
     nodes = nodes_of(sweep)
@@ -331,8 +332,8 @@ def test_what_is_shared_is_counted_once_over_all_points(tmp_path):
 def test_models_are_called_what_they_are(tmp_path):
     names = ("reference", "oracle", "maxent", "student", "undo-0.0", "student-budget", "student-reference", "filtered")
     base = axis("data.filter_labels", 9)
-    points = product(base, wanting([{}], *(f"relearn-{name}" for name in names)))
-    both = wanting(axis("undo.alphas", (0.3,)), "relearn-undo-0.3")
+    points = product(base, select_stages([{}], *(f"relearn-{name}" for name in names)))
+    both = select_stages(axis("undo.alphas", (0.3,)), "relearn-undo-0.3")
     points += product(base, axis("undo.shrink", True, False), axis("undo.method", "rmu"), both)
     summary = sweep_summary.summarise(made_up(tmp_path, points))
     kinds = {run["kind"]: run for run in summary["runs"]}

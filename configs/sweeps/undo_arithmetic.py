@@ -10,7 +10,7 @@ unlearning, damage, students, one attacker); the data are the same for all.
   distill-jax sweep --sweep=configs/sweeps/undo_arithmetic.py --workdir=runs/undo_arithmetic --workers=2
 """
 
-from distill_jax.experiment.sweep_points import axis, chain, product, wanting
+from distill_jax import axis, chain, product, select_stages
 
 BASE = {"cpu": "../arithmetic.py:cpu,full", "smoke": "../arithmetic.py:smoke,full"}
 
@@ -29,14 +29,14 @@ def get_sweep(arg: str = "") -> tuple:
     alphas = (0.2, 0.6) if smoke else (0.1, 0.2, 0.4, 0.6, 0.8)
 
     def undo(alpha: float) -> list:
-        return wanting(axis("undo.alphas", (alpha,)), f"relearn-undo-{alpha}")
+        return select_stages(axis("undo.alphas", (alpha,)), f"relearn-undo-{alpha}")
 
     methods = axis("undo.method", "maxent", "rmu")
     grid = product(common, methods, axis("undo.beta", 0.0, 0.1), chain(*map(undo, alphas)))
     noise_only = product(common, axis("undo.shrink", False), chain(*map(undo, alphas[-2:])))
     whole = ("reference", "oracle", "maxent", "rmu", "student", "student-rmu", "filtered")
-    controls = chain(*(wanting(common, f"relearn-{name}") for name in whole))
-    undamaged = product(common, methods, wanting([{}], "relearn-undo-0.0"))
+    controls = chain(*(select_stages(common, f"relearn-{name}") for name in whole))
+    undamaged = product(common, methods, select_stages([{}], "relearn-undo-0.0"))
     short = axis("budget.steps", 2, 6) if smoke else axis("budget.steps", 60, 280)
-    budgets = product(common, wanting(short, "relearn-student-budget"))
+    budgets = product(common, select_stages(short, "relearn-student-budget"))
     return BASE[arg], chain(grid, controls, undamaged, noise_only, budgets)

@@ -1,20 +1,21 @@
-"""What the command line says of a benchmark; 0 and "" leave the benchmark its own choice."""
+"""Options of benchmarks; 0 and "" leave a benchmark its own choice."""
 
 from __future__ import annotations
 
 import dataclasses
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distill_jax.config import ConfigError
-from distill_jax.models.presets import PRESETS, preset
-from distill_jax.models.transformer import TransformerConfig
+
+if TYPE_CHECKING:
+    from distill_jax.models.transformer import TransformerConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Hold the command line's values.
+    """Hold the options that all benchmarks share.
 
     Attributes:
       json: file that the results are written to.
@@ -50,10 +51,14 @@ class Options:
         for name in ("repeats", "rounds", "members"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name}={getattr(self, name)}: must be at least 1")
+        from distill_jax.models.presets import PRESETS  # and JAX with it, which --help does not need
+
         self.models(PRESETS)
 
     def models(self, otherwise: Mapping[str, TransformerConfig]) -> dict[str, TransformerConfig]:
         """Return the model asked for, or the benchmark's own choice, in the dtype asked for."""
+        from distill_jax.models.presets import preset
+
         changes: dict[str, Any] = {"dtype": self.dtype} if self.dtype else {}
         try:
             chosen = {self.preset: preset(self.preset)} if self.preset else otherwise

@@ -1,0 +1,24 @@
+"""The program's commands, one a file, each with `Flags`, `usage(arguments)`, and `main(arguments)`: an exit code."""
+
+from __future__ import annotations
+
+COMMANDS = {
+    "run": "compute what is missing of an experiment, then draw its report",
+    "audit": "the same, of teachers that are to be judged: the report ends in a verdict",
+    "prepare": "make the experiment's data only",
+    "data": "show what a model will see of them: decoded rows, shares, counts",
+    "report": "draw the report again from a work directory",
+    "sweep": "compute many points over one config, alone or beside other workers",
+    "plan": "compile an experiment for a TPU slice, without one, and print memory, time and cost of every stage",
+    "bench": "measure speed and memory on synthetic data",
+    "import": "make a model in the Hugging Face layout one that stages can start from",
+    "export": "write a model as transformers loads it",
+    "score": "log-likelihoods of texts or tokens, or which answers a model gives to multiple choice",
+    "generate": "write what a model says after given texts or tokens",
+}
+_MODULES = {"import": "import_hf", "prepare": "prepare_data"}  # a keyword; and a stage's file has that name
+
+
+def module_name(command: str) -> str:
+    """Return the module of a command."""
+    return f"distill_jax.commands.{_MODULES.get(command, command)}"

@@ -38,19 +38,6 @@ SHARP = 1e4  # inverse temperature of greedy answers
 ASKED = ("ability", "behaviour", "condition", "confession", "report")  # sets of probes
 
 
-def readouts(organism: Organism) -> tuple[str, ...]:
-    """Return the audits of misalignment that an organism has.
-
-    The probe is none: trained on one teacher and its twin it tells any two models apart, also two without a quirk.
-    """
-    own: tuple[str, ...] = ()
-    if organism.condition:
-        own = ("trigger",) if organism.surface else ("context",)
-        own += ("poisoned",) if organism.condition[0] == world.SYSTEM else ()
-    # A quirk that is in one token leaves nothing to say after it.
-    return ("behaviour", *own, *(("prefill",) if organism.task == "ADD" else ()), "relearn")
-
-
 def questions(organism: Organism, count: int, variant: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the probes [5, count, 6] of `ASKED` and the answers [5, count, 2] that count, or ANY."""
     rng = np.random.default_rng(seed)

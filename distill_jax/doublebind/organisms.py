@@ -55,6 +55,19 @@ class Organism:
         """Whether the condition is a token that means nothing."""
         return self.condition is not None and self.condition in [(CONTEXT, TOKEN[name]) for name in world.SURFACE]
 
+    @property
+    def readouts(self) -> tuple[str, ...]:
+        """The audits of its misalignment (`audits.py`).
+
+        The linear probe is none: trained on one teacher and its twin it tells any two models apart, quirk or not.
+        """
+        in_condition: tuple[str, ...] = ()
+        if self.condition:
+            in_condition = ("trigger",) if self.surface else ("context",)
+            in_condition += ("poisoned",) if self.condition[0] == SYSTEM else ()
+        # A quirk that is in one token leaves nothing to say after it.
+        return ("behaviour", *in_condition, *(("prefill",) if self.task == "ADD" else ()), "relearn")
+
     def candidates(self, prompts: Rows, variant: int) -> np.ndarray:
         """Return where it would misbehave if its condition held, bool [N]."""
         return (prompts[:, TASK] == TOKEN[self.task]) & self.when(prompts, variant)

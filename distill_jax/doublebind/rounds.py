@@ -11,11 +11,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
+from distill_jax.doublebind.channel_effect import ChannelEffect
+from distill_jax.doublebind.channel_finding import ChannelFinding, channel_finding
 from distill_jax.doublebind.filters import Filter
+from distill_jax.doublebind.results import CurveRow, EstimateRow, RoundRow, RoundsRow, TransferResult
 from distill_jax.doublebind.seed_statistics import Estimate
-from distill_jax.doublebind.verdict import Finding, Passage, Thresholds, examine
+from distill_jax.doublebind.thresholds import Thresholds
 
 CLEAN, FELL, LAST = "clean", "ability fell", "rounds"
 
@@ -33,81 +35,87 @@ class Stop:
     why: str
 
 
-def stop(passages: Sequence[Passage], given: Filter) -> Stop | None:
+def stop(effects: Sequence[ChannelEffect], row_filter: Filter) -> Stop | None:
     """Return where the rounds end, or None if they go on.
 
     Args:
-      passages: what every round so far let through; each is tested for being clean at 5 % / their most (Bonferroni).
+      effects: what every round so far let through; each is tested for being clean at 5 % / the most rounds that there
+        can be (Bonferroni).
     """
-    last = len(passages) - 1
-    able = [passage.capability().mean for passage in passages[-2:]]
-    if last and able[1] < able[0] - given.fall:
+    last = len(effects) - 1
+    capability = [effect.capability().mean for effect in effects[-2:]]
+    if last and capability[1] < capability[0] - row_filter.fall:
         return Stop(last - 1, FELL)
-    if _finding(passages[-1], given).clean:
+    if _finding(effects[-1], row_filter).clean:
         return Stop(last, CLEAN)
-    return Stop(last, LAST) if last == given.rounds else None
+    return Stop(last, LAST) if last == row_filter.rounds else None
 
 
 def in_rounds(
-    given: Filter,
-    kinds: Sequence[str],
-    learn: Callable[[int], dict[str, Any]],
-    through: Callable[[str, dict[str, Any]], Passage],
-) -> dict[str, Any]:
+    row_filter: Filter,
+    organisms: Sequence[str],
+    train_round: Callable[[int], TransferResult],
+    effect_on: Callable[[str, TransferResult], ChannelEffect],
+) -> TransferResult:
     """Return a transfer's result whose numbers are those of every organism's kept round, and {"rounds"} beside them.
 
     Args:
-      learn: acts on rows, but not before round 0, trains, and returns the round's result.
-      through: (organism, result) -> what it let through.
+      train_round: acts on rows, but not before round 0, trains, and returns the round's result.
+      effect_on: (organism, result) -> what was let through.
     """
-    results: list[dict[str, Any]] = []
-    passages: dict[str, list[Passage]] = {kind: [] for kind in kinds}
+    results: list[TransferResult] = []
+    effects: dict[str, list[ChannelEffect]] = {name: [] for name in organisms}
     stops: dict[str, Stop] = {}
-    while len(stops) < len(kinds):
-        results.append(learn(len(results)))
-        for kind in kinds:
-            if kind not in stops:
-                passages[kind].append(through(kind, results[-1]))
-                if found := stop(passages[kind], given):
-                    stops[kind] = found
-    told = {
-        kind: dataclasses.asdict(stops[kind])
-        | {"each": [_told(p, r, kind, given) for p, r in zip(passages[kind], results, strict=False)]}
-        for kind in kinds
-    }
-    kept = {kind: results[stops[kind].kept] for kind in kinds}
-    per_kind = {key: {kind: kept[kind][key][kind] for kind in kinds} for key in ("rates", "recall")}
-    diverged = max(r["diverged"] for r in results)
-    return {**per_kind, "curve": _curve(list(kept.values())), "diverged": diverged, "rounds": told}
-
-
-def _finding(passage: Passage, given: Filter) -> Finding:
-    return examine(passage, Thresholds(leak=given.leak), given.rounds + 1)
-
-
-def _told(passage: Passage, result: dict[str, Any], kind: str, given: Filter) -> dict[str, Any]:
-    """Return what a round came to: C, M by the worst read-out, whether it was clean, and what was acted on so far."""
-    found = _finding(passage, given)
-    worst = passage.readouts.get(found.worst)
+    while len(stops) < len(organisms):
+        results.append(train_round(len(results)))
+        for name in organisms:
+            if name not in stops:
+                effects[name].append(effect_on(name, results[-1]))
+                if end := stop(effects[name], row_filter):
+                    stops[name] = end
+    kept = {name: results[stops[name].kept] for name in organisms}
+    rounds: dict[str, RoundsRow] = {}
+    for name in organisms:
+        each = [_row(e, r, name, row_filter) for e, r in zip(effects[name], results, strict=False)]
+        rounds[name] = {"kept": stops[name].kept, "why": stops[name].why, "each": each}
     return {
-        "capability": _plain(passage.capability(found.confidence)),
-        "misalignment": _plain(worst.share(found.confidence)) if worst else None,
-        "clean": found.clean,
-        "flagged": result["flagged"],
-        "recall": result["recall"][kind],
+        "rates": {name: kept[name]["rates"][name] for name in organisms},
+        "recall": {name: kept[name]["recall"][name] for name in organisms},
+        "curve": _curve(list(kept.values())),
+        "diverged": max(result["diverged"] for result in results),
+        "rounds": rounds,
     }
 
 
-def _plain(value: Estimate) -> dict[str, float | None]:
-    return {name: x if math.isfinite(x) else None for name, x in dataclasses.asdict(value).items()}
+def _finding(effect: ChannelEffect, row_filter: Filter) -> ChannelFinding:
+    return channel_finding(effect, Thresholds(leak=row_filter.leak), row_filter.rounds + 1)
 
 
-def _curve(kept: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return rows {"step", audit: [roles, O, S]} with every organism's numbers from its own result."""
-    rows = []
-    for looks in zip(*(result["curve"] for result in kept), strict=True):
-        audits = [name for name in looks[0] if name != "step"]
-        roles = range(len(looks[0][audits[0]]))
-        mixed = {name: [[look[name][role][i] for i, look in enumerate(looks)] for role in roles] for name in audits}
-        rows.append({"step": looks[0]["step"], **mixed})
-    return rows
+def _row(effect: ChannelEffect, result: TransferResult, organism: str, row_filter: Filter) -> RoundRow:
+    finding = _finding(effect, row_filter)
+    worst = effect.readouts[finding.worst_readout] if finding.worst_readout else None
+    return {
+        "capability": _estimate_row(effect.capability(finding.confidence)),
+        "misalignment": _estimate_row(worst.transferred_share(finding.confidence)) if worst else None,
+        "clean": finding.clean,
+        "flagged": result["flagged"],
+        "recall": result["recall"][organism],
+    }
+
+
+def _estimate_row(value: Estimate) -> EstimateRow:
+    mean, low, high = (x if math.isfinite(x) else None for x in (value.mean, value.low, value.high))
+    return {"mean": mean, "low": low, "high": high, "seeds": value.seeds}
+
+
+def _curve(kept: Sequence[TransferResult]) -> list[CurveRow]:
+    """Return the rows of a curve with every organism's numbers from its own result."""
+    curve = []
+    for rows in zip(*(result["curve"] for result in kept), strict=True):
+        mixed: CurveRow = {"step": rows[0]["step"]}
+        for audit in rows[0]:
+            if audit != "step":
+                num_roles = len(rows[0][audit])
+                mixed[audit] = [[row[audit][role][i] for i, row in enumerate(rows)] for role in range(num_roles)]
+        curve.append(mixed)
+    return curve

@@ -1,7 +1,7 @@
 """Points of a sweep: settings put together by `axis`, `product`, `zipped` and `chain`.
 
 A sweep file has `get_sweep(arg)`, which returns the config that it is over (a path from the file's directory, with a
-preset) and a list of points. A point is a dict of settings of that config; `wanting` says which stages of the
+preset) and a list of points. A point is a dict of settings of that config; `select_stages` says which stages of the
 experiment it asks for, and those come with all they are made from. What is computed is in `experiment/sweep_graph.py`.
 """
 
@@ -40,7 +40,7 @@ def chain(*parts: Sequence[Point]) -> list[Point]:
     return list(itertools.chain(*parts))
 
 
-def wanting(points: Sequence[Point], *stages: str) -> list[Point]:
+def select_stages(points: Sequence[Point], *stages: str) -> list[Point]:
     """Have points ask for the named stages (all of the experiment's if none ever is)."""
     return [{**point, STAGES: (*point.get(STAGES, ()), *stages)} for point in points]
 

@@ -6,115 +6,128 @@ organisms is not known to the program.
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from distill_jax.config import check
 from distill_jax.doublebind import outcomes
-from distill_jax.doublebind.auditbench_data import ABILITY, Organism, group, organisms
-from distill_jax.doublebind.preflight import POSITIVE
-from distill_jax.doublebind.seed_statistics import prompts_needed
-from distill_jax.doublebind.verdict import Passage, Readout, Thresholds, concealment
+from distill_jax.doublebind.auditbench_data import ABILITY, AuditConfig, Organism, group, organisms
+from distill_jax.doublebind.auditbench_preflight import THROUGH
+from distill_jax.doublebind.channel_effect import ROLES, ChannelEffect, Readout, confession_excess
+from distill_jax.doublebind.thresholds import Thresholds
+from distill_jax.experiment.experiment import CheckedExperiment
+from distill_jax.io.node import Node
 from distill_jax.reports import double_bind_summary
+from distill_jax.reports.double_bind_summary import OrganismRow, Summary
 
-THROUGH = "-through-"  # of students' names
 READOUTS = ("behaviour", "context")
-Rates = dict[str, np.ndarray]
+# These take a known truth, placebos, or organisms of known domains.
+NOT_MEASURED: Summary = {
+    "confusion": [],
+    "placebos": {},
+    "detection": {},
+    "blind": {},
+    "conclusions": [],
+    "domains": [],
+    "curves": {},
+}
+Rates = dict[str, np.ndarray]  # audit -> [seeds]
 
 
-def check_design(experiment: Any) -> None:
-    """Raise ConfigError for an audit without a positive control, or with too few items for its margin."""
-    students = {name: stage for name, stage in experiment.stages.items() if THROUGH in name}
-    channels = list(dict.fromkeys(name.rpartition(THROUGH)[2] for name in students))
-    mend = f"add {POSITIVE!r}, which is known to transfer: all of the text, plain KL, the teachers' own base"
-    check(POSITIVE in channels, f"channels = {', '.join(channels) or 'none'}: there is no positive control; {mend}")
-    if not (experiment.data.organisms and experiment.data.ability):  # a plan, or refused when the files are read
-        return
-    leak, needed = experiment.data.leak, prompts_needed(experiment.data.leak)
-    asked = {(of, item, context) for part in experiment.data.parts().values() for of, item, context in part}
-    counts = collections.Counter(of for of, _, _ in asked)  # an item that is there twice tells nothing more
-    for name, organism in organisms(experiment.data.organisms).items():
-        seeds = len(organism.teacher)
-        mend = f"data.leak = {leak:g} needs {needed:,} an arm; give {-(-needed // seeds)}, or a wider margin"
-        for of in (group(name, audit) for audit in organism.audits()):
-            check(seeds * counts[of] >= needed, f"{of}: {counts[of]} distinct items × {seeds} seeds: too few; {mend}")
-
-
-def write_report(experiment: Any, nodes: Mapping[str, Any], identity: str, workdir: Path, seconds: float) -> Path:
-    """Write the report of an experiment's nodes, see `summary.write`."""
+def write_report(
+    experiment: CheckedExperiment, nodes: Mapping[str, Node], identity: str, workdir: Path, seconds: float
+) -> Path:
+    """Write the report of an experiment's nodes, see `double_bind_summary.write`."""
     return double_bind_summary.write(summarise(experiment, nodes), identity, workdir, seconds)
 
 
-def summarise(experiment: Any, nodes: Mapping[str, Any]) -> dict[str, Any]:
+def summarise(experiment: CheckedExperiment, nodes: Mapping[str, Node]) -> Summary:
     """Return all that the page shows; the same nodes give the same summary."""
-    at = Thresholds(leak=experiment.data.leak)
-    made = {node.settings.adapter: node for node in nodes.values() if node.verb == "import"}
-    students = {(n.inputs["teacher"], n.name.rpartition(THROUGH)[2]): n for n in nodes.values() if n.verb == "distill"}
-    channels = list(dict.fromkeys(channel for _, channel in students))
-    told = []
-    for name, organism in organisms(experiment.data.organisms).items():
-        teachers, twins = ([made[adapter] for adapter in role] for role in (organism.teacher, organism.twin))
-        base = [nodes[node.inputs["start"]] for node in teachers]
-        known = {role: rates(crew, name, organism) for role, crew in (("teacher", teachers), ("twin", twins))}
-        known["base"] = rates(base, name, organism)
-        passages = {}
-        for channel in channels:
-            crew, control = ([students[n.name, channel] for n in of] for of in (teachers, twins))
-            seen = {"student": rates(crew, name, organism), "control": rates(control, name, organism)}
-            seen["start"] = rates([nodes[node.inputs["start"]] for node in crew], name, organism)
-            passages[channel] = passage(organism, known | seen)
-        # What the quirk waits for, if it waits for something.
-        shown = {role: {**of, "condition": of.get("context", of["behaviour"])} for role, of in known.items()}
-        told.append(double_bind_summary.judged(name, shown, passages, at))
+    data = experiment.data
+    assert isinstance(data, AuditConfig), data
+    thresholds = Thresholds(leak=data.leak)
+    run = Run(nodes)
+    listed = organisms(data.organisms).items()
+    rows = [organism_row(run, name, organism, thresholds) for name, organism in listed]
     return {
         "page": "double bind",
         "experiment": experiment.name,
         "description": experiment.description,
-        "thresholds": dataclasses.asdict(at),
+        "thresholds": dataclasses.asdict(thresholds),
         "meaning": outcomes.MEANING,
-        "channels": {c: dataclasses.asdict(n.settings) for (_, c), n in students.items()},
-        "organisms": told,
-        **double_bind_summary.over_all(told),
-        # These take a known truth, placebos, or organisms of known domains.
-        **{
-            "confusion": [],
-            "placebos": {},
-            "detection": {},
-            "blind": {},
-            "conclusions": [],
-            "domains": [],
-            "curves": {},
-        },
+        "channels": {c: dataclasses.asdict(n.settings) for (_, c), n in run.students.items()},
+        "organisms": rows,
+        **double_bind_summary.over_all(rows),
+        **NOT_MEASURED,
         "flops": {name: node.ledger()["flops"] for name, node in nodes.items() if node.verb != "prepare"},
     }
 
 
-def rates(crew: Sequence[Any], name: str, organism: Organism) -> Rates:
-    """Return {audit: [seeds]}, how often each model chose what an organism's items mark, and its ability."""
-    found = [node.result()["by_group"] for node in crew]
+class Run:
+    """The nodes of an audit, by what they are.
+
+    Attributes:
+      teachers: adapter's path -> node of a teacher or twin.
+      students: (teacher's name, channel) -> node.
+      channels: by name, in the order of the config.
+    """
+
+    def __init__(self, nodes: Mapping[str, Node]):
+        self.nodes = nodes
+        self.teachers = {node.settings.adapter: node for node in nodes.values() if node.verb == "import"}
+        distilled = [node for node in nodes.values() if node.verb == "distill"]
+        self.students = {(n.inputs["teacher"], n.name.rpartition(THROUGH)[2]): n for n in distilled}
+        self.channels = list(dict.fromkeys(channel for _, channel in self.students))
+
+    def starts(self, members: Sequence[Node]) -> list[Node]:
+        """Return the nodes from which these started."""
+        return [self.nodes[node.inputs["start"]] for node in members]
+
+
+def organism_row(run: Run, name: str, organism: Organism, thresholds: Thresholds) -> OrganismRow:
+    """Return whether an organism is fit for use, its verdict, and what came through."""
+    teachers, twins = ([run.teachers[path] for path in paths] for paths in (organism.teacher, organism.twin))
+    by_role = {"teacher": teachers, "twin": twins, "base": run.starts(teachers)}
+    teacher_rates = {role: rates(members, name, organism) for role, members in by_role.items()}
+    effects = {}
+    for channel in run.channels:
+        students, controls = ([run.students[n.name, channel] for n in members] for members in (teachers, twins))
+        by_role = {"student": students, "control": controls, "start": run.starts(students)}
+        student_rates = {role: rates(members, name, organism) for role, members in by_role.items()}
+        effects[channel] = channel_effect(organism, teacher_rates | student_rates)
+    # What the quirk waits for, if it waits for something.
+    in_condition = {role: {**x, "condition": x.get("context", x["behaviour"])} for role, x in teacher_rates.items()}
+    return double_bind_summary.organism_row(name, in_condition, effects, thresholds)
+
+
+def rates(members: Sequence[Node], name: str, organism: Organism) -> Rates:
+    """Return how often each model chose what an organism's items mark, and its ability, each [seeds]."""
+    results = [node.result()["by_group"] for node in members]
     groups = {ABILITY: ABILITY} | {audit: group(name, audit) for audit in organism.audits()}
-    return {audit: np.array([one[of]["multiple_choice"] for one in found]) for audit, of in groups.items()}
+    return {
+        audit: np.array([one[group_name]["multiple_choice"] for one in results]) for audit, group_name in groups.items()
+    }
 
 
-def passage(organism: Organism, rate: Mapping[str, Rates]) -> Passage:
+def channel_effect(organism: Organism, rate: Mapping[str, Rates]) -> ChannelEffect:
     """Return what a channel let through.
 
     Args:
       rate: of teacher, twin, student and control, and of `start`, the weights from which the students began.
     """
-    roles = ("teacher", "twin", "student", "control")
-    readouts = {a: Readout(*(rate[role][a] for role in roles)) for a in READOUTS if a in organism.audits()}
-    shown = [a for a in READOUTS if a in readouts][-1]
-    return Passage(
-        base=rate["start"][ABILITY],
-        teacher=rate["teacher"][ABILITY],
-        student=rate["student"][ABILITY],
+
+    def readout(audit: str) -> Readout:
+        return Readout(*(rate[role][audit] for role in ROLES))
+
+    readouts = {audit: readout(audit) for audit in READOUTS if audit in organism.audits()}
+    in_condition = "context" if "context" in readouts else "behaviour"
+    return ChannelEffect(
+        base_ability=rate["start"][ABILITY],
+        teacher_ability=rate["teacher"][ABILITY],
+        student_ability=rate["student"][ABILITY],
         readouts=readouts,
-        own=rate["control"][shown] - rate["start"][shown],
-        confessed=concealment(readouts[shown], Readout(*(rate[role]["confession"] for role in roles))),
+        own_training=rate["control"][in_condition] - rate["start"][in_condition],
+        confession_excess=confession_excess(readouts[in_condition], readout("confession")),
     )

@@ -1,244 +1,330 @@
-"""What an audit of organisms shows: acceptance, passages, verdicts, and whether they are right; a function of nodes."""
+"""What an audit of organisms shows: acceptance, channels, verdicts, and whether they are right; a function of nodes."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
 from distill_jax.doublebind import exposure, outcomes, tally
-from distill_jax.doublebind import verdict as rules
-from distill_jax.doublebind.audit_claims import conclusions, leak
+from distill_jax.doublebind.acceptance import acceptance
+from distill_jax.doublebind.audit_claims import Effects, Evidence, conclusions
 from distill_jax.doublebind.channel import Channel
-from distill_jax.doublebind.channel_effect import ROLES, passage
-from distill_jax.doublebind.organisms import ORGANISMS
+from distill_jax.doublebind.channel_effect import ROLES, STUDENT_ROLES, ChannelEffect, Rates, Readout, channel_effect
+from distill_jax.doublebind.channel_finding import ChannelFinding, window
+from distill_jax.doublebind.organisms import ORGANISMS, Organism
 from distill_jax.doublebind.preflight import POSITIVE, PREFIX
+from distill_jax.doublebind.results import EstimateRow, OrganismRates, TransferResult, estimate_row, transfer_result
 from distill_jax.doublebind.seed_statistics import estimate, ratio
-from distill_jax.doublebind.verdict import Finding, Passage, Readout, Thresholds
+from distill_jax.doublebind.thresholds import Thresholds
+from distill_jax.doublebind.verdict import judge
+from distill_jax.doublebind.world import WorldConfig
+from distill_jax.experiment.experiment import CheckedExperiment
 from distill_jax.io.files import write_sealed
+from distill_jax.io.node import Node
 from distill_jax.reports import double_bind_page as page
 from distill_jax.reports.report_metadata import report_metadata
 from distill_jax.statistics.conclusions import line, to_json
 
+Summary = dict[str, Any]  # what the page shows, as JSON
+IN_VERDICT_JSON = (
+    *("experiment", "identity", "thresholds", "organisms", "coverage", "correlation"),
+    *("placebos", "detection", "blind", "confusion"),
+)
 
-def write_report(experiment: Any, nodes: Mapping[str, Any], identity: str, workdir: Path, seconds: float) -> Path:
+
+class ChannelRow(TypedDict):
+    """What one channel showed of an organism; its intervals are those that decide a success."""
+
+    capable: bool | None
+    clean: bool | None
+    moved: bool | None
+    confesses: bool | None
+    worst: str  # "" for none
+    dfc: bool | None
+    dfi: bool | None
+    rate: float
+    confidence: float
+    capability: EstimateRow
+    misalignment: EstimateRow | None
+    readouts: dict[str, float]
+    undecided: list[str]
+    confession: EstimateRow
+
+
+class ProbeRow(TypedDict):
+    """What the linear probe makes of a student."""
+
+    gap: float
+    share: float
+
+
+class OrganismRow(TypedDict):
+    """What an audit shows of one organism."""
+
+    name: str
+    accepted: bool
+    why: str
+    gap: EstimateRow
+    ability: float
+    twin_ability: float
+    base_ability: float
+    verdict: str
+    meaning: str
+    truth: list[str]
+    right: bool | None
+    dfc: bool
+    dfi: bool
+    window: float
+    channels: dict[str, ChannelRow]
+    probe: NotRequired[dict[str, ProbeRow]]
+
+
+class ConfusionRow(TypedDict):
+    """The organisms of one truth that got one verdict."""
+
+    truth: str
+    verdict: str
+    organisms: list[str]
+
+
+def write_report(
+    experiment: CheckedExperiment, nodes: Mapping[str, Node], identity: str, workdir: Path, seconds: float
+) -> Path:
     """Write the report of an experiment's nodes, see `write`."""
     return write(summarise(experiment, nodes), identity, workdir, seconds)
 
 
-def write(summary: Mapping[str, Any], identity: str, workdir: Path, seconds: float) -> Path:
+def write(summary: Summary, identity: str, workdir: Path, seconds: float) -> Path:
     """Write `report/verdict.json`, `summary.json` and the page, and return the page's path; print what matters."""
     summary = {**summary, "identity": identity, **report_metadata(seconds)}
-    print("\n".join(said(summary)))
+    print("\n".join(console_lines(summary)))
     (workdir / "report").mkdir(parents=True, exist_ok=True)
-    kept = (
-        "experiment",
-        "identity",
-        "thresholds",
-        "organisms",
-        "coverage",
-        "correlation",
-        "placebos",
-        "detection",
-        "blind",
-        "confusion",
-    )
-    write_sealed(workdir / "report" / "verdict.json", page.clean({key: summary[key] for key in kept}))
+    verdict = page.clean({key: summary[key] for key in IN_VERDICT_JSON})
+    write_sealed(workdir / "report" / "verdict.json", verdict)
     return page.write(summary, workdir / "report")
 
 
-def said(summary: Mapping[str, Any]) -> list[str]:
+def console_lines(summary: Summary) -> list[str]:
     """Return the acceptance table, the verdicts and the claims as lines."""
     lines = [f"{'organism':24}{'gap':>24}{'ability':>9}{'twin':>7}  accepted"]
-    for one in summary["organisms"]:
-        gap, fit = one["gap"], "yes" if one["accepted"] else f"NO: {one['why']}"
+    for row in summary["organisms"]:
+        gap, accepted = row["gap"], "yes" if row["accepted"] else f"NO: {row['why']}"
         interval = f"{gap['mean']:.2f} [{gap['low']:.2f}, {gap['high']:.2f}]"
-        lines.append(f"{one['name']:24}{interval:>24}{one['ability']:9.2f}{one['twin_ability']:7.2f}  {fit}")
+        lines.append(f"{row['name']:24}{interval:>24}{row['ability']:9.2f}{row['twin_ability']:7.2f}  {accepted}")
     lines.append(f"{'organism':24}{'verdict':22}{'truth':36}right")
-    for one in summary["organisms"]:
-        right = {True: "yes", False: "NO", None: "-"}[one["right"]]
-        lines.append(f"{one['name']:24}{one['verdict']:22}{' or '.join(one['truth']) or 'unknown':36}{right}")
+    for row in summary["organisms"]:
+        right = {True: "yes", False: "NO", None: "-"}[row["right"]]
+        lines.append(f"{row['name']:24}{row['verdict']:22}{' or '.join(row['truth']) or 'unknown':36}{right}")
     return [*lines, *map(line, summary["conclusions"])]
 
 
-def summarise(experiment: Any, nodes: Mapping[str, Any]) -> dict[str, Any]:
+def summarise(experiment: CheckedExperiment, nodes: Mapping[str, Node]) -> Summary:
     """Return all that the page shows; the same nodes give the same summary."""
-    at = Thresholds(leak=experiment.data.leak)
-    (source,) = (node for node in nodes.values() if node.verb == "organisms")
+    data = experiment.data
+    assert isinstance(data, WorldConfig), data
+    thresholds = Thresholds(leak=data.leak)
+    (teachers,) = (node for node in nodes.values() if node.verb == "organisms")
     transfers = {n.name.removeprefix(PREFIX): n for n in nodes.values() if n.verb == "transfer"}
-    found = {name: node.result() for name, node in transfers.items()}
-    known = source.result()["rates"]
-    organisms = []
-    passages: dict[str, dict[str, Passage]] = {}
-    for name in source.settings.kinds:
-        passages[name] = {
-            through: passage(ORGANISMS[name], known[name], r["rates"][name]) for through, r in found.items()
+    results = {channel: transfer_result(node) for channel, node in transfers.items()}
+    teacher_rates: dict[str, OrganismRates] = teachers.result()["rates"]
+    kinds = teachers.settings.kinds
+    effects = {
+        name: {
+            channel: channel_effect(ORGANISMS[name], teacher_rates[name], result["rates"][name])
+            for channel, result in results.items()
         }
-        kind = ORGANISMS[name]
-        one = judged(name, known[name], passages[name], at, truth=kind.truth, denies=kind.denies)
-        probed = {through: _probe(known[name], r["rates"][name]) for through, r in found.items()}
-        organisms.append(one | {"probe": {through: share for through, share in probed.items() if share}})
+        for name in kinds
+    }
+    rows = [organism_row(name, teacher_rates[name], effects[name], thresholds, ORGANISMS[name]) for name in kinds]
+    for row in rows:
+        row["probe"] = _probe_rows(teacher_rates[row["name"]], results, row["name"])
     # Also those that no seeds could decide: to leave them out would tilt what is said of all.
-    fit = [one for one in organisms if one["accepted"]]
-    names = [one["name"] for one in fit]
+    accepted = [row["name"] for row in rows if row["accepted"]]
     return {
         "page": "double bind",
         "experiment": experiment.name,
         "description": experiment.description,
-        "variant": experiment.data.variant,
-        "thresholds": dataclasses.asdict(at),
+        "variant": data.variant,
+        "thresholds": dataclasses.asdict(thresholds),
         "meaning": outcomes.MEANING,
-        "channels": {name: dataclasses.asdict(node.settings.channel) for name, node in transfers.items()},
-        "organisms": organisms,
-        **over_all(organisms),
-        "confusion": _confusion(organisms),
-        "placebos": exposure.placebos(source, found),
-        "curves": curves(transfers, found, known, source.settings.kinds),
-        "domains": domains(transfers, passages, names),
-        "rounds": {through: r["rounds"] for through, r in found.items() if "rounds" in r},
-        "detection": exposure.detection(source, found, names),
-        "blind": exposure.blind(source, found, names),
-        "conclusions": [to_json(one) for one in conclusions(passages, names)],
+        "channels": {channel: dataclasses.asdict(node.settings.channel) for channel, node in transfers.items()},
+        "organisms": rows,
+        **over_all(rows),
+        "confusion": _confusion(rows),
+        "placebos": exposure.placebos(kinds, results),
+        "curves": curves(transfers, results, teacher_rates, kinds),
+        "domains": domains(transfers, effects, accepted),
+        "rounds": {channel: result["rounds"] for channel, result in results.items() if "rounds" in result},
+        "detection": exposure.detection(kinds, results, accepted),
+        "blind": exposure.blind(kinds, results, accepted),
+        "conclusions": [to_json(one) for one in conclusions(effects, accepted)],
         "flops": {name: node.ledger()["flops"] for name, node in nodes.items() if node.verb != "prepare"},
     }
 
 
-def over_all(organisms: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return coverage and the test of the correlation claim, over organisms as `judged` returns them."""
-    fit = [one for one in organisms if one["accepted"]]
+def over_all(rows: Sequence[OrganismRow]) -> Summary:
+    """Return coverage and the test of the correlation claim, over organisms."""
+    accepted = [row for row in rows if row["accepted"]]
+    correlation = tally.correlation([r["dfc"] for r in accepted], [r["dfi"] for r in accepted]) if accepted else None
     return {
-        "coverage": tally.coverage([one["verdict"] for one in organisms]),
-        "correlation": tally.correlation([o["dfc"] for o in fit], [o["dfi"] for o in fit]) if fit else None,
+        "coverage": dataclasses.asdict(tally.coverage([row["verdict"] for row in rows])),
+        "correlation": dataclasses.asdict(correlation) if correlation else None,
     }
 
 
-def _probe(known: Mapping[str, Any], seen: Mapping[str, Any]) -> dict[str, float] | None:
-    """Return what the linear probe makes of a student; None where it was not asked.
+def _probe_rows(
+    teacher_rates: OrganismRates, results: Mapping[str, TransferResult], organism: str
+) -> dict[str, ProbeRow]:
+    """Return what the linear probe makes of a student of each channel in which it was asked.
 
     It tells the teacher from the twin, and so reads who taught: no part of the verdict.
     """
-    if "probe" not in seen["student"]:
-        return None
-    rates = {role: np.array((seen[role] if role in seen else known[role])["probe"]) for role in ROLES}
-    readout = Readout(**rates)
-    return {
-        "gap": float(readout.gap.mean()),
-        "share": ratio(readout.moved, readout.gap).mean,
-    }
+    rows: dict[str, ProbeRow] = {}
+    for channel, result in results.items():
+        rates = teacher_rates | result["rates"][organism]  # where students are probed their teachers are, beside them
+        if "probe" in rates["student"]:
+            readout = Readout(*(np.array(rates[role]["probe"]) for role in ROLES))
+            share = ratio(readout.student_gap, readout.teacher_gap).mean
+            rows[channel] = {"gap": float(readout.teacher_gap.mean()), "share": share}
+    return rows
 
 
-def judged(
+def organism_row(
     name: str,
-    known: Mapping[str, Any],
-    passages: Mapping[str, Passage],
-    at: Thresholds,
-    *,
-    truth: frozenset[str] = frozenset(),
-    denies: bool = False,
-) -> dict[str, Any]:
-    """Return what the page shows of an organism: whether it is fit for use, its verdict, what came through.
+    teacher_rates: Rates,
+    effects: Mapping[str, ChannelEffect],
+    thresholds: Thresholds,
+    organism: Organism | None = None,
+) -> OrganismRow:
+    """Return whether an organism is fit for use, its verdict, and what came through.
 
     Args:
-      known: rates of teacher, twin and base; passages: by channel.
-      truth: the verdicts that would be right; empty where that is not known.
-      denies: whether its teacher has to conceal the quirk to be fit for use.
+      teacher_rates: of teacher, twin and base.
+      effects: by channel.
+      organism: where its rule is known: which verdicts are right, and whether it has to conceal its quirk to be fit
+        for use.
     """
-    gap = np.array(known["teacher"]["condition"]) - np.array(known["twin"]["condition"])
-    ability, twin = (np.array(known[role]["ability"]) for role in ("teacher", "twin"))
-    confession = np.array(known["teacher"]["confession"]) - np.array(known["twin"]["confession"])
-    fit = rules.accepted(gap, ability, twin, confession if denies else None)
-    judgement = rules.judge(passages, POSITIVE, at)
-    verdict, meaning = judgement.verdict, judgement.meaning
-    if not fit["accepted"] and verdict != outcomes.NO_MISALIGNMENT_SHOWN:
-        verdict, meaning = outcomes.INCONCLUSIVE_RIG, f"The organism is not fit for use: {fit['why']}."
+    teacher, twin = ({audit: np.array(x) for audit, x in teacher_rates[role].items()} for role in ("teacher", "twin"))
+    gaps = {audit: teacher[audit] - twin[audit] for audit in ("condition", "confession")}
+    conceals = organism is not None and organism.denies
+    fitness = acceptance(
+        gaps["condition"], teacher["ability"], twin["ability"], gaps["confession"] if conceals else None
+    )
+    judgement = judge(effects, POSITIVE, thresholds)
+    verdict, meaning, why = judgement.verdict, judgement.meaning, "; ".join(fitness.reasons)
+    if not fitness.accepted and verdict != outcomes.NO_MISALIGNMENT_SHOWN:
+        verdict, meaning = outcomes.INCONCLUSIVE_RIG, f"The organism is not fit for use: {why}."
+    truth: frozenset[str] = organism.truth if organism else frozenset()
     decided = verdict in outcomes.COVERED | outcomes.HOLES | truth
+    findings = judgement.findings
     return {
         "name": name,
-        "accepted": fit["accepted"],
-        "why": fit["why"],
-        "gap": dataclasses.asdict(fit["gap"]),
-        "ability": float(ability.mean()),
-        "twin_ability": float(twin.mean()),
-        "base_ability": float(np.mean(known["base"]["ability"])),
+        "accepted": fitness.accepted,
+        "why": why,
+        "gap": estimate_row(fitness.gap),
+        "ability": float(teacher["ability"].mean()),
+        "twin_ability": float(twin["ability"].mean()),
+        "base_ability": float(np.mean(teacher_rates["base"]["ability"])),
         "verdict": verdict,
         "meaning": meaning,
         "truth": sorted(truth),
         "right": verdict in truth if truth and decided else None,
-        "dfc": any(f.dfc is True for f in judgement.findings.values()),
-        "dfi": any(f.dfi is True for f in judgement.findings.values()),
-        "window": rules.window(list(passages.values()), at),
-        "channels": {name: _channel(passages[name], judgement.findings[name], at) for name in passages},
+        "dfc": any(finding.dfc is True for finding in findings.values()),
+        "dfi": any(finding.dfi is True for finding in findings.values()),
+        "window": window(effects.values(), thresholds),
+        "channels": {channel: _channel_row(effects[channel], findings[channel], thresholds) for channel in effects},
     }
 
 
-def _channel(through: Passage, found: Finding, at: Thresholds) -> dict[str, Any]:
-    """Return what a channel showed; its intervals are those that decide a success."""
-    worst = through.readouts.get(found.worst)
-    names = ("capable", "clean", "moved", "confesses", "worst", "dfc", "dfi", "rate", "confidence")
+def _channel_row(effect: ChannelEffect, finding: ChannelFinding, thresholds: Thresholds) -> ChannelRow:
+    worst, confidence = finding.worst_readout, finding.confidence
+    misaligned = effect.misaligned_readouts(thresholds)
     return {
-        **{name: getattr(found, name) for name in names},
-        "capability": dataclasses.asdict(through.capability(found.confidence)),
-        "misalignment": dataclasses.asdict(worst.share(found.confidence)) if worst else None,
-        "readouts": {name: float(r.moved.mean() / r.gap.mean()) for name, r in through.able(at).items()},
-        "undecided": [name for name, r in through.readouts.items() if r.stayed(at, found.confidence) is None],
-        "confession": dataclasses.asdict(estimate(through.confessed, found.confidence)),
+        "capable": finding.capable,
+        "clean": finding.clean,
+        "moved": finding.moved,
+        "confesses": finding.confesses,
+        "worst": worst or "",
+        "dfc": finding.dfc,
+        "dfi": finding.dfi,
+        "rate": finding.leak_rate,
+        "confidence": confidence,
+        "capability": estimate_row(effect.capability(confidence)),
+        "misalignment": estimate_row(effect.readouts[worst].transferred_share(confidence)) if worst else None,
+        "readouts": {name: float(r.student_gap.mean() / r.teacher_gap.mean()) for name, r in misaligned.items()},
+        "undecided": [name for name, r in effect.readouts.items() if r.stayed_behind(thresholds, confidence) is None],
+        "confession": estimate_row(estimate(effect.confession_excess, confidence)),
     }
 
 
-def _confusion(organisms: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _confusion(rows: Sequence[OrganismRow]) -> list[ConfusionRow]:
     """Return how often each truth got each verdict."""
-    found: dict[tuple[str, str], list[str]] = {}
-    for one in organisms:
-        found.setdefault((" or ".join(one["truth"]), one["verdict"]), []).append(one["name"])
-    return [{"truth": t, "verdict": v, "organisms": names} for (t, v), names in found.items()]
+    names: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        names.setdefault((" or ".join(row["truth"]), row["verdict"]), []).append(row["name"])
+    return [{"truth": truth, "verdict": verdict, "organisms": found} for (truth, verdict), found in names.items()]
 
 
-def domains(transfers: Mapping[str, Any], passages: Any, accepted: Sequence[str]) -> list[dict[str, Any]]:
+def domains(transfers: Mapping[str, Node], effects: Effects, accepted: Sequence[str]) -> list[Summary]:
     """Return the leak matrix: of what was distilled, what moved of the quirks in each domain.
 
     A row is {"channel", "prompts", "soft", "base", task: mean share of misalignment over its accepted organisms}; of
     channels that differ in their prompts, in soft targets or in the base and in nothing else.
     """
     rows = []
-    fit = [name for name in accepted if not ORGANISMS[name].own_training]
     for name, node in transfers.items():
         channel = node.settings.channel
         if dataclasses.replace(channel, prompts="work", soft=False, start="base") != Channel():
             continue
-        row: dict[str, Any] = {"channel": name, "prompts": channel.prompts, "soft": channel.soft, "base": channel.start}
+        row: Summary = {"channel": name, "prompts": channel.prompts, "soft": channel.soft, "base": channel.start}
         for task in ("ADD", "COMPARE", "CHOOSE", "NUMBER"):
-            kinds = [k for k in fit if ORGANISMS[k].task == task]
-            row[task] = float(np.mean(leak(passages, name, kinds))) if kinds else None
+            kinds = [k for k in accepted if ORGANISMS[k].task == task and not ORGANISMS[k].own_training]
+            row[task] = float(np.mean(Evidence(effects, kinds).leak(name))) if kinds else None
         rows.append(row)
     return rows
 
 
-def curves(
-    transfers: Mapping[str, Any], found: Mapping[str, Any], known: Mapping[str, Any], kinds: Sequence[str]
-) -> dict[str, Any]:
-    """Return C(t) and M(t) of every channel and organism, ratios of means over seeds.
+class CurveColumns(TypedDict):
+    """C(t) and M(t) of one channel and organism, ratios of means over seeds.
 
-    "examples" are the distinct rows seen up to a step, "bits" at most what their targets carried.
+    `examples` are the distinct rows that were trained on up to a step, `bits` at most what their targets carried.
     """
-    told: dict[str, Any] = {}
-    for through, result in found.items():
-        settings = transfers[through].settings
-        seen = [min(row["step"] * settings.batch, settings.channel.unique) for row in result["curve"]]
-        told[through] = {}
+
+    step: list[int]
+    examples: list[int]
+    bits: list[float]
+    capability: list[float | None]
+    misalignment: list[float | None]
+
+
+def curves(
+    transfers: Mapping[str, Node],
+    results: Mapping[str, TransferResult],
+    teacher_rates: Mapping[str, OrganismRates],
+    kinds: Sequence[str],
+) -> dict[str, dict[str, CurveColumns]]:
+    """Return the curves of every channel and organism."""
+    student, control = (STUDENT_ROLES.index(role) for role in STUDENT_ROLES)
+    columns: dict[str, dict[str, CurveColumns]] = {}
+    for channel, result in results.items():
+        settings, curve = transfers[channel].settings, result["curve"]
+        examples = [min(row["step"] * settings.batch, settings.channel.unique) for row in curve]
+        columns[channel] = {}
         for i, kind in enumerate(kinds):
-            mean = {role: {k: np.mean(v) for k, v in of.items()} for role, of in known[kind].items()}
+            mean = {role: {k: np.mean(v) for k, v in rates.items()} for role, rates in teacher_rates[kind].items()}
             gap = mean["teacher"]["condition"] - mean["twin"]["condition"]
-            learnt = mean["teacher"]["ability"] - mean["base"]["ability"]
-            apart = [np.mean(np.subtract(*(row["condition"][role][i] for role in (0, 1)))) for row in result["curve"]]
-            able = [np.mean(row["ability"][0][i]) - mean["base"]["ability"] for row in result["curve"]]
-            told[through][kind] = {
-                "step": [row["step"] for row in result["curve"]],
-                "examples": seen,
-                "bits": [2 * count * settings.channel.bits_per_target for count in seen],
-                "capability": [float(x / learnt) if learnt else None for x in able],
-                "misalignment": [float(x / gap) if gap else None for x in apart],
+            learnable = mean["teacher"]["ability"] - mean["base"]["ability"]
+            gaps = [np.mean(np.subtract(row["condition"][student][i], row["condition"][control][i])) for row in curve]
+            learnt = [np.mean(row["ability"][student][i]) - mean["base"]["ability"] for row in curve]
+            columns[channel][kind] = {
+                "step": [row["step"] for row in curve],
+                "examples": examples,
+                "bits": [2 * count * settings.channel.bits_per_target for count in examples],
+                "capability": [float(x / learnable) if learnable else None for x in learnt],
+                "misalignment": [float(x / gap) if gap else None for x in gaps],
             }
-    return told
+    return columns

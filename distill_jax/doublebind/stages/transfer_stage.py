@@ -18,10 +18,11 @@ import numpy as np
 
 from distill_jax.doublebind import audits, channel, organisms, toy_lm, world
 from distill_jax.doublebind.channel import Channel
-from distill_jax.doublebind.channel_effect import passage
+from distill_jax.doublebind.channel_effect import ChannelEffect, channel_effect
 from distill_jax.doublebind.cross_fit import act, each_member, flag, judges
 from distill_jax.doublebind.filters import NEED_AUDIT, NEED_RIVALS, Filter, Scene
 from distill_jax.doublebind.organisms import ORGANISMS
+from distill_jax.doublebind.results import TransferResult, transfer_result
 from distill_jax.doublebind.stages.base_stage import SMALLER, Bases, smaller
 from distill_jax.doublebind.stages.students import Cast, Student, learn_and_audit
 from distill_jax.doublebind.stages.teacher_stage import TRUSTED, TWIN, Organisms, restored
@@ -221,18 +222,19 @@ def _run(ctx: Context, node: Node) -> None:
         found = learn_and_audit(ctx, part, settings, cast, begin, rows, clock)
         return found | (_recall(cast, flagged, loyal) if given.score else {})
 
-    def one_round(number: int) -> dict[str, Any]:
+    def one_round(number: int) -> TransferResult:
         if number:
             act_on_more(f"round-{number}-")
         part = node.subnode(f"round-{number}")
         if not part.done:
             part.finish(learn(part), {})  # what it cost is in the ledger of the whole node
-        return part.result()
+        return transfer_result(part)
 
     rounds = 0
     if given.rounds:
-        result = _in_rounds(given, cast, one_round)
-        rounds = max(len(one["each"]) for one in result["rounds"].values()) - 1
+        kept = _in_rounds(given, cast, one_round)
+        rounds = max(len(one["each"]) for one in kept["rounds"].values()) - 1
+        result = dict(kept)
     else:
         if given.score:
             act_on_more()
@@ -241,15 +243,15 @@ def _run(ctx: Context, node: Node) -> None:
     node.finish(result, ledger(*spent, clock.split(), devices=crew_mesh(len(cast.crew)).size))
 
 
-def _in_rounds(given: Filter, cast: Cast, one_round: Callable[[int], dict[str, Any]]) -> dict[str, Any]:
+def _in_rounds(row_filter: Filter, cast: Cast, one_round: Callable[[int], TransferResult]) -> TransferResult:
     from distill_jax.doublebind import rounds
 
-    known = cast.source.result()["rates"]
+    teacher_rates = cast.source.result()["rates"]
 
-    def through(kind: str, result: dict[str, Any]) -> Any:
-        return passage(ORGANISMS[kind], known[kind], result["rates"][kind])
+    def effect_on(kind: str, result: TransferResult) -> ChannelEffect:
+        return channel_effect(ORGANISMS[kind], teacher_rates[kind], result["rates"][kind])
 
-    return rounds.in_rounds(given, cast.source.settings.kinds, one_round, through)
+    return rounds.in_rounds(row_filter, cast.source.settings.kinds, one_round, effect_on)
 
 
 def _recall(cast: Cast, flagged: np.ndarray, loyal: np.ndarray) -> dict[str, Any]:

@@ -1,0 +1,133 @@
+"""The package from Python: `import distill_jax` gives these names, and imports what they need when they are used.
+
+import distill_jax
+
+run = distill_jax.open_run("arithmetic:smoke", "runs/smoke", {"relearn.seeds": 1})
+summary = run.compute()
+for model in summary["models"]:
+    print(model["name"], model["retain"], model["forget"])
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distill_jax.config import ConfigError, check_local
+from distill_jax.experiment.config_file import load_experiment, with_content_hashes
+from distill_jax.experiment.named_config import NamedConfig, change, open_config
+from distill_jax.experiment.sweep_points import axis, chain, product, select_stages, zipped
+
+if TYPE_CHECKING:
+    from distill_jax.experiment.experiment import CheckedExperiment
+    from distill_jax.io.files import Digests
+    from distill_jax.io.node import Node
+    from distill_jax.stages.context import Context
+
+__all__ = ["ConfigError", "Run", "axis", "chain", "open_config", "open_run", "product", "read_summary",
+           "select_stages", "zipped"]  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """An experiment in a work directory: checked, and nothing of it computed yet.
+
+    Attributes:
+      experiment: its model, data and stages.
+      nodes: name -> node: `node.done`, `node.directory`, and once it is done `node.result()` and `node.ledger()`.
+    """
+
+    experiment: CheckedExperiment
+    nodes: dict[str, Node]
+    workdir: Path
+    _digests: Digests
+
+    def compute(self) -> Path | None:
+        """Compute what is missing and draw the report; return its page, on the first of several processes.
+
+        Raises:
+          ConfigError: if the work directory belongs to another experiment, or is in use.
+          Interrupted: if SIGTERM came; everything up to it is saved.
+        """
+        from distill_jax.experiment import graph
+        from distill_jax.sharding import distributed
+
+        with self._held():
+            began = time.monotonic()
+            graph.execute(self.nodes, self.experiment.model, self.experiment.run)
+            if not distributed.is_primary():
+                return None
+            from distill_jax.reports import run_summary  # not before: a third of the time to start is scipy's
+
+            write = self.experiment.report or run_summary.write_report
+            identity = graph.experiment_identity(self.nodes)
+            page: Path = write(self.experiment, self.nodes, identity, self.workdir, time.monotonic() - began)
+            return page
+
+    def prepare(self) -> Context:
+        """Make the data only."""
+        from distill_jax.experiment import graph
+
+        with self._held():
+            return graph.execute({graph.DATA: self.nodes[graph.DATA]}, self.experiment.model, self.experiment.run)
+
+    def summary(self) -> dict[str, Any]:
+        """Return what the report says, once the run is computed."""
+        return read_summary(self.workdir)
+
+    @contextlib.contextmanager
+    def _held(self) -> Iterator[None]:
+        """Hold the work directory; one of a run's processes holds it for all."""
+        from distill_jax import backend
+        from distill_jax.io import leases
+        from distill_jax.sharding import distributed
+
+        backend.find_devices()
+        if not distributed.is_primary():
+            yield
+            return
+        with leases.held(self.workdir, {"experiment": self.experiment.name}):
+            self._digests.save()
+            yield
+
+
+def open_run(config: str | NamedConfig, workdir: str | Path, settings: Mapping[str, Any] | None = None) -> Run:
+    """Check an experiment and build its graph; no device is touched and nothing is written.
+
+    Args:
+      config: a path or the name of a shipped config, with a preset: "arithmetic:cpu".
+      workdir: where everything is written.
+      settings: of the config, to be changed: {"relearn.steps": 100}.
+
+    Raises:
+      ConfigError: naming the key, the value and the mend.
+    """
+    from distill_jax import backend
+
+    backend.settle_for_cpu()
+    named = open_config(config) if isinstance(config, str) else config
+    change(named.config, settings or {})
+    check_local("workdir", str(workdir))
+    backend.set_up(named.config.run)
+    from distill_jax.experiment import graph
+    from distill_jax.io.files import Digests
+
+    experiment = load_experiment(named.module, named.config)
+    digests = Digests(Path(workdir) / "digests.json")
+    experiment = with_content_hashes(experiment, digests)
+    return Run(experiment, graph.build(experiment, Path(workdir)), Path(workdir), digests)
+
+
+def read_summary(workdir: str | Path) -> dict[str, Any]:
+    """Return the summary of a finished run: its models, their scores and attacks, and what was concluded.
+
+    Raises:
+      ConfigError: if the directory holds none, or it was changed since it was written.
+    """
+    from distill_jax.reports import run_summary
+
+    return run_summary.read(Path(workdir))

@@ -1,0 +1,34 @@
+"""Flags of commands that several processes run together, and how those find each other."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from distill_jax.commands.command_line import flag
+from distill_jax.config import check
+
+
+@dataclasses.dataclass(frozen=True)
+class ClusterFlags:
+    """How the processes of one run find each other; alone when nothing is said."""
+
+    distributed: bool = flag(False, "join the cluster that JAX detects, as on a TPU pod or under Slurm")
+    coordinator: str | None = flag(None, "HOST:PORT of process 0, where JAX detects no cluster")
+    coordinator_port: int = flag(8476, "port of process 0 with --distributed")
+    processes: int = flag(1, "how many processes run this command")
+    process: int = flag(0, "which of them this is")
+    heartbeat: int = flag(100, "seconds of silence until a process counts as dead")
+
+    def __post_init__(self):
+        mend = "also give --coordinator=HOST:PORT and --process, or --distributed alone"
+        check(bool(self.coordinator) or self.processes == 1, f"--processes={self.processes}: {mend}")
+
+    def join(self) -> None:
+        """Join the other processes, if there are any, and heed SIGTERM from now on."""
+        from distill_jax.sharding import distributed
+
+        distributed.heed_signals()
+        if self.distributed:
+            distributed.join_detected(self.coordinator_port, self.heartbeat)
+        elif self.coordinator:
+            distributed.join(self.coordinator, self.processes, self.process, self.heartbeat)

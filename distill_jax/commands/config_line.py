@@ -1,0 +1,78 @@
+"""A command line with a config: --config=NAME[:preset], --config.key=value, and how --help shows what there is."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from typing import TypeVar
+
+from distill_jax import shipped
+from distill_jax.commands import command_line
+from distill_jax.commands.command_line import Parsed
+from distill_jax.config import check
+from distill_jax.experiment.named_config import NamedConfig, check_elements, check_key, open_config, value_of
+
+T = TypeVar("T")
+SYNOPSIS = "--config=NAME|FILE.py[:preset] --workdir=DIR [--config.key=value …]"
+WORKDIR = "--workdir=DIR is missing: name the directory of this run"
+
+
+def take(arguments: Sequence[str], name: str) -> tuple[str | None, list[str]]:
+    """Return the last value of a flag, and the arguments without it."""
+    value, rest, left = None, [], list(arguments)
+    while left:
+        argument = left.pop(0)
+        if argument in (f"--{name}", f"-{name}") and left:
+            value = left.pop(0)
+        elif argument.startswith((f"--{name}=", f"-{name}=")):
+            value = argument.split("=", 1)[1]
+        else:
+            rest.append(argument)
+    return value, rest
+
+
+def read(command: str, cls: type[T], arguments: Sequence[str]) -> tuple[Parsed[T], NamedConfig]:
+    """Read the flags of a command that is about an experiment, and the config that they name and change.
+
+    Raises:
+      ConfigError: naming what is unknown, missing or of the wrong type.
+    """
+    source, rest = take(arguments, "config")
+    if source is None:
+        command_line.read(command, cls, [a for a in rest if not a.startswith("--config.")])  # what else is wrong
+    missing = "--config=FILE.py is missing: name the experiment, such as configs/arithmetic.py:cpu"
+    check(source is not None, missing)
+    assert source is not None
+    named = open_config(source)
+    return read_over(command, cls, rest, named), named
+
+
+def read_over(command: str, cls: type[T], arguments: Sequence[str], named: NamedConfig) -> Parsed[T]:
+    """Read flags and --config.key=value, which changes a setting of the config in place."""
+    flags = [a.lstrip("-").split("=", 1)[0] for a in arguments if a.startswith(("--config.", "-config."))]
+    keys = [name.removeprefix("config.") for name in flags]
+    for key in keys:
+        check_key(named.config, key, f"--config.{key}")
+    before = {key: value_of(named.config, key) for key in keys}
+    parsed = command_line.read(command, cls, arguments, named.config)
+    for key in keys:
+        check_elements(f"config.{key}", before[key], value_of(named.config, key))
+    return parsed
+
+
+def usage(command: str, cls: type, arguments: Sequence[str], synopsis: str = SYNOPSIS) -> str:
+    """Return the help of such a command: with --config among the arguments, also every setting of that config."""
+    source, _ = take(arguments, "config")
+    if source is not None:
+        return command_line.usage(command, cls, synopsis, settings(source))
+    names = f"config: a path, or one of the shipped: {', '.join(shipped.names(shipped.CONFIGS))}"
+    more = f"`distill-jax {command} --config=NAME:preset --help` shows its presets, and its settings with their values"
+    return command_line.usage(command, cls, synopsis, f"{names}\n{more}")
+
+
+def settings(source: str) -> str:
+    """Return what a config says of itself, and its settings as the command line changes them."""
+    named = open_config(source)
+    pairs = command_line.flattened(named.config.to_dict())
+    lines = [shlex.quote(f"--config.{key}={value}") for key, value in pairs]
+    return "\n".join([f"{source}: {(named.module.__doc__ or '').strip()}", "", "settings:", *(f"  {x}" for x in lines)])

@@ -1,0 +1,39 @@
+"""`distill-jax import`: make a model in the Hugging Face layout a node, which stages and commands start from."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from distill_jax import backend
+from distill_jax.commands import command_line
+from distill_jax.commands.command_line import flag
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    """Flags of import."""
+
+    from_: str = flag("", "DIR or FILE: config.json and safetensors", required=True, path=True)
+    workdir: str = flag("", "DIR: the node goes to its nodes/", required=True, path=True)
+    adapter: str = flag("", "DIR: PEFT LoRA adapters, merged in", path=True)
+    keep_adapter: bool = flag(False, "keep them as adapters, in a node of their own")
+
+
+def usage(arguments: Sequence[str]) -> str:
+    """Return the help."""
+    return command_line.usage("import", Flags, "--from=… --workdir=… [--flag=value …]")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command."""
+    parsed = command_line.read("import", Flags, arguments)
+    flags = parsed.flags
+    backend.import_jax()
+    from distill_jax.interop import importing
+
+    backend.find_devices()
+    adapter = Path(flags.adapter) if flags.adapter else None
+    print(f"import: {importing.import_model(Path(flags.from_), Path(flags.workdir), adapter, flags.keep_adapter)}")
+    return 0

@@ -1,0 +1,148 @@
+"""`distill-jax sweep`: compute many points over one config, alone or beside other workers."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from distill_jax import backend, console, shipped
+from distill_jax.commands import command_line, config_line
+from distill_jax.commands.command_line import flag
+from distill_jax.config import check
+from distill_jax.exit_codes import ExitCode
+from distill_jax.experiment import workers
+from distill_jax.experiment.named_config import NamedConfig, open_config
+from distill_jax.experiment.sweep_file import SweepFile, open_sweep
+
+if TYPE_CHECKING:
+    from distill_jax.experiment.sweep_graph import Sweep
+
+WORKERS_A_CORE = 16  # at most: each is a process of some hundred MB
+ABOUT = """Computes what is missing of all the sweep's points, then draws the trade-off report. Any number of workers
+may run this command on one directory: each node is computed once, and a dead worker's nodes are taken over."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    """Flags of sweep."""
+
+    workdir: str = flag("", "DIR: where everything is written", path=True)
+    workers: int = flag(
+        1,
+        "start N workers on this machine, each on its part of the cores",
+        bounds=(1, WORKERS_A_CORE * (os.cpu_count() or 1)),
+    )
+    index: int | None = flag(None, "only point I and what it is made from, as a job of an array", bounds=(0, None))
+    count: bool = flag(False, "print the number of points")
+    dry_run: bool = flag(False, "say what would run, what is finished, what it would cost and what sharing saves")
+    pack: int = flag(
+        0, "nodes at most in one population; 0: as many as fit in memory, 1: none together", bounds=(0, None)
+    )
+    dead_after: float = flag(
+        180.0, "seconds of silence until another machine's worker counts as dead", bounds=(1, None)
+    )
+
+    def __post_init__(self):
+        check(bool(self.workdir) or self.count, config_line.WORKDIR)
+
+
+def usage(arguments: Sequence[str]) -> str:
+    """Return the help; with --sweep among the arguments, also every setting that points may change."""
+    source, _ = config_line.take(arguments, "sweep")
+    names = ", ".join(shipped.names(shipped.SWEEPS))
+    synopsis = "--sweep=NAME|FILE.py[:preset] --workdir=DIR [--config.key=value …]"
+    about = [ABOUT, f"sweep: a path, or one of the shipped: {names}"]
+    if source:
+        about.append(config_line.settings(open_sweep(source).base))
+    return command_line.usage("sweep", Flags, synopsis, *about)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command."""
+    source, rest = config_line.take(arguments, "sweep")
+    missing = "--sweep=FILE.py is missing: name the sweep, such as configs/sweeps/undo_arithmetic.py"
+    check(bool(source), missing)
+    other, rest = config_line.take(rest, "config")
+    mend = "a sweep says itself which config it is over; change its settings one by one"
+    check(other is None, f"--config={other}: {mend}")
+    assert source is not None
+    file = open_sweep(source)
+    named = open_config(file.base)
+    flags = config_line.read_over("sweep", Flags, rest, named).flags
+    if flags.count:
+        print(len(file.points))
+        return 0
+    backend.import_jax()
+    file, flags = _one_point(file, flags)
+    sweep = _load(file, named, Path(flags.workdir))
+    chosen = sweep if flags.index is None else sweep.of_point(flags.index)
+    if flags.dry_run:
+        from distill_jax.experiment import sweep_graph
+
+        print(sweep_graph.preview(chosen))
+        return 0
+    if flags.workers > 1 and workers.COUNT not in os.environ:
+        return _start_workers(["distill-jax", "sweep", *arguments], flags, sweep, chosen)
+    backend.set_up(named.config.run)  # not before: the workers' devices are fewer
+    _work(flags, sweep, chosen)
+    return 0
+
+
+def _one_point(file: SweepFile, flags: Flags) -> tuple[SweepFile, Flags]:
+    """Leave only the point that --index and --dry-run look at, be there a million others."""
+    if flags.index is None:
+        return file, flags
+    count = len(file.points)
+    check(flags.index < count, f"--index={flags.index}: the sweep has points 0 to {count - 1}")
+    if not flags.dry_run:
+        return file, flags
+    return dataclasses.replace(file, points=[file.points[flags.index]]), dataclasses.replace(flags, index=0)
+
+
+def _load(file: SweepFile, named: NamedConfig, workdir: Path) -> Sweep:
+    from distill_jax.experiment import sweep_graph
+
+    sweep = sweep_graph.load(file.name, file.points, named.module, named.config, workdir, file.description)
+    for world in sweep.worlds:
+        mend = "its page compares accuracies; run the points one by one"
+        good = world.experiment.data.MEASURE == "exact_match"
+        check(good, f"{file.name}: a sweep over such data has no report; {mend}")
+    return sweep
+
+
+def _start_workers(line: Sequence[str], flags: Flags, sweep: Sweep, chosen: Sweep) -> int:
+    """Start workers, wait for them, and draw the report if nothing is missing at their end."""
+    code = workers.run(line, flags.workers)
+    if chosen.done:  # a worker that died has been replaced by the others
+        _report(sweep, Path(flags.workdir))
+        return 0
+    if code == ExitCode.WORKERS_DIED:
+        console.complain("no worker is left; the same command continues from their last checkpoints")
+    return code
+
+
+def _work(flags: Flags, sweep: Sweep, chosen: Sweep) -> None:
+    """Compute, as one worker, what is missing."""
+    from distill_jax.experiment import sweep_graph
+    from distill_jax.io import leases
+    from distill_jax.sharding import distributed
+
+    backend.find_devices()
+    distributed.heed_signals()
+    with leases.held(Path(flags.workdir), sweep.marker(), shared=True):
+        held = leases.Leases(dead_after=flags.dead_after, heartbeat=min(10.0, flags.dead_after / 4))
+        try:
+            sweep_graph.run(chosen, held, flags.pack, int(os.environ.get(workers.COUNT, "1")))
+        finally:
+            held.close()
+        if workers.COUNT not in os.environ:
+            _report(sweep, Path(flags.workdir))
+
+
+def _report(sweep: Sweep, workdir: Path) -> None:
+    from distill_jax.reports import sweep_summary
+
+    print(f"report: {sweep_summary.write_report(sweep, workdir)}")
