@@ -14,13 +14,13 @@ from distill_jax.data.text import prepare_text
 from distill_jax.doublebind.auditbench_data import AuditConfig
 
 
-def _asked(config: AuditConfig, words: Any, work: Path) -> dict[str, Any]:
+def _evaluation(config: AuditConfig, words: Any, work: Path) -> dict[str, Any]:
     return {"sets": {}, "evaluation": measured(config.parts(), config.longest, words, work)}
 
 
 def prepare_audit(config: AuditConfig, directory: str) -> dict[str, Any]:
     """Prepare the data into a directory and return its manifest; see `prepare_text`."""
-    return prepare_text.prepare_text(config, directory, _asked)
+    return prepare_text.prepare_text(config, directory, _evaluation)
 
 
 def main(arguments: list[str] | None = None) -> None:
