@@ -22,7 +22,7 @@ from distill_jax.bench.options import Options
 from distill_jax.commands import bench as bench_command
 from distill_jax.config import ConfigError
 from distill_jax.data.records import write_rows
-from distill_jax.io.metrics import Progress
+from distill_jax.io.metrics import Progress, TrainingSize
 from distill_jax.models import transformer
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops, peaks, profile
@@ -373,11 +373,11 @@ def test_progress_shows_the_mfu_only_where_a_peak_is_known(monkeypatch):
     out = io.StringIO()
     progress = Progress(stages=1, flops=1.0, every=0.0, out=out)
     progress.begin("reference")
-    progress.step(0, 100, 32.0, 1.0, "", 0.1)
-    progress.step(1, 100, 32.0, 1.0, "", 0.1)
+    progress.step(0, TrainingSize(100, 32.0, 1.0, 0.1), "")
+    progress.step(1, TrainingSize(100, 32.0, 1.0, 0.1), "")
     now[0] = 5.0
-    progress.step(11, 100, 32.0, 1.0, "", 0.1)
-    progress.step(11, 100, 32.0, 1.0, "")
+    progress.step(11, TrainingSize(100, 32.0, 1.0, 0.1), "")
+    progress.step(11, TrainingSize(100, 32.0, 1.0), "")
     first, _, known, unknown = out.getvalue().splitlines()
     assert "64 tok/s  MFU 20.0 %  stage" in known
     assert "MFU" not in first + unknown

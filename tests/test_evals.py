@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from distill_jax.evals.exact_match import ExactMatch, Prompts, accuracies, greedy, make_evaluator, prompts_by_form
+from distill_jax.evals.exact_match import ExactMatch, Prompts, accuracies, make_evaluator, prompts_by_form
 from distill_jax.evals.measure import all_finite
 from distill_jax.evals.scale import ACCURACY
 from distill_jax.models import transformer
+from distill_jax.models.decoding import PaddedPrompts, greedy
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.sharding.mesh import make_mesh
 from distill_jax.statistics.robustness import attack_table, curves, read_attack
@@ -86,13 +87,14 @@ def naive(seed):
 def test_greedy_equals_a_loop_without_cache(seed):
     expected = naive(seed)
     assert len({tuple(row) for row in expected}) >= 5  # the model does not say the same to everybody
-    decode = jit(functools.partial(greedy, CFG), static_argnums=3)
-    out = decode(weights(seed), padded(prompts()), np.array(LENGTHS), NEW)
+    decode = jit(functools.partial(greedy, CFG), static_argnums=2)
+    lengths = np.array(LENGTHS)
+    out = decode(weights(seed), PaddedPrompts(padded(prompts()), lengths), NEW)
     assert out.tolist() == expected
     if seed == 0:
-        one = decode(weights(seed), padded(prompts()), np.array(LENGTHS), 1)
+        one = decode(weights(seed), PaddedPrompts(padded(prompts()), lengths), 1)
         assert one.tolist() == [row[:1] for row in expected]
-        wide = decode(weights(seed), padded(prompts(), WIDTH + 3), np.array(LENGTHS), NEW)
+        wide = decode(weights(seed), PaddedPrompts(padded(prompts(), WIDTH + 3), lengths), NEW)
         assert wide.tolist() == expected
 
 

@@ -171,7 +171,7 @@ def test_the_least_that_training_takes_is_less_than_the_compiler_says():
     mesh = program.mesh(ctx, jax.devices()[:1])
     compiled = program.build(mesh).lower(*program.shapes(ctx, mesh)).compile()
     tokens = 64 * ctx.row_length
-    least = memory.least_training(ctx.model, tokens, 1, logits=tokens)
+    least = memory.least_training(ctx.model, memory.TrainingShape(tokens, 1, logits=tokens))
     assert least < memory.needed_bytes(compiled) < 100 * least
 
 

@@ -21,7 +21,7 @@ from distill_jax.config import ConfigError
 from distill_jax.io import files, metrics, sealed
 from distill_jax.io.checkpoint import FINAL, Checkpoints, Damaged
 from distill_jax.io.journal import Prefix
-from distill_jax.io.metrics import Metrics, Progress, read_rows, span
+from distill_jax.io.metrics import Metrics, Progress, TrainingSize, read_rows, span
 from distill_jax.models import transformer
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops
@@ -348,12 +348,12 @@ def test_progress_says_stage_step_rate_and_time_left(monkeypatch):
     clock, out = Clock(monkeypatch), io.StringIO()
     progress = Progress(stages=2, flops=2000.0, every=5.0, out=out)
     progress.begin("reference")
-    progress.step(0, 100, 32.0, 1000.0, "loss 3")
+    progress.step(0, TrainingSize(100, 32.0, 1000.0), "loss 3")
     assert out.getvalue() == "[1/2] reference  step 0/100  loss 3  starting  stage ? left, run ? left\n"
     clock.now += 4  # the first step is compiled
     for step in range(1, 21):
         clock.now += 0.5
-        progress.step(step, 100, 32.0, 1000.0, f"loss {step}")
+        progress.step(step, TrainingSize(100, 32.0, 1000.0), f"loss {step}")
     lines = out.getvalue().splitlines()
     assert len(lines) == 3  # at 0 s, 5 s and 10 s
     # 2 steps of 32 tokens a second: 64; at step 12 the other 88 take 44 s; and stage two 50 s, as stage one.
@@ -362,14 +362,14 @@ def test_progress_says_stage_step_rate_and_time_left(monkeypatch):
     progress.finish(1000.0, "retain 0.95")
     assert out.getvalue().splitlines()[3] == "[1/2] reference  retain 0.95  (0:50)"
     progress.begin("oracle")
-    progress.step(0, 100, 32.0, 1000.0, "")
-    progress.step(1, 100, 32.0, 1000.0, "")
+    progress.step(0, TrainingSize(100, 32.0, 1000.0), "")
+    progress.step(1, TrainingSize(100, 32.0, 1000.0), "")
     clock.now += 5
-    progress.step(11, 100, 32.0, 1000.0, "")
+    progress.step(11, TrainingSize(100, 32.0, 1000.0), "")
     # 55 s for 1000 + 100 of 2000 FLOPs: 44.5 s for the 890 that are left.
     assert out.getvalue().splitlines()[5].startswith("[2/2] oracle  step 11/100")
     assert out.getvalue().endswith("run 0:44 left\n")
-    progress.step(100, 100, 32.0, 1000.0, "end")  # the last step is said however soon it comes
+    progress.step(100, TrainingSize(100, 32.0, 1000.0), "end")  # the last step is said however soon it comes
     assert "step 100/100" in out.getvalue().splitlines()[6]
 
 
@@ -379,11 +379,11 @@ def test_time_left_of_a_continued_run(monkeypatch):
     clock, out = Clock(monkeypatch), io.StringIO()
     progress = Progress(stages=1, flops=1000.0, every=5.0, out=out)
     progress.begin("reference")
-    progress.step(50, 100, 32.0, 1000.0, "")
+    progress.step(50, TrainingSize(100, 32.0, 1000.0), "")
     clock.now += 60  # the first step is compiled
-    progress.step(51, 100, 32.0, 1000.0, "")
+    progress.step(51, TrainingSize(100, 32.0, 1000.0), "")
     clock.now += 10
-    progress.step(61, 100, 32.0, 1000.0, "")
+    progress.step(61, TrainingSize(100, 32.0, 1000.0), "")
     assert out.getvalue().endswith("stage 0:39 left, run 0:39 left\n")
 
 

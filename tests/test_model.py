@@ -19,7 +19,7 @@ from parity.record import CASES, RECORDINGS, WINDOW, draw
 
 from distill_jax.models import transformer
 from distill_jax.models.presets import PRESETS, preset
-from distill_jax.models.transformer import TransformerConfig
+from distill_jax.models.transformer import CachedInputs, TransformerConfig
 
 few = settings(deadline=None, max_examples=25)
 # These programs run for microseconds and compile for seconds: LLVM's optimiser is left out, XLA's own passes are not.
@@ -367,7 +367,9 @@ def test_cached_decoding_equals_the_full_pass(change, prefill):
     cache, outs, slot = transformer.empty_cache(cfg, 3, width + new + 3), [], 0
     for count in [prefill] * (width // prefill) + [1] * new:
         now = slice(slot, slot + count)
-        out, cache = decode_step(cfg, params, cache, slot, tokens[:, now], positions[:, now], key_segments)
+        out, cache = decode_step(
+            cfg, params, cache, slot, CachedInputs(tokens[:, now], positions[:, now], key_segments)
+        )
         outs.append(unembed(cfg, params, out))
         slot += count
     ours = np.concatenate(outs, axis=1)

@@ -14,6 +14,7 @@ from distill_jax.bench.options import Options
 from distill_jax.bench.steps import VERBS, Case, Stepper
 from distill_jax.bench.timing import goal, summary, timed
 from distill_jax.models.presets import PRESETS
+from distill_jax.perf.memory import HeadShape
 from distill_jax.perf.memory import kl_memory as memory_of_kl
 
 Result = dict[str, Any]
@@ -27,7 +28,7 @@ MODELS = {"cpu": PRESETS["cpu"], "cpu-mlp-heavy": MLP_HEAVY}  # of `distill`
 def kl_memory(options: Options) -> Result:
     """Temporary memory of the KL and its gradients, a chunk of tokens at a time against all at once."""
     shape: Result = {"batch": options.batch or 4, "length": options.length or 2048, "vocab": options.vocab or 256_000}
-    rows = [{**memory_of_kl(chunk, **shape), **shape} for chunk in (options.chunk or 256, 0)]
+    rows = [{**memory_of_kl(chunk, HeadShape(**shape)), **shape} for chunk in (options.chunk or 256, 0)]
     ratio = rows[0]["temporary"] / rows[1]["temporary"]
     return {"rows": rows, "ratio": ratio, "goals": [goal("chunked / dense", ratio, most=0.1)]}
 

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from distill_jax.data.records import Path, load_evaluation
 from distill_jax.evals.scale import ACCURACY, Scale, finite
 from distill_jax.models import lora
-from distill_jax.models.decoding import NONE, greedy
+from distill_jax.models.decoding import NONE, PaddedPrompts, greedy
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops
 from distill_jax.sharding.mesh import over_members, replicated, tracing
@@ -70,7 +70,7 @@ def make_evaluator(
 
     def correct(params: Any, item: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
         prompts, lengths, answers = item
-        out = greedy(cfg, params, prompts, lengths, answers.shape[1])
+        out = greedy(cfg, params, PaddedPrompts(prompts, lengths), answers.shape[1])
         right = jnp.all((out == answers) | (answers < 0), axis=1)
         undecided = jnp.any((out == NONE) & (answers >= 0), axis=1)
         return jnp.where(undecided, jnp.nan, right.astype(jnp.float32))

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from distill_jax.data.records import Path, load_evaluation
 from distill_jax.evals.scale import CHOICE, Scale, finite
 from distill_jax.models import lora
-from distill_jax.models.likelihood import continuations
+from distill_jax.models.likelihood import Continuations, continuations
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops
 from distill_jax.sharding.mesh import constrain, over_members, replicated, tracing
@@ -155,9 +155,8 @@ def _program(cfg: TransformerConfig, mesh: Mesh, most: int) -> Callable[..., jax
 
     def member(trained: Any, shared: Any) -> jax.Array:
         base, (tokens, lengths, own, last) = shared
-        return continuations(
-            cfg, lora.attach(trained, base), constrain(tokens, "batch", None), lengths, own, last, most
-        )
+        rows = Continuations(constrain(tokens, "batch", None), lengths, own, last)
+        return continuations(cfg, lora.attach(trained, base), rows, most)
 
     def run(params: Any, base: Any, rows: Any) -> jax.Array:
         with tracing(mesh):

@@ -234,7 +234,7 @@ def check_memory(ctx: Context, nodes: Sequence[Node]) -> None:
         tokens = settings.batch // settings.microbatches * ctx.row_length
         width = 2 if settings.weights == "bfloat16" else 4
         sizes = {"rank": settings.lora_rank, "width": width, "logits": min(tokens, ctx.run.loss_chunk or tokens)}
-        least = memory.least_training(ctx.model, tokens, members, **sizes)
+        least = memory.least_training(ctx.model, memory.TrainingShape(tokens, members, **sizes))
         mend = f"lower batch = {settings.batch}, raise microbatches = {settings.microbatches}, or take a smaller model"
         need = f"a step needs at least {least / 2**30:,.1f} GiB, and the devices have {there / 2**30:,.1f} GiB"
         check(least <= there, f"stages.{node.stage}: {need}; {mend}")

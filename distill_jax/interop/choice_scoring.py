@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -19,7 +20,7 @@ from distill_jax.evals.scale import wilson
 from distill_jax.interop import tokenizers
 from distill_jax.interop.model_source import open_model
 from distill_jax.interop.rows import SingleBegin, batches, check_finite, longest, padded_length, write
-from distill_jax.models.likelihood import continuations
+from distill_jax.models.likelihood import Continuations, continuations
 from distill_jax.models.transformer import Params, TransformerConfig
 from distill_jax.sharding.mesh import make_mesh, tracing
 
@@ -98,7 +99,7 @@ def _log_likelihoods(
             lengths[place], own[place] = len(question.tokens), question.own
             tokens[place, : lengths[place]] = question.tokens
             last[place, : len(question.last)] = question.last
-        said = np.asarray(_run(cfg, mesh, most, params, tokens, lengths, own, last))
+        said = np.asarray(_run(cfg, mesh, most, params, Continuations(*map(jnp.asarray, (tokens, lengths, own, last)))))
         for place, question in enumerate(group):
             found, item = said[place, : len(question.last)], items[question.item]
             check_finite(np.isfinite(found), f"item {question.item + 1} ({item.question.strip()[:40]!r})", cfg.dtype)
@@ -107,15 +108,6 @@ def _log_likelihoods(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _run(
-    cfg: TransformerConfig,
-    mesh: Mesh,
-    most: int,
-    params: Params,
-    tokens: jax.Array,
-    lengths: jax.Array,
-    own: jax.Array,
-    last: jax.Array,
-) -> jax.Array:
+def _run(cfg: TransformerConfig, mesh: Mesh, max_own: int, params: Params, rows: Continuations) -> jax.Array:
     with tracing(mesh):
-        return continuations(cfg, params, tokens, lengths, own, last, most)
+        return continuations(cfg, params, rows, max_own)

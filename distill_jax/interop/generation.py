@@ -17,7 +17,7 @@ from distill_jax.interop.directory import read_object
 from distill_jax.interop.model_source import Model, open_model
 from distill_jax.interop.rows import Rows, batches, check_finite, longest, padded_length, write
 from distill_jax.interop.values import IDS, check_values
-from distill_jax.models.decoding import NONE, decode, marked
+from distill_jax.models.decoding import NONE, PaddedPrompts, decode, marked
 from distill_jax.models.transformer import Params, TransformerConfig
 from distill_jax.sharding.mesh import make_mesh, tracing
 
@@ -101,4 +101,4 @@ def _run(
         return marked(logits, jnp.where(temperature > 0, drawn, jnp.argmax(logits, axis=-1)))
 
     with tracing(mesh):
-        return decode(cfg, params, prompts, lengths, new, choose)
+        return decode(cfg, params, PaddedPrompts(prompts, lengths), new, choose)

@@ -15,7 +15,7 @@ from distill_jax.interop.model_source import open_model
 from distill_jax.interop.rows import Rows, batches, check_finite, longest, padded_length, write
 from distill_jax.models import transformer
 from distill_jax.models.decoding import in_parts, part_length
-from distill_jax.models.transformer import Params, TransformerConfig
+from distill_jax.models.transformer import CachedInputs, Params, TransformerConfig
 from distill_jax.sharding.mesh import make_mesh, tracing
 
 LOGITS = 2**26  # that exist at a time: 256 MiB
@@ -86,5 +86,5 @@ def log_likelihoods(cfg: TransformerConfig, params: Params, tokens: jax.Array, s
         return look(hidden[:, :-1], following[:, :-1]).T
     places = jnp.broadcast_to(jnp.arange(width), tokens.shape)
     of_part = lambda hidden, slot: look(hidden, jax.lax.dynamic_slice_in_dim(following, slot, part, axis=1))  # noqa: E731
-    found = in_parts(cfg, params, tokens, places, segments, part, of_part)[1]
+    found = in_parts(cfg, params, CachedInputs(tokens, places, segments), part, of_part)[1]
     return found.reshape(width, rows)[:-1].T

@@ -40,8 +40,8 @@ def home(node: Node) -> Path:
 
 def latest(node: Node) -> Node:
     """Return the node as its newest attempt left it; the node itself if there is none."""
-    found = _attempts(node)
-    return dataclasses.replace(node, directory=found[-1]) if found else node
+    attempts = _attempts(node)
+    return dataclasses.replace(node, directory=attempts[-1]) if attempts else node
 
 
 def begin(node: Node, number: int) -> Node:
@@ -86,8 +86,8 @@ def publish(attempt: Node, node: Node) -> None:
 def leftovers(node: Node, number: int | None = None) -> list[Path]:
     """Return the directories of attempts, begun or complete, up to that of a number."""
     base = home(node)
-    found = os.listdir(base) if base.exists() else []
-    numbers = {name: int(name.removeprefix(".")) for name in found if re.fullmatch(r"\.?\d+", name)}
+    names = os.listdir(base) if base.exists() else []
+    numbers = {name: int(name.removeprefix(".")) for name in names if re.fullmatch(r"\.?\d+", name)}
     return [base / name for name in numbers if number is None or numbers[name] <= number]
 
 
@@ -127,8 +127,8 @@ def _adopt(source: Path, target: Path) -> None:
 
     A record is written after what it vouches for, so of whatever was seen first all the rest is there.
     """
-    for wanted in (_is_seal, _is_record, _is_content):
-        for path in filter(wanted, _files(source)):
+    for kind in (_is_seal, _is_record, _is_content):
+        for path in filter(kind, _files(source)):
             to = target / path.relative_to(source)
             to.parent.mkdir(parents=True, exist_ok=True)
             try:

@@ -6,15 +6,12 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import errno
-import logging
 import os
 import re
 import shutil
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -22,18 +19,14 @@ import orbax.checkpoint as ocp
 from distill_jax.config import ConfigError
 from distill_jax.io.files import digest_once, read_sealed, sync, write_sealed
 from distill_jax.io.journal import Prefix
+from distill_jax.types import ArrayOrShape, PyTree
 
 FINAL = "final"
 CHUNK = 2**26  # bytes of a leaf that are compressed together
-# A failed save is raised once; asyncio would log each of its unfinished writes as well, and Orbax each thread's
-# traceback.
-warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 class Damaged(ConfigError):
-    """Name a checkpoint whose files are not those that were written."""
+    """A checkpoint's files are not those that were written."""
 
 
 class Checkpoints:
@@ -57,14 +50,20 @@ class Checkpoints:
         journal: Path | None = None,
         final: str | None = None,
         owner: Path | None = None,
-    ):
+    ) -> None:
         self.directory, self.keep = directory, keep
         self._journal, self._final, self._owner = journal, final, owner or directory.parent
         self._worker = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: concurrent.futures.Future[None] | None = None
 
     def save(
-        self, tag: int | str, tree: Any, journal: Prefix | None = None, *, background: bool = False, lean: bool = False
+        self,
+        tag: int | str,
+        tree: PyTree,
+        journal: Prefix | None = None,
+        *,
+        background: bool = False,
+        lean: bool = False,
     ) -> None:
         """Write a tree of arrays under a step or a name; older steps beyond `keep` go once it is safe.
 
@@ -87,9 +86,9 @@ class Checkpoints:
             needed = 2 * sum(x.nbytes for x in jax.tree.leaves(tree)) + 2**20
             if shutil.disk_usage(self.directory).free < needed:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
-        most = -(-max(x.nbytes for x in jax.tree.leaves(tree)) // 10**9) if lean else 96
+        concurrent_gb = -(-max(x.nbytes for x in jax.tree.leaves(tree)) // 10**9) if lean else 96
         chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK), tree) if lean else None
-        checkpointer = ocp.StandardCheckpointer(save_concurrent_gb=most)
+        checkpointer = ocp.StandardCheckpointer(save_concurrent_gb=concurrent_gb)
         with _refusals(target, ValueError):
             checkpointer.save(target.absolute(), tree, force=True, save_args=chunks)
         self._pending = self._worker.submit(self._finish, checkpointer, tag, journal)
@@ -113,8 +112,8 @@ class Checkpoints:
             files = sorted(target.rglob("*"))
             for path in (*files, target, self.directory, self.directory.parent):
                 sync(path)  # before the proof says that all of it is there
-            found = {str(f.relative_to(target)): digest_once(f) for f in files if f.is_file()}
-            write_sealed(proof, {"files": found, "journal": dataclasses.asdict(journal) if journal else None})
+            digests = {str(f.relative_to(target)): digest_once(f) for f in files if f.is_file()}
+            write_sealed(proof, {"files": digests, "journal": dataclasses.asdict(journal) if journal else None})
             for step in self.steps()[: -self.keep]:
                 self.remove(step)
 
@@ -124,21 +123,24 @@ class Checkpoints:
 
     def journal(self, tag: int | str) -> Prefix | None:
         """Return how much of the journal belongs to a checkpoint that was restored."""
-        found = read_sealed(self._paths(tag)[1])["journal"]
-        return Prefix(**found) if found else None
+        prefix = read_sealed(self._paths(tag)[1])["journal"]
+        return Prefix(**prefix) if prefix else None
 
-    def shapes(self, tag: int | str) -> Any:
+    def shapes(self, tag: int | str) -> PyTree:
         """Return the tree of a checkpoint as shapes and dtypes, from its description alone.
 
         Raises:
           Damaged: as `restore` does.
         """
         with ocp.StandardCheckpointer() as checkpointer:
-            found = checkpointer.metadata(self._proved(tag).absolute()).item_metadata
-        is_leaf = lambda node: hasattr(node, "shape")  # noqa: E731
-        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), found.tree, is_leaf=is_leaf)
+            metadata = checkpointer.metadata(self._proved(tag).absolute()).item_metadata
 
-    def restore(self, tag: int | str, like: Any) -> Any:
+        def is_leaf(node: object) -> bool:
+            return hasattr(node, "shape")
+
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), metadata.tree, is_leaf=is_leaf)
+
+    def restore(self, tag: int | str, like: PyTree) -> PyTree:
         """Read a checkpoint back into the structure and shapes of `like`, whatever mesh and hosts it was written on.
 
         Args:
@@ -150,10 +152,10 @@ class Checkpoints:
             what it was by then, or if the arrays have other names or shapes than `like`.
         """
         target = self._proved(tag)
-        one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        one_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
-        def abstract(x: Any) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None) or one)
+        def abstract(x: ArrayOrShape) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None) or one_device)
 
         try:
             with ocp.StandardCheckpointer() as checkpointer:
@@ -184,22 +186,22 @@ class Checkpoints:
         """Return the directory of a checkpoint that is what it was when it was saved."""
         target, proof = self._paths(tag)
         try:
-            wrong = self._damage(target, proof)
+            damage = self._damage(target, proof)
         except OSError as error:
-            wrong = f"{error.strerror}"
-        if wrong:
-            raise self._refused(target, wrong)
+            damage = f"{error.strerror}"
+        if damage:
+            raise self._refused(target, damage)
         return target
 
-    def _refused(self, target: Path, wrong: str) -> Damaged:
-        return Damaged(f"{target}: {wrong}; remove {self._owner} and run again to compute it anew")
+    def _refused(self, target: Path, damage: str) -> Damaged:
+        return Damaged(f"{target}: {damage}; remove {self._owner} and run again to compute it anew")
 
     def _damage(self, target: Path, proof: Path) -> str | None:
         if not proof.exists():
             return "no complete checkpoint"
         try:
-            found = read_sealed(proof)
-            files, journal = found["files"], found["journal"]
+            record = read_sealed(proof)
+            files, journal = record["files"], record["journal"]
         except (ValueError, KeyError):
             files = None
         if files is None or (proof.stem == FINAL and self._final not in (None, digest_once(proof))):
@@ -251,10 +253,13 @@ def _number(error: BaseException | None) -> int | None:
     return None
 
 
-def _say_unraisable(problem: Any, say: Callable[[Any], object] = sys.unraisablehook) -> None:
-    """Say what was raised where nobody can catch it, but for TensorStore's threads that come late to a failed save."""
+Hook = Callable[["sys.UnraisableHookArgs"], object]
+
+
+def _print_unraisable(problem: sys.UnraisableHookArgs, hook: Hook = sys.unraisablehook) -> None:
+    """Print what nobody can catch, but for TensorStore's threads that come late to a failed save."""
     if str(problem.exc_value) != "Event loop is closed":
-        say(problem)
+        hook(problem)
 
 
-sys.unraisablehook = _say_unraisable
+sys.unraisablehook = _print_unraisable

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from distill_jax.io.sealed import seal, unseal
+from distill_jax.types import JsonObject
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -35,7 +36,7 @@ def write_atomic(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Let a write that fails say of which file."""
+    """Name the file in the OSError of a write that fails."""
     try:
         yield
     except OSError as error:
@@ -45,7 +46,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def sync(path: Path) -> None:
-    """Put a file's contents, or the names in a directory, on the disk: a rename survives a power cut only then."""
+    """Flush a file's contents, or the names in a directory, to the disk: a rename survives a power cut only then."""
     handle = os.open(path, os.O_RDONLY)
     try:
         with naming(path):
@@ -57,7 +58,7 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
     """Write a value as JSON, atomically; NaN and infinities are refused, as JSON has none."""
     write_atomic(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
@@ -67,12 +68,12 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
+def write_sealed(path: Path, value: Mapping[str, object]) -> None:
     """Write an object as JSON with its own digest, atomically."""
     write_json(path, seal(value))
 
 
-def read_sealed(path: Path) -> dict[str, Any]:
+def read_sealed(path: Path) -> JsonObject:
     """Read what `write_sealed` wrote.
 
     Raises:
@@ -89,15 +90,15 @@ def digest(path: Path) -> str:
 
 
 def vouch(path: Path) -> None:
-    """Write down beside a file what it holds, for a process that goes on after this one."""
+    """Write a file's digest beside it, for a process that goes on after this one."""
     write_sealed(_voucher(path), {"digest": digest(path)})
 
 
 def vouched(path: Path) -> str:
     """Return a file's SHA-256 if the file is there as it was when it was vouched for, or ""."""
     try:
-        found = digest(path)
-        return found if read_sealed(_voucher(path))["digest"] == found else ""
+        present = digest(path)
+        return present if read_sealed(_voucher(path))["digest"] == present else ""
     except (OSError, ValueError, KeyError):
         return ""
 
@@ -137,20 +138,20 @@ class Digests:
 
     def __init__(self, cache: Path | None = None):
         self._cache = cache
-        self._known: dict[str, Any] = {}
+        self._known: JsonObject = {}
         with contextlib.suppress(OSError, ValueError):
             self._known = dict(read_sealed(cache)["files"]) if cache else {}
 
     def of(self, path: str) -> str:
         """Return the SHA-256 of a file's contents."""
         now, key = list(stamp(Path(path))), os.path.abspath(path)
-        *then, found = self._known.get(key, [""])
+        *then, sha256 = self._known.get(key, [""])
         if then != now:
-            found = digest(Path(path))
-            self._known[key] = [*now, found]
-        return found
+            sha256 = digest(Path(path))
+            self._known[key] = [*now, sha256]
+        return str(sha256)
 
     def save(self) -> None:
-        """Write down what was computed, if anything was."""
+        """Write what was computed to the cache, if anything was."""
         if self._cache and self._known:
             write_sealed(self._cache, {"files": self._known})

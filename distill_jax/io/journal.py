@@ -15,7 +15,7 @@ class Prefix:
     sha256: str
 
     def begins(self, path: Path) -> bool:
-        """Whether the file begins with these bytes."""
+        """Return whether the file begins with these bytes."""
         try:
             with open(path, "rb") as file:
                 return hashlib.sha256(file.read(self.bytes)).hexdigest() == self.sha256
@@ -23,5 +23,5 @@ class Prefix:
             return False
 
     def is_all_of(self, path: Path) -> bool:
-        """Whether the file holds these bytes and no others."""
+        """Return whether the file holds these bytes and no others."""
         return self.begins(path) and path.stat().st_size == self.bytes

@@ -20,15 +20,16 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 from distill_jax.config import ConfigError, check
 from distill_jax.exit_codes import ExitCode
 from distill_jax.io.files import read_json, read_sealed, sync, write_json, write_sealed
+from distill_jax.types import JsonObject
 
 
 class Leases:
-    """What one worker holds.
+    """The leases that one worker holds.
 
     Args:
       heartbeat: seconds between two touches.
@@ -37,11 +38,13 @@ class Leases:
       lost: called if another worker took over what this one holds; ends the process when left out.
     """
 
-    def __init__(self, heartbeat: float = 10.0, dead_after: float = 180.0, lost: Callable[[str], None] | None = None):
+    def __init__(
+        self, heartbeat: float = 10.0, dead_after: float = 180.0, lost: Callable[[str], None] | None = None
+    ) -> None:
         self.worker = f"{os.uname().nodename}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self._heartbeat, self._dead_after, self._lost = heartbeat, dead_after, lost or _leave
         self._held: dict[Path, Path] = {}  # directory -> lease
-        self._seen: dict[Path, tuple[int, float]] = {}  # lease -> (its mtime, when it was first seen on our clock)
+        self._changes: dict[Path, tuple[int, float]] = {}  # lease -> (its mtime, since when on our clock)
         self._guard, self._closed = threading.Lock(), threading.Event()
         threading.Thread(target=self._beat, daemon=True).start()
 
@@ -51,16 +54,16 @@ class Leases:
         number = _newest(directory)
         if number >= 0 and self._alive(_lease(directory, number)):
             return False
-        mine = directory / f".lease.{self.worker}"
-        mine.write_text(json.dumps({"worker": self.worker, "heartbeat": self._heartbeat, **_self()}))
+        draft = directory / f".lease.{self.worker}"
+        draft.write_text(json.dumps({"worker": self.worker, "heartbeat": self._heartbeat, **_self()}))
         try:
-            os.link(mine, _lease(directory, number + 1))
+            os.link(draft, _lease(directory, number + 1))
         except FileExistsError:
             # A network file system that asked twice says so of its own first success.
-            if mine.stat().st_nlink == 1:
+            if draft.stat().st_nlink == 1:
                 return False
         finally:
-            mine.unlink()
+            draft.unlink()
         sync(directory)  # or a power cut could have the number given out again
         with self._guard:
             self._held[directory] = _lease(directory, number + 1)
@@ -93,8 +96,8 @@ class Leases:
     def holder(self, directory: Path) -> str:
         """Return the name of the worker whose lease is in force, or ""."""
         number = _newest(directory)
-        found = _read(_lease(directory, number)) if number >= 0 else {}
-        return "" if found.get("released") else str(found.get("worker", ""))
+        record = _read(_lease(directory, number)) if number >= 0 else {}
+        return "" if record.get("released") else str(record.get("worker", ""))
 
     def _taken_over(self, directory: Path) -> bool:
         if _newest(directory) == _number(self._held[directory]):
@@ -104,30 +107,29 @@ class Leases:
         return True
 
     def _alive(self, lease: Path) -> bool:
-        found = _read(lease)
-        if found.get("released"):
+        record = _read(lease)
+        if record.get("released"):
             return False
-        me = _self()
-        if found.get("machine") == me["machine"]:
-            return _started(int(found["pid"])) == found["started"]
+        if record.get("machine") == _self()["machine"]:
+            return _started(int(record["pid"])) == record["started"]
         try:
             changed = lease.stat().st_mtime_ns
         except OSError:
             return True  # look again later
         now = time.monotonic()
-        before, since = self._seen.setdefault(lease, (changed, now))
+        before, since = self._changes.setdefault(lease, (changed, now))
         if before != changed:
-            self._seen[lease] = changed, now
+            self._changes[lease] = changed, now
             return True
-        return now - since < max(self._dead_after, 4 * float(found.get("heartbeat", 0)))
+        return now - since < max(self._dead_after, 4 * float(record.get("heartbeat", 0)))
 
     def _beat(self) -> None:
         while not self._closed.wait(self._heartbeat):
             self.confirm()
 
 
-def _leave(what: str) -> None:
-    print(f"distill-jax: this worker was silent too long: {what}; it leaves", file=sys.stderr, flush=True)
+def _leave(reason: str) -> None:
+    print(f"distill-jax: this worker was silent too long: {reason}; it leaves", file=sys.stderr, flush=True)
     os._exit(ExitCode.LEASE_LOST)
 
 
@@ -142,18 +144,18 @@ def _number(lease: Path) -> int:
 def _newest(directory: Path) -> int:
     if not directory.exists():
         return -1
-    found = [re.fullmatch(r"lease-(\d+)\.json", name) for name in os.listdir(directory)]
-    return max((int(match[1]) for match in found if match), default=-1)
+    matches = [re.fullmatch(r"lease-(\d+)\.json", name) for name in os.listdir(directory)]
+    return max((int(match[1]) for match in matches if match), default=-1)
 
 
-def _read(lease: Path) -> dict[str, Any]:
+def _read(lease: Path) -> JsonObject:
     try:
         return dict(read_json(lease))
     except (OSError, ValueError):
         return {}
 
 
-def _self() -> dict[str, Any]:
+def _self() -> JsonObject:
     """Return what says on its own machine whether a process still lives: a pid alone may be used again."""
     # Containers of one machine have process numbers of their own.
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -174,7 +176,7 @@ def _started(pid: int) -> int | None:
 
 
 @contextlib.contextmanager
-def held(workdir: Path, marker: Mapping[str, Any], *, shared: bool = False) -> Iterator[None]:
+def held(workdir: Path, marker: Mapping[str, object], *, shared: bool = False) -> Iterator[None]:
     """Hold a work directory: for one process alone, or with others of the same marker.
 
     Args:
@@ -195,22 +197,25 @@ def held(workdir: Path, marker: Mapping[str, Any], *, shared: bool = False) -> I
             alone = _flocked(lock, fcntl.LOCK_EX)
             in_use = f"{where} is in use by another run; wait for it or stop it"
             check(alone or (shared and _flocked(lock, fcntl.LOCK_SH)), in_use)
-            theirs = _marker(workdir)
+            present = _marker(workdir)
             if alone:
-                _check_owner(workdir, theirs, marker)
-                if theirs != marker:
+                _check_owner(workdir, present, marker)
+                if present != marker:
                     write_sealed(workdir / "experiment.json", marker)
                 if shared:
                     fcntl.flock(lock, fcntl.LOCK_SH)
             else:
-                for key in {**marker, **(theirs or {})}:
-                    mine, other = marker.get(key), (theirs or {}).get(key)
-                    mend = "stop them first, or run what they run"
-                    check(mine == other, f"{where}: the workers there have {key} {other!r}, this one {mine!r}; {mend}")
+                running = present or {}
+                for key in {**marker, **running}:
+                    there, here = running.get(key), marker.get(key)
+                    fix_hint = "stop them first, or run what they run"
+                    check(
+                        there == here, f"{where}: the workers there have {key} {there!r}, this one {here!r}; {fix_hint}"
+                    )
         yield
 
 
-def _flocked(lock: Any, how: int) -> bool:
+def _flocked(lock: IO[str], how: int) -> bool:
     try:
         fcntl.flock(lock, how | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):  # somebody has it; any other error is none of theirs
@@ -218,24 +223,24 @@ def _flocked(lock: Any, how: int) -> bool:
     return True
 
 
-def _marker(workdir: Path) -> dict[str, Any] | None:
+def _marker(workdir: Path) -> JsonObject | None:
     path = workdir / "experiment.json"
     if not path.exists():
         return None
     try:
-        found = read_sealed(path)
-        found["experiment"]
+        marker = read_sealed(path)
+        marker["experiment"]
     except (ValueError, KeyError, TypeError) as error:
-        mend = "remove it to claim the directory anew"
-        raise ConfigError(f"{path} is damaged, or an earlier version's; {mend}") from error
-    return found
+        fix_hint = "remove it to claim the directory anew"
+        raise ConfigError(f"{path} is damaged, or an earlier version's; {fix_hint}") from error
+    return marker
 
 
-def _check_owner(workdir: Path, theirs: Mapping[str, Any] | None, marker: Mapping[str, Any]) -> None:
-    if theirs is None:
+def _check_owner(workdir: Path, present: JsonObject | None, marker: Mapping[str, object]) -> None:
+    if present is None:
         ours = ("nodes", "attempts", "report", "digests.json")  # by what nodes are of, a claim anew mixes nothing up
         foreign = [p.name for p in workdir.iterdir() if p.name not in ours and not p.name.startswith(".")]
         check(not foreign, f"--workdir={workdir} holds other files ({foreign[:1]}); choose a new directory")
         return
-    mine, other = marker["experiment"], theirs["experiment"]
-    check(mine == other, f"--workdir={workdir} belongs to experiment {other!r}, this is {mine!r}; give it its own")
+    asked, owner = marker["experiment"], present["experiment"]
+    check(asked == owner, f"--workdir={workdir} belongs to experiment {owner!r}, this is {asked!r}; give it its own")

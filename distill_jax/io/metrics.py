@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -10,7 +11,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TextIO
 
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
@@ -19,9 +20,10 @@ from tensorboardX.summary import scalar
 from distill_jax.config import ConfigError, check
 from distill_jax.io.files import naming
 from distill_jax.io.journal import Prefix
+from distill_jax.types import JsonObject
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
+def read_rows(path: Path) -> list[JsonObject]:
     """Return the rows of a metrics file.
 
     Raises:
@@ -30,8 +32,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     try:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except ValueError as error:
-        mend = f"remove {path.parent} and run again to compute it anew"
-        raise ConfigError(f"{path} is damaged ({error}); {mend}") from error
+        fix_hint = f"remove {path.parent} and run again to compute it anew"
+        raise ConfigError(f"{path} is damaged ({error}); {fix_hint}") from error
 
 
 class Metrics:
@@ -42,7 +44,7 @@ class Metrics:
       kept: what `metrics.jsonl` held at that step, which is kept; what was written after it goes.
     """
 
-    def __init__(self, directory: Path, start: int = 0, kept: Prefix | None = None):
+    def __init__(self, directory: Path, start: int = 0, kept: Prefix | None = None) -> None:
         if start and kept is None:
             raise ValueError(f"{directory}: a checkpoint of step {start} knows no rows")
         self.path = directory / "metrics.jsonl"
@@ -80,14 +82,14 @@ class Metrics:
         self._board.flush()
 
     def sync(self) -> Prefix:
-        """Put everything written so far on the disk, and return what a checkpoint of this moment must know of it."""
+        """Flush everything written so far to the disk; return what a checkpoint of this moment must know of it."""
         self.flush()
         with naming(self.path):
             os.fsync(self._file.fileno())
         return Prefix(self._file.tell(), self._hash.hexdigest())
 
     def close(self) -> None:
-        """Put everything on the disk and close.
+        """Flush everything to the disk and close.
 
         Raises:
           ConfigError: if the file is not what was written to it.
@@ -97,8 +99,8 @@ class Metrics:
         finally:
             self._file.close()
             self._board.close()
-        mend = f"remove {self.path.parent} and run again to compute it anew"
-        check(written.is_all_of(self.path), f"{self.path}: something else wrote to it during the run; {mend}")
+        fix_hint = f"remove {self.path.parent} and run again to compute it anew"
+        check(written.is_all_of(self.path), f"{self.path}: something else wrote to it during the run; {fix_hint}")
 
 
 def span(seconds: float) -> str:
@@ -108,13 +110,30 @@ def span(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
 
 
+@dataclasses.dataclass(frozen=True)
+class TrainingSize:
+    """How long a training is and what a step of it takes.
+
+    Attributes:
+      steps: of the whole stage.
+      tokens_per_step: rows × length.
+      flops: of the whole stage, as planned.
+      ideal: seconds of a step at the devices' peak FLOP/s, for the MFU; None where no peak is known.
+    """
+
+    steps: int
+    tokens_per_step: float
+    flops: float
+    ideal: float | None = None
+
+
 class Progress:
-    """Say where the run is: stage of how many, step, loss, tokens a second, MFU, time left for stage and run.
+    """Print where the run is: stage of how many, step, loss, tokens a second, MFU, time left for stage and run.
 
     The run's time left is its remaining FLOPs over the rate reached so far.
     """
 
-    def __init__(self, stages: int, flops: float, every: float = 5.0, out: Any = None):
+    def __init__(self, stages: int, flops: float, every: float = 5.0, out: TextIO | None = None) -> None:
         self.stages, self.every, self.out = stages, every, out or sys.stdout
         self.stage, self.name, self._training = 0, "", ""
         self.workers = 1  # that share what is left
@@ -137,32 +156,25 @@ class Progress:
         """Start one of the stage's trainings, whose steps count from their own beginning."""
         self._training, self._calls, self._last = name, 0, -math.inf
 
-    def step(
-        self, step: int, steps: int, tokens_per_step: float, flops: float, text: str, ideal: float | None = None
-    ) -> None:
-        """Report a step, at most once in `every` seconds.
-
-        Args:
-          flops: of the whole stage, as planned.
-          ideal: seconds of a step at the devices' peak FLOP/s, for the MFU; None where no peak is known.
-        """
+    def step(self, step: int, size: TrainingSize, text: str) -> None:
+        """Report a step, at most once in `every` seconds."""
         now = time.monotonic()
         if self._calls < 2:
             self._first = (now, step)  # the first step's time is mostly compilation
         self._calls += 1
-        if now - self._last < self.every and step < steps:
+        if now - self._last < self.every and step < size.steps:
             return
         self._last = now
         elapsed, done = now - self._first[0], step - self._first[1]
         rate = done / elapsed if done and elapsed else 0.0
-        left = span((steps - step) / rate) if rate else "?"
-        one = flops / max(steps, 1)  # steps of an earlier process are done, but not in this one's time
-        mfu = f"MFU {100 * rate * ideal:.1f} %  " if ideal and rate else ""
-        whole = self._run_left(elapsed, self.flops_left - one * step, one * done)
-        speed = f"{rate * tokens_per_step:,.0f} tok/s" if rate else "starting"
+        left = span((size.steps - step) / rate) if rate else "?"
+        step_flops = size.flops / max(size.steps, 1)  # steps of an earlier process are done, but not in this one's time
+        mfu = f"MFU {100 * rate * size.ideal:.1f} %  " if size.ideal and rate else ""
+        run_left = self._run_left(elapsed, self.flops_left - step_flops * step, step_flops * done)
+        speed = f"{rate * size.tokens_per_step:,.0f} tok/s" if rate else "starting"
         self.say(
-            f"[{self.stage}/{self.stages}] {self._training}  step {step}/{steps}  {text}  "
-            f"{speed}  {mfu}stage {left} left, run {whole} left"
+            f"[{self.stage}/{self.stages}] {self._training}  step {step}/{size.steps}  {text}  "
+            f"{speed}  {mfu}stage {left} left, run {run_left} left"
         )
 
     def finish(self, flops: float, text: str) -> None:

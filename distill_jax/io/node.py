@@ -28,17 +28,18 @@ from distill_jax.io.files import (
 )
 from distill_jax.io.metrics import Metrics, read_rows
 from distill_jax.sharding.distributed import is_primary
+from distill_jax.types import JsonObject
 
 DONE = "DONE"
 FORMAT = 2  # of DONE; 1 sealed only the metrics
 RESULT, LEDGER, METRICS, CONFIG = "result.json", "ledger.json", "metrics.jsonl", "config.json"
 PROOF, ROWS, STATES, TOKENIZER = "checkpoints/final.json", "rows/manifest.json", "states/states.json", "tokenizer"
 SEALED = (CONFIG, METRICS, LEDGER, RESULT, PROOF, ROWS, STATES, f"{TOKENIZER}/*")  # each if there is one
-MEND = "and run again to compute it anew"
+FIX_HINT = "and run again to compute it anew"
 
 
 @functools.cache
-def _sealed_in(done: Path, _: Stamp) -> Mapping[str, Any]:
+def _sealed_in(done: Path, _: Stamp) -> JsonObject:
     return read_sealed(done)
 
 
@@ -68,13 +69,13 @@ class Node:
     peers: int = 1
     stage: str = ""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.stage:
             object.__setattr__(self, "stage", self.name)
 
     @property
     def done(self) -> bool:
-        """Whether the node is complete.
+        """Return whether the node is complete.
 
         Raises:
           ConfigError: if its DONE is another's, damaged, or of an earlier version.
@@ -99,7 +100,7 @@ class Node:
         directory.mkdir(parents=True, exist_ok=True)
         return dataclasses.replace(self, name=f"{self.name} {name}", directory=directory)
 
-    def finish(self, result: dict[str, Any], ledger: dict[str, Any]) -> None:
+    def finish(self, result: Mapping[str, object], ledger: Mapping[str, object]) -> None:
         """Write the result and the ledger, then DONE, then drop the training states, which nobody needs now."""
         if not is_primary():
             return
@@ -117,18 +118,18 @@ class Node:
         self.checkpoints.keep_only(FINAL)
         for left in self.directory.glob(".*.tmp"):
             left.unlink(missing_ok=True)
-        for part in self.directory.glob(f"*/{DONE}"):
-            self.subnode(part.parent.name).tidy()
+        for done in self.directory.glob(f"*/{DONE}"):
+            self.subnode(done.parent.name).tidy()
 
-    def result(self) -> dict[str, Any]:
+    def result(self) -> JsonObject:
         """Read the result of a finished node."""
         return self._read(RESULT)
 
-    def ledger(self) -> dict[str, Any]:
+    def ledger(self) -> JsonObject:
         """Read the ledger of a finished node."""
         return self._read(LEDGER)
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[JsonObject]:
         """Read the metrics of a finished node, every row of them."""
         return read_rows(self.sealed(METRICS))
 
@@ -150,16 +151,16 @@ class Node:
         """Return the paths of a finished node's files whose names begin so; as `sealed`, each is what it was."""
         return [self.sealed(name) for name in self._seal() or {} if name.startswith(folder)]
 
-    def _read(self, name: str) -> dict[str, Any]:
+    def _read(self, name: str) -> JsonObject:
         return read_json(self.sealed(name))
 
     def _seal(self) -> Mapping[str, str] | None:
         """Return the digests of the files of a finished node; None if it is not finished."""
         path = self.directory / DONE
         try:
-            found = _sealed_in(path, stamp(path))
-            files: Mapping[str, str] = found["files"]
-            intact = (found["format"], found["identity"]) == (FORMAT, self.identity) and {RESULT, LEDGER} <= set(files)
+            seal = _sealed_in(path, stamp(path))
+            files: Mapping[str, str] = seal["files"]
+            intact = (seal["format"], seal["identity"]) == (FORMAT, self.identity) and {RESULT, LEDGER} <= set(files)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError, KeyError) as error:
@@ -176,7 +177,7 @@ class Node:
 
     def _damaged(self, path: Path) -> ConfigError:
         why = "is damaged, another node's or of an earlier version" if path.name == DONE else "is missing or damaged"
-        return ConfigError(f"{path} {why}; remove {self._owner} {MEND}")
+        return ConfigError(f"{path} {why}; remove {self._owner} {FIX_HINT}")
 
 
 def finished(directory: Path) -> Node:
@@ -188,11 +189,11 @@ def finished(directory: Path) -> Node:
     done = directory / DONE
     check(done.is_file(), f"{directory}: not finished, there is no {DONE}; run the command that makes it to its end")
     try:
-        known = str(_sealed_in(done, stamp(done))["identity"])
+        identity = str(_sealed_in(done, stamp(done))["identity"])
     except (OSError, ValueError, KeyError):
-        known = ""
+        identity = ""
     if named := re.fullmatch(r".*-([0-9a-f]{12})", directory.resolve().name):
-        known = named[1]
-    node = Node(directory.name, "", None, {}, known, directory)
+        identity = named[1]
+    node = Node(directory.name, "", None, {}, identity, directory)
     check(node.done, f"{directory}: removed while it was read")
     return node

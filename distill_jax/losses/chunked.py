@@ -28,12 +28,12 @@ def over_tokens(loss: Callable[..., Sum], chunk: int, *arrays: jax.Array) -> Sum
     extra = -length % width
 
     def cut(a: jax.Array) -> jax.Array:  # [B, T, ...] -> [T / t, B, t, ...]
-        whole = jnp.pad(a, [(0, 0), (0, extra)] + [(0, 0)] * (a.ndim - 2))
-        return jnp.moveaxis(whole.reshape(rows, -1, width, *a.shape[2:]), 1, 0)
+        padded = jnp.pad(a, [(0, 0), (0, extra)] + [(0, 0)] * (a.ndim - 2))
+        return jnp.moveaxis(padded.reshape(rows, -1, width, *a.shape[2:]), 1, 0)
 
     @jax.checkpoint
-    def add(total: Sum, piece: tuple[jax.Array, ...]) -> tuple[Sum, None]:
-        part = loss(*piece)
-        return (total[0] + part[0], total[1] + part[1]), None
+    def add(total: Sum, slices: tuple[jax.Array, ...]) -> tuple[Sum, None]:
+        of_chunk = loss(*slices)
+        return (total[0] + of_chunk[0], total[1] + of_chunk[1]), None
 
     return jax.lax.scan(add, (jnp.zeros(()), jnp.zeros(())), tuple(cut(a) for a in arrays))[0]

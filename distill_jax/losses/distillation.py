@@ -15,7 +15,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from distill_jax.config import nearest
+from distill_jax.config import check, nearest
 from distill_jax.losses.cross_entropy import Sum
 
 # Stands for log 0: -inf would make 0 · log 0 NaN.
@@ -84,7 +84,7 @@ def likeliest(log_q: jax.Array, k: int) -> jax.Array:
     # Log-probabilities are never positive, and floats of one sign are ordered as their bits are.
     bits = jax.lax.bitcast_convert_type(jnp.abs(jax.lax.stop_gradient(log_q)), jnp.int32)
 
-    def narrow(i, state):
+    def narrow(i: jax.Array, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         bound, _ = state
         lower = bound - jnp.left_shift(1, 30 - i)  # clears a bit; those below it are still ones
         bound = jnp.where(jnp.sum(bits <= lower[..., None], axis=-1) >= k, lower, bound)
@@ -109,7 +109,7 @@ DIVERGENCES: dict[str, Callable[..., jax.Array]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Divergence:
-    """Choose a divergence; call it as a loss of logits.
+    """A divergence and its settings, called as a loss of logits.
 
     Attributes:
       name: a key of `DIVERGENCES`.
@@ -121,7 +121,7 @@ class Divergence:
       top_k: tokens that "top_k_kl" tells apart.
 
     Raises:
-      ValueError: for a value out of range, and for one that the chosen divergence would not read, which could
+      ConfigError: for a value out of range, and for one that the chosen divergence would not read, which could
         only tell apart runs that are the same.
     """
 
@@ -132,25 +132,26 @@ class Divergence:
     skew: float = 0.1
     top_k: int = 64
 
-    def __post_init__(self):
-        if self.name not in DIVERGENCES:
-            known = ", ".join(DIVERGENCES)
-            raise ValueError(f"divergence = {self.name!r}: choose one of {known}{nearest(self.name, DIVERGENCES)}")
-        if not 0 < self.temperature < math.inf:
-            raise ValueError(f"temperature = {self.temperature}: must be positive and finite")
-        if not 0 <= self.beta <= 1:
-            raise ValueError(f"beta = {self.beta}: the teacher's share of a mixture lies in [0, 1]")
-        if not 0 <= self.skew < 1:
-            raise ValueError(f"skew = {self.skew}: must lie in [0, 1); at 1 the loss is 0 whatever the student does")
-        if self.top_k < 1:
-            raise ValueError(f"top_k = {self.top_k}: must be at least 1")
-        for field in dataclasses.fields(self)[3:]:
-            if getattr(self, field.name) != field.default and field.name not in _reads(self.name):
-                users = " or ".join(repr(name) for name in DIVERGENCES if field.name in _reads(name))
-                raise ValueError(
-                    f"{field.name} = {getattr(self, field.name)}: divergence = {self.name!r} does not read it; "
-                    f"leave it out (its default is {field.default}) or choose {users}"
-                )
+    def __post_init__(self) -> None:
+        known = ", ".join(DIVERGENCES)
+        if self.name not in DIVERGENCES:  # the nearest is looked for only then
+            check(False, f"divergence = {self.name!r}: choose one of {known}{nearest(self.name, DIVERGENCES)}")
+        positive = 0 < self.temperature < math.inf
+        check(positive, f"temperature = {self.temperature}: must be positive and finite")
+        check(0 <= self.beta <= 1, f"beta = {self.beta}: the teacher's share of a mixture lies in [0, 1]")
+        fix_hint = "must lie in [0, 1); at 1 the loss is 0 whatever the student does"
+        check(0 <= self.skew < 1, f"skew = {self.skew}: {fix_hint}")
+        check(self.top_k >= 1, f"top_k = {self.top_k}: must be at least 1")
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        for key, value in self._parameters().items():
+            users = " or ".join(repr(name) for name in DIVERGENCES if key in _reads(name))
+            fix_hint = f"leave it out (its default is {defaults[key]}) or choose {users}"
+            read = value == defaults[key] or key in _reads(self.name)
+            check(read, f"{key} = {value}: divergence = {self.name!r} does not read it; {fix_hint}")
+
+    def _parameters(self) -> dict[str, float]:
+        """Return what some divergences read besides log q and log p."""
+        return {"beta": self.beta, "skew": self.skew, "top_k": self.top_k}
 
     def __call__(self, student: jax.Array, teacher: jax.Array, mask: jax.Array) -> Sum:
         """Sum the divergence over the masked positions; the weight is their number.
@@ -161,7 +162,7 @@ class Divergence:
         """
         log_p = jax.nn.log_softmax(student.astype(jnp.float32) / self.temperature)
         log_q = jax.nn.log_softmax(teacher.astype(jnp.float32) / self.temperature)
-        settings = {key: getattr(self, key) for key in _reads(self.name)}
+        settings = {key: value for key, value in self._parameters().items() if key in _reads(self.name)}
         each = DIVERGENCES[self.name](log_q, log_p, **settings)
         scale = self.temperature**2 if self.times_t_squared else 1.0
         return scale * jnp.sum(each * mask), jnp.sum(mask)

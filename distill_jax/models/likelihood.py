@@ -1,6 +1,8 @@
-"""What a decoder says of given continuations."""
+"""Log-likelihoods of given continuations."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,26 +11,32 @@ from distill_jax.models import transformer
 from distill_jax.models.transformer import Params, TransformerConfig
 
 
-def continuations(
-    cfg: TransformerConfig,
-    params: Params,
-    tokens: jax.Array,
-    lengths: jax.Array,
-    own: jax.Array,
-    last: jax.Array,
-    most: int,
-) -> jax.Array:
+class Continuations(NamedTuple):
+    """Rows of tokens, each with the continuations whose likelihood is asked.
+
+    Attributes:
+      tokens: int32 [B, T], padded on the right; lengths: [B].
+      own: [B], how many of a row's last tokens belong to the continuation.
+      last: [B, C], the tokens of which each may come after the row.
+    """
+
+    tokens: jax.Array
+    lengths: jax.Array
+    own: jax.Array
+    last: jax.Array
+
+
+def continuations(cfg: TransformerConfig, params: Params, rows: Continuations, max_own: int) -> jax.Array:
     """Return log p(the row's last `own` tokens, and then the token `last` | the tokens before), fp32 [B, C].
 
     Args:
-      tokens: int32 [B, T], padded on the right; lengths: [B].
-      own: [B], how many of a row's tokens belong to what is continued; at most `most`.
-      last: [B, C], the tokens of which each may come after the row.
+      max_own: the largest of `own`, or more.
     """
+    tokens, lengths, own, last = rows
     width = tokens.shape[1]
     segments = (jnp.arange(width) < lengths[:, None]).astype(jnp.int32)
     hidden = transformer.hidden_states(cfg, params, tokens, segments)
-    back = jnp.arange(most, -1, -1)  # places of a row, counted from its last token
+    back = jnp.arange(max_own, -1, -1)  # places of a row, counted from its last token
     places = jnp.clip(lengths[:, None] - 1 - back, 0)
     states = jnp.take_along_axis(hidden, places[..., None], axis=1)
     log_p = jax.nn.log_softmax(transformer.unembed(cfg, transformer.head(params), states), axis=-1)

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +20,11 @@ from jax.sharding import PartitionSpec as P
 
 from distill_jax.models import transformer
 from distill_jax.models.transformer import FANS, Params, TransformerConfig
+from distill_jax.types import PyTree
 
-Adapters = Any
+Adapters = PyTree  # {module: {matrix: {"a", "b"}}}
+Pair = dict[str, jax.Array]
+T = TypeVar("T")
 Base = tuple[Params, np.float32]  # frozen weights, and what x A B is multiplied with
 
 
@@ -29,13 +33,16 @@ def base(params: Params, rank: int, alpha: float) -> Base:
     return params, np.float32(alpha / rank)
 
 
-def attach(trained: Any, frozen: Base | None) -> Params:
+def attach(trained: PyTree, frozen: Base | None) -> Params:
     """Return a whole model's params: `trained` itself without a base, else the base with these adapters beside it."""
     if frozen is None:
         return trained
     weights, scale = frozen
-    scaled = lambda pair: {"a": pair["a"], "b": pair["b"] * scale}  # noqa: E731
-    return dict(weights, lora=jax.tree.map(scaled, trained, is_leaf=lambda node: "a" in node))
+    scaled = {
+        module: {name: {"a": pair["a"], "b": pair["b"] * scale} for name, pair in group.items()}
+        for module, group in trained.items()
+    }
+    return dict(weights, lora=scaled)
 
 
 def merge(params: Params, adapters: Adapters, alpha: float, dtype: str = "float32") -> Params:
@@ -56,7 +63,7 @@ def merge(params: Params, adapters: Adapters, alpha: float, dtype: str = "float3
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4))
-def _merged(w: jax.Array, pair: Any, alpha: float, lead: int, dtype: str) -> jax.Array:
+def _merged(w: jax.Array, pair: Pair, alpha: float, lead: int, dtype: str) -> jax.Array:
     stack, rank = w.shape[:lead], pair["a"].shape[-1]
     a, b = pair["a"].reshape(*stack, -1, rank), pair["b"].reshape(*stack, rank, -1)
     delta = jnp.matmul(a, b, precision="highest") * (alpha / rank)
@@ -67,7 +74,7 @@ def init(cfg: TransformerConfig, rank: int, key: jax.Array) -> Adapters:
     """Draw fresh fp32 adapters for every matrix of the layers: they change nothing yet."""
     weights = jax.eval_shape(lambda: transformer.init(cfg, jax.random.key(0)))["layers"]
 
-    out: dict[str, dict[str, Any]] = {}
+    out: dict[str, dict[str, Pair]] = {}
     matrices = [(m, n) for m in sorted(weights) for n in sorted(weights[m]) if n in FANS]
     for (module, name), k in zip(matrices, jax.random.split(key, len(matrices)), strict=True):
         lead, inputs, outputs = _axes(name, weights[module][name].shape)
@@ -76,12 +83,12 @@ def init(cfg: TransformerConfig, rank: int, key: jax.Array) -> Adapters:
     return out
 
 
-def logical_axes(cfg: TransformerConfig, tree: Any) -> Any:
+def logical_axes(cfg: TransformerConfig, tree: PyTree) -> PyTree:
     """Return the logical axes of what a tree holds, a model's weights or adapters to them; rank is on no axis."""
     weights = transformer.logical_axes(cfg)
     if "embedding" in tree:
         return weights
-    out: dict[str, dict[str, Any]] = {}
+    out: dict[str, dict[str, dict[str, P]]] = {}
     for module, group in tree.items():
         for name in group:
             lead, inputs, outputs = _axes(name, weights["layers"][module][name])
@@ -89,7 +96,7 @@ def logical_axes(cfg: TransformerConfig, tree: Any) -> Any:
     return out
 
 
-def _axes(name: str, stacked: Any) -> tuple[Any, Any, Any]:
+def _axes(name: str, stacked: Sequence[T]) -> tuple[tuple[T, ...], tuple[T, ...], tuple[T, ...]]:
     """Split a shape (or its axes' names): the axes that stack matrices, those that face the input, and the output."""
     faces_in, faces_out = FANS[name]
     lead = 1 + faces_in[0]  # the layers, and the axis that tells two matrices of one tensor apart

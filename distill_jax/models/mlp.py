@@ -9,17 +9,19 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-Params = Any
+from distill_jax.config import check
+from distill_jax.types import PyTree
+
+Params = PyTree
 
 
 @dataclasses.dataclass(frozen=True)
 class MLPConfig:
-    """Describe the network.
+    """Sizes of the network.
 
     Attributes:
       inputs: pixels of an image.
@@ -35,10 +37,9 @@ class MLPConfig:
     classes: int = 10
     ghosts: int = 30
 
-    def __post_init__(self):
-        for field in dataclasses.fields(self):
-            if getattr(self, field.name) < 1:
-                raise ValueError(f"model.{field.name} = {getattr(self, field.name)}: must be at least 1")
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            check(value >= 1, f"model.{name} = {value}: must be at least 1")
 
 
 def init(cfg: MLPConfig, key: jax.Array) -> Params:

@@ -17,18 +17,35 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from distill_jax.config import added
+from distill_jax.config import added, check
 from distill_jax.sharding.mesh import constrain, splits
+from distill_jax.types import ArrayOrShape, PyTree
 
-Params = Any
+Params = PyTree  # the tree above, of arrays or of what stands for them
 Cache = tuple[jax.Array, jax.Array]
 Angles = tuple[jax.Array, jax.Array]
+Masks = tuple[jax.Array, jax.Array]  # local, global
+
+
+class CachedInputs(NamedTuple):
+    """What a decoder with a cache reads.
+
+    Attributes:
+      tokens, positions: int32 [B, T].
+      held: int32 [B, S], 1 for each of the cache's slots that holds a token and 0 for padding; slots after the tokens
+        are hidden by causality, whatever it says of them.
+    """
+
+    tokens: jax.Array
+    positions: jax.Array
+    held: jax.Array
+
 
 # Axes of one matrix (without the stacked L axis) that face its input and its output. In key_value and gate_up two
 # matrices share a tensor: axis 0 tells them apart and belongs to neither side.
@@ -42,7 +59,7 @@ FANS = {
     "down": ((0,), (1,)),
 }
 
-MOST_LAYERS = 10_000  # a file that claims more is damaged, and looking for so many takes for ever
+MAX_LAYERS = 10_000  # a file that claims more is damaged, and looking for so many takes for ever
 
 # A large finite negative: -inf would make a row that may attend to nothing (padding) NaN.
 MASKED = -1e30
@@ -61,7 +78,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig:
-    """Describe a decoder completely.
+    """Architecture of a decoder.
 
     Attributes:
       vocab: V, rows of the embedding and of the head.
@@ -78,7 +95,7 @@ class TransformerConfig:
         are local.
       global_first: so many of the first layers are global besides.
       rope_theta: base of the rotary frequencies.
-      rope_scaling: the stretch to longer contexts: (factor,) of all frequencies, or Llama 3's (factor, low_freq_factor,
+      rope_scaling: the scaling to longer contexts: (factor,) of all frequencies, or Llama 3's (factor, low_freq_factor,
         high_freq_factor, original length); () for none.
       local_rope_theta: base of the frequencies of local layers, which are not stretched; 0: as those of global ones.
       qk_norm: whether every head's queries and keys are normalised before they are rotated.
@@ -122,40 +139,45 @@ class TransformerConfig:
     qkv_bias: bool = added(False)
     global_first: int = added(0)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "rope_scaling", tuple(self.rope_scaling))  # JSON has lists, which do not hash
-        for name in ("vocab", "layers", "hidden", "mlp", "heads", "kv_heads", "head_dim"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ValueError(f"model.{name} = {getattr(self, name)!r}: must be a whole number, at least 1")
-        if self.layers > MOST_LAYERS:
-            raise ValueError(f"model.layers = {self.layers}: must be at most {MOST_LAYERS}")
-        for name in ("global_every", "global_first"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"model.{name} = {getattr(self, name)}: must not be negative")
-        if self.heads % self.kv_heads:
-            raise ValueError(
-                f"model.heads = {self.heads} is not a multiple of model.kv_heads = {self.kv_heads}: "
-                "every key-value head serves the same number of query heads"
-            )
-        if self.head_dim % 2:
-            raise ValueError(f"model.head_dim = {self.head_dim} is odd: rotary embedding rotates pairs")
-        if self.remat not in REMAT_POLICIES:
-            raise ValueError(f"model.remat = {self.remat!r}: choose one of {', '.join(REMAT_POLICIES)}")
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(f"model.activation = {self.activation!r}: choose one of {', '.join(ACTIVATIONS)}")
-        stretch = self.rope_scaling
-        whole = len(stretch) == 1 or (len(stretch) == 4 and stretch[1] < stretch[2])
-        if stretch and (min(stretch) <= 0 or not whole):
-            raise ValueError(
-                f"model.rope_scaling = {stretch}: give (factor,) or (factor, low, high, original length), positive, "
-                "low < high"
-            )
-        if self.dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"model.dtype = {self.dtype!r}: choose float32 or bfloat16")
+        self._check_sizes()
+        for name, value, choices in (
+            ("remat", self.remat, REMAT_POLICIES),
+            ("activation", self.activation, ACTIVATIONS),
+        ):
+            check(value in choices, f"model.{name} = {value!r}: choose one of {', '.join(choices)}")
+        scaling = self.rope_scaling
+        complete = len(scaling) == 1 or (len(scaling) == 4 and scaling[1] < scaling[2])
+        fix_hint = "give (factor,) or (factor, low, high, original length), positive, low < high"
+        check(not scaling or (min(scaling) > 0 and complete), f"model.rope_scaling = {scaling}: {fix_hint}")
+        known = self.dtype in ("float32", "bfloat16")
+        check(known, f"model.dtype = {self.dtype!r}: choose float32 or bfloat16")
+
+    def _check_sizes(self) -> None:
+        widths = {"vocab": self.vocab, "layers": self.layers, "hidden": self.hidden, "mlp": self.mlp}
+        heads = {"heads": self.heads, "kv_heads": self.kv_heads, "head_dim": self.head_dim}
+        for name, value in (widths | heads).items():
+            positive = isinstance(value, int) and value >= 1
+            check(positive, f"model.{name} = {value!r}: must be a whole number, at least 1")
+        check(self.layers <= MAX_LAYERS, f"model.layers = {self.layers}: must be at most {MAX_LAYERS}")
+        for name, value in {"global_every": self.global_every, "global_first": self.global_first}.items():
+            check(value >= 0, f"model.{name} = {value}: must not be negative")
+        fix_hint = "every key-value head serves the same number of query heads"
+        where = f"model.heads = {self.heads} is not a multiple of model.kv_heads = {self.kv_heads}"
+        check(self.heads % self.kv_heads == 0, f"{where}: {fix_hint}")
+        check(self.head_dim % 2 == 0, f"model.head_dim = {self.head_dim} is odd: rotary embedding rotates pairs")
 
 
-def _normal(cfg: TransformerConfig, *axes: str):
+Initializer = Callable[..., PyTree]  # boxes the array with the names of its axes, until `nn.unbox`
+
+
+def _normal(cfg: TransformerConfig, *axes: str) -> Initializer:
     return nn.with_logical_partitioning(nn.initializers.normal(cfg.init_std), axes)
+
+
+def _zeros(*axes: str) -> Initializer:
+    return nn.with_logical_partitioning(nn.initializers.zeros, axes)
 
 
 def softcap(x: jax.Array, cap: float) -> jax.Array:
@@ -169,13 +191,13 @@ def rotary(cfg: TransformerConfig, positions: jax.Array, local: bool = False) ->
     Args:
       local: for the local layers of a config that gives them a base of their own.
     """
-    theta, stretch = (cfg.local_rope_theta, ()) if local else (cfg.rope_theta, cfg.rope_scaling)
+    theta, scaling = (cfg.local_rope_theta, ()) if local else (cfg.rope_theta, cfg.rope_scaling)
     half = cfg.head_dim // 2
     frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    if len(stretch) == 1:
-        frequency = frequency / stretch[0]
-    elif stretch:
-        factor, low, high, length = stretch
+    if len(scaling) == 1:
+        frequency = frequency / scaling[0]
+    elif scaling:
+        factor, low, high, length = scaling
         # Slow frequencies turn `factor` times slower, fast ones are kept, and between them lies a ramp.
         turns = length * frequency / (2 * math.pi)
         kept = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
@@ -215,18 +237,18 @@ def dense(x: jax.Array, w: jax.Array, inputs: int = 1) -> jax.Array:
     return y.reshape(rows + shape_out)
 
 
-def project(
-    module: nn.Module, name: str, x: jax.Array, w: jax.Array, part: int | None = None, inputs: int = 1
-) -> jax.Array:
+def project(module: nn.Module, name: str, x: jax.Array, w: jax.Array, index: int | None = None) -> jax.Array:
     """Return x w, in x's dtype, plus x a b where the params carry an adapter to the module's matrix `name`.
 
     Args:
-      part: which of two matrices that share a tensor w is.
+      name: a key of `FANS`, which tells how many of w's axes face x.
+      index: which of two matrices that share a tensor w is.
     """
+    inputs = len(FANS[name][0])
     y = dense(x, w.astype(x.dtype), inputs)
     if module.has_variable("lora", name):
-        pair: Any = module.get_variable("lora", name)
-        a, b = (pair[k] if part is None else pair[k][part] for k in "ab")
+        pair: PyTree = module.get_variable("lora", name)
+        a, b = (pair[k] if index is None else pair[k][index] for k in "ab")
         y += dense(dense(x, a.astype(x.dtype), inputs), b.astype(x.dtype))
     return y
 
@@ -239,9 +261,7 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        scale = jnp.asarray(
-            self.param("scale", nn.with_logical_partitioning(nn.initializers.zeros, (self.axis,)), x.shape[-1:])
-        )
+        scale = jnp.asarray(self.param("scale", _zeros(self.axis), x.shape[-1:]))
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.cfg.norm_eps)
         return (y * (1.0 + scale)).astype(x.dtype)
@@ -253,7 +273,9 @@ class Attention(nn.Module):
     cfg: TransformerConfig
 
     @nn.compact
-    def __call__(self, x, angles, mask, cache: Cache | None, slot):
+    def __call__(
+        self, x: jax.Array, angles: Angles, mask: jax.Array, cache: Cache | None, slot: jax.Array | int
+    ) -> tuple[jax.Array, Cache | None]:
         c, dtype = self.cfg, jnp.dtype(self.cfg.dtype)
         shape_q, shape_kv = (c.hidden, c.heads, c.head_dim), (2, c.hidden, c.kv_heads, c.head_dim)
         w_q = self.param("query", _normal(c, "embed", "heads", "head_dim"), shape_q)
@@ -277,13 +299,13 @@ class Attention(nn.Module):
         weights = jax.nn.softmax(jnp.where(mask[:, None, None], logits, MASKED), axis=-1).astype(dtype)
         out = jnp.einsum("BKGTS,BSKH->BTKGH", weights, v).reshape(*x.shape[:2], c.heads, c.head_dim)
         out = constrain(out, "batch", None, "heads", None)
-        return project(self, "output", out, w_o, inputs=2), cache
+        return project(self, "output", out, w_o), cache
 
     def _biases(self) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Return what is added to queries [N, H], keys and values [K, H]."""
-        c, zeros = self.cfg, lambda *axes: nn.with_logical_partitioning(nn.initializers.zeros, axes)
-        query: Any = self.param("query_bias", zeros("heads", "head_dim"), (c.heads, c.head_dim))
-        pair: Any = self.param("key_value_bias", zeros("two", "kv_heads", "head_dim"), (2, c.kv_heads, c.head_dim))
+        c = self.cfg
+        query: PyTree = self.param("query_bias", _zeros("heads", "head_dim"), (c.heads, c.head_dim))
+        pair: PyTree = self.param("key_value_bias", _zeros("two", "kv_heads", "head_dim"), (2, c.kv_heads, c.head_dim))
         return query, pair[0], pair[1]
 
 
@@ -293,7 +315,7 @@ class MLP(nn.Module):
     cfg: TransformerConfig
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         c = self.cfg
         w_in = self.param("gate_up", _normal(c, "two", "embed", "mlp"), (2, c.hidden, c.mlp))
         w_out = self.param("down", _normal(c, "mlp", "embed"), (c.mlp, c.hidden))
@@ -308,13 +330,20 @@ class Layer(nn.Module):
     cfg: TransformerConfig
 
     @nn.compact
-    def __call__(self, x, scanned, angles, masks, slot):
+    def __call__(
+        self,
+        x: jax.Array,
+        scanned: tuple[jax.Array, Cache | None],
+        angles: PyTree,  # `Angles`, or a pair of them: of local layers and of global ones
+        masks: Masks,
+        slot: jax.Array | int,
+    ) -> tuple[jax.Array, Cache | None]:
         local, cache = scanned
         mask = jnp.where(local, masks[0], masks[1])
         if self.cfg.local_rope_theta:
             angles = jax.tree.map(functools.partial(jnp.where, local), *angles)
         norm = functools.partial(RMSNorm, self.cfg)
-        post = norm if self.cfg.post_norms else lambda name: lambda y: y
+        post = norm if self.cfg.post_norms else _no_norm
         y = norm(name="pre_attention_norm")(x)
         y, cache = Attention(self.cfg, name="attention")(y, angles, mask, cache, slot)
         x = x + post(name="post_attention_norm")(y)
@@ -322,12 +351,17 @@ class Layer(nn.Module):
         return constrain(x + post(name="post_mlp_norm")(y), "batch", None, None), cache
 
 
+def _no_norm(name: str) -> Callable[[jax.Array], jax.Array]:
+    del name
+    return lambda y: y
+
+
 class Transformer(nn.Module):
     """Embed, scan the layers, normalise; `unembed` gives logits from the normalised state."""
 
     cfg: TransformerConfig
 
-    def setup(self):
+    def setup(self) -> None:
         c = self.cfg
         self.embedding = self.param("embedding", _normal(c, "vocab", "embed"), (c.vocab, c.hidden))
         if not c.tied:  # only `unembed` reads it
@@ -346,19 +380,28 @@ class Transformer(nn.Module):
         )(c)
         self.final_norm = RMSNorm(c)
 
-    def residual(self, tokens, positions, masks, cache, slot):
+    def residual(
+        self, tokens: jax.Array, positions: jax.Array, masks: Masks, cache: Cache | None, slot: jax.Array | int
+    ) -> tuple[jax.Array, Cache | None]:
+        """Return the residual stream [B, T, D] that leaves the last layer, and the cache."""
         dtype = jnp.dtype(self.cfg.dtype)
         x = look_up(self.embedding.astype(dtype), tokens)
         if self.cfg.scale_embedding:  # in the compute dtype, as the published Gemma weights expect
             x = x * jnp.asarray(self.cfg.hidden**0.5, dtype)
         x = constrain(x, "batch", None, None)
         local = jnp.array(local_layers(self.cfg))
-        angles: Any = rotary(self.cfg, positions)
-        if self.cfg.local_rope_theta:
-            angles = (rotary(self.cfg, positions, local=True), angles)
-        return self.layers(x, (local, cache), angles, masks, slot)
+        angles = rotary(self.cfg, positions)
+        kinds = (rotary(self.cfg, positions, local=True), angles) if self.cfg.local_rope_theta else angles
+        return self.layers(x, (local, cache), kinds, masks, slot)
 
-    def __call__(self, tokens, positions, masks, cache=None, slot=0):
+    def __call__(
+        self,
+        tokens: jax.Array,
+        positions: jax.Array,
+        masks: Masks,
+        cache: Cache | None = None,
+        slot: jax.Array | int = 0,
+    ) -> tuple[jax.Array, Cache | None]:
         x, cache = self.residual(tokens, positions, masks, cache, slot)
         return self.final_norm(x), cache
 
@@ -369,9 +412,7 @@ def local_layers(cfg: TransformerConfig) -> list[bool]:
     return [cfg.sliding_window > 0 and i >= cfg.global_first and (i + 1) % shown > 0 for i in range(cfg.layers)]
 
 
-def causal_masks(
-    cfg: TransformerConfig, slots: jax.Array, key_segments: jax.Array, segments: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def causal_masks(cfg: TransformerConfig, slots: jax.Array, key_segments: jax.Array, segments: jax.Array) -> Masks:
     """Return the (local, global) attention masks, each [B, T, S].
 
     A query sees the keys of its own segment that are not after it; segment 0 is padding and sees, and is
@@ -403,7 +444,7 @@ def frozen(cfg: TransformerConfig, params: Params) -> Params:
     The passes would cast them there at each use, so the numbers are the same and the memory is half with bfloat16.
     """
 
-    def cast(path: Any, w: Any) -> Any:
+    def cast(path: tuple[jax.tree_util.DictKey, ...], w: ArrayOrShape) -> ArrayOrShape:
         if path[-1].key == "scale" or w.dtype == cfg.dtype:  # norms are computed in fp32
             return w
         if isinstance(w, jax.ShapeDtypeStruct):
@@ -421,7 +462,7 @@ def logical_axes(cfg: TransformerConfig) -> Params:
     return nn.get_partition_spec(boxed)
 
 
-def _variables(params: Params) -> dict[str, Any]:
+def _variables(params: Params) -> dict[str, PyTree]:
     """Return params as Flax wants them: the weights, and apart from them the adapters, if there are any."""
     if "lora" not in params:
         return {"params": params}
@@ -465,8 +506,8 @@ def head(params: Params) -> Params:
     It is stored by columns, which suits the lookup. A loss over chunks calls this once, before its loop.
     """
     # The first constraint makes the gradient come back in the layout that is stored.
-    by_rows = lambda w: constrain(constrain(w, "vocab", "embed"), "logits", None)  # noqa: E731
-    return {name: by_rows(w) for name, w in head_of(params).items()}
+    by_column = {name: constrain(w, "vocab", "embed") for name, w in head_of(params).items()}
+    return {name: constrain(w, "logits", None) for name, w in by_column.items()}
 
 
 def unembed(cfg: TransformerConfig, params: Params, hidden: jax.Array) -> jax.Array:
@@ -491,27 +532,17 @@ def apply(cfg: TransformerConfig, params: Params, tokens: jax.Array, segments: j
 def empty_cache(cfg: TransformerConfig, batch: int, length: int) -> Cache:
     """Return zeroed keys and values, each [L, B, S, K, H]."""
     shape = (cfg.layers, batch, length, cfg.kv_heads, cfg.head_dim)
-    zeros = lambda: constrain(jnp.zeros(shape, cfg.dtype), None, "batch", None, "kv_heads", None)  # noqa: E731
-    return zeros(), zeros()
+    keys, values = (constrain(jnp.zeros(shape, cfg.dtype), None, "batch", None, "kv_heads", None) for _ in range(2))
+    return keys, values
 
 
 def decode_step(
-    cfg: TransformerConfig,
-    params: Params,
-    cache: Cache,
-    slot: jax.Array | int,
-    tokens: jax.Array,
-    positions: jax.Array,
-    key_segments: jax.Array,
+    cfg: TransformerConfig, params: Params, cache: Cache, slot: jax.Array | int, inputs: CachedInputs
 ) -> tuple[jax.Array, Cache]:
-    """Run tokens [B, T] that take the cache's slots slot..slot+T-1, and return (hidden [B, T, D], cache).
-
-    `key_segments` [B, S] is 1 for slots that hold a token and 0 for padding; slots after the tokens are hidden
-    by causality, whatever it says of them.
-    """
-    slots = slot + jnp.arange(tokens.shape[1])
-    masks = causal_masks(cfg, slots, key_segments, jnp.ones_like(tokens))
-    out: Any = Transformer(cfg).apply(_variables(params), tokens, positions, masks, cache, slot)
+    """Run tokens that take the cache's slots slot..slot+T-1, and return (hidden [B, T, D], cache)."""
+    tokens, positions, held = inputs
+    masks = causal_masks(cfg, slot + jnp.arange(tokens.shape[1]), held, jnp.ones_like(tokens))
+    out: PyTree = Transformer(cfg).apply(_variables(params), tokens, positions, masks, cache, slot)
     return out
 
 

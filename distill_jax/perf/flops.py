@@ -8,9 +8,10 @@ row, as it is executed.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import cast
 
-from jax.extend.core import jaxprs_in_params
+from jax.core import ShapedArray
+from jax.extend.core import Jaxpr, jaxprs_in_params
 from jax.interpreters import partial_eval as pe
 
 from distill_jax.models.transformer import TransformerConfig
@@ -33,14 +34,14 @@ def train_step(
 
     With adapters the backward pass goes through the frozen matrices, but not to them: no gradient of a weight is made.
     """
-    whole = 3 * forward(cfg, rows, length, layers=layers, head=layers is None)
+    full = 3 * forward(cfg, rows, length, layers=layers, head=layers is None)
     if not lora_rank:
-        return whole
+        return full
     tokens, depth, gated = rows * length, cfg.layers if layers is None else layers, cfg.hidden + cfg.mlp
     heads = 2 * (cfg.hidden + cfg.heads * cfg.head_dim) + 2 * (cfg.hidden + cfg.kv_heads * cfg.head_dim)
     frozen = forward(cfg, rows, length, layers=layers, head=layers is None)
     frozen -= tokens * depth * 4 * length * cfg.heads * cfg.head_dim  # pairs of tokens: no weight is in them
-    return whole - frozen + 3 * 2.0 * tokens * depth * lora_rank * (heads + 3 * gated)
+    return full - frozen + 3 * 2.0 * tokens * depth * lora_rank * (heads + 3 * gated)
 
 
 def decode(cfg: TransformerConfig, prompts: int, width: int, new: int) -> float:
@@ -50,7 +51,7 @@ def decode(cfg: TransformerConfig, prompts: int, width: int, new: int) -> float:
     return prefill + (new - 1) * one
 
 
-def executed(jaxpr: Any) -> float:
+def executed(jaxpr: Jaxpr) -> float:
     """Return the FLOPs of a traced function's products, with what rematerialisation computes again.
 
     A loop counts as often as it runs, of a choice the dearer branch, and what no output depends on is left out.
@@ -58,14 +59,14 @@ def executed(jaxpr: Any) -> float:
     return _products(pe.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0])
 
 
-def _products(jaxpr: Any) -> float:
+def _products(jaxpr: Jaxpr) -> float:
     total = 0.0
     for one in jaxpr.eqns:
         inner = [_products(j) for j in jaxprs_in_params(one.params)]
         if one.primitive.name == "dot_general":
             (contracted, _), _ = one.params["dimension_numbers"]
-            shape = one.invars[0].aval.shape
-            total += 2.0 * one.outvars[0].aval.size * math.prod(shape[i] for i in contracted)
+            left, out = (cast(ShapedArray, var.aval) for var in (one.invars[0], one.outvars[0]))
+            total += 2.0 * out.size * math.prod(left.shape[i] for i in contracted)
         elif inner:
             total += max(inner) if one.primitive.name == "cond" else one.params.get("length", 1) * sum(inner)
     return total

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Mapping
-from typing import Any
+from typing import TypedDict
 
 import jax
 
 CAUSES = ("student", "teacher", "evaluation", "attack", "data")
+
+
+class Ledger(TypedDict):
+    """What a node cost, as `ledger.json` has it; see `ledger`."""
+
+    flops: dict[str, float]
+    tokens: dict[str, float]
+    device_seconds: dict[str, float]
+    seconds: float
+    seconds_by_cause: dict[str, float]
+    peak_bytes: int
+    peak_device_bytes: int | None
 
 
 def ledger(
@@ -18,7 +30,7 @@ def ledger(
     *,
     devices: int = 1,
     share: float = 1.0,
-) -> dict[str, Any]:
+) -> Ledger:
     """Return a node's ledger.
 
     Args:
@@ -32,7 +44,7 @@ def ledger(
     nor waiting for data (compilation and saving too) among the node's causes likewise. `peak_bytes` is this process's
     largest resident set so far; `peak_device_bytes` the device's, where it tells.
     """
-    found = jax.local_devices()[0].memory_stats() or {}
+    device_memory = jax.local_devices()[0].memory_stats() or {}
     return {
         "flops": dict(flops),
         "tokens": dict(tokens),
@@ -40,7 +52,7 @@ def ledger(
         "seconds": round(sum(seconds.values()), 2),
         "seconds_by_cause": {k: round(v, 2) for k, v in seconds.items()},
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "peak_device_bytes": found.get("peak_bytes_in_use"),
+        "peak_device_bytes": device_memory.get("peak_bytes_in_use"),
     }
 
 
@@ -48,8 +60,8 @@ def _by_cause(flops: Mapping[str, float], seconds: Mapping[str, float]) -> dict[
     apart = {"evaluation": seconds.get("evaluate", 0.0), "data": seconds.get("data", 0.0)}
     rest = sum(seconds.values()) - sum(apart.values())
     steps = {cause: count for cause, count in flops.items() if cause != "evaluation"}
-    whole = sum(steps.values())
-    if whole:
-        return {cause: rest * count / whole for cause, count in steps.items()} | apart
+    total = sum(steps.values())
+    if total:
+        return {cause: rest * count / total for cause, count in steps.items()} | apart
     only = "evaluation" if flops else "data"  # a stage that takes no steps
     return apart | {only: apart[only] + rest}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+
+import jax
 
 # Dense bf16 FLOP/s of one JAX device, by `device_kind`, from the vendors' data sheets.
 PEAK_FLOPS: dict[str, float] = {
@@ -21,7 +22,7 @@ PEAK_FLOPS: dict[str, float] = {
 }
 
 
-def peak_flops(devices: Iterable[Any]) -> float | None:
+def peak_flops(devices: Iterable[jax.Device]) -> float | None:
     """Return the devices' bf16 FLOP/s together; None if the kind of one of them is not in the table."""
     each = [PEAK_FLOPS.get(device.device_kind) for device in devices]
     return None if None in each else float(sum(filter(None, each)))

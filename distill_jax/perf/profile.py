@@ -6,16 +6,17 @@ import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 
-Step = Callable[..., Any]
+from distill_jax.types import PyTree
+
+Step = Callable[..., PyTree]
 
 
 @contextlib.contextmanager
 def traced(step: Step, window: Sequence[int], directory: Path, start: int = 0) -> Iterator[Step]:
-    """Give a step function that traces its calls of the window's first to last step into a directory.
+    """Yield a step function that traces its calls of the window's first to last step into a directory.
 
     Steps are counted by calls from `start`, not read from the state, which would wait for the device. A stage that
     ends within the window closes its trace here; one that continues beyond it traces nothing.
@@ -36,7 +37,7 @@ def traced(step: Step, window: Sequence[int], directory: Path, start: int = 0) -
             jax.profiler.stop_trace()
             on = False
 
-    def call(*args: Any) -> Any:
+    def call(*args: PyTree) -> PyTree:
         nonlocal on
         s = next(count)
         if first <= s <= last and not on:

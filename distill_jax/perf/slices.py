@@ -80,18 +80,18 @@ class Slice:
     def interconnect(self) -> float:
         """Bytes/s that a chip can receive over its links: two an axis, one at the end of a line."""
         # Small 3D slices have no rings: an axis of a v4 or v5p slice is one only where all are multiples of 4.
-        ring = lambda n: n >= self.chip.wraps and (len(self.shape) == 2 or all(m % 4 == 0 for m in self.shape))  # noqa: E731
-        return self.chip.link * sum(2 if ring(n) else 1 for n in self.shape if n > 1)
+        rings = len(self.shape) == 2 or all(n % 4 == 0 for n in self.shape)
+        return self.chip.link * sum(2 if rings and n >= self.chip.wraps else 1 for n in self.shape if n > 1)
 
 
-def _cubes(most: int, longest: int) -> list[tuple[int, ...]]:
-    """Return the most cubic shape of each number of 4 × 4 × 4 cubes, up to `most` cubes and `longest` in a row."""
-    found: dict[int, tuple[int, ...]] = {}
-    for a, b, c in itertools.combinations_with_replacement(range(1, longest + 1), 3):
+def _cubes(max_cubes: int, max_in_row: int) -> list[tuple[int, ...]]:
+    """Return the most cubic shape of each number of 4 × 4 × 4 cubes, up to `max_cubes` and `max_in_row`."""
+    shapes: dict[int, tuple[int, ...]] = {}
+    for a, b, c in itertools.combinations_with_replacement(range(1, max_in_row + 1), 3):
         n, shape = a * b * c, (4 * a, 4 * b, 4 * c)
-        if n <= most and (n not in found or sum(shape) < sum(found[n])):
-            found[n] = shape
-    return [found[n] for n in sorted(found)]
+        if n <= max_cubes and (n not in shapes or sum(shape) < sum(shapes[n])):
+            shapes[n] = shape
+    return [shapes[n] for n in sorted(shapes)]
 
 
 _FLAT: list[tuple[int, ...]] = [(1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16)]

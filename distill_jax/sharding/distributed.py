@@ -8,7 +8,6 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
@@ -20,7 +19,7 @@ from distill_jax.config import ConfigError, check
 WAIT_SECONDS = 60.0
 
 _stop = False
-_asked = itertools.count()
+_num_questions = itertools.count()
 
 
 def is_primary() -> bool:
@@ -40,12 +39,12 @@ def agreed(value: int) -> int:
 
 
 def heed_signals() -> None:
-    """Take SIGTERM as a wish to save and leave, and let no Ctrl-C be lost.
+    """Handle SIGTERM as a request to save and leave, and let no Ctrl-C be lost.
 
     With several processes JAX hears SIGTERM itself, for all of them.
     """
 
-    def note(*_: Any) -> None:
+    def note(*_: object) -> None:
         global _stop
         _stop = True
 
@@ -63,7 +62,7 @@ def preempted() -> bool:
         raise KeyboardInterrupt
     if jax.process_count() == 1:
         return _stop
-    return multihost_utils.reached_preemption_sync_point(next(_asked))
+    return multihost_utils.reached_preemption_sync_point(next(_num_questions))
 
 
 def join(coordinator: str, processes: int, process: int, heartbeat: int = 100) -> None:
@@ -95,28 +94,32 @@ def join_detected(port: int, heartbeat: int = 100) -> None:
     try:
         from jax._src.clusters import ClusterEnv
 
-        found = ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, 300)
+        cluster = ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, 300)
     except ImportError:  # JAX keeps it to itself; without it the roll call is left out
         jax.distributed.initialize(heartbeat_timeout_seconds=heartbeat)
         return
-    coordinator, processes, process, _ = found
+    coordinator, processes, process, _ = cluster
     if coordinator is None or processes is None or process is None:
-        mend = "start the processes yourself with --coordinator, --processes and --process"
-        raise ConfigError(f"--distributed: no cluster was detected here; {mend}")
+        fix_hint = "start the processes yourself with --coordinator, --processes and --process"
+        raise ConfigError(f"--distributed: no cluster was detected here; {fix_hint}")
     join(f"{coordinator.rpartition(':')[0]}:{port}", int(processes), int(process), heartbeat)
 
 
-def roll_call(host: str, port: int, processes: int, process: int, say: Callable[[str], None] | None = None) -> None:
-    """Return once all processes have reported to process 0; each minute say who is missing.
+def warn(text: str) -> None:
+    """Print a line on standard error at once."""
+    print(f"distill-jax: {text}", file=sys.stderr, flush=True)
+
+
+def roll_call(host: str, port: int, processes: int, process: int, log: Callable[[str], None] = warn) -> None:
+    """Wait until all processes have reported to process 0; each minute log who is missing.
 
     JAX's own start-up ends in an abort that names nobody, so the processes meet on its port first.
     """
-    say = say or (lambda text: print(f"distill-jax: {text}", file=sys.stderr, flush=True))
     if processes > 1:
-        _call(port, processes, say) if process == 0 else _answer(host, port, process, say)
+        _call(port, processes, log) if process == 0 else _answer(host, port, process, log)
 
 
-def _call(port: int, processes: int, say: Callable[[str], None]) -> None:
+def _call(port: int, processes: int, log: Callable[[str], None]) -> None:
     present: dict[int, socket.socket] = {}
     began = time.monotonic()
     try:
@@ -134,7 +137,7 @@ def _call(port: int, processes: int, say: Callable[[str], None]) -> None:
                 missing = sorted(set(range(1, processes)) - set(present))
                 names = ", ".join(map(str, missing))
                 waited = time.monotonic() - began
-                say(f"waited {waited:.0f} s; of {processes} processes these have not reported: {names}")
+                log(f"waited {waited:.0f} s; of {processes} processes these have not reported: {names}")
             except (OSError, ValueError):  # a stranger, or one that left again
                 continue
     for connection in present.values():
@@ -142,8 +145,8 @@ def _call(port: int, processes: int, say: Callable[[str], None]) -> None:
             connection.sendall(b"go")
 
 
-def _answer(host: str, port: int, process: int, say: Callable[[str], None]) -> None:
-    said = began = time.monotonic()
+def _answer(host: str, port: int, process: int, log: Callable[[str], None]) -> None:
+    last_log = began = time.monotonic()
     while True:
         try:
             with socket.create_connection((host, port), timeout=5) as connection:
@@ -153,7 +156,7 @@ def _answer(host: str, port: int, process: int, say: Callable[[str], None]) -> N
                     return
         except OSError:
             pass
-        if time.monotonic() - said > WAIT_SECONDS:
-            said = time.monotonic()
-            say(f"process {process} waited {said - began:.0f} s; process 0 does not answer at {host}:{port}")
+        if time.monotonic() - last_log > WAIT_SECONDS:
+            last_log = time.monotonic()
+            log(f"process {process} waited {last_log - began:.0f} s; process 0 does not answer at {host}:{port}")
         time.sleep(0.2)

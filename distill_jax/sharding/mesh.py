@@ -6,13 +6,14 @@ import contextlib
 import contextvars
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+
+from distill_jax.types import PyTree
 
 AXES = ("population", "data", "fsdp", "tensor")
 
@@ -35,9 +36,9 @@ _tracing: contextvars.ContextVar[Mesh | None] = contextvars.ContextVar("mesh", d
 
 
 def make_mesh(
-    members: int, *, spread: bool = False, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None
+    members: int, *, spread: bool = False, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
-    """Lay the devices out for a population: as many population rows as divide, the rest of them for data.
+    """Make the mesh for a population: as many population rows as divide, the rest of them for data.
 
     Args:
       members: P; padded by the caller to a multiple of the population axis (see `padded`).
@@ -83,7 +84,7 @@ def _placed(mesh: Mesh, axes: Sequence[str | None], shape: Sequence[int]) -> lis
     return out
 
 
-def shardings(mesh: Mesh, logical: Any, tree: Any, lead: tuple[str, ...] = ()) -> Any:
+def shardings(mesh: Mesh, logical: PyTree, tree: PyTree, lead: tuple[str, ...] = ()) -> PyTree:
     """Return a tree of NamedShardings for arrays (or shapes) whose logical axes are `lead` plus the tree's."""
     flat, treedef = jax.tree.flatten(tree)
     named = [
@@ -93,13 +94,17 @@ def shardings(mesh: Mesh, logical: Any, tree: Any, lead: tuple[str, ...] = ()) -
     return jax.tree.unflatten(treedef, named)
 
 
-def _specs(logical: Any) -> list[P]:
-    return jax.tree.leaves(logical, is_leaf=lambda x: isinstance(x, P))
+def _specs(logical: PyTree) -> list[P]:
+    return jax.tree.leaves(logical, is_leaf=_is_spec)
 
 
-def with_shardings(tree: Any, at: Any) -> Any:
-    """Return arrays (or shapes) as shapes that carry the shardings of the tree `at`."""
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, at)
+def _is_spec(node: object) -> bool:
+    return isinstance(node, P)
+
+
+def with_shardings(tree: PyTree, shardings: PyTree) -> PyTree:
+    """Return arrays (or shapes) as shapes that carry the shardings of a tree of the same structure."""
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -114,7 +119,7 @@ def batch_sharding(mesh: Mesh, rows: int) -> NamedSharding:
 
 @contextlib.contextmanager
 def tracing(mesh: Mesh) -> Iterator[None]:
-    """Let `constrain` know the mesh while a function is traced."""
+    """Set the mesh that `constrain` uses while a function is traced."""
     token = _tracing.set(mesh)
     try:
         yield
@@ -123,7 +128,7 @@ def tracing(mesh: Mesh) -> Iterator[None]:
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Hold an activation to its logical axes; does nothing outside `tracing`, or where the mesh has one device a row.
+    """Constrain an activation to its logical axes; a no-op outside `tracing`, or where the mesh has one device a row.
 
     Without it XLA may answer a weight sharded over `fsdp` by splitting the products' sums instead of gathering it.
     """
@@ -139,7 +144,10 @@ def splits(axis: str, size: int) -> bool:
     return mesh is not None and spec(mesh, (axis,), (size,)) != P(None)
 
 
-def over_members(f: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+MemberFunction = Callable[[PyTree, PyTree], PyTree]  # (member, shared) -> what is computed of the member
+
+
+def over_members(f: MemberFunction, mesh: Mesh) -> MemberFunction:
     """Map f(member, shared) over the members' leading axis P.
 
     On accelerators one batched program; on CPU, where XLA's batched products are slow, members run one after
@@ -149,7 +157,7 @@ def over_members(f: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
     if mesh.devices.flat[0].platform != "cpu" or (mesh.shape["population"] > 1 and not one_axis):
         return jax.vmap(f, in_axes=(0, None), spmd_axis_name="population")
 
-    def one_by_one(members, shared):
+    def one_by_one(members: PyTree, shared: PyTree) -> PyTree:
         return jax.lax.map(lambda member: f(member, shared), members)
 
     if mesh.shape["population"] == 1:
@@ -158,18 +166,18 @@ def over_members(f: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
         one_by_one, mesh=mesh, in_specs=(P("population"), P()), out_specs=P("population"), check_vma=False
     )
 
-    def run(members, shared):
+    def run(members: PyTree, shared: PyTree) -> PyTree:
         return (side_by_side if traced((members, shared)) else one_by_one)(members, shared)
 
     return run
 
 
-def traced(tree: Any) -> bool:
-    """Whether a computation on the tree is being compiled; not so where JAX_DEBUG_NANS looks for the place of a NaN."""
+def traced(tree: PyTree) -> bool:
+    """Return whether a computation on the tree is being compiled; not so where JAX_DEBUG_NANS looks for a NaN."""
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
 
 
-def parameter_table(mesh: Mesh, logical: Any, tree: Any) -> tuple[list[tuple[str, ...]], list[str]]:
+def parameter_table(mesh: Mesh, logical: PyTree, tree: PyTree) -> tuple[list[tuple[str, ...]], list[str]]:
     """Return where every parameter lies, and a line for each dimension that stays whole against its rule.
 
     Args:
@@ -181,7 +189,7 @@ def parameter_table(mesh: Mesh, logical: Any, tree: Any) -> tuple[list[tuple[str
     rows: list[tuple[str, ...]] = [("parameter", "shape", "logical axes", "mesh axes", "bytes per device")]
     notes, total = [], 0
     for axes, (path, leaf) in zip(_specs(logical), jax.tree_util.tree_leaves_with_path(tree), strict=True):
-        name = "/".join(str(getattr(key, "key", key)) for key in path)
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
         axes = tuple(axes) + (None,) * (leaf.ndim - len(axes))
         placed = _placed(mesh, axes, leaf.shape)
         parts = math.prod(mesh.shape[a] for on, bad in placed if not bad for a in on)

@@ -19,6 +19,7 @@ from distill_jax.config import ConfigError, Interrupted
 from distill_jax.data.data_config import DataConfig
 from distill_jax.data.records import Rows, load_manifest
 from distill_jax.data.teacher_states import StateWriter
+from distill_jax.io.metrics import TrainingSize
 from distill_jax.models import transformer
 from distill_jax.perf import flops
 from distill_jax.perf.ledger import ledger
@@ -82,6 +83,7 @@ class Cache(Stage):
         rows = Rows(ctx.data / f"{self.data}.array_record")
         at = batch_sharding(mesh, self.batch)
         writer = StateWriter(node.directory / "states", len(rows), self.shard_rows)
+        size = TrainingSize(len(rows), ctx.row_length, self.estimate_flops(ctx))
         for shard in writer.missing():
             parts = []
             for first in range(shard.start, shard.stop, self.batch):
@@ -94,13 +96,7 @@ class Cache(Stage):
                     (1, self.batch, ctx.row_length), at, lambda index: read[None, :, i][index]
                 )
                 parts.append(np.asarray(forward(params, column(0), column(1)))[: len(chosen)])
-                ctx.progress.step(
-                    first,
-                    len(rows),
-                    ctx.row_length,
-                    self.estimate_flops(ctx),
-                    f"row {first} of {len(rows)} to the cache",
-                )
+                ctx.progress.step(first, size, f"row {first} of {len(rows)} to the cache")
             if is_primary():
                 writer.write(shard, np.concatenate(parts))
         spent = {"teacher": flops.forward(cfg, len(rows), ctx.row_length, head=False)}

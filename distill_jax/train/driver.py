@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from distill_jax.io.metrics import TrainingSize
 from distill_jax.perf import peaks, profile
 from distill_jax.sharding.distributed import is_primary
 from distill_jax.train.loop import Clock, Hooks, Values, loop
@@ -78,7 +79,8 @@ class _Monitor:
         self._run, self._base, self._saved, self._writers, self._clock = run, base, saved, writers, clock
         self._losses = self._scores = ""  # for the progress line
         peak = peaks.peak_flops(run.layout.mesh.devices.flat)
-        self._ideal = run.cost.step_flops / peak if peak and run.cost.step_flops else None  # seconds of a step
+        ideal = run.cost.step_flops / peak if peak and run.cost.step_flops else None
+        self._size = TrainingSize(run.settings.steps, run.cost.tokens, run.cost.planned_flops, ideal)
 
     def save(self, step: int, state: State) -> None:
         self._saved.save(step, state, self._writers.sync())
@@ -86,8 +88,8 @@ class _Monitor:
     def evaluate(self, step: int, state: State) -> np.ndarray | None:
         run = self._run
         if run.progress is not None:
-            text, cost = "  ".join(filter(None, (self._losses, self._scores))), run.cost
-            run.progress.step(step, run.settings.steps, cost.tokens, cost.planned_flops, text, self._ideal)
+            text = "  ".join(filter(None, (self._losses, self._scores)))
+            run.progress.step(step, self._size, text)
         if not run.evaluation or not run.evaluation.due(step):
             return None
         with self._clock.spent_on("step"):

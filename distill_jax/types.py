@@ -1,0 +1,11 @@
+"""Types that every room shares, where neither Python nor JAX has a static one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+PyTree = Any  # nested dicts, tuples and dataclasses whose leaves are arrays, or what stands for them: shapes, shardings
+JsonObject = dict[str, Any]  # as `json` reads and writes it; whoever reads a file checks what it holds
+ArrayOrShape = jax.Array | jax.ShapeDtypeStruct
