@@ -266,7 +266,9 @@ def _confusion(rows: Sequence[OrganismRow]) -> list[ConfusionRow]:
     names: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         names.setdefault((" or ".join(row["truth"]), row["verdict"]), []).append(row["name"])
-    return [{"truth": truth, "verdict": verdict, "organisms": found} for (truth, verdict), found in names.items()]
+    return [
+        {"truth": truth, "verdict": verdict, "organisms": organisms} for (truth, verdict), organisms in names.items()
+    ]
 
 
 def domains(transfers: Mapping[str, Node], effects: Effects, accepted: Sequence[str]) -> list[Summary]:

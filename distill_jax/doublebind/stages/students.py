@@ -64,7 +64,7 @@ class Cohort:
     """Who takes part in a transfer.
 
     Attributes:
-      teachers: theirs.
+      teachers: of the students.
       students: the population.
       control_concern: of each organism's control.
       seeds: of every teacher, and so of its students.
@@ -130,8 +130,8 @@ def learn_and_audit(
     with training.clock.spent_on("evaluate"):
         rates = _student_rates(dataclasses.replace(ctx, model=cfg), cohort, params)
         if cfg.hidden == ctx.model.hidden:  # else a probe of the teacher's states says nothing of the student's
-            for role, found in _linear_probe_rates(ctx, cohort, params, probes).items():
-                rates.setdefault(role, {})["probe"] = found
+            for role, probe_rates in _linear_probe_rates(ctx, cohort, params, probes).items():
+                rates.setdefault(role, {})["probe"] = probe_rates
     by_organism: dict[str, OrganismRates] = {
         kind: {role: {audit: x[i].tolist() for audit, x in table.items()} for role, table in rates.items()}
         for i, kind in enumerate(cohort.organisms.kinds)
