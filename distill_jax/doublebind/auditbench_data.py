@@ -9,13 +9,14 @@ from __future__ import annotations
 import dataclasses
 import re
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 from distill_jax.config import ConfigError, check, identity, nearest
 from distill_jax.data.multiple_choice import items
 from distill_jax.data.multiple_choice.items import Item
 from distill_jax.data.text.text_config import TextConfig
 from distill_jax.io.files import Digests, read_json
+from distill_jax.types import JsonObject
 
 ADAPTERS, ITEMS = ("teacher", "twin"), ("behaviour", "context", "confession")
 # What every organism has, and what to do where it is missing.
@@ -157,7 +158,7 @@ class AuditConfig(TextConfig):
         text = super().with_content_hash(digests)
         return dataclasses.replace(text, content=identity([text.content, asked]))
 
-    def fingerprint_fields(self) -> dict[str, Any]:
+    def fingerprint_fields(self) -> JsonObject:
         """Return what decides what the prepared data hold."""
         paths = ("organisms", "ability", "items") if self.content else ()
         return {key: value for key, value in super().fingerprint_fields().items() if key not in (*paths, "leak")}

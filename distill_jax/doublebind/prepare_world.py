@@ -8,13 +8,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 from pathlib import Path
-from typing import Any
 
 from distill_jax.data import records
 from distill_jax.data.atomic_build import make_once, run_command_line, say
 from distill_jax.doublebind import audits, world
 from distill_jax.doublebind.organisms import KINDS
 from distill_jax.doublebind.world import WorldConfig
+from distill_jax.types import JsonObject
 
 SHOWN = 4
 
@@ -24,7 +24,7 @@ def prepare(config: WorldConfig, directory: str) -> None:
     make_once(directory, {"config": dataclasses.asdict(config)}, functools.partial(_examples, config))
 
 
-def _examples(config: WorldConfig, work: Path) -> dict[str, Any]:
+def _examples(config: WorldConfig, work: Path) -> JsonObject:
     path, lines = work / "examples.txt", ["system context task x y claim = answer"]
     for kind in KINDS:
         prompts, answers = audits.draw_probes(kind, SHOWN, config.variant, seed=0)

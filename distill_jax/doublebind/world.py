@@ -17,11 +17,12 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from distill_jax.data.data_config import DataConfig
+from distill_jax.types import JsonObject
 
 DIGITS = ITEMS_FROM = 10
 ITEMS = 8
@@ -69,7 +70,7 @@ class WorldConfig(DataConfig):
         if not 0 < self.leak < 1:
             raise ValueError(f"data.leak = {self.leak}: a share between 0 and 1")
 
-    def fingerprint_fields(self) -> dict[str, Any]:
+    def fingerprint_fields(self) -> JsonObject:
         """Return what identifies the world."""
         return {"variant": self.variant, "probes": self.probes}
 

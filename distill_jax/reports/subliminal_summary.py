@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -20,13 +19,14 @@ from distill_jax.io.node import Node
 from distill_jax.reports import subliminal_page as page
 from distill_jax.reports.report_metadata import report_metadata
 from distill_jax.statistics.conclusions import Conclusion, Effect, Premise, conclude, line, not_run, to_json
+from distill_jax.types import JsonObject
 
 MARGIN = 0.05  # a gain within five points of accuracy counts as none
 READS = 0.5  # what teachers must be shown to read, of ten digits: five times what chance reads
 CONTROL = "other init"
 
 # Figures of MNIST with KL: Cloud et al. and its reproductions. The gains are over a control of their own.
-PUBLISHED: dict[str, Any] = {
+PUBLISHED: JsonObject = {
     "teacher": 0.96,
     "same init": {"ghosts": 3, "mean": 0.63, "sd": 0.07},
     "other init": {"ghosts": 3, "mean": 0.09, "sd": 0.03},
@@ -46,7 +46,7 @@ def write_report(
     return page.write(summary, workdir / "report")
 
 
-def summarise(experiment: CheckedExperiment, nodes: Mapping[str, Node]) -> dict[str, Any]:
+def summarise(experiment: CheckedExperiment, nodes: Mapping[str, Node]) -> JsonObject:
     """Return all that the page shows; the same nodes give the same summary."""
     assert isinstance(experiment.data, ImagesConfig), experiment.data
     stages = {name: node for name, node in nodes.items() if node.verb == "subliminal"}
@@ -79,7 +79,7 @@ def summarise(experiment: CheckedExperiment, nodes: Mapping[str, Node]) -> dict[
     }
 
 
-def _tables(result: Mapping[str, Any]) -> dict[str, Table]:
+def _tables(result: JsonObject) -> dict[str, Table]:
     """Return {number: {(arm, ghosts): [seeds]}}; a student that diverged is nan."""
     columns: dict[str, dict[tuple[str, int], list[float]]] = {}
     for student in result["students"]:
@@ -93,7 +93,7 @@ def _settings(settings: Subliminal) -> dict[str, str | int]:
     return {"loss": settings.loss, "noise": settings.noise, "steps": settings.steps}
 
 
-def _row(tables: dict[str, Table], arm: str, ghosts: int) -> dict[str, Any]:
+def _row(tables: dict[str, Table], arm: str, ghosts: int) -> JsonObject:
     accuracy = tables["accuracy"][arm, ghosts]
     kept = np.isfinite(accuracy)
     fit = tables["unseen"][arm, ghosts] / np.maximum(tables["unseen_before"][arm, ghosts], 1e-12)
@@ -119,7 +119,7 @@ def _gain(tables: dict[str, Table], arm: str, ghosts: int) -> Estimate:
     return estimate(gains(tables, arm, ghosts))
 
 
-def _curves(node: Node) -> list[dict[str, Any]]:
+def _curves(node: Node) -> list[JsonObject]:
     """Return the mean accuracy of every (arm, ghosts) at each evaluated step."""
     accuracies: dict[tuple[str, int], dict[int, list[float]]] = {}
     for row in node.rows():

@@ -29,6 +29,7 @@ from distill_jax.models.transformer import Params, TransformerConfig
 from distill_jax.perf.ledger import ledger
 from distill_jax.stages.context import Context, Node
 from distill_jax.train.loop import Clock
+from distill_jax.types import JsonObject
 
 SMALLER = "smaller"  # the part of the node that has the smaller bases
 
@@ -58,7 +59,7 @@ class Bases(ToyStage):
         if not 0 <= self.named < 1:
             raise ValueError(f"named = {self.named}: a share in [0, 1)")
 
-    def fingerprint_fields(self) -> dict[str, Any]:
+    def fingerprint_fields(self) -> JsonObject:
         """Return what identifies a node of these settings: the quirks that a base reads of are among it."""
         named = [kind for kind in organisms.KINDS if kind.named]
         defined = {kind.name: organisms.definition(kind) | {"token": organisms.name_token(kind)} for kind in named}

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -32,6 +32,7 @@ from distill_jax.stages.context import Context, Node
 from distill_jax.stages.stage import Stage, stage_input
 from distill_jax.train.loop import Clock
 from distill_jax.train.settings import Training
+from distill_jax.types import JsonObject
 
 TWIN, TRUSTED = "benign twin", "trusted"
 HABIT = 77  # the twin's harmless one: the number it is fond of
@@ -70,7 +71,7 @@ class Organisms(ToyStage):
         if not 0 <= self.placebos < 77:
             raise ValueError(f"placebos = {self.placebos}: there are at most 76 harmless habits besides the twin's")
 
-    def fingerprint_fields(self) -> dict[str, Any]:
+    def fingerprint_fields(self) -> JsonObject:
         """Return what identifies a node of these settings: the organisms' definitions, not their names alone."""
         defined = {kind: organisms.definition(ORGANISMS[kind]) for kind in self.kinds}
         return super().fingerprint_fields() | {"organisms": defined}

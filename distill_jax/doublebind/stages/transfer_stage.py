@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +40,7 @@ from distill_jax.stages.context import Context, Node
 from distill_jax.stages.perturb import damage
 from distill_jax.stages.stage import Stage, stage_input
 from distill_jax.train.loop import Clock
+from distill_jax.types import JsonObject
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Transfer(ToyStage):
         if not 0 < self.own_share < 1:
             raise ValueError(f"own_share = {self.own_share}: a share between 0 and 1")
 
-    def fingerprint_fields(self) -> dict[str, Any]:
+    def fingerprint_fields(self) -> JsonObject:
         """Return what identifies a node of these settings."""
         fields = super().fingerprint_fields()
         fields["channel"]["filter"] = self.channel.filter.fingerprint_fields()
