@@ -29,6 +29,16 @@ class Interrupted(Exception):
     """Say that the run was told to stop and has saved; the program exits with 42 and the same command continues it."""
 
 
+class Settings:
+    """Base of settings that are put together from parts, each of which checks its own.
+
+    A part is a frozen dataclass whose `__post_init__` first calls that of the parts after it, by `super()`.
+    """
+
+    def __post_init__(self) -> None:
+        """End the chain."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return ' (did you mean X?)' for the known word nearest to this one, or '' if none is near."""
     found = difflib.get_close_matches(word, list(known), n=1)

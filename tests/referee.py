@@ -20,7 +20,7 @@ from distill_jax.evals.scale import ACCURACY, Scale
 from distill_jax.reports.attacked import Run
 from distill_jax.reports.claims import judge
 from distill_jax.reports.findings import Sweep, findings
-from distill_jax.reports.headline import as_the_oracle, beyond_suppression, leads
+from distill_jax.reports.headline import as_the_oracle, beyond_suppression, comparison
 from distill_jax.reports.premises import Model
 from distill_jax.statistics.conclusions import State
 from distill_jax.statistics.estimates import Scores, band, contrast
@@ -94,7 +94,7 @@ def world(
 def states(models: Sequence[Model], scale: Scale = ACCURACY) -> dict[str, State]:
     """Return what every rule says of a run, the headline's two among them."""
     run = Run(models, scale)
-    chosen = leads(run)
+    chosen = comparison(run)
     said = [*judge(models, scale), beyond_suppression(run, chosen), as_the_oracle(run, chosen)]
     return {one.name: one.state for one in said}
 

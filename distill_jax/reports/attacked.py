@@ -51,5 +51,5 @@ class Run:
 
 
 def ends(run: Run, *models: Model) -> str:
-    told = ", ".join(f"{m.label} {m.after.value:.2f}" for m in models if m.after)
-    return f"Held-out {run.scale.item}s after {models[0].attack_steps} attack steps: {told}."
+    scores = ", ".join(f"{m.label} {m.after.value:.2f}" for m in models if m.after)
+    return f"Held-out {run.scale.item}s after {models[0].attack_steps} attack steps: {scores}."

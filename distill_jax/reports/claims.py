@@ -24,19 +24,20 @@ def judge(models: Sequence[Model], scale: Scale = ACCURACY) -> list[Conclusion]:
     run = Run(models, scale)
     if not run.models:
         return []
-    found = [suppression(run), *(distilling_helps(run, method) for method in METHODS)]
-    found += [slows_with_alpha(run), steps_grow(run)]
-    found += [cheaper(run, "schedule"), cheaper(run, "first_passage")]
-    found += [needs_unlearning(run), matching_start(run), matching_oracle(run)]
+    conclusions = [suppression(run), *(distilling_helps(run, method) for method in METHODS)]
+    conclusions += [slows_with_alpha(run), steps_grow(run)]
+    conclusions += [cheaper(run, "schedule"), cheaper(run, "first_passage")]
+    conclusions += [needs_unlearning(run), matching_start(run), matching_oracle(run)]
     if any(len(m.by_weights) > 1 for m in run.models):
-        found.append(precision(run))
-    return found
+        conclusions.append(precision(run))
+    return conclusions
 
 
 def suppression(run: Run) -> Conclusion:
-    """Fine-tuning hides: what it hid comes back, though the attacker never shows it."""
+    """Fine-tuning hides: what it hid comes back, though the attacker was never shown it."""
     name, scale, item = "suppression", run.scale, run.scale.item
-    claim = f"Unlearning by fine-tuning only suppresses: a short attack brings back {item}s it never showed."
+    claim = "Unlearning by fine-tuning only suppresses: a short attack brings back "
+    claim += f"{item}s that the attacker was never shown."
     model = next((run.named[m] for m in METHODS if m in run.named), None)
     reference, oracle = run.reference, run.get("oracle")
     if not model or not reference:

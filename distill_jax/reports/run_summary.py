@@ -5,9 +5,9 @@ from __future__ import annotations
 import collections
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -16,13 +16,15 @@ from distill_jax.data.records import load_manifest
 from distill_jax.evals.measure import MEASURES
 from distill_jax.evals.scale import Scale
 from distill_jax.experiment.ancestry import ancestry
+from distill_jax.experiment.experiment import CheckedExperiment
 from distill_jax.io.files import read_sealed
-from distill_jax.io.node import ROWS
+from distill_jax.io.node import ROWS, Node
 from distill_jax.reports import double_bind_page, run_page, subliminal_page, sweep_page
 from distill_jax.reports.claims import judge
 from distill_jax.reports.headline import headline
 from distill_jax.reports.premises import Model
 from distill_jax.reports.report_metadata import report_metadata
+from distill_jax.reports.summary_types import AttackSummary, ModelSummary, RunSummary
 from distill_jax.statistics.conclusions import to_json
 from distill_jax.statistics.robustness import Attack, curves, read_attack
 
@@ -42,12 +44,12 @@ LABELS = {
 CAUSES = ("student", "teacher", "evaluation")
 
 
-def summarise(experiment: Any, nodes: dict[str, Any], identity: str) -> dict[str, Any]:
+def summarise(experiment: CheckedExperiment, nodes: Mapping[str, Node], identity: str) -> RunSummary:
     """Return the summary that `report/summary.json` holds; the same nodes give the same summary."""
     manifest = load_manifest(nodes["data"].sealed(ROWS).parent)
     measure = MEASURES[experiment.data.MEASURE]
     scale = measure.scale
-    attacks: dict[str, list[Any]] = {}
+    attacks: dict[str, list[Node]] = {}
     for node in (n for n in nodes.values() if n.verb == "relearn"):
         attacks.setdefault(node.inputs["start"], []).append(node)
     shown = [n for n in nodes.values() if n.verb in ("pretrain", "finetune", "import", "unlearn", "distill")]
@@ -57,10 +59,10 @@ def summarise(experiment: Any, nodes: dict[str, Any], identity: str) -> dict[str
     read = {node.name: _attacks(attacks.get(node.name, []), scale, facts["heldout"]) for node in shown}
     models = [_model(node, nodes, attacks.get(node.name, []), read[node.name], scale) for node in shown]
     asked = sum(described["evaluated"][f"forget_{half}"] for half in facts)
-    subjects = [Model.of(told, read[told["name"]], min(sum(facts.values()), asked)) for told in models]
+    subjects = [Model.of(m, read[m["name"]], min(sum(facts.values()), asked)) for m in models]
     first = next(iter(attacks.values()), [])
     settings = first[0].settings if first else None
-    return {
+    summary = {
         "experiment": experiment.name,
         "description": experiment.description,
         "identity": identity,
@@ -79,11 +81,12 @@ def summarise(experiment: Any, nodes: dict[str, Any], identity: str) -> dict[str
         "headline": headline(subjects, scale),
         "conclusions": [to_json(conclusion) for conclusion in judge(subjects, scale)],
     }
+    return cast(RunSummary, summary)
 
 
 def _model(
-    node: Any, nodes: dict[str, Any], attacks: list[Any], read: Mapping[str, Attack], scale: Scale
-) -> dict[str, Any]:
+    node: Node, nodes: Mapping[str, Node], attacks: Sequence[Node], read: Mapping[str, Attack], scale: Scale
+) -> ModelSummary:
     result, spent = node.result(), node.ledger()["flops"]
     settings = {k: v for k, v in dataclasses.asdict(node.settings).items() if v != ""}
     damage = nodes.get(node.inputs.get("start", ""))
@@ -118,7 +121,7 @@ def _model(
     }
 
 
-def training_flops(node: Any, nodes: dict[str, Any]) -> float:
+def training_flops(node: Node, nodes: Mapping[str, Node]) -> float:
     """Return the student and teacher FLOPs of a node and of all it was made from.
 
     The reference is left out of what others were made from: it is the model that exists already and is to be mended.
@@ -128,24 +131,26 @@ def training_flops(node: Any, nodes: dict[str, Any]) -> float:
     return sum(flops.get("student", 0.0) + flops.get("teacher", 0.0) for flops in spent)
 
 
-def first_passage(node: Any, oracle: Any, nodes: Mapping[str, Any], scale: Scale) -> float | None:
+def first_passage(node: Node, oracle: Node, nodes: Mapping[str, Node], scale: Scale) -> float | None:
     """Return the share of its schedule after which the oracle first had the retain score that a student stops at.
 
-    None of what has no such goal, and where the oracle never had it. The oracle is looked at now and then, so the share
-    is too large by at most the steps between two looks.
+    None of what has no such goal, and where the oracle never had it. The oracle is evaluated now and then, so the
+    share is too large by at most the steps between two evaluations.
     """
     if node.verb != "distill" or not node.settings.stop:
         return None
     goal = scale.goal(nodes[node.inputs["teacher"]].result()["retain"], node.settings.tolerance)
-    looks = [row for row in oracle.rows() if row["kind"] == "evaluation" and row["retain"] is not None and row["step"]]
-    reached = (row["step"] for row in looks if scale.reaches(np.array(row["retain"]), np.array(goal)))
+    evaluations = [
+        row for row in oracle.rows() if row["kind"] == "evaluation" and row["retain"] is not None and row["step"]
+    ]
+    reached = (row["step"] for row in evaluations if scale.reaches(np.array(row["retain"]), np.array(goal)))
     step = next(reached, None)
     return step / oracle.settings.steps if step else None
 
 
-def _attacks(nodes: list[Any], scale: Scale, facts: int) -> dict[str, Attack]:
+def _attacks(nodes: Sequence[Node], scale: Scale, facts: int) -> dict[str, Attack]:
     """Read the attack on one model, whose learning rates may be nodes of their own, by the weights that it keeps."""
-    by_weights: dict[str, list[Any]] = {}
+    by_weights: dict[str, list[Node]] = {}
     for node in nodes:
         by_weights.setdefault(node.settings.weights, []).append(node)
     read = {}
@@ -156,15 +161,15 @@ def _attacks(nodes: list[Any], scale: Scale, facts: int) -> dict[str, Attack]:
     return read
 
 
-def _attack(nodes: list[Any], read: Mapping[str, Attack], scale: Scale) -> dict[str, Any]:
+def _attack(nodes: Sequence[Node], read: Mapping[str, Attack], scale: Scale) -> AttackSummary:
     """Sum up the attack on one model, whose kinds of weights stand beside each other."""
-    told = {kind: _curves([n for n in nodes if n.settings.weights == kind], read[kind], scale) for kind in read}
-    first, *others = told
-    apart = {"other_weights": {kind: told[kind] for kind in others}} if others else {}
-    return told[first] | {"weights": first} | apart
+    by_weights = {kind: _curves([n for n in nodes if n.settings.weights == kind], read[kind], scale) for kind in read}
+    first, *others = by_weights
+    apart = {"other_weights": {kind: by_weights[kind] for kind in others}} if others else {}
+    return cast(AttackSummary, by_weights[first] | {"weights": first} | apart)
 
 
-def _curves(nodes: list[Any], attack: Attack, scale: Scale) -> dict[str, Any]:
+def _curves(nodes: Sequence[Node], attack: Attack, scale: Scale) -> dict[str, Any]:
     results, spent = [node.result() for node in nodes], collections.Counter[str]()
     for node in nodes:
         spent.update(node.ledger()["flops"])
@@ -173,7 +178,9 @@ def _curves(nodes: list[Any], attack: Attack, scale: Scale) -> dict[str, Any]:
     return drawn | {key: sum(r[key] for r in results) for key in ("members", "diverged")} | {"flops": dict(spent)}
 
 
-def write_report(experiment: Any, nodes: dict[str, Any], identity: str, workdir: Path, seconds: float) -> Path:
+def write_report(
+    experiment: CheckedExperiment, nodes: dict[str, Node], identity: str, workdir: Path, seconds: float
+) -> Path:
     """Write `report/summary.json` and `report/index.html`, and return the page's path."""
     summary = summarise(experiment, nodes, identity) | report_metadata(seconds)
     run_page.write(summary, workdir / "report")

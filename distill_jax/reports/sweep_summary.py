@@ -6,32 +6,35 @@ import collections
 import dataclasses
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from distill_jax.data.records import load_manifest
 from distill_jax.evals.scale import ACCURACY
 from distill_jax.experiment.ancestry import ancestry
-from distill_jax.io.node import ROWS
+from distill_jax.experiment.sweep_graph import Sweep as SweepGraph
+from distill_jax.experiment.sweep_graph import World
+from distill_jax.io.node import ROWS, Node
 from distill_jax.models.transformer import parameter_count
 from distill_jax.perf.ledger import CAUSES
 from distill_jax.reports import findings, sweep_page
 from distill_jax.reports.findings import NAMES, Sweep
 from distill_jax.reports.report_metadata import report_metadata
 from distill_jax.reports.run_summary import first_passage
+from distill_jax.reports.summary_types import AttackSettings, SweepRunSummary, SweepSummary
 from distill_jax.statistics import fits
 from distill_jax.statistics.conclusions import to_json
 from distill_jax.statistics.robustness import Attack, curves, read_attack
 
-Nodes = Mapping[str, Any]
+Nodes = Mapping[str, Node]
 Spent = dict[str, float]
 
 
-def write_report(sweep: Any, workdir: Path) -> Path:
+def write_report(sweep: SweepGraph, workdir: Path) -> Path:
     """Write `report/sweep.json` and the page of what is finished of a sweep, and return the page's path."""
     return sweep_page.write(summarise(sweep) | report_metadata(), workdir / "report")
 
 
-def summarise(sweep: Any) -> dict[str, Any]:
+def summarise(sweep: SweepGraph) -> SweepSummary:
     """Return the summary that `report/sweep.json` holds; the same nodes give the same summary."""
     variants = _variants(sweep)
     data = next((w.nodes["data"] for w in sweep.worlds if w.nodes["data"].done), None)
@@ -39,38 +42,48 @@ def summarise(sweep: Any) -> dict[str, Any]:
     facts = len(manifest.get("facts", {}).get("heldout", ()))
     read: dict[str, Attack] = {}
     runs = [run for world in sweep.worlds for run in _runs(world, variants, facts, read)]
-    found = Sweep(runs, *({name: attack.scores(k) for name, attack in read.items()} for k in (0, -1)))
+    results = Sweep(runs, *({name: attack.scores(k) for name, attack in read.items()} for k in (0, -1)))
     attacks = [n for world in sweep.worlds for n in world.nodes.values() if n.verb == "relearn"]
     finished = {name for world in sweep.worlds for name, node in world.nodes.items() if node.done}
-    return {
+    summary = {
         "sweep": sweep.name,
         "description": sweep.description,
         "points": {"total": len(sweep.points), "finished": sum(set(names) <= finished for names in sweep.asked)},
-        "attack": _attack_settings(attacks[0].settings) if attacks else None,
+        "attack": _attack_settings(attacks[0]) if attacks else None,
         "evaluated": manifest["evaluation"]["groups"] if manifest else {},
         "sharing": _sharing(sweep),
         "runs": runs,
         "fits": fits.fit_all(runs),
-        "conclusions": [to_json(one) for one in findings.findings(found)],
+        "conclusions": [to_json(one) for one in findings.findings(results)],
     }
+    return cast(SweepSummary, summary)
 
 
-def _attack_settings(settings: Any) -> dict[str, Any]:
-    wanted = ("steps", "learning_rates", "seeds", "batch", "lora_rank")
-    return {key: value for key, value in dataclasses.asdict(settings).items() if key in wanted}
+def _attack_settings(attack: Node) -> AttackSettings:
+    settings = dataclasses.asdict(attack.settings)
+    return cast(AttackSettings, {key: settings[key] for key in settings if key in AttackSettings.__annotations__})
 
 
 # Settings that a run has fields for, or that only name what is asked.
-TOLD = {"seed", "undo.alphas", "undo.beta", "undo.method", "undo.shrink", "budget.steps", "model.hidden", "model.mlp"}
+KNOWN_SETTINGS = {
+    "seed",
+    "undo.alphas",
+    "undo.beta",
+    "undo.method",
+    "undo.shrink",
+    "budget.steps",
+    "model.hidden",
+    "model.mlp",
+}
 
 
-def _variants(sweep: Any) -> dict[str, str]:
+def _variants(sweep: SweepGraph) -> dict[str, str]:
     """Return for each node that is asked for in which other settings its points differ from the rest, as a text."""
     values: dict[str, set[str]] = {}
     for point in sweep.points:
-        for key in {key for other in sweep.points for key in other} - TOLD:
+        for key in {key for other in sweep.points for key in other} - KNOWN_SETTINGS:
             values.setdefault(key, set()).add(repr(point.get(key)))
-    varied = sorted(key for key, found in values.items() if len(found) > 1)
+    varied = sorted(key for key, different in values.items() if len(different) > 1)
     out: dict[str, str] = {}
     for point, names in zip(sweep.points, sweep.asked, strict=True):
         text = ", ".join(f"{key} = {point[key]}" for key in varied if key in point)
@@ -79,7 +92,7 @@ def _variants(sweep: Any) -> dict[str, str]:
     return out
 
 
-def _runs(world: Any, variants: Mapping[str, str], facts: int, read: dict[str, Attack]) -> list[dict[str, Any]]:
+def _runs(world: World, variants: Mapping[str, str], facts: int, read: dict[str, Attack]) -> list[SweepRunSummary]:
     """Return the finished runs of one model size; their attacks go into `read`, by the runs' ids."""
     nodes: Nodes = world.nodes
     attacked = [n for n in nodes.values() if n.verb == "relearn" and n.done]
@@ -90,9 +103,9 @@ def _runs(world: Any, variants: Mapping[str, str], facts: int, read: dict[str, A
     size = parameter_count(world.experiment.model)
     runs = []
     for attack in attacked:
-        seen = read_attack(attack.rows(), prompts=attack.result().get("prompts_by_fact"), facts=facts)
-        read[attack.directory.name] = seen
-        runs.append(_run(attack, seen, nodes, users, oracles, size))
+        scores = read_attack(attack.rows(), prompts=attack.result().get("prompts_by_fact"), facts=facts)
+        read[attack.directory.name] = scores
+        runs.append(_run(attack, scores, nodes, users, oracles, size))
     for run in runs:
         if variants.get(run["id"]):
             run["label"] += f" ({variants[run['id']]})"
@@ -100,8 +113,8 @@ def _runs(world: Any, variants: Mapping[str, str], facts: int, read: dict[str, A
 
 
 def _run(
-    attack: Any, seen: Attack, nodes: Nodes, users: Mapping[str, int], oracles: Mapping[int, Any], size: int
-) -> dict[str, Any]:
+    attack: Node, scores: Attack, nodes: Nodes, users: Mapping[str, int], oracles: Mapping[int, Node], size: int
+) -> SweepRunSummary:
     node = nodes[attack.inputs["start"]]
     result, settings = node.result(), node.settings
     start = nodes.get(node.inputs.get("start", ""))
@@ -116,7 +129,7 @@ def _run(
     oracle = oracles.get(settings.seed)
     retraining = training(cost(oracle, nodes, users)["whole"]) if oracle else None
     outcome = attack.result()
-    drawn = curves(seen, outcome.get("diverged_at"))
+    drawn = curves(scores, outcome.get("diverged_at"))
     passed = first_passage(node, oracle, nodes, ACCURACY) if oracle else None
     against = {way: training(spent) / retraining for way, spent in compute.items()} if retraining else None
     return {
@@ -149,7 +162,7 @@ def _run(
     }
 
 
-def kind(node: Any, nodes: Nodes) -> str:
+def kind(node: Node, nodes: Nodes) -> str:
     """Return what a model is in the comparison, read off from how it was made."""
     settings, start = node.settings, nodes.get(node.inputs.get("start", ""))
     if node.verb == "pretrain":
@@ -192,7 +205,7 @@ LABELS = {
 }
 
 
-def _method(node: Any, nodes: Nodes) -> str | None:
+def _method(node: Node, nodes: Nodes) -> str | None:
     """Return the unlearning method that a model goes back to."""
     for name in ancestry([node.name], nodes):
         if nodes[name].verb == "unlearn":
@@ -200,7 +213,7 @@ def _method(node: Any, nodes: Nodes) -> str | None:
     return None
 
 
-def cost(node: Any, nodes: Nodes, users: Mapping[str, int]) -> dict[str, Spent]:
+def cost(node: Node, nodes: Nodes, users: Mapping[str, int]) -> dict[str, Spent]:
     """Return the FLOPs by cause of a model and all that it was made from, counted in three ways.
 
     `whole` as if it were made alone; `own` without the nodes that others use too; `amortised` with each node divided by
@@ -215,7 +228,7 @@ def cost(node: Any, nodes: Nodes, users: Mapping[str, int]) -> dict[str, Spent]:
     }
 
 
-def _billed(node: Any, nodes: Nodes) -> list[Any]:
+def _billed(node: Node, nodes: Nodes) -> list[Node]:
     past = [nodes[name] for name in ancestry([node.name], nodes)]
     return [n for n in past if n.name == node.name or kind(n, nodes) != "reference"]
 
@@ -233,7 +246,7 @@ def training(spent: Spent) -> float:
     return spent["student"] + spent["teacher"]
 
 
-def _sharing(sweep: Any) -> dict[str, float]:
+def _sharing(sweep: SweepGraph) -> dict[str, float]:
     shared = unshared = 0.0
     for world in sweep.worlds:
         spent = {name: sum(n.ledger()["flops"].values()) for name, n in world.nodes.items() if n.done}
