@@ -30,6 +30,7 @@ from distill_jax.stages.next_token import hidden_and_mask
 from distill_jax.stages.stage import Stage, stage_input
 from distill_jax.stages.train_stage import AdaptingStage
 from distill_jax.stages.training import Program, enrol, finish_models, train
+from distill_jax.train.batch import PackedRows
 from distill_jax.train.step import Batch, Term
 
 
@@ -52,8 +53,8 @@ class Imitation(Objective):
         """Return the teacher's head and its final hidden states, a vocabulary's width smaller than logits."""
         rows = self._imitated(batch)
         if self.cached:
-            return {"hidden": rows["states"][:, :-1], "head": teacher}
-        hidden = transformer.hidden_states(cfg, teacher, rows["tokens"], rows["segments"])[:, :-1]
+            return {"hidden": rows.states[:, :-1], "head": teacher}
+        hidden = transformer.hidden_states(cfg, teacher, rows.tokens, rows.segments)[:, :-1]
         return {"hidden": hidden, "head": transformer.head_of(teacher)}
 
     def loss_terms(
@@ -75,10 +76,11 @@ class Imitation(Objective):
         if self.uniform:  # one mean over the tokens of both, as if both had been rows of one set
             rows = hidden_and_mask(cfg, params, batch["uniform"], self.loss_on)
             total = jax.tree.map(jnp.add, total, over_tokens(flatten, chunk, *rows))
-        return {"kl": (1.0, *total)}
+        return {"kl": Term(1.0, *total)}
 
-    def _imitated(self, batch: Batch) -> Batch:
-        return batch["imitated"] if self.uniform else batch
+    def _imitated(self, batch: Batch) -> PackedRows:
+        rows: PackedRows = batch["imitated"] if self.uniform else batch
+        return rows
 
 
 @dataclasses.dataclass(frozen=True)

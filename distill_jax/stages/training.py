@@ -27,20 +27,19 @@ from distill_jax.perf.ledger import ledger
 from distill_jax.sharding.mesh import batch_sharding, make_mesh, with_shardings
 from distill_jax.stages.context import PARTS, Context, Node, seed_for
 from distill_jax.train import driver
+from distill_jax.train.batch import PackedRows
 from distill_jax.train.layout import ShardedMembers
 from distill_jax.train.loop import Clock
 from distill_jax.train.metric_writers import Row
 from distill_jax.train.population import draw_weights, take_weights, weights_shape
 from distill_jax.train.settings import Lora
 from distill_jax.train.state import DIVERGED, REACHED, RUNNING, Hyper, State
-from distill_jax.train.step import Batch, Beside
+from distill_jax.train.step import Batch, TeacherAdapters
 from distill_jax.train.training_run import Cost, Measurement, StepInputs, TrainingRun
 
 if TYPE_CHECKING:
     from distill_jax.stages.stage import Stage
     from distill_jax.stages.train_stage import TrainStage
-
-COLUMNS = ("tokens", "segments", "answer")  # of a batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,14 +157,15 @@ class Program:
         state = with_shardings(state, self.layout(ctx, mesh).state_shardings(state))
         shape, sharding = self._batch(ctx, mesh)
         column = jax.ShapeDtypeStruct(shape, np.int32, sharding=sharding)
-        rows = dict.fromkeys(COLUMNS, column)
+        rows = PackedRows(column, column, column)
         if self.cache:
-            rows["states"] = jax.ShapeDtypeStruct((*shape, ctx.model.hidden), ctx.model.dtype, sharding=sharding)
+            states = jax.ShapeDtypeStruct((*shape, ctx.model.hidden), ctx.model.dtype, sharding=sharding)
+            rows = rows._replace(states=states)
         batch = jax.tree.map(lambda _: rows, self.reads)
         frozen = ctx.weights(mesh, frozen=True)
         teacher = self._teacher(frozen)
         if beside := self._beside(ctx):
-            teacher = Beside(weights_shape(ctx.model, mesh, beside.lora_rank), np.float32(beside.scale))
+            teacher = TeacherAdapters(weights_shape(ctx.model, mesh, beside.lora_rank), np.float32(beside.scale))
         return state, teacher, batch, self._base(frozen)
 
     def _batch(self, ctx: Context, mesh: Mesh) -> tuple[tuple[int, ...], NamedSharding]:
@@ -177,12 +177,12 @@ class Program:
         shape, sharding = self._batch(ctx, mesh)
         verb = self.crew[0].node.verb
 
-        def of_set(data: str) -> Callable[[int], Batch]:
+        def of_set(data: str) -> Callable[[int], PackedRows]:
             path = ctx.data / f"{data}.array_record"
             feeds = [Feed(path, self.settings.batch, seed_for(seed, verb, data)) for seed in self.seeds]
             cached = self._states(ctx, data)
 
-            def batch(step: int) -> Batch:
+            def batch(step: int) -> PackedRows:
                 @functools.cache
                 def rows(start: int | None, stop: int | None) -> np.ndarray:
                     return np.stack([feed(step, slice(start, stop)) for feed in feeds])
@@ -191,11 +191,11 @@ class Program:
                     part = lambda index: rows(index[1].start, index[1].stop)[:, :, i]  # noqa: E731
                     return jax.make_array_from_callback(shape, sharding, part)
 
-                out = {name: column(i) for i, name in enumerate(COLUMNS)}
-                if cached:
-                    part = lambda index: np.stack([cached.gather(f.indices(step)[index[1]]) for f in feeds])  # noqa: E731
-                    out["states"] = jax.make_array_from_callback((*shape, ctx.model.hidden), sharding, part)
-                return out
+                if not cached:
+                    return PackedRows(column(0), column(1), column(2))
+                part = lambda index: np.stack([cached.gather(f.indices(step)[index[1]]) for f in feeds])  # noqa: E731
+                states = jax.make_array_from_callback((*shape, ctx.model.hidden), sharding, part)
+                return PackedRows(column(0), column(1), column(2), states)
 
             return batch
 
@@ -206,7 +206,7 @@ class Program:
         """Return the weights that no step changes: what the step is given of the teacher, and the base; or None."""
         base = self._base(ctx.params(self.base, mesh, frozen=True)) if self.base else None
         if beside := self._beside(ctx):
-            return Beside(ctx.adapters(self.teacher, mesh), np.float32(beside.scale)), base
+            return TeacherAdapters(ctx.adapters(self.teacher, mesh), np.float32(beside.scale)), base
         return self._teacher(ctx.params(self.teacher, mesh, frozen=True)) if self.teacher else None, base
 
     def _beside(self, ctx: Context) -> Lora | None:
