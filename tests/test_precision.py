@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from test_train import CFG, weights
 
+from distill_jax.experiment.roles import Role
 from distill_jax.reports.claims import judge
 from distill_jax.reports.premises import Model
 from distill_jax.sharding.mesh import make_mesh
@@ -94,6 +95,7 @@ def test_the_report_says_what_precision_did_to_the_attack(half, state):
 def test_one_model_that_ends_a_thousandth_apart_shows_nothing():
     scores = {kind: Scores(np.array([end]), facts=105) for kind, end in (("float32", 0.571), ("bfloat16", 0.570))}
     hidden, back = Scores(np.zeros(3), facts=105), Scores(np.array([0.5, 0.6, 0.55]), facts=105)
-    model = Model("maxent", "M", 0.9, 0.0, unlearned=True, before=hidden, after=back, by_weights=scores)
+    seen = {"before": hidden, "after": back, "by_weights": scores}
+    model = Model("maxent", "M", 0.9, 0.0, unlearned=True, role=Role.SUPPRESSED, **seen)
     claim = judge([model])[-1]
     assert claim.state == "open" and "M 0.57 in fp32, 0.57 in bf16" in claim.evidence
