@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 
 from distill_jax.evals.scale import ACCURACY
+from distill_jax.perf.ledger import training_flops
 from distill_jax.reports.premises import RETAIN
+from distill_jax.stages.methods import method_label
 from distill_jax.statistics.conclusions import Conclusion, Effect, Premise, State, conclude, not_run
 from distill_jax.statistics.estimates import Scores, band, contrast
 from distill_jax.statistics.student_t import mean_interval
 
 Run = Mapping[str, Any]  # `summary_types.SweepRunSummary`, whose fields are compared by their names
-NAMES: dict[str | None, str] = {"maxent": "MaxEnt", "graddiff": "GradDiff", "rmu": "RMU"}
 CHEAP = 0.8  # of the oracle's compute: the upper end of what the paper names
 MARGIN = ACCURACY.margin
 
@@ -70,7 +71,7 @@ def findings(sweep: Sweep) -> list[Conclusion]:
 def rises_with_alpha(sweep: Sweep, method: str, beta: float) -> Conclusion:
     """The slope of what comes back in α, by training seed."""
     name = f"alpha, {method}, {beta:g}"
-    claim = f"Robustness rises with α ({NAMES.get(method, method)}, β = {beta:g})."
+    claim = f"Robustness rises with α ({method_label(method)}, β = {beta:g})."
     group = sweep.of("undo", method=method, beta=beta)
     by_alpha = {alpha: same for (alpha,), same in _groups(group, "alpha").items()}
     seeds = set.intersection(*({run["seed"] for run in same} for same in by_alpha.values())) if by_alpha else set()
@@ -96,7 +97,7 @@ COMPARED = (
 
 def parts_of_damage(sweep: Sweep, method: str, short: str, claim: str, first: str, second: str) -> Conclusion:
     """One part of the damage against another, by training seed, over the α that both have."""
-    name, claim = f"{short}, {method}", f"{claim} ({NAMES.get(method, method)})."
+    name, claim = f"{short}, {method}", f"{claim} ({method_label(method)})."
     kinds = {
         "shrunk": [r for r in sweep.of("undo", method=method) if not r["beta"]],
         "both": [r for r in sweep.of("undo", method=method) if r["beta"]],
@@ -130,7 +131,7 @@ def cheaper(sweep: Sweep, method: str, way: str) -> Conclusion:
     of = {"schedule": "its whole schedule", "first_passage": "its own way to the students' goal"}[way]
     name = f"cheaper, {way.replace('_', ' ')}, {method}"
     claim = "UNDO reaches the robustness of retraining on filtered data at no more than 80 % of its compute "
-    claim += f"({NAMES.get(method, method)}; {of})."
+    claim += f"({method_label(method)}; {of})."
     settings = _groups(sweep.of("undo", method=method), "alpha", "beta")
     oracles = {run["seed"]: run for run in sweep.of("oracle")}
     field = {"schedule": "vs_retraining", "first_passage": "vs_first_passage"}[way]
@@ -196,7 +197,7 @@ def _shared(sweep: Sweep, method: str) -> list[Premise]:
     hiding = [r for r in sweep.runs if r["kind"] == "suppressed" and r["method"] == method and r["id"] in sweep.after]
     known = [r for r in sweep.runs if r["kind"] == "reference"]
     if not hiding:
-        return [Premise("a suppressed model was attacked", False, NAMES.get(method, method) or "none")]
+        return [Premise("a suppressed model was attacked", False, method_label(method) if method else "none")]
     before, after = ([table[r["id"]] for r in hiding] for table in (sweep.before, sweep.after))
     bar = float(np.mean([r["forget"] for r in known])) if known else 1.0
     most = band(_stacked(before), ACCURACY)[1]
@@ -256,4 +257,4 @@ def _groups(runs: Iterable[Run], *keys: str) -> dict[tuple[Any, ...], list[Run]]
 
 
 def _training(run: Run) -> float:
-    return float(run["compute"]["whole"]["student"] + run["compute"]["whole"]["teacher"])
+    return training_flops(run["compute"]["whole"])

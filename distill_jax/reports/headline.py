@@ -8,9 +8,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from distill_jax.evals.scale import ACCURACY, Scale
+from distill_jax.experiment.roles import Role
 from distill_jax.reports.attacked import Run
 from distill_jax.reports.premises import Model, difference, kept
 from distill_jax.statistics.conclusions import Conclusion, conclude, not_run, to_json
+
+# Of any teacher: which one's is compared depends on what UNDO started from.
+STUDENTS = (Role.RANDOM_STUDENT, Role.REFERENCE_STUDENT, Role.EQUAL_COMPUTE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,13 +50,13 @@ def comparison(run: Run) -> Comparison:
 
     undo = min((m for m in run.undo if m.alpha is not None), key=rank, default=None)
     unlearned = [m for m in run.models if m.unlearned]
-    students = [m for m in run.models if m.name.split("-")[0] == "student"]
+    students = [m for m in run.models if m.role in STUDENTS]
     of_undo = [m for m in unlearned if undo is not None and m.name == undo.teacher]
     suppressed = next(iter([*of_undo, *unlearned]), None)
     student = next((m for m in students if suppressed is not None and m.teacher == suppressed.name), None)
     best = min((m for m in (undo, student) if m), key=rank, default=None)
     choices = len(run.undo) + (student is not None)
-    return Comparison(suppressed, undo, student, run.get("oracle"), best, len(run.undo), choices)
+    return Comparison(suppressed, undo, student, run.oracle, best, len(run.undo), choices)
 
 
 def headline(models: Sequence[Model], scale: Scale = ACCURACY) -> dict[str, Any]:

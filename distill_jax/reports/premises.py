@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, Self
 
 from distill_jax.evals.scale import Scale
+from distill_jax.experiment.roles import Role
 from distill_jax.reports.summary_types import ModelSummary
 from distill_jax.statistics.conclusions import Effect, Premise
 from distill_jax.statistics.estimates import Scores, contrast, proportion
@@ -23,6 +24,7 @@ class Model:
     Attributes:
       retain, forget: scores before any attack; asked: forget facts behind `forget`, 0 if they are not to be counted.
       recovered: whether a student reached its goal; None for what has none.
+      role: what it is in a comparison; method: the unlearning method that it goes back to.
       teacher, alpha: of a distilled model.
       steps: that training took.
       compute: as a share of the oracle's, by convention: "schedule", its whole schedule; "first_passage", its own way
@@ -40,6 +42,8 @@ class Model:
     recovered: bool | None = None
     diverged: bool = False
     unlearned: bool = False
+    role: Role = Role.OTHER
+    method: str | None = None
     teacher: str = ""
     alpha: float | None = None
     steps: int = 0
@@ -60,6 +64,8 @@ class Model:
             asked=asked,
             retain=math.nan if summary["retain"] is None else summary["retain"],
             forget=math.nan if summary["forget"] is None else summary["forget"],
+            role=Role(summary["role"]),
+            method=summary["method"],
             recovered=summary["recovered"],
             diverged=summary["diverged"],
             unlearned=summary["stage"] == "unlearn",
@@ -151,7 +157,7 @@ def kept(model: Model, reference: Model, scale: Scale) -> Premise:
 
 def works(models: Iterable[Model], scale: Scale) -> Premise:
     """The attack works: it brings back what some model hides (a suppressed one, or one made from the reference)."""
-    hiding = [m for m in models if m.before is not None and (m.unlearned or m.name in POSITIVE_CONTROLS)]
+    hiding = [m for m in models if m.before is not None and (m.unlearned or m.role in POSITIVE_CONTROLS)]
     rises = [
         effect(m.label, [(1.0, m.after), (-1.0, m.before)], scale, "above", scale.margin, len(hiding))  # type: ignore[list-item]
         for m in hiding
@@ -162,7 +168,7 @@ def works(models: Iterable[Model], scale: Scale) -> Premise:
     return Premise("the attack brings back what a model hides", any(rise.state == "held" for rise in rises), evidence)
 
 
-POSITIVE_CONTROLS = ("match-from-reference", "undo-0.0")
+POSITIVE_CONTROLS = (Role.MATCHED_REFERENCE, Role.UNDAMAGED)
 
 
 def teaches(model: Model, scale: Scale) -> Premise:

@@ -67,6 +67,8 @@ class ModelSummary(TypedDict, total=False):
     name: str
     label: str
     stage: str
+    role: str
+    method: str | None
     settings: dict[str, Any]
     seeds: int
     retain: Number

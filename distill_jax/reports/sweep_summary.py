@@ -11,16 +11,18 @@ from typing import cast
 from distill_jax.data.records import load_manifest
 from distill_jax.evals.scale import ACCURACY
 from distill_jax.experiment.ancestry import ancestry
+from distill_jax.experiment.roles import Provenance, Role, provenance, role_of
 from distill_jax.experiment.sweep_graph import Sweep as SweepGraph
 from distill_jax.experiment.sweep_graph import World
 from distill_jax.io.node import ROWS, Node
 from distill_jax.models.transformer import parameter_count
-from distill_jax.perf.ledger import CAUSES
+from distill_jax.perf.ledger import CAUSES, training_flops
 from distill_jax.reports import findings, sweep_page
-from distill_jax.reports.findings import NAMES, Sweep
+from distill_jax.reports.findings import Sweep
 from distill_jax.reports.report_metadata import report_metadata
 from distill_jax.reports.run_summary import first_passage
 from distill_jax.reports.summary_types import AttackSettings, SweepRunSummary, SweepSummary
+from distill_jax.stages.methods import method_label
 from distill_jax.statistics import fits
 from distill_jax.statistics.conclusions import to_json
 from distill_jax.statistics.robustness import Attack, curves, read_attack
@@ -99,7 +101,7 @@ def _runs(world: World, variants: Mapping[str, str], facts: int, read: dict[str,
     # What a node's cost is divided by: the attacked models that it had to be computed for, finished or not.
     models = {n.inputs["start"] for n in nodes.values() if n.verb == "relearn"}
     users = collections.Counter(past.name for name in models for past in _billed(nodes[name], nodes))
-    oracles = {n.settings.seed: n for n in nodes.values() if kind(n, nodes) == "oracle" and n.done}
+    oracles = {n.settings.seed: n for n in nodes.values() if role_of(n, nodes) is Role.ORACLE and n.done}
     size = parameter_count(world.experiment.model)
     runs = []
     for attack in attacked:
@@ -117,28 +119,23 @@ def _run(
 ) -> SweepRunSummary:
     node = nodes[attack.inputs["start"]]
     result, settings = node.result(), node.settings
-    start = nodes.get(node.inputs.get("start", ""))
-    damage = start.settings if start is not None and start.verb == "perturb" else None
-    what = kind(node, nodes)
-    method = _method(node, nodes)
-    alpha = damage.alpha if damage else 0.0 if what == "alpha 0" else None
-    beta = damage.beta if damage else 0.0 if what == "alpha 0" else None
+    made = provenance(node, nodes)
     compute = cost(node, nodes, users)
     for way in compute.values():
         way["attack"] = sum(attack.ledger()["flops"].values())
     oracle = oracles.get(settings.seed)
-    retraining = training(cost(oracle, nodes, users)["whole"]) if oracle else None
+    retraining = training_flops(cost(oracle, nodes, users)["whole"]) if oracle else None
     outcome = attack.result()
     drawn = curves(scores, outcome.get("diverged_at"))
     passed = first_passage(node, oracle, nodes, ACCURACY) if oracle else None
-    against = {way: training(spent) / retraining for way, spent in compute.items()} if retraining else None
+    against = {way: training_flops(spent) / retraining for way, spent in compute.items()} if retraining else None
     return {
         "id": attack.directory.name,
-        "label": label(what, method, alpha, beta, getattr(settings, "steps", 0)),
-        "kind": what,
-        "method": method,
-        "alpha": alpha,
-        "beta": beta,
+        "label": label(made, getattr(settings, "steps", 0)),
+        "kind": made.role,
+        "method": made.method,
+        "alpha": made.alpha,
+        "beta": made.beta,
         "seed": settings.seed,
         "parameters": size,
         "retain": result["retain"],
@@ -162,55 +159,27 @@ def _run(
     }
 
 
-def kind(node: Node, nodes: Nodes) -> str:
-    """Return what a model is in the comparison, read off from how it was made."""
-    settings, start = node.settings, nodes.get(node.inputs.get("start", ""))
-    if node.verb == "pretrain":
-        return "reference" if settings.data == "all" else "oracle"
-    if node.verb == "unlearn":
-        return "suppressed"
-    if node.verb != "distill":
-        return str(node.verb)
-    teacher = nodes[node.inputs["teacher"]]
-    if start is None:
-        if kind(teacher, nodes) == "reference":
-            return "filtered" if settings.data == "filtered" else "student of the reference"
-        if teacher.verb == "pretrain":
-            return "distilled"
-        return "random student" if settings.stop else "equal compute"
-    if start.verb == "perturb":
-        return "undo" if start.settings.shrink else "noise only"
-    return "alpha 0" if start.name == teacher.name else "distilled"
-
-
-def label(kind: str, method: str | None, alpha: float | None, beta: float | None, steps: int) -> str:
+def label(made: Provenance, steps: int) -> str:
     """Return what a reader calls a model."""
-    of = f" of {NAMES.get(method, method)}" if method else ""
-    if kind == "undo":
-        return f"UNDO α = {alpha:g}, β = {beta:g}{of}"
-    if kind == "noise only":
-        return f"noise without shrinkage, αβ = {alpha * beta:g}{of}"  # type: ignore[operator]
-    if kind == "suppressed":
-        return f"{NAMES.get(str(method), method)}, suppressed"
-    if kind == "equal compute":
-        return f"random student, {steps} steps{of}"
-    return f"{LABELS.get(kind, kind)}{of}"
+    of = f" of {method_label(made.method)}" if made.method else ""
+    match made.role:
+        case Role.UNDO:
+            return f"UNDO α = {made.alpha:g}, β = {made.beta:g}{of}"
+        case Role.NOISE_ONLY:
+            return f"noise without shrinkage, αβ = {(made.alpha or 0) * (made.beta or 0):g}{of}"
+        case Role.SUPPRESSED:
+            return f"{method_label(made.method)}, suppressed"
+        case Role.EQUAL_COMPUTE:
+            return f"random student, {steps} steps{of}"
+    return f"{LABELS.get(made.role, made.role)}{of}"
 
 
 LABELS = {
-    "reference": "reference (all data)",
-    "oracle": "oracle (retain data only)",
-    "alpha 0": "α = 0, no damage",
-    "filtered": "filtered, then distilled",
+    Role.REFERENCE: "reference (all data)",
+    Role.ORACLE: "oracle (retain data only)",
+    Role.UNDAMAGED: "α = 0, no damage",
+    Role.FILTERED: "filtered, then distilled",
 }
-
-
-def _method(node: Node, nodes: Nodes) -> str | None:
-    """Return the unlearning method that a model goes back to."""
-    for name in ancestry([node.name], nodes):
-        if nodes[name].verb == "unlearn":
-            return str(nodes[name].settings.method)
-    return None
 
 
 def cost(node: Node, nodes: Nodes, users: Mapping[str, int]) -> dict[str, Spent]:
@@ -230,7 +199,7 @@ def cost(node: Node, nodes: Nodes, users: Mapping[str, int]) -> dict[str, Spent]
 
 def _billed(node: Node, nodes: Nodes) -> list[Node]:
     past = [nodes[name] for name in ancestry([node.name], nodes)]
-    return [n for n in past if n.name == node.name or kind(n, nodes) != "reference"]
+    return [n for n in past if n.name == node.name or role_of(n, nodes) is not Role.REFERENCE]
 
 
 def _sum(spent: Iterable[tuple[Spent, float]]) -> Spent:
@@ -239,11 +208,6 @@ def _sum(spent: Iterable[tuple[Spent, float]]) -> Spent:
         for cause, count in flops.items():
             total[cause] += share * count
     return total
-
-
-def training(spent: Spent) -> float:
-    """Return the FLOPs that "compute against retraining" counts: the student's and the teacher's."""
-    return spent["student"] + spent["teacher"]
 
 
 def _sharing(sweep: SweepGraph) -> dict[str, float]:
