@@ -28,8 +28,9 @@ from distill_jax.stages.compiled_step import Objective, compiled_step
 from distill_jax.stages.context import Context, Node
 from distill_jax.stages.next_token import hidden_and_mask
 from distill_jax.stages.stage import Stage, stage_input
+from distill_jax.stages.train_job import TrainJob, make_members
 from distill_jax.stages.train_stage import AdaptingStage
-from distill_jax.stages.training import Program, enrol, finish_models, train
+from distill_jax.stages.training import finish_models, train
 from distill_jax.train.batch import PackedRows
 from distill_jax.train.step import Batch, Term
 
@@ -170,10 +171,10 @@ class Distill(AdaptingStage):
             "teacher": flops.forward(ctx.model, self.batch, ctx.row_length, layers=layers),
         }
 
-    def train_job(self, ctx: Context, nodes: Sequence[Node]) -> Program:
+    def train_job(self, ctx: Context, nodes: Sequence[Node]) -> TrainJob:
         """Return what the nodes' students, which share one teacher's forward passes, run as one population."""
-        return Program(
-            **enrol(nodes),
+        return TrainJob(
+            **make_members(nodes),
             settings=self,
             build=functools.partial(compiled_step, self.compile_key(ctx.model, ctx.run.loss_chunk)),
             reads={"imitated": self.data, "uniform": self.uniform} if self.uniform else self.data,
