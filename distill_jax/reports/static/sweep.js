@@ -305,9 +305,11 @@ function endLabels(lines, measure) {
 function drawCurves() {
   const lines = chosen(), panels = { heldout: ['forget_heldout', 'held-out accuracy'],
     relearned: ['forget_shown', 'shown accuracy'], kept: ['retain_at_worst', 'retain accuracy'] };
+  const steps = lines.flatMap(({ runs: same }) => same.flatMap(run => run.attack?.steps ?? [])), last = Math.max(...steps);
+  const span = steps.length ? { range: [-0.02 * last, Math.max(last, 1)] } : {};
   for (const [place, [measure, title]] of Object.entries(panels)) {
     const traces = lines.flatMap(line => curve(line, measure));
-    plot(place, traces, { title: 'attack step' }, { title, range: [-0.02, 1.02], tickformat: '.1~%' },
+    plot(place, traces, { title: 'attack step', ...span }, { title, range: [-0.02, 1.02], tickformat: '.1~%' },
       { annotations: endLabels(lines, measure), margin: { l: 74, r: 110, t: 28, b: 50 } });
   }
   const buttons = lines.map(({ item, colour, dash, label, runs: same }) =>
