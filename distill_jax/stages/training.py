@@ -59,17 +59,17 @@ class Member:
     coefficients: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
-def enrol(nodes: Sequence[Node], *coefficients: str) -> dict[str, Any]:
-    """Return the `crew` and the `seeds` of a program with one member a node, and one data order a seed.
-
-    Args:
-      coefficients: loss terms whose coefficients are the nodes' settings `<term>_weight`.
-    """
+def enrol(nodes: Sequence[Node]) -> dict[str, Any]:
+    """Return the `crew` and the `seeds` of a program with one member a node, and one data order a seed."""
     seeds = list(dict.fromkeys(node.settings.seed for node in nodes))
-    weights = [{term: getattr(node.settings, f"{term}_weight") for term in coefficients} for node in nodes]
     crew = [
-        Member(node, learning_rate=node.settings.learning_rate, stream=seeds.index(node.settings.seed), coefficients=w)
-        for node, w in zip(nodes, weights, strict=True)
+        Member(
+            node,
+            learning_rate=node.settings.learning_rate,
+            stream=seeds.index(node.settings.seed),
+            coefficients=node.settings.member_coefficients(),
+        )
+        for node in nodes
     ]
     return {"crew": crew, "seeds": seeds}
 
