@@ -101,7 +101,7 @@ def test_it_packs_plans_and_sweeps(own, tmp_path):
     work = slice_plan.lower(ctx, group, jax.devices()[:1])
     assert work.members == 2 and work.flops == 2 * group[0].settings.step_flops(ctx)["student"]
     swept = sweep_graph.load("pulls", axis("polish.pull", 0.0, 0.1), own, config, tmp_path)
-    polished = [n for n in swept.worlds[0].nodes.values() if n.verb == "polish"]
+    polished = [n for n in swept.shards[0].nodes.values() if n.verb == "polish"]
     assert len({n.identity for n in polished}) == 4 and {n.peers for n in polished} == {2}
     assert "polish" in sweep_graph.preview(swept)
 
