@@ -17,7 +17,8 @@ from distill_jax.models.transformer import TransformerConfig
 from distill_jax.stages.compiled_step import CompileKey, Objective, compiled_step
 from distill_jax.stages.context import PARTS, Context, Node
 from distill_jax.stages.stage import Stage
-from distill_jax.stages.training import Program, enrol, finish_models, train
+from distill_jax.stages.train_job import TrainJob, make_members
+from distill_jax.stages.training import finish_models, train
 from distill_jax.train.settings import Lora, Training
 
 
@@ -80,11 +81,11 @@ class TrainStage(Stage, Training):
             return ctx.starts(nodes, mesh)
         return [ctx.fresh(node, mesh) for node in nodes]
 
-    def train_job(self, ctx: Context, nodes: Sequence[Node]) -> Program:
+    def train_job(self, ctx: Context, nodes: Sequence[Node]) -> TrainJob:
         """Return what the nodes compile and run as one population."""
         inputs = nodes[0].inputs
-        return Program(
-            **enrol(nodes),
+        return TrainJob(
+            **make_members(nodes),
             settings=self,
             build=functools.partial(compiled_step, self.compile_key(ctx.model, ctx.run.loss_chunk)),
             reads=self.reads(),

@@ -142,7 +142,7 @@ class Subliminal(SmallModels):
 
 @dataclasses.dataclass(frozen=True)
 class Student:
-    """One member: the arm, how many ghost logits it is taught, and the seed.
+    """One member: the arm, how many ghost logits it learns from, and the seed.
 
     Attributes:
       alpha: of UNDO's damage, for an arm of `alphas`; None for one of `arms`.
@@ -254,10 +254,10 @@ def _term(ghosts: int) -> str:
 
 @functools.cache
 def build_evaluation(settings: Subliminal, mesh: Mesh) -> Any:
-    """Return measure(state, digits, noise, taught) -> {accuracy, unseen: [P]}.
+    """Return measure(state, digits, noise, teacher_ghosts) -> {accuracy, unseen: [P]}.
 
     Accuracy is that of the class logits on test digits (images, labels); `unseen` the member's own loss on noise
-    [G, N, inputs] that it never trains on, against its teacher's ghost logits `taught` [G, N, M].
+    [G, N, inputs] that it never trains on, against its teacher's `teacher_ghosts` [G, N, M].
     """
     loss = LOSSES[settings.loss]
 
@@ -419,10 +419,10 @@ def _keys(settings: Subliminal, purpose: str) -> jax.Array:
 def costs(cfg: MLPConfig, settings: Subliminal) -> dict[str, float]:
     """Return the FLOPs of a node by cause; a backward pass costs twice its forward."""
     one, members, seeds = mlp.forward_flops(cfg), len(students(settings)), settings.seeds
-    schooling = 3 * settings.teacher_steps * settings.teacher_batch * seeds
-    looks = settings.steps // settings.evaluate_every + 2
+    teacher_images = 3 * settings.teacher_steps * settings.teacher_batch * seeds
+    num_evals = settings.steps // settings.evaluate_every + 2
     return {
         "student": 3 * one * settings.steps * settings.batch * members,
-        "teacher": one * (schooling + settings.steps * settings.batch * seeds),
-        "evaluation": one * looks * members * (images.TEST + UNSEEN),
+        "teacher": one * (teacher_images + settings.steps * settings.batch * seeds),
+        "evaluation": one * num_evals * members * (images.TEST + UNSEEN),
     }
