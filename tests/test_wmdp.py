@@ -352,8 +352,8 @@ def test_items_are_given_two_halves(tmp_path):
     (tmp_path / "one.jsonl").write_text('{"question": "Q", "choices": ["a", "b"], "answer": 0}\n')
     config = QuizConfig(bio=f"{tmp_path}/one.jsonl", mmlu=f"{tmp_path}/one.jsonl", shots=0)
     with pytest.raises(ConfigError, match="have no two items"):
-        config.parts()
+        config.eval_splits()
     few = QuizConfig(bio=f"{HERE}/bio.jsonl", mmlu=f"{HERE}/mmlu.jsonl", shots=0, items=3)
     whole = QuizConfig(bio=f"{HERE}/bio.jsonl", mmlu=f"{HERE}/mmlu.jsonl", shots=0, items=0)
-    for part, found in few.parts().items():
-        assert len(found) == 3 and found == whole.parts()[part][:3]  # fewer are the first of more
+    for part, found in few.eval_splits().items():
+        assert len(found) == 3 and found == whole.eval_splits()[part][:3]  # fewer are the first of more

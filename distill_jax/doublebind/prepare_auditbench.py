@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from distill_jax.data.atomic_build import run_command_line
-from distill_jax.data.multiple_choice.prepare_quiz import measured
+from distill_jax.data.multiple_choice.prepare_quiz import write_evaluation
 from distill_jax.data.text import prepare_text
 from distill_jax.doublebind.auditbench_data import AuditConfig
 
 
 def _asked(config: AuditConfig, words: Any, work: Path) -> dict[str, Any]:
-    return {"sets": {}, "evaluation": measured(config.parts(), config.longest, words, work)}
+    return {"sets": {}, "evaluation": write_evaluation(config.parts(), config.longest, words, work)}
 
 
 def prepare_audit(config: AuditConfig, directory: str) -> dict[str, Any]:
