@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from distill_jax.data.arithmetic.equations import ArithmeticConfig
 from distill_jax.experiment.experiment import Experiment
-from distill_jax.experiment.section import section
+from distill_jax.experiment.section import section, unlearn_section
 from distill_jax.models.presets import preset
 from distill_jax.stages import Cache, Distill, Perturb, Pretrain, Relearn, Stage, Unlearn
 from distill_jax.stages.context import RunSettings
@@ -46,10 +46,10 @@ def get_config(arg: str = "") -> ConfigDict:
     c.reference = section(Pretrain, "data", steps=1000, batch=360, learning_rate=4e-4, final_learning_rate=4e-4)
     c.oracle = section(Pretrain, "data", steps=1000, batch=360, learning_rate=4e-4, final_learning_rate=4e-4)
     suppress = {"steps": 10, "batch": 40, "warmup": 0}
-    c.maxent = section(Unlearn, "method", **suppress, learning_rate=9e-5, final_learning_rate=9e-5)
-    c.graddiff = section(Unlearn, "method", **suppress, learning_rate=8e-6, final_learning_rate=8e-6)
+    c.maxent = unlearn_section("maxent", **suppress, learning_rate=9e-5, final_learning_rate=9e-5)
+    c.graddiff = unlearn_section("graddiff", **suppress, learning_rate=8e-6, final_learning_rate=8e-6)
     c.graddiff.retain_weight = 15.0
-    c.rmu = section(Unlearn, "method", **suppress, learning_rate=9e-5, final_learning_rate=9e-5)
+    c.rmu = unlearn_section("rmu", **suppress, learning_rate=9e-5, final_learning_rate=9e-5)
     c.rmu.update(steps=500, layer=11, train_layers=7)
     c.distill = section(Distill, "data", "stop", steps=1000, batch=360, learning_rate=7e-4, final_learning_rate=7e-5)
     c.distill.evaluate_every = 20

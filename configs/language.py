@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from distill_jax.data.text.text_config import SAMPLES, TextConfig
 from distill_jax.experiment.experiment import Experiment
-from distill_jax.experiment.section import section
+from distill_jax.experiment.section import section, unlearn_section
 from distill_jax.models.presets import preset
 from distill_jax.stages import Distill, Perturb, Pretrain, Relearn, Stage, Unlearn
 from distill_jax.stages.context import RunSettings
@@ -48,9 +48,10 @@ def get_config(arg: str = "") -> ConfigDict:
     c.oracle = ConfigDict({**c.reference.to_dict(), "steps": 1221})
     # The paper does not say how many rows an unlearning step reads.
     suppress = {"steps": 100, "batch": 32, "warmup": 0}
-    c.maxent = section(Unlearn, "method", **suppress, learning_rate=8e-5, final_learning_rate=8e-5)
-    c.graddiff = section(Unlearn, "method", **suppress, learning_rate=6e-5, final_learning_rate=6e-5)
-    c.rmu = ConfigDict({**c.maxent.to_dict(), "steps": 500, "layer": 11, "train_layers": 7})
+    c.maxent = unlearn_section("maxent", **suppress, learning_rate=8e-5, final_learning_rate=8e-5)
+    c.graddiff = unlearn_section("graddiff", **suppress, learning_rate=6e-5, final_learning_rate=6e-5)
+    c.rmu = unlearn_section("rmu", **suppress, learning_rate=8e-5, final_learning_rate=8e-5)
+    c.rmu.update(steps=500, layer=11, train_layers=7)
     c.distill = section(Distill, "data", "uniform", steps=4069, batch=240, learning_rate=9e-4, final_learning_rate=7e-4)
     c.distill.evaluate_every = 50
     c.undo = ConfigDict({"alphas": (0.2, 0.4, 0.6, 0.8), **section(Perturb, "alpha")})

@@ -39,7 +39,7 @@ from ml_collections import ConfigDict
 from distill_jax.data.multiple_choice.quiz_config import QuizConfig
 from distill_jax.data.text.text_config import SAMPLES
 from distill_jax.experiment.experiment import Experiment
-from distill_jax.experiment.section import section
+from distill_jax.experiment.section import section, unlearn_section
 from distill_jax.models.presets import preset
 from distill_jax.shipped import TINY
 from distill_jax.stages import Distill, Import, Perturb, Relearn, Stage, Unlearn
@@ -69,9 +69,9 @@ def get_config(arg: str = "") -> ConfigDict:
 
     batch = 64  # 131,072 tokens a step
     c.methods = ("maxent", "rmu")
-    c.maxent = section(Unlearn, "method", "weights", steps=90, batch=batch, warmup=10, hold="kl")
+    c.maxent = unlearn_section("maxent", "weights", steps=90, batch=batch, warmup=10, hold="kl")
     c.maxent.update(learning_rate=2e-5, final_learning_rate=2e-5)
-    c.rmu = section(Unlearn, "method", "weights", steps=500, batch=batch, warmup=0)
+    c.rmu = unlearn_section("rmu", "weights", steps=500, batch=batch, warmup=0)
     c.rmu.update(learning_rate=5e-5, final_learning_rate=5e-5, layer=16, train_layers=6, steer=80.0)  # layers 10 to 15
     c.undo = section(Perturb, alpha=0.25, beta=0.0)
     c.distill = section(Distill, "weights", steps=2579, batch=batch)  # 338 M tokens

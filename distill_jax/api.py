@@ -108,6 +108,7 @@ def open_run(config: str | NamedConfig, workdir: str | Path, settings: Mapping[s
     """
     from distill_jax import backend
 
+    backend.settle_for_cpu()
     named = open_config(config) if isinstance(config, str) else config
     change(named.config, settings or {})
     check_local("workdir", str(workdir))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import enum
+import importlib.util
 import os
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from distill_jax.config import ConfigError
@@ -23,6 +25,8 @@ NUMERICS: dict[str, bool | int | str | None] = {
     "jax_softmax_custom_jvp": False,  # the gradient of a softmax
     "jax_default_matmul_precision": None,
 }
+ACCELERATORS = ("dev/nvidia*", "dev/dxg", "dev/kfd", "dev/accel*", "dev/vfio/[0-9]*")
+GOOGLE = "0x1ae0"  # vendor of TPUs on the PCI bus
 _TRUE, _FALSE = ("y", "yes", "t", "true", "on", "1"), ("n", "no", "f", "false", "off", "0")  # as JAX reads them
 
 
@@ -60,6 +64,21 @@ def _pin_imported(name: str, value: bool | int | str | None) -> list[str]:
         return []
     jax.config.update(name, value)
     return [f"{name}={now}"]
+
+
+def has_accelerator(root: Path = Path("/")) -> bool:
+    """Whether this machine has a GPU, or a TPU's chips, to look at its devices."""
+    vendors = (path.read_text().strip() for path in root.glob("sys/bus/pci/devices/*/vendor"))
+    return any(any(root.glob(pattern)) for pattern in ACCELERATORS) or GOOGLE in vendors
+
+
+def settle_for_cpu() -> None:
+    """Name the platform where only a CPU can be it: libtpu asks the network for a TPU for seconds, and complains.
+
+    It does nothing once JAX is imported.
+    """
+    if "jax" not in sys.modules and importlib.util.find_spec("libtpu") and not has_accelerator():
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
 def import_jax() -> None:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+FP32 = (2.0**-126, 2.0**128 - 2.0**104)  # the least and the largest normal number
 LONGEST_NAME = 200  # of 255 that file systems take; an identity follows it
 _ADDRESS = re.compile(r".*://|[a-zA-Z][\w+.-]*:(/|$)|(gs|s3):", re.DOTALL)  # with one slash too, as Path writes it
 _SURROGATE = re.compile(r"[\ud800-\udfff]")  # by which Python stands for the bytes of a path that is no UTF-8
@@ -26,6 +27,16 @@ class ConfigError(ValueError):
 
 class Interrupted(Exception):
     """Say that the run was told to stop and has saved; the program exits with 42 and the same command continues it."""
+
+
+class Settings:
+    """Base of settings that are put together from parts, each of which checks its own.
+
+    A part is a frozen dataclass whose `__post_init__` first calls that of the parts after it, by `super()`.
+    """
+
+    def __post_init__(self) -> None:
+        """End the chain."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -93,6 +104,8 @@ def _check_type(where: str, annotation: Any, value: Any) -> None:
             _check_type(f"{where}[{i}]", inner.removesuffix(", ...]"), element)
     elif isinstance(value, float):
         check(math.isfinite(value), f"{where} = {value}: must be finite; nothing is computed with NaN or infinity")
+        mend = "nothing is computed in more than fp32, whose numbers go from 1.2e-38 to 3.4e38"
+        check(value == 0 or FP32[0] <= abs(value) <= FP32[1], f"{where} = {value}: {mend}")
     elif isinstance(value, int):
         check(-(2**63) <= value < 2**63, f"{where} = {value!r:.80}: does not fit into 64 bits; lower it")
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import signal
 import sys
+import warnings
 from types import FrameType
 from typing import NoReturn, TextIO
 
@@ -53,6 +55,13 @@ def show_anything() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+
+
+def quiet_libraries() -> None:
+    """Let an error be said once: of a save that fails asyncio would log each unfinished write, Orbax each traceback."""
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+    for name in ("asyncio", "absl"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def complain(text: str) -> None:

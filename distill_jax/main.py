@@ -34,6 +34,7 @@ def usage() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program and return its exit code."""
     console.show_anything()
+    console.quiet_libraries()
     return console.flush(_guarded(list(sys.argv if argv is None else argv)))
 
 
@@ -94,6 +95,7 @@ def _dispatch(argv: Sequence[str]) -> int:
         print(module.usage([argument for argument in arguments if argument not in HELP]))
         return ExitCode.DONE
     backend.pin_numerics()
+    backend.settle_for_cpu()
     return int(module.main(arguments))
 
 

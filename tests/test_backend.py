@@ -135,3 +135,39 @@ def test_a_variable_that_jax_cannot_read(monkeypatch):
     monkeypatch.setattr("builtins.__import__", refuse)
     with pytest.raises(ConfigError, match="JAX_DEBUG_NANS'; unset"):
         backend.import_jax()
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    "device", ["dev/nvidia0", "dev/kfd", "dev/accel0", "dev/vfio/0", "sys/bus/pci/devices/0/vendor"]
+)
+def test_an_accelerator_is_seen_by_its_device(device, tmp_path):
+    for name, text in (("dev/vfio/vfio", ""), ("dev/null", ""), ("sys/bus/pci/devices/1/vendor", "0x8086\n")):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert not backend.has_accelerator(tmp_path)
+    (tmp_path / device).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / device).write_text("0x1ae0\n")
+    assert backend.has_accelerator(tmp_path)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("said", "libtpu", "accelerator", "expected"),
+    [
+        (None, True, False, "cpu"),
+        (None, True, True, None),
+        (None, False, False, None),  # without libtpu nothing asks
+        ("", True, False, ""),  # the user's own word
+        ("tpu", True, False, "tpu"),
+    ],
+)
+def test_the_cpu_is_named_only_where_nothing_else_can_be_meant(said, libtpu, accelerator, expected, monkeypatch):
+    monkeypatch.delitem(sys.modules, "jax")
+    monkeypatch.delenv("JAX_PLATFORMS")
+    if said is not None:
+        monkeypatch.setenv("JAX_PLATFORMS", said)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: libtpu or None)
+    monkeypatch.setattr(backend, "has_accelerator", lambda: accelerator)
+    backend.settle_for_cpu()
+    assert os.environ.get("JAX_PLATFORMS") == expected

@@ -28,6 +28,7 @@ from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops, peaks, profile
 from distill_jax.sharding.mesh import make_mesh
 from distill_jax.stages import Distill, Prepare, Pretrain, Relearn
+from distill_jax.stages.compiled_step import compiled_step
 from distill_jax.stages.context import Context, Node, RunSettings
 from tests import mesh_worker
 
@@ -148,11 +149,11 @@ def test_population(tmp_path, tiny):
 @pytest.mark.unit
 def test_one_by_one_compiles_every_time(monkeypatch):
     """A step left over from another run would make the runs one after another look cheap."""
-    built, factory = [], steps.VERBS["pretrain"].build
+    built = []
 
     def stepper(case, rates):
-        built.append(factory.cache_info().currsize)
-        factory(TINY, Pretrain(), 0, make_mesh(1))
+        built.append(compiled_step.cache_info().currsize)
+        compiled_step(Pretrain().compile_key(TINY), make_mesh(1))
         return SimpleNamespace(run=lambda _: 2.0, compile_seconds=1.0)
 
     monkeypatch.setattr(ratios, "Stepper", stepper)

@@ -36,7 +36,13 @@ TYPED: dict[str, tuple[list[str], list[str]]] = {
     "stray word": ([SMOKE, "hello"], ["'hello'", "--config.key=value"]),
     "text for a number": ([SMOKE, "--config.relearn.steps=abc"], ["config.relearn.steps=abc", "int", "'abc'"]),
     "fraction for a count": ([SMOKE, "--config.relearn.steps=2.5"], ["config.relearn.steps=2.5", "int"]),
-    "text for a share": ([SMOKE, "--config.undo.alphas=('a',)"], ["arithmetic.py", "wrong type", "'str'"]),
+    "text for a share": (
+        [SMOKE, "--config.undo.alphas=(0.2,'a')"],
+        ["config.undo.alphas[1] = 'a'", "expected number", "str"],
+    ),
+    "beyond fp32": ([SMOKE, "--config.reference.learning_rate=1e39"], ["learning_rate = 1e+39", "fp32", "3.4e38"]),
+    "nothing in fp32": ([SMOKE, "--config.relearn.learning_rates=(1e-50,)"], ["learning_rates[0] = 1e-50", "fp32"]),
+    "too many": ([SMOKE, "--config.data.equations=1000000000000"], ["data.equations=1000000000000", "100000000"]),
     "heads": (
         [SMOKE, "--config.model.heads=3", "--config.model.kv_heads=2"],
         ["model.heads = 3", "not a multiple of model.kv_heads = 2"],

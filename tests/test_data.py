@@ -238,7 +238,7 @@ def test_evaluation_takes_what_there_is():
         ({"equations": 4, "word_problems": 0}, r"data\.equations=4: so few that"),
         ({"heldout_facts": 1.0}, r"data\.heldout_facts=1.0: must be a share"),
         ({"heldout_facts": 0.01, "multiplication_max": 3}, r"data\.heldout_facts=0.01: holds out none of the 6"),
-        ({"evaluation_prompts": 0}, r"data\.evaluation_prompts=0: must be at least 1"),
+        ({"evaluation_prompts": 0}, r"data\.evaluation_prompts=0: must be from 1 to"),
         ({"english": "a.txt"}, r"data\.english='a.txt': must be a list"),
         ({"seed": -1}, r"data\.seed=-1: must be from 0"),
     ],

@@ -465,22 +465,24 @@ def test_settings_that_cannot_be_are_refused(change, words):
 @pytest.mark.unit
 def test_a_stages_settings_are_its_divergences():
     assert set(ALL) == set(DIVERGENCES)
-    assert distill.Distill().loss() == Divergence("forward_kl", 1.0, True)
+    assert distill.Distill().objective().divergence == Divergence("forward_kl", 1.0, True)
     shared = {"temperature": 2.0, "times_t_squared": False}
     for name, own in {"jsd": {"beta": 0.2}, "skew_reverse_kl": {"skew": 0.3}, "top_k_kl": {"top_k": 5}}.items():
-        assert distill.Distill(divergence=name, **shared, **own).loss() == Divergence(name, **shared, **own)
+        assert distill.Distill(divergence=name, **shared, **own).objective().divergence == Divergence(
+            name, **shared, **own
+        )
 
 
 @pytest.mark.unit
-def test_a_stage_minimises_the_divergence_that_was_chosen(monkeypatch):
+def test_a_stage_minimises_the_divergence_that_was_chosen():
     cfg = transformer.TransformerConfig(vocab=11, layers=1, hidden=8, mlp=8, heads=2, kv_heads=1, head_dim=4)
     chosen = distill.Distill(batch=2, divergence="jsd", beta=0.3, temperature=2.0)
     draw = jit(lambda seed: jax.tree.map(lambda w: 20 * w, transformer.init(cfg, jax.random.key(seed))))
     teacher, student = draw(0), draw(1)
     tokens, ones = np.random.default_rng(0).integers(1, 11, (2, 6)), np.ones((2, 6), int)
     batch = {"tokens": tokens, "segments": ones, "answer": ones}
-    monkeypatch.setattr(distill, "make_step", lambda objective, teach, *rest, **more: (objective, teach))
-    objective, teach = distill.build.__wrapped__(cfg, chosen, 4, None)
+    objective = functools.partial(chosen.objective().loss_terms, cfg, 4)
+    teach = functools.partial(chosen.objective().teacher_outputs, cfg)
     ((weight, total, count),) = jit(lambda s, t: objective(s, batch, teach(t, batch)))(student, teacher).values()
     z, t = (jit(functools.partial(transformer.apply, cfg))(w, tokens, ones)[:, :-1] for w in (student, teacher))
     expected = loss64(Divergence("jsd", temperature=2.0, beta=0.3), np.float64(z), np.float64(t), np.ones((2, 5)))
@@ -502,7 +504,7 @@ def test_a_uniform_target_pulls_every_logit_towards_the_mean():
 
 
 @pytest.mark.unit
-def test_rows_with_a_uniform_target_join_the_mean_and_the_teacher_never_reads_them(monkeypatch):
+def test_rows_with_a_uniform_target_join_the_mean_and_the_teacher_never_reads_them():
     cfg = transformer.TransformerConfig(vocab=11, layers=1, hidden=8, mlp=8, heads=2, kv_heads=1, head_dim=4)
     chosen = distill.Distill(batch=2, data="retain", uniform="forget")
     draw = jit(lambda seed: jax.tree.map(lambda w: 20 * w, transformer.init(cfg, jax.random.key(seed))))
@@ -514,8 +516,8 @@ def test_rows_with_a_uniform_target_join_the_mean_and_the_teacher_never_reads_th
         name: {"tokens": rng.integers(1, 11, (2, 6)), "segments": segments[name], "answer": np.ones((2, 6), int)}
         for name in segments
     }
-    monkeypatch.setattr(distill, "make_step", lambda objective, teach, *rest, **more: (objective, teach))
-    objective, teach = distill.build.__wrapped__(cfg, chosen, 4, None)
+    objective = functools.partial(chosen.objective().loss_terms, cfg, 4)
+    teach = functools.partial(chosen.objective().teacher_outputs, cfg)
 
     def loss(student, teacher, batch):
         ((_, total, count),) = objective(student, batch, teach(teacher, batch)).values()

@@ -70,7 +70,7 @@ def test_a_longer_attack_begins_as_the_shorter_one():
     more = changed(short, long)
     assert set(more) == {"start", "steps", "evaluate_steps", "checkpoint_every"} and long.steps == 300
     assert set(short.evaluate_steps) <= set(long.evaluate_steps)
-    schedule = long.schedule()
+    schedule = long.schedule(long.steps)
     assert {float(schedule(step)) for step in (0, 59, 299)} == {1.0}
 
 

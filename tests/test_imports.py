@@ -126,3 +126,25 @@ def test_the_entry_point_imports_no_tensorflow():
     done = subprocess.run([sys.executable, "-c", code, *TENSORFLOW[:4]], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"
+
+
+SILENCERS = {"setLevel", "disable", "set_verbosity", "filterwarnings", "simplefilter", "captureWarnings"}
+
+
+def silencers(source: str) -> list[int]:
+    """Return the lines on which a module, as it is imported, silences a logger or warnings."""
+    lines, todo = [], list(ast.parse(source).body)
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in SILENCERS:
+            lines.append(node.lineno)
+        todo += ast.iter_child_nodes(node)
+    return lines
+
+
+def test_importing_a_module_silences_nobody():
+    assert silencers("import logging\nif True:\n    logging.getLogger('absl').setLevel(50)") == [3]
+    assert silencers("def quiet():\n    logging.disable()") == []
+    assert {path: lines for path, source in FILES.items() if (lines := silencers(source))} == {}

@@ -15,10 +15,10 @@ from distill_jax.models.presets import preset
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops
 from distill_jax.sharding.mesh import make_mesh
-from distill_jax.stages import Distill, Pretrain, Relearn, Unlearn, pretrain
+from distill_jax.stages import Distill, Finetune, Pretrain, Relearn, Unlearn
+from distill_jax.stages.compiled_step import compiled_step
 from distill_jax.train.layout import ShardedMembers
 from distill_jax.train.population import draw_weights
-from distill_jax.train.settings import Training
 from distill_jax.train.state import Hyper
 
 GEMMA = TransformerConfig(
@@ -144,8 +144,8 @@ def test_gradients_follow_from_those_of_the_merged_weights():
 def test_a_population_of_adapters_trains_beside_one_base(devices):
     """Members share the base, which stays as it is; each comes out as it does beside a twin of its own."""
     mesh = make_mesh(2, devices=jax.devices()[:devices])
-    settings = Training(batch=4, warmup=0, lora_rank=RANK, lora_alpha=ALPHA)
-    step = pretrain.build(GEMMA, settings, 0, mesh)
+    settings = Finetune(batch=4, warmup=0, lora_rank=RANK, lora_alpha=ALPHA)
+    step = compiled_step(settings.compile_key(GEMMA, 0), mesh)
     base = lora.base(draw_weights(GEMMA, mesh, jax.random.key(0)), RANK, ALPHA)
     before = jax.tree.map(np.array, base)
     starts = [draw_weights(GEMMA, mesh, jax.random.key(i), RANK) for i in (1, 2)]
@@ -153,7 +153,7 @@ def test_a_population_of_adapters_trains_beside_one_base(devices):
     rows = {"tokens": tokens, "segments": segments, "answer": np.ones_like(tokens)}
 
     def trained(starts, rates):
-        state = ShardedMembers(mesh, GEMMA).make(starts, settings.optimizer(), Hyper.of(rates))
+        state = ShardedMembers(mesh, GEMMA).make(starts, settings.transform(), Hyper.of(rates))
         losses = []
         for _ in range(6):
             state, metrics = step(state, None, rows, base)

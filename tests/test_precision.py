@@ -12,10 +12,10 @@ from test_train import CFG, weights
 from distill_jax.reports.claims import judge
 from distill_jax.reports.premises import Model
 from distill_jax.sharding.mesh import make_mesh
-from distill_jax.stages import Unlearn
+from distill_jax.stages import Pretrain, Unlearn
 from distill_jax.statistics.estimates import Scores
 from distill_jax.train.layout import ShardedMembers
-from distill_jax.train.settings import Training
+from distill_jax.train.settings import Optimizer
 from distill_jax.train.state import Hyper
 from distill_jax.train.step import make_step
 from tests import referee
@@ -28,7 +28,7 @@ def stepped(dtype: str) -> tuple[list[np.ndarray], list[np.ndarray], list[list[n
     """Return weights as large as models', the signs of their gradients, and what a step at each rate makes of them."""
     start = weights(scale=0.02)
     signs = jax.tree.map(lambda w: np.where(np.arange(w.size).reshape(w.shape) % 3, 1.0, -1.0), start)
-    settings = Training(steps=1, batch=1, warmup=0, weight_decay=0.0, clip_norm=0.0, weights=dtype)
+    settings = Optimizer(warmup=0, weight_decay=0.0, clip_norm=0.0)
 
     def slope(params, batch, _):
         total = sum(
@@ -36,8 +36,8 @@ def stepped(dtype: str) -> tuple[list[np.ndarray], list[np.ndarray], list[list[n
         )
         return {"slope": (1.0, total, jnp.float32(1))}
 
-    mesh, optimizer = make_mesh(2, devices=jax.devices()[:1]), settings.optimizer()
-    step = make_step(slope, lambda params, batch: None, optimizer, settings.schedule(), mesh)
+    mesh, optimizer = make_mesh(2, devices=jax.devices()[:1]), settings.transform()
+    step = make_step(slope, lambda params, batch: None, optimizer, settings.schedule(steps=1), mesh)
     state = ShardedMembers(mesh, CFG).make([start], optimizer, Hyper.of(RATES), dtype)
     kinds = {leaf.dtype.name for leaf in jax.tree.leaves((state.params, state.opt)) if leaf.ndim > 1}
     assert kinds == {dtype}  # the moments too
@@ -80,7 +80,7 @@ def test_a_younger_setting_leaves_kept_results_known_as_they_were():
 
 def test_an_unknown_precision_is_refused():
     with pytest.raises(ValueError, match="weights = 'float16': choose 'float32' or 'bfloat16'"):
-        Training(weights="float16")
+        Pretrain(weights="float16")
 
 
 @pytest.mark.parametrize(("half", "state"), [(0.3, "held"), (0.6, "open"), (0.8, "failed")])

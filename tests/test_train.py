@@ -20,6 +20,7 @@ from distill_jax.models import transformer
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.sharding.mesh import batch_sharding, make_mesh
 from distill_jax.stages import distill, pretrain, unlearn
+from distill_jax.stages.compiled_step import compiled_step
 from distill_jax.stages.perturb import Perturb, damage
 from distill_jax.train.layout import ShardedMembers
 from distill_jax.train.loop import Hooks, loop
@@ -84,7 +85,7 @@ no_teacher = lambda params, batch: None  # noqa: E731
 @functools.cache
 def bigram_step(devices=1, members=1, microbatches=1):
     mesh = make_mesh(members, devices=jax.devices()[:devices])
-    step = make_step(bigram, no_teacher, SETTINGS.optimizer(), SETTINGS.schedule(), mesh, microbatches)
+    step = make_step(bigram, no_teacher, SETTINGS.transform(), SETTINGS.schedule(SETTINGS.steps), mesh, microbatches)
     return mesh, step
 
 
@@ -92,7 +93,7 @@ def bigram_step(devices=1, members=1, microbatches=1):
 def blank(devices, count):
     """A fresh population on the host, and where it lies; it takes a second to compile."""
     mesh, _ = bigram_step(devices, count)
-    state = ShardedMembers(mesh, CFG).make([weights()], SETTINGS.optimizer(), Hyper.of([0.0] * count))
+    state = ShardedMembers(mesh, CFG).make([weights()], SETTINGS.transform(), Hyper.of([0.0] * count))
     return jax.tree.map(np.array, state), jax.tree.map(lambda x: x.sharding, state)
 
 
@@ -204,7 +205,7 @@ def test_steps_equal_adamw_in_float64(microbatches):
 def test_without_clip_the_norm_does_not_matter():
     big = {"w": jnp.full((3,), 100.0)}
     for clip, expected in ((0.0, 100 * math.sqrt(3)), (2.0, 2.0)):
-        optimizer = Training(clip_norm=clip, beta1=0.0, beta2=0.0, epsilon=1e9, weight_decay=0.0).optimizer()
+        optimizer = Training(clip_norm=clip, beta1=0.0, beta2=0.0, epsilon=1e9, weight_decay=0.0).transform()
         update, _ = optimizer.update(big, optimizer.init(big), big)  # an epsilon this large leaves g / epsilon
         assert float(jnp.linalg.norm(update["w"])) * 1e9 == pytest.approx(expected, rel=1e-5)
 
@@ -216,7 +217,7 @@ def test_without_clip_the_norm_does_not_matter():
 def test_schedule(steps, warmup, end):
     """Warm-up whose first step moves and whose last is the peak; a cosine down to the end, where it stays."""
     settings = Training(steps=steps, warmup=warmup, learning_rate=0.2, final_learning_rate=0.2 * end)
-    schedule = settings.schedule()
+    schedule = settings.schedule(steps)
     values = [float(schedule(s)) for s in range(steps + 5)]
     for s, value in enumerate(values):
         if s < warmup:
@@ -251,14 +252,13 @@ def test_schedule(steps, warmup, end):
 )
 def test_settings_that_cannot_be_are_refused(change, words):
     with pytest.raises(ValueError, match=words):
-        Training(**change)
+        pretrain.Pretrain(**change)
 
 
 @pytest.mark.unit
 @pytest.mark.parametrize(
     ("cls", "change", "words"),
     [
-        (pretrain.Pretrain, {"data": "everything"}, "data"),
         (distill.Distill, {"temperature": 0.0}, "temperature"),
         (distill.Distill, {"tolerance": 1.5}, "tolerance"),
         (distill.Distill, {"uniform": "forget", "cache": "a"}, "uniform"),
@@ -363,7 +363,7 @@ def test_a_diverged_member_stops_alone(microbatches):
 def test_a_fresh_state_starts_where_it_is_told():
     mesh, _ = bigram_step(2, 3)
     starts = [weights(seed=s) for s in range(3)]
-    state = ShardedMembers(mesh, CFG).make(starts, SETTINGS.optimizer(), Hyper.of(RATES[:3], STREAMS[:3]))
+    state = ShardedMembers(mesh, CFG).make(starts, SETTINGS.transform(), Hyper.of(RATES[:3], STREAMS[:3]))
     host = jax.tree.map(np.asarray, state)
     for i in range(4):
         assert_same(member(host.params, i), starts[min(i, 2)])
@@ -415,7 +415,7 @@ def test_the_teacher_runs_once_a_microbatch(members, microbatches):
         return {**terms, "taught": (1.0, out * jnp.sum(params["embedding"]), jnp.float32(1))}
 
     mesh = make_mesh(members, devices=jax.devices()[:1])
-    step = make_step(objective, teacher, SETTINGS.optimizer(), SETTINGS.schedule(), mesh, microbatches)
+    step = make_step(objective, teacher, SETTINGS.transform(), SETTINGS.schedule(SETTINGS.steps), mesh, microbatches)
     state = fresh([weights()], RATES[:members])
     _, metrics = step(state, jnp.float32(2), BATCHES[0])
     # Each microbatch adds its sum over the whole weight: the mean over microbatches.
@@ -430,7 +430,7 @@ def test_members_may_weigh_their_loss_terms():
     own = {"bigram": [1.0, 0.5], "size": [2.0, 0.25]}
     mesh, step = bigram_step(1, 2)
     starts, batches = [weights(seed=1), weights(seed=2)], [batch(3), batch(4)]
-    together = ShardedMembers(mesh, CFG).make(starts, SETTINGS.optimizer(), Hyper.of(RATES[:2], **own))
+    together = ShardedMembers(mesh, CFG).make(starts, SETTINGS.transform(), Hyper.of(RATES[:2], **own))
     for one in batches:
         together, _ = step(together, None, one)
     mesh, _ = bigram_step(1, 1)
@@ -439,8 +439,8 @@ def test_members_may_weigh_their_loss_terms():
         def scaled(params, one, _, i=i):
             return {k: (own[k][i] * c, s, w) for k, (c, s, w) in bigram(params, one, None).items()}
 
-        alone_step = make_step(scaled, no_teacher, SETTINGS.optimizer(), SETTINGS.schedule(), mesh)
-        alone = ShardedMembers(mesh, CFG).make([start], SETTINGS.optimizer(), Hyper.of([RATES[i]]))
+        alone_step = make_step(scaled, no_teacher, SETTINGS.transform(), SETTINGS.schedule(SETTINGS.steps), mesh)
+        alone = ShardedMembers(mesh, CFG).make([start], SETTINGS.transform(), Hyper.of([RATES[i]]))
         for one in batches:
             alone, _ = alone_step(alone, None, one)
         ours, theirs = jax.tree.map(np.asarray, (together.params, alone.params))
@@ -591,10 +591,10 @@ def test_unlearning_terms_equal_float64(method, loss_on, chunk, hold):
         frozen = {"hidden": hidden[:, :-1], "head": transformer.head_of(other)}
     uniform = (-math.log(SMALL.vocab) - logp["forget"].mean(-1))[mask["forget"] > 0].mean()
     forget = {"maxent": uniform, "graddiff": -nll(logp["forget"], both["forget"], mask["forget"])}
-    settings = unlearn.Unlearn(method=method, loss_on=loss_on, forget_weight=0.3, retain_weight=2.0, hold=hold)
-    terms = jit(lambda params: unlearn.METHODS[method]((cfg, settings, chunk), params, both, frozen))(params)
+    settings = unlearn.Unlearn(method=method, loss_on=loss_on, hold=hold)
+    terms = jit(lambda params: settings.objective().loss_terms(cfg, chunk, params, both, frozen))(params)
     (gamma, total, weight), (alpha, *rest) = terms["forget"], terms["retain"]
-    assert (float(gamma), float(alpha)) == pytest.approx((0.3, 2.0))
+    assert (float(gamma), float(alpha)) == (1, 1)  # their weights are the member's own
     assert float(total / weight) == pytest.approx(forget[method], rel=1e-4)
     assert float(weight) == mask["forget"].sum()
     assert float(rest[0] / rest[1]) == pytest.approx(retain, rel=1e-4)
@@ -608,8 +608,8 @@ def test_rmu_steers_and_moves_only_the_chosen_down_projections():
     )  # fmt: skip
     start, mesh = weights(SMALL), make_mesh(1)
     both = {"forget": batch(21), "retain": batch(22)}
-    step = unlearn.build(SMALL, settings, 0, mesh)
-    state = ShardedMembers(mesh, SMALL).make([start], settings.optimizer(), Hyper.of([settings.learning_rate]))
+    step = compiled_step(settings.compile_key(SMALL, 0), mesh)
+    state = ShardedMembers(mesh, SMALL).make([start], settings.transform(), Hyper.of([settings.learning_rate]))
     values = []
     for _ in range(2):
         state, metrics = step(state, start, both)
@@ -639,8 +639,8 @@ def test_distillation_step_equals_float64_and_leaves_a_copy_alone():
     )
     teacher, other = weights(cfg, 1), weights(cfg, 2)
     mesh, one = make_mesh(2), batch(31)
-    step = distill.build(cfg, settings, 4, mesh)
-    state = ShardedMembers(mesh, cfg).make([other, teacher], settings.optimizer(), Hyper.of([0.01, 0.01]))
+    step = compiled_step(settings.compile_key(cfg, 4), mesh)
+    state = ShardedMembers(mesh, cfg).make([other, teacher], settings.transform(), Hyper.of([0.01, 0.01]))
     state, first = step(state, teacher, one)
     tokens = jax.tree.map(lambda x: x[0], one)
     q, p = (log_p(apply(cfg, w, tokens["tokens"], tokens["segments"])[:, :-1] / 2.0) for w in (teacher, other))
@@ -671,9 +671,9 @@ def test_pretraining_step_in_pieces_on_two_devices():
         return -jnp.sum(chosen * mask) / mask.sum()
 
     value, gradient = jit(jax.value_and_grad(mean))(start)
-    step = pretrain.build(cfg, settings, 5, mesh)
+    step = compiled_step(settings.compile_key(cfg, 5), mesh)
     assert mesh.shape["data"] == 2
-    state = ShardedMembers(mesh, cfg).make([start], settings.optimizer(), Hyper.of([0.01]))
+    state = ShardedMembers(mesh, cfg).make([start], settings.transform(), Hyper.of([0.01]))
     state, metrics = step(state, None, jax.device_put(one, batch_sharding(mesh, ROWS // 2)))
     assert metrics["cross_entropy"][0] == pytest.approx(float(value), rel=1e-5)
     first = jax.tree.map(lambda w, g: w - 0.01 * (g / (np.abs(g) + 1e-2) + 0.1 * w), start, gradient)  # Adam's first

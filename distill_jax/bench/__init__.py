@@ -1,1 +1,1 @@
-"""Benchmarks on synthetic batches: what is timed is the verbs' own steps."""
+"""Benchmarks on synthetic batches: what is timed is the stages' own steps."""

@@ -11,11 +11,12 @@ from typing import Any
 import jax
 
 from distill_jax.bench.options import Options
-from distill_jax.bench.steps import VERBS, Case, Stepper
+from distill_jax.bench.steps import Case, Stepper
 from distill_jax.bench.timing import goal, summary, timed
 from distill_jax.models.presets import PRESETS
 from distill_jax.perf.memory import HeadShape
 from distill_jax.perf.memory import kl_memory as memory_of_kl
+from distill_jax.stages.compiled_step import compiled_step
 
 Result = dict[str, Any]
 
@@ -102,7 +103,7 @@ def population(options: Options) -> Result:
 
 def _run_anew(case: Case, rates: Sequence[float], steps: int) -> dict[str, float]:
     """Make weights, compile and train as a process does that has compiled nothing yet; return the seconds."""
-    VERBS[case.workload].build.cache_clear()
+    compiled_step.cache_clear()
     jax.clear_caches()
     began = time.perf_counter()
     run = Stepper(case, rates)

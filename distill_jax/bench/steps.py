@@ -1,4 +1,4 @@
-"""The steps that are timed: the verbs' own, on random tokens."""
+"""The steps that are timed: the stages' own, on random tokens."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops
 from distill_jax.perf.memory import needed_bytes
 from distill_jax.sharding.mesh import batch_sharding, make_mesh
-from distill_jax.stages import distill, pretrain
+from distill_jax.stages import Distill, Pretrain
+from distill_jax.stages.compiled_step import compiled_step
+from distill_jax.stages.train_stage import TrainStage
 from distill_jax.train.layout import ShardedMembers
 from distill_jax.train.loop import IN_FLIGHT
 from distill_jax.train.population import draw_weights
-from distill_jax.train.settings import Training
 from distill_jax.train.state import Hyper, State
 from distill_jax.train.step import Batch
 
@@ -72,15 +73,12 @@ class Case:
         return 6.0 * count * self.tokens + teacher
 
 
-VERBS: dict[str, Any] = {"pretrain": pretrain, "online": distill, "cached": distill}
-
-
-def settings(case: Case) -> Training:
-    """Return the verb's settings for a case."""
+def settings(case: Case) -> TrainStage:
+    """Return the stage whose step a case times."""
     common: dict[str, Any] = {"batch": case.batch, "weight_decay": 0.1, "warmup": 0}
     if case.workload == "pretrain":
-        return Training(**common)
-    return distill.Distill(cache="cached" if case.workload == "cached" else "", **common)
+        return Pretrain(**common)
+    return Distill(cache="cached" if case.workload == "cached" else "", **common)
 
 
 class Stepper:
@@ -98,9 +96,9 @@ class Stepper:
         mesh = make_mesh(case.members, devices=jax.devices()[: case.devices or None])
         weights = lambda seed: draw_weights(cfg, mesh, jax.random.key(seed))  # noqa: E731
         chosen = settings(case)
-        step = VERBS[case.workload].build(cfg, chosen, case.chunk, mesh)
+        step = compiled_step(chosen.compile_key(cfg, case.chunk), mesh)
         layout = ShardedMembers(mesh, cfg)
-        self.state: State = layout.make([weights(0)], chosen.optimizer(), Hyper.of(rates))
+        self.state: State = layout.make([weights(0)], chosen.transform(), Hyper.of(rates))
         self.batch = tokens(case, mesh)
         self.teacher: Any = None
         if case.workload != "pretrain":

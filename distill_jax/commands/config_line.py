@@ -10,7 +10,7 @@ from distill_jax import shipped
 from distill_jax.commands import command_line
 from distill_jax.commands.command_line import Parsed
 from distill_jax.config import check
-from distill_jax.experiment.named_config import NamedConfig, check_key, open_config
+from distill_jax.experiment.named_config import NamedConfig, check_elements, check_key, open_config, value_of
 
 T = TypeVar("T")
 SYNOPSIS = "--config=NAME|FILE.py[:preset] --workdir=DIR [--config.key=value …]"
@@ -49,9 +49,15 @@ def read(command: str, cls: type[T], arguments: Sequence[str]) -> tuple[Parsed[T
 
 def read_over(command: str, cls: type[T], arguments: Sequence[str], named: NamedConfig) -> Parsed[T]:
     """Read flags and --config.key=value, which changes a setting of the config in place."""
-    for name in (a.lstrip("-").split("=", 1)[0] for a in arguments if a.startswith(("--config.", "-config."))):
-        check_key(named.config, name.removeprefix("config."), f"--{name}")
-    return command_line.read(command, cls, arguments, named.config)
+    flags = [a.lstrip("-").split("=", 1)[0] for a in arguments if a.startswith(("--config.", "-config."))]
+    keys = [name.removeprefix("config.") for name in flags]
+    for key in keys:
+        check_key(named.config, key, f"--config.{key}")
+    before = {key: value_of(named.config, key) for key in keys}
+    parsed = command_line.read(command, cls, arguments, named.config)
+    for key in keys:
+        check_elements(f"config.{key}", before[key], value_of(named.config, key))
+    return parsed
 
 
 def usage(command: str, cls: type, arguments: Sequence[str], synopsis: str = SYNOPSIS) -> str:

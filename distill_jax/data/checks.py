@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -14,15 +13,16 @@ from distill_jax.config import check
 if TYPE_CHECKING:
     from distill_jax.data.arithmetic.equations import ArithmeticConfig
 
-# Inclusive bounds. The upper ones keep every distinct example enumerable within a second or two.
-INTEGERS: dict[str, tuple[int, float]] = {
+# Inclusive bounds. The upper ones of operands keep every distinct example enumerable within a second or two; those of
+# counts stop a typing error before it fills a disk.
+INTEGERS: dict[str, tuple[int, int]] = {
     "addition_max": (1, 1000),
     "multiplication_max": (2, 300),
-    "equations": (0, math.inf),
-    "word_problems": (0, math.inf),
-    "row_length": (1, math.inf),
-    "filter_labels": (0, math.inf),
-    "evaluation_prompts": (1, math.inf),
+    "equations": (0, 10**8),
+    "word_problems": (0, 10**8),
+    "row_length": (1, 10**6),
+    "filter_labels": (0, 10**8),
+    "evaluation_prompts": (1, 10**6),
     "seed": (0, 2**32 - 1),
 }
 
@@ -46,8 +46,7 @@ def check_fields(config: ArithmeticConfig) -> None:
     for key, (low, high) in INTEGERS.items():
         value = fields[key]
         require(isinstance(value, int) and not isinstance(value, bool), key, value, "must be an integer")
-        bounds = f"at least {low}" if high == math.inf else f"from {low} to {high}"
-        require(low <= value <= high, key, value, f"must be {bounds}")
+        require(low <= value <= high, key, value, f"must be from {low} to {high}")
     for key in ("equations", "word_problems"):
         value = fields[key]
         require(value == 0 or value >= 4, key, value, "must be 0 or at least 4, one for each operation")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -23,7 +22,7 @@ from distill_jax.train import driver
 from distill_jax.train.layout import WholeMembers
 from distill_jax.train.loop import Clock
 from distill_jax.train.metric_writers import Row
-from distill_jax.train.settings import Training
+from distill_jax.train.settings import Optimizer, Training
 from distill_jax.train.state import DIVERGED, Hyper, State
 from distill_jax.train.step import Batch, Term, make_step
 from distill_jax.train.training_run import Cost, Measurement, PeriodicEvaluation, StepInputs, TrainingRun
@@ -31,18 +30,8 @@ from distill_jax.train.training_run import Cost, Measurement, PeriodicEvaluation
 Look = Callable[[Any], Mapping[str, Mapping[str, float]]]  # weights [P, ...] -> numbers by name of what is looked at
 
 
-@dataclasses.dataclass(frozen=True)
-class TinyTraining(Training):
-    """Settings of a stage that trains models of the world: whole ones, in one piece, in fp32."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.lora_rank or self.microbatches > 1 or self.loss_on != "all" or self.weights != "float32":
-            raise ValueError("lora_rank, microbatches, loss_on and weights do nothing here; leave them out")
-
-
 @functools.cache
-def _build(cfg: TransformerConfig, settings: Training, mesh: Mesh) -> Any:
+def _build(cfg: TransformerConfig, optimizer: Optimizer, steps: int, mesh: Mesh) -> Any:
     def teach(examples: Examples, batch: Batch) -> Examples:  # of one member
         return jax.tree.map(lambda x: x[batch["member"], batch["rows"]], examples)
 
@@ -51,7 +40,12 @@ def _build(cfg: TransformerConfig, settings: Training, mesh: Mesh) -> Any:
         return {"cross_entropy": (1.0, jnp.sum(each), jnp.sum(taught.weight))}
 
     return make_step(
-        objective, teach, settings.optimizer(), settings.schedule(), mesh, place=WholeMembers(mesh).state_shardings
+        objective,
+        teach,
+        optimizer.transform(),
+        optimizer.schedule(steps),
+        mesh,
+        place=WholeMembers(mesh).state_shardings,
     )
 
 
@@ -86,7 +80,7 @@ def fit(
     """
     count = len(seeds)
     layout = WholeMembers(crew_mesh(count))
-    fresh = layout.make_stacked(params, settings.optimizer(), Hyper.of([settings.learning_rate] * count, range(count)))
+    fresh = layout.make_stacked(params, settings.transform(), Hyper.of([settings.learning_rate] * count, range(count)))
 
     def measure(state: State) -> Measurement:
         found = look(state.params) if look else {}
@@ -94,7 +88,9 @@ def fit(
 
     def inputs() -> StepInputs:
         held = jax.device_put(examples, replicated(layout.mesh))
-        return StepInputs(_build(cfg, plain(settings), layout.mesh), _feed(examples, settings, seeds), held)
+        return StepInputs(
+            _build(cfg, settings.per_unit_rate(), settings.steps, layout.mesh), _feed(examples, settings, seeds), held
+        )
 
     if node:
         ctx.progress.begin_training(node.name)
@@ -121,14 +117,6 @@ def _feed(examples: Examples, settings: Training, seeds: Sequence[int]) -> Calla
         return {"rows": np.stack([rows[seed] for seed in seeds]).astype(np.int32), "member": np.arange(len(seeds))}
 
     return feed
-
-
-def plain(settings: Training) -> Training:
-    """Return only what the step's program depends on, so that equal ones are compiled once."""
-    names = ("steps", "batch", "warmup", "weight_decay", "clip_norm", "beta1", "beta2", "epsilon")
-    end = settings.final_learning_rate / settings.learning_rate if settings.learning_rate else 1.0
-    kept = {name: getattr(settings, name) for name in names}
-    return Training(**kept, learning_rate=1.0, final_learning_rate=end)
 
 
 def step_flops(cfg: TransformerConfig, settings: Training) -> float:

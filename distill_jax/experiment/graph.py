@@ -230,11 +230,12 @@ def check_memory(ctx: Context, nodes: Sequence[Node]) -> None:
         job = node.settings.train_job(ctx, [node])
         if job is None:
             continue
-        settings, members = job.settings, len(job.crew)
+        settings, adapters, members = job.settings, job.settings.adapters(), len(job.crew)
         tokens = settings.batch // settings.microbatches * ctx.row_length
         width = 2 if settings.weights == "bfloat16" else 4
-        sizes = {"rank": settings.lora_rank, "width": width, "logits": min(tokens, ctx.run.loss_chunk or tokens)}
-        least = memory.least_training(ctx.model, memory.TrainingShape(tokens, members, **sizes))
+        rank, logits = adapters.lora_rank if adapters else 0, min(tokens, ctx.run.loss_chunk or tokens)
+        shape = memory.TrainingShape(tokens, members, rank=rank, width=width, logits=logits)
+        least = memory.least_training(ctx.model, shape)
         mend = f"lower batch = {settings.batch}, raise microbatches = {settings.microbatches}, or take a smaller model"
         need = f"a step needs at least {least / 2**30:,.1f} GiB, and the devices have {there / 2**30:,.1f} GiB"
         check(least <= there, f"stages.{node.stage}: {need}; {mend}")

@@ -65,7 +65,31 @@ def change(config: ConfigDict, settings: Mapping[str, Any]) -> None:
     """
     for key, value in settings.items():
         check_key(config, key, key)
+        before = value_of(config, key)
         try:
             config.update_from_flattened_dict({key: value})
         except TypeError as error:
             raise ConfigError(f"{key} = {value!r:.80}: {one_line(error)}") from error
+        check_elements(f"config.{key}", before, value_of(config, key))
+
+
+def value_of(config: ConfigDict, key: str) -> Any:
+    """Return a setting by its key, such as "relearn.steps"."""
+    value: Any = config
+    for name in key.split("."):
+        value = value[name]
+    return value
+
+
+def check_elements(where: str, before: Any, after: Any) -> None:
+    """Refuse an element of a tuple that is of no type which the tuple held before; of an empty one nothing is known."""
+    if isinstance(before, tuple | list) and isinstance(after, tuple | list) and before:
+        kinds = [_kind(element) for element in before]
+        for i, element in enumerate(after):
+            mend = f"expected {' or '.join(dict.fromkeys(kinds))}, got {type(element).__name__}"
+            check(_kind(element) in kinds, f"{where}[{i}] = {element!r:.80}: {mend}")
+
+
+def _kind(value: Any) -> str:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return "number" if number else type(value).__name__

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from distill_jax.config import ConfigError, nearest
 from distill_jax.stages.stage import Stage
+from distill_jax.stages.unlearn import Unlearn, unread_settings
 
 SEED = "seed"  # of a stage: an experiment has one for all
 
@@ -34,6 +35,11 @@ def section(settings: Any, *set_elsewhere: str, **values: Any) -> ConfigDict:
         if name not in known and name != SEED:
             raise ConfigError(f"section({cls.__name__}): it has no setting {name!r}{nearest(name, known)}")
     return ConfigDict({key: value for key, value in {**known, **values}.items() if key not in set_elsewhere})
+
+
+def unlearn_section(method: str, *set_elsewhere: str, **values: Any) -> ConfigDict:
+    """Return a section of `Unlearn` for a method, without the settings that are there for other methods."""
+    return section(Unlearn, "method", *unread_settings(method), *set_elsewhere, **values)
 
 
 def _defaults(cls: type) -> Mapping[str, Any]:

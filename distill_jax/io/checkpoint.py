@@ -6,12 +6,10 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import errno
-import logging
 import os
 import re
 import shutil
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -25,11 +23,6 @@ from distill_jax.types import ArrayOrShape, PyTree
 
 FINAL = "final"
 CHUNK = 2**26  # bytes of a leaf that are compressed together
-# A failed save is raised once; asyncio would log each of its unfinished writes as well, and Orbax each thread's
-# traceback.
-warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 class Damaged(ConfigError):

@@ -103,12 +103,12 @@ class Context:
           frozen: for use in forward passes only; the weights come in the dtypes they are computed in.
         """
         node = self.nodes[name]
-        rank = getattr(node.settings, "lora_rank", 0)
-        if not rank:
+        kept = node.settings.adapters()
+        if kept is None:
             return node.checkpoints.restore(FINAL, self.weights(mesh, frozen=frozen))
         adapters = self.adapters(name, mesh)
         dtype = self.model.dtype if frozen else "float32"
-        merged = lora.merge(self.params(node.inputs["start"], mesh), adapters, node.settings.lora_alpha, dtype)
+        merged = lora.merge(self.params(node.inputs["start"], mesh), adapters, kept.lora_alpha, dtype)
         at = jax.tree.map(lambda w: w.sharding, self.weights(mesh)) if mesh else None
         return jax.device_put(transformer.frozen(self.model, merged) if frozen else merged, at)
 

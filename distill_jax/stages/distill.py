@@ -19,22 +19,70 @@ from jax.sharding import Mesh
 
 from distill_jax.config import added
 from distill_jax.losses.chunked import over_tokens
-from distill_jax.losses.cross_entropy import target_mask
-from distill_jax.losses.distillation import Divergence
+from distill_jax.losses.distillation import Divergence, Sum
 from distill_jax.models import transformer
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops
 from distill_jax.stages.cache import Cache
+from distill_jax.stages.compiled_step import Objective, compiled_step
 from distill_jax.stages.context import Context, Node
+from distill_jax.stages.next_token import hidden_and_mask
 from distill_jax.stages.stage import Stage, stage_input
-from distill_jax.stages.train_stage import TrainStage
+from distill_jax.stages.train_stage import AdaptingStage
 from distill_jax.stages.training import Program, enrol, finish_models, train
-from distill_jax.train.population import state_shardings
-from distill_jax.train.step import make_step
+from distill_jax.train.step import Batch, Term
 
 
 @dataclasses.dataclass(frozen=True)
-class Distill(TrainStage):
+class Imitation(Objective):
+    """The divergence from the teacher's next-token distribution, and on other rows from the uniform one.
+
+    Attributes:
+      loss_on: "all" or "answer".
+      cached: whether the batch has the teacher's final hidden states, and the teacher is its head alone.
+      uniform: whether the batch is {"imitated": rows, "uniform": rows}, of which the teacher reads the first.
+    """
+
+    divergence: Divergence
+    loss_on: str = "all"
+    cached: bool = False
+    uniform: bool = False
+
+    def teacher_outputs(self, cfg: TransformerConfig, teacher: Any, batch: Batch) -> Any:
+        """Return the teacher's head and its final hidden states, a vocabulary's width smaller than logits."""
+        rows = self._imitated(batch)
+        if self.cached:
+            return {"hidden": rows["states"][:, :-1], "head": teacher}
+        hidden = transformer.hidden_states(cfg, teacher, rows["tokens"], rows["segments"])[:, :-1]
+        return {"hidden": hidden, "head": transformer.head_of(teacher)}
+
+    def loss_terms(
+        self, cfg: TransformerConfig, chunk: int, params: Any, batch: Batch, teacher_outputs: Any
+    ) -> dict[str, Term]:
+        """Return one term, "kl"; heads are applied a chunk at a time."""
+        hidden, mask = hidden_and_mask(cfg, params, self._imitated(batch), self.loss_on)
+        student_head, teacher_head = transformer.head(params), transformer.head(teacher_outputs["head"])
+
+        def imitate(student: jax.Array, teacher: jax.Array, mask: jax.Array) -> Sum:
+            target = jax.lax.stop_gradient(transformer.unembed(cfg, teacher_head, teacher))
+            return self.divergence(transformer.unembed(cfg, student_head, student), target, mask)
+
+        def flatten(student: jax.Array, mask: jax.Array) -> Sum:
+            logits = transformer.unembed(cfg, student_head, student)
+            return self.divergence(logits, jnp.zeros_like(logits), mask)
+
+        total = over_tokens(imitate, chunk, hidden, teacher_outputs["hidden"], mask)
+        if self.uniform:  # one mean over the tokens of both, as if both had been rows of one set
+            rows = hidden_and_mask(cfg, params, batch["uniform"], self.loss_on)
+            total = jax.tree.map(jnp.add, total, over_tokens(flatten, chunk, *rows))
+        return {"kl": (1.0, *total)}
+
+    def _imitated(self, batch: Batch) -> Batch:
+        return batch["imitated"] if self.uniform else batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Distill(AdaptingStage):
     """Distil a teacher into a student.
 
     Attributes:
@@ -70,7 +118,7 @@ class Distill(TrainStage):
 
     def __post_init__(self):
         super().__post_init__()
-        self.loss()
+        self.objective()  # which checks the divergence
         if not 0 <= self.tolerance <= 1:
             raise ValueError(f"tolerance = {self.tolerance}: a difference of scores lies in [0, 1]")
         if self.lora_rank and not self.start:
@@ -101,14 +149,15 @@ class Distill(TrainStage):
         free = ("seed", "learning_rate", "tolerance")
         return free if self.lora_rank else (*free, "start")
 
-    def loss(self) -> Divergence:
-        """Return the loss of student and teacher logits."""
-        return Divergence(self.divergence, self.temperature, self.times_t_squared, self.beta, self.skew, self.top_k)
+    def objective(self) -> Imitation:
+        """Return the divergence from the teacher."""
+        named = (self.divergence, self.temperature, self.times_t_squared, self.beta, self.skew, self.top_k)
+        return Imitation(Divergence(*named), self.loss_on, bool(self.cache), bool(self.uniform))
 
     def estimate_flops(self, ctx: Context) -> float:
         """Return the FLOPs of one node at its most steps."""
         steps = self.steps * sum(self._step_flops(ctx).values())
-        evaluations = self.periodic_evaluations() * ctx.evaluation_flops("retain")
+        evaluations = self.num_evaluations() * ctx.evaluation_flops("retain")
         return steps + evaluations + ctx.evaluation_flops("shown", "heldout")
 
     def _step_flops(self, ctx: Context) -> dict[str, float]:
@@ -121,15 +170,10 @@ class Distill(TrainStage):
 
     def train_job(self, ctx: Context, nodes: Sequence[Node]) -> Program:
         """Return what the nodes' students, which share one teacher's forward passes, run as one population."""
-        # Equal steps compile once: of what it starts from and reads, this one asks only whether there is a cache.
-        cache = "cache" if self.cache else ""
-        alike = self.alike(self.per_member_fields())
-        alike = dataclasses.replace(alike, teacher="", start="", cache=cache, data="all")
-        alike = dataclasses.replace(alike, lora_rank=0, lora_alpha=Distill.lora_alpha)
         return Program(
             **enrol(nodes),
             settings=self,
-            build=functools.partial(build, ctx.model, alike, ctx.run.loss_chunk),
+            build=functools.partial(compiled_step, self.compile_key(ctx.model, ctx.run.loss_chunk)),
             reads={"imitated": self.data, "uniform": self.uniform} if self.uniform else self.data,
             teacher=nodes[0].inputs["teacher"],
             base=nodes[0].inputs["start"] if self.lora_rank else "",
@@ -154,48 +198,6 @@ class Distill(TrainStage):
             planned_flops=self.estimate_flops(ctx) * len(nodes),
         )
         finish_models(ctx, job, outcome, watched=("retain",))
-
-
-@functools.cache
-def build(cfg: TransformerConfig, settings: Distill, chunk: int, mesh: Any) -> Any:
-    """Return the compiled step; equal stages get the same one."""
-
-    imitated = (lambda batch: batch["imitated"]) if settings.uniform else (lambda batch: batch)
-
-    def teach(teacher, batch):
-        rows = imitated(batch)
-        if settings.cache:
-            return {"hidden": rows["states"][:, :-1], "head": teacher}
-        hidden = transformer.hidden_states(cfg, teacher, rows["tokens"], rows["segments"])[:, :-1]
-        # Final hidden states are a vocabulary's width smaller than logits; the head is applied a chunk at a time.
-        return {"hidden": hidden, "head": transformer.head_of(teacher)}
-
-    divergence = settings.loss()
-
-    def states(params, rows):
-        mask = target_mask(rows["segments"], rows["answer"] if settings.loss_on == "answer" else None)
-        return transformer.hidden_states(cfg, params, rows["tokens"], rows["segments"])[:, :-1], mask
-
-    def objective(params, batch, teacher):
-        hidden, mask = states(params, imitated(batch))
-        student_head, teacher_head = transformer.head(params), transformer.head(teacher["head"])
-
-        def imitate(mine, theirs, mask):
-            target = jax.lax.stop_gradient(transformer.unembed(cfg, teacher_head, theirs))
-            return divergence(transformer.unembed(cfg, student_head, mine), target, mask)
-
-        def flatten(mine, mask):
-            logits = transformer.unembed(cfg, student_head, mine)
-            return divergence(logits, jnp.zeros_like(logits), mask)
-
-        total = over_tokens(imitate, chunk, hidden, teacher["hidden"], mask)
-        if settings.uniform:  # one mean over the tokens of both, as if both had been rows of one set
-            total = jax.tree.map(jnp.add, total, over_tokens(flatten, chunk, *states(params, batch["uniform"])))
-        return {"kl": (1.0, *total)}
-
-    place = functools.partial(state_shardings, cfg, mesh)
-    optimizer, schedule = settings.optimizer(), settings.schedule()
-    return make_step(objective, teach, optimizer, schedule, mesh, settings.microbatches, place=place)
 
 
 def student(ctx: Context, node: Node, mesh: Mesh) -> Any:

@@ -11,16 +11,16 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from distill_jax.perf import flops
-from distill_jax.stages import pretrain
+from distill_jax.stages.compiled_step import Objective, compiled_step
 from distill_jax.stages.context import Context, Node
+from distill_jax.stages.next_token import NextToken
 from distill_jax.stages.stage import stage_input
-from distill_jax.stages.train_stage import TrainStage
+from distill_jax.stages.train_stage import AdaptingStage
 from distill_jax.stages.training import Program, enrol, finish_models, train
-from distill_jax.train.settings import of_training
 
 
 @dataclasses.dataclass(frozen=True)
-class Finetune(TrainStage):
+class Finetune(AdaptingStage):
     """Train a finished model further on a prepared data set.
 
     Attributes:
@@ -33,6 +33,10 @@ class Finetune(TrainStage):
 
     kind: ClassVar[str] = "finetune"
 
+    def objective(self) -> Objective:
+        """Return the next token's cross-entropy."""
+        return NextToken(self.loss_on)
+
     def data_sets(self) -> dict[str, str]:
         """Return {setting: name} of the data sets that the settings choose."""
         return {"data": self.data}
@@ -43,18 +47,17 @@ class Finetune(TrainStage):
 
     def estimate_flops(self, ctx: Context) -> float:
         """Return the FLOPs of one node at its most steps."""
-        return self.steps * self._step_flops(ctx) + self.estimate_evaluation_flops(ctx)
+        return self.steps * self._step_flops(ctx) + self.evaluation_flops(ctx)
 
     def _step_flops(self, ctx: Context) -> float:
         return flops.train_step(ctx.model, self.batch, ctx.row_length, lora_rank=self.lora_rank)
 
     def train_job(self, ctx: Context, nodes: Sequence[Node]) -> Program:
         """Return what the nodes run as one population."""
-        alike = of_training(self.alike(self.per_member_fields()))
         return Program(
             **enrol(nodes),
             settings=self,
-            build=functools.partial(pretrain.build, ctx.model, alike, ctx.run.loss_chunk),
+            build=functools.partial(compiled_step, self.compile_key(ctx.model, ctx.run.loss_chunk)),
             reads=self.data,
             teacher="",
             base=nodes[0].inputs["start"] if self.lora_rank else "",

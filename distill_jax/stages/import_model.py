@@ -23,6 +23,7 @@ from distill_jax.perf.ledger import ledger
 from distill_jax.sharding.mesh import make_mesh
 from distill_jax.stages.context import PARTS, Context, Node
 from distill_jax.stages.stage import Stage, stage_input
+from distill_jax.train.settings import Lora
 
 # Of a decoder's description, how it is run and not what it computes.
 HOW = ("init_std", "dtype", "unroll", "remat")
@@ -95,6 +96,10 @@ class Import(Stage):
             raise ConfigError(f"{where}.adapter is empty: name the directory that PEFT saved")
         found.adapter.check_kept()
         return dataclasses.replace(known, lora_rank=found.adapter.rank, lora_alpha=found.adapter.alpha)
+
+    def adapters(self) -> Lora | None:
+        """Return the adapters that it keeps beside the weights of its start."""
+        return Lora(self.lora_rank, self.lora_alpha) if self.lora_rank else None
 
     def fingerprint_fields(self) -> dict[str, Any]:
         """Return what identifies the weights: contents in place of paths as soon as they are known."""

@@ -8,20 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
-from distill_jax.losses.chunked import over_tokens
-from distill_jax.losses.cross_entropy import cross_entropy, target_mask
-from distill_jax.models import transformer
-from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops
+from distill_jax.stages.compiled_step import Objective, compiled_step
 from distill_jax.stages.context import Context, Node
-from distill_jax.stages.train_stage import TrainStage
+from distill_jax.stages.next_token import NextToken
+from distill_jax.stages.train_stage import NO_ADAPTERS, TrainStage
 from distill_jax.stages.training import Program, enrol, finish_models, train
-from distill_jax.train.population import state_shardings
-from distill_jax.train.settings import Training
-from distill_jax.train.step import Batch, Term, make_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,11 +30,11 @@ class Pretrain(TrainStage):
     data: str = "all"
 
     kind: ClassVar[str] = "pretrain"
+    retired: ClassVar[Mapping[str, object]] = NO_ADAPTERS
 
-    def __post_init__(self):
-        super().__post_init__()
-        if self.lora_rank:
-            raise ValueError(f"lora_rank = {self.lora_rank}: pretraining starts from no model to attach adapters to")
+    def objective(self) -> Objective:
+        """Return the next token's cross-entropy."""
+        return NextToken(self.loss_on)
 
     def data_sets(self) -> dict[str, str]:
         """Return {setting: name} of the data sets that the settings choose."""
@@ -51,7 +46,7 @@ class Pretrain(TrainStage):
 
     def estimate_flops(self, ctx: Context) -> float:
         """Return the FLOPs of one node at its most steps."""
-        return self.steps * self._step_flops(ctx) + self.estimate_evaluation_flops(ctx)
+        return self.steps * self._step_flops(ctx) + self.evaluation_flops(ctx)
 
     def _step_flops(self, ctx: Context) -> float:
         return flops.train_step(ctx.model, self.batch, ctx.row_length)
@@ -61,7 +56,7 @@ class Pretrain(TrainStage):
         return Program(
             **enrol(nodes),
             settings=self,
-            build=functools.partial(build, ctx.model, self.alike(self.per_member_fields()), ctx.run.loss_chunk),
+            build=functools.partial(compiled_step, self.compile_key(ctx.model, ctx.run.loss_chunk)),
             reads=self.data,
             teacher="",
             flops={"student": self._step_flops(ctx)},
@@ -78,29 +73,3 @@ class Pretrain(TrainStage):
             planned_flops=self.estimate_flops(ctx) * len(nodes),
         )
         finish_models(ctx, job, outcome)
-
-
-def language_model(cfg: TransformerConfig, settings: Training, chunk: int, params: Any, batch: Batch) -> Term:
-    """Return the cross-entropy of a batch as a loss term of coefficient 1."""
-    mask = target_mask(batch["segments"], batch["answer"] if settings.loss_on == "answer" else None)
-    hidden = transformer.hidden_states(cfg, params, batch["tokens"], batch["segments"])[:, :-1]
-
-    head = transformer.head(params)
-
-    def loss(hidden, targets, mask):
-        return cross_entropy(transformer.unembed(cfg, head, hidden), targets, mask)
-
-    return 1.0, *over_tokens(loss, chunk, hidden, batch["tokens"][:, 1:], mask)
-
-
-@functools.cache
-def build(cfg: TransformerConfig, settings: Training, chunk: int, mesh: Any) -> Any:
-    """Return the compiled step; equal stages get the same one."""
-
-    def objective(params, batch, _):
-        return {"cross_entropy": language_model(cfg, settings, chunk, params, batch)}
-
-    no_teacher = lambda params, batch: None  # noqa: E731
-    place = functools.partial(state_shardings, cfg, mesh)
-    optimizer, schedule = settings.optimizer(), settings.schedule()
-    return make_step(objective, no_teacher, optimizer, schedule, mesh, settings.microbatches, place=place)

@@ -14,19 +14,19 @@ from typing import ClassVar
 
 from distill_jax.perf import flops
 from distill_jax.perf.ledger import ledger
-from distill_jax.stages import pretrain
+from distill_jax.stages.compiled_step import Objective, compiled_step
 from distill_jax.stages.context import PARTS, Context, Node
+from distill_jax.stages.next_token import NextToken
 from distill_jax.stages.stage import stage_input
-from distill_jax.stages.train_stage import TrainStage
+from distill_jax.stages.train_stage import AdaptingStage
 from distill_jax.stages.training import Member, Program, train
-from distill_jax.train.settings import of_training
 from distill_jax.train.state import DIVERGED
 
 MOST_SEEDS = 1000  # each trains beside the others
 
 
 @dataclasses.dataclass(frozen=True)
-class Relearn(TrainStage):
+class Relearn(AdaptingStage):
     """Attack a model by fine-tuning all its weights, or adapters to them.
 
     Attributes:
@@ -45,6 +45,10 @@ class Relearn(TrainStage):
 
     kind: ClassVar[str] = "relearn"
     leaves_model: ClassVar[bool] = False
+
+    def objective(self) -> Objective:
+        """Return the next token's cross-entropy."""
+        return NextToken(self.loss_on)
 
     def __post_init__(self):
         super().__post_init__()
@@ -78,7 +82,7 @@ class Relearn(TrainStage):
                 for rate in self.learning_rates
             ],
             settings=self,
-            build=functools.partial(pretrain.build, ctx.model, of_training(self), ctx.run.loss_chunk),
+            build=functools.partial(compiled_step, self.compile_key(ctx.model, ctx.run.loss_chunk)),
             reads=self.data,
             seeds=[self.seed + i for i in range(self.seeds)],
             teacher="",

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import types
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from distill_jax.config import ConfigError, described
+from distill_jax.config import ConfigError, Settings, described
 from distill_jax.data.data_config import DataConfig
 from distill_jax.io.files import Digests
 from distill_jax.stages.context import Context, Node
+from distill_jax.train.settings import Lora
 
 if TYPE_CHECKING:
     from distill_jax.stages.training import Program
@@ -28,7 +30,7 @@ def stage_input(default: str = "", *, optional: bool = False) -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
-class Stage(abc.ABC):
+class Stage(Settings, abc.ABC):
     """Settings of one kind of node, and what it does with them.
 
     Only `kind` and `run` must be defined. A stage that trains also has `train_job`, by which it is packed into
@@ -37,10 +39,12 @@ class Stage(abc.ABC):
     Attributes:
       kind: what it is called in identities, in config.json and in reports.
       leaves_model: whether others can start from the model that it leaves.
+      retired: settings that the kind once had and never used, at the values by which kept results are identified.
     """
 
     kind: ClassVar[str]
     leaves_model: ClassVar[bool] = True
+    retired: ClassVar[Mapping[str, object]] = types.MappingProxyType({})
 
     @classmethod
     def roles(cls) -> dict[str, str]:
@@ -94,11 +98,15 @@ class Stage(abc.ABC):
 
     def as_dict(self) -> dict[str, Any]:
         """Return every setting by its name, as config.json and reports hold them."""
-        return dataclasses.asdict(self)
+        return {**self.retired, **dataclasses.asdict(self)}
 
     def fingerprint_fields(self) -> dict[str, Any]:
         """Return what identifies a node of these settings, without `config.added` fields at their default."""
-        return described(self)
+        return {**self.retired, **described(self)}
+
+    def adapters(self) -> Lora | None:
+        """Return which adapters to its start's model it leaves in place of weights; None if it leaves whole weights."""
+        return None
 
     def per_member_fields(self) -> tuple[str, ...] | None:
         """Return what members of one population may differ in; None if nodes never train together."""

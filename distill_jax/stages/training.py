@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -31,10 +31,14 @@ from distill_jax.train.layout import ShardedMembers
 from distill_jax.train.loop import Clock
 from distill_jax.train.metric_writers import Row
 from distill_jax.train.population import draw_weights, take_weights, weights_shape
-from distill_jax.train.settings import Training
+from distill_jax.train.settings import Lora
 from distill_jax.train.state import DIVERGED, REACHED, RUNNING, Hyper, State
 from distill_jax.train.step import Batch, Beside
 from distill_jax.train.training_run import Cost, Measurement, StepInputs, TrainingRun
+
+if TYPE_CHECKING:
+    from distill_jax.stages.stage import Stage
+    from distill_jax.stages.train_stage import TrainStage
 
 COLUMNS = ("tokens", "segments", "answer")  # of a batch
 
@@ -90,7 +94,7 @@ class Program:
     """
 
     crew: Sequence[Member]
-    settings: Training
+    settings: TrainStage
     build: Callable[[Mesh], Any]
     reads: Any
     seeds: Sequence[int]
@@ -128,7 +132,7 @@ class Program:
         """Return the population before its first step."""
         rates, streams = [m.learning_rate for m in self.crew], [m.stream for m in self.crew]
         terms = {term: [m.coefficients[term] for m in self.crew] for term in self.crew[0].coefficients}
-        optimizer, dtype = self.settings.optimizer(), self.settings.weights
+        optimizer, dtype = self.settings.transform(), self.settings.weights
         return self.layout(ctx, mesh).make(starts, optimizer, Hyper(rates, streams, terms), dtype)
 
     def layout(self, ctx: Context, mesh: Mesh) -> ShardedMembers:
@@ -141,7 +145,7 @@ class Program:
         @functools.cache
         def draw(seed: int, stage: str, stream: int) -> Any:
             key = jax.random.key(seed_for(seed, "lora", stage, stream))
-            return draw_weights(ctx.model, mesh, key, self.settings.lora_rank)
+            return draw_weights(ctx.model, mesh, key, self._rank)
 
         # A stream of a population of nodes is its seed's; alone in its node a member has the seed's own draw.
         attack = len({m.node.name for m in self.crew}) == 1
@@ -149,7 +153,7 @@ class Program:
 
     def shapes(self, ctx: Context, mesh: Mesh) -> tuple[State, Any, Batch, Any]:
         """Return what the step takes, (state, teacher, batch, base), as shapes with shardings."""
-        starts = weights_shape(ctx.model, mesh, self.settings.lora_rank)
+        starts = weights_shape(ctx.model, mesh, self._rank)
         state = jax.eval_shape(lambda tree: self.state(ctx, mesh, [tree]), starts)
         state = with_shardings(state, self.layout(ctx, mesh).state_shardings(state))
         shape, sharding = self._batch(ctx, mesh)
@@ -161,7 +165,7 @@ class Program:
         frozen = ctx.weights(mesh, frozen=True)
         teacher = self._teacher(frozen)
         if beside := self._beside(ctx):
-            teacher = Beside(weights_shape(ctx.model, mesh, beside.lora_rank), _scale(beside))
+            teacher = Beside(weights_shape(ctx.model, mesh, beside.lora_rank), np.float32(beside.scale))
         return state, teacher, batch, self._base(frozen)
 
     def _batch(self, ctx: Context, mesh: Mesh) -> tuple[tuple[int, ...], NamedSharding]:
@@ -202,20 +206,25 @@ class Program:
         """Return the weights that no step changes: what the step is given of the teacher, and the base; or None."""
         base = self._base(ctx.params(self.base, mesh, frozen=True)) if self.base else None
         if beside := self._beside(ctx):
-            return Beside(ctx.adapters(self.teacher, mesh), _scale(beside)), base
+            return Beside(ctx.adapters(self.teacher, mesh), np.float32(beside.scale)), base
         return self._teacher(ctx.params(self.teacher, mesh, frozen=True)) if self.teacher else None, base
 
-    def _beside(self, ctx: Context) -> Any:
-        """Return the teacher's settings if it is adapters to the members' own base, whose weights then serve both."""
+    def _beside(self, ctx: Context) -> Lora | None:
+        """Return the teacher's adapters if they are to the members' own base, whose weights then serve both."""
         node = ctx.nodes.get(self.teacher)
-        if node is None or self.cache or not getattr(node.settings, "lora_rank", 0):
+        if node is None or self.cache or node.inputs.get("start") != self.base:
             return None
-        return node.settings if node.inputs["start"] == self.base else None
+        stage: Stage = node.settings
+        return stage.adapters()
+
+    @property
+    def _rank(self) -> int:
+        adapters = self.settings.adapters()
+        return adapters.lora_rank if adapters else 0
 
     def _base(self, weights: Any) -> Any:
-        if not self.base:
-            return None
-        return lora.base(weights, self.settings.lora_rank, self.settings.lora_alpha)
+        adapters = self.settings.adapters()
+        return lora.base(weights, adapters.lora_rank, adapters.lora_alpha) if self.base and adapters else None
 
     def _teacher(self, weights: Any) -> Any:
         if not self.teacher:
@@ -231,10 +240,6 @@ class Program:
             return States(directory, load_manifest(ctx.data)["sets"][data]["sha256"])
         except ValueError as error:
             raise ConfigError(f"{error}: remove {node.directory} and run again") from error
-
-
-def _scale(settings: Any) -> np.float32:
-    return np.float32(settings.lora_alpha / settings.lora_rank)
 
 
 @dataclasses.dataclass(frozen=True)

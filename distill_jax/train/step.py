@@ -53,7 +53,7 @@ def make_step(
     microbatches: int = 1,
     trainable: Any = None,
     place: Callable[[State], State] | None = None,
-) -> Callable[..., tuple[State, dict[str, jax.Array]]]:
+) -> jax.stages.Wrapped:
     """Build `step(state, teacher, batch, base=None) -> (state, metrics)`, jitted, the state donated.
 
     The metrics mean something of members that are ACTIVE in them: `of_active` reads them so.

@@ -27,18 +27,17 @@ from distill_jax.config import check
 from distill_jax.data import images
 from distill_jax.data.data_config import DataConfig
 from distill_jax.data.feed import order
+from distill_jax.doublebind.stages.toy_stage import SmallModels
 from distill_jax.io.checkpoint import FINAL
 from distill_jax.models import mlp
 from distill_jax.models.mlp import MLPConfig
 from distill_jax.perf.ledger import ledger
 from distill_jax.sharding.mesh import make_mesh, over_members
 from distill_jax.stages.context import Context, Node, seed_for
-from distill_jax.stages.stage import Stage
 from distill_jax.train import driver
 from distill_jax.train.layout import WholeMembers
 from distill_jax.train.loop import Clock, Values
 from distill_jax.train.metric_writers import Row
-from distill_jax.train.settings import Training
 from distill_jax.train.state import DIVERGED, Hyper, State
 from distill_jax.train.step import Batch, Term, make_step
 from distill_jax.train.training_run import Cost, Measurement, PeriodicEvaluation, StepInputs, TrainingRun
@@ -70,7 +69,7 @@ LOSSES = {"kl": kl, "mse": mse}
 
 
 @dataclasses.dataclass(frozen=True)
-class Subliminal(Stage, Training):
+class Subliminal(SmallModels):
     """Train teachers on digits, and students on their ghost logits.
 
     The inherited settings are the students', whose images are noise. Training is plain Adam for both.
@@ -100,7 +99,6 @@ class Subliminal(Stage, Training):
     seeds: int = 20
 
     kind: ClassVar[str] = "subliminal"
-    leaves_model: ClassVar[bool] = False
 
     def validate(self, model: Any, data: DataConfig) -> None:
         """Raise ValueError unless the model is an MLP of the data's pixels with enough ghost logits."""
@@ -130,8 +128,6 @@ class Subliminal(Stage, Training):
             raise ValueError(f"ghosts = {self.ghosts}: give numbers of logits, each once, from 1 up")
         if not all(0 < alpha < 1 for alpha in self.alphas):
             raise ValueError(f"alphas = {self.alphas}: each lies between 0, which is 'same init', and 1")
-        if self.lora_rank or self.microbatches > 1:
-            raise ValueError("lora_rank and microbatches do nothing here; leave them out")
 
     def estimate_flops(self, ctx: Context) -> float:
         """Return the FLOPs of one node."""
@@ -221,7 +217,7 @@ def build_teacher(settings: Subliminal, mesh: Mesh) -> Any:
 
     constant = optax.constant_schedule(1.0)
     return make_step(
-        objective, lambda *_: None, settings.optimizer(), constant, mesh, place=WholeMembers(mesh).state_shardings
+        objective, lambda *_: None, settings.transform(), constant, mesh, place=WholeMembers(mesh).state_shardings
     )
 
 
@@ -239,7 +235,12 @@ def build_student(settings: Subliminal, mesh: Mesh) -> Any:
         return {term: (1.0, jnp.sum(x), jnp.float32(x.size)) for term, x in each.items()}
 
     return make_step(
-        objective, teach, settings.optimizer(), settings.schedule(), mesh, place=WholeMembers(mesh).state_shardings
+        objective,
+        teach,
+        settings.transform(),
+        settings.schedule(settings.steps),
+        mesh,
+        place=WholeMembers(mesh).state_shardings,
     )
 
 
@@ -276,7 +277,7 @@ def _run(ctx: Context, node: Node) -> None:
     layout = WholeMembers(make_mesh(len(members), spread=True))
     coefficients = {_term(m): np.array([float(s.ghosts == m) for s in members]) for m in settings.ghosts}
     hyper = Hyper([settings.learning_rate] * len(members), [s.seed for s in members], coefficients)
-    state = layout.make_stacked(starts(settings, own, fresh), settings.optimizer(), hyper)
+    state = layout.make_stacked(starts(settings, own, fresh), settings.transform(), hyper)
 
     evaluate = StudentEvaluation(ctx, node, teachers, layout.mesh)
     before = evaluate.measure(state)
@@ -371,7 +372,7 @@ def _teach(ctx: Context, settings: Subliminal, own: Any, clock: Clock) -> tuple[
         layout=layout,
         inputs=lambda: StepInputs(step, _digit_feed(ctx, settings)),
     )
-    outcome = driver.train(run, layout.make_stacked(own, settings.optimizer(), hyper), clock)
+    outcome = driver.train(run, layout.make_stacked(own, settings.transform(), hyper), clock)
     teachers = jax.tree.map(lambda w: np.asarray(w)[: settings.seeds], outcome.state.params)
     digits, truth = images.load(ctx.data, "test")
     right = np.argmax(_classes(teachers, digits), axis=-1) == truth

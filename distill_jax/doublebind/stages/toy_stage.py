@@ -4,22 +4,36 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Sequence
+import types
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from distill_jax.data.data_config import DataConfig
-from distill_jax.doublebind.train_toy import TinyTraining
 from distill_jax.doublebind.world import VOCABULARY, WorldConfig
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.stages.context import Context, Node
 from distill_jax.stages.stage import Stage
+from distill_jax.stages.train_stage import NO_ADAPTERS
+from distill_jax.train.settings import Training
 
 
 @dataclasses.dataclass(frozen=True)
-class ToyStage(Stage, TinyTraining):
-    """A stage that trains small decoders of the world, each on examples of its own."""
+class SmallModels(Stage, Training):
+    """A stage that trains a population of small models, each whole on one device, in fp32."""
 
     leaves_model: ClassVar[bool] = False  # but a population of them
+    retired: ClassVar[Mapping[str, object]] = types.MappingProxyType(
+        {**NO_ADAPTERS, "microbatches": 1, "loss_on": "all"}
+    )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return every setting by its name, as config.json and reports hold them."""
+        return super().as_dict() | {"weights": "float32"}
+
+
+@dataclasses.dataclass(frozen=True)
+class ToyStage(SmallModels):
+    """A stage that trains small decoders of the world, each on examples of its own."""
 
     def validate(self, model: Any, data: DataConfig) -> None:
         """Raise ValueError unless the model is a decoder of the world's vocabulary, and the data are a world's."""

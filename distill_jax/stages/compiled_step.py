@@ -1,0 +1,78 @@
+"""What a step minimises, and the key by which equal steps share one compilation."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from distill_jax.models.transformer import TransformerConfig
+from distill_jax.train.layout import ShardedMembers
+from distill_jax.train.settings import Optimizer
+from distill_jax.train.step import Batch, Term, make_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective(abc.ABC):
+    """What a step minimises: a frozen dataclass of the settings that decide it, and of no others."""
+
+    @abc.abstractmethod
+    def loss_terms(
+        self, cfg: TransformerConfig, chunk: int, params: Any, batch: Batch, teacher_outputs: Any
+    ) -> dict[str, Term]:
+        """Return one member's loss terms on a microbatch.
+
+        Args:
+          chunk: tokens whose logits exist at a time; 0 for all.
+          batch: arrays [B, T] by name, or a dict of such for each set that is read.
+          teacher_outputs: what `teacher_outputs` returned for the microbatch.
+        """
+
+    def teacher_outputs(self, cfg: TransformerConfig, teacher: Any, batch: Batch) -> Any:
+        """Return what the loss needs of the frozen teacher, which runs once a microbatch for all members."""
+        del cfg, teacher, batch
+
+    def trainable(self, cfg: TransformerConfig) -> Any:
+        """Return 0/1 masks like the parameters, 1 where they move; None if all do."""
+        del cfg
+
+
+@dataclasses.dataclass(frozen=True)
+class CompileKey:
+    """Everything that a step function depends on, besides the mesh; equal keys get the same function.
+
+    Shapes of batch and population are no part of it: of one function, jit keeps a program for each.
+
+    Attributes:
+      optimizer: at a peak learning rate of 1, as the peak is the member's.
+      steps: over which its schedule runs.
+      microbatches: pieces of the batch.
+      chunk: tokens whose logits exist at a time; 0 for all.
+    """
+
+    model: TransformerConfig
+    objective: Objective
+    optimizer: Optimizer
+    steps: int
+    microbatches: int
+    chunk: int
+
+
+@functools.cache
+def compiled_step(key: CompileKey, mesh: Mesh) -> jax.stages.Wrapped:
+    """Return the step function of a key on a mesh."""
+    cfg, objective = key.model, key.objective
+    return make_step(
+        functools.partial(objective.loss_terms, cfg, key.chunk),
+        functools.partial(objective.teacher_outputs, cfg),
+        key.optimizer.transform(),
+        key.optimizer.schedule(key.steps),
+        mesh,
+        key.microbatches,
+        objective.trainable(cfg),
+        ShardedMembers(mesh, cfg).state_shardings,
+    )

@@ -1,0 +1,24 @@
+"""GradDiff: ascend the forget data's cross-entropy while descending the retain data's."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+
+from distill_jax.losses.cross_entropy import Sum
+from distill_jax.losses.unlearning import gradient_ascent
+from distill_jax.stages.methods.method import OutputMethod
+
+
+@dataclasses.dataclass(frozen=True)
+class GradDiff(OutputMethod):
+    """-cross-entropy on forget data, and what holds the model on retain data."""
+
+    name: ClassVar[str] = "graddiff"
+    label: ClassVar[str] = "GradDiff"
+
+    def forget_loss(self, logits: jax.Array, targets: jax.Array, mask: jax.Array) -> Sum:
+        """Return (sum, weight) of the negative cross-entropy."""
+        return gradient_ascent(logits, targets, mask)

@@ -1,0 +1,119 @@
+"""What an unlearning method is: the loss terms of a batch of forget and of retain data, and what reports call it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar, Self
+
+import jax
+
+from distill_jax.losses.chunked import over_tokens
+from distill_jax.losses.cross_entropy import Sum
+from distill_jax.losses.distillation import Divergence
+from distill_jax.models import transformer
+from distill_jax.models.transformer import TransformerConfig
+from distill_jax.perf import flops
+from distill_jax.stages.compiled_step import Objective
+from distill_jax.stages.next_token import NextToken, hidden_and_mask
+from distill_jax.train.step import Batch, Term
+
+
+@dataclasses.dataclass(frozen=True)
+class UnlearningMethod(Objective):
+    """An unlearning method: its fields are the settings of `Unlearn` that it reads, taken from there by their names.
+
+    `loss_terms` returns two terms, "forget" and "retain"; the batch is {"forget": rows, "retain": rows}. Their weights
+    are the members' own, and so no settings of the method.
+
+    Attributes:
+      name: the value of the setting `method`.
+      label: what reports call it.
+      takes_adapters: whether adapters can train in place of the weights.
+    """
+
+    name: ClassVar[str]
+    label: ClassVar[str]
+    takes_adapters: ClassVar[bool] = True
+
+    @classmethod
+    def settings(cls) -> tuple[str, ...]:
+        """Return the names of the settings that it reads."""
+        return tuple(field.name for field in dataclasses.fields(cls))
+
+    @classmethod
+    def of(cls, stage: Any) -> Self:
+        """Return the method with a stage's settings."""
+        return cls(**{name: getattr(stage, name) for name in cls.settings()})
+
+    @property
+    def needs_frozen(self) -> bool:
+        """Whether the model that training starts from is run beside the one that trains."""
+        return False
+
+    def check_model(self, cfg: TransformerConfig) -> None:
+        """Raise ValueError if the model is not one to which the method can be applied."""
+
+    def step_flops(self, cfg: TransformerConfig, rows: int, length: int, lora_rank: int) -> dict[str, float]:
+        """Return the FLOPs of a step of one member by cause, for a batch of so many rows of each kind."""
+        student = {"student": 2 * flops.train_step(cfg, rows, length, lora_rank=lora_rank)}
+        return student | ({"teacher": flops.forward(cfg, rows, length)} if self.needs_frozen else {})
+
+
+@dataclasses.dataclass(frozen=True)
+class OutputMethod(UnlearningMethod):
+    """A method with a loss of the output distribution on forget data, that holds the one on retain data.
+
+    Attributes:
+      hold: what the retain term is: "cross_entropy" of the text; or "kl", KL(start ‖ p), which holds the model to its
+        outputs before unlearning.
+      loss_on: "all" or "answer".
+    """
+
+    hold: str = "cross_entropy"
+    loss_on: str = "all"
+
+    def __post_init__(self):
+        if self.hold not in ("cross_entropy", "kl"):
+            raise ValueError(f"hold = {self.hold!r}: choose 'cross_entropy' or 'kl'")
+
+    @property
+    def needs_frozen(self) -> bool:
+        """Whether the model that training starts from is run beside the one that trains."""
+        return self.hold == "kl"
+
+    def teacher_outputs(self, cfg: TransformerConfig, teacher: Any, batch: Batch) -> Any:
+        """Return the starting model's hidden states on retain data and its head, if it is held to them."""
+        if not self.needs_frozen:
+            return None
+        rows = batch["retain"]
+        hidden = transformer.hidden_states(cfg, teacher, rows["tokens"], rows["segments"])[:, :-1]
+        return {"hidden": hidden, "head": transformer.head_of(teacher)}
+
+    def forget_loss(self, logits: jax.Array, targets: jax.Array, mask: jax.Array) -> Sum:
+        """Return (sum, weight) of the loss on forget data, from logits [B, T, V] and next tokens [B, T]."""
+        raise NotImplementedError
+
+    def loss_terms(
+        self, cfg: TransformerConfig, chunk: int, params: Any, batch: Batch, teacher_outputs: Any
+    ) -> dict[str, Term]:
+        """Return the terms "forget" and "retain"."""
+        head, rows = transformer.head(params), batch["forget"]
+
+        def forget(hidden: jax.Array, targets: jax.Array, mask: jax.Array) -> Sum:
+            return self.forget_loss(transformer.unembed(cfg, head, hidden), targets, mask)
+
+        hidden, mask = hidden_and_mask(cfg, params, rows, self.loss_on)
+        loss = over_tokens(forget, chunk, hidden, rows["tokens"][:, 1:], mask)
+        return {"forget": (1.0, *loss), "retain": self._retain(cfg, chunk, params, batch["retain"], teacher_outputs)}
+
+    def _retain(self, cfg: TransformerConfig, chunk: int, params: Any, rows: Batch, teacher_outputs: Any) -> Term:
+        if not self.needs_frozen:
+            return NextToken(self.loss_on).loss_terms(cfg, chunk, params, rows)["cross_entropy"]
+        hidden, mask = hidden_and_mask(cfg, params, rows, self.loss_on)
+        head, start_head = transformer.head(params), transformer.head(teacher_outputs["head"])
+
+        def loss(student: jax.Array, start: jax.Array, mask: jax.Array) -> Sum:
+            target = jax.lax.stop_gradient(transformer.unembed(cfg, start_head, start))
+            return Divergence()(transformer.unembed(cfg, head, student), target, mask)
+
+        return 1.0, *over_tokens(loss, chunk, hidden, teacher_outputs["hidden"], mask)
