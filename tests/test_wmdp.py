@@ -20,7 +20,7 @@ from test_cli import assert_refused, call
 
 from distill_jax.config import ConfigError
 from distill_jax.data import records
-from distill_jax.data.multiple_choice.prepare_quiz import quiz
+from distill_jax.data.multiple_choice.prepare_quiz import write_quiz
 from distill_jax.data.multiple_choice.quiz_config import QuizConfig
 from distill_jax.data.packing import SEGMENTS, TOKENS
 from distill_jax.data.text import sentencepiece_vocab
@@ -313,7 +313,7 @@ def test_the_cost_of_a_measurement_counts_what_is_read(finished):
 def test_a_population_is_measured_by_the_likelihood_of_letters(tmp_path):
     """Two members on two devices, against plain logits of each whole answer, in float64."""
     files = {"bio": f"{HERE}/bio.jsonl", "mmlu": f"{HERE}/mmlu.jsonl"}
-    told = quiz(QuizConfig(**files, shots=0, items=3), sentencepiece_vocab.load(MODEL), tmp_path)
+    told = write_quiz(QuizConfig(**files, shots=0, items=3), sentencepiece_vocab.load(MODEL), tmp_path)
     assert told["evaluation"]["parts"]["heldout"] == {"items": 3, "readings": 6, "cut": 0}
     model, measure, mesh = open_model(MODEL), MultipleChoice(tmp_path), make_mesh(2)
     params = model.load(make_mesh(1, devices=jax.devices()[:1]), "float32")

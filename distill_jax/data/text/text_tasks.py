@@ -9,7 +9,7 @@ A document is `<bos> text <eos>`. One that is longer than a piece comes as sever
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +18,14 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from distill_jax.data import lines
-from distill_jax.data.arithmetic import seqio_tasks
 from distill_jax.data.text import hf_tokenizer
 from distill_jax.data.text.readers import Piece, Reader
 from distill_jax.data.text.sources import Shard
 
+# The work is strings and integers; leave the accelerator to JAX.
+tf.config.set_visible_devices([], "GPU")
+
+Preprocessor = Callable[[tf.data.Dataset], tf.data.Dataset]
 BATCH = 256  # examples at a time: a step from Python to TensorFlow costs more than a document's tokens
 # What stands for the layout of a page in Wiki-40B's text, and is no language.
 WIKI40B_MARKS = r"_NEWLINE_|_START_ARTICLE_|_START_SECTION_|_START_PARAGRAPH_"
@@ -136,7 +139,7 @@ def _columns(pieces: list[Piece]) -> Columns:
     return dict(zip(Piece._fields, map(list, zip(*pieces, strict=True)), strict=True))
 
 
-def _tokenise(words: seqio.Vocabulary) -> seqio_tasks.Preprocessor:
+def _tokenise(words: seqio.Vocabulary) -> Preprocessor:
     def examples(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         bos, eos = (
             tf.RaggedTensor.from_row_lengths(tf.fill([tf.math.count_nonzero(mark)], token), tf.cast(mark, tf.int64))
@@ -175,7 +178,7 @@ def _tfds(shard: Shard) -> seqio.DataSource:
     return seqio.TfdsDataSource(f"{name}:{version}", splits={"train": part})
 
 
-def _texts(shard: Shard) -> seqio_tasks.Preprocessor:
+def _texts(shard: Shard) -> Preprocessor:
     marks = WIKI40B_MARKS if shard.path.startswith("wiki40b") else ""
 
     def text(record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
