@@ -36,10 +36,21 @@ class WordVocabulary(seqio.Vocabulary):
         ids = tf.lookup.KeyValueTensorInitializer(entries, range(len(entries)), tf.string, tf.int32)
         self._table = tf.lookup.StaticHashTable(ids, word_vocabulary.UNK)
 
-    bos_id = property(lambda self: word_vocabulary.BOS)
-    eos_id = property(lambda self: word_vocabulary.EOS)
-    unk_id = property(lambda self: word_vocabulary.UNK)
-    _base_vocab_size = property(lambda self: self._words.size)
+    @property
+    def bos_id(self) -> int:
+        return word_vocabulary.BOS
+
+    @property
+    def eos_id(self) -> int:
+        return word_vocabulary.EOS
+
+    @property
+    def unk_id(self) -> int:
+        return word_vocabulary.UNK
+
+    @property
+    def _base_vocab_size(self) -> int:
+        return self._words.size
 
     def _encode(self, s: str) -> Sequence[int]:
         return self._words.encode(s)

@@ -95,10 +95,21 @@ class PublishedVocabulary(seqio.Vocabulary):
         super().__init__()
         self._words = words
 
-    bos_id = property(lambda self: self._words.bos_id())
-    eos_id = property(lambda self: self._words.eos_id())
-    unk_id = property(lambda self: self._words.unk_id())
-    _base_vocab_size = property(lambda self: self._words.get_piece_size())
+    @property
+    def bos_id(self) -> int:
+        return self._words.bos_id()
+
+    @property
+    def eos_id(self) -> int:
+        return self._words.eos_id()
+
+    @property
+    def unk_id(self) -> int:
+        return self._words.unk_id()
+
+    @property
+    def _base_vocab_size(self) -> int:
+        return self._words.get_piece_size()
 
     def _encode(self, s: str) -> list[int]:
         return self._words.encode([s])[0]
