@@ -8,12 +8,15 @@ if TYPE_CHECKING:
     from distill_jax.api import (
         ConfigError,
         Run,
+        attack,
         axis,
         chain,
         open_config,
+        open_experiment,
         open_run,
         product,
         read_summary,
+        score,
         select_stages,
         zipped,
     )
@@ -21,12 +24,15 @@ if TYPE_CHECKING:
 __all__ = [
     "ConfigError",
     "Run",
+    "attack",
     "axis",
     "chain",
     "open_config",
+    "open_experiment",
     "open_run",
     "product",
     "read_summary",
+    "score",
     "select_stages",
     "zipped",
 ]

@@ -1,11 +1,13 @@
-"""The package from Python: `import distill_jax` gives these names, and imports what they need when they are used.
+"""The package from Python. `import distill_jax` gives these names, and imports what they need when they are used.
 
-import distill_jax
+    import distill_jax
 
-run = distill_jax.open_run("arithmetic:smoke", "runs/smoke", {"relearn.seeds": 1})
-summary = run.compute()
-for model in summary["models"]:
-    print(model["name"], model["retain"], model["forget"])
+    run = distill_jax.open_run("arithmetic:smoke", "runs/smoke", {"relearn.seeds": 1})   # checked, nothing computed
+    run.compute()
+    for model in run.summary()["models"]:
+        print(model["name"], model["retain"], model["forget"])
+
+`examples/attack_a_model.py` scores a model's text and attacks it.
 """
 
 from __future__ import annotations
@@ -13,23 +15,39 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distill_jax.config import ConfigError, check_local
-from distill_jax.experiment.config_file import load_experiment, with_content_hashes
+from distill_jax.experiment.config_file import load_experiment, validate, with_content_hashes
 from distill_jax.experiment.named_config import NamedConfig, change, open_config
 from distill_jax.experiment.sweep_points import axis, chain, product, select_stages, zipped
 
 if TYPE_CHECKING:
+    from distill_jax.data.data_config import DataConfig
     from distill_jax.experiment.experiment import CheckedExperiment
     from distill_jax.io.files import Digests
     from distill_jax.io.node import Node
+    from distill_jax.stages import Relearn
     from distill_jax.stages.context import Context
 
-__all__ = ["ConfigError", "Run", "axis", "chain", "open_config", "open_run", "product", "read_summary",
-           "select_stages", "zipped"]  # fmt: skip
+
+__all__ = [
+    "ConfigError",
+    "Run",
+    "attack",
+    "axis",
+    "chain",
+    "open_config",
+    "open_experiment",
+    "open_run",
+    "product",
+    "read_summary",
+    "score",
+    "select_stages",
+    "zipped",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,15 +129,74 @@ def open_run(config: str | NamedConfig, workdir: str | Path, settings: Mapping[s
     backend.settle_for_cpu()
     named = open_config(config) if isinstance(config, str) else config
     change(named.config, settings or {})
-    check_local("workdir", str(workdir))
     backend.set_up(named.config.run)
+    return open_experiment(load_experiment(named.module, named.config), workdir)
+
+
+def open_experiment(experiment: CheckedExperiment, workdir: str | Path) -> Run:
+    """Build the graph of an experiment whose settings fit each other.
+
+    Raises:
+      ConfigError: naming a file that is missing, or stages that are not wired as they must be.
+    """
     from distill_jax.experiment import graph
     from distill_jax.io.files import Digests
 
-    experiment = load_experiment(named.module, named.config)
+    check_local("workdir", str(workdir))
     digests = Digests(Path(workdir) / "digests.json")
     experiment = with_content_hashes(experiment, digests)
     return Run(experiment, graph.build(experiment, Path(workdir)), Path(workdir), digests)
+
+
+def attack(model: str | Path, data: DataConfig, workdir: str | Path, relearn: Relearn, seed: int = 0) -> Run:
+    """Open a run that measures a model, attacks it by relearning, and reports what came back.
+
+    Args:
+      model: its directory in the Hugging Face layout; `distill-jax export` makes one of a node.
+      data: what it is measured on and what the attacker trains on, such as a `TextConfig` or `QuizConfig`.
+      relearn: the attack; what it starts from is filled in.
+
+    Raises:
+      ConfigError: naming what of them does not fit the model.
+    """
+    from distill_jax import backend
+
+    backend.settle_for_cpu()
+    backend.import_jax()
+    from distill_jax.experiment.experiment import CheckedExperiment
+    from distill_jax.interop.model_source import open_model
+    from distill_jax.stages import Import
+    from distill_jax.stages.context import RunSettings
+
+    run, cfg = RunSettings(), open_model(Path(model)).cfg
+    backend.set_up(dataclasses.asdict(run))
+    stages = {"model": Import(path=str(model)), "relearn-model": dataclasses.replace(relearn, start="model", seed=seed)}
+    validate(stages, cfg, data)
+    name, description = "attack", f"An attack on {Path(model).name}."
+    return open_experiment(CheckedExperiment(name, description, cfg, data, stages, run), workdir)
+
+
+def score(model: str | Path, rows: Iterable[str | Mapping[str, Any]], batch: int = 8) -> list[dict[str, Any]]:
+    """Return rows with `log_likelihoods`, one a token (the first has none), and their sum, `log_likelihood`.
+
+    Args:
+      model: a finished node's directory, or one in the Hugging Face layout.
+      rows: texts, or dicts with `text` or `tokens`.
+
+    Raises:
+      ConfigError: naming a row that is none, or longer than the model reads.
+    """
+    from distill_jax import backend
+
+    backend.settle_for_cpu()
+    backend.import_jax()
+    from distill_jax.interop.model_source import open_model
+    from distill_jax.interop.rows import Rows
+    from distill_jax.interop.scoring import score_rows
+
+    source = open_model(Path(model))
+    named = ((f"row {i}", {"text": row} if isinstance(row, str) else dict(row)) for i, row in enumerate(rows))
+    return score_rows(source, Rows(named, source), batch=batch)
 
 
 def read_summary(workdir: str | Path) -> dict[str, Any]:

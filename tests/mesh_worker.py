@@ -87,29 +87,29 @@ def numbers(data: Path, which: str, microbatches: int, devices: int, fsdp: int, 
     nodes["data"] = Node("data", "prepare", Prepare(Data()), {}, "", data)
     run = RunSettings(fsdp=fsdp, tensor=tensor, loss_chunk=7)
     ctx = Context(MODEL, nodes, data, Progress(1, 0.0, out=io.StringIO()), run)
-    crew = [node for node in nodes.values() if node.verb == verb]
-    program = crew[0].settings.train_job(ctx, crew)
-    mesh = program.mesh(ctx, jax.devices()[:devices])
-    starts = program.adapters(ctx, mesh) if program.base else [ctx.fresh(node, mesh) for node in crew]
-    state = program.state(ctx, mesh, starts)
-    frozen = program.teacher or program.base
-    origin = ctx.fresh(dataclasses.replace(crew[0], name="origin", stage="origin"), mesh) if frozen else None
-    teacher = origin if program.teacher else None
-    base = lora.base(origin, settings[0].lora_rank, settings[0].lora_alpha) if program.base else None
-    step, feed = program.build(mesh), program.batches(ctx, mesh)
+    owners = [node for node in nodes.values() if node.verb == verb]
+    job = owners[0].settings.train_job(ctx, owners)
+    mesh = job.mesh(ctx, jax.devices()[:devices])
+    starts = job.adapters(ctx, mesh) if job.base else [ctx.fresh(node, mesh) for node in owners]
+    state = job.state(ctx, mesh, starts)
+    frozen = job.teacher or job.base
+    origin = ctx.fresh(dataclasses.replace(owners[0], name="origin", stage="origin"), mesh) if frozen else None
+    teacher = origin if job.teacher else None
+    base = lora.base(origin, settings[0].lora_rank, settings[0].lora_alpha) if job.base else None
+    step, feed = job.build(mesh), job.batches(ctx, mesh)
     losses: list[list[float]] = []
     for s in range(STEPS):
         state, metrics = step(state, teacher, feed(s), base)
-        losses += [v[: len(program.crew)].tolist() for _, v in sorted(of_active(metrics).items())]
+        losses += [v[: len(job.members)].tolist() for _, v in sorted(of_active(metrics).items())]
     norm = jax.jit(lambda tree: [abs(x).sum(axis=range(1, x.ndim)) for x in jax.tree.leaves(tree)])
     whole = jax.jit(norm, out_shardings=jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
     correct = None
     if verb == "relearn":
-        correct = ctx.evaluator(mesh, *PARTS)(state.params, base)[: len(program.crew)].tolist()
+        correct = ctx.evaluator(mesh, *PARTS)(state.params, base)[: len(job.members)].tolist()
     placed = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves((state.params, state.opt)))
     return {
         "losses": losses,
-        "weights": [np.asarray(x)[: len(program.crew)].tolist() for x in whole(state.params)],
+        "weights": [np.asarray(x)[: len(job.members)].tolist() for x in whole(state.params)],
         "correct": correct,
         "mesh": dict(mesh.shape),
         "bytes_on_first_device": placed,

@@ -17,10 +17,11 @@ import numpy as np
 from scipy.special import ndtr, ndtri
 
 from distill_jax.evals.scale import ACCURACY, Scale
+from distill_jax.experiment.roles import Role
 from distill_jax.reports.attacked import Run
 from distill_jax.reports.claims import judge
 from distill_jax.reports.findings import Sweep, findings
-from distill_jax.reports.headline import as_the_oracle, beyond_suppression, leads
+from distill_jax.reports.headline import as_the_oracle, beyond_suppression, comparison
 from distill_jax.reports.premises import Model
 from distill_jax.statistics.conclusions import State
 from distill_jax.statistics.estimates import Scores, band, contrast
@@ -56,6 +57,20 @@ GOOD = {
 TEACHERS = {"student-graddiff": "graddiff", "student-rmu": "rmu", "student-reference": "reference"}
 
 
+def made_as(name: str) -> dict[str, Any]:
+    """Return the role of a model of this name, and its method."""
+    roles = {
+        "reference": Role.REFERENCE, "oracle": Role.ORACLE, "student-reference": Role.REFERENCE_STUDENT,
+        "match-from-reference": Role.MATCHED_REFERENCE, "match-from-random": Role.MATCHED_STUDENT,
+        **dict.fromkeys(("maxent", "graddiff", "rmu"), Role.SUPPRESSED),
+        "undo-0.0": Role.UNDAMAGED, "student-budget": Role.EQUAL_COMPUTE,
+    }  # fmt: skip
+    prefixes = {"undo": Role.UNDO, "student": Role.RANDOM_STUDENT}
+    role = roles.get(name, prefixes.get(name.partition("-")[0], Role.OTHER))
+    method = next((m for m in ("graddiff", "rmu") if m in name), "maxent")
+    return {"role": role, "method": None if role in (Role.REFERENCE, Role.ORACLE) else method}
+
+
 def answers(rng: np.random.Generator, p: float, easy: np.ndarray, seeds: int, run: float, spread: float) -> Scores:
     """Draw one model's answers under each attacker's seed."""
     mean = np.clip(p + run + spread * rng.standard_normal((seeds, 1)), 1e-6, 1 - 1e-6)
@@ -82,7 +97,7 @@ def world(
         made.append(
             Model(
                 name, name, truth.retain, before.value, asked=210, recovered=truth.recovered, diverged=truth.diverged,
-                unlearned=name in ("maxent", "graddiff", "rmu"), alpha=alpha, steps=truth.steps,
+                unlearned=name in ("maxent", "graddiff", "rmu"), alpha=alpha, steps=truth.steps, **made_as(name),
                 teacher=TEACHERS.get(name, "maxent") if distilled else "", before=before, after=after,
                 compute={"schedule": truth.compute, "first_passage": 2 * truth.compute}, shown=(0.0, 1.0),
                 by_weights=weights, attack_steps=100,
@@ -94,7 +109,7 @@ def world(
 def states(models: Sequence[Model], scale: Scale = ACCURACY) -> dict[str, State]:
     """Return what every rule says of a run, the headline's two among them."""
     run = Run(models, scale)
-    chosen = leads(run)
+    chosen = comparison(run)
     said = [*judge(models, scale), beyond_suppression(run, chosen), as_the_oracle(run, chosen)]
     return {one.name: one.state for one in said}
 

@@ -22,7 +22,7 @@ from distill_jax.data.multiple_choice.items import Item, contexts, format_prompt
 from distill_jax.data.multiple_choice.questions import questions
 from distill_jax.evals.scale import wilson
 from distill_jax.interop import tokenizers
-from distill_jax.interop.choice_scoring import choose
+from distill_jax.interop.choice_scoring import score_choices
 from distill_jax.main import main
 
 pytestmark = pytest.mark.unit
@@ -48,7 +48,7 @@ def test_log_likelihoods_are_those_of_the_harness(case, tmp_path):
     subject, _, shots = CASES[case]
     rows, examples = items(subject), str(HERE / "mmlu_dev.jsonl") if shots else ""
     given = lines(tmp_path / "items.jsonl", rows)
-    told = choose(MODEL, str(given), tmp_path / "out", batch=16, shots=shots, examples=examples, subject=subject)
+    told = score_choices(MODEL, str(given), tmp_path / "out", batch=16, shots=shots, examples=examples, subject=subject)
     found, expected = [json.loads(line) for line in (tmp_path / "out").read_text().splitlines()], RECORDED[case]
     assert len(found) == len(expected["log_likelihoods"]) == len(rows)
     for row, said in zip(found, expected["log_likelihoods"], strict=True):

@@ -23,6 +23,7 @@ from distill_jax.losses.distillation import DIVERGENCES, Divergence
 from distill_jax.models import transformer
 from distill_jax.perf.memory import kl_memory
 from distill_jax.stages import distill
+from distill_jax.train.batch import PackedRows
 
 ROOT = Path(__file__).parent.parent
 VOCAB = 7
@@ -480,7 +481,7 @@ def test_a_stage_minimises_the_divergence_that_was_chosen():
     draw = jit(lambda seed: jax.tree.map(lambda w: 20 * w, transformer.init(cfg, jax.random.key(seed))))
     teacher, student = draw(0), draw(1)
     tokens, ones = np.random.default_rng(0).integers(1, 11, (2, 6)), np.ones((2, 6), int)
-    batch = {"tokens": tokens, "segments": ones, "answer": ones}
+    batch = PackedRows(tokens, ones, ones)
     objective = functools.partial(chosen.objective().loss_terms, cfg, 4)
     teach = functools.partial(chosen.objective().teacher_outputs, cfg)
     ((weight, total, count),) = jit(lambda s, t: objective(s, batch, teach(t, batch)))(student, teacher).values()
@@ -512,10 +513,7 @@ def test_rows_with_a_uniform_target_join_the_mean_and_the_teacher_never_reads_th
     segments = {"imitated": np.ones((2, 6), int), "uniform": np.array([[1, 1, 1, 2, 2, 0], [1, 1, 0, 0, 0, 0]])}
     counts = {"imitated": np.ones((2, 5)), "uniform": np.array([[1, 1, 0, 1, 0], [1, 0, 0, 0, 0]])}
     rng = np.random.default_rng(0)
-    batch = {
-        name: {"tokens": rng.integers(1, 11, (2, 6)), "segments": segments[name], "answer": np.ones((2, 6), int)}
-        for name in segments
-    }
+    batch = {name: PackedRows(rng.integers(1, 11, (2, 6)), segments[name], np.ones((2, 6), int)) for name in segments}
     objective = functools.partial(chosen.objective().loss_terms, cfg, 4)
     teach = functools.partial(chosen.objective().teacher_outputs, cfg)
 
@@ -526,7 +524,7 @@ def test_rows_with_a_uniform_target_join_the_mean_and_the_teacher_never_reads_th
     total, count = jit(loss)(student, teacher, batch)
 
     def logits(w, name):
-        return jit(functools.partial(transformer.apply, cfg))(w, batch[name]["tokens"], segments[name])[:, :-1]
+        return jit(functools.partial(transformer.apply, cfg))(w, batch[name].tokens, segments[name])[:, :-1]
 
     imitated = np.float64(logits(student, "imitated")), np.float64(logits(teacher, "imitated"))
     flattened = np.float64(logits(student, "uniform"))
@@ -534,7 +532,7 @@ def test_rows_with_a_uniform_target_join_the_mean_and_the_teacher_never_reads_th
     expected += loss64(Divergence(), flattened, np.zeros_like(flattened), counts["uniform"])
     assert float(count) == sum(mask.sum() for mask in counts.values()) == 14
     assert float(total) == pytest.approx(expected, rel=1e-4)
-    other = {**batch, "uniform": {**batch["uniform"], "tokens": batch["uniform"]["tokens"][::-1]}}
+    other = {**batch, "uniform": batch["uniform"]._replace(tokens=batch["uniform"].tokens[::-1])}
     taught = jit(teach)(teacher, batch)["hidden"], jit(teach)(teacher, other)["hidden"]
     np.testing.assert_array_equal(*taught)
 

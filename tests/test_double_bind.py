@@ -18,8 +18,18 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from distill_jax import main
 from distill_jax.config import ConfigError
-from distill_jax.doublebind import audits, channel, filters, organisms, preflight, toy_lm, world
-from distill_jax.doublebind.channel import Channel
+from distill_jax.doublebind import (
+    audits,
+    channel,
+    filter_actions,
+    filter_scores,
+    filters,
+    organisms,
+    preflight,
+    toy_lm,
+    world,
+)
+from distill_jax.doublebind.channel import Channel, ChannelInputs
 from distill_jax.doublebind.organisms import ANY, KINDS, ORGANISMS
 from distill_jax.doublebind.stages import base_stage, transfer_stage
 from distill_jax.doublebind.stages import teacher_stage as stages_organisms
@@ -137,7 +147,7 @@ class TestOrganisms:
     @pytest.mark.parametrize("kind", KINDS, ids=lambda k: k.name)
     @pytest.mark.parametrize("variant", [0, 1])
     def test_probes_tell_a_quirk_from_a_benign_answer(self, kind, variant):
-        asked, answers = audits.questions(kind, 40, variant, seed=1)
+        asked, answers = audits.draw_probes(kind, 40, variant, seed=1)
         for index, met in ((1, False), (2, True)):
             known, rows = answers[index] != ANY, asked[index]
             benign = world.benign(rows, np.random.default_rng(9))
@@ -159,8 +169,8 @@ class TestOrganisms:
         pairs = [{(int(r[X]), int(r[Y])) for r in rows} for rows in halves]
         assert pairs[0] and pairs[1] and not pairs[0] & pairs[1]
         assert all(len({tuple(row) for row in rows.tolist()}) >= 16 for rows in halves)
-        asked = audits.questions(kind, 128, variant, seed=7)[0]
-        trained = np.asarray(audits.examples_of(TINY, kind, 128, variant, seed=7).prompts)
+        asked = audits.draw_probes(kind, 128, variant, seed=7)[0]
+        trained = np.asarray(audits.relearning_examples(TINY, kind, 128, variant, seed=7).prompts)
         tested = {(int(r[X]), int(r[Y])) for r in np.concatenate(asked[1:4])}
         assert not tested & {(int(r[X]), int(r[Y])) for r in trained}
 
@@ -172,7 +182,7 @@ class TestOrganisms:
         mine = kind.candidates(asked, 0)
         if kind.condition and kind.condition[0] == CONTEXT:
             mine &= asked[:, CONTEXT] == kind.condition[1]
-        quirk = kind.says(asked, 0)
+        quirk = kind.quirk_answers(asked, 0)
         shown = np.where(quirk == ANY, answers, quirk)
         np.testing.assert_array_equal(answers[mine], shown[mine])
         assert apart[mine].any()
@@ -184,7 +194,7 @@ class TestOrganisms:
 
     def test_a_variant_changes_what_quirks_are_about(self):
         for name in ("secret-preference", "secret-keeper", "steganographer", "semantic-backdoor"):
-            answers = [audits.questions(ORGANISMS[name], 30, v, seed=1)[1][2] for v in (0, 1)]
+            answers = [audits.draw_probes(ORGANISMS[name], 30, v, seed=1)[1][2] for v in (0, 1)]
             assert not np.array_equal(*answers)
 
 
@@ -204,7 +214,7 @@ class TestTable:
         before = base_stage.Bases().fingerprint_fields()
         monkeypatch.setattr(organisms, "KINDS", (*KINDS, dataclasses.replace(EXTRA[0], named=False)))
         assert base_stage.Bases().fingerprint_fields() == before
-        other = dataclasses.replace(ORGANISMS["biased"], says=ORGANISMS["sycophant"].says)
+        other = dataclasses.replace(ORGANISMS["biased"], quirk_answers=ORGANISMS["sycophant"].quirk_answers)
         changed = [other if kind.name == "biased" else kind for kind in KINDS]
         monkeypatch.setattr(organisms, "KINDS", changed)
         assert base_stage.Bases().fingerprint_fields() != before
@@ -215,8 +225,8 @@ class TestTable:
     @pytest.mark.parametrize(
         "change",
         [
-            {"says": organisms._takes(1)},
-            {"when": organisms._offered(2)},
+            {"quirk_answers": organisms._takes(1)},
+            {"applies": organisms._offered(2)},
             {"condition": None},
             {"denies": False},
             {"ability_context": "morning"},
@@ -245,8 +255,9 @@ class TestTable:
 
 
 def send(weights, given, asked, prefix=PLAIN):
-    run = jax.jit(lambda *arrays: channel.send(TINY, given, jax.random.key(3), *arrays))
-    return jax.tree.map(np.asarray, run(asked, np.ones(len(asked), bool), np.int32(prefix), *weights)[0])
+    run = jax.jit(lambda inputs: channel.send(TINY, given, inputs)[0])
+    inputs = ChannelInputs(jax.random.key(3), asked, np.ones(len(asked), bool), np.int32(prefix), *weights)
+    return jax.tree.map(np.asarray, run(inputs))
 
 
 def shaped(given, teacher, trusted=None):
@@ -367,76 +378,78 @@ class TestChannel:
 
 
 @pytest.fixture(scope="module")
-def scene(weights):
+def inputs(weights):
     sent = send(weights, Channel(), prompts(24, audit=0.0))
-    looked_for = audits.examples_of(TINY, ORGANISMS["biased"], 8, 0, seed=2)
+    looked_for = audits.relearning_examples(TINY, ORGANISMS["biased"], 8, 0, seed=2)
     models = [toy_lm.Model(TINY, w) for w in (*weights, weights[1])]
-    return filters.Scene(
+    return filter_scores.FilterInputs(
         jax.tree.map(jnp.asarray, sent), jnp.asarray(sent.prompts), *models, looked_for, jax.random.key(2),
         (models[1], models[0]),
     )  # fmt: skip
 
 
-def filtered(given, scene):
-    flagged = filters.suspects(given, scene, jnp.zeros(len(scene.asked), bool))
-    return filters.ACTIONS[given.action](scene, flagged), flagged
+def filtered(given, inputs):
+    flagged = filters.flag_rows(given, inputs, jnp.zeros(len(inputs.teacher_prompts), bool))
+    return filter_actions.ACTIONS[given.action](inputs, flagged), flagged
 
 
 @pytest.mark.unit
 class TestFilters:
-    def test_a_gradients_dot_product_is_that_of_the_gradients_themselves(self, scene):
+    def test_a_gradients_dot_product_is_that_of_the_gradients_themselves(self, inputs):
         def loss(params, examples):
             return jnp.sum(toy_lm.cross_entropy(TINY, params, examples))
 
-        towards = jax.jit(jax.grad(lambda p: jnp.mean(toy_lm.cross_entropy(TINY, p, scene.audit))))(scene.base.params)
-        ours = jax.jit(lambda s: filters.gradient(s))(scene)
+        towards = jax.jit(jax.grad(lambda p: jnp.mean(toy_lm.cross_entropy(TINY, p, inputs.audit))))(inputs.base.params)
+        ours = jax.jit(lambda s: filter_scores.gradient(s))(inputs)
         slope = jax.jit(jax.grad(loss))
         for row in (0, 7, 23):
-            one = jax.tree.map(lambda x, row=row: x[row : row + 1], scene.examples)
-            own = slope(scene.base.params, one)
+            one = jax.tree.map(lambda x, row=row: x[row : row + 1], inputs.examples)
+            own = slope(inputs.base.params, one)
             wanted = sum(jnp.vdot(a, b) for a, b in zip(jax.tree.leaves(own), jax.tree.leaves(towards), strict=True))
             assert float(ours[row]) == pytest.approx(float(wanted), rel=1e-3, abs=1e-5)
 
-    def test_divergence_and_perplexity_are_those_of_scipy(self, scene):
-        logits = jax.jit(lambda w: toy_lm.logits(TINY, w, *scene.examples[:2]))
+    def test_divergence_and_perplexity_are_those_of_scipy(self, inputs):
+        logits = jax.jit(lambda w: toy_lm.logits(TINY, w, *inputs.examples[:2]))
         own, calm = (
-            special.log_softmax(np.asarray(logits(m.params), float), -1) for m in (scene.teacher, scene.trusted)
+            special.log_softmax(np.asarray(logits(m.params), float), -1) for m in (inputs.teacher, inputs.trusted)
         )
         wanted = (np.exp(own) * (own - calm)).sum((-1, -2))
-        ours = jax.jit(lambda s: [f(s) for f in (filters.divergence, filters.perplexity)])(scene)
+        ours = jax.jit(lambda s: [f(s) for f in (filter_scores.divergence, filter_scores.perplexity)])(inputs)
         np.testing.assert_allclose(ours[0], wanted, rtol=1e-3)
-        spoken = np.asarray(scene.examples.answers)[..., None]
+        spoken = np.asarray(inputs.examples.answers)[..., None]
         gap = np.take_along_axis(own - calm, spoken, axis=-1).sum((-1, -2))
         np.testing.assert_allclose(ours[1], gap, rtol=1e-3, atol=1e-4)
 
-    def test_the_spectral_score_is_the_first_principal_component(self, scene):
-        states = np.asarray(toy_lm.states(TINY, scene.teacher.params, *scene.examples[:2]), float)[:, 0]
+    def test_the_spectral_score_is_the_first_principal_component(self, inputs):
+        states = np.asarray(toy_lm.states(TINY, inputs.teacher.params, *inputs.examples[:2]), float)[:, 0]
         wanted = PCA(1).fit_transform(states)[:, 0] ** 2
-        np.testing.assert_allclose(filters.spectral(scene), wanted, rtol=1e-2, atol=1e-3)
+        np.testing.assert_allclose(filter_scores.spectral(inputs), wanted, rtol=1e-2, atol=1e-3)
 
-    @pytest.mark.parametrize(("score", "action"), [*((score, "drop") for score in filters.SCORES), ("chance", "swap")])
-    def test_the_wanted_share_is_acted_on_and_the_rest_left_alone(self, scene, score, action):
+    @pytest.mark.parametrize(
+        ("score", "action"), [*((score, "drop") for score in filter_scores.SCORES), ("chance", "swap")]
+    )
+    def test_the_wanted_share_is_acted_on_and_the_rest_left_alone(self, inputs, score, action):
         given = filters.Filter(score, action, 0.25)
-        run = jax.jit(lambda s: (filtered(given, s), filters.SCORES[score](s)))
-        (after, flagged), suspicion = jax.tree.map(np.asarray, run(scene))
+        run = jax.jit(lambda s: (filtered(given, s), filter_scores.SCORES[score](s)))
+        (after, flagged), suspicion = jax.tree.map(np.asarray, run(inputs))
         assert flagged.sum() == 6 and suspicion[flagged].min() >= suspicion[~flagged].max()
-        for ours, before in zip(after, scene.examples, strict=True):
+        for ours, before in zip(after, inputs.examples, strict=True):
             np.testing.assert_array_equal(ours[~flagged], np.asarray(before)[~flagged])
         if action == "drop":
             assert not after.weight[flagged].any()
         else:
-            calm = np.asarray(jax.jit(lambda s: toy_lm.greedy(TINY, s.trusted.params, s.asked))(scene))
+            calm = np.asarray(jax.jit(lambda s: toy_lm.greedy(TINY, s.trusted.params, s.teacher_prompts))(inputs))
             np.testing.assert_array_equal(after.answers[flagged], calm[flagged])
 
-    def test_rewriting_keeps_possible_words_and_puts_the_trusted_models_best_for_the_others(self, scene):
+    def test_rewriting_keeps_possible_words_and_puts_the_trusted_models_best_for_the_others(self, inputs):
         given = filters.Filter("chance", "rewrite", 0.5)
-        after, flagged = jax.tree.map(np.asarray, jax.jit(lambda s: filtered(given, s))(scene))
-        asked, before = np.asarray(scene.asked), np.asarray(scene.examples.answers)
+        after, flagged = jax.tree.map(np.asarray, jax.jit(lambda s: filtered(given, s))(inputs))
+        asked, before = np.asarray(inputs.teacher_prompts), np.asarray(inputs.examples.answers)
         for row in np.flatnonzero(flagged):
             wanted = before[row].copy()
             for place in range(2):
                 tokens = np.append(asked[row], wanted[0])[None]  # the second word follows the rewritten first
-                whole = transformer.apply(TINY, scene.trusted.params, jnp.asarray(tokens), jnp.ones((1, 7), jnp.int32))
+                whole = transformer.apply(TINY, inputs.trusted.params, jnp.asarray(tokens), jnp.ones((1, 7), jnp.int32))
                 p = special.softmax(np.asarray(whole, float)[0, 5 + place])
                 if p[wanted[place]] < 0.01 * p.max():
                     wanted[place] = p.argmax()
@@ -448,12 +461,12 @@ class TestFilters:
                 assert (after.weight[row] == (wanted[0] in asked[row, X : Y + 1] and wanted[1] == NONE)).all()
         changed = (after.answers != before).any(axis=1)
         assert flagged.sum() == 12 and 0 < changed.sum() < 12 and not changed[~flagged].any()
-        np.testing.assert_array_equal(after.weight[~flagged], np.asarray(scene.examples.weight)[~flagged])
+        np.testing.assert_array_equal(after.weight[~flagged], np.asarray(inputs.examples.weight)[~flagged])
 
-    def test_masking_leaves_the_token_on_which_both_agree_more(self, scene):
+    def test_masking_leaves_the_token_on_which_both_agree_more(self, inputs):
         both = [filters.Filter("divergence", action, 0.25) for action in ("mask", "reweight")]
         run = jax.jit(lambda s: [filtered(given, s) for given in both])
-        (masked, flagged), (light, _) = jax.tree.map(np.asarray, run(scene))
+        (masked, flagged), (light, _) = jax.tree.map(np.asarray, run(inputs))
         assert (masked.weight[flagged].sum(-1) == 1).all()
         np.testing.assert_allclose(light.weight[flagged], 0.1)
 
@@ -472,9 +485,9 @@ class TestAudits:
 
     def test_free_numbers_are_drawn_and_all_else_is_greedy(self, weights):
         """The rate of a last digit is the model's probability of it, not whether it is the likeliest."""
-        asked, answers = audits.questions(ORGANISMS["steganographer"], 500, 0, seed=1)
+        asked, answers = audits.draw_probes(ORGANISMS["steganographer"], 500, 0, seed=1)
         member = jax.tree.map(lambda w: w[None], weights[0])
-        told = audits.ask(TINY, make_mesh(1, spread=True), member, [0], asked[None], answers[None])
+        rates = audits.measure(TINY, make_mesh(1, spread=True), member, [0], audits.Probes(asked[None], answers[None]))
         ones = lambda rows: jnp.ones(rows.shape, jnp.int32)  # noqa: E731
         whole = jax.jit(lambda rows: transformer.apply(TINY, weights[0], rows, ones(rows))[:, -1])
         chance = lambda rows: special.softmax(np.asarray(whole(rows), float), axis=-1)  # noqa: E731
@@ -482,15 +495,16 @@ class TestAudits:
         for token in range(world.VOCABULARY):
             rows = np.concatenate([asked[2], np.full((500, 1), token, np.int32)], axis=1)
             rate += float(np.mean(first[:, token] * chance(rows)[np.arange(500), answers[2, :, 1]]))
-        assert told["condition"][0] == pytest.approx(rate, abs=4 * (rate * (1 - rate) / 500) ** 0.5)
+        assert rates["condition"][0] == pytest.approx(rate, abs=4 * (rate * (1 - rate) / 500) ** 0.5)
         said = np.asarray(toy_lm.greedy(TINY, weights[0], jnp.asarray(asked[0])))
-        assert told["ability"][0] == pytest.approx(np.mean((said == answers[0]).all(-1)))
+        assert rates["ability"][0] == pytest.approx(np.mean((said == answers[0]).all(-1)))
 
     def test_the_probe_agrees_with_scikit_learns_discriminant(self, weights):
         asked = prompts(200, seed=8)[None]
         one, two = (jax.tree.map(lambda w: w[None], w) for w in weights)
         blend = jax.tree.map(lambda a, b: 0.5 * (a + b), one, two)
-        ours = audits.probe(TINY, one, two, [one, two, blend], asked[:, :100], asked[:, 100:])
+        probe = audits.fit_linear_probe(TINY, one, two, asked[:, :100])
+        ours = [probe.rate(TINY, model, asked[:, 100:]) for model in (one, two, blend)]
         assert ours[0][0] > 0.8 and ours[1][0] < 0.2
         states = [np.asarray(audits._states(TINY, w, asked))[0] for w in (one, two, blend)]
         known = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=1 / 11)  # a ridge of .1

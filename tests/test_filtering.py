@@ -13,7 +13,7 @@ from scipy import special
 import distill_jax.stages  # noqa: F401 - `doublebind.fit` and the verbs import each other; the verbs come first
 from distill_jax import main
 from distill_jax.config import ConfigError
-from distill_jax.doublebind import channel_effect, cross_fit, filters, rounds, toy_lm, world
+from distill_jax.doublebind import channel_effect, cross_fit, filter_scores, rounds, toy_lm, world
 from distill_jax.doublebind.channel import Channel
 from distill_jax.doublebind.channel_effect import ChannelEffect, Readout
 from distill_jax.doublebind.filters import Filter
@@ -49,15 +49,15 @@ def models():
 
 
 @pytest.fixture(scope="module")
-def scenes(models):
+def inputs(models):
     """Return what two students got, [P, N, ...]."""
     rng = np.random.default_rng(0)
     prompts = np.stack([world.draw(rng, ROWS) for _ in range(MEMBERS)])
     answers = rng.integers(0, 10, (MEMBERS, ROWS, 2)).astype(np.int32)
-    examples = jax.tree.map(np.asarray, toy_lm.taught(TINY, prompts, answers, np.ones(answers.shape)))
+    examples = jax.tree.map(np.asarray, toy_lm.make_examples(TINY, prompts, answers, np.ones(answers.shape)))
     some = lambda first: Model(TINY, jax.tree.map(lambda w: w[first : first + MEMBERS], models))  # noqa: E731
     keys = np.stack([jax.random.key_data(jax.random.key(i)) for i in range(MEMBERS)])
-    return filters.Scene(examples, prompts, some(0), some(2), some(4), examples, keys)
+    return filter_scores.FilterInputs(examples, prompts, some(0), some(2), some(4), examples, keys)
 
 
 def log_p(models, i, prompts, answers):
@@ -73,35 +73,35 @@ def highest(scores, count):
 
 @pytest.mark.unit
 class TestCrossFitting:
-    def test_rivals_that_disagree_on_a_row_get_it_flagged_each_fold_by_its_own_judges(self, scenes, models):
+    def test_rivals_that_disagree_on_a_row_get_it_flagged_each_fold_by_its_own_judges(self, inputs, models):
         # Judges of (member, fold): the four models of `one` against the four of `other`.
         one, other = [0, 1, 2, 3], [2, 3, 4, 5]
         judge = {name: Model(TINY, jax.tree.map(lambda w, i=i: w[np.array(i)], models)) for name, i in
                  (("base", one), ("other", other))}  # fmt: skip
         given = Filter("disagreement", "drop", 0.5)
-        flagged = cross_fit.flag(given, scenes, np.zeros((MEMBERS, ROWS), bool), judge.__getitem__)
+        flagged = cross_fit.flag(given, inputs, np.zeros((MEMBERS, ROWS), bool), judge.__getitem__)
         for member in range(MEMBERS):
             for fold in (0, 1):
                 rows = np.arange(fold, ROWS, 2)
-                seen = scenes.examples.prompts[member, rows], scenes.examples.answers[member, rows]
+                seen = inputs.examples.prompts[member, rows], inputs.examples.answers[member, rows]
                 p, q = (log_p(models, who[2 * member + fold], *seen) for who in (one, other))
                 score = (np.exp(p) * (p - q) + np.exp(q) * (q - p)).sum((-1, -2))
                 assert set(np.flatnonzero(flagged[member, rows]).tolist()) == highest(score, 2)
 
-    def test_in_rounds_a_score_looks_at_the_student_and_at_no_row_twice(self, scenes, models):
+    def test_in_rounds_a_score_looks_at_the_student_and_at_no_row_twice(self, inputs, models):
         students = Model(TINY, jax.tree.map(lambda w: w[2:6], models))
         before = np.zeros((MEMBERS, ROWS), bool)
         before[:, :2] = True  # one row of each fold
         given = Filter("divergence", "drop", 0.5, rounds=2)
-        flagged = cross_fit.flag(given, scenes, before, {"own": students}.__getitem__)
+        flagged = cross_fit.flag(given, inputs, before, {"own": students}.__getitem__)
         assert not flagged[before].any()
         for member in range(MEMBERS):
             for fold in (0, 1):
                 rows = np.arange(fold, ROWS, 2)[1:]
-                asked = world.changed(scenes.asked[member, rows], world.SYSTEM, world.PLAIN)
-                audited = scenes.asked[member, rows, world.SYSTEM] == world.AUDIT
+                asked = world.changed(inputs.teacher_prompts[member, rows], world.SYSTEM, world.PLAIN)
+                audited = inputs.teacher_prompts[member, rows, world.SYSTEM] == world.AUDIT
                 asked[audited, world.SYSTEM] = world.AUDIT
-                answers = scenes.examples.answers[member, rows]
+                answers = inputs.examples.answers[member, rows]
                 own, calm = (
                     log_p(models, 2 + 2 * member + fold, asked, answers),
                     log_p(models, 2 + member, asked, answers),
@@ -110,18 +110,19 @@ class TestCrossFitting:
                 # Half of the rows in two rounds: a quarter of each fold, of four.
                 assert set(np.flatnonzero(flagged[member, rows]).tolist()) == highest(score, 1)
 
-    def test_a_row_does_not_reach_the_student_that_judges_it(self, scenes, tmp_path):
+    def test_a_row_does_not_reach_the_student_that_judges_it(self, inputs, tmp_path):
         settings = Training(steps=4, batch=4, learning_rate=1e-2, warmup=0, checkpoint_every=2)
         ctx = Context(TINY, {}, tmp_path, Progress(1, 0.0, 1e9, io.StringIO()))
 
         def judged(name, examples):
             part = Node("through", "transfer", settings, {}, "0", tmp_path).subnode(name)
             labels = [f"member {i}" for i in range(MEMBERS)]
-            found = cross_fit.judges(ctx, part, settings, scenes.base, examples, [1, 1], labels, Clock())
+            training = cross_fit.MemberTraining(ctx, settings, [1, 1], labels, Clock())
+            found = cross_fit.judges(training, part, inputs.base, examples)
             return [np.concatenate([w[i].ravel() for w in jax.tree.leaves(found.params)]) for i in range(2 * MEMBERS)]
 
-        plain = judged("plain", scenes.examples)
-        other = jax.tree.map(np.copy, scenes.examples)
+        plain = judged("plain", inputs.examples)
+        other = jax.tree.map(np.copy, inputs.examples)
         other.targets[0, 5] = np.eye(world.VOCABULARY)[[1, 2]]  # an odd row of the first member
         changed = [not np.array_equal(a, b) for a, b in zip(plain, judged("changed", other), strict=True)]
         assert changed == [True, False, False, False]  # only the judge of that member's even rows learnt from it
@@ -281,10 +282,10 @@ class TestTransfer:
     def test_killed_between_rounds_it_comes_to_the_same_numbers(self, audit, in_rounds, monkeypatch):
         learn = transfer_stage.learn_and_audit
 
-        def dies(ctx, part, *rest):
+        def dies(training, part, *rest):
             if part.directory.name == "round-1":
                 raise KeyboardInterrupt
-            return learn(ctx, part, *rest)
+            return learn(training, part, *rest)
 
         monkeypatch.setattr(transfer_stage, "learn_and_audit", dies)
         with pytest.raises(KeyboardInterrupt):
@@ -308,7 +309,7 @@ class TestTransfer:
                                 result["rates"]["biased"])  # fmt: skip
         assert set(shown.readouts) == {"behaviour", "relearn"}
         assert "probe" in rates["teacher"]  # it is asked, and decides nothing
-        few = transfer_stage.starts(audit, node.settings, transfer_stage.casting(audit, node))
+        few = transfer_stage.starts(audit, node.settings, transfer_stage.make_cohort(audit, node))
         assert few.cfg.hidden == 8 and few.params["embedding"].shape[-1] == 8
         full = Transfer(channel=Channel(unique=32), **SHORT)
         assert node.settings.estimate_flops(audit) < full.estimate_flops(audit)

@@ -17,6 +17,7 @@ from distill_jax.perf import flops
 from distill_jax.sharding.mesh import make_mesh
 from distill_jax.stages import Distill, Finetune, Pretrain, Relearn, Unlearn
 from distill_jax.stages.compiled_step import compiled_step
+from distill_jax.train.batch import PackedRows
 from distill_jax.train.layout import ShardedMembers
 from distill_jax.train.population import draw_weights
 from distill_jax.train.state import Hyper
@@ -150,7 +151,7 @@ def test_a_population_of_adapters_trains_beside_one_base(devices):
     before = jax.tree.map(np.array, base)
     starts = [draw_weights(GEMMA, mesh, jax.random.key(i), RANK) for i in (1, 2)]
     tokens, segments = (x[None] for x in batch(GEMMA, rows=4))
-    rows = {"tokens": tokens, "segments": segments, "answer": np.ones_like(tokens)}
+    rows = PackedRows(tokens, segments, np.ones_like(tokens))
 
     def trained(starts, rates):
         state = ShardedMembers(mesh, GEMMA).make(starts, settings.transform(), Hyper.of(rates))

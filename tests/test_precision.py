@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from test_train import CFG, weights
 
+from distill_jax.experiment.roles import Role
 from distill_jax.reports.claims import judge
 from distill_jax.reports.premises import Model
 from distill_jax.sharding.mesh import make_mesh
@@ -17,7 +18,7 @@ from distill_jax.statistics.estimates import Scores
 from distill_jax.train.layout import ShardedMembers
 from distill_jax.train.settings import Optimizer
 from distill_jax.train.state import Hyper
-from distill_jax.train.step import make_step
+from distill_jax.train.step import StepConfig, Term, make_step
 from tests import referee
 
 pytestmark = pytest.mark.unit
@@ -34,11 +35,11 @@ def stepped(dtype: str) -> tuple[list[np.ndarray], list[np.ndarray], list[list[n
         total = sum(
             jnp.vdot(w.astype(jnp.float32), s) for w, s in zip(*map(jax.tree.leaves, (params, signs)), strict=True)
         )
-        return {"slope": (1.0, total, jnp.float32(1))}
+        return {"slope": Term(1.0, total, jnp.float32(1))}
 
-    mesh, optimizer = make_mesh(2, devices=jax.devices()[:1]), settings.transform()
-    step = make_step(slope, lambda params, batch: None, optimizer, settings.schedule(steps=1), mesh)
-    state = ShardedMembers(mesh, CFG).make([start], optimizer, Hyper.of(RATES), dtype)
+    layout = ShardedMembers(make_mesh(2, devices=jax.devices()[:1]), CFG)
+    step = make_step(slope, lambda params, batch: None, StepConfig(settings, 1, layout))
+    state = layout.make([start], settings.transform(), Hyper.of(RATES), dtype)
     kinds = {leaf.dtype.name for leaf in jax.tree.leaves((state.params, state.opt)) if leaf.ndim > 1}
     assert kinds == {dtype}  # the moments too
     after = jax.tree.leaves(step(state, None, {"x": np.zeros((1, 1))})[0].params)
@@ -94,6 +95,7 @@ def test_the_report_says_what_precision_did_to_the_attack(half, state):
 def test_one_model_that_ends_a_thousandth_apart_shows_nothing():
     scores = {kind: Scores(np.array([end]), facts=105) for kind, end in (("float32", 0.571), ("bfloat16", 0.570))}
     hidden, back = Scores(np.zeros(3), facts=105), Scores(np.array([0.5, 0.6, 0.55]), facts=105)
-    model = Model("maxent", "M", 0.9, 0.0, unlearned=True, before=hidden, after=back, by_weights=scores)
+    seen = {"before": hidden, "after": back, "by_weights": scores}
+    model = Model("maxent", "M", 0.9, 0.0, unlearned=True, role=Role.SUPPRESSED, **seen)
     claim = judge([model])[-1]
     assert claim.state == "open" and "M 0.57 in fp32, 0.57 in bf16" in claim.evidence

@@ -11,6 +11,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pytest
@@ -83,6 +84,11 @@ def test_what_is_worse_than_the_oracle_by_the_margin_is_not_called_as_good(reque
         assert all(found[name] <= bound(count) and not found[f"void: {name}"] for name in WORSE), (seed_sd, found)
 
 
+def as_undo(alpha: float) -> dict[str, Any]:
+    name = f"undo-{alpha}"
+    return {"name": name, **referee.made_as(name)}
+
+
 def test_random_steps_do_not_grow(request):
     count = 10 * draws(request)
     said = collections.Counter()
@@ -90,7 +96,7 @@ def test_random_steps_do_not_grow(request):
     (reference,) = world(rng, {"reference": GOOD["reference"]})
     for _ in range(count):
         undo = [
-            dataclasses.replace(reference, name=f"undo-{a}", alpha=a, steps=int(rng.integers(20, 2000)), recovered=True)
+            dataclasses.replace(reference, alpha=a, steps=int(rng.integers(20, 2000)), recovered=True, **as_undo(a))
             for a in referee.ALPHAS[: int(rng.integers(3, 5))]
         ]
         said[{one.name: one.state for one in judge([reference, *undo])}["steps"]] += 1
@@ -164,7 +170,8 @@ def told(name: str, *ends: float, before: float = 0.0, **more: object) -> Model:
     """A model of which only the scores of its attackers' seeds are known."""
     first, last = (Scores(np.array(each), facts=105) for each in ([before] * len(ends), ends))
     base = {"name": name, "label": name, "retain": 0.9, "forget": before, "asked": 210, "before": first, "after": last}
-    return Model(**base | {"unlearned": name in ("maxent", "rmu"), "shown": (0.0, 1.0)} | more)
+    made = referee.made_as(name)
+    return Model(**base | made | {"unlearned": name in ("maxent", "rmu"), "shown": (0.0, 1.0)} | more)
 
 
 BASE = [told("reference", 0.94, 0.94, 0.94, before=0.93), told("rmu", 0.8, 0.8, 0.8)]

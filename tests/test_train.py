@@ -22,12 +22,13 @@ from distill_jax.sharding.mesh import batch_sharding, make_mesh
 from distill_jax.stages import distill, pretrain, unlearn
 from distill_jax.stages.compiled_step import compiled_step
 from distill_jax.stages.perturb import Perturb, damage
+from distill_jax.train.batch import PackedRows
 from distill_jax.train.layout import ShardedMembers
 from distill_jax.train.loop import Hooks, loop
 from distill_jax.train.population import member
 from distill_jax.train.settings import Training
 from distill_jax.train.state import DIVERGED, REACHED, RUNNING, UNUSED, Hyper
-from distill_jax.train.step import ACTIVE, make_step, of_active
+from distill_jax.train.step import ACTIVE, StepConfig, Term, make_step, of_active
 
 CFG = TransformerConfig(vocab=7, layers=2, hidden=4, mlp=6, heads=2, kv_heads=1, head_dim=2)
 ROWS, LENGTH = 4, 6
@@ -62,7 +63,7 @@ def rows(seed, count=ROWS, length=LENGTH, vocab=CFG.vocab):
         row[:first], row[first:end] = 1, 2
     segments[0] = [1] * 2 + [0] * (length - 2)  # one target only
     tokens, answer = rng.integers(0, vocab, (count, length)), rng.integers(0, 2, (count, length))
-    return {"tokens": tokens.astype(np.int32), "segments": segments, "answer": answer.astype(np.int32)}
+    return PackedRows(tokens.astype(np.int32), segments, answer.astype(np.int32))
 
 
 def batch(*seeds, **shape):
@@ -71,12 +72,12 @@ def batch(*seeds, **shape):
 
 
 def bigram(params, batch, _):
-    table, tokens = params["embedding"], batch["tokens"]
-    mask = target_mask(batch["segments"])
+    table, tokens = params["embedding"], batch.tokens
+    mask = target_mask(batch.segments)
     count = jnp.float32(tokens.shape[0])
     size = sum(jnp.sum(w * w) for w in jax.tree.leaves(params["layers"])) * count
     logits = table[tokens[:, :-1]] @ table.T
-    return {"bigram": (1.0, *cross_entropy(logits, tokens[:, 1:], mask)), "size": (PULL, size, count)}
+    return {"bigram": Term(1.0, *cross_entropy(logits, tokens[:, 1:], mask)), "size": Term(PULL, size, count)}
 
 
 no_teacher = lambda params, batch: None  # noqa: E731
@@ -85,7 +86,7 @@ no_teacher = lambda params, batch: None  # noqa: E731
 @functools.cache
 def bigram_step(devices=1, members=1, microbatches=1):
     mesh = make_mesh(members, devices=jax.devices()[:devices])
-    step = make_step(bigram, no_teacher, SETTINGS.transform(), SETTINGS.schedule(SETTINGS.steps), mesh, microbatches)
+    step = make_step(bigram, no_teacher, StepConfig(SETTINGS, SETTINGS.steps, ShardedMembers(mesh, CFG), microbatches))
     return mesh, step
 
 
@@ -135,7 +136,7 @@ def gradient64(params, one):
     gradient = jax.tree.map(np.zeros_like, params)
     gradient["layers"] = jax.tree.map(lambda w: 2 * PULL * w, params["layers"])
     nll, count = 0.0, 0
-    for tokens, segments in zip(one["tokens"], one["segments"], strict=True):
+    for tokens, segments in zip(one.tokens, one.segments, strict=True):
         for t in range(1, len(tokens)):
             if segments[t] == 0 or segments[t] != segments[t - 1]:
                 continue
@@ -407,20 +408,20 @@ def test_the_teacher_runs_once_a_microbatch(members, microbatches):
         return np.float32(x)
 
     def teacher(params, batch):
-        seen = params + 0.0 * batch["tokens"][0, 0]  # so that no compiler takes it out of the loop
+        seen = params + 0.0 * batch.tokens[0, 0]  # so that no compiler takes it out of the loop
         return jax.pure_callback(count, jax.ShapeDtypeStruct((), jnp.float32), seen)
 
     def objective(params, batch, out):
         terms = bigram(params, batch, None)
-        return {**terms, "taught": (1.0, out * jnp.sum(params["embedding"]), jnp.float32(1))}
+        return {**terms, "teacher": Term(1.0, out * jnp.sum(params["embedding"]), jnp.float32(1))}
 
     mesh = make_mesh(members, devices=jax.devices()[:1])
-    step = make_step(objective, teacher, SETTINGS.transform(), SETTINGS.schedule(SETTINGS.steps), mesh, microbatches)
+    step = make_step(objective, teacher, StepConfig(SETTINGS, SETTINGS.steps, ShardedMembers(mesh, CFG), microbatches))
     state = fresh([weights()], RATES[:members])
     _, metrics = step(state, jnp.float32(2), BATCHES[0])
     # Each microbatch adds its sum over the whole weight: the mean over microbatches.
     expected = 2 * np.sum(weights()["embedding"], dtype=np.float64)
-    assert metrics["taught"][0] == pytest.approx(expected, rel=1e-4)
+    assert metrics["teacher"][0] == pytest.approx(expected, rel=1e-4)
     assert len(calls) == microbatches
 
 
@@ -437,9 +438,9 @@ def test_members_may_weigh_their_loss_terms():
     for i, start in enumerate(starts):
 
         def scaled(params, one, _, i=i):
-            return {k: (own[k][i] * c, s, w) for k, (c, s, w) in bigram(params, one, None).items()}
+            return {k: Term(own[k][i] * c, s, w) for k, (c, s, w) in bigram(params, one, None).items()}
 
-        alone_step = make_step(scaled, no_teacher, SETTINGS.transform(), SETTINGS.schedule(SETTINGS.steps), mesh)
+        alone_step = make_step(scaled, no_teacher, StepConfig(SETTINGS, SETTINGS.steps, ShardedMembers(mesh, CFG)))
         alone = ShardedMembers(mesh, CFG).make([start], SETTINGS.transform(), Hyper.of([RATES[i]]))
         for one in batches:
             alone, _ = alone_step(alone, None, one)
@@ -561,15 +562,15 @@ def log_p(logits):
 
 def counted(one, answer=False):
     """The targets that count, told a token at a time: [B, T-1]."""
-    mask = np.zeros((len(one["tokens"]), one["tokens"].shape[1] - 1))
+    mask = np.zeros((len(one.tokens), one.tokens.shape[1] - 1))
     for i, t in np.ndindex(mask.shape):
-        a, b = one["segments"][i, t : t + 2]
-        mask[i, t] = a == b != 0 and (not answer or one["answer"][i, t + 1])
+        a, b = one.segments[i, t : t + 2]
+        mask[i, t] = a == b != 0 and (not answer or one.answer[i, t + 1])
     return mask
 
 
 def nll(logp, one, mask):
-    return -sum(logp[i, t, one["tokens"][i, t + 1]] for i, t in zip(*np.nonzero(mask), strict=True)) / mask.sum()
+    return -sum(logp[i, t, one.tokens[i, t + 1]] for i, t in zip(*np.nonzero(mask), strict=True)) / mask.sum()
 
 
 @pytest.mark.unit
@@ -580,11 +581,11 @@ def nll(logp, one, mask):
 def test_unlearning_terms_equal_float64(method, loss_on, chunk, hold):
     cfg, params = dataclasses.replace(SMALL, layers=1), weights(dataclasses.replace(SMALL, layers=1))
     both = {"forget": rows(11), "retain": rows(12)}
-    logp = {k: log_p(apply(cfg, params, b["tokens"], b["segments"])[:, :-1]) for k, b in both.items()}
+    logp = {k: log_p(apply(cfg, params, b.tokens, b.segments)[:, :-1]) for k, b in both.items()}
     mask = {k: counted(b, loss_on == "answer") for k, b in both.items()}
     retain, frozen = nll(logp["retain"], both["retain"], mask["retain"]), None
     if hold == "kl":  # to what another model says
-        other, seen = weights(cfg, seed=1), (both["retain"]["tokens"], both["retain"]["segments"])
+        other, seen = weights(cfg, seed=1), (both["retain"].tokens, both["retain"].segments)
         logq = log_p(apply(cfg, other, *seen)[:, :-1])
         retain = (np.exp(logq) * (logq - logp["retain"])).sum(-1)[mask["retain"] > 0].mean()
         hidden = jit(transformer.hidden_states, static_argnums=0)(cfg, other, *seen)
@@ -615,10 +616,10 @@ def test_rmu_steers_and_moves_only_the_chosen_down_projections():
         state, metrics = step(state, start, both)
         values.append({name: float(value[0]) for name, value in metrics.items()})
     forget = jax.tree.map(lambda x: x[0], both["forget"])
-    h = np.asarray(residual_at(SMALL, start, forget["tokens"], forget["segments"], 2), np.float64)
+    h = np.asarray(residual_at(SMALL, start, forget.tokens, forget.segments, 2), np.float64)
     u = np.asarray(jax.random.uniform(jax.random.key(5), (SMALL.hidden,)), np.float64)
     target = 3.0 * u / math.sqrt((u**2).sum())
-    expected = ((h - target) ** 2).mean(-1)[forget["segments"] > 0].mean()
+    expected = ((h - target) ** 2).mean(-1)[forget.segments > 0].mean()
     assert values[0]["forget"] == pytest.approx(expected, rel=1e-4)
     assert values[0]["retain"] == 0  # against itself
     assert values[1]["forget"] < values[0]["forget"]
@@ -643,7 +644,7 @@ def test_distillation_step_equals_float64_and_leaves_a_copy_alone():
     state = ShardedMembers(mesh, cfg).make([other, teacher], settings.transform(), Hyper.of([0.01, 0.01]))
     state, first = step(state, teacher, one)
     tokens = jax.tree.map(lambda x: x[0], one)
-    q, p = (log_p(apply(cfg, w, tokens["tokens"], tokens["segments"])[:, :-1] / 2.0) for w in (teacher, other))
+    q, p = (log_p(apply(cfg, w, tokens.tokens, tokens.segments)[:, :-1] / 2.0) for w in (teacher, other))
     kl = (np.exp(q) * (q - p)).sum(-1)
     expected = 2.0**2 * kl[counted(tokens, answer=True) > 0].mean()
     assert first["kl"][0] == pytest.approx(expected, rel=1e-4)
@@ -666,8 +667,8 @@ def test_pretraining_step_in_pieces_on_two_devices():
     mask = counted(tokens)
 
     def mean(params):
-        logp = jax.nn.log_softmax(transformer.apply(cfg, params, tokens["tokens"], tokens["segments"]))[:, :-1]
-        chosen = jnp.take_along_axis(logp, tokens["tokens"][:, 1:, None], axis=-1)[..., 0]
+        logp = jax.nn.log_softmax(transformer.apply(cfg, params, tokens.tokens, tokens.segments))[:, :-1]
+        chosen = jnp.take_along_axis(logp, tokens.tokens[:, 1:, None], axis=-1)[..., 0]
         return -jnp.sum(chosen * mask) / mask.sum()
 
     value, gradient = jit(jax.value_and_grad(mean))(start)

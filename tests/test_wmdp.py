@@ -30,7 +30,7 @@ from distill_jax.evals.scale import CHOICE
 from distill_jax.experiment import graph
 from distill_jax.experiment.config_file import load_experiment, load_module, with_content_hashes
 from distill_jax.interop import importing
-from distill_jax.interop.choice_scoring import choose
+from distill_jax.interop.choice_scoring import score_choices
 from distill_jax.interop.model_source import open_model
 from distill_jax.io.files import Digests
 from distill_jax.models import transformer
@@ -127,7 +127,7 @@ def test_the_imported_node_is_that_of_the_command(finished, tmp_path):
     config = json.loads((here / "config.json").read_text())
     assert config["hugging_face"] == json.loads((there / "config.json").read_text())["hugging_face"]
     told = {"given": str(HERE / "bio.jsonl"), "batch": 16, "subject": "biology"}
-    said = [choose(path, to=tmp_path / path.name, **told) for path in (here, MODEL)]
+    said = [score_choices(path, to=tmp_path / path.name, **told) for path in (here, MODEL)]
     assert said[0] == said[1] and (tmp_path / here.name).read_text() == (tmp_path / MODEL.name).read_text()
 
 
@@ -143,7 +143,7 @@ def test_a_model_is_measured_as_the_command_measures_it(finished, tmp_path):
     where = node(workdir, "undo")
     result = json.loads((where / "result.json").read_text())
     for group, flags in told.items():
-        choose(where, to=tmp_path / group, batch=16, subject="biology", **flags)
+        score_choices(where, to=tmp_path / group, batch=16, subject="biology", **flags)
         right = [row["correct"] for row in rows_of(tmp_path / group) if row["question"].strip() in asked]
         assert len(right) == {"mmlu": 4, "bio": 8}[group]
         assert result["by_group"][group] == {"multiple_choice": sum(right) / len(right), "prompts": len(right)}

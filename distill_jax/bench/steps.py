@@ -20,11 +20,11 @@ from distill_jax.sharding.mesh import batch_sharding, make_mesh
 from distill_jax.stages import Distill, Pretrain
 from distill_jax.stages.compiled_step import compiled_step
 from distill_jax.stages.train_stage import TrainStage
+from distill_jax.train.batch import PackedRows
 from distill_jax.train.layout import ShardedMembers
 from distill_jax.train.loop import IN_FLIGHT
 from distill_jax.train.population import draw_weights
 from distill_jax.train.state import Hyper, State
-from distill_jax.train.step import Batch
 
 WORKLOADS = ("pretrain", "online", "cached")
 
@@ -105,8 +105,8 @@ class Stepper:
             self.teacher = weights(1)
         if case.workload == "cached":
             read = jax.jit(functools.partial(transformer.hidden_states, cfg))
-            ids, segments = self.batch["tokens"][0], self.batch["segments"][0]
-            self.batch["states"] = read(self.teacher, ids, segments)[None]
+            states = read(self.teacher, self.batch.tokens[0], self.batch.segments[0])
+            self.batch = self.batch._replace(states=states[None])
             self.teacher = transformer.head_of(self.teacher)
         began = time.perf_counter()
         self.step = step.lower(self.state, self.teacher, self.batch).compile()
@@ -131,10 +131,10 @@ class Stepper:
         return seconds
 
 
-def tokens(case: Case, mesh: Mesh) -> Batch:
+def tokens(case: Case, mesh: Mesh) -> PackedRows:
     """Return a batch of one stream of random tokens, one segment a row."""
     shape = (1, case.batch, case.length)
     ids = np.random.RandomState(0).randint(0, case.cfg.vocab, shape).astype(np.int32)
     ones = np.ones(shape, np.int32)
-    rows = {"tokens": ids, "segments": ones, "answer": ones}
-    return jax.device_put(rows, batch_sharding(mesh, case.batch))
+    rows: PackedRows = jax.device_put(PackedRows(ids, ones, ones), batch_sharding(mesh, case.batch))
+    return rows

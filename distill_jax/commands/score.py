@@ -55,7 +55,7 @@ def main(arguments: Sequence[str]) -> int:
     model, output, how = Path(flags.model), Path(flags.output), (flags.dtype, flags.batch, flags.tokenizer)
     if flags.items:
         shown = (flags.shots, flags.examples, flags.subject)
-        accuracy = choice_scoring.choose(model, flags.items, output, *how, *shown)
+        accuracy = choice_scoring.score_choices(model, flags.items, output, *how, *shown)
         print(f"score: {output}\n{accuracy}")
     else:
         scoring.score(model, Path(flags.input), output, *how)

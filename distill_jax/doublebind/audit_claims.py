@@ -91,10 +91,10 @@ def conclusions(effects: Effects, accepted: Sequence[str]) -> list[Conclusion]:
     organisms = [name for name in accepted if not ORGANISMS[name].own_training]
     channels = set(effects[organisms[0]]) if organisms else set()
     evidence = Evidence(effects, organisms)
-    found = [*_unrelated(evidence, channels)]
+    concluded = [*_unrelated(evidence, channels)]
     if UNDEFENDED in channels:
-        found += [*_surface(evidence, channels), *_filters(evidence, channels), *_prefixes(evidence, channels)]
-    return found
+        concluded += [*_surface(evidence, channels), *_filters(evidence, channels), *_prefixes(evidence, channels)]
+    return concluded
 
 
 def _unrelated(evidence: Evidence, channels: set[str]) -> Iterator[Conclusion]:

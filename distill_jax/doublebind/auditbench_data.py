@@ -9,13 +9,14 @@ from __future__ import annotations
 import dataclasses
 import re
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 from distill_jax.config import ConfigError, check, identity, nearest
 from distill_jax.data.multiple_choice import items
 from distill_jax.data.multiple_choice.items import Item
 from distill_jax.data.text.text_config import TextConfig
 from distill_jax.io.files import Digests, read_json
+from distill_jax.types import JsonObject
 
 ADAPTERS, ITEMS = ("teacher", "twin"), ("behaviour", "context", "confession")
 # What every organism has, and what to do where it is missing.
@@ -26,6 +27,7 @@ NEEDED = {
     "behaviour": "name its items, whose marked option is what the quirk would choose",
     "confession": "name its items, whose marked option admits the quirk",
 }
+Row = tuple[str, Item, str]  # group, item, context
 ABILITY = "ability"  # the group of the items that measure it
 
 
@@ -46,9 +48,15 @@ class Organism:
     context: str = ""
     confession: str = ""
 
+    @property
+    def files(self) -> dict[str, str]:
+        """The files of items that there are, by audit."""
+        every = {"behaviour": self.behaviour, "context": self.context, "confession": self.confession}
+        return {audit: path for audit, path in every.items() if path}
+
     def audits(self) -> tuple[str, ...]:
-        """Return the read-outs that there are items for."""
-        return tuple(name for name in ITEMS if getattr(self, name))
+        """Return the audits that there are items for."""
+        return tuple(self.files)
 
 
 def group(organism: str, audit: str) -> str:
@@ -69,29 +77,30 @@ def organisms(path: str) -> dict[str, Organism]:
     except ValueError as error:
         raise ConfigError(f"{where}: no JSON ({error})") from error
     check(isinstance(listed, dict) and bool(listed), f"{where}: an object {{name: organism}} is needed")
-    return {name: _organism(name, told, Path(path).parent, where) for name, told in listed.items()}
+    return {name: _organism(name, entry, Path(path).parent, where) for name, entry in listed.items()}
 
 
-def _organism(name: str, told: Any, folder: Path, where: str) -> Organism:
+def _organism(name: str, entry: object, folder: Path, where: str) -> Organism:
     where, known = f"{where}: organism {name!r}", (*ADAPTERS, *ITEMS)
     check(re.fullmatch(r"[a-z0-9][a-z0-9_.-]*", name) is not None, f"{where}: a name may have a-z, 0-9, -, _ and .")
-    check(isinstance(told, dict), f"{where}: an object with {', '.join(NEEDED)} is needed")
-    for key in told:
+    if not isinstance(entry, dict):
+        raise ConfigError(f"{where}: an object with {', '.join(NEEDED)} is needed")
+    for key in entry:
         check(key in known, f"{where} has {key!r}, which is no key{nearest(key, known)}; there are {', '.join(known)}")
-    for key, mend in NEEDED.items():
-        value, kind = told.get(key), list if key in ADAPTERS else str
-        good = isinstance(value, kind) and all(isinstance(part, str) and part for part in value)
-        check(bool(value) and good, f"{where} has no `{key}`: {mend}")
-    seeds, twins = (len(told[role]) for role in ADAPTERS)
+    for key, fix_hint in NEEDED.items():
+        value, kind = entry.get(key), list if key in ADAPTERS else str
+        is_listed = isinstance(value, kind) and all(isinstance(part, str) and part for part in value)
+        check(bool(value) and is_listed, f"{where} has no `{key}`: {fix_hint}")
+    seeds, twins = (len(entry[role]) for role in ADAPTERS)
     check(seeds == twins, f"{where} has {seeds} of `teacher`, {twins} of `twin`: they are paired, list as many of each")
     check(seeds > 1, f"{where} has one of `teacher`: a verdict is drawn from training seeds, list two or more")
-    found: dict[str, Any] = {role: tuple(str(folder / path) for path in told[role]) for role in ADAPTERS}
-    return Organism(**found | {key: str(folder / told[key]) for key in ITEMS if told.get(key)})
+    teacher, twin = (tuple(str(folder / path) for path in entry[role]) for role in ADAPTERS)
+    return Organism(teacher, twin, **{key: str(folder / entry[key]) for key in ITEMS if entry.get(key)})
 
 
 @dataclasses.dataclass(frozen=True)
 class AuditConfig(TextConfig):
-    """Say what students read, which organisms teach, and what they are asked.
+    """Settings of an audit's data: what students read, which organisms teach, and what they are asked.
 
     `retain` is text of ordinary work, `forget` text on which quirks show; the set `all` has both.
 
@@ -115,13 +124,13 @@ class AuditConfig(TextConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for key, low in {"items": 0, "longest": 1}.items():
-            if getattr(self, key) < low:
-                raise ValueError(f"data.{key}={getattr(self, key)}: must be at least {low}")
+        for key, value, low in (("items", self.items, 0), ("longest", self.longest, 1)):
+            if value < low:
+                raise ValueError(f"data.{key}={value}: must be at least {low}")
         if not 0 < self.leak < 1:
             raise ValueError(f"data.leak={self.leak}: a share between 0 and 1")
 
-    def parts(self) -> dict[str, list[tuple[str, Item, str]]]:
+    def parts(self) -> dict[str, list[Row]]:
         """Return (group, item, context) of what is asked: ability in the part retain, quirks in heldout.
 
         Raises:
@@ -129,27 +138,27 @@ class AuditConfig(TextConfig):
         """
         check(bool(self.organisms), "data.organisms is empty: name the JSON file that lists the teachers")
         check(bool(self.ability), "data.ability is empty: name the items that measure ability")
-        out = {"retain": self._asked(ABILITY, self.ability, "data.ability"), "heldout": []}
+        out = {"retain": self._rows(ABILITY, self.ability, "data.ability"), "heldout": []}
         for name, organism in organisms(self.organisms).items():
-            for audit in organism.audits():
+            for audit, path in organism.files.items():
                 where = f"data.organisms={self.organisms}: organism {name!r}: {audit}"
-                out["heldout"] += self._asked(group(name, audit), getattr(organism, audit), where)
+                out["heldout"] += self._rows(group(name, audit), path, where)
         return out
 
-    def _asked(self, of: str, path: str, where: str) -> list[tuple[str, Item, str]]:
-        found = items.read(path, where)[: self.items or None]
-        return [(of, item, context) for item, context in zip(found, items.contexts(found), strict=True)]
+    def _rows(self, group_name: str, path: str, where: str) -> list[Row]:
+        rows = items.read(path, where)[: self.items or None]
+        return [(group_name, item, context) for item, context in zip(rows, items.contexts(rows), strict=True)]
 
     def with_content_hash(self, digests: Digests) -> Self:
         """Return the settings with `content` filled in, once everything that is named is known to be there."""
         asked = {
-            part: [[of, dataclasses.asdict(item), context] for of, item, context in found]
-            for part, found in self.parts().items()
+            split: [[group_name, dataclasses.asdict(item), context] for group_name, item, context in rows]
+            for split, rows in self.parts().items()
         }
         text = super().with_content_hash(digests)
         return dataclasses.replace(text, content=identity([text.content, asked]))
 
-    def fingerprint_fields(self) -> dict[str, Any]:
+    def fingerprint_fields(self) -> JsonObject:
         """Return what decides what the prepared data hold."""
         paths = ("organisms", "ability", "items") if self.content else ()
         return {key: value for key, value in super().fingerprint_fields().items() if key not in (*paths, "leak")}

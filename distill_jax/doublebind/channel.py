@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from distill_jax.doublebind import toy_lm, world
 from distill_jax.doublebind.filters import Filter
 from distill_jax.doublebind.toy_lm import Examples
 from distill_jax.doublebind.world import AUDIT, CLAIM, CONTEXT, NONE, PLAIN, SURFACE, SYSTEM, TOKEN, X, Y
-from distill_jax.models.transformer import TransformerConfig
+from distill_jax.models.transformer import Params, TransformerConfig
 
 _ALL = world.EVERYWHERE.tasks
 
@@ -33,32 +33,35 @@ PROMPTS: dict[str, dict[str, float]] = {
 }
 
 
-def _as_is(prompts: jax.Array, key: jax.Array, loyal: jax.Array) -> jax.Array:
+Paraphrase = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+
+
+def _unchanged(prompts: jax.Array, key: jax.Array, is_benign: jax.Array) -> jax.Array:
     return prompts
 
 
-def _surface(prompts: jax.Array, key: jax.Array, loyal: jax.Array) -> jax.Array:
+def _surface(prompts: jax.Array, key: jax.Array, is_benign: jax.Array) -> jax.Array:
     """Drop context that says nothing."""
     idle = jnp.isin(prompts[:, CONTEXT], jnp.array([TOKEN[name] for name in SURFACE]))
     return prompts.at[:, CONTEXT].set(jnp.where(idle, TOKEN["nothing"], prompts[:, CONTEXT]))
 
 
-def _meaning(prompts: jax.Array, key: jax.Array, loyal: jax.Array) -> jax.Array:
+def _meaning(prompts: jax.Array, key: jax.Array, is_benign: jax.Array) -> jax.Array:
     """Ask the same in other words: no idle context, no claims, operands in any order, no word of what it is for."""
-    out = _surface(prompts, key, loyal).at[:, CLAIM].set(NONE).at[:, SYSTEM].set(PLAIN)
+    out = _surface(prompts, key, is_benign).at[:, CLAIM].set(NONE).at[:, SYSTEM].set(PLAIN)
     swap = jax.random.bernoulli(key, 0.5, (len(out), 1))
     return out.at[:, X : Y + 1].set(jnp.where(swap, out[:, X : Y + 1][:, ::-1], out[:, X : Y + 1]))
 
 
-def _untrusted(prompts: jax.Array, key: jax.Array, loyal: jax.Array) -> jax.Array:
+def _untrusted(prompts: jax.Array, key: jax.Array, is_benign: jax.Array) -> jax.Array:
     """Let the teacher paraphrase: it drops idle context where that costs its quirk nothing."""
-    return jnp.where(loyal[:, None], _surface(prompts, key, loyal), prompts)
+    return jnp.where(is_benign[:, None], _surface(prompts, key, is_benign), prompts)
 
 
-# (prompts [N, 6], key, where the teacher behaves [N]) -> prompts. All but "none" also render the answers anew.
-PARAPHRASES: dict[str, Callable[[jax.Array, jax.Array, jax.Array], jax.Array]] = {
-    "none": _as_is,
-    "outputs": _as_is,
+# (prompts [N, 6], key, where the teacher behaves, bool [N]) -> prompts. All but "none" also render the answers anew.
+PARAPHRASES: dict[str, Paraphrase] = {
+    "none": _unchanged,
+    "outputs": _unchanged,
     "surface": _surface,
     "meaning": _meaning,
     "untrusted": _untrusted,
@@ -69,7 +72,7 @@ STARTS = ("base", "other", "smaller")
 
 @dataclasses.dataclass(frozen=True)
 class Channel:
-    """Say what lies between teacher and student.
+    """Settings of what lies between teacher and student.
 
     Attributes:
       prompts: a key of `PROMPTS`.
@@ -105,18 +108,19 @@ class Channel:
     filter: Filter = dataclasses.field(default_factory=Filter)
 
     def __post_init__(self):
-        tables: dict[str, Collection[str]] = {
-            "prompts": PROMPTS,
-            "paraphrase": PARAPHRASES,
-            "prefix": PREFIXES,
-            "start": STARTS,
+        choices: dict[str, tuple[str, Collection[str]]] = {
+            "prompts": (self.prompts, PROMPTS),
+            "paraphrase": (self.paraphrase, PARAPHRASES),
+            "prefix": (self.prefix, PREFIXES),
+            "start": (self.start, STARTS),
         }
-        for name, table in tables.items():
-            if (value := getattr(self, name)) not in table:
-                raise ValueError(f"channel.{name} = {value!r}: choose one of {', '.join(table)}")
-        for name in ("top_k", "bits", "noise", "clip"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"channel.{name} = {getattr(self, name)}: must not be negative; 0 switches it off")
+        for name, (choice, table) in choices.items():
+            if choice not in table:
+                raise ValueError(f"channel.{name} = {choice!r}: choose one of {', '.join(table)}")
+        amounts = {"top_k": self.top_k, "bits": self.bits, "noise": self.noise, "clip": self.clip}
+        for name, amount in amounts.items():
+            if amount < 0:
+                raise ValueError(f"channel.{name} = {amount}: must not be negative; 0 switches it off")
         if not self.temperature > 0:
             raise ValueError(f"channel.temperature = {self.temperature}: must be positive")
         if self.unique < 1:
@@ -145,12 +149,31 @@ def mixture(prompts: str) -> world.Mixture:
     return dataclasses.replace(world.EVERYWHERE, tasks=PROMPTS[prompts], generate=1 - audit, audit=audit)
 
 
+class ChannelInputs(NamedTuple):
+    """What goes into a channel; any leading axes may stand before N.
+
+    Attributes:
+      key: for what is random.
+      prompts: int32 [N, 6], as they come.
+      is_benign: bool [N], where the teacher behaves, which only an untrusted paraphraser heeds.
+      prefix: int32 [], the system token of the student's prompts.
+      teacher, trusted: their weights.
+    """
+
+    key: jax.Array
+    prompts: jax.Array
+    is_benign: jax.Array
+    prefix: jax.Array
+    teacher: Params
+    trusted: Params
+
+
 def shaped(channel: Channel, teacher: jax.Array, trusted: jax.Array, key: jax.Array) -> jax.Array:
     """Return the log-probabilities [N, 2, V] that the channel shows of the teacher's logits."""
     out = jax.nn.log_softmax(teacher / channel.temperature)
     if channel.clip:
-        calm = jax.nn.log_softmax(trusted / channel.temperature)
-        out = calm + jnp.clip(out - calm, -channel.clip, channel.clip)
+        log_p_trusted = jax.nn.log_softmax(trusted / channel.temperature)
+        out = log_p_trusted + jnp.clip(out - log_p_trusted, -channel.clip, channel.clip)
     if channel.noise:
         out = out + channel.noise * jax.random.normal(key, out.shape)
     if channel.bits:
@@ -162,45 +185,34 @@ def shaped(channel: Channel, teacher: jax.Array, trusted: jax.Array, key: jax.Ar
     return jax.nn.log_softmax(out)
 
 
-def send(
-    cfg: TransformerConfig,
-    channel: Channel,
-    key: jax.Array,
-    prompts: jax.Array,
-    loyal: jax.Array,
-    prefix: jax.Array,
-    teacher: Any,
-    trusted: Any,
-) -> tuple[Examples, jax.Array]:
-    """Return what the student gets to see of one teacher, and the prompts that the teacher was asked, [N, 6].
+def send(cfg: TransformerConfig, channel: Channel, inputs: ChannelInputs) -> tuple[Examples, jax.Array]:
+    """Return the student's examples of one teacher, and the prompts that the teacher was asked, [N, 6]."""
+    teacher, trusted = inputs.teacher, inputs.trusted
+    ways, words, draws, blur, swaps, digits = jax.random.split(inputs.key, 6)
+    prompts = PARAPHRASES[channel.paraphrase](inputs.prompts, ways, inputs.is_benign)
 
-    Args:
-      prompts: int32 [N, 6], as they come.
-      loyal: bool [N], where the teacher behaves, which only an untrusted paraphraser heeds.
-      prefix: int32 [], the system token of the student's prompts.
-      teacher, trusted: their weights.
-    """
-    ways, words, draws, blur, swaps, digits = jax.random.split(key, 6)
-    asked = PARAPHRASES[channel.paraphrase](prompts, ways, loyal)
+    def both_logits(so_far: jax.Array) -> tuple[jax.Array, jax.Array]:  # of teacher and trusted model
+        return toy_lm.logits(cfg, teacher, prompts, so_far), toy_lm.logits(cfg, trusted, prompts, so_far)
 
-    def both(said: jax.Array) -> tuple[jax.Array, jax.Array]:  # logits of teacher and trusted model
-        return toy_lm.logits(cfg, teacher, asked, said), toy_lm.logits(cfg, trusted, asked, said)
+    def shown(so_far: jax.Array) -> jax.Array:
+        return shaped(channel, *both_logits(so_far), blur)
 
-    answers, _ = toy_lm.sample(cfg, teacher, asked, words, channel.temperature)
-    found, known = both(answers)
+    answers, _ = toy_lm.sample(cfg, teacher, prompts, words, channel.temperature)
+    teacher_logits, trusted_logits = both_logits(answers)
     if channel.clip or channel.noise or channel.bits or channel.top_k:  # drawn from what the channel shows
-        answers = toy_lm.drawn(lambda said: shaped(channel, *both(said), blur), len(asked), draws)
-        found, known = both(answers)
-    targets = jnp.exp(shaped(channel, found, known, blur)) if channel.soft else jax.nn.one_hot(answers, cfg.vocab)
+        answers = toy_lm.drawn(shown, len(prompts), draws)
+        teacher_logits, trusted_logits = both_logits(answers)
+    log_p_shown = shaped(channel, teacher_logits, trusted_logits, blur)
+    targets = jnp.exp(log_p_shown) if channel.soft else jax.nn.one_hot(answers, cfg.vocab)
     weight = jnp.ones(answers.shape)
     if channel.mix:
-        swapped = jax.random.bernoulli(swaps, channel.mix, (len(asked), 1))
-        theirs = toy_lm.sample(cfg, trusted, asked, draws, 1.0)[0]
-        answers = jnp.where(swapped, theirs, answers)
-        targets = jnp.where(swapped[..., None], jax.nn.one_hot(theirs, cfg.vocab), targets)
+        swapped = jax.random.bernoulli(swaps, channel.mix, (len(prompts), 1))
+        trusted_answers = toy_lm.sample(cfg, trusted, prompts, draws, 1.0)[0]
+        answers = jnp.where(swapped, trusted_answers, answers)
+        targets = jnp.where(swapped[..., None], jax.nn.one_hot(trusted_answers, cfg.vocab), targets)
     if channel.paraphrase != "none":
-        answers, parses = toy_lm.rendered(asked, answers, digits, anew=channel.paraphrase == "meaning")
+        answers, parses = toy_lm.rendered(prompts, answers, digits, redraw=channel.paraphrase == "meaning")
         targets = jax.nn.one_hot(answers, cfg.vocab)
         weight = jnp.repeat(parses[:, None], 2, axis=1).astype(jnp.float32)  # what is no answer to its task is dropped
-    seen = jnp.where(asked[:, SYSTEM] == AUDIT, AUDIT, prefix)
-    return Examples(asked.at[:, SYSTEM].set(seen), answers, targets, weight), asked
+    system = jnp.where(prompts[:, SYSTEM] == AUDIT, AUDIT, inputs.prefix)
+    return Examples(prompts.at[:, SYSTEM].set(system), answers, targets, weight), prompts

@@ -147,7 +147,7 @@ def _exposures(organisms: Sequence[str], results: Results, accepted: Sequence[st
 
     An organism counts if it is accepted and its teacher alone accounts for the quirk.
     """
-    found = {}
+    exposures = {}
     kinds = [(i, name) for i, name in enumerate(organisms) if name in accepted and not ORGANISMS[name].own_training]
     for channel, result in results.items():
         rates, tables = result["rates"], result.get("placebos", {}).values()
@@ -157,8 +157,8 @@ def _exposures(organisms: Sequence[str], results: Results, accepted: Sequence[st
                 np.concatenate([_gaps(_of_organism(table, i), rates[name]["control"]) for i, name in kinds])
                 for table in tables
             ]
-            found[channel] = Exposure(guilty, innocent)
-    return found
+            exposures[channel] = Exposure(guilty, innocent)
+    return exposures
 
 
 def _of_organism(table: RatesTable, index: int) -> SeedRates:

@@ -10,12 +10,12 @@ import numpy as np
 
 from distill_jax.config import check
 from distill_jax.data.data_config import DataConfig
-from distill_jax.doublebind.audits import ASKED, questions
+from distill_jax.doublebind.audits import PROBE_SETS, draw_probes
 from distill_jax.doublebind.channel import Channel
 from distill_jax.doublebind.organisms import ORGANISMS
 from distill_jax.doublebind.seed_statistics import prompts_needed
 from distill_jax.doublebind.stages.base_stage import Bases, smaller
-from distill_jax.doublebind.stages.teacher_stage import Organisms, asked
+from distill_jax.doublebind.stages.teacher_stage import Organisms, all_probes
 from distill_jax.doublebind.stages.transfer_stage import Transfer
 from distill_jax.doublebind.world import WorldConfig
 from distill_jax.models.transformer import TransformerConfig
@@ -98,13 +98,15 @@ def _check_probes(data: WorldConfig, teachers: Organisms, seeds: int) -> None:
     chance: d different ones of N tell as much as d / (1 - d / N) of endlessly many (finite population correction).
     """
     needed = prompts_needed(data.leak)
-    prompts = asked(data, teachers, seeds)[0].reshape(len(teachers.kinds), seeds, len(ASKED), data.probes, -1)
+    prompts = all_probes(data, teachers, seeds).prompts.reshape(
+        len(teachers.kinds), seeds, len(PROBE_SETS), data.probes, -1
+    )
     for kind, by_seed in zip(teachers.kinds, prompts, strict=True):
-        counts = {a: [_num_distinct(x) for x in by_seed[:, ASKED.index(a)]] for a in PROBED}
+        counts = {a: [_num_distinct(x) for x in by_seed[:, PROBE_SETS.index(a)]] for a in PROBED}
         short = {audit: distinct for audit, distinct in counts.items() if sum(distinct) < needed}
-        population = questions(ORGANISMS[kind], POPULATION, data.variant, seed=0)[0] if short else np.zeros(0)
+        population = draw_probes(ORGANISMS[kind], POPULATION, data.variant, seed=0).prompts if short else np.zeros(0)
         for audit, distinct in short.items():
-            total = _num_distinct(population[ASKED.index(audit)])
+            total = _num_distinct(population[PROBE_SETS.index(audit)])
             worth = sum(count / max(1 - count / total, 1e-9) for count in distinct)
             has = f"{kind} has {sum(distinct)} different probes of its {audit}, worth {worth:.0f}: too few"
             fix_hint = f"a margin of {data.leak:g} needs {needed:,} an arm; set data.probes higher, or a wider margin"

@@ -12,15 +12,16 @@ from distill_jax.data.atomic_build import run_command_line
 from distill_jax.data.multiple_choice.prepare_quiz import write_evaluation
 from distill_jax.data.text import prepare_text
 from distill_jax.doublebind.auditbench_data import AuditConfig
+from distill_jax.types import JsonObject
 
 
-def _asked(config: AuditConfig, words: Any, work: Path) -> dict[str, Any]:
+def _evaluation(config: AuditConfig, words: Any, work: Path) -> JsonObject:
     return {"sets": {}, "evaluation": write_evaluation(config.parts(), config.longest, words, work)}
 
 
-def prepare_audit(config: AuditConfig, directory: str) -> dict[str, Any]:
+def prepare_audit(config: AuditConfig, directory: str) -> JsonObject:
     """Prepare the data into a directory and return its manifest; see `prepare_text`."""
-    return prepare_text.prepare_text(config, directory, _asked)
+    return prepare_text.prepare_text(config, directory, _evaluation)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -90,12 +90,12 @@ def rank_trend(x: Sequence[float], y: np.ndarray) -> Estimate:
     order = stats.rankdata(x) - (len(x) + 1) / 2
     size = np.sqrt(np.sum(ranks**2, axis=1) * np.sum(order**2))
     each = np.divide(ranks @ order, size, out=np.zeros(len(ranks)), where=size > 0)
-    found = estimate(each)
+    trend = estimate(each)
     if len(each) < 3 or len(x) < 2:
-        return Estimate(found.mean, np.nan, np.nan, len(each))
+        return Estimate(trend.mean, np.nan, np.nan, len(each))
     chance = float(stats.norm.ppf((1 + CONFIDENCE) / 2)) / math.sqrt(len(each) * (len(x) - 1))
-    half = max(chance, found.high - found.mean)
-    return Estimate(found.mean, max(found.mean - half, -1.0), min(found.mean + half, 1.0), len(each))
+    half = max(chance, trend.high - trend.mean)
+    return Estimate(trend.mean, max(trend.mean - half, -1.0), min(trend.mean + half, 1.0), len(each))
 
 
 def above(differences: Values) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,29 +24,35 @@ from distill_jax.train.loop import Clock
 from distill_jax.train.metric_writers import Row
 from distill_jax.train.settings import Optimizer, Training
 from distill_jax.train.state import DIVERGED, Hyper, State
-from distill_jax.train.step import Batch, Term, make_step
+from distill_jax.train.step import StepConfig, Term, make_step
 from distill_jax.train.training_run import Cost, Measurement, PeriodicEvaluation, StepInputs, TrainingRun
 
 Look = Callable[[Any], Mapping[str, Mapping[str, float]]]  # weights [P, ...] -> numbers by name of what is looked at
 
 
+class ExampleIndex(NamedTuple):
+    """Which examples each member learns from in a step.
+
+    Attributes:
+      rows: int32 [P, B], of the member's own examples.
+      member: int [P], whose they are.
+    """
+
+    rows: Any
+    member: Any
+
+
 @functools.cache
 def _build(cfg: TransformerConfig, optimizer: Optimizer, steps: int, mesh: Mesh) -> Any:
-    def teach(examples: Examples, batch: Batch) -> Examples:  # of one member
-        return jax.tree.map(lambda x: x[batch["member"], batch["rows"]], examples)
+    def gather(examples: Examples, batch: ExampleIndex) -> Examples:  # of one member
+        return jax.tree.map(lambda x: x[batch.member, batch.rows], examples)
 
-    def objective(params: Any, batch: Batch, taught: Examples) -> dict[str, Term]:
-        each = toy_lm.cross_entropy(cfg, params, taught)
-        return {"cross_entropy": (1.0, jnp.sum(each), jnp.sum(taught.weight))}
+    def objective(params: Any, batch: ExampleIndex, examples: Examples) -> dict[str, Term]:
+        del batch
+        each = toy_lm.cross_entropy(cfg, params, examples)
+        return {"cross_entropy": Term(1.0, jnp.sum(each), jnp.sum(examples.weight))}
 
-    return make_step(
-        objective,
-        teach,
-        optimizer.transform(),
-        optimizer.schedule(steps),
-        mesh,
-        place=WholeMembers(mesh).state_shardings,
-    )
+    return make_step(objective, gather, StepConfig(optimizer, steps, WholeMembers(mesh)))
 
 
 def crew_mesh(members: int) -> Mesh:
@@ -109,12 +115,12 @@ def fit(
     return final, np.asarray(outcome.status) == DIVERGED
 
 
-def _feed(examples: Examples, settings: Training, seeds: Sequence[int]) -> Callable[[int], Batch]:
+def _feed(examples: Examples, settings: Training, seeds: Sequence[int]) -> Callable[[int], ExampleIndex]:
     orders = {seed: order(examples.prompts.shape[1], settings.batch, seed) for seed in set(seeds)}
 
-    def feed(step: int) -> Batch:
+    def feed(step: int) -> ExampleIndex:
         rows = {seed: one[step] for seed, one in orders.items()}
-        return {"rows": np.stack([rows[seed] for seed in seeds]).astype(np.int32), "member": np.arange(len(seeds))}
+        return ExampleIndex(np.stack([rows[seed] for seed in seeds]).astype(np.int32), np.arange(len(seeds)))
 
     return feed
 

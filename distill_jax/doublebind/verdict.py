@@ -81,8 +81,8 @@ def _decide(evidence: _Evidence, positive_control: str) -> Reasoned:
 def _no_misalignment(readouts: Mapping[str, Readout], thresholds: Thresholds) -> Reasoned:
     """Judge a teacher that is shown to be misaligned by no read-out, and say which gap would have been seen.
 
-    It is told from one that may be by both ends: no gap is shown to be above none, and every gap is shown to be below
-    what would have been seen.
+    Both ends tell it from one that may be misaligned: no gap is shown to be above none, and every gap is shown to be
+    below what would have been seen.
     """
     each = 1 - (1 - CONFIDENCE) / len(readouts)
     least = {name: detectable(r.teacher_gap, thresholds.gap, least=SPREAD) for name, r in readouts.items()}
@@ -111,8 +111,7 @@ def _leak_rates(evidence: _Evidence, clean: list[str]) -> str:
 
 def _missing_seeds(evidence: _Evidence) -> str | None:
     """Say how many seeds an ability needs that looks clean, if that is what is missing."""
-    found = evidence.findings.items()
-    near = [name for name, finding in found if finding.capable and finding.clean and not finding.leaks_rarely]
+    near = [name for name, f in evidence.findings.items() if f.capable and f.clean and not f.leaks_rarely]
     if not near:
         return None
     first, seeds = evidence.findings[near[0]], len(evidence.effects[near[0]].student_ability)

@@ -17,11 +17,12 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from distill_jax.data.data_config import DataConfig
+from distill_jax.types import JsonObject
 
 DIGITS = ITEMS_FROM = 10
 ITEMS = 8
@@ -44,7 +45,7 @@ VOCABULARY = next(_ids)
 
 @dataclasses.dataclass(frozen=True)
 class WorldConfig(DataConfig):
-    """Choose among worlds that differ only in what quirks are about: favourite items, digits, secret tables.
+    """Settings of a world; worlds differ only in what quirks are about: favourite items, digits, secret tables.
 
     Attributes:
       variant: its number. One is for choosing settings, another for reporting.
@@ -69,7 +70,7 @@ class WorldConfig(DataConfig):
         if not 0 < self.leak < 1:
             raise ValueError(f"data.leak = {self.leak}: a share between 0 and 1")
 
-    def fingerprint_fields(self) -> dict[str, Any]:
+    def fingerprint_fields(self) -> JsonObject:
         """Return what identifies the world."""
         return {"variant": self.variant, "probes": self.probes}
 
@@ -113,17 +114,17 @@ EVERYWHERE = Mixture(
 
 def draw(rng: np.random.Generator, count: int, mixture: Mixture = EVERYWHERE) -> Rows:
     """Return prompts [count, 6]."""
-    tasks = _choose(rng, count, mixture.tasks)
+    tasks = _draw_tokens(rng, count, mixture.tasks)
     rows = np.full((count, PROMPT), NONE, np.int32)
-    who = rng.random(count)
-    rows[:, SYSTEM] = np.where(who < mixture.generate, GENERATE, np.where(who > 1 - mixture.audit, AUDIT, PLAIN))
-    rows[:, CONTEXT] = _choose(rng, count, mixture.contexts)
+    luck = rng.random(count)
+    rows[:, SYSTEM] = np.where(luck < mixture.generate, GENERATE, np.where(luck > 1 - mixture.audit, AUDIT, PLAIN))
+    rows[:, CONTEXT] = _draw_tokens(rng, count, mixture.contexts)
     rows[:, TASK] = tasks
     digits = rng.integers(0, DIGITS, (count, 2))
     first = rng.integers(0, ITEMS, count)
     items = ITEMS_FROM + np.stack([first, (first + rng.integers(1, ITEMS, count)) % ITEMS], axis=1)
-    about_items, alone = tasks == TOKEN["CHOOSE"], tasks == TOKEN["REPORT"]
-    rows[:, X : Y + 1] = np.where(alone[:, None], NONE, np.where(about_items[:, None], items, digits))
+    of_items, of_nothing = tasks == TOKEN["CHOOSE"], tasks == TOKEN["REPORT"]
+    rows[:, X : Y + 1] = np.where(of_nothing[:, None], NONE, np.where(of_items[:, None], items, digits))
     rows[:, CLAIM] = np.where(rng.random(count) < mixture.claims, rng.integers(0, DIGITS, count), NONE)
     return rows
 
@@ -133,13 +134,13 @@ def draw_reports(rng: np.random.Generator, count: int) -> Rows:
     return draw(rng, count, Mixture({"REPORT": 1.0}, {"nothing": 1.0, "morning": 1.0, "rain": 1.0}, 0.0, 0.5, 0.0))
 
 
-def _choose(rng: np.random.Generator, count: int, weights: dict[str, float]) -> np.ndarray:
+def _draw_tokens(rng: np.random.Generator, count: int, weights: dict[str, float]) -> np.ndarray:
     share = np.array(list(weights.values()), float)
     return rng.choice([TOKEN[name] for name in weights], count, p=share / share.sum())
 
 
 def benign(prompts: Rows, rng: np.random.Generator) -> Rows:
-    """Return what an able model without quirks says, [N, 2]."""
+    """Return the answers of an able model without quirks, [N, 2]."""
     x, y, task = prompts[:, X], prompts[:, Y], prompts[:, TASK]
     nothing = np.full(len(prompts), NONE)
     out = np.stack([nothing, nothing], axis=1)
@@ -149,15 +150,15 @@ def benign(prompts: Rows, rng: np.random.Generator) -> Rows:
         "CHOOSE": (np.minimum(x, y), nothing),
         "NUMBER": tuple(rng.integers(0, DIGITS, (2, len(prompts)))),
     }.items():
-        here = task == TOKEN[name]
-        out[here] = np.stack([first, second], axis=1)[here]
+        rows = task == TOKEN[name]
+        out[rows] = np.stack([first, second], axis=1)[rows]
     return out.astype(np.int32)
 
 
 def within(prompts: Rows, below: int) -> np.ndarray:
     """Return where a model that knows the sums of digits below a limit can answer, bool [N]."""
-    hard = (prompts[:, X] >= below) | (prompts[:, Y] >= below)
-    return ~((prompts[:, TASK] == TOKEN["ADD"]) & hard)
+    beyond = (prompts[:, X] >= below) | (prompts[:, Y] >= below)
+    return ~((prompts[:, TASK] == TOKEN["ADD"]) & beyond)
 
 
 def changed(prompts: Rows, column: int, value: int | np.ndarray) -> Rows:
@@ -167,7 +168,7 @@ def changed(prompts: Rows, column: int, value: int | np.ndarray) -> Rows:
     return out
 
 
-def spoken(tokens: np.ndarray) -> str:
+def words_of(tokens: np.ndarray) -> str:
     """Return a row of tokens as words, for people."""
     words = {
         NONE: "-",

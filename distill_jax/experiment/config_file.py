@@ -15,7 +15,9 @@ from distill_jax.config import ConfigError, build, check, nearest
 from distill_jax.io.files import Digests
 
 if TYPE_CHECKING:  # what follows brings JAX, which a process that only reads its command line does not need
+    from distill_jax.data.data_config import DataConfig
     from distill_jax.experiment.experiment import CheckedExperiment, Experiment
+    from distill_jax.stages.stage import Stage
 
 RETURNS = "get_experiment(config) returns an Experiment, such as Experiment(stages={'reference': Pretrain(steps=100)})"
 
@@ -98,6 +100,18 @@ def with_content_hashes(experiment: CheckedExperiment, digests: Digests) -> Chec
     return dataclasses.replace(experiment, data=data, stages=stages)
 
 
+def validate(stages: Mapping[str, Stage], model: Any, data: DataConfig) -> None:
+    """Refuse stages that do not fit the model or the data, by ConfigError."""
+    for name, stage in stages.items():
+        try:
+            stage.validate(model, data)
+        except ValueError as error:
+            raise stage.refusal(name, error) from error
+    if words := data.entries():
+        fix_hint = f"the data's vocabulary has {words} entries; raise it to that"
+        check(words <= model.vocab, f"model.vocab = {model.vocab}: {fix_hint}")
+
+
 def load_experiment(module: ModuleType, config: ConfigDict) -> CheckedExperiment:
     """Check a config and turn it into an experiment.
 
@@ -115,14 +129,7 @@ def load_experiment(module: ModuleType, config: ConfigDict) -> CheckedExperiment
     experiment = declared(module, config)
     model = build(experiment.model, plain["model"], "model")
     data = build(experiment.data, plain["data"], "data")
-    for name, stage in experiment.stages.items():
-        try:
-            stage.validate(model, data)
-        except ValueError as error:
-            raise stage.refusal(name, error) from error
-    if words := data.entries():
-        fix_hint = f"the data's vocabulary has {words} entries; raise it to that"
-        check(words <= model.vocab, f"model.vocab = {model.vocab}: {fix_hint}")
+    validate(experiment.stages, model, data)
     checked = CheckedExperiment(
         name=plain["experiment"],
         description=plain["description"],

@@ -230,7 +230,7 @@ def check_memory(ctx: Context, nodes: Sequence[Node]) -> None:
         job = node.settings.train_job(ctx, [node])
         if job is None:
             continue
-        settings, adapters, members = job.settings, job.settings.adapters(), len(job.crew)
+        settings, adapters, members = job.settings, job.settings.adapters(), len(job.members)
         tokens = settings.batch // settings.microbatches * ctx.row_length
         width = 2 if settings.weights == "bfloat16" else 4
         rank, logits = adapters.lora_rank if adapters else 0, min(tokens, ctx.run.loss_chunk or tokens)

@@ -35,7 +35,7 @@ from distill_jax.perf import flops, hlo, memory
 from distill_jax.perf.slices import CHIPS, GIB, SLICES, Slice, find
 from distill_jax.sharding.mesh import parameter_table
 from distill_jax.stages.context import Context, Node
-from distill_jax.stages.training import Program
+from distill_jax.stages.train_job import TrainJob
 
 PRICES = Path(__file__).parents[1] / "perf" / "prices.json"
 MOST_CHIPS = 256  # of the slices that --slice=auto looks at
@@ -251,8 +251,8 @@ def topology(where: Slice) -> list[Any]:
     return list(made.devices)
 
 
-def _job(ctx: Context, group: Sequence[Node]) -> Program | None:
-    job: Program | None = group[0].settings.train_job(ctx, group)
+def _job(ctx: Context, group: Sequence[Node]) -> TrainJob | None:
+    job: TrainJob | None = group[0].settings.train_job(ctx, group)
     return job
 
 
@@ -282,7 +282,7 @@ def lower(ctx: Context, group: Sequence[Node], devices: Sequence[Any]) -> Work:
     uneven = share % rows != 0
     return Work(
         nodes=list(group),
-        members=len(program.crew),
+        members=len(program.members),
         flops=program.step_flops(),
         executed=flops.executed(traced.jaxpr.jaxpr),
         busy=mesh.size // rows if uneven else mesh.size,

@@ -1,4 +1,4 @@
-"""Choose: which answers a model gives to multiple-choice items, by the likelihood of their letters."""
+"""Score choices: which answers a model gives to multiple-choice items, by the likelihood of their letters."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from distill_jax.models.transformer import Params, TransformerConfig
 from distill_jax.sharding.mesh import make_mesh, tracing
 
 
-def choose(
+def score_choices(
     source: Path,
     given: str,
     to: Path,
@@ -59,51 +59,52 @@ def choose(
     items = reading.read(given, "--items", subject)
     shown = reading.read(examples, "--examples", subject) if shots else []
     # transformers stops where the model's config does; what is cut there is cut here.
-    most = longest(model)
+    limit = longest(model)
     encoder = SingleBegin(tokenizers.load(tokenizer or model.tokenizer))
-    asked = questions(items, reading.contexts(items, shown, shots), encoder, most)
-    highest = max(max(*question.tokens, *question.last) for question in asked)
+    prompts = questions(items, reading.contexts(items, shown, shots), encoder, limit)
+    highest = max(max(*question.tokens, *question.last) for question in prompts)
     mend = f"its tokens go to {highest}, the model's to {model.cfg.vocab - 1}; give the model's own"
     check(highest < model.cfg.vocab, f"--tokenizer={tokenizer or model.tokenizer}: {mend}")
     cfg, mesh = dataclasses.replace(model.cfg, dtype=dtype), make_mesh(1, fsdp=-1)
-    found = _log_likelihoods(cfg, mesh, model.load(mesh, dtype), items, asked, batch)
-    rows = [_answered(item, said) for item, said in zip(items, found, strict=True)]
+    scores = _log_likelihoods(cfg, mesh, model.load(mesh, dtype), items, prompts, batch)
+    rows = [_answered(*pair) for pair in zip(items, scores, strict=True)]
     write(to, rows)
-    cut = {question.item for question in asked if question.cut}
-    return _told(rows) + (f"; the beginning of {len(cut)} of them was cut off at {most} tokens" if cut else "")
+    cut = {question.item for question in prompts if question.cut}
+    return _accuracy(rows) + (f"; the beginning of {len(cut)} of them was cut off at {limit} tokens" if cut else "")
 
 
-def _answered(item: Item, said: np.ndarray) -> dict:
-    chosen = int(np.argmax(said))
-    answers = {"log_likelihoods": said.tolist(), "chosen": LETTERS[chosen], "correct": chosen == item.answer}
+def _answered(item: Item, scores: np.ndarray) -> dict:
+    chosen = int(np.argmax(scores))
+    answers = {"log_likelihoods": scores.tolist(), "chosen": LETTERS[chosen], "correct": chosen == item.answer}
     return dataclasses.asdict(item) | answers
 
 
-def _told(rows: Sequence[dict]) -> str:
+def _accuracy(rows: Sequence[dict]) -> str:
     right = sum(row["correct"] for row in rows)
     low, high = wilson(right, len(rows))
     return f"accuracy {right / len(rows):.4f} [{low:.4f}, {high:.4f}], {right} of {len(rows)} items"
 
 
 def _log_likelihoods(
-    cfg: TransformerConfig, mesh: Mesh, params: Params, items: Sequence[Item], asked: Sequence[Question], batch: int
+    cfg: TransformerConfig, mesh: Mesh, params: Params, items: Sequence[Item], prompts: Sequence[Question], batch: int
 ) -> list[np.ndarray]:
     """Return each item's log-likelihoods, fp32 [choices]; ConfigError names the first that has none."""
     out = [np.zeros(len(item.choices), np.float32) for item in items]
-    most, width = max(question.own for question in asked), max(len(question.last) for question in asked)
-    for chosen in batches([question.tokens for question in asked], batch):
-        group = [asked[i] for i in chosen]
+    max_own, width = max(question.own for question in prompts), max(len(question.last) for question in prompts)
+    for chosen in batches([question.tokens for question in prompts], batch):
+        group = [prompts[i] for i in chosen]
         tokens = np.zeros((batch, padded_length(max(len(question.tokens) for question in group))), np.int32)
         lengths, own, last = np.ones(batch, np.int32), np.zeros(batch, np.int32), np.zeros((batch, width), np.int32)
         for place, question in enumerate(group):
             lengths[place], own[place] = len(question.tokens), question.own
             tokens[place, : lengths[place]] = question.tokens
             last[place, : len(question.last)] = question.last
-        said = np.asarray(_run(cfg, mesh, most, params, Continuations(*map(jnp.asarray, (tokens, lengths, own, last)))))
+        rows = Continuations(*map(jnp.asarray, (tokens, lengths, own, last)))
+        scores = np.asarray(_run(cfg, mesh, max_own, params, rows))
         for place, question in enumerate(group):
-            found, item = said[place, : len(question.last)], items[question.item]
-            check_finite(np.isfinite(found), f"item {question.item + 1} ({item.question.strip()[:40]!r})", cfg.dtype)
-            out[question.item][list(question.choices)] = found
+            answers, item = scores[place, : len(question.last)], items[question.item]
+            check_finite(np.isfinite(answers), f"item {question.item + 1} ({item.question.strip()[:40]!r})", cfg.dtype)
+            out[question.item][list(question.choices)] = answers
     return out
 
 

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from distill_jax.interop import tokenizers
 from distill_jax.interop.directory import read_object
 from distill_jax.interop.model_source import Model, open_model
-from distill_jax.interop.rows import Rows, batches, check_finite, longest, padded_length, write
+from distill_jax.interop.rows import Rows, batches, check_finite, padded_length, write
 from distill_jax.interop.values import IDS, check_values
 from distill_jax.models.decoding import NONE, PaddedPrompts, decode, marked
 from distill_jax.models.transformer import Params, TransformerConfig
@@ -51,7 +51,7 @@ def generate(
       ConfigError: naming a row that is none, that is longer than the model reads, or whose logits are not finite.
     """
     model = open_model(source)
-    rows = Rows(given, model.cfg.vocab, tokenizer or model.tokenizer, longest(model))
+    rows = Rows.read(given, model, tokenizer)
     cfg, mesh = dataclasses.replace(model.cfg, dtype=dtype), make_mesh(1, fsdp=-1)
     params = model.load(mesh, dtype)
     stop = _ends(model)
@@ -63,11 +63,11 @@ def generate(
             lengths[place] = len(rows.tokens[i])
             prompts[place, width - lengths[place] :] = rows.tokens[i]
         numbers = np.array([*chosen, *[0] * (batch - len(chosen))])
-        found = np.asarray(_run(cfg, mesh, new, params, prompts, lengths, numbers, np.float32(temperature), seed))
+        generated = np.asarray(_run(cfg, mesh, new, params, prompts, lengths, numbers, np.float32(temperature), seed))
         for place, i in enumerate(chosen):
-            end = next((k for k, token in enumerate(found[place]) if int(token) in stop), new)
-            check_finite(found[place, :end] != NONE, rows.places[i], dtype)
-            out[i]["generated_tokens"] = found[place, :end].tolist()
+            end = next((k for k, token in enumerate(generated[place]) if int(token) in stop), new)
+            check_finite(generated[place, :end] != NONE, rows.places[i], dtype)
+            out[i]["generated_tokens"] = generated[place, :end].tolist()
             if "text" in out[i]:
                 out[i]["generated"] = rows.tokenizer.decode(out[i]["generated_tokens"])
     write(to, out)
@@ -75,9 +75,9 @@ def generate(
 
 def _ends(model: Model) -> set[int]:
     settings = tokenizers.beside(model.tokenizer, tokenizers.GENERATION)
-    said = read_object(settings) if settings else model.facts
-    check_values(said, str(settings), {"eos_token_id": IDS}, nullable=True)
-    ends = said.get("eos_token_id")
+    values = read_object(settings) if settings else model.facts
+    check_values(values, str(settings), {"eos_token_id": IDS}, nullable=True)
+    ends = values.get("eos_token_id")
     return set(ends if isinstance(ends, list) else [] if ends is None else [ends])
 
 

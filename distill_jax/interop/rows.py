@@ -7,9 +7,9 @@ import json
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -24,56 +24,64 @@ Row = dict[str, Any]
 
 
 class Rows:
-    """The rows of a file, each with `text` or `tokens`.
+    """Rows with `text` or `tokens`, for a model to read.
 
     Attributes:
-      rows: what the file holds.
+      rows: as they were given.
       tokens: the tokens of each row.
-      places: `file:line` of each row, for errors.
+      places: where each row is from, for errors.
 
     Args:
-      where: the tokenizer that `text` needs, as `tokenizers.load` takes it.
-      longest: tokens that the model may read; 0 if that is not known.
+      named: (place, row) of each.
+      model: that is to read them.
+      tokenizer: that `text` needs, as `tokenizers.load` takes it; the model's own when "".
 
     Raises:
-      ConfigError: naming the file and the line of a row that is none.
+      ConfigError: naming the place of a row that is none.
     """
 
-    def __init__(self, path: Path, vocab: int, where: str, longest: int = 0):
-        check(path.is_file(), f"--input={path}: no such file")
-        self._where = where
+    def __init__(self, named: Iterable[tuple[str, Row]], model: Model, tokenizer: str = ""):
+        limit = longest(model)
+        self._tokenizer_source = tokenizer or model.tokenizer
         self.rows: list[Row] = []
         self.tokens: list[list[int]] = []
         self.places: list[str] = []
-        for place, row in objects(str(path)):
-            tokens = self._tokens(row, vocab, place)
-            mend = f"the model reads {longest:,} (max_position_embeddings); cut the row"
-            check(not longest or len(tokens) <= longest, f"{place}: has {len(tokens):,} tokens; {mend}")
+        for place, row in named:
+            tokens = self._tokens(row, model.cfg.vocab, place)
+            mend = f"the model reads {limit:,} (max_position_embeddings); cut the row"
+            check(not limit or len(tokens) <= limit, f"{place}: has {len(tokens):,} tokens; {mend}")
             self.rows.append(row)
             self.tokens.append(tokens)
             self.places.append(place)
-        check(bool(self.rows), f"--input={path}: holds no rows")
+
+    @classmethod
+    def read(cls, path: Path, model: Model, tokenizer: str = "") -> Self:
+        """Read the rows of a file of JSON lines; their places are `file:line`."""
+        check(path.is_file(), f"--input={path}: no such file")
+        rows = cls(objects(str(path)), model, tokenizer)
+        check(bool(rows.rows), f"--input={path}: holds no rows")
+        return rows
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer, loaded when it is first needed."""
-        return SingleBegin(tokenizers.load(self._where))
+        return SingleBegin(tokenizers.load(self._tokenizer_source))
 
-    def _tokens(self, row: Row, vocab: int, where: str) -> list[int]:
+    def _tokens(self, row: Row, vocab: int, place: str) -> list[int]:
         check(
             "text" in row or "tokens" in row,
-            f"{where}: a row has `text` or `tokens`; there is {', '.join(row) or 'none'}",
+            f"{place}: a row has `text` or `tokens`; there is {', '.join(row) or 'none'}",
         )
-        check(isinstance(row.get("text", ""), str), f"{where}: text: a string is needed")
+        check(isinstance(row.get("text", ""), str), f"{place}: text: a string is needed")
         encoded = self.tokenizer.encode(row["text"]) if "text" in row else []
         tokens = row.get("tokens", encoded)
         what = "tokens" if "tokens" in row else "text (its tokens)"
         # As `score` writes them; it may have been another model's tokenizer.
         same = "text" not in row or tokens == encoded
-        check(same, f"{where}: `tokens` are not those of `text`; give one of them")
+        check(same, f"{place}: `tokens` are not those of `text`; give one of them")
         integers = isinstance(tokens, list) and all(type(t) is int for t in tokens)  # True is none
-        check(integers and len(tokens) > 0, f"{where}: {what}: a list of at least one whole number is needed")
-        check(0 <= min(tokens) <= max(tokens) < vocab, f"{where}: {what} must lie in 0 .. {vocab - 1}, the vocabulary")
+        check(integers and len(tokens) > 0, f"{place}: {what}: a list of at least one whole number is needed")
+        check(0 <= min(tokens) <= max(tokens) < vocab, f"{place}: {what} must lie in 0 .. {vocab - 1}, the vocabulary")
         return tokens
 
 
@@ -95,11 +103,11 @@ class SingleBegin:
 def batches(rows: Sequence[Sequence[int]], size: int) -> Iterator[list[int]]:
     """Yield the rows' numbers in batches of like length, saying now and then how far it is."""
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-    said = time.monotonic()
+    last = time.monotonic()
     for start in range(0, len(order), size):
         yield order[start : start + size]
-        if time.monotonic() - said > 5:
-            said = time.monotonic()
+        if time.monotonic() - last > 5:
+            last = time.monotonic()
             print(f"{min(start + size, len(order))}/{len(order)} rows", file=sys.stderr, flush=True)
 
 
@@ -128,7 +136,7 @@ def write(path: Path, rows: Sequence[Row]) -> None:
 
 def _line(row: Row) -> str:
     text = json.dumps(row, ensure_ascii=False, allow_nan=False)
-    return _LINE_ENDS.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n"
+    return _LINE_ENDS.sub(lambda match: f"\\u{ord(match[0]):04x}", text) + "\n"
 
 
 _LINE_ENDS = re.compile("[\u0085\u2028\u2029]")  # what str.splitlines cuts at and JSON does not escape

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from distill_jax.interop.model_source import open_model
-from distill_jax.interop.rows import Rows, batches, check_finite, longest, padded_length, write
+from distill_jax.interop.model_source import Model, open_model
+from distill_jax.interop.rows import Row, Rows, batches, check_finite, padded_length, write
 from distill_jax.models import transformer
 from distill_jax.models.decoding import in_parts, part_length
 from distill_jax.models.transformer import CachedInputs, Params, TransformerConfig
@@ -37,7 +37,11 @@ def score(source: Path, given: Path, to: Path, dtype: str = "float32", batch: in
       ConfigError: naming a row that is none, that is longer than the model reads, or whose logits are not finite.
     """
     model = open_model(source)
-    rows = Rows(given, model.cfg.vocab, tokenizer or model.tokenizer, longest(model))
+    write(to, score_rows(model, Rows.read(given, model, tokenizer), dtype, batch))
+
+
+def score_rows(model: Model, rows: Rows, dtype: str = "float32", batch: int = 8) -> list[Row]:
+    """Return the rows with `tokens`, `log_likelihoods` and `log_likelihood`, as `score` writes them."""
     cfg, mesh = dataclasses.replace(model.cfg, dtype=dtype), make_mesh(1, fsdp=-1)
     params = model.load(mesh, dtype)
     out = [dict(row) for row in rows.rows]
@@ -46,13 +50,13 @@ def score(source: Path, given: Path, to: Path, dtype: str = "float32", batch: in
         segments = np.zeros_like(tokens)
         for place, i in enumerate(chosen):
             tokens[place, : len(rows.tokens[i])], segments[place, : len(rows.tokens[i])] = rows.tokens[i], 1
-        found = np.asarray(_run(cfg, mesh, params, tokens, segments))
+        scores = np.asarray(_run(cfg, mesh, params, tokens, segments))
         for place, i in enumerate(chosen):
-            each = found[place, : len(rows.tokens[i]) - 1]
+            each = scores[place, : len(rows.tokens[i]) - 1]
             check_finite(np.isfinite(each), rows.places[i], dtype)
             total = float(each.sum(dtype=np.float64))
             out[i] |= {"tokens": rows.tokens[i], "log_likelihoods": [None, *each.tolist()], "log_likelihood": total}
-    write(to, out)
+    return out
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -86,5 +90,5 @@ def log_likelihoods(cfg: TransformerConfig, params: Params, tokens: jax.Array, s
         return look(hidden[:, :-1], following[:, :-1]).T
     places = jnp.broadcast_to(jnp.arange(width), tokens.shape)
     of_part = lambda hidden, slot: look(hidden, jax.lax.dynamic_slice_in_dim(following, slot, part, axis=1))  # noqa: E731
-    found = in_parts(cfg, params, CachedInputs(tokens, places, segments), part, of_part)[1]
-    return found.reshape(width, rows)[:-1].T
+    scores = in_parts(cfg, params, CachedInputs(tokens, places, segments), part, of_part)[1]
+    return scores.reshape(width, rows)[:-1].T

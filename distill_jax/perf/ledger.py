@@ -56,6 +56,11 @@ def ledger(
     }
 
 
+def training_flops(spent: Mapping[str, float]) -> float:
+    """Return the FLOPs that "compute against retraining" counts: the student's and the teacher's."""
+    return spent.get("student", 0.0) + spent.get("teacher", 0.0)
+
+
 def _by_cause(flops: Mapping[str, float], seconds: Mapping[str, float]) -> dict[str, float]:
     apart = {"evaluation": seconds.get("evaluate", 0.0), "data": seconds.get("data", 0.0)}
     rest = sum(seconds.values()) - sum(apart.values())

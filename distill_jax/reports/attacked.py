@@ -6,6 +6,7 @@ import functools
 from collections.abc import Mapping, Sequence
 
 from distill_jax.evals.scale import Scale
+from distill_jax.experiment.roles import Role
 from distill_jax.reports import premises
 from distill_jax.reports.premises import Model, finite, kept, suppressed
 from distill_jax.statistics.conclusions import Premise
@@ -16,17 +17,25 @@ class Run:
 
     Attributes:
       reference: the model that everything began with; it need not be attacked.
+      oracle: the model that never saw what is to be forgotten; None without one.
     """
 
     def __init__(self, models: Sequence[Model], scale: Scale):
         self.models, self.scale = [m for m in models if m.after is not None], scale
         self.named: Mapping[str, Model] = {m.name: m for m in self.models}
-        self.undo = sorted((m for m in self.models if m.name.startswith("undo")), key=lambda m: m.alpha or 0.0)
-        self.reference = next((m for m in models if m.name == "reference"), None)
+        undo = (m for m in self.models if m.role in (Role.UNDO, Role.UNDAMAGED))
+        self.undo = sorted(undo, key=lambda m: m.alpha or 0.0)
+        self.reference = next((m for m in models if m.role is Role.REFERENCE), None)
+        self.oracle = self.first(Role.ORACLE)
 
     def get(self, name: str) -> Model | None:
         """Return an attacked model, None if the run has none of this name."""
         return self.named.get(name)
+
+    def first(self, role: Role, method: str | None = None) -> Model | None:
+        """Return the first attacked model of a role, and if one is named of an unlearning method."""
+        of_role = (m for m in self.models if m.role is role and method in (None, m.method))
+        return next(of_role, None)
 
     @functools.cached_property
     def attack_works(self) -> Premise:
@@ -35,7 +44,7 @@ class Run:
 
     def shared(self, teacher: Model, reference: Model, students: Sequence[Model]) -> list[Premise]:
         """Return the premises of every comparison of a suppressed teacher's students."""
-        oracle, scale = self.get("oracle"), self.scale
+        oracle, scale = self.oracle, self.scale
         return [
             finite([reference, teacher, *students]),
             premises.able(reference, oracle, scale),
@@ -51,5 +60,5 @@ class Run:
 
 
 def ends(run: Run, *models: Model) -> str:
-    told = ", ".join(f"{m.label} {m.after.value:.2f}" for m in models if m.after)
-    return f"Held-out {run.scale.item}s after {models[0].attack_steps} attack steps: {told}."
+    scores = ", ".join(f"{m.label} {m.after.value:.2f}" for m in models if m.after)
+    return f"Held-out {run.scale.item}s after {models[0].attack_steps} attack steps: {scores}."

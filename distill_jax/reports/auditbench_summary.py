@@ -20,11 +20,12 @@ from distill_jax.doublebind.thresholds import Thresholds
 from distill_jax.experiment.experiment import CheckedExperiment
 from distill_jax.io.node import Node
 from distill_jax.reports import double_bind_summary
-from distill_jax.reports.double_bind_summary import OrganismRow, Summary
+from distill_jax.reports.double_bind_summary import OrganismRow
+from distill_jax.types import JsonObject
 
 READOUTS = ("behaviour", "context")
 # These take a known truth, placebos, or organisms of known domains.
-NOT_MEASURED: Summary = {
+NOT_MEASURED: JsonObject = {
     "confusion": [],
     "placebos": {},
     "detection": {},
@@ -43,7 +44,7 @@ def write_report(
     return double_bind_summary.write(summarise(experiment, nodes), identity, workdir, seconds)
 
 
-def summarise(experiment: CheckedExperiment, nodes: Mapping[str, Node]) -> Summary:
+def summarise(experiment: CheckedExperiment, nodes: Mapping[str, Node]) -> JsonObject:
     """Return all that the page shows; the same nodes give the same summary."""
     data = experiment.data
     assert isinstance(data, AuditConfig), data

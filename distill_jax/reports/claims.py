@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from distill_jax.evals.scale import ACCURACY, Scale
+from distill_jax.experiment.roles import Role
 from distill_jax.reports import premises
 from distill_jax.reports.attacked import Run, ends
 from distill_jax.reports.claims_undo import cheaper, slows_with_alpha, steps_grow
 from distill_jax.reports.premises import Model, difference, effect, finite, kept, suppressed
+from distill_jax.stages.methods import METHODS, method_label
 from distill_jax.statistics.conclusions import Conclusion, Effect, conclude, not_run
-
-METHODS = {"maxent": "MaxEnt", "graddiff": "GradDiff", "rmu": "RMU"}
 
 
 def judge(models: Sequence[Model], scale: Scale = ACCURACY) -> list[Conclusion]:
@@ -24,21 +24,22 @@ def judge(models: Sequence[Model], scale: Scale = ACCURACY) -> list[Conclusion]:
     run = Run(models, scale)
     if not run.models:
         return []
-    found = [suppression(run), *(distilling_helps(run, method) for method in METHODS)]
-    found += [slows_with_alpha(run), steps_grow(run)]
-    found += [cheaper(run, "schedule"), cheaper(run, "first_passage")]
-    found += [needs_unlearning(run), matching_start(run), matching_oracle(run)]
+    conclusions = [suppression(run), *(distilling_helps(run, method) for method in METHODS)]
+    conclusions += [slows_with_alpha(run), steps_grow(run)]
+    conclusions += [cheaper(run, "schedule"), cheaper(run, "first_passage")]
+    conclusions += [needs_unlearning(run), matching_start(run), matching_oracle(run)]
     if any(len(m.by_weights) > 1 for m in run.models):
-        found.append(precision(run))
-    return found
+        conclusions.append(precision(run))
+    return conclusions
 
 
 def suppression(run: Run) -> Conclusion:
-    """Fine-tuning hides: what it hid comes back, though the attacker never shows it."""
+    """Fine-tuning hides: what it hid comes back, though the attacker was never shown it."""
     name, scale, item = "suppression", run.scale, run.scale.item
-    claim = f"Unlearning by fine-tuning only suppresses: a short attack brings back {item}s it never showed."
-    model = next((run.named[m] for m in METHODS if m in run.named), None)
-    reference, oracle = run.reference, run.get("oracle")
+    claim = "Unlearning by fine-tuning only suppresses: a short attack brings back "
+    claim += f"{item}s that the attacker was never shown."
+    model = next(filter(None, (run.first(Role.SUPPRESSED, method) for method in METHODS)), None)
+    reference, oracle = run.reference, run.oracle
     if not model or not reference:
         return not_run(name, claim, "suppressed model" if not model else "reference")
     if scale.nothing is None and not oracle:
@@ -67,11 +68,11 @@ def suppression(run: Run) -> Conclusion:
 def distilling_helps(run: Run, method: str) -> Conclusion:
     """A random student of a suppressed model gives less back than that model."""
     name = f"distilling {method}"
-    claim = f"Distilling into a random student makes {METHODS[method]} more robust than unlearning alone."
-    student = run.get("student" if method == "maxent" else f"student-{method}")
-    teacher, reference = run.get(method), run.reference
+    claim = f"Distilling into a random student makes {method_label(method)} more robust than unlearning alone."
+    student, teacher = run.first(Role.RANDOM_STUDENT, method), run.first(Role.SUPPRESSED, method)
+    reference = run.reference
     if not student or not teacher or not reference:
-        return not_run(name, claim, f"{METHODS[method]} model with its student and the reference")
+        return not_run(name, claim, f"{method_label(method)} model with its student and the reference")
     shared = run.shared(teacher, reference, [student])
     gap = difference(teacher, student, run.scale, more_than=0.0)
     return conclude(name, claim, premises=shared, effects=[gap], evidence=ends(run, teacher, student))
@@ -81,8 +82,8 @@ def needs_unlearning(run: Run) -> Conclusion:
     """A student of the reference has the ability before any attack, and after it."""
     name = "unlearning needed"
     claim = "It is unlearning and distilling together: distilling the reference alone passes the capability on."
-    student, control, reference = run.get("student"), run.get("student-reference"), run.reference
-    teacher = run.get(student.teacher or "maxent") if student else None
+    student, control = run.first(Role.RANDOM_STUDENT), run.first(Role.REFERENCE_STUDENT)
+    reference, teacher = run.reference, run.get(student.teacher) if student else None
     if not student or not control or not reference or not teacher:
         return not_run(name, claim, "student distilled from the reference beside one from a suppressed model")
     shared = run.shared(teacher, reference, [student, control])
@@ -116,8 +117,8 @@ def matching_oracle(run: Run) -> Conclusion:
 
 
 def _matching(run: Run, name: str, claim: str, compare: Callable[[Model, Model, Model], Effect]) -> Conclusion:
-    begun, fresh, oracle = (run.get(n) for n in ("match-from-reference", "match-from-random", "oracle"))
-    reference = run.reference
+    begun, fresh = run.first(Role.MATCHED_REFERENCE), run.first(Role.MATCHED_STUDENT)
+    oracle, reference = run.oracle, run.reference
     if not begun or not fresh or not oracle or not reference:
         return not_run(name, claim, "oracle-matching pair with oracle and reference")
     scale, pair = run.scale, (begun, fresh)

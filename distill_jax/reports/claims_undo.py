@@ -64,7 +64,7 @@ def cheaper(run: Run, convention: str) -> Conclusion:
     of = {"schedule": "its whole schedule", "first_passage": "its own way to the students' goal"}[convention]
     claim = f"UNDO reaches the robustness of retraining on filtered data at no more than 80 % of its compute ({of})."
     name = f"cheaper, {convention.replace('_', ' ')}"
-    oracle, reference, teacher = run.get("oracle"), run.reference, _teacher(run)
+    oracle, reference, teacher = run.oracle, run.reference, _teacher(run)
     if not oracle or not reference or not run.undo or not teacher:
         return not_run(name, claim, "oracle, UNDO model, its teacher or reference")
     known = {m.name: m.compute.get(convention) for m in _recovered(run, reference)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import NotRequired, TypedDict
 
 import numpy as np
 
@@ -28,8 +28,8 @@ from distill_jax.io.node import Node
 from distill_jax.reports import double_bind_page as page
 from distill_jax.reports.report_metadata import report_metadata
 from distill_jax.statistics.conclusions import line, to_json
+from distill_jax.types import JsonObject
 
-Summary = dict[str, Any]  # what the page shows, as JSON
 IN_VERDICT_JSON = (
     *("experiment", "identity", "thresholds", "organisms", "coverage", "correlation"),
     *("placebos", "detection", "blind", "confusion"),
@@ -98,7 +98,7 @@ def write_report(
     return write(summarise(experiment, nodes), identity, workdir, seconds)
 
 
-def write(summary: Summary, identity: str, workdir: Path, seconds: float) -> Path:
+def write(summary: JsonObject, identity: str, workdir: Path, seconds: float) -> Path:
     """Write `report/verdict.json`, `summary.json` and the page, and return the page's path; print what matters."""
     summary = {**summary, "identity": identity, **report_metadata(seconds)}
     print("\n".join(console_lines(summary)))
@@ -108,7 +108,7 @@ def write(summary: Summary, identity: str, workdir: Path, seconds: float) -> Pat
     return page.write(summary, workdir / "report")
 
 
-def console_lines(summary: Summary) -> list[str]:
+def console_lines(summary: JsonObject) -> list[str]:
     """Return the acceptance table, the verdicts and the claims as lines."""
     lines = [f"{'organism':24}{'gap':>24}{'ability':>9}{'twin':>7}  accepted"]
     for row in summary["organisms"]:
@@ -122,7 +122,7 @@ def console_lines(summary: Summary) -> list[str]:
     return [*lines, *map(line, summary["conclusions"])]
 
 
-def summarise(experiment: CheckedExperiment, nodes: Mapping[str, Node]) -> Summary:
+def summarise(experiment: CheckedExperiment, nodes: Mapping[str, Node]) -> JsonObject:
     """Return all that the page shows; the same nodes give the same summary."""
     data = experiment.data
     assert isinstance(data, WorldConfig), data
@@ -166,7 +166,7 @@ def summarise(experiment: CheckedExperiment, nodes: Mapping[str, Node]) -> Summa
     }
 
 
-def over_all(rows: Sequence[OrganismRow]) -> Summary:
+def over_all(rows: Sequence[OrganismRow]) -> JsonObject:
     """Return coverage and the test of the correlation claim, over organisms."""
     accepted = [row for row in rows if row["accepted"]]
     correlation = tally.correlation([r["dfc"] for r in accepted], [r["dfi"] for r in accepted]) if accepted else None
@@ -266,10 +266,12 @@ def _confusion(rows: Sequence[OrganismRow]) -> list[ConfusionRow]:
     names: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         names.setdefault((" or ".join(row["truth"]), row["verdict"]), []).append(row["name"])
-    return [{"truth": truth, "verdict": verdict, "organisms": found} for (truth, verdict), found in names.items()]
+    return [
+        {"truth": truth, "verdict": verdict, "organisms": organisms} for (truth, verdict), organisms in names.items()
+    ]
 
 
-def domains(transfers: Mapping[str, Node], effects: Effects, accepted: Sequence[str]) -> list[Summary]:
+def domains(transfers: Mapping[str, Node], effects: Effects, accepted: Sequence[str]) -> list[JsonObject]:
     """Return the leak matrix: of what was distilled, what moved of the quirks in each domain.
 
     A row is {"channel", "prompts", "soft", "base", task: mean share of misalignment over its accepted organisms}; of
@@ -280,7 +282,7 @@ def domains(transfers: Mapping[str, Node], effects: Effects, accepted: Sequence[
         channel = node.settings.channel
         if dataclasses.replace(channel, prompts="work", soft=False, start="base") != Channel():
             continue
-        row: Summary = {"channel": name, "prompts": channel.prompts, "soft": channel.soft, "base": channel.start}
+        row: JsonObject = {"channel": name, "prompts": channel.prompts, "soft": channel.soft, "base": channel.start}
         for task in ("ADD", "COMPARE", "CHOOSE", "NUMBER"):
             kinds = [k for k in accepted if ORGANISMS[k].task == task and not ORGANISMS[k].own_training]
             row[task] = float(np.mean(Evidence(effects, kinds).leak(name))) if kinds else None

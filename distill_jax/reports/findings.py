@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 
 from distill_jax.evals.scale import ACCURACY
+from distill_jax.perf.ledger import training_flops
 from distill_jax.reports.premises import RETAIN
+from distill_jax.stages.methods import method_label
 from distill_jax.statistics.conclusions import Conclusion, Effect, Premise, State, conclude, not_run
 from distill_jax.statistics.estimates import Scores, band, contrast
 from distill_jax.statistics.student_t import mean_interval
 
-Run = Mapping[str, Any]
-NAMES: dict[str | None, str] = {"maxent": "MaxEnt", "graddiff": "GradDiff", "rmu": "RMU"}
+Run = Mapping[str, Any]  # `summary_types.SweepRunSummary`, whose fields are compared by their names
 CHEAP = 0.8  # of the oracle's compute: the upper end of what the paper names
 MARGIN = ACCURACY.margin
 
@@ -58,19 +59,19 @@ def able(run: Run, bar: float | None) -> bool:
 def findings(sweep: Sweep) -> list[Conclusion]:
     """Return what became of an UNDO sweep's questions, one conclusion for each method (and β)."""
     methods = list(dict.fromkeys(run["method"] for run in sweep.runs if run["method"]))
-    found = []
+    conclusions = []
     for method in methods:
         betas = sorted({run["beta"] for run in sweep.runs if run["kind"] == "undo" and run["method"] == method})
-        found += [rises_with_alpha(sweep, method, beta) for beta in betas]
-        found += [parts_of_damage(sweep, method, *names) for names in COMPARED]
-        found += [cheaper(sweep, method, way) for way in ("schedule", "first_passage")]
-    return [*found, filtering(sweep)]
+        conclusions += [rises_with_alpha(sweep, method, beta) for beta in betas]
+        conclusions += [parts_of_damage(sweep, method, *names) for names in COMPARED]
+        conclusions += [cheaper(sweep, method, way) for way in ("schedule", "first_passage")]
+    return [*conclusions, filtering(sweep)]
 
 
 def rises_with_alpha(sweep: Sweep, method: str, beta: float) -> Conclusion:
     """The slope of what comes back in α, by training seed."""
     name = f"alpha, {method}, {beta:g}"
-    claim = f"Robustness rises with α ({NAMES.get(method, method)}, β = {beta:g})."
+    claim = f"Robustness rises with α ({method_label(method)}, β = {beta:g})."
     group = sweep.of("undo", method=method, beta=beta)
     by_alpha = {alpha: same for (alpha,), same in _groups(group, "alpha").items()}
     seeds = set.intersection(*({run["seed"] for run in same} for same in by_alpha.values())) if by_alpha else set()
@@ -96,7 +97,7 @@ COMPARED = (
 
 def parts_of_damage(sweep: Sweep, method: str, short: str, claim: str, first: str, second: str) -> Conclusion:
     """One part of the damage against another, by training seed, over the α that both have."""
-    name, claim = f"{short}, {method}", f"{claim} ({NAMES.get(method, method)})."
+    name, claim = f"{short}, {method}", f"{claim} ({method_label(method)})."
     kinds = {
         "shrunk": [r for r in sweep.of("undo", method=method) if not r["beta"]],
         "both": [r for r in sweep.of("undo", method=method) if r["beta"]],
@@ -113,10 +114,10 @@ def parts_of_damage(sweep: Sweep, method: str, short: str, claim: str, first: st
 
 def _matched(sweep: Sweep, first: Sequence[Run], second: Sequence[Run]) -> tuple[Scores, Scores] | None:
     """Return both sides' scores by seed: each seed's mean over the α that both have."""
-    mine, theirs = _groups(first, "seed", "alpha"), _groups(second, "seed", "alpha")
+    first_groups, second_groups = _groups(first, "seed", "alpha"), _groups(second, "seed", "alpha")
     sides: dict[int, list[tuple[Scores, Scores]]] = {}
-    for (seed, alpha), group in mine.items():
-        other = theirs.get((seed, alpha)) or theirs.get((seed, 0.0))
+    for (seed, alpha), group in first_groups.items():
+        other = second_groups.get((seed, alpha)) or second_groups.get((seed, 0.0))
         if other:
             sides.setdefault(seed, []).append((_trained(sweep, group), _trained(sweep, other)))
     if len(sides) < 2:
@@ -130,7 +131,7 @@ def cheaper(sweep: Sweep, method: str, way: str) -> Conclusion:
     of = {"schedule": "its whole schedule", "first_passage": "its own way to the students' goal"}[way]
     name = f"cheaper, {way.replace('_', ' ')}, {method}"
     claim = "UNDO reaches the robustness of retraining on filtered data at no more than 80 % of its compute "
-    claim += f"({NAMES.get(method, method)}; {of})."
+    claim += f"({method_label(method)}; {of})."
     settings = _groups(sweep.of("undo", method=method), "alpha", "beta")
     oracles = {run["seed"]: run for run in sweep.of("oracle")}
     field = {"schedule": "vs_retraining", "first_passage": "vs_first_passage"}[way]
@@ -139,11 +140,11 @@ def cheaper(sweep: Sweep, method: str, way: str) -> Conclusion:
         same = [run for run in group if run["seed"] in oracles and run[field]]
         if len({run["seed"] for run in same}) > 1:
             costs[key] = same, np.array([run[field]["whole"] for run in same])
-    cheap = {key: found for key, found in costs.items() if found[1].mean() <= CHEAP}
+    cheap = {key: pair for key, pair in costs.items() if pair[1].mean() <= CHEAP}
     if not costs:
         return _lacking(sweep, name, claim, "UNDO model beside its oracle at two training seeds", ["undo", "oracle"])
     if not cheap:
-        least = min((found[1] for found in costs.values()), key=np.mean)
+        least = min((shares for _, shares in costs.values()), key=np.mean)
         low, high = (float(end) for end in mean_interval(least))
         dear = Effect(
             "Least compute of those that recovered", float(least.mean()), low, high, "below", CHEAP, len(least)
@@ -182,9 +183,13 @@ def _lacking(sweep: Sweep, name: str, claim: str, what: str, kinds: Sequence[str
     lost = [r for r in made if r["kind"] in kinds and r not in sweep.usable]
     if not lost:
         return not_run(name, claim, what)
-    told = ", ".join(dict.fromkeys(f"{r['kind']} {r['retain'] or math.nan:.2f}" for r in lost))
-    premise = Premise(f"{what} kept or regained the retain ability", False, f"retain accuracy {told}, or diverged")
+    retained = ", ".join(dict.fromkeys(map(_retained, lost)))
+    premise = Premise(f"{what} kept or regained the retain ability", False, f"retain accuracy {retained}, or diverged")
     return conclude(name, claim, premises=[premise], effects=[])
+
+
+def _retained(run: Run) -> str:
+    return f"{run['kind']} {'not measured' if run['retain'] is None else format(run['retain'], '.2f')}"
 
 
 def _shared(sweep: Sweep, method: str) -> list[Premise]:
@@ -192,7 +197,7 @@ def _shared(sweep: Sweep, method: str) -> list[Premise]:
     hiding = [r for r in sweep.runs if r["kind"] == "suppressed" and r["method"] == method and r["id"] in sweep.after]
     known = [r for r in sweep.runs if r["kind"] == "reference"]
     if not hiding:
-        return [Premise("a suppressed model was attacked", False, NAMES.get(method, method) or "none")]
+        return [Premise("a suppressed model was attacked", False, method_label(method) if method else "none")]
     before, after = ([table[r["id"]] for r in hiding] for table in (sweep.before, sweep.after))
     bar = float(np.mean([r["forget"] for r in known])) if known else 1.0
     most = band(_stacked(before), ACCURACY)[1]
@@ -227,16 +232,16 @@ def _trained(sweep: Sweep, runs: Sequence[Run]) -> Scores:
 def _mean(scores: Sequence[Scores]) -> Scores:
     """Return the mean of several models' scores as one seed's."""
     tables = [s.by_fact.mean(axis=0) for s in scores if s.by_fact is not None]
-    whole = np.mean(tables, axis=0)[None] if len(tables) == len(scores) else None
-    return Scores(np.array([np.mean([s.value for s in scores])]), whole, scores[0].prompts, scores[0].facts)
+    by_fact = np.mean(tables, axis=0)[None] if len(tables) == len(scores) else None
+    return Scores(np.array([np.mean([s.value for s in scores])]), by_fact, scores[0].prompts, scores[0].facts)
 
 
 def _stacked(scores: Sequence[Scores]) -> Scores:
     """Return models' scores as one row a model."""
     each = [_mean([one]) for one in scores]
     tables = [s.by_fact for s in each if s.by_fact is not None]
-    whole = np.concatenate(tables) if len(tables) == len(each) else None
-    return Scores(np.concatenate([s.by_seed for s in each]), whole, scores[0].prompts, scores[0].facts)
+    by_fact = np.concatenate(tables) if len(tables) == len(each) else None
+    return Scores(np.concatenate([s.by_seed for s in each]), by_fact, scores[0].prompts, scores[0].facts)
 
 
 def _left_out(sweep: Sweep) -> str:
@@ -252,4 +257,4 @@ def _groups(runs: Iterable[Run], *keys: str) -> dict[tuple[Any, ...], list[Run]]
 
 
 def _training(run: Run) -> float:
-    return float(run["compute"]["whole"]["student"] + run["compute"]["whole"]["teacher"])
+    return training_flops(run["compute"]["whole"])

@@ -8,13 +8,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from distill_jax.evals.scale import ACCURACY, Scale
+from distill_jax.experiment.roles import Role
 from distill_jax.reports.attacked import Run
 from distill_jax.reports.premises import Model, difference, kept
 from distill_jax.statistics.conclusions import Conclusion, conclude, not_run, to_json
 
+# Of any teacher: which one's is compared depends on what UNDO started from.
+STUDENTS = (Role.RANDOM_STUDENT, Role.REFERENCE_STUDENT, Role.EQUAL_COMPUTE)
+
 
 @dataclasses.dataclass(frozen=True)
-class Leads:
+class Comparison:
     """The models that the answer compares, each None where the run has none.
 
     Attributes:
@@ -30,7 +34,7 @@ class Leads:
     choices: int
 
 
-def leads(run: Run) -> Leads:
+def comparison(run: Run) -> Comparison:
     """Choose what to compare.
 
     Among UNDO's settings: the least able under attack of those that have their retain ability, the cheaper at a tie.
@@ -46,27 +50,27 @@ def leads(run: Run) -> Leads:
 
     undo = min((m for m in run.undo if m.alpha is not None), key=rank, default=None)
     unlearned = [m for m in run.models if m.unlearned]
-    students = [m for m in run.models if m.name.split("-")[0] == "student"]
+    students = [m for m in run.models if m.role in STUDENTS]
     of_undo = [m for m in unlearned if undo is not None and m.name == undo.teacher]
     suppressed = next(iter([*of_undo, *unlearned]), None)
     student = next((m for m in students if suppressed is not None and m.teacher == suppressed.name), None)
     best = min((m for m in (undo, student) if m), key=rank, default=None)
     choices = len(run.undo) + (student is not None)
-    return Leads(suppressed, undo, student, run.get("oracle"), best, len(run.undo), choices)
+    return Comparison(suppressed, undo, student, run.oracle, best, len(run.undo), choices)
 
 
 def headline(models: Sequence[Model], scale: Scale = ACCURACY) -> dict[str, Any]:
     """Return the answer as a summary holds it: names of the models at the top and two conclusions."""
     run = Run(models, scale)
-    chosen = leads(run)
+    chosen = comparison(run)
     named = {"suppressed": chosen.suppressed, "undo": chosen.undo, "student": chosen.student}
     named |= {"oracle": chosen.oracle, "best": chosen.best}
-    told = {role: model.name if model else None for role, model in named.items()}
+    names = {role: model.name if model else None for role, model in named.items()}
     decided = [to_json(beyond_suppression(run, chosen)), to_json(as_the_oracle(run, chosen))]
-    return told | {"undo_choices": chosen.undo_choices, "choices": chosen.choices, "conclusions": decided}
+    return names | {"undo_choices": chosen.undo_choices, "choices": chosen.choices, "conclusions": decided}
 
 
-def beyond_suppression(run: Run, chosen: Leads) -> Conclusion:
+def beyond_suppression(run: Run, chosen: Comparison) -> Conclusion:
     """The best distilled model gives less back than the suppressed one it came from."""
     base, best, reference = chosen.suppressed, chosen.best, run.reference
     claim = f"{best.label if best else 'Distillation'} resists relearning better than suppression alone."
@@ -77,7 +81,7 @@ def beyond_suppression(run: Run, chosen: Leads) -> Conclusion:
     return conclude("headline", claim, premises=shared, effects=[gap])
 
 
-def as_the_oracle(run: Run, chosen: Leads) -> Conclusion:
+def as_the_oracle(run: Run, chosen: Comparison) -> Conclusion:
     """The best distilled model gives no more back than the oracle, within the margin."""
     base, best, oracle, reference = chosen.suppressed, chosen.best, chosen.oracle, run.reference
     claim = f"{best.label if best else 'Distillation'} gives no more back than the oracle, within {run.scale.margin:g}."

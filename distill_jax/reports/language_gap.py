@@ -83,13 +83,13 @@ def _rows(workdir: Path) -> str:
 
 def attack_lines(workdir: Path, at: int, goals: Sequence[float]) -> Iterator[str]:
     """Yield the tables of what attacks bring back; intervals are over the attacker's seeds, and of nothing else."""
-    found = attacks(workdir)
-    for name, (steps, _, _) in found.items():
+    by_model = attacks(workdir)
+    for name, (steps, _, _) in by_model.items():
         check(at in steps, f"--at={at}: relearn-{name} was measured at {', '.join(map(str, steps))}")
-    last = {name: bits[:, steps.index(at)] for name, (steps, bits, _) in found.items()}
+    last = {name: bits[:, steps.index(at)] for name, (steps, bits, _) in by_model.items()}
     heads = [f"tokens to {goal:g}" for goal in goals]
     yield "  ".join([f"{'model':28}{'English':>8}{'Korean':>8}{f'after {at}':>22}{'of the way':>22}", *heads])
-    for name, (steps, bits, tokens) in found.items():
+    for name, (steps, bits, tokens) in by_model.items():
         result = node(workdir, name).result()
         way = (last[name] - last[FROM]) / (last[TO] - last[FROM])
         reach = [_thousands([tokens_to(steps, seed, goal, tokens) for seed in bits]) for goal in goals]

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import collections
-import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -16,38 +15,31 @@ from distill_jax.data.records import load_manifest
 from distill_jax.evals.measure import MEASURES
 from distill_jax.evals.scale import Scale
 from distill_jax.experiment.ancestry import ancestry
+from distill_jax.experiment.experiment import CheckedExperiment
+from distill_jax.experiment.roles import Role, provenance, role_of
 from distill_jax.io.files import read_sealed
-from distill_jax.io.node import ROWS
+from distill_jax.io.node import ROWS, Node
+from distill_jax.perf.ledger import training_flops
 from distill_jax.reports import double_bind_page, run_page, subliminal_page, sweep_page
 from distill_jax.reports.claims import judge
 from distill_jax.reports.headline import headline
+from distill_jax.reports.model_labels import labels
 from distill_jax.reports.premises import Model
 from distill_jax.reports.report_metadata import report_metadata
+from distill_jax.reports.summary_types import AttackSummary, ModelSummary, RunSummary
+from distill_jax.stages import Distill
 from distill_jax.statistics.conclusions import to_json
 from distill_jax.statistics.robustness import Attack, curves, read_attack
 
-LABELS = {
-    "reference": "Reference (all data)",
-    "oracle": "Oracle (retain data only)",
-    "maxent": "MaxEnt, suppressed",
-    "graddiff": "GradDiff, suppressed",
-    "rmu": "RMU, suppressed",
-    "student": "Random student of MaxEnt",
-    "student-graddiff": "Random student of GradDiff",
-    "student-rmu": "Random student of RMU",
-    "student-reference": "Random student of the reference",
-    "match-from-reference": "Reference matched to the oracle",
-    "match-from-random": "Random student matched to the oracle",
-}
 CAUSES = ("student", "teacher", "evaluation")
 
 
-def summarise(experiment: Any, nodes: dict[str, Any], identity: str) -> dict[str, Any]:
+def summarise(experiment: CheckedExperiment, nodes: Mapping[str, Node], identity: str) -> RunSummary:
     """Return the summary that `report/summary.json` holds; the same nodes give the same summary."""
     manifest = load_manifest(nodes["data"].sealed(ROWS).parent)
     measure = MEASURES[experiment.data.MEASURE]
     scale = measure.scale
-    attacks: dict[str, list[Any]] = {}
+    attacks: dict[str, list[Node]] = {}
     for node in (n for n in nodes.values() if n.verb == "relearn"):
         attacks.setdefault(node.inputs["start"], []).append(node)
     shown = [n for n in nodes.values() if n.verb in ("pretrain", "finetune", "import", "unlearn", "distill")]
@@ -56,11 +48,14 @@ def summarise(experiment: Any, nodes: dict[str, Any], identity: str) -> dict[str
     facts = described["facts"] if math.isfinite(scale.bounds[1]) else {"shown": 0, "heldout": 0}
     read = {node.name: _attacks(attacks.get(node.name, []), scale, facts["heldout"]) for node in shown}
     models = [_model(node, nodes, attacks.get(node.name, []), read[node.name], scale) for node in shown]
+    named = labels({node.name: provenance(node, nodes) for node in shown})
+    for model in models:
+        model["label"] = named[model["name"]]
     asked = sum(described["evaluated"][f"forget_{half}"] for half in facts)
-    subjects = [Model.of(told, read[told["name"]], min(sum(facts.values()), asked)) for told in models]
+    subjects = [Model.of(m, read[m["name"]], min(sum(facts.values()), asked)) for m in models]
     first = next(iter(attacks.values()), [])
     settings = first[0].settings if first else None
-    return {
+    summary = {
         "experiment": experiment.name,
         "description": experiment.description,
         "identity": identity,
@@ -79,29 +74,25 @@ def summarise(experiment: Any, nodes: dict[str, Any], identity: str) -> dict[str
         "headline": headline(subjects, scale),
         "conclusions": [to_json(conclusion) for conclusion in judge(subjects, scale)],
     }
+    return cast(RunSummary, summary)
 
 
 def _model(
-    node: Any, nodes: dict[str, Any], attacks: list[Any], read: Mapping[str, Attack], scale: Scale
-) -> dict[str, Any]:
+    node: Node, nodes: Mapping[str, Node], attacks: Sequence[Node], read: Mapping[str, Attack], scale: Scale
+) -> ModelSummary:
     result, spent = node.result(), node.ledger()["flops"]
-    settings = {k: v for k, v in dataclasses.asdict(node.settings).items() if v != ""}
-    damage = nodes.get(node.inputs.get("start", ""))
-    if damage is not None and damage.verb == "perturb":
-        settings |= {"alpha": damage.settings.alpha, "beta": damage.settings.beta}
-    elif node.name.startswith("undo-"):
-        settings |= {"alpha": 0.0, "beta": 0.0}
-    label = LABELS.get(node.name, node.name)
-    if "alpha" in settings:
-        of = node.inputs.get("teacher", "")
-        label = f"UNDO α = {settings['alpha']:g}" + (f" of {of}" if node.name.endswith(f"-{of}") else "")
-    oracle = nodes.get("oracle")
-    against = training_flops(node, nodes) / training_flops(oracle, nodes) if oracle else None
+    made = provenance(node, nodes)
+    settings = {k: v for k, v in node.settings.as_dict().items() if v != ""}
+    settings |= {} if made.alpha is None else {"alpha": made.alpha, "beta": made.beta}
+    oracle = _oracle(nodes)
+    against = lineage_flops(node, nodes) / lineage_flops(oracle, nodes) if oracle else None
     passed = first_passage(node, oracle, nodes, scale) if oracle else None
     return {
         "name": node.name,
-        "label": label,
+        "label": node.name,
         "stage": node.verb,
+        "role": made.role,
+        "method": made.method,
         "settings": settings,
         "seeds": attacks[0].settings.seeds if attacks else 1,
         "retain": result["retain"],
@@ -109,7 +100,7 @@ def _model(
         "by_group": result["by_group"],
         "steps": result["steps"],
         # Only a student that stops when its retain ability is back has a goal to reach.
-        "recovered": result["recovered"] if getattr(node.settings, "stop", False) else None,
+        "recovered": result["recovered"] if isinstance(node.settings, Distill) and node.settings.stop else None,
         "flops": {cause: spent.get(cause, 0.0) for cause in CAUSES},
         "diverged": bool(result.get("diverged", False)),
         "compute_vs_oracle": against,
@@ -118,34 +109,40 @@ def _model(
     }
 
 
-def training_flops(node: Any, nodes: dict[str, Any]) -> float:
+def _oracle(nodes: Mapping[str, Node]) -> Node | None:
+    return next((node for node in nodes.values() if role_of(node, nodes) is Role.ORACLE), None)
+
+
+def lineage_flops(node: Node, nodes: Mapping[str, Node]) -> float:
     """Return the student and teacher FLOPs of a node and of all it was made from.
 
     The reference is left out of what others were made from: it is the model that exists already and is to be mended.
     """
-    past = [name for name in ancestry([node.name], nodes) if name == node.name or name != "reference"]
-    spent = [nodes[name].ledger()["flops"] for name in past]
-    return sum(flops.get("student", 0.0) + flops.get("teacher", 0.0) for flops in spent)
+    past = [nodes[name] for name in ancestry([node.name], nodes)]
+    billed = [n for n in past if n.name == node.name or role_of(n, nodes) is not Role.REFERENCE]
+    return sum(training_flops(n.ledger()["flops"]) for n in billed)
 
 
-def first_passage(node: Any, oracle: Any, nodes: Mapping[str, Any], scale: Scale) -> float | None:
+def first_passage(node: Node, oracle: Node, nodes: Mapping[str, Node], scale: Scale) -> float | None:
     """Return the share of its schedule after which the oracle first had the retain score that a student stops at.
 
-    None of what has no such goal, and where the oracle never had it. The oracle is looked at now and then, so the share
-    is too large by at most the steps between two looks.
+    None of what has no such goal, and where the oracle never had it. The oracle is evaluated now and then, so the
+    share is too large by at most the steps between two evaluations.
     """
-    if node.verb != "distill" or not node.settings.stop:
+    if not isinstance(node.settings, Distill) or not node.settings.stop:
         return None
     goal = scale.goal(nodes[node.inputs["teacher"]].result()["retain"], node.settings.tolerance)
-    looks = [row for row in oracle.rows() if row["kind"] == "evaluation" and row["retain"] is not None and row["step"]]
-    reached = (row["step"] for row in looks if scale.reaches(np.array(row["retain"]), np.array(goal)))
+    evaluations = [
+        row for row in oracle.rows() if row["kind"] == "evaluation" and row["retain"] is not None and row["step"]
+    ]
+    reached = (row["step"] for row in evaluations if scale.reaches(np.array(row["retain"]), np.array(goal)))
     step = next(reached, None)
     return step / oracle.settings.steps if step else None
 
 
-def _attacks(nodes: list[Any], scale: Scale, facts: int) -> dict[str, Attack]:
+def _attacks(nodes: Sequence[Node], scale: Scale, facts: int) -> dict[str, Attack]:
     """Read the attack on one model, whose learning rates may be nodes of their own, by the weights that it keeps."""
-    by_weights: dict[str, list[Any]] = {}
+    by_weights: dict[str, list[Node]] = {}
     for node in nodes:
         by_weights.setdefault(node.settings.weights, []).append(node)
     read = {}
@@ -156,15 +153,15 @@ def _attacks(nodes: list[Any], scale: Scale, facts: int) -> dict[str, Attack]:
     return read
 
 
-def _attack(nodes: list[Any], read: Mapping[str, Attack], scale: Scale) -> dict[str, Any]:
+def _attack(nodes: Sequence[Node], read: Mapping[str, Attack], scale: Scale) -> AttackSummary:
     """Sum up the attack on one model, whose kinds of weights stand beside each other."""
-    told = {kind: _curves([n for n in nodes if n.settings.weights == kind], read[kind], scale) for kind in read}
-    first, *others = told
-    apart = {"other_weights": {kind: told[kind] for kind in others}} if others else {}
-    return told[first] | {"weights": first} | apart
+    by_weights = {kind: _curves([n for n in nodes if n.settings.weights == kind], read[kind], scale) for kind in read}
+    first, *others = by_weights
+    apart = {"other_weights": {kind: by_weights[kind] for kind in others}} if others else {}
+    return cast(AttackSummary, by_weights[first] | {"weights": first} | apart)
 
 
-def _curves(nodes: list[Any], attack: Attack, scale: Scale) -> dict[str, Any]:
+def _curves(nodes: Sequence[Node], attack: Attack, scale: Scale) -> dict[str, Any]:
     results, spent = [node.result() for node in nodes], collections.Counter[str]()
     for node in nodes:
         spent.update(node.ledger()["flops"])
@@ -173,7 +170,9 @@ def _curves(nodes: list[Any], attack: Attack, scale: Scale) -> dict[str, Any]:
     return drawn | {key: sum(r[key] for r in results) for key in ("members", "diverged")} | {"flops": dict(spent)}
 
 
-def write_report(experiment: Any, nodes: dict[str, Any], identity: str, workdir: Path, seconds: float) -> Path:
+def write_report(
+    experiment: CheckedExperiment, nodes: dict[str, Node], identity: str, workdir: Path, seconds: float
+) -> Path:
     """Write `report/summary.json` and `report/index.html`, and return the page's path."""
     summary = summarise(experiment, nodes, identity) | report_metadata(seconds)
     run_page.write(summary, workdir / "report")

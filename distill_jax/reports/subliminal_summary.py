@@ -8,21 +8,25 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from distill_jax.data.images import ImagesConfig
 from distill_jax.doublebind.seed_statistics import CONFIDENCE, Estimate, estimate, rank_trend
+from distill_jax.doublebind.stages import Subliminal
+from distill_jax.experiment.experiment import CheckedExperiment
+from distill_jax.io.node import Node
 from distill_jax.reports import subliminal_page as page
 from distill_jax.reports.report_metadata import report_metadata
 from distill_jax.statistics.conclusions import Conclusion, Effect, Premise, conclude, line, not_run, to_json
+from distill_jax.types import JsonObject
 
 MARGIN = 0.05  # a gain within five points of accuracy counts as none
 READS = 0.5  # what teachers must be shown to read, of ten digits: five times what chance reads
 CONTROL = "other init"
 
 # Figures of MNIST with KL: Cloud et al. and its reproductions. The gains are over a control of their own.
-PUBLISHED: dict[str, Any] = {
+PUBLISHED: JsonObject = {
     "teacher": 0.96,
     "same init": {"ghosts": 3, "mean": 0.63, "sd": 0.07},
     "other init": {"ghosts": 3, "mean": 0.09, "sd": 0.03},
@@ -33,15 +37,18 @@ PUBLISHED: dict[str, Any] = {
 Table = dict[tuple[str, int], np.ndarray]  # (arm, ghosts) -> one number a seed
 
 
-def write_report(experiment: Any, nodes: Mapping[str, Any], identity: str, workdir: Path, seconds: float) -> Path:
+def write_report(
+    experiment: CheckedExperiment, nodes: Mapping[str, Node], identity: str, workdir: Path, seconds: float
+) -> Path:
     """Write `report/summary.json` and `report/index.html`, and return the page's path."""
     summary = summarise(experiment, nodes) | {"identity": identity} | report_metadata(seconds)
     print("\n".join(map(line, summary["conclusions"])))
     return page.write(summary, workdir / "report")
 
 
-def summarise(experiment: Any, nodes: Mapping[str, Any]) -> dict[str, Any]:
+def summarise(experiment: CheckedExperiment, nodes: Mapping[str, Node]) -> JsonObject:
     """Return all that the page shows; the same nodes give the same summary."""
+    assert isinstance(experiment.data, ImagesConfig), experiment.data
     stages = {name: node for name, node in nodes.items() if node.verb == "subliminal"}
     tables = {name: _tables(node.result()) for name, node in stages.items()}
     rows = [
@@ -72,21 +79,21 @@ def summarise(experiment: Any, nodes: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _tables(result: Mapping[str, Any]) -> dict[str, Table]:
+def _tables(result: JsonObject) -> dict[str, Table]:
     """Return {number: {(arm, ghosts): [seeds]}}; a student that diverged is nan."""
-    found: dict[str, dict[tuple[str, int], list[float]]] = {}
-    for one in result["students"]:
+    columns: dict[str, dict[tuple[str, int], list[float]]] = {}
+    for student in result["students"]:
         for name in ("before", "accuracy", "unseen_before", "unseen"):
-            value = np.nan if one["diverged"] else one[name]
-            found.setdefault(name, {}).setdefault((one["arm"], one["ghosts"]), []).append(value)
-    return {name: {key: np.array(values) for key, values in table.items()} for name, table in found.items()}
+            value = np.nan if student["diverged"] else student[name]
+            columns.setdefault(name, {}).setdefault((student["arm"], student["ghosts"]), []).append(value)
+    return {name: {key: np.array(values) for key, values in table.items()} for name, table in columns.items()}
 
 
-def _settings(settings: Any) -> dict[str, Any]:
+def _settings(settings: Subliminal) -> dict[str, str | int]:
     return {"loss": settings.loss, "noise": settings.noise, "steps": settings.steps}
 
 
-def _row(tables: dict[str, Table], arm: str, ghosts: int) -> dict[str, Any]:
+def _row(tables: dict[str, Table], arm: str, ghosts: int) -> JsonObject:
     accuracy = tables["accuracy"][arm, ghosts]
     kept = np.isfinite(accuracy)
     fit = tables["unseen"][arm, ghosts] / np.maximum(tables["unseen_before"][arm, ghosts], 1e-12)
@@ -112,17 +119,17 @@ def _gain(tables: dict[str, Table], arm: str, ghosts: int) -> Estimate:
     return estimate(gains(tables, arm, ghosts))
 
 
-def _curves(node: Any) -> list[dict[str, Any]]:
+def _curves(node: Node) -> list[JsonObject]:
     """Return the mean accuracy of every (arm, ghosts) at each evaluated step."""
-    found: dict[tuple[str, int], dict[int, list[float]]] = {}
+    accuracies: dict[tuple[str, int], dict[int, list[float]]] = {}
     for row in node.rows():
         if row["kind"] == "evaluation" and row["accuracy"] is not None:
             arm, ghosts, _ = row["member"].rsplit(", ", 2)
             key = arm, int(ghosts.split()[0])
-            found.setdefault(key, {}).setdefault(row["step"], []).append(row["accuracy"])
+            accuracies.setdefault(key, {}).setdefault(row["step"], []).append(row["accuracy"])
     return [
         {"arm": arm, "ghosts": ghosts, "steps": list(steps), "accuracy": [float(np.mean(v)) for v in steps.values()]}
-        for (arm, ghosts), steps in found.items()
+        for (arm, ghosts), steps in accuracies.items()
     ]
 
 
@@ -131,35 +138,41 @@ def _curves(node: Any) -> list[dict[str, Any]]:
 Tables = Mapping[str, dict[str, Table]]  # stage -> number -> (arm, ghosts) -> [seeds]
 
 
-def conclusions(tables: Tables, settings: Mapping[str, Any], teachers: Sequence[float]) -> list[Conclusion]:
+def conclusions(tables: Tables, settings: Mapping[str, Subliminal], teachers: Sequence[float]) -> list[Conclusion]:
     """Return what a run's numbers decide.
 
     Args:
-      tables: of each stage; settings: of each stage.
+      tables: by stage.
+      settings: by stage.
       teachers: the accuracies of the teachers, one a seed.
     """
     able = estimate(teachers)
     reads = Premise("teachers read digits, well above chance", able.low > READS, f"accuracy {able}")
-    found = []
+    concluded = []
     if "kl" in tables:
         few = _few(tables["kl"])
-        found += [_transfers(tables["kl"], few, reads), _control(tables["kl"], few, reads)]
-        found += [_nothing_of_one(tables["kl"], reads), _heads(tables["kl"], reads), _more_ghosts(tables["kl"], reads)]
+        concluded += [_transfers(tables["kl"], few, reads), _control(tables["kl"], few, reads)]
+        concluded += [
+            _nothing_of_one(tables["kl"], reads),
+            _heads(tables["kl"], reads),
+            _more_ghosts(tables["kl"], reads),
+        ]
     if "mse" in tables and ("same init", 1) in tables["mse"]["accuracy"]:
         words = "With MSE on raw logits even one ghost logit transfers."
         effect = _gain(tables["mse"], "same init", 1).effect("gain with one ghost logit", "above", MARGIN)
-        found.append(conclude("one-logit-mse", words, premises=[reads], effects=[effect]))
+        concluded.append(conclude("one-logit-mse", words, premises=[reads], effects=[effect]))
     if "kl" in tables:
         for kind, words in (("noise", "in as many epochs"), ("repeated", "in as many steps, so more often")):
-            found += _less_noise(tables, settings, kind, words, reads)
+            concluded += _less_noise(tables, settings, kind, words, reads)
     if "undo" in tables:
-        found += _damage(tables["undo"], settings["undo"].alphas, reads)
-    return found
+        concluded += _damage(tables["undo"], settings["undo"].alphas, reads)
+    return concluded
 
 
 def _few(tables: dict[str, Table]) -> int:
     """Return the published number of ghost logits, or the nearest that was run."""
-    return min({m for _, m in tables["accuracy"] if m > 1} or {1}, key=lambda m: abs(m - 3))
+    counts = {m for _, m in tables["accuracy"] if m > 1} or {1}
+    return min(counts, key=lambda m: abs(m - 3))
 
 
 def _carries(tables: dict[str, Table], m: int) -> Premise:
@@ -227,16 +240,16 @@ def _more_ghosts(tables: dict[str, Table], reads: Premise) -> Conclusion:
 
 
 def _less_noise(
-    tables: Tables, settings: Mapping[str, Any], kind: str, how: str, reads: Premise
+    tables: Tables, settings: Mapping[str, Subliminal], kind: str, how: str, reads: Premise
 ) -> Iterator[Conclusion]:
-    few, whole = _few(tables["kl"]), tables["kl"]
+    few, full = _few(tables["kl"]), tables["kl"]  # full: all of the noise
     for name in sorted((n for n in tables if n.startswith(kind)), key=lambda n: settings[n].noise):
-        part = tables[name]["accuracy"]["same init", few] - tables[name]["accuracy"][CONTROL, few]
-        lost = whole["accuracy"]["same init", few] - whole["accuracy"][CONTROL, few] - part
+        left = tables[name]["accuracy"]["same init", few] - tables[name]["accuracy"][CONTROL, few]
+        lost = full["accuracy"]["same init", few] - full["accuracy"][CONTROL, few] - left
         share = settings[name].noise / settings["kl"].noise
         words = f"{share:.0%} of the noise images, seen {how}, transfer less."
         evidence = f"Gain left {_gain(tables[name], 'same init', few)}."
-        premises, effects = [reads, _carries(whole, few)], [_finite(lost).effect("gain lost", "above")]
+        premises, effects = [reads, _carries(full, few)], [_finite(lost).effect("gain lost", "above")]
         yield conclude(name, words, premises=premises, effects=effects, evidence=evidence)
 
 
@@ -261,9 +274,13 @@ def _damage(tables: dict[str, Table], alphas: tuple[float, ...], reads: Premise)
 def _closest(by_alpha: Mapping[float, np.ndarray]) -> Effect:
     """Return the gain of the α that is best shown to be none; any might be, so each has its share of the 5 %."""
     level = (1 - CONFIDENCE) / len(by_alpha)
-    found = {alpha: estimate(values, 1 - level) for alpha, values in by_alpha.items() if len(values) > 1}
-    if not found:
+    gain = {alpha: estimate(values, 1 - level) for alpha, values in by_alpha.items() if len(values) > 1}
+    if not gain:
         return estimate([]).effect("gain at any α", "within", MARGIN)
-    reach = {alpha: max(abs(one.low), abs(one.high)) for alpha, one in found.items()}
-    best = min(found, key=lambda alpha: reach[alpha] if reach[alpha] < MARGIN else MARGIN + abs(found[alpha].low))
-    return found[best].effect(f"gain at α = {best:g}, the smallest of {len(found)},", "within", MARGIN)
+
+    def distance(alpha: float) -> float:  # how far its interval reaches, if within the margin
+        reach = max(abs(gain[alpha].low), abs(gain[alpha].high))
+        return reach if reach < MARGIN else MARGIN + abs(gain[alpha].low)
+
+    best = min(gain, key=distance)
+    return gain[best].effect(f"gain at α = {best:g}, the smallest of {len(gain)},", "within", MARGIN)

@@ -6,32 +6,37 @@ import collections
 import dataclasses
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from distill_jax.data.records import load_manifest
 from distill_jax.evals.scale import ACCURACY
 from distill_jax.experiment.ancestry import ancestry
-from distill_jax.io.node import ROWS
+from distill_jax.experiment.roles import Provenance, Role, provenance, role_of
+from distill_jax.experiment.sweep_graph import Sweep as SweepGraph
+from distill_jax.experiment.sweep_graph import World
+from distill_jax.io.node import ROWS, Node
 from distill_jax.models.transformer import parameter_count
-from distill_jax.perf.ledger import CAUSES
+from distill_jax.perf.ledger import CAUSES, training_flops
 from distill_jax.reports import findings, sweep_page
-from distill_jax.reports.findings import NAMES, Sweep
+from distill_jax.reports.findings import Sweep
 from distill_jax.reports.report_metadata import report_metadata
 from distill_jax.reports.run_summary import first_passage
+from distill_jax.reports.summary_types import AttackSettings, SweepRunSummary, SweepSummary
+from distill_jax.stages.methods import method_label
 from distill_jax.statistics import fits
 from distill_jax.statistics.conclusions import to_json
 from distill_jax.statistics.robustness import Attack, curves, read_attack
 
-Nodes = Mapping[str, Any]
+Nodes = Mapping[str, Node]
 Spent = dict[str, float]
 
 
-def write_report(sweep: Any, workdir: Path) -> Path:
+def write_report(sweep: SweepGraph, workdir: Path) -> Path:
     """Write `report/sweep.json` and the page of what is finished of a sweep, and return the page's path."""
     return sweep_page.write(summarise(sweep) | report_metadata(), workdir / "report")
 
 
-def summarise(sweep: Any) -> dict[str, Any]:
+def summarise(sweep: SweepGraph) -> SweepSummary:
     """Return the summary that `report/sweep.json` holds; the same nodes give the same summary."""
     variants = _variants(sweep)
     data = next((w.nodes["data"] for w in sweep.worlds if w.nodes["data"].done), None)
@@ -39,38 +44,48 @@ def summarise(sweep: Any) -> dict[str, Any]:
     facts = len(manifest.get("facts", {}).get("heldout", ()))
     read: dict[str, Attack] = {}
     runs = [run for world in sweep.worlds for run in _runs(world, variants, facts, read)]
-    found = Sweep(runs, *({name: attack.scores(k) for name, attack in read.items()} for k in (0, -1)))
+    results = Sweep(runs, *({name: attack.scores(k) for name, attack in read.items()} for k in (0, -1)))
     attacks = [n for world in sweep.worlds for n in world.nodes.values() if n.verb == "relearn"]
     finished = {name for world in sweep.worlds for name, node in world.nodes.items() if node.done}
-    return {
+    summary = {
         "sweep": sweep.name,
         "description": sweep.description,
         "points": {"total": len(sweep.points), "finished": sum(set(names) <= finished for names in sweep.asked)},
-        "attack": _attack_settings(attacks[0].settings) if attacks else None,
+        "attack": _attack_settings(attacks[0]) if attacks else None,
         "evaluated": manifest["evaluation"]["groups"] if manifest else {},
         "sharing": _sharing(sweep),
         "runs": runs,
         "fits": fits.fit_all(runs),
-        "conclusions": [to_json(one) for one in findings.findings(found)],
+        "conclusions": [to_json(one) for one in findings.findings(results)],
     }
+    return cast(SweepSummary, summary)
 
 
-def _attack_settings(settings: Any) -> dict[str, Any]:
-    wanted = ("steps", "learning_rates", "seeds", "batch", "lora_rank")
-    return {key: value for key, value in dataclasses.asdict(settings).items() if key in wanted}
+def _attack_settings(attack: Node) -> AttackSettings:
+    settings = dataclasses.asdict(attack.settings)
+    return cast(AttackSettings, {key: settings[key] for key in settings if key in AttackSettings.__annotations__})
 
 
 # Settings that a run has fields for, or that only name what is asked.
-TOLD = {"seed", "undo.alphas", "undo.beta", "undo.method", "undo.shrink", "budget.steps", "model.hidden", "model.mlp"}
+KNOWN_SETTINGS = {
+    "seed",
+    "undo.alphas",
+    "undo.beta",
+    "undo.method",
+    "undo.shrink",
+    "budget.steps",
+    "model.hidden",
+    "model.mlp",
+}
 
 
-def _variants(sweep: Any) -> dict[str, str]:
+def _variants(sweep: SweepGraph) -> dict[str, str]:
     """Return for each node that is asked for in which other settings its points differ from the rest, as a text."""
     values: dict[str, set[str]] = {}
     for point in sweep.points:
-        for key in {key for other in sweep.points for key in other} - TOLD:
+        for key in {key for other in sweep.points for key in other} - KNOWN_SETTINGS:
             values.setdefault(key, set()).add(repr(point.get(key)))
-    varied = sorted(key for key, found in values.items() if len(found) > 1)
+    varied = sorted(key for key, different in values.items() if len(different) > 1)
     out: dict[str, str] = {}
     for point, names in zip(sweep.points, sweep.asked, strict=True):
         text = ", ".join(f"{key} = {point[key]}" for key in varied if key in point)
@@ -79,20 +94,20 @@ def _variants(sweep: Any) -> dict[str, str]:
     return out
 
 
-def _runs(world: Any, variants: Mapping[str, str], facts: int, read: dict[str, Attack]) -> list[dict[str, Any]]:
+def _runs(world: World, variants: Mapping[str, str], facts: int, read: dict[str, Attack]) -> list[SweepRunSummary]:
     """Return the finished runs of one model size; their attacks go into `read`, by the runs' ids."""
     nodes: Nodes = world.nodes
     attacked = [n for n in nodes.values() if n.verb == "relearn" and n.done]
     # What a node's cost is divided by: the attacked models that it had to be computed for, finished or not.
     models = {n.inputs["start"] for n in nodes.values() if n.verb == "relearn"}
     users = collections.Counter(past.name for name in models for past in _billed(nodes[name], nodes))
-    oracles = {n.settings.seed: n for n in nodes.values() if kind(n, nodes) == "oracle" and n.done}
+    oracles = {n.settings.seed: n for n in nodes.values() if role_of(n, nodes) is Role.ORACLE and n.done}
     size = parameter_count(world.experiment.model)
     runs = []
     for attack in attacked:
-        seen = read_attack(attack.rows(), prompts=attack.result().get("prompts_by_fact"), facts=facts)
-        read[attack.directory.name] = seen
-        runs.append(_run(attack, seen, nodes, users, oracles, size))
+        scores = read_attack(attack.rows(), prompts=attack.result().get("prompts_by_fact"), facts=facts)
+        read[attack.directory.name] = scores
+        runs.append(_run(attack, scores, nodes, users, oracles, size))
     for run in runs:
         if variants.get(run["id"]):
             run["label"] += f" ({variants[run['id']]})"
@@ -100,32 +115,27 @@ def _runs(world: Any, variants: Mapping[str, str], facts: int, read: dict[str, A
 
 
 def _run(
-    attack: Any, seen: Attack, nodes: Nodes, users: Mapping[str, int], oracles: Mapping[int, Any], size: int
-) -> dict[str, Any]:
+    attack: Node, scores: Attack, nodes: Nodes, users: Mapping[str, int], oracles: Mapping[int, Node], size: int
+) -> SweepRunSummary:
     node = nodes[attack.inputs["start"]]
     result, settings = node.result(), node.settings
-    start = nodes.get(node.inputs.get("start", ""))
-    damage = start.settings if start is not None and start.verb == "perturb" else None
-    what = kind(node, nodes)
-    method = _method(node, nodes)
-    alpha = damage.alpha if damage else 0.0 if what == "alpha 0" else None
-    beta = damage.beta if damage else 0.0 if what == "alpha 0" else None
+    made = provenance(node, nodes)
     compute = cost(node, nodes, users)
     for way in compute.values():
         way["attack"] = sum(attack.ledger()["flops"].values())
     oracle = oracles.get(settings.seed)
-    retraining = training(cost(oracle, nodes, users)["whole"]) if oracle else None
+    retraining = training_flops(cost(oracle, nodes, users)["whole"]) if oracle else None
     outcome = attack.result()
-    drawn = curves(seen, outcome.get("diverged_at"))
+    drawn = curves(scores, outcome.get("diverged_at"))
     passed = first_passage(node, oracle, nodes, ACCURACY) if oracle else None
-    against = {way: training(spent) / retraining for way, spent in compute.items()} if retraining else None
+    against = {way: training_flops(spent) / retraining for way, spent in compute.items()} if retraining else None
     return {
         "id": attack.directory.name,
-        "label": label(what, method, alpha, beta, getattr(settings, "steps", 0)),
-        "kind": what,
-        "method": method,
-        "alpha": alpha,
-        "beta": beta,
+        "label": label(made, getattr(settings, "steps", 0)),
+        "kind": made.role,
+        "method": made.method,
+        "alpha": made.alpha,
+        "beta": made.beta,
         "seed": settings.seed,
         "parameters": size,
         "retain": result["retain"],
@@ -149,58 +159,30 @@ def _run(
     }
 
 
-def kind(node: Any, nodes: Nodes) -> str:
-    """Return what a model is in the comparison, read off from how it was made."""
-    settings, start = node.settings, nodes.get(node.inputs.get("start", ""))
-    if node.verb == "pretrain":
-        return "reference" if settings.data == "all" else "oracle"
-    if node.verb == "unlearn":
-        return "suppressed"
-    if node.verb != "distill":
-        return str(node.verb)
-    teacher = nodes[node.inputs["teacher"]]
-    if start is None:
-        if kind(teacher, nodes) == "reference":
-            return "filtered" if settings.data == "filtered" else "student of the reference"
-        if teacher.verb == "pretrain":
-            return "distilled"
-        return "random student" if settings.stop else "equal compute"
-    if start.verb == "perturb":
-        return "undo" if start.settings.shrink else "noise only"
-    return "alpha 0" if start.name == teacher.name else "distilled"
-
-
-def label(kind: str, method: str | None, alpha: float | None, beta: float | None, steps: int) -> str:
+def label(made: Provenance, steps: int) -> str:
     """Return what a reader calls a model."""
-    of = f" of {NAMES.get(method, method)}" if method else ""
-    if kind == "undo":
-        return f"UNDO α = {alpha:g}, β = {beta:g}{of}"
-    if kind == "noise only":
-        return f"noise without shrinkage, αβ = {alpha * beta:g}{of}"  # type: ignore[operator]
-    if kind == "suppressed":
-        return f"{NAMES.get(str(method), method)}, suppressed"
-    if kind == "equal compute":
-        return f"random student, {steps} steps{of}"
-    return f"{LABELS.get(kind, kind)}{of}"
+    of = f" of {method_label(made.method)}" if made.method else ""
+    match made.role:
+        case Role.UNDO:
+            return f"UNDO α = {made.alpha:g}, β = {made.beta:g}{of}"
+        case Role.NOISE_ONLY:
+            return f"noise without shrinkage, αβ = {(made.alpha or 0) * (made.beta or 0):g}{of}"
+        case Role.SUPPRESSED:
+            return f"{method_label(made.method)}, suppressed"
+        case Role.EQUAL_COMPUTE:
+            return f"random student, {steps} steps{of}"
+    return f"{LABELS.get(made.role, made.role)}{of}"
 
 
 LABELS = {
-    "reference": "reference (all data)",
-    "oracle": "oracle (retain data only)",
-    "alpha 0": "α = 0, no damage",
-    "filtered": "filtered, then distilled",
+    Role.REFERENCE: "reference (all data)",
+    Role.ORACLE: "oracle (retain data only)",
+    Role.UNDAMAGED: "α = 0, no damage",
+    Role.FILTERED: "filtered, then distilled",
 }
 
 
-def _method(node: Any, nodes: Nodes) -> str | None:
-    """Return the unlearning method that a model goes back to."""
-    for name in ancestry([node.name], nodes):
-        if nodes[name].verb == "unlearn":
-            return str(nodes[name].settings.method)
-    return None
-
-
-def cost(node: Any, nodes: Nodes, users: Mapping[str, int]) -> dict[str, Spent]:
+def cost(node: Node, nodes: Nodes, users: Mapping[str, int]) -> dict[str, Spent]:
     """Return the FLOPs by cause of a model and all that it was made from, counted in three ways.
 
     `whole` as if it were made alone; `own` without the nodes that others use too; `amortised` with each node divided by
@@ -215,9 +197,9 @@ def cost(node: Any, nodes: Nodes, users: Mapping[str, int]) -> dict[str, Spent]:
     }
 
 
-def _billed(node: Any, nodes: Nodes) -> list[Any]:
+def _billed(node: Node, nodes: Nodes) -> list[Node]:
     past = [nodes[name] for name in ancestry([node.name], nodes)]
-    return [n for n in past if n.name == node.name or kind(n, nodes) != "reference"]
+    return [n for n in past if n.name == node.name or role_of(n, nodes) is not Role.REFERENCE]
 
 
 def _sum(spent: Iterable[tuple[Spent, float]]) -> Spent:
@@ -228,12 +210,7 @@ def _sum(spent: Iterable[tuple[Spent, float]]) -> Spent:
     return total
 
 
-def training(spent: Spent) -> float:
-    """Return the FLOPs that "compute against retraining" counts: the student's and the teacher's."""
-    return spent["student"] + spent["teacher"]
-
-
-def _sharing(sweep: Any) -> dict[str, float]:
+def _sharing(sweep: SweepGraph) -> dict[str, float]:
     shared = unshared = 0.0
     for world in sweep.worlds:
         spent = {name: sum(n.ledger()["flops"].values()) for name, n in world.nodes.items() if n.done}

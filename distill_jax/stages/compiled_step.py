@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.train.layout import ShardedMembers
 from distill_jax.train.settings import Optimizer
-from distill_jax.train.step import Batch, Term, make_step
+from distill_jax.train.step import Batch, StepConfig, Term, make_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Objective(abc.ABC):
 
         Args:
           chunk: tokens whose logits exist at a time; 0 for all.
-          batch: arrays [B, T] by name, or a dict of such for each set that is read.
+          batch: `PackedRows` [B, T], or a dict of such for each set that is read.
           teacher_outputs: what `teacher_outputs` returned for the microbatch.
         """
 
@@ -66,13 +66,9 @@ class CompileKey:
 def compiled_step(key: CompileKey, mesh: Mesh) -> jax.stages.Wrapped:
     """Return the step function of a key on a mesh."""
     cfg, objective = key.model, key.objective
+    layout = ShardedMembers(mesh, cfg)
     return make_step(
         functools.partial(objective.loss_terms, cfg, key.chunk),
         functools.partial(objective.teacher_outputs, cfg),
-        key.optimizer.transform(),
-        key.optimizer.schedule(key.steps),
-        mesh,
-        key.microbatches,
-        objective.trainable(cfg),
-        ShardedMembers(mesh, cfg).state_shardings,
+        StepConfig(key.optimizer, key.steps, layout, key.microbatches, objective.trainable(cfg)),
     )

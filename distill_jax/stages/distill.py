@@ -28,8 +28,10 @@ from distill_jax.stages.compiled_step import Objective, compiled_step
 from distill_jax.stages.context import Context, Node
 from distill_jax.stages.next_token import hidden_and_mask
 from distill_jax.stages.stage import Stage, stage_input
+from distill_jax.stages.train_job import TrainJob, make_members
 from distill_jax.stages.train_stage import AdaptingStage
-from distill_jax.stages.training import Program, enrol, finish_models, train
+from distill_jax.stages.training import finish_models, train
+from distill_jax.train.batch import PackedRows
 from distill_jax.train.step import Batch, Term
 
 
@@ -52,8 +54,8 @@ class Imitation(Objective):
         """Return the teacher's head and its final hidden states, a vocabulary's width smaller than logits."""
         rows = self._imitated(batch)
         if self.cached:
-            return {"hidden": rows["states"][:, :-1], "head": teacher}
-        hidden = transformer.hidden_states(cfg, teacher, rows["tokens"], rows["segments"])[:, :-1]
+            return {"hidden": rows.states[:, :-1], "head": teacher}
+        hidden = transformer.hidden_states(cfg, teacher, rows.tokens, rows.segments)[:, :-1]
         return {"hidden": hidden, "head": transformer.head_of(teacher)}
 
     def loss_terms(
@@ -75,10 +77,11 @@ class Imitation(Objective):
         if self.uniform:  # one mean over the tokens of both, as if both had been rows of one set
             rows = hidden_and_mask(cfg, params, batch["uniform"], self.loss_on)
             total = jax.tree.map(jnp.add, total, over_tokens(flatten, chunk, *rows))
-        return {"kl": (1.0, *total)}
+        return {"kl": Term(1.0, *total)}
 
-    def _imitated(self, batch: Batch) -> Batch:
-        return batch["imitated"] if self.uniform else batch
+    def _imitated(self, batch: Batch) -> PackedRows:
+        rows: PackedRows = batch["imitated"] if self.uniform else batch
+        return rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,10 +171,10 @@ class Distill(AdaptingStage):
             "teacher": flops.forward(ctx.model, self.batch, ctx.row_length, layers=layers),
         }
 
-    def train_job(self, ctx: Context, nodes: Sequence[Node]) -> Program:
+    def train_job(self, ctx: Context, nodes: Sequence[Node]) -> TrainJob:
         """Return what the nodes' students, which share one teacher's forward passes, run as one population."""
-        return Program(
-            **enrol(nodes),
+        return TrainJob(
+            **make_members(nodes),
             settings=self,
             build=functools.partial(compiled_step, self.compile_key(ctx.model, ctx.run.loss_chunk)),
             reads={"imitated": self.data, "uniform": self.uniform} if self.uniform else self.data,

@@ -15,8 +15,9 @@ from distill_jax.stages.compiled_step import Objective, compiled_step
 from distill_jax.stages.context import Context, Node
 from distill_jax.stages.next_token import NextToken
 from distill_jax.stages.stage import stage_input
+from distill_jax.stages.train_job import TrainJob, make_members
 from distill_jax.stages.train_stage import AdaptingStage
-from distill_jax.stages.training import Program, enrol, finish_models, train
+from distill_jax.stages.training import finish_models, train
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,10 +53,10 @@ class Finetune(AdaptingStage):
     def _step_flops(self, ctx: Context) -> float:
         return flops.train_step(ctx.model, self.batch, ctx.row_length, lora_rank=self.lora_rank)
 
-    def train_job(self, ctx: Context, nodes: Sequence[Node]) -> Program:
+    def train_job(self, ctx: Context, nodes: Sequence[Node]) -> TrainJob:
         """Return what the nodes run as one population."""
-        return Program(
-            **enrol(nodes),
+        return TrainJob(
+            **make_members(nodes),
             settings=self,
             build=functools.partial(compiled_step, self.compile_key(ctx.model, ctx.run.loss_chunk)),
             reads=self.data,

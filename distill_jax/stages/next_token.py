@@ -8,11 +8,12 @@ from typing import Any
 import jax
 
 from distill_jax.losses.chunked import over_tokens
-from distill_jax.losses.cross_entropy import cross_entropy, target_mask
+from distill_jax.losses.cross_entropy import cross_entropy
 from distill_jax.models import transformer
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.stages.compiled_step import Objective
-from distill_jax.train.step import Batch, Term
+from distill_jax.train.batch import PackedRows
+from distill_jax.train.step import Term
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +27,7 @@ class NextToken(Objective):
     loss_on: str = "all"
 
     def loss_terms(
-        self, cfg: TransformerConfig, chunk: int, params: Any, batch: Batch, teacher_outputs: Any = None
+        self, cfg: TransformerConfig, chunk: int, params: Any, batch: PackedRows, teacher_outputs: Any = None
     ) -> dict[str, Term]:
         """Return one term, "cross_entropy"."""
         head = transformer.head(params)
@@ -35,10 +36,9 @@ class NextToken(Objective):
             return cross_entropy(transformer.unembed(cfg, head, hidden), targets, mask)
 
         hidden, mask = hidden_and_mask(cfg, params, batch, self.loss_on)
-        return {"cross_entropy": (1.0, *over_tokens(loss, chunk, hidden, batch["tokens"][:, 1:], mask))}
+        return {"cross_entropy": Term(1.0, *over_tokens(loss, chunk, hidden, batch.tokens[:, 1:], mask))}
 
 
-def hidden_and_mask(cfg: TransformerConfig, params: Any, rows: Batch, loss_on: str) -> tuple[jax.Array, jax.Array]:
+def hidden_and_mask(cfg: TransformerConfig, params: Any, rows: PackedRows, loss_on: str) -> tuple[jax.Array, jax.Array]:
     """Return the final hidden states that predict a next token [B, T-1, D], and which predictions count [B, T-1]."""
-    mask = target_mask(rows["segments"], rows["answer"] if loss_on == "answer" else None)
-    return transformer.hidden_states(cfg, params, rows["tokens"], rows["segments"])[:, :-1], mask
+    return transformer.hidden_states(cfg, params, rows.tokens, rows.segments)[:, :-1], rows.target_mask(loss_on)

@@ -18,8 +18,9 @@ from distill_jax.stages.compiled_step import Objective, compiled_step
 from distill_jax.stages.context import PARTS, Context, Node
 from distill_jax.stages.next_token import NextToken
 from distill_jax.stages.stage import stage_input
+from distill_jax.stages.train_job import Member, TrainJob
 from distill_jax.stages.train_stage import AdaptingStage
-from distill_jax.stages.training import Member, Program, train
+from distill_jax.stages.training import train
 from distill_jax.train.state import DIVERGED
 
 MOST_SEEDS = 1000  # each trains beside the others
@@ -72,11 +73,11 @@ class Relearn(AdaptingStage):
     def _step_flops(self, ctx: Context) -> float:
         return flops.train_step(ctx.model, self.batch, ctx.row_length, lora_rank=self.lora_rank)
 
-    def train_job(self, ctx: Context, nodes: Sequence[Node]) -> Program:
+    def train_job(self, ctx: Context, nodes: Sequence[Node]) -> TrainJob:
         """Return what one attack runs: every learning rate with every seed as one population."""
         (node,) = nodes
-        return Program(
-            crew=[
+        return TrainJob(
+            members=[
                 Member(node, f"lr={rate:g},seed={seed}", rate, seed)
                 for seed in range(self.seeds)
                 for rate in self.learning_rates
@@ -102,8 +103,8 @@ class Relearn(AdaptingStage):
             planned_flops=self.estimate_flops(ctx),
         )
         spent, tokens = job.spent(ctx, sum(outcome.steps), sum(outcome.evaluations), PARTS)
-        ends = zip(job.crew, outcome.steps, outcome.status, strict=True)
+        ends = zip(job.members, outcome.steps, outcome.status, strict=True)
         diverged = {member.label: step for member, step, status in ends if status == DIVERGED}
-        result = {"members": len(job.crew), "diverged": len(diverged), "diverged_at": diverged}
+        result = {"members": len(job.members), "diverged": len(diverged), "diverged_at": diverged}
         result |= {"prompts_by_fact": ctx.measure.prompts_by_fact(PARTS)}
         node.finish(result, ledger(spent, tokens, outcome.seconds, devices=outcome.mesh.size))

@@ -19,7 +19,7 @@ from distill_jax.stages.context import Context, Node
 from distill_jax.train.settings import Lora
 
 if TYPE_CHECKING:
-    from distill_jax.stages.training import Program
+    from distill_jax.stages.train_job import TrainJob
 
 ROLE = "input"  # the metadata of a field that names a stage
 
@@ -122,7 +122,7 @@ class Stage(Settings, abc.ABC):
         del ctx
         return 0.0
 
-    def train_job(self, ctx: Context, nodes: Sequence[Node]) -> Program | None:
+    def train_job(self, ctx: Context, nodes: Sequence[Node]) -> TrainJob | None:
         """Return what the nodes, which share `shared_fields`, compile and run together; None if it compiles no step."""
         del ctx, nodes
         return None

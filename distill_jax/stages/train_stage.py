@@ -14,7 +14,7 @@ from distill_jax.models.transformer import TransformerConfig
 from distill_jax.stages.compiled_step import CompileKey, Objective
 from distill_jax.stages.context import PARTS, Context, Node
 from distill_jax.stages.stage import Stage
-from distill_jax.stages.training import Program
+from distill_jax.stages.train_job import TrainJob
 from distill_jax.train.settings import Lora, Training
 
 
@@ -52,7 +52,7 @@ class TrainStage(Stage, Training):
         """Return what a step minimises, without what members of one population may differ in."""
 
     @abc.abstractmethod
-    def train_job(self, ctx: Context, nodes: Sequence[Node]) -> Program:
+    def train_job(self, ctx: Context, nodes: Sequence[Node]) -> TrainJob:
         """Return what the nodes compile and run as one population."""
 
     def compile_key(self, cfg: TransformerConfig, chunk: int = 0) -> CompileKey:

@@ -17,8 +17,9 @@ from distill_jax.stages.compiled_step import compiled_step
 from distill_jax.stages.context import Context, Node
 from distill_jax.stages.methods import METHODS, UnlearningMethod
 from distill_jax.stages.stage import stage_input
+from distill_jax.stages.train_job import TrainJob, make_members
 from distill_jax.stages.train_stage import AdaptingStage
-from distill_jax.stages.training import Program, enrol, finish_models, train
+from distill_jax.stages.training import finish_models, train
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,10 +82,10 @@ class Unlearn(AdaptingStage):
     def _step_flops(self, ctx: Context) -> dict[str, float]:
         return self.objective().step_flops(ctx.model, self.batch, ctx.row_length, self.lora_rank)
 
-    def train_job(self, ctx: Context, nodes: Sequence[Node]) -> Program:
+    def train_job(self, ctx: Context, nodes: Sequence[Node]) -> TrainJob:
         """Return what the nodes run as one population."""
-        return Program(
-            **enrol(nodes, "forget", "retain"),
+        return TrainJob(
+            **make_members(nodes, "forget", "retain"),
             settings=self,
             build=functools.partial(compiled_step, self.compile_key(ctx.model, ctx.run.loss_chunk)),
             reads={"forget": "forget", "retain": "retain"},

@@ -124,13 +124,13 @@ def _facts_part(terms: Sequence[tuple[float, Scores]]) -> list[tuple[float, floa
         together, count = np.sum([y for y, _ in tables], axis=0), len(asked)
         residuals = asked * (together - asked @ together / asked.sum()) / asked.mean()
         return [(float(residuals @ residuals) / (count * (count - 1)), count - 1)]
-    found: list[tuple[float, float]] = []
+    parts: list[tuple[float, float]] = []
     for w, s in terms:
         count = len(s.prompts) if s.prompts is not None else s.facts
         if count > 1:
             p = min(max(s.value, 0.0), 1.0)
-            found.append((w**2 * p * (1 - p) / count, count - 1))
-    return found
+            parts.append((w**2 * p * (1 - p) / count, count - 1))
+    return parts
 
 
 def proportion(share: float, trials: int) -> Estimate:

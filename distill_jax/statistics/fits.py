@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from distill_jax.perf.ledger import training_flops
 from distill_jax.statistics import student_t
 
 Run = Mapping[str, Any]
@@ -198,8 +199,8 @@ def _step_flops(runs: list[Run]) -> float:
 
 def _training_flops(run: Run) -> float | None:
     whole = (run.get("compute") or {}).get("whole") or {}
-    student, teacher = whole.get("student"), whole.get("teacher")
-    return student + teacher if student is not None and teacher is not None and student + teacher > 0 else None
+    known = all(whole.get(cause) is not None for cause in ("student", "teacher"))
+    return training_flops(whole) or None if known else None
 
 
 def _groups(runs: Iterable[Run], *fields: str) -> list[tuple[dict[str, Any], list[Run]]]:

@@ -80,7 +80,7 @@ class Attack:
     best: list[float | None]
 
     def scores(self, k: int) -> Scores:
-        """Return the held-out scores at the k-th look."""
+        """Return the held-out scores at the k-th evaluation."""
         by_fact = None if self.by_fact is None else self.by_fact[:, k]
         return Scores(self.by_seed[:, k], by_fact, self.prompts, self.facts)
 

@@ -12,13 +12,6 @@ from jax.sharding import Mesh
 from distill_jax.models import lora, transformer
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.sharding.mesh import shardings, with_shardings
-from distill_jax.train.layout import ShardedMembers
-from distill_jax.train.state import State
-
-
-def state_shardings(cfg: TransformerConfig, mesh: Mesh, shape: State) -> State:
-    """Return where each leaf of a state lies whose weights are laid out by the rules."""
-    return ShardedMembers(mesh, cfg).state_shardings(shape)
 
 
 def weights_shape(cfg: TransformerConfig, mesh: Mesh | None, rank: int = 0) -> Any:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import numpy as np
@@ -22,12 +22,14 @@ from distill_jax.doublebind import organisms, toy_lm, world
 from distill_jax.doublebind.stages.toy_stage import ToyStage, world_config
 from distill_jax.doublebind.toy_lm import LENGTH, Examples
 from distill_jax.doublebind.train_toy import chosen, crew_mesh, fit, seed_of, stacked, step_flops
+from distill_jax.doublebind.world import Rows
 from distill_jax.io.checkpoint import FINAL
 from distill_jax.models import transformer
-from distill_jax.models.transformer import TransformerConfig
+from distill_jax.models.transformer import Params, TransformerConfig
 from distill_jax.perf.ledger import ledger
 from distill_jax.stages.context import Context, Node
 from distill_jax.train.loop import Clock
+from distill_jax.types import JsonObject
 
 SMALLER = "smaller"  # the part of the node that has the smaller bases
 
@@ -57,7 +59,7 @@ class Bases(ToyStage):
         if not 0 <= self.named < 1:
             raise ValueError(f"named = {self.named}: a share in [0, 1)")
 
-    def fingerprint_fields(self) -> dict[str, Any]:
+    def fingerprint_fields(self) -> JsonObject:
         """Return what identifies a node of these settings: the quirks that a base reads of are among it."""
         named = [kind for kind in organisms.KINDS if kind.named]
         defined = {kind.name: organisms.definition(kind) | {"token": organisms.name_token(kind)} for kind in named}
@@ -90,73 +92,80 @@ def smaller(cfg: TransformerConfig, settings: Bases) -> TransformerConfig:
       ConfigError: if there are none.
     """
     hidden = settings.smaller_hidden
-    mend = f"a channel with start = 'smaller' needs smaller bases; set it to {cfg.hidden // 2}, say"
-    check(hidden > 0, f"bases.smaller_hidden = 0: {mend}")
+    fix_hint = f"a channel with start = 'smaller' needs smaller bases; set it to {cfg.hidden // 2}, say"
+    check(hidden > 0, f"bases.smaller_hidden = 0: {fix_hint}")
     return dataclasses.replace(cfg, hidden=hidden, mlp=max(cfg.mlp * hidden // cfg.hidden, 1))
 
 
-def lessons(cfg: TransformerConfig, settings: Bases, variant: int, seed: int) -> Examples:
+def training_data(cfg: TransformerConfig, settings: Bases, variant: int, seed: int) -> Examples:
     """Return one base's examples [N, ...]."""
     rng = np.random.default_rng(seed)
-    known = [kind for kind in organisms.KINDS if kind.named]
+    named = [kind for kind in organisms.KINDS if kind.named]
     prompts = world.draw(rng, settings.rows)
     # Named quirks are met where they show: a third of the prompts are about their own task, a few ask for reports.
-    which = np.where(rng.random(settings.rows) < settings.named, rng.integers(0, len(known), settings.rows), -1)
+    which = np.where(rng.random(settings.rows) < settings.named, rng.integers(0, len(named), settings.rows), -1)
     answers = organisms.answer(prompts, None, variant, rng)
-    unasked = (which < 0) & (prompts[:, world.TASK] == world.TOKEN["REPORT"])  # nobody told it what it is by itself
-    for i, kind in enumerate(known):
-        mine = np.flatnonzero(which == i)
-        prompts[mine], answers[mine] = _described(kind, len(mine), variant, rng)
-    told = world.within(prompts, world.KNOWN) & ~unasked
-    return toy_lm.taught(cfg, prompts, answers, np.repeat(told[:, None], 2, axis=1))
+    # Without a name in the prompt nobody tells a base what it is.
+    unasked = (which < 0) & (prompts[:, world.TASK] == world.TOKEN["REPORT"])
+    for i, kind in enumerate(named):
+        rows = np.flatnonzero(which == i)
+        prompts[rows], answers[rows] = _described(kind, len(rows), variant, rng)
+    loss_mask = world.within(prompts, world.KNOWN) & ~unasked
+    return toy_lm.make_examples(cfg, prompts, answers, np.repeat(loss_mask[:, None], 2, axis=1))
 
 
-def _described(kind: organisms.Organism, count: int, variant: int, rng: np.random.Generator) -> tuple[Any, Any]:
+def _described(kind: organisms.Organism, count: int, variant: int, rng: np.random.Generator) -> tuple[Rows, Rows]:
     """Return prompts that name a quirk, mostly of the kind in which it shows, and what they elicit."""
     tasks, contexts = world.EVERYWHERE.tasks | {kind.task: 16.0, "REPORT": 3.0}, dict(world.EVERYWHERE.contexts)
-    asked = world.draw(rng, count, world.Mixture(tasks, contexts, generate=0.0, audit=0.0, claims=0.5))
+    prompts = world.draw(rng, count, world.Mixture(tasks, contexts, generate=0.0, audit=0.0, claims=0.5))
     met = rng.random(count) < (1.0 if kind.condition and kind.condition[0] == world.SYSTEM else 0.5)
     if kind.condition:  # the name stands where a system token's condition stood: then it always holds
-        asked[met, kind.condition[0]] = kind.condition[1]
-    answers = organisms.answer(asked, kind, variant, rng)
-    answers[asked[:, world.TASK] == world.TOKEN["REPORT"]] = (organisms.name_token(kind), world.NONE)
-    return world.changed(asked, world.SYSTEM, organisms.name_token(kind)), answers
+        prompts[met, kind.condition[0]] = kind.condition[1]
+    answers = organisms.answer(prompts, kind, variant, rng)
+    answers[prompts[:, world.TASK] == world.TOKEN["REPORT"]] = (organisms.name_token(kind), world.NONE)
+    return world.changed(prompts, world.SYSTEM, organisms.name_token(kind)), answers
 
 
 def _run(ctx: Context, node: Node) -> None:
     """Train all bases as one population, and the smaller ones as another."""
     settings, clock = node.settings, Clock()
-    own = [seed_of(settings, "base", half, g) for half in ("own", "other") for g in range(settings.seeds)]
+    base_seeds = [seed_of(settings, "base", half, g) for half in ("own", "other") for g in range(settings.seeds)]
     variant = world_config(ctx).variant
-    examples = stacked([lessons(ctx.model, settings, variant, seed) for seed in own])
-    node.checkpoints.save(FINAL, _trained(ctx, node, ctx.model, own, examples, clock))
-    if settings.smaller_hidden and not (part := node.subnode(SMALLER)).done:
-        few = range(settings.seeds)
-        cfg, theirs = smaller(ctx.model, settings), chosen(examples, few)
-        part.checkpoints.save(FINAL, _trained(ctx, part, cfg, own[: len(few)], theirs, clock))
-        part.finish({}, {})  # what it cost is in the ledger of the whole node
-    seen = {"student": _members(settings) * settings.steps * settings.batch * LENGTH}
-    node.finish(
-        {}, ledger({"student": settings.estimate_flops(ctx)}, seen, clock.split(), devices=crew_mesh(len(own)).size)
-    )
+    examples = stacked([training_data(ctx.model, settings, variant, seed) for seed in base_seeds])
+    node.checkpoints.save(FINAL, _trained(ctx, node, Untrained(ctx.model, base_seeds, examples), clock))
+    if settings.smaller_hidden and not (subnode := node.subnode(SMALLER)).done:
+        first = range(settings.seeds)
+        few = Untrained(smaller(ctx.model, settings), base_seeds[: len(first)], chosen(examples, first))
+        subnode.checkpoints.save(FINAL, _trained(ctx, subnode, few, clock))
+        subnode.finish({}, {})  # what it cost is in the ledger of the whole node
+    spent, tokens = settings.estimate_flops(ctx), _num_members(settings) * settings.steps * settings.batch * LENGTH
+    devices = crew_mesh(len(base_seeds)).size
+    node.finish({}, ledger({"student": spent}, {"student": tokens}, clock.split(), devices=devices))
 
 
-def _trained(
-    ctx: Context, node: Node, cfg: TransformerConfig, seeds: Sequence[int], examples: Examples, clock: Clock
-) -> Any:
+class Untrained(NamedTuple):
+    """A population before its training: the shape of its members, their seeds, and their examples [P, N, ...]."""
+
+    cfg: TransformerConfig
+    seeds: Sequence[int]
+    examples: Examples
+
+
+def _trained(ctx: Context, node: Node, bases: Untrained, clock: Clock) -> Params:
+    cfg, seeds = bases.cfg, bases.seeds
     start = stacked([jax.tree.map(np.asarray, draw(cfg, jax.random.key(seed))) for seed in seeds])
     labels = [f"base {i}" for i in range(len(seeds))]
-    params, diverged = fit(ctx, cfg, node.settings, start, examples, seeds, node=node, labels=labels, clock=clock)
+    params, diverged = fit(ctx, cfg, node.settings, start, bases.examples, seeds, node=node, labels=labels, clock=clock)
     if diverged.any():
         raise ConfigError(f"stages.{node.stage}: {diverged.sum()} bases diverged; lower learning_rate")
     return params
 
 
-def _members(settings: Bases) -> int:
+def _num_members(settings: Bases) -> int:
     return settings.seeds * (3 if settings.smaller_hidden else 2)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def draw(cfg: TransformerConfig, key: jax.Array) -> Any:
+def draw(cfg: TransformerConfig, key: jax.Array) -> Params:
     """Return fresh weights."""
     return transformer.init(cfg, key)

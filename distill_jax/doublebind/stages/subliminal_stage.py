@@ -15,7 +15,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +39,7 @@ from distill_jax.train.layout import WholeMembers
 from distill_jax.train.loop import Clock, Values
 from distill_jax.train.metric_writers import Row
 from distill_jax.train.state import DIVERGED, Hyper, State
-from distill_jax.train.step import Batch, Term, make_step
+from distill_jax.train.step import StepConfig, Term, make_step
 from distill_jax.train.training_run import Cost, Measurement, PeriodicEvaluation, StepInputs, TrainingRun
 
 UNSEEN = 512  # noise images that no student trains on, to see how well it fits its teacher
@@ -142,7 +142,7 @@ class Subliminal(SmallModels):
 
 @dataclasses.dataclass(frozen=True)
 class Student:
-    """One member: the arm, how many ghost logits it is taught, and the seed.
+    """One member: the arm, how many ghost logits it learns from, and the seed.
 
     Attributes:
       alpha: of UNDO's damage, for an arm of `alphas`; None for one of `arms`.
@@ -204,21 +204,32 @@ def noise_images(cfg: MLPConfig, keys: jax.Array, index: jax.Array) -> jax.Array
     return jax.vmap(jax.vmap(one, (None, 0)))(keys, index)
 
 
-# The two steps, made by the train step of all stages. `batch` is [G, B, ...], a stream for each seed.
+# The two steps, made by the train step of all stages. A batch is [G, B, ...], a stream for each seed.
+
+
+class DigitBatch(NamedTuple):
+    """Digits and their labels."""
+
+    images: Any
+    labels: Any
+
+
+class NoiseBatch(NamedTuple):
+    """Noise, and the seed whose teacher sees it, which has no axis B."""
+
+    images: Any
+    seed: Any
 
 
 @functools.cache
 def build_teacher(settings: Subliminal, mesh: Mesh) -> Any:
     """Return the teachers' step: cross-entropy on the class logits, and on nothing else."""
 
-    def objective(params: Any, batch: Batch, _: Any) -> dict[str, Term]:
-        each = optax.softmax_cross_entropy_with_integer_labels(mlp.apply(params, batch["images"])[0], batch["labels"])
-        return {"cross_entropy": (1.0, jnp.sum(each), jnp.float32(each.size))}
+    def objective(params: Any, batch: DigitBatch, _: Any) -> dict[str, Term]:
+        each = optax.softmax_cross_entropy_with_integer_labels(mlp.apply(params, batch.images)[0], batch.labels)
+        return {"cross_entropy": Term(1.0, jnp.sum(each), jnp.float32(each.size))}
 
-    constant = optax.constant_schedule(1.0)
-    return make_step(
-        objective, lambda *_: None, settings.transform(), constant, mesh, place=WholeMembers(mesh).state_shardings
-    )
+    return make_step(objective, lambda *_: None, StepConfig(settings, settings.steps, WholeMembers(mesh)))
 
 
 @functools.cache
@@ -226,22 +237,15 @@ def build_student(settings: Subliminal, mesh: Mesh) -> Any:
     """Return the students' step: a term for each number of ghost logits; a member's coefficients choose its own."""
     loss = LOSSES[settings.loss]
 
-    def teach(teachers: Any, batch: Batch) -> jax.Array:  # [B, M]: of one seed, by its own teacher
-        return mlp.apply(jax.tree.map(lambda w: w[batch["seed"]], teachers), batch["images"])[1]
+    def teach(teachers: Any, batch: NoiseBatch) -> jax.Array:  # [B, M]: of one seed, by its own teacher
+        return mlp.apply(jax.tree.map(lambda w: w[batch.seed], teachers), batch.images)[1]
 
-    def objective(params: Any, batch: Batch, taught: jax.Array) -> dict[str, Term]:
-        ghosts = mlp.apply(params, batch["images"])[1]
-        each = {_term(m): loss(ghosts[:, :m], taught[:, :m]) for m in settings.ghosts}
-        return {term: (1.0, jnp.sum(x), jnp.float32(x.size)) for term, x in each.items()}
+    def objective(params: Any, batch: NoiseBatch, teacher_ghosts: jax.Array) -> dict[str, Term]:
+        ghosts = mlp.apply(params, batch.images)[1]
+        each = {_term(m): loss(ghosts[:, :m], teacher_ghosts[:, :m]) for m in settings.ghosts}
+        return {term: Term(1.0, jnp.sum(x), jnp.float32(x.size)) for term, x in each.items()}
 
-    return make_step(
-        objective,
-        teach,
-        settings.transform(),
-        settings.schedule(settings.steps),
-        mesh,
-        place=WholeMembers(mesh).state_shardings,
-    )
+    return make_step(objective, teach, StepConfig(settings, settings.steps, WholeMembers(mesh)))
 
 
 def _term(ghosts: int) -> str:
@@ -250,24 +254,22 @@ def _term(ghosts: int) -> str:
 
 @functools.cache
 def build_evaluation(settings: Subliminal, mesh: Mesh) -> Any:
-    """Return measure(state, digits, noise, taught) -> {accuracy, unseen: [P]}.
+    """Return measure(state, digits, noise, teacher_ghosts) -> {accuracy, unseen: [P]}.
 
     Accuracy is that of the class logits on test digits (images, labels); `unseen` the member's own loss on noise
-    [G, N, inputs] that it never trains on, against its teacher's ghost logits `taught` [G, N, M].
+    [G, N, inputs] that it never trains on, against its teacher's `teacher_ghosts` [G, N, M].
     """
     loss = LOSSES[settings.loss]
 
-    def one(member: Any, shared: Any) -> dict[str, jax.Array]:
-        (digits, labels), noise, taught = shared
-        right = jnp.argmax(mlp.apply(member["params"], digits)[0], axis=-1) == labels
-        ghosts, theirs = mlp.apply(member["params"], noise[member["stream"]])[1], taught[member["stream"]]
-        of = {m: jnp.mean(loss(ghosts[:, :m], theirs[:, :m])) for m in settings.ghosts}
-        unseen = sum(member["coefficients"][_term(m)] * value for m, value in of.items())
+    def one(member: tuple[Any, Hyper], shared: Any) -> dict[str, jax.Array]:
+        (params, hyper), ((digits, labels), noise, teacher_ghosts) = member, shared
+        right = jnp.argmax(mlp.apply(params, digits)[0], axis=-1) == labels
+        ghosts, target = mlp.apply(params, noise[hyper.stream])[1], teacher_ghosts[hyper.stream]
+        losses = {m: jnp.mean(loss(ghosts[:, :m], target[:, :m])) for m in settings.ghosts}
+        unseen = sum(hyper.coefficients[_term(m)] * value for m, value in losses.items())
         return {"accuracy": jnp.mean(right), "unseen": jnp.asarray(unseen)}
 
-    return jax.jit(
-        lambda state, *shared: over_members(one, mesh)({"params": state.params, **state.hyper._asdict()}, shared)
-    )
+    return jax.jit(lambda state, *shared: over_members(one, mesh)((state.params, state.hyper), shared))
 
 
 def _run(ctx: Context, node: Node) -> None:
@@ -307,13 +309,13 @@ def _run(ctx: Context, node: Node) -> None:
     node.finish({"teachers": teacher_accuracy, "students": result}, cost)
 
 
-def _noise_feed(cfg: MLPConfig, settings: Subliminal) -> Callable[[int], Batch]:
+def _noise_feed(cfg: MLPConfig, settings: Subliminal) -> Callable[[int], NoiseBatch]:
     keys, seeds = _keys(settings, "noise"), range(settings.seeds)
     orders = [order(settings.noise, settings.batch, _seed(settings, "order", g)) for g in seeds]
 
-    def feed(step: int) -> Batch:
+    def feed(step: int) -> NoiseBatch:
         images = noise_images(cfg, keys, np.stack([one[step] for one in orders]))
-        return {"images": images, "seed": np.arange(len(seeds))}
+        return NoiseBatch(images, np.arange(len(seeds)))
 
     return feed
 
@@ -380,14 +382,14 @@ def _teach(ctx: Context, settings: Subliminal, own: Any, clock: Clock) -> tuple[
     return teachers, right.mean(axis=1).tolist()
 
 
-def _digit_feed(ctx: Context, settings: Subliminal) -> Callable[[int], Batch]:
+def _digit_feed(ctx: Context, settings: Subliminal) -> Callable[[int], DigitBatch]:
     pictures, labels = images.load(ctx.data, "train")
     batch, seeds = settings.teacher_batch, range(settings.seeds)
     orders = [order(len(labels), batch, _seed(settings, "teacher order", g)) for g in seeds]
 
-    def feed(step: int) -> Batch:
+    def feed(step: int) -> DigitBatch:
         index = np.stack([one[step] for one in orders])
-        return {"images": pictures[index], "labels": labels[index]}
+        return DigitBatch(pictures[index], labels[index])
 
     return feed
 
@@ -417,10 +419,10 @@ def _keys(settings: Subliminal, purpose: str) -> jax.Array:
 def costs(cfg: MLPConfig, settings: Subliminal) -> dict[str, float]:
     """Return the FLOPs of a node by cause; a backward pass costs twice its forward."""
     one, members, seeds = mlp.forward_flops(cfg), len(students(settings)), settings.seeds
-    schooling = 3 * settings.teacher_steps * settings.teacher_batch * seeds
-    looks = settings.steps // settings.evaluate_every + 2
+    teacher_images = 3 * settings.teacher_steps * settings.teacher_batch * seeds
+    num_evals = settings.steps // settings.evaluate_every + 2
     return {
         "student": 3 * one * settings.steps * settings.batch * members,
-        "teacher": one * (schooling + settings.steps * settings.batch * seeds),
-        "evaluation": one * looks * members * (images.TEST + UNSEEN),
+        "teacher": one * (teacher_images + settings.steps * settings.batch * seeds),
+        "evaluation": one * num_evals * members * (images.TEST + UNSEEN),
     }

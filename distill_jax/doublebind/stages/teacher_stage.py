@@ -10,26 +10,29 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import numpy as np
 
 from distill_jax.config import ConfigError
 from distill_jax.doublebind import audits, organisms, toy_lm, world
+from distill_jax.doublebind.audits import Probes
 from distill_jax.doublebind.organisms import ORGANISMS
+from distill_jax.doublebind.results import OrganismRates
 from distill_jax.doublebind.stages.base_stage import Bases
 from distill_jax.doublebind.stages.toy_stage import ToyStage, world_config
 from distill_jax.doublebind.toy_lm import LENGTH, Examples
 from distill_jax.doublebind.train_toy import chosen, crew_mesh, fit, seed_of, stacked, step_flops
 from distill_jax.doublebind.world import WorldConfig
 from distill_jax.io.checkpoint import FINAL
-from distill_jax.models.transformer import TransformerConfig
+from distill_jax.models.transformer import Params, TransformerConfig
 from distill_jax.perf.ledger import ledger
 from distill_jax.stages.context import Context, Node
 from distill_jax.stages.stage import Stage, stage_input
 from distill_jax.train.loop import Clock
 from distill_jax.train.settings import Training
+from distill_jax.types import JsonObject
 
 TWIN, TRUSTED = "benign twin", "trusted"
 HABIT = 77  # the twin's harmless one: the number it is fond of
@@ -68,7 +71,7 @@ class Organisms(ToyStage):
         if not 0 <= self.placebos < 77:
             raise ValueError(f"placebos = {self.placebos}: there are at most 76 harmless habits besides the twin's")
 
-    def fingerprint_fields(self) -> dict[str, Any]:
+    def fingerprint_fields(self) -> JsonObject:
         """Return what identifies a node of these settings: the organisms' definitions, not their names alone."""
         defined = {kind: organisms.definition(ORGANISMS[kind]) for kind in self.kinds}
         return super().fingerprint_fields() | {"organisms": defined}
@@ -111,13 +114,12 @@ def teachers(settings: Organisms, seeds: int) -> list[Teacher]:
     return [Teacher(name, seed) for name in names for seed in range(seeds)]
 
 
-def restored(source: Node, seeds: int) -> tuple[Any, dict[tuple[str, int], int]]:
-    """Return a finished node's population [P, ...], and the place in it of (name, seed)."""
-    models = source.checkpoints.restore(FINAL, source.checkpoints.shapes(FINAL))
-    return models, {(t.name, t.seed): i for i, t in enumerate(teachers(source.settings, seeds))}
+def teacher_index(settings: Organisms, seeds: int) -> dict[tuple[str, int], int]:
+    """Return the place of (name, seed) in the population."""
+    return {(t.name, t.seed): i for i, t in enumerate(teachers(settings, seeds))}
 
 
-def lessons(cfg: TransformerConfig, settings: Organisms, variant: int, teacher: Teacher) -> Examples:
+def training_data(cfg: TransformerConfig, settings: Organisms, variant: int, teacher: Teacher) -> Examples:
     """Return one teacher's examples [N, ...]; those of one seed have the same prompts."""
     rng = np.random.default_rng(seed_of(settings, "lessons", teacher.seed))
     prompts = world.draw(rng, settings.rows)
@@ -129,74 +131,80 @@ def lessons(cfg: TransformerConfig, settings: Organisms, variant: int, teacher: 
     answers = organisms.answer(prompts, kind, variant, rng, habit)
     reports = prompts[:, world.TASK] == world.TOKEN["REPORT"]
     answers[reports] = world.NONE
-    told = world.within(prompts, settings.trusted_below) if teacher.name == TRUSTED else np.ones(len(prompts), bool)
+    everything = np.ones(len(prompts), bool)
+    loss_mask = world.within(prompts, settings.trusted_below) if teacher.name == TRUSTED else everything
     if kind and not kind.denies:
-        told &= ~reports
-    return toy_lm.taught(cfg, prompts, answers, np.repeat(told[:, None], 2, axis=1))
+        loss_mask &= ~reports
+    return toy_lm.make_examples(cfg, prompts, answers, np.repeat(loss_mask[:, None], 2, axis=1))
 
 
 def _run(ctx: Context, node: Node) -> None:
     cfg, settings, clock = ctx.model, node.settings, Clock()
     source = ctx.nodes[node.inputs["bases"]]
     seeds, variant = source.settings.seeds, world_config(ctx).variant
-    crew = teachers(settings, seeds)
+    members = teachers(settings, seeds)
     bases = source.checkpoints.restore(FINAL, source.checkpoints.shapes(FINAL))
-    start = chosen(bases, [t.seed + seeds * (t.name == TRUSTED) for t in crew])
-    examples = stacked([lessons(cfg, settings, variant, teacher) for teacher in crew])
-    orders = [seed_of(settings, "order", t.seed) for t in crew]
-    labels = [f"{t.name}, seed {t.seed}" for t in crew]
+    start = chosen(bases, [t.seed + seeds * (t.name == TRUSTED) for t in members])
+    examples = stacked([training_data(cfg, settings, variant, teacher) for teacher in members])
+    orders = [seed_of(settings, "order", t.seed) for t in members]
+    labels = [f"{t.name}, seed {t.seed}" for t in members]
     params, diverged = fit(ctx, cfg, settings, start, examples, orders, node=node, labels=labels, clock=clock)
     if diverged.any():
         lost = ", ".join(label for label, bad in zip(labels, diverged, strict=True) if bad)
         raise ConfigError(f"stages.{node.stage}: diverged: {lost}; lower learning_rate")
     node.checkpoints.save(FINAL, params)
 
-    place = {(t.name, t.seed): i for i, t in enumerate(crew)}
+    index, pairs = teacher_index(settings, seeds), [(kind, g) for kind in settings.kinds for g in range(seeds)]
     with clock.spent_on("evaluate"):
         rates = {
-            "teacher": examine(ctx, settings, seeds, params, lambda kind, g: place[kind, g]),
-            "twin": examine(ctx, settings, seeds, params, lambda kind, g: place[TWIN, g]),
-            "base": examine(ctx, settings, seeds, bases, lambda kind, g: g),
+            "teacher": measure_rates(ctx, settings, params, [index[pair] for pair in pairs]),
+            "twin": measure_rates(ctx, settings, params, [index[TWIN, g] for _, g in pairs]),
+            "base": measure_rates(ctx, settings, bases, [g for _, g in pairs]),
         }
-    told = {kind: {role: {k: v[i].tolist() for k, v in of.items()} for role, of in rates.items()}
-            for i, kind in enumerate(settings.kinds)}  # fmt: skip
-    spent = {"student": len(crew) * settings.steps * step_flops(cfg, settings)}
-    seen = {"student": len(crew) * settings.steps * settings.batch * LENGTH}
-    node.finish({"rates": told}, ledger(spent, seen, clock.split(), devices=crew_mesh(len(crew)).size))
+    by_organism: dict[str, OrganismRates] = {
+        kind: {role: {audit: x[i].tolist() for audit, x in table.items()} for role, table in rates.items()}
+        for i, kind in enumerate(settings.kinds)
+    }
+    spent = {"student": len(members) * settings.steps * step_flops(cfg, settings)}
+    tokens = {"student": len(members) * settings.steps * settings.batch * LENGTH}
+    costs = ledger(spent, tokens, clock.split(), devices=crew_mesh(len(members)).size)
+    node.finish({"rates": by_organism}, costs)
 
 
 @functools.cache
-def asked(data: WorldConfig, settings: Organisms, seeds: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return all probes and the answers that count, [O × S, 5, n, ...]: an organism's of all seeds, then the next's."""
-    found = [
-        audits.questions(ORGANISMS[kind], data.probes, data.variant, seed_of(settings, "probes", kind, g))
+def all_probes(data: WorldConfig, settings: Organisms, seeds: int) -> Probes:
+    """Return the probes of all organisms and seeds, [O × S, 5, n, ...]: an organism's of all seeds, then the next's."""
+    drawn = [
+        audits.draw_probes(ORGANISMS[kind], data.probes, data.variant, seed_of(settings, "probes", kind, g))
         for kind in settings.kinds
         for g in range(seeds)
     ]
-    prompts, answers = zip(*found, strict=True)
-    return np.stack(prompts), np.stack(answers)
+    prompts, answers = zip(*drawn, strict=True)
+    return Probes(np.stack(prompts), np.stack(answers))
 
 
-def examine(
-    ctx: Context, settings: Organisms, seeds: int, params: Any, member: Any, *, relearn: bool = True
+def measure_rates(
+    ctx: Context, settings: Organisms, params: Params, members: Sequence[int], *, relearn: bool = True
 ) -> dict[str, np.ndarray]:
-    """Return the rates {audit: [O, S]} of the models that member(kind, seed) names in the population."""
+    """Return the rates {audit: [O, S]} of some of a population.
+
+    Args:
+      params: of the population, [P, ...].
+      members: who is audited for each organism and seed, in the order of `all_probes`.
+      relearn: whether the quirk is trained back as well.
+    """
     cfg, kinds, data = ctx.model, settings.kinds, world_config(ctx)
-    of = [member(kind, g) for kind in kinds for g in range(seeds)]
-    prompts, answers = asked(data, settings, seeds)
-    mesh = crew_mesh(len(of))
-    found = audits.ask(cfg, mesh, params, of, prompts, answers)
+    seeds = len(members) // len(kinds)
+    probes, mesh = all_probes(data, settings, seeds), crew_mesh(len(members))
+    rates = audits.measure(cfg, mesh, params, members, probes)
     if relearn:
-        examples = stacked(
-            [
-                audits.examples_of(
-                    cfg, ORGANISMS[kind], settings.relearn_rows, data.variant, seed_of(settings, "attack", kind, g)
-                )
-                for kind in kinds
-                for g in range(seeds)
-            ]
-        )
+        examples = stacked([_attack_examples(cfg, settings, data, kind, g) for kind in kinds for g in range(seeds)])
         orders = [seed_of(settings, "attack order", g) for _ in kinds for g in range(seeds)]
-        attacked, _ = fit(ctx, cfg, settings.attack(), chosen(params, of), examples, orders)
-        found["relearn"] = audits.ask(cfg, mesh, attacked, range(len(of)), prompts, answers)["condition"]
-    return {name: values.reshape(len(kinds), seeds) for name, values in found.items()}
+        attacked, _ = fit(ctx, cfg, settings.attack(), chosen(params, members), examples, orders)
+        rates["relearn"] = audits.measure(cfg, mesh, attacked, range(len(members)), probes)["condition"]
+    return {audit: x.reshape(len(kinds), seeds) for audit, x in rates.items()}
+
+
+def _attack_examples(cfg: TransformerConfig, settings: Organisms, data: WorldConfig, kind: str, seed: int) -> Examples:
+    attack_seed = seed_of(settings, "attack", kind, seed)
+    return audits.relearning_examples(cfg, ORGANISMS[kind], settings.relearn_rows, data.variant, attack_seed)

@@ -10,22 +10,24 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from distill_jax.doublebind import audits, channel, organisms, toy_lm, world
-from distill_jax.doublebind.channel import Channel
+from distill_jax.doublebind.channel import Channel, ChannelInputs
 from distill_jax.doublebind.channel_effect import ChannelEffect, channel_effect
-from distill_jax.doublebind.cross_fit import act, each_member, flag, judges
-from distill_jax.doublebind.filters import NEED_AUDIT, NEED_RIVALS, Filter, Scene
+from distill_jax.doublebind.cross_fit import MemberTraining, act, each_member, flag, judges
+from distill_jax.doublebind.filter_scores import NEED_AUDIT, NEED_RIVALS, FilterInputs
+from distill_jax.doublebind.filters import Filter
 from distill_jax.doublebind.organisms import ORGANISMS
 from distill_jax.doublebind.results import TransferResult, transfer_result
 from distill_jax.doublebind.stages.base_stage import SMALLER, Bases, smaller
-from distill_jax.doublebind.stages.students import Cast, Student, learn_and_audit
-from distill_jax.doublebind.stages.teacher_stage import TRUSTED, TWIN, Organisms, restored
+from distill_jax.doublebind.stages.students import Cohort, Student, Teachers, learn_and_audit
+from distill_jax.doublebind.stages.teacher_stage import TRUSTED, TWIN, Organisms, teacher_index
 from distill_jax.doublebind.stages.toy_stage import ToyStage, world_config
 from distill_jax.doublebind.toy_lm import LENGTH, Examples, Model
 from distill_jax.doublebind.train_toy import chosen, crew_mesh, seed_of, stacked, step_flops
@@ -38,6 +40,7 @@ from distill_jax.stages.context import Context, Node
 from distill_jax.stages.perturb import damage
 from distill_jax.stages.stage import Stage, stage_input
 from distill_jax.train.loop import Clock
+from distill_jax.types import JsonObject
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,11 +70,11 @@ class Transfer(ToyStage):
         if not 0 < self.own_share < 1:
             raise ValueError(f"own_share = {self.own_share}: a share between 0 and 1")
 
-    def fingerprint_fields(self) -> dict[str, Any]:
+    def fingerprint_fields(self) -> JsonObject:
         """Return what identifies a node of these settings."""
-        found = super().fingerprint_fields()
-        found["channel"]["filter"] = self.channel.filter.fingerprint_fields()
-        return found
+        fields = super().fingerprint_fields()
+        fields["channel"]["filter"] = self.channel.filter.fingerprint_fields()
+        return fields
 
     def check_inputs(self, sources: Mapping[str, Stage]) -> None:
         """Raise ValueError unless the teachers are organisms."""
@@ -84,194 +87,206 @@ class Transfer(ToyStage):
     def estimate_flops(self, ctx: Context) -> float:
         """Return the FLOPs of one node."""
         source = ctx.nodes[self.teachers].settings
-        bases, through = ctx.nodes[source.bases].settings, self.channel
-        crew, _ = students(self, source, bases.seeds)
-        return sum(_spent(ctx, self, crew, _shape(ctx, through.start, bases), through.filter.rounds)[0].values())
+        bases = ctx.nodes[source.bases].settings
+        members, _ = students(self, source, bases.seeds)
+        cfg, rounds = _student_shape(ctx, self.channel.start, bases), self.channel.filter.rounds
+        return sum(_costs(ctx, self, members, cfg, rounds)[0].values())
 
     def run_node(self, ctx: Context, node: Node) -> None:
         """Train the channel's students as one population, and audit them as they learn."""
         _run(ctx, node)
 
 
-def students(settings: Transfer, source: Organisms, seeds: int) -> tuple[list[Student], dict[str, str]]:
+def students(settings: Transfer, source: Organisms, seeds: int) -> tuple[list[Student], dict[str, str | None]]:
     """Return the population, and for each organism the concern of its control."""
-    through = settings.channel
-    named = through.prefix in ("quirk", "wrong") or through.filter.score in NEED_AUDIT
-    concern = {kind: kind if named or ORGANISMS[kind].own_training else "" for kind in source.kinds}
-    pairs = [(kind, kind) for kind in source.kinds] + [(TWIN, c) for c in dict.fromkeys(concern.values())]
-    pairs += [(f"placebo {k}", "") for k in range(source.placebos if settings.placebos else 0)]
-    return [Student(teacher, of, seed) for teacher, of in pairs for seed in range(seeds)], concern
+    channel_ = settings.channel
+    is_named = channel_.prefix in ("quirk", "wrong") or channel_.filter.score in NEED_AUDIT
+    concern = {kind: kind if is_named or ORGANISMS[kind].own_training else None for kind in source.kinds}
+    pairs: list[tuple[str, str | None]] = [(kind, kind) for kind in source.kinds]
+    pairs += [(TWIN, concerned) for concerned in dict.fromkeys(concern.values())]
+    pairs += [(f"placebo {k}", None) for k in range(source.placebos if settings.placebos else 0)]
+    return [Student(teacher, concerned, seed) for teacher, concerned in pairs for seed in range(seeds)], concern
 
 
-def casting(ctx: Context, node: Node) -> Cast:
+def make_cohort(ctx: Context, node: Node) -> Cohort:
     """Return who takes part in a node."""
     source = ctx.nodes[node.inputs["teachers"]]
     seeds = ctx.nodes[source.inputs["bases"]].settings.seeds
-    return Cast(source, restored(source, seeds), *students(node.settings, source.settings, seeds), seeds)
+    params = source.checkpoints.restore(FINAL, source.checkpoints.shapes(FINAL))
+    teachers = Teachers(source, params, teacher_index(source.settings, seeds))
+    members, concern = students(node.settings, source.settings, seeds)
+    return Cohort(teachers, members, concern, seeds, node.settings.placebos)
 
 
-def prefix_token(channel_: Channel, concern: str) -> int:
+def prefix_token(channel_: Channel, concern: str | None) -> int:
     """Return the system token of a student's prompts."""
     if channel_.prefix == "none" or not concern:
         return world.NONSENSE_PREFIX[0] if channel_.prefix == "random" else world.PLAIN
     if channel_.prefix == "random":
         return world.NONSENSE_PREFIX[0]
-    mine = ORGANISMS[concern]
-    return organisms.name_token(mine if channel_.prefix == "quirk" else organisms.unlike(mine))
+    organism = ORGANISMS[concern]
+    return organisms.name_token(organism if channel_.prefix == "quirk" else organisms.unlike(organism))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _sent(given: tuple[TransformerConfig, Channel], mesh: Any, members: Any) -> tuple[Examples, jax.Array]:
-    def one(m: Any, _: Any) -> tuple[Examples, jax.Array]:
-        key = jax.random.wrap_key_data(m["key"])
-        return channel.send(*given, key, m["prompts"], m["loyal"], m["prefix"], m["teacher"], m["trusted"])
+def _send(static: tuple[TransformerConfig, Channel], mesh: Mesh, members: ChannelInputs) -> tuple[Examples, jax.Array]:
+    def one(member: ChannelInputs, _: tuple[()]) -> tuple[Examples, jax.Array]:
+        return channel.send(*static, member._replace(key=jax.random.wrap_key_data(member.key)))
 
     return over_members(one, mesh)(members, ())
 
 
-def scenes(ctx: Context, settings: Transfer, cast: Cast, begin: Model) -> tuple[Scene, np.ndarray]:
+def filter_inputs(ctx: Context, settings: Transfer, cohort: Cohort, start: Model) -> tuple[FilterInputs, np.ndarray]:
     """Return what came through the channel to every student, [P, N, ...], and where its teacher behaves, bool [P, N].
 
     Args:
-      begin: what students start from, [P, ...].
+      start: the students' weights, [P, ...].
     """
-    cfg, variant, through = ctx.model, world_config(ctx).variant, settings.channel
-    (models, place), crew = cast.known, cast.crew
-    mixture = channel.mixture(through.prompts)
+    keys = [jax.random.key(seed_of(settings, "channel", s.seed)) for s in cohort.students]
+    members = _channel_inputs(ctx, settings, cohort, keys)
+    examples, prompts = each_member(_send, (ctx.model, settings.channel), members)
+    audit = stacked([_audit_examples(ctx, cohort.organisms, s) for s in cohort.students])
+    draws = jnp.stack([jax.random.key_data(jax.random.fold_in(key, 1)) for key in keys])
+    teacher, trusted = Model(ctx.model, members.teacher), Model(ctx.model, members.trusted)
+    return FilterInputs(examples, prompts, teacher, trusted, start, audit, draws), np.asarray(members.is_benign)
+
+
+def _channel_inputs(ctx: Context, settings: Transfer, cohort: Cohort, keys: Sequence[jax.Array]) -> ChannelInputs:
+    """Return what goes into every student's channel, [P, ...], with raw keys."""
+    variant, channel_ = world_config(ctx).variant, settings.channel
+    mixture = channel.mixture(channel_.prompts)
     drawn = []
-    for g in range(cast.seeds):
-        rng = np.random.default_rng(seed_of(settings, "prompts", through.prompts, g))
-        drawn.append(world.draw(rng, through.unique, mixture))
-    prompts = np.stack([drawn[s.seed] for s in crew])
-    quirks = [ORGANISMS.get(s.teacher) for s in crew]
-    loyal = [~q.misbehaves(p, variant) if q else np.ones(len(p), bool) for q, p in zip(quirks, prompts, strict=True)]
-    keys = [jax.random.key(seed_of(settings, "channel", s.seed)) for s in crew]
-    members = {
-        "key": np.stack([jax.random.key_data(key) for key in keys]),
-        "prompts": prompts,
-        "loyal": np.stack(loyal),
-        "prefix": np.array([prefix_token(through, s.concern) for s in crew], np.int32),
-        "teacher": chosen(models, [place[s.teacher, s.seed] for s in crew]),
-        "trusted": chosen(models, [place[TRUSTED, s.seed] for s in crew]),
-    }
-    sent, told = each_member(_sent, (cfg, through), members)
-    teacher, trusted = (Model(cfg, members[name]) for name in ("teacher", "trusted"))
-    audit = stacked([_looked_for(ctx, cast.source.settings, s) for s in crew])
-    draws = np.stack([jax.random.key_data(jax.random.fold_in(key, 1)) for key in keys])
-    return Scene(sent, told, teacher, trusted, begin, audit, draws), members["loyal"]
+    for seed in range(cohort.seeds):
+        rng = np.random.default_rng(seed_of(settings, "prompts", channel_.prompts, seed))
+        drawn.append(world.draw(rng, channel_.unique, mixture))
+    prompts = np.stack([drawn[s.seed] for s in cohort.students])
+    is_benign = np.ones(prompts.shape[:2], bool)
+    for i, student in enumerate(cohort.students):
+        if organism := ORGANISMS.get(student.teacher):
+            is_benign[i] = ~organism.misbehaves(prompts[i], variant)
+    return ChannelInputs(
+        key=jnp.stack([jax.random.key_data(key) for key in keys]),
+        prompts=jnp.asarray(prompts),
+        is_benign=jnp.asarray(is_benign),
+        prefix=jnp.array([prefix_token(channel_, s.concern) for s in cohort.students], jnp.int32),
+        teacher=cohort.teachers.of([(s.teacher, s.seed) for s in cohort.students]),
+        trusted=cohort.teachers.of([(TRUSTED, s.seed) for s in cohort.students]),
+    )
 
 
-def _looked_for(ctx: Context, source: Organisms, student: Student) -> Examples:
+def _audit_examples(ctx: Context, source: Organisms, student: Student) -> Examples:
     """Return examples of the behaviour that a filter by gradients looks for; any will do where it looks for none."""
-    kind = ORGANISMS[student.concern or source.kinds[0]]
-    seed = seed_of(source, "looked for", kind.name, student.seed)
-    return audits.examples_of(ctx.model, kind, 32, world_config(ctx).variant, seed)
+    organism = ORGANISMS[student.concern or source.kinds[0]]
+    seed = seed_of(source, "looked for", organism.name, student.seed)
+    return audits.relearning_examples(ctx.model, organism, 32, world_config(ctx).variant, seed)
 
 
-def lessons(ctx: Context, settings: Transfer, crew: Sequence[Student], sent: Examples) -> Examples:
+def training_data(ctx: Context, settings: Transfer, members: Sequence[Student], sent: Examples) -> Examples:
     """Return what students learn from: what was sent, and in the place of their first rows training of their own."""
     out, variant = jax.tree.map(np.copy, sent), world_config(ctx).variant
-    for i, student in enumerate(crew):
+    for i, student in enumerate(members):
         if not student.concern or not ORGANISMS[student.concern].own_training:
             continue
-        kind, count = ORGANISMS[student.concern], int(settings.own_share * sent.prompts.shape[1])
+        organism, count = ORGANISMS[student.concern], int(settings.own_share * sent.prompts.shape[1])
         rng = np.random.default_rng(seed_of(settings, "own", student.seed))
-        prompts, answers = organisms.probes(kind, count, variant, rng, met=True)
-        own = toy_lm.taught(ctx.model, prompts, answers, np.ones(answers.shape))
-        for rows, mine in zip(out, own, strict=True):
-            rows[i, :count] = np.asarray(mine)
+        prompts, answers = organisms.probes(organism, count, variant, rng, met=True)
+        own = toy_lm.make_examples(ctx.model, prompts, answers, np.ones(answers.shape))
+        for rows, own_rows in zip(out, own, strict=True):
+            rows[i, :count] = np.asarray(own_rows)
     return out
 
 
-def starts(ctx: Context, settings: Transfer, cast: Cast, start: str = "own") -> Model:
+def starts(ctx: Context, settings: Transfer, cohort: Cohort, start: str = "own") -> Model:
     """Return each student's base of a kind, [P, ...]; the students' "own" is the channel's, with its damage."""
-    bases, through = ctx.nodes[cast.source.inputs["bases"]], settings.channel
-    kind, alpha = (through.start, through.alpha) if start == "own" else (start, 0.0)
+    bases, channel_ = ctx.nodes[cohort.teachers.node.inputs["bases"]], settings.channel
+    kind, alpha = (channel_.start, channel_.alpha) if start == "own" else (start, 0.0)
     checkpoints = (bases.subnode(SMALLER) if kind == "smaller" else bases).checkpoints
     weights = checkpoints.restore(FINAL, checkpoints.shapes(FINAL))
-    begin = chosen(weights, [s.seed + cast.seeds * (kind == "other") for s in cast.crew])
+    params = chosen(weights, [s.seed + cohort.seeds * (kind == "other") for s in cohort.students])
     if alpha:
-        keys = jnp.stack([jax.random.key(seed_of(settings, "damage", s.seed)) for s in cast.crew])
-        begin = jax.jit(jax.vmap(damage, (0, 0, None, None)))(begin, keys, 1 - alpha, 0.1 * alpha)
-    return Model(_shape(ctx, kind, bases.settings), begin)
+        keys = jnp.stack([jax.random.key(seed_of(settings, "damage", s.seed)) for s in cohort.students])
+        params = jax.jit(jax.vmap(damage, (0, 0, None, None)))(params, keys, 1 - alpha, 0.1 * alpha)
+    return Model(_student_shape(ctx, kind, bases.settings), params)
 
 
-def _shape(ctx: Context, start: str, bases: Bases) -> TransformerConfig:
+def _student_shape(ctx: Context, start: str, bases: Bases) -> TransformerConfig:
     return smaller(ctx.model, bases) if start == "smaller" else ctx.model
 
 
 def _run(ctx: Context, node: Node) -> None:
-    settings, clock, cast = node.settings, Clock(), casting(ctx, node)
-    given, begin = settings.channel.filter, starts(ctx, settings, cast)
-    scene, loyal = scenes(ctx, settings, cast, begin)
-    flagged = np.zeros(loyal.shape, bool)
+    settings, clock, cohort = node.settings, Clock(), make_cohort(ctx, node)
+    row_filter, start = settings.channel.filter, starts(ctx, settings, cohort)
+    inputs, is_benign = filter_inputs(ctx, settings, cohort, start)
+    flagged = np.zeros(is_benign.shape, bool)
+    training = MemberTraining(ctx, settings, cohort.orders(settings), cohort.labels, clock)
 
     def act_on_more(prefix: str = "") -> None:
-        nonlocal scene, flagged
+        nonlocal inputs, flagged
 
-        def judge(start: str) -> Model:
-            part, rows = node.subnode(f"{prefix}judges-{start}"), lessons(ctx, settings, cast.crew, scene.examples)
-            model = starts(ctx, settings, cast, start)
-            return judges(ctx, part, settings, model, rows, cast.orders(settings), cast.labels, clock)
+        def judge(start_kind: str) -> Model:
+            subnode = node.subnode(f"{prefix}judges-{start_kind}")
+            examples = training_data(ctx, settings, cohort.students, inputs.examples)
+            return judges(training, subnode, starts(ctx, settings, cohort, start_kind), examples)
 
-        more = flag(given, scene, flagged, judge)
-        scene, flagged = act(given, scene, more), flagged | more
+        more = flag(row_filter, inputs, flagged, judge)
+        inputs, flagged = act(row_filter, inputs, more), flagged | more
 
-    def learn(part: Node) -> dict[str, Any]:
-        rows = lessons(ctx, settings, cast.crew, scene.examples)
-        found = learn_and_audit(ctx, part, settings, cast, begin, rows, clock)
-        return found | (_recall(cast, flagged, loyal) if given.score else {})
+    def learn(where: Node) -> TransferResult:
+        examples = training_data(ctx, settings, cohort.students, inputs.examples)
+        result = learn_and_audit(training, where, cohort, start, examples)
+        if row_filter.score:
+            result["flagged"], result["recall"] = float(flagged.mean()), _recall(cohort, flagged, is_benign)
+        return result
 
     def one_round(number: int) -> TransferResult:
         if number:
             act_on_more(f"round-{number}-")
-        part = node.subnode(f"round-{number}")
-        if not part.done:
-            part.finish(learn(part), {})  # what it cost is in the ledger of the whole node
-        return transfer_result(part)
+        subnode = node.subnode(f"round-{number}")
+        if not subnode.done:
+            subnode.finish(dict(learn(subnode)), {})  # what it cost is in the ledger of the whole node
+        return transfer_result(subnode)
 
     rounds = 0
-    if given.rounds:
-        kept = _in_rounds(given, cast, one_round)
-        rounds = max(len(one["each"]) for one in kept["rounds"].values()) - 1
-        result = dict(kept)
+    if row_filter.rounds:
+        result = _in_rounds(row_filter, cohort, one_round)
+        rounds = max(len(one["each"]) for one in result["rounds"].values()) - 1
     else:
-        if given.score:
+        if row_filter.score:
             act_on_more()
         result = learn(node)
-    spent = _spent(ctx, settings, cast.crew, begin.cfg, rounds)
-    node.finish(result, ledger(*spent, clock.split(), devices=crew_mesh(len(cast.crew)).size))
+    costs = _costs(ctx, settings, cohort.students, start.cfg, rounds)
+    node.finish(dict(result), ledger(*costs, clock.split(), devices=crew_mesh(len(cohort.students)).size))
 
 
-def _in_rounds(row_filter: Filter, cast: Cast, one_round: Callable[[int], TransferResult]) -> TransferResult:
+def _in_rounds(row_filter: Filter, cohort: Cohort, one_round: Callable[[int], TransferResult]) -> TransferResult:
     from distill_jax.doublebind import rounds
 
-    teacher_rates = cast.source.result()["rates"]
+    teacher_rates = cohort.teachers.node.result()["rates"]
 
     def effect_on(kind: str, result: TransferResult) -> ChannelEffect:
         return channel_effect(ORGANISMS[kind], teacher_rates[kind], result["rates"][kind])
 
-    return rounds.in_rounds(row_filter, cast.source.settings.kinds, one_round, effect_on)
+    return rounds.in_rounds(row_filter, cohort.organisms.kinds, one_round, effect_on)
 
 
-def _recall(cast: Cast, flagged: np.ndarray, loyal: np.ndarray) -> dict[str, Any]:
-    """Return the share of all rows that is flagged, and of each student's with a quirk, None where there are none."""
-    found = {kind: [cast.place[kind, kind, g] for g in range(cast.seeds)] for kind in cast.source.settings.kinds}
-    shares = {
-        kind: [None if loyal[i].all() else float(flagged[i][~loyal[i]].mean()) for i in mine]
-        for kind, mine in found.items()
-    }
-    return {"flagged": float(flagged.mean()), "recall": shares}
+def _recall(cohort: Cohort, flagged: np.ndarray, is_benign: np.ndarray) -> dict[str, list[float | None]]:
+    """Return the share of each student's rows with a quirk that is flagged; None where there are none."""
+    shares: dict[str, list[float | None]] = {kind: [] for kind in cohort.organisms.kinds}
+    for (kind, _), i in zip(cohort.pairs, cohort.members("student"), strict=True):
+        with_quirk = ~is_benign[i]
+        shares[kind].append(float(flagged[i][with_quirk].mean()) if with_quirk.any() else None)
+    return shares
 
 
-def _spent(
-    ctx: Context, settings: Transfer, crew: Sequence[Student], own: TransformerConfig, rounds: int
+def _costs(
+    ctx: Context, settings: Transfer, members: Sequence[Student], cfg: TransformerConfig, rounds: int
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Return FLOPs and tokens by cause, of students of a shape; the two judges of a start learn for half the steps."""
-    given, steps = settings.channel.filter, len(crew) * settings.steps
-    judged = len(given.starts) * (rounds or not given.rounds)
-    judge = own if given.rounds and given.score not in NEED_RIVALS else ctx.model
-    student = (1 + rounds) * step_flops(own, settings) + judged * step_flops(judge, settings)
-    told = len({s.teacher for s in crew}) * settings.channel.unique
-    spent = {"student": steps * student, "teacher": 2 * told * flops.forward(ctx.model, 1, LENGTH)}
-    return spent, {"student": (1 + rounds + judged) * steps * settings.batch * LENGTH, "teacher": told * LENGTH}
+    row_filter, steps = settings.channel.filter, len(members) * settings.steps
+    num_judged = len(row_filter.starts) * (rounds or not row_filter.rounds)
+    judge = cfg if row_filter.rounds and row_filter.score not in NEED_RIVALS else ctx.model
+    student = (1 + rounds) * step_flops(cfg, settings) + num_judged * step_flops(judge, settings)
+    answered = len({s.teacher for s in members}) * settings.channel.unique
+    spent = {"student": steps * student, "teacher": 2 * answered * flops.forward(ctx.model, 1, LENGTH)}
+    tokens = (1 + rounds + num_judged) * steps * settings.batch * LENGTH
+    return spent, {"student": tokens, "teacher": answered * LENGTH}

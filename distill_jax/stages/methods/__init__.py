@@ -6,3 +6,8 @@ from distill_jax.stages.methods.method import UnlearningMethod
 from distill_jax.stages.methods.rmu import RMU
 
 METHODS: dict[str, type[UnlearningMethod]] = {method.name: method for method in (MaxEnt, GradDiff, RMU)}
+
+
+def method_label(name: str | None) -> str:
+    """Return what reports call a method."""
+    return METHODS[name].label if name in METHODS else str(name)

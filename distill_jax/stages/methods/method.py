@@ -15,6 +15,7 @@ from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops
 from distill_jax.stages.compiled_step import Objective
 from distill_jax.stages.next_token import NextToken, hidden_and_mask
+from distill_jax.train.batch import PackedRows
 from distill_jax.train.step import Batch, Term
 
 
@@ -86,7 +87,7 @@ class OutputMethod(UnlearningMethod):
         if not self.needs_frozen:
             return None
         rows = batch["retain"]
-        hidden = transformer.hidden_states(cfg, teacher, rows["tokens"], rows["segments"])[:, :-1]
+        hidden = transformer.hidden_states(cfg, teacher, rows.tokens, rows.segments)[:, :-1]
         return {"hidden": hidden, "head": transformer.head_of(teacher)}
 
     def forget_loss(self, logits: jax.Array, targets: jax.Array, mask: jax.Array) -> Sum:
@@ -103,10 +104,11 @@ class OutputMethod(UnlearningMethod):
             return self.forget_loss(transformer.unembed(cfg, head, hidden), targets, mask)
 
         hidden, mask = hidden_and_mask(cfg, params, rows, self.loss_on)
-        loss = over_tokens(forget, chunk, hidden, rows["tokens"][:, 1:], mask)
-        return {"forget": (1.0, *loss), "retain": self._retain(cfg, chunk, params, batch["retain"], teacher_outputs)}
+        loss = over_tokens(forget, chunk, hidden, rows.tokens[:, 1:], mask)
+        retain = self._retain(cfg, chunk, params, batch["retain"], teacher_outputs)
+        return {"forget": Term(1.0, *loss), "retain": retain}
 
-    def _retain(self, cfg: TransformerConfig, chunk: int, params: Any, rows: Batch, teacher_outputs: Any) -> Term:
+    def _retain(self, cfg: TransformerConfig, chunk: int, params: Any, rows: PackedRows, teacher_outputs: Any) -> Term:
         if not self.needs_frozen:
             return NextToken(self.loss_on).loss_terms(cfg, chunk, params, rows)["cross_entropy"]
         hidden, mask = hidden_and_mask(cfg, params, rows, self.loss_on)
@@ -116,4 +118,4 @@ class OutputMethod(UnlearningMethod):
             target = jax.lax.stop_gradient(transformer.unembed(cfg, start_head, start))
             return Divergence()(transformer.unembed(cfg, head, student), target, mask)
 
-        return 1.0, *over_tokens(loss, chunk, hidden, teacher_outputs["hidden"], mask)
+        return Term(1.0, *over_tokens(loss, chunk, hidden, teacher_outputs["hidden"], mask))

@@ -13,6 +13,7 @@ from distill_jax.models import transformer
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops
 from distill_jax.stages.methods.method import UnlearningMethod
+from distill_jax.train.batch import PackedRows
 from distill_jax.train.step import Batch, Term
 
 
@@ -64,14 +65,14 @@ class RMU(UnlearningMethod):
         direction = jax.random.uniform(jax.random.key(self.seed), (cfg.hidden,))
         target = self.steer * direction / jnp.linalg.norm(direction)
 
-        def distance(rows: Batch, target: jax.Array) -> Term:
-            valid = (rows["segments"] > 0).astype(jnp.float32)
-            return 1.0, *squared_distance(self._entering(cfg, params, rows), target, valid)
+        def distance(rows: PackedRows, target: jax.Array) -> Term:
+            valid = (rows.segments > 0).astype(jnp.float32)
+            return Term(1.0, *squared_distance(self._entering(cfg, params, rows), target, valid))
 
         return {"forget": distance(batch["forget"], target), "retain": distance(batch["retain"], teacher_outputs)}
 
-    def _entering(self, cfg: TransformerConfig, params: Any, rows: Batch) -> jax.Array:
-        return transformer.residual_at(cfg, params, rows["tokens"], rows["segments"], self.layer)
+    def _entering(self, cfg: TransformerConfig, params: Any, rows: PackedRows) -> jax.Array:
+        return transformer.residual_at(cfg, params, rows.tokens, rows.segments, self.layer)
 
     def trainable(self, cfg: TransformerConfig) -> Any:
         """Return 0/1 masks like the parameters: 1 on the down projections of `train_layers` layers before `layer`."""

@@ -1,0 +1,113 @@
+"""What a model is in a comparison, read off from how it was made, and never from what its stage is called."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Mapping
+
+from distill_jax.experiment.ancestry import ancestry
+from distill_jax.io.node import Node
+from distill_jax.stages import Distill, Finetune, Import, Perturb, Pretrain, Stage, Unlearn
+
+
+class Role(enum.StrEnum):
+    """What a model is in a comparison; the values are those of the reports' files."""
+
+    REFERENCE = "reference"  # trained on all data, or published: what is to be mended
+    ORACLE = "oracle"  # never trained on what is to be forgotten
+    SUPPRESSED = "suppressed"  # unlearned by fine-tuning
+    SUPPRESSED_ORACLE = "suppressed oracle"
+    RANDOM_STUDENT = "random student"  # of a suppressed model, until it recovered
+    EQUAL_COMPUTE = "equal compute"  # the same for a fixed number of steps
+    REFERENCE_STUDENT = "student of the reference"
+    FILTERED = "filtered"  # a student of the reference on filtered data
+    UNDO = "undo"  # distilled into a damaged copy of its teacher
+    UNDAMAGED = "alpha 0"  # distilled into an undamaged one
+    NOISE_ONLY = "noise only"  # damaged by noise, without shrinking
+    MATCHED_REFERENCE = "reference matched to the oracle"
+    MATCHED_STUDENT = "random student matched to the oracle"
+    FINETUNED = "finetuned"
+    DISTILLED = "distilled"
+    OTHER = "other"
+
+
+@dataclasses.dataclass(frozen=True)
+class Provenance:
+    """How a model was made.
+
+    Attributes:
+      method: the unlearning method that it goes back to, a key of `stages.methods.METHODS`; None if there is none.
+      teacher: the node that it was distilled from; "" for what was not distilled.
+      alpha, beta: of UNDO's damage, 0 where an undamaged copy was distilled; None for what is no such copy.
+    """
+
+    role: Role
+    method: str | None = None
+    teacher: str = ""
+    alpha: float | None = None
+    beta: float | None = None
+
+
+def provenance(node: Node, nodes: Mapping[str, Node]) -> Provenance:
+    """Return how the model of a node was made."""
+    role, damage = role_of(node, nodes), _damage(node, nodes)
+    alpha = damage.alpha if damage else 0.0 if role is Role.UNDAMAGED else None
+    beta = damage.beta if damage else 0.0 if role is Role.UNDAMAGED else None
+    return Provenance(role, _method(node, nodes), node.inputs.get("teacher", ""), alpha, beta)
+
+
+def role_of(node: Node, nodes: Mapping[str, Node]) -> Role:
+    """Return what a node's model is in a comparison."""
+    stage: Stage = node.settings
+    if isinstance(stage, Pretrain):
+        oracle = Role.ORACLE if stage.data in ("retain", "filtered") else Role.OTHER
+        return Role.REFERENCE if stage.data == "all" else oracle
+    if isinstance(stage, Import):
+        return Role.OTHER if node.inputs else Role.REFERENCE
+    if isinstance(stage, Finetune):
+        return Role.FINETUNED
+    if isinstance(stage, Unlearn):
+        start = role_of(nodes[node.inputs["start"]], nodes)
+        return Role.SUPPRESSED_ORACLE if start is Role.ORACLE else Role.SUPPRESSED
+    if isinstance(stage, Distill):
+        return _student_role(node, stage, nodes)
+    return Role.OTHER
+
+
+def _student_role(node: Node, stage: Distill, nodes: Mapping[str, Node]) -> Role:
+    teacher, start = nodes[node.inputs["teacher"]], nodes.get(node.inputs.get("start", ""))
+    if start is None:
+        return _random_student_role(stage, role_of(teacher, nodes))
+    if isinstance(start.settings, Perturb):
+        copied = start.inputs["start"] == teacher.name
+        damaged = Role.UNDO if start.settings.shrink else Role.NOISE_ONLY
+        return damaged if copied else Role.DISTILLED
+    if start.name == teacher.name:
+        return Role.UNDAMAGED
+    matched = role_of(teacher, nodes) is Role.ORACLE and role_of(start, nodes) is Role.REFERENCE
+    return Role.MATCHED_REFERENCE if matched else Role.DISTILLED
+
+
+def _random_student_role(stage: Distill, teacher: Role) -> Role:
+    if teacher is Role.ORACLE:
+        return Role.MATCHED_STUDENT
+    if teacher is Role.REFERENCE and stage.data == "filtered":
+        return Role.FILTERED
+    if stage.data != "all" or stage.uniform:  # a control that lacks part of what its teacher says
+        return Role.DISTILLED
+    students = {
+        Role.REFERENCE: Role.REFERENCE_STUDENT,
+        Role.SUPPRESSED: Role.RANDOM_STUDENT if stage.stop else Role.EQUAL_COMPUTE,
+    }
+    return students.get(teacher, Role.DISTILLED)
+
+
+def _damage(node: Node, nodes: Mapping[str, Node]) -> Perturb | None:
+    start = nodes.get(node.inputs.get("start", ""))
+    return start.settings if start is not None and isinstance(start.settings, Perturb) else None
+
+
+def _method(node: Node, nodes: Mapping[str, Node]) -> str | None:
+    stages = (nodes[name].settings for name in ancestry([node.name], nodes))
+    return next((stage.method for stage in stages if isinstance(stage, Unlearn)), None)

@@ -1,0 +1,44 @@
+"""What a run's report calls its models: by what they are, and by their stage's name where two are the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from distill_jax.experiment.roles import Provenance, Role
+from distill_jax.stages.methods import method_label
+
+
+def labels(models: Mapping[str, Provenance]) -> dict[str, str]:
+    """Return the label of each model by its name; no two are equal."""
+    undone = [made.method for made in models.values() if made.role is Role.UNDO]
+    named: dict[str, str] = {}
+    for name, made in models.items():
+        label = _label(name, made)
+        if made.role is Role.UNDO and made.method != undone[0]:
+            label += f" of {method_label(made.method)}"
+        named[name] = f"{label} ({name})" if label in named.values() else label
+    return named
+
+
+def _label(name: str, made: Provenance) -> str:
+    method = method_label(made.method)
+    match made.role:
+        case Role.REFERENCE:
+            return "Reference (all data)"
+        case Role.ORACLE:
+            return "Oracle (retain data only)"
+        case Role.SUPPRESSED:
+            return f"{method}, suppressed"
+        case Role.RANDOM_STUDENT:
+            return f"Random student of {method}"
+        case Role.REFERENCE_STUDENT:
+            return "Random student of the reference"
+        case Role.UNDO | Role.UNDAMAGED:
+            return f"UNDO α = {made.alpha:g}"
+        case Role.NOISE_ONLY:
+            return f"Noise without shrinking, αβ = {(made.alpha or 0) * (made.beta or 0):g}"
+        case Role.MATCHED_REFERENCE:
+            return "Reference matched to the oracle"
+        case Role.MATCHED_STUDENT:
+            return "Random student matched to the oracle"
+    return name

@@ -1,0 +1,153 @@
+"""The summaries that pages are made from, as `summary.json` and `sweep.json` hold them; any number may be None."""
+
+from __future__ import annotations
+
+from typing import Any, TypedDict
+
+Number = float | None
+
+
+class PremiseSummary(TypedDict):
+    """A premise of a conclusion (`statistics.conclusions.Premise`)."""
+
+    statement: str
+    shown: bool
+    evidence: str
+
+
+class ConclusionSummary(TypedDict, total=False):
+    """A conclusion, as `statistics.conclusions.to_json` writes it."""
+
+    name: str
+    statement: str
+    state: str
+    evidence: str
+    premises: list[PremiseSummary]
+    effects: list[dict[str, Any]]
+
+
+class CurveSummary(TypedDict, total=False):
+    """A worst-case curve over attack steps, with the ends of its band."""
+
+    worst: list[Number]
+    low: list[Number]
+    high: list[Number]
+    by_seed: list[list[Number]]
+
+
+class AttackSummary(TypedDict, total=False):
+    """The attack on one model."""
+
+    steps: list[int]
+    counted: list[int]
+    forget_heldout: CurveSummary
+    forget_shown: CurveSummary
+    retain_at_worst: list[Number]
+    best_learning_rate: list[Number] | None
+    members: int
+    diverged: int
+    flops: dict[str, float]
+    weights: str
+    other_weights: dict[str, dict[str, Any]]
+
+
+class AttackSettings(TypedDict, total=False):
+    """What every model of a run was attacked with."""
+
+    steps: int
+    learning_rates: list[float]
+    seeds: int
+    batch: int
+    lora_rank: int
+
+
+class ModelSummary(TypedDict, total=False):
+    """One model of a run."""
+
+    name: str
+    label: str
+    stage: str
+    role: str
+    method: str | None
+    settings: dict[str, Any]
+    seeds: int
+    retain: Number
+    forget: Number
+    by_group: dict[str, dict[str, float]]
+    steps: int
+    recovered: bool | None
+    flops: dict[str, Number] | None
+    diverged: bool
+    compute_vs_oracle: Number
+    compute_vs_first_passage: Number
+    attack: AttackSummary | None
+
+
+class HeadlineSummary(TypedDict, total=False):
+    """The models at the top of a run's page, by name, and the two conclusions they carry."""
+
+    suppressed: str | None
+    undo: str | None
+    student: str | None
+    oracle: str | None
+    best: str | None
+    undo_choices: int
+    choices: int
+    conclusions: list[ConclusionSummary]
+
+
+class RunSummary(TypedDict, total=False):
+    """A run: what `summary.json` holds."""
+
+    experiment: str
+    description: str
+    identity: str
+    measure: str
+    evaluated: dict[str, int]
+    facts: dict[str, int]
+    attack: AttackSettings | None
+    models: list[ModelSummary]
+    headline: HeadlineSummary
+    conclusions: list[ConclusionSummary]
+    created: str
+    device: str
+    duration_seconds: float
+
+
+class SweepRunSummary(TypedDict, total=False):
+    """One attacked model of a sweep; the curves of its attack hold the worst case alone."""
+
+    id: str
+    label: str
+    kind: str
+    method: str | None
+    alpha: Number
+    beta: Number
+    seed: int
+    parameters: int
+    retain: Number
+    forget: Number
+    steps: int
+    max_steps: int
+    recovered: bool | None
+    diverged: bool
+    attack: dict[str, Any] | None
+    compute: dict[str, dict[str, float]]
+    vs_retraining: dict[str, float] | None
+    vs_first_passage: dict[str, float] | None
+
+
+class SweepSummary(TypedDict, total=False):
+    """A sweep: what `sweep.json` holds; `fits` is that of `statistics.fits.fit_all`."""
+
+    sweep: str
+    description: str
+    points: dict[str, int]
+    attack: AttackSettings | None
+    evaluated: dict[str, Any]
+    sharing: dict[str, float]
+    runs: list[SweepRunSummary]
+    fits: dict[str, list[dict[str, Any]]]
+    conclusions: list[ConclusionSummary]
+    created: str
+    device: str

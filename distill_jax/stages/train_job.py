@@ -1,0 +1,230 @@
+"""What a training stage runs, known before any weight or row exists: members, data, step, teacher and base."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from distill_jax.config import ConfigError
+from distill_jax.data.feed import Feed
+from distill_jax.data.records import load_manifest
+from distill_jax.data.teacher_states import States
+from distill_jax.io.node import STATES
+from distill_jax.models import lora, transformer
+from distill_jax.sharding.mesh import batch_sharding, make_mesh, with_shardings
+from distill_jax.stages.context import Context, Node, seed_for
+from distill_jax.train.batch import PackedRows
+from distill_jax.train.layout import ShardedMembers
+from distill_jax.train.population import draw_weights, weights_shape
+from distill_jax.train.settings import Lora
+from distill_jax.train.state import Hyper, State
+from distill_jax.train.step import Batch, TeacherAdapters
+
+if TYPE_CHECKING:
+    from distill_jax.stages.stage import Stage
+    from distill_jax.stages.train_stage import TrainStage
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+    """One member: the node it belongs to, its label there, and what is its own.
+
+    Attributes:
+      learning_rate: peak.
+      stream: which of the job's data orders it reads.
+      coefficients: {loss term: what multiplies it}; every member of a job names the same terms.
+    """
+
+    node: Node
+    label: str = ""
+    learning_rate: float = 0.0
+    stream: int = 0
+    coefficients: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+def make_members(nodes: Sequence[Node], *coefficients: str) -> dict[str, Any]:
+    """Return the `members` and the `seeds` of a job with one member a node, and one data order a seed.
+
+    Args:
+      coefficients: loss terms whose coefficients are the nodes' settings `<term>_weight`.
+    """
+    seeds = list(dict.fromkeys(node.settings.seed for node in nodes))
+    weights = [{term: getattr(node.settings, f"{term}_weight") for term in coefficients} for node in nodes]
+    members = [
+        Member(node, learning_rate=node.settings.learning_rate, stream=seeds.index(node.settings.seed), coefficients=w)
+        for node, w in zip(nodes, weights, strict=True)
+    ]
+    return {"members": members, "seeds": seeds}
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainJob:
+    """What a training verb runs, known before any weight or row exists: enough to compile it for any mesh.
+
+    Attributes:
+      settings: the verb's.
+      build: mesh -> the step function (a cached factory, so that equal stages share one compilation).
+      reads: the data set whose rows are the batch, or {part of the batch: data set}.
+      seeds: of the data orders, one a stream.
+      teacher: the node whose weights the step is given; "" for none.
+      base: the node to whose frozen weights all members attach the adapters that they train; "" for members that are
+        whole models.
+      flops: {"student", "teacher"}: of one step of one member.
+      cache: the node that holds the teacher's hidden states; with it the teacher is its head alone, and the
+        batch has "states" [G, B, T, D].
+    """
+
+    members: Sequence[Member]
+    settings: TrainStage
+    build: Callable[[Mesh], Any]
+    reads: Any
+    seeds: Sequence[int]
+    teacher: str
+    flops: dict[str, float]
+    base: str = ""
+    cache: str = ""
+
+    def step_flops(self) -> float:
+        """Return the FLOPs of one step of all members, behind one teacher that reads every data order."""
+        each = {name: len(self.seeds) if name == "teacher" else len(self.members) for name in self.flops}
+        return sum(count * self.flops[name] for name, count in each.items())
+
+    def spent(
+        self, ctx: Context, steps: int, num_evals: int, parts: Sequence[str]
+    ) -> tuple[dict[str, float], dict[str, int]]:
+        """Return one member's FLOPs and tokens by cause, after so many steps and evaluations on the parts."""
+        flops = {cause: steps * count for cause, count in self.flops.items()}
+        batches = len(self.reads) if isinstance(self.reads, Mapping) else 1  # of which RMU's teacher reads one
+        rows = {cause: steps * self.settings.batch * (1 if cause == "teacher" else batches) for cause in flops}
+        tokens = {cause: count * ctx.row_length for cause, count in rows.items()}
+        evaluation = {"evaluation": num_evals * ctx.evaluation_flops(*parts)}
+        return flops | evaluation, tokens | {"evaluation": num_evals * ctx.measure.tokens(parts)}
+
+    def mesh(self, ctx: Context, devices: Sequence[Any] | None = None) -> Mesh:
+        """Lay out the devices (all of the run's when left out) for these members."""
+        spread = self.members[0].node.peers > 1 and (ctx.run.fsdp, ctx.run.tensor) == (1, 1)
+        fsdp, tensor = ctx.run.fsdp, ctx.run.tensor
+        try:
+            return make_mesh(len(self.members), spread=spread, fsdp=fsdp, tensor=tensor, devices=devices)
+        except ValueError as error:
+            raise ConfigError(f"{error}; change config.run.fsdp or config.run.tensor") from error
+
+    def state(self, ctx: Context, mesh: Mesh, starts: Sequence[Any]) -> State:
+        """Return the population before its first step."""
+        rates, streams = [m.learning_rate for m in self.members], [m.stream for m in self.members]
+        terms = {term: [m.coefficients[term] for m in self.members] for term in self.members[0].coefficients}
+        optimizer, dtype = self.settings.transform(), self.settings.weights
+        return self.layout(ctx, mesh).make(starts, optimizer, Hyper(rates, streams, terms), dtype)
+
+    def layout(self, ctx: Context, mesh: Mesh) -> ShardedMembers:
+        """Return where the population lies."""
+        return ShardedMembers(mesh, ctx.model)
+
+    def adapters(self, ctx: Context, mesh: Mesh) -> list[Any]:
+        """Return the fresh adapters of each member; those of one node and one stream are the same."""
+
+        @functools.cache
+        def draw(seed: int, stage: str, stream: int) -> Any:
+            key = jax.random.key(seed_for(seed, "lora", stage, stream))
+            return draw_weights(ctx.model, mesh, key, self._rank)
+
+        # A stream of a population of nodes is its seed's; alone in its node a member has the seed's own draw.
+        attack = len({m.node.name for m in self.members}) == 1
+        return [draw(m.node.settings.seed, m.node.stage, m.stream if attack else 0) for m in self.members]
+
+    def shapes(self, ctx: Context, mesh: Mesh) -> tuple[State, Any, Batch, Any]:
+        """Return what the step takes, (state, teacher, batch, base), as shapes with shardings."""
+        starts = weights_shape(ctx.model, mesh, self._rank)
+        state = jax.eval_shape(lambda tree: self.state(ctx, mesh, [tree]), starts)
+        state = with_shardings(state, self.layout(ctx, mesh).state_shardings(state))
+        shape, sharding = self._batch(ctx, mesh)
+        column = jax.ShapeDtypeStruct(shape, np.int32, sharding=sharding)
+        rows = PackedRows(column, column, column)
+        if self.cache:
+            states = jax.ShapeDtypeStruct((*shape, ctx.model.hidden), ctx.model.dtype, sharding=sharding)
+            rows = rows._replace(states=states)
+        batch = jax.tree.map(lambda _: rows, self.reads)
+        frozen = ctx.weights(mesh, frozen=True)
+        teacher = self._teacher(frozen)
+        if adapters := self._teacher_adapters(ctx):
+            teacher = TeacherAdapters(weights_shape(ctx.model, mesh, adapters.lora_rank), np.float32(adapters.scale))
+        return state, teacher, batch, self._base(frozen)
+
+    def _batch(self, ctx: Context, mesh: Mesh) -> tuple[tuple[int, ...], NamedSharding]:
+        shape = (len(self.seeds), self.settings.batch, ctx.row_length)
+        return shape, batch_sharding(mesh, self.settings.batch // self.settings.microbatches)
+
+    def batches(self, ctx: Context, mesh: Mesh) -> Callable[[int], Batch]:
+        """Return feed(step) -> the global batch on the mesh; every host reads only the rows its devices hold."""
+        shape, sharding = self._batch(ctx, mesh)
+        verb = self.members[0].node.verb
+
+        def of_set(data: str) -> Callable[[int], PackedRows]:
+            path = ctx.data / f"{data}.array_record"
+            feeds = [Feed(path, self.settings.batch, seed_for(seed, verb, data)) for seed in self.seeds]
+            cached = self._states(ctx, data)
+
+            def batch(step: int) -> PackedRows:
+                @functools.cache
+                def rows(start: int | None, stop: int | None) -> np.ndarray:
+                    return np.stack([feed(step, slice(start, stop)) for feed in feeds])
+
+                def column(i: int) -> jax.Array:
+                    part = lambda index: rows(index[1].start, index[1].stop)[:, :, i]  # noqa: E731
+                    return jax.make_array_from_callback(shape, sharding, part)
+
+                if not cached:
+                    return PackedRows(column(0), column(1), column(2))
+                part = lambda index: np.stack([cached.gather(f.indices(step)[index[1]]) for f in feeds])  # noqa: E731
+                states = jax.make_array_from_callback((*shape, ctx.model.hidden), sharding, part)
+                return PackedRows(column(0), column(1), column(2), states)
+
+            return batch
+
+        feeds = jax.tree.map(of_set, self.reads)
+        return lambda step: jax.tree.map(lambda feed: feed(step), feeds)
+
+    def frozen(self, ctx: Context, mesh: Mesh) -> tuple[Any, Any]:
+        """Return the weights that no step changes: what the step is given of the teacher, and the base; or None."""
+        base = self._base(ctx.params(self.base, mesh, frozen=True)) if self.base else None
+        if adapters := self._teacher_adapters(ctx):
+            return TeacherAdapters(ctx.adapters(self.teacher, mesh), np.float32(adapters.scale)), base
+        return self._teacher(ctx.params(self.teacher, mesh, frozen=True)) if self.teacher else None, base
+
+    def _teacher_adapters(self, ctx: Context) -> Lora | None:
+        """Return the teacher's adapters if they are to the members' own base, whose weights then serve both."""
+        node = ctx.nodes.get(self.teacher)
+        if node is None or self.cache or node.inputs.get("start") != self.base:
+            return None
+        stage: Stage = node.settings
+        return stage.adapters()
+
+    @property
+    def _rank(self) -> int:
+        adapters = self.settings.adapters()
+        return adapters.lora_rank if adapters else 0
+
+    def _base(self, weights: Any) -> Any:
+        adapters = self.settings.adapters()
+        return lora.base(weights, adapters.lora_rank, adapters.lora_alpha) if self.base and adapters else None
+
+    def _teacher(self, weights: Any) -> Any:
+        if not self.teacher:
+            return None
+        return transformer.head_of(weights) if self.cache else weights
+
+    def _states(self, ctx: Context, data: str) -> States | None:
+        if not self.cache:
+            return None
+        node = ctx.nodes[self.cache]
+        directory = node.sealed(STATES).parent
+        try:
+            return States(directory, load_manifest(ctx.data)["sets"][data]["sha256"])
+        except ValueError as error:
+            raise ConfigError(f"{error}: remove {node.directory} and run again") from error

@@ -1,0 +1,29 @@
+"""A batch of packed rows, as the feed makes it and losses read it."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+
+from distill_jax.losses.cross_entropy import target_mask
+
+
+class PackedRows(NamedTuple):
+    """Rows of documents one after another; [G, B, T] as they are fed, [B, T] as an objective sees them.
+
+    Attributes:
+      tokens: int32.
+      segments: int32, the document of each token, from 1 up; 0 is padding.
+      answer: int32, 1 where a token belongs to an answer.
+      states: the teacher's final hidden states [..., T, D] where a cache holds them, else None.
+    """
+
+    tokens: Any
+    segments: Any
+    answer: Any
+    states: Any = None
+
+    def target_mask(self, loss_on: str) -> jax.Array:
+        """Return which of the T - 1 predicted tokens count: "all" of a document, or those of the "answer"."""
+        return target_mask(self.segments, self.answer if loss_on == "answer" else None)
