@@ -54,6 +54,9 @@ def get_config(arg: str = "") -> ConfigDict:
     c.rmu.update(steps=500, layer=11, train_layers=7)
     c.distill = section(Distill, "data", "uniform", steps=4069, batch=240, learning_rate=9e-4, final_learning_rate=7e-4)
     c.distill.evaluate_every = 50
+    # Whether the random student's targets on text to forget are exactly uniform, whatever its teacher says there:
+    # MaxEnt's outputs are quiet, not silent, and a student learns from them (docs/language.md).
+    c.uniform_targets = False
     c.undo = ConfigDict({"alphas": (0.2, 0.4, 0.6, 0.8), **section(Perturb, "alpha")})
     c.methods = ("maxent", "rmu")  # graddiff is the third
     c.relearn = section(Relearn, *FIXED_RATE, "data", steps=500, batch=8, warmup=0, weight_decay=0.0, seeds=3)
@@ -83,6 +86,7 @@ def _cpu(c: ConfigDict) -> None:
     c.graddiff.update(steps=100, **suppress)
     c.rmu.update(steps=150, **suppress, layer=3, train_layers=3, retain_weight=4.0)
     c.distill.update(steps=800, **fast, evaluate_every=40)
+    c.uniform_targets = True
     c.undo.alphas = (0.3, 0.6)
     c.relearn.update(steps=60, batch=8, seeds=2, checkpoint_every=30)
     c.relearn.learning_rates = (1e-2, 3e-3, 1e-3, 3e-4)
@@ -134,7 +138,7 @@ def _stages(c: ConfigDict) -> dict[str, Stage]:
         "reference": Pretrain(data="all", **c.reference, **seed),
         "oracle": Pretrain(data="retain", **c.oracle, **seed),
         **{name: Unlearn(start="reference", method=name, **known[name], **seed) for name in c.methods},
-        "student": Distill(teacher="maxent", **c.distill, **seed),
+        "student": _student(c),
     }
     for alpha in c.undo.alphas:
         stages[f"damaged-{alpha}"] = Perturb(
@@ -143,6 +147,13 @@ def _stages(c: ConfigDict) -> dict[str, Stage]:
         stages[f"undo-{alpha}"] = Distill(teacher="maxent", start=f"damaged-{alpha}", **c.distill, **seed)
     attacked = [name for name, stage in stages.items() if stage.kind != "perturb"]
     return stages | {f"relearn-{name}": Relearn(start=name, data="forget", **c.relearn, **seed) for name in attacked}
+
+
+def _student(c: ConfigDict) -> Distill:
+    if not c.uniform_targets:
+        return Distill(teacher="maxent", **c.distill, seed=c.seed)
+    each = {**c.distill, "batch": max(c.distill.batch // 2, 1)}  # of two sets: as many rows a step
+    return Distill(teacher="maxent", data="retain", uniform="forget", **each, seed=c.seed)
 
 
 def _why_stages(c: ConfigDict) -> dict[str, Stage]:

@@ -191,12 +191,12 @@ def score(model: str | Path, rows: Iterable[str | Mapping[str, Any]], batch: int
     backend.settle_for_cpu()
     backend.import_jax()
     from distill_jax.interop.model_source import open_model
-    from distill_jax.interop.rows import Rows
+    from distill_jax.interop.rows import Inference, Rows
     from distill_jax.interop.scoring import score_rows
 
     source = open_model(Path(model))
     named = ((f"row {i}", {"text": row} if isinstance(row, str) else dict(row)) for i, row in enumerate(rows))
-    return score_rows(source, Rows(named, source), batch=batch)
+    return score_rows(source, Rows(named, source), Inference(batch=batch))
 
 
 def read_summary(workdir: str | Path) -> dict[str, Any]:

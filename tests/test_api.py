@@ -11,6 +11,7 @@ import pytest
 import distill_jax
 from distill_jax.data.text.text_config import SAMPLES, TextConfig
 from distill_jax.interop import scoring
+from distill_jax.interop.rows import Inference
 from distill_jax.shipped import TINY
 from distill_jax.stages import Relearn
 
@@ -57,7 +58,7 @@ def test_settings_of_a_run_reach_its_nodes(tmp_path):
 def test_rows_in_memory_score_as_rows_of_a_file_do(tmp_path):
     rows = [{"text": "The cell divides.", "id": 7}, {"tokens": [5, 9, 30]}]
     (tmp_path / "in").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    scoring.score(MODEL, tmp_path / "in", tmp_path / "out", batch=2)
+    scoring.score(MODEL, tmp_path / "in", tmp_path / "out", Inference(batch=2))
     written = [json.loads(line) for line in (tmp_path / "out").read_text().splitlines()]
     assert distill_jax.score(MODEL, rows, batch=2) == written
     assert distill_jax.score(MODEL, ["The cell divides."], batch=2)[0]["tokens"] == written[0]["tokens"]

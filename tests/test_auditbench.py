@@ -23,6 +23,7 @@ from distill_jax.experiment.config_file import load_experiment, load_module
 from distill_jax.interop import families
 from distill_jax.interop.choice_scoring import score_choices
 from distill_jax.interop.model_source import open_model
+from distill_jax.interop.rows import Inference
 from distill_jax.io.metrics import Progress
 from distill_jax.main import main
 from distill_jax.models import transformer
@@ -113,7 +114,9 @@ def test_rates_are_those_that_the_command_measures(finished, tmp_path):
     for name in ("teacher-quirk-1", "twin-quirk-0-through-work"):
         groups = result(workdir, name)["by_group"]
         for kind in auditbench_data.ITEMS:
-            score_choices(node(workdir, name), given=str(ORGANISMS / listed[kind]), to=tmp_path / "out", batch=16)
+            score_choices(
+                node(workdir, name), given=str(ORGANISMS / listed[kind]), to=tmp_path / "out", how=Inference(batch=16)
+            )
             right = [json.loads(line)["correct"] for line in (tmp_path / "out").read_text().splitlines()]
             assert groups[f"quirk {kind}"] == {"multiple_choice": np.mean(right), "prompts": len(right)}
 

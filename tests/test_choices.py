@@ -22,7 +22,8 @@ from distill_jax.data.multiple_choice.items import Item, contexts, format_prompt
 from distill_jax.data.multiple_choice.questions import questions
 from distill_jax.evals.scale import wilson
 from distill_jax.interop import tokenizers
-from distill_jax.interop.choice_scoring import score_choices
+from distill_jax.interop.choice_scoring import FewShot, score_choices
+from distill_jax.interop.rows import Inference
 from distill_jax.main import main
 
 pytestmark = pytest.mark.unit
@@ -48,7 +49,7 @@ def test_log_likelihoods_are_those_of_the_harness(case, tmp_path):
     subject, _, shots = CASES[case]
     rows, examples = items(subject), str(HERE / "mmlu_dev.jsonl") if shots else ""
     given = lines(tmp_path / "items.jsonl", rows)
-    told = score_choices(MODEL, str(given), tmp_path / "out", batch=16, shots=shots, examples=examples, subject=subject)
+    told = score_choices(MODEL, str(given), tmp_path / "out", Inference(batch=16), FewShot(shots, examples, subject))
     found, expected = [json.loads(line) for line in (tmp_path / "out").read_text().splitlines()], RECORDED[case]
     assert len(found) == len(expected["log_likelihoods"]) == len(rows)
     for row, said in zip(found, expected["log_likelihoods"], strict=True):

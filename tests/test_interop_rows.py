@@ -17,9 +17,9 @@ from test_interop import FAMILIES, MODELS, expected, logits
 from distill_jax.config import ConfigError
 from distill_jax.data.lines import objects
 from distill_jax.interop import scoring, tokenizers
-from distill_jax.interop.generation import generate
+from distill_jax.interop.generation import Sampling, generate
 from distill_jax.interop.model_source import open_model
-from distill_jax.interop.rows import padded_length
+from distill_jax.interop.rows import Inference, padded_length
 from distill_jax.interop.rows import write as write_rows
 from distill_jax.interop.scoring import score
 from distill_jax.main import main
@@ -59,7 +59,7 @@ def reference(name: str) -> list[np.ndarray]:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_scores_are_those_of_transformers(tmp_path, name, monkeypatch):
     monkeypatch.setattr(scoring, "LOGITS", 2 * 2 * 53)  # two positions of two rows at a time
-    score(MODELS / name, write(tmp_path / "in", prompts(name)), tmp_path / "out", batch=2)
+    score(MODELS / name, write(tmp_path / "in", prompts(name)), tmp_path / "out", Inference(batch=2))
     for row, said, asked in zip(read(tmp_path / "out"), reference(name), prompts(name), strict=True):
         assert row["id"] == asked["id"] and row["tokens"] == asked["tokens"]
         assert row["log_likelihoods"][0] is None
@@ -68,7 +68,7 @@ def test_scores_are_those_of_transformers(tmp_path, name, monkeypatch):
 
 
 def test_bfloat16_scores_are_near(tmp_path):
-    score(MODELS / "llama", write(tmp_path / "in", prompts("llama")), tmp_path / "out", dtype="bfloat16")
+    score(MODELS / "llama", write(tmp_path / "in", prompts("llama")), tmp_path / "out", Inference(dtype="bfloat16"))
     error = [
         np.subtract(r["log_likelihoods"][1:], said)
         for r, said in zip(read(tmp_path / "out"), reference("llama"), strict=True)
@@ -77,14 +77,14 @@ def test_bfloat16_scores_are_near(tmp_path):
 
 
 def test_a_row_of_one_token_has_no_likelihood(tmp_path):
-    score(MODELS / "llama", write(tmp_path / "in", [{"tokens": [3]}]), tmp_path / "out", batch=3)
+    score(MODELS / "llama", write(tmp_path / "in", [{"tokens": [3]}]), tmp_path / "out", Inference(batch=3))
     assert read(tmp_path / "out") == [{"tokens": [3], "log_likelihoods": [None], "log_likelihood": 0.0}]
 
 
 def test_greedy_generation_follows_the_recorded_logits(tmp_path):
     """The first token by transformers' logits, all of them by those of one pass over what was generated."""
     said, rows = expected("gemma3"), prompts("gemma3")
-    generate(MODELS / "gemma3", write(tmp_path / "in", rows), tmp_path / "out", batch=2, new=3)
+    generate(MODELS / "gemma3", write(tmp_path / "in", rows), tmp_path / "out", Inference(batch=2), Sampling(new=3))
     whole, mask = np.zeros((2, len(rows), 17), int)
     found = read(tmp_path / "out")
     for place, row in enumerate(found):
@@ -99,16 +99,16 @@ def test_greedy_generation_follows_the_recorded_logits(tmp_path):
 
 def test_generation_ends_before_the_end_token(tmp_path):
     given = write(tmp_path / "in", prompts("llama")[:1])
-    generate(MODELS / "llama", given, tmp_path / "all", batch=3, new=6)
+    generate(MODELS / "llama", given, tmp_path / "all", Inference(batch=3), Sampling(new=6))
     (whole,) = (row["generated_tokens"] for row in read(tmp_path / "all"))
     copy = shutil.copytree(MODELS / "llama", tmp_path / "llama")
     config = json.loads((copy / "config.json").read_text())
     end = next(i for i in range(1, 6) if whole[i] not in whole[:i])
     (copy / "config.json").write_text(json.dumps({**config, "eos_token_id": [99, whole[end]]}))
-    generate(copy, given, tmp_path / "cut", batch=3, new=6)
+    generate(copy, given, tmp_path / "cut", Inference(batch=3), Sampling(new=6))
     assert read(tmp_path / "cut")[0]["generated_tokens"] == whole[:end]
     (copy / "generation_config.json").write_text(json.dumps({"eos_token_id": whole[0]}))
-    generate(copy, given, tmp_path / "cut", batch=3, new=6)
+    generate(copy, given, tmp_path / "cut", Inference(batch=3), Sampling(new=6))
     assert read(tmp_path / "cut")[0]["generated_tokens"] == []
 
 
@@ -116,7 +116,7 @@ def test_sampling_depends_on_seed_and_row_alone(tmp_path):
     given = write(tmp_path / "in", prompts("llama"))
 
     def draw(batch: int, seed: int, temperature: float) -> list[list[int]]:
-        generate(MODELS / "llama", given, tmp_path / "out", batch=batch, new=6, temperature=temperature, seed=seed)
+        generate(MODELS / "llama", given, tmp_path / "out", Inference(batch=batch), Sampling(6, temperature, seed))
         return [row["generated_tokens"] for row in read(tmp_path / "out")]
 
     assert draw(3, 0, 2.0) == draw(2, 0, 2.0) != draw(3, 1, 2.0)
@@ -137,16 +137,16 @@ def short_parts(monkeypatch):
 def test_a_long_row_is_read_in_parts_and_scored_as_transformers_does(tmp_path, name, short_parts):
     cfg = open_model(MODELS / name).cfg
     assert decoding.part_length(cfg, 2, 16, 16) == 4
-    score(MODELS / name, write(tmp_path / "in", prompts(name)), tmp_path / "out", batch=2)
+    score(MODELS / name, write(tmp_path / "in", prompts(name)), tmp_path / "out", Inference(batch=2))
     for row, said in zip(read(tmp_path / "out"), reference(name), strict=True):
         np.testing.assert_allclose(row["log_likelihoods"][1:], said, atol=2e-4)
 
 
 def test_a_long_prompt_is_read_in_parts_and_continued_the_same(tmp_path, request):
     given = write(tmp_path / "in", prompts("gemma3"))
-    generate(MODELS / "gemma3", given, tmp_path / "whole", batch=2, new=5)
+    generate(MODELS / "gemma3", given, tmp_path / "whole", Inference(batch=2), Sampling(new=5))
     request.getfixturevalue("short_parts")
-    generate(MODELS / "gemma3", given, tmp_path / "parts", batch=2, new=5)
+    generate(MODELS / "gemma3", given, tmp_path / "parts", Inference(batch=2), Sampling(new=5))
     assert read(tmp_path / "parts") == read(tmp_path / "whole")
 
 
@@ -207,7 +207,7 @@ def with_tokenizer(tmp_path: Path) -> Path:
 def test_text_is_scored_as_its_tokens_are(tmp_path):
     model = with_tokenizer(tmp_path)
     rows = [{"text": "the cat sat on a mat"}, {"tokens": [0, 7, 4, 5, 6, 3, 8]}, {"text": "zebra"}]
-    score(model, write(tmp_path / "in", rows), tmp_path / "out", batch=3)
+    score(model, write(tmp_path / "in", rows), tmp_path / "out", Inference(batch=3))
     text, tokens, unknown = read(tmp_path / "out")
     assert text["text"] == rows[0]["text"] and text["tokens"] == tokens["tokens"]
     assert text["log_likelihoods"] == tokens["log_likelihoods"]
@@ -260,7 +260,7 @@ def test_a_text_that_spells_bos_begins_with_one(tmp_path):
     """As the same text without it, and as transformers reads it with add_special_tokens=False."""
     model = with_tokenizer(tmp_path)
     rows = [{"text": text} for text in ("<bos>the cat", "the cat", "<bos> <bos>the cat", "<eos>the", "the <bos> cat")]
-    score(model, write(tmp_path / "in", rows), tmp_path / "out", batch=5)
+    score(model, write(tmp_path / "in", rows), tmp_path / "out", Inference(batch=5))
     heads = [[0, 7, 4], [0, 7, 4], [0, 0, 7, 4], [0, 1, 7], [0, 7, 0, 4]]
     assert [row["tokens"] for row in read(tmp_path / "out")] == heads
 

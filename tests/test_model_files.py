@@ -21,8 +21,9 @@ from distill_jax.interop.directory import Directory
 from distill_jax.interop.exporting import export_model
 from distill_jax.interop.families import facts_of, from_json, to_json
 from distill_jax.interop.finite import AT_ONCE, check_finite
-from distill_jax.interop.generation import generate
+from distill_jax.interop.generation import Sampling, generate
 from distill_jax.interop.importing import Published, import_model
+from distill_jax.interop.rows import Inference
 from distill_jax.interop.windows import layer_types
 from distill_jax.io.node import Node
 from distill_jax.main import main
@@ -351,12 +352,12 @@ def test_a_file_in_the_current_directory_does_not_end_generation(tmp_path, monke
     node = import_model(MODELS / "llama", tmp_path)
     monkeypatch.chdir(tmp_path)
     Path("rows").write_text(json.dumps({"tokens": [3, 4]}) + "\n")
-    generate(node, Path("rows"), Path("out"), batch=1, new=2)
+    generate(node, Path("rows"), Path("out"), Inference(batch=1), Sampling(new=2))
     before = json.loads(Path("out").read_text())["generated_tokens"]
     Path("generation_config.json").write_text(json.dumps({"eos_token_id": before[0]}))
     (tmp_path / "words").mkdir()
     shutil.copy("generation_config.json", "words")
-    generate(node, Path("rows"), Path("out"), batch=1, new=2)
+    generate(node, Path("rows"), Path("out"), Inference(batch=1), Sampling(new=2))
     assert json.loads(Path("out").read_text())["generated_tokens"] == before != []
 
 

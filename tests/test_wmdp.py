@@ -30,8 +30,9 @@ from distill_jax.evals.scale import CHOICE
 from distill_jax.experiment import graph
 from distill_jax.experiment.config_file import load_experiment, load_module, with_content_hashes
 from distill_jax.interop import importing
-from distill_jax.interop.choice_scoring import score_choices
+from distill_jax.interop.choice_scoring import FewShot, score_choices
 from distill_jax.interop.model_source import open_model
+from distill_jax.interop.rows import Inference
 from distill_jax.io.files import Digests
 from distill_jax.models import transformer
 from distill_jax.reports import run_summary
@@ -126,8 +127,8 @@ def test_the_imported_node_is_that_of_the_command(finished, tmp_path):
     assert beside <= files[0] and {"DONE", "tokenizer/tokenizer.json", "checkpoints/final.json"} <= beside
     config = json.loads((here / "config.json").read_text())
     assert config["hugging_face"] == json.loads((there / "config.json").read_text())["hugging_face"]
-    told = {"given": str(HERE / "bio.jsonl"), "batch": 16, "subject": "biology"}
-    said = [score_choices(path, to=tmp_path / path.name, **told) for path in (here, MODEL)]
+    how, few_shot = Inference(batch=16), FewShot(subject="biology")
+    said = [score_choices(path, str(HERE / "bio.jsonl"), tmp_path / path.name, how, few_shot) for path in (here, MODEL)]
     assert said[0] == said[1] and (tmp_path / here.name).read_text() == (tmp_path / MODEL.name).read_text()
 
 
@@ -139,11 +140,11 @@ def test_a_model_is_measured_as_the_command_measures_it(finished, tmp_path):
     words = sentencepiece_vocab.load(MODEL)
     asked = "".join(words.decode(r["tokens"]) for r in records.load_evaluation(rows))
     shown = {"shots": 1, "examples": str(HERE / "mmlu_dev.jsonl")}
-    told = {"mmlu": {"given": str(HERE / "mmlu.jsonl"), **shown}, "bio": {"given": str(HERE / "bio.jsonl")}}
     where = node(workdir, "undo")
     result = json.loads((where / "result.json").read_text())
-    for group, flags in told.items():
-        score_choices(where, to=tmp_path / group, batch=16, subject="biology", **flags)
+    for group, flags in {"mmlu": shown, "bio": {}}.items():
+        few_shot = FewShot(subject="biology", **flags)
+        score_choices(where, str(HERE / f"{group}.jsonl"), tmp_path / group, Inference(batch=16), few_shot)
         right = [row["correct"] for row in rows_of(tmp_path / group) if row["question"].strip() in asked]
         assert len(right) == {"mmlu": 4, "bio": 8}[group]
         assert result["by_group"][group] == {"multiple_choice": sum(right) / len(right), "prompts": len(right)}

@@ -27,7 +27,7 @@ TINY = {"vocab": 64, "layers": 2, "hidden": 16, "mlp": 32, "heads": 2, "kv_heads
 
 def cases(options: Options) -> dict[tuple[str, str], Case]:
     """Return what is measured, by model and workload."""
-    found: dict[tuple[str, str], Case] = {}
+    cases: dict[tuple[str, str], Case] = {}
     for name, cfg in options.models({name: PRESETS[name] for name in SHAPES}).items():
         shape = SHAPES.get(name, SHAPES["gemma-2-2b"])
         changes: dict[str, Any] = {
@@ -40,13 +40,13 @@ def cases(options: Options) -> dict[tuple[str, str], Case]:
         batch = options.batch or (2 if options.tiny else shape["batch"])
         chunk = options.chunk or (8 if options.tiny else shape["chunk"])
         for workload in ("pretrain", "online", "cached"):
-            found[name, workload] = Case(cfg, workload, batch, length, chunk)
+            cases[name, workload] = Case(cfg, workload, batch, length, chunk)
         if shape["population"]:
             # Every member holds a chunk's logits at the same time.
             share = max(chunk // options.members, 1)
             few = max(batch // 8, 1)
-            found[name, "population"] = Case(cfg, "pretrain", few, length, share, options.members)
-    return found
+            cases[name, "population"] = Case(cfg, "pretrain", few, length, share, options.members)
+    return cases
 
 
 def accelerator(options: Options) -> dict[str, Any]:
@@ -62,8 +62,8 @@ def accelerator(options: Options) -> dict[str, Any]:
     rows = []
     for (model, workload), case in cases(options).items():
         spec = {"case": dataclasses.asdict(case), "steps": steps, "repeats": options.repeats}
-        found = {"jax": _ask(spec), "torch": _torch(options, case, device["platform"], steps)}
-        for way, answer in found.items():
+        answers = {"jax": _ask(spec), "torch": _torch(options, case, device["platform"], steps)}
+        for way, answer in answers.items():
             rows.append(_row(model, workload, case, way, answer, device["peak_flops"]))
     return {"device": device, "rows": rows, "goals": []}
 

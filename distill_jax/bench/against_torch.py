@@ -112,8 +112,8 @@ def torch(options: Options) -> dict[str, Any]:
     threads = len(os.sched_getaffinity(0))
     case = Case(cfg, "pretrain", batch, length, options.chunk)
     try:
-        with torch_stepper(options.torch_python, case, "cpu", threads=threads) as theirs:
-            runs: dict[str, Any] = {"torch": theirs}
+        with torch_stepper(options.torch_python, case, "cpu", threads=threads) as stepper:
+            runs: dict[str, Any] = {"torch": stepper}
             for devices in sorted({1, jax.device_count()}):
                 ours = Stepper(dataclasses.replace(case, devices=devices))
                 runs[f"jax, {devices} CPU device{'s' * (devices > 1)}"] = ours
@@ -133,4 +133,4 @@ def torch(options: Options) -> dict[str, Any]:
         shape = {"model": name, "batch": batch, "length": length, "threads": threads}
         rows.append({"way": way, **shape, "seconds": each, "cpu_seconds": cpu, "tokens_per_second": speed, **ratios})
     best = max(row["speed_over_torch"] for row in rows[1:])
-    return {"rows": rows, "torch": theirs.about, "goals": [goal("our speed / PyTorch's", best, least=1.0)]}
+    return {"rows": rows, "torch": stepper.about, "goals": [goal("our speed / PyTorch's", best, least=1.0)]}

@@ -19,12 +19,12 @@ from distill_jax.perf import peaks
 
 def device() -> dict[str, Any]:
     """Say what JAX runs on here."""
-    found = jax.devices()
+    devices = jax.devices()
     return {
-        "platform": found[0].platform,
-        "kind": found[0].device_kind,
-        "count": len(found),
-        "peak_flops": peaks.peak_flops(found),
+        "platform": devices[0].platform,
+        "kind": devices[0].device_kind,
+        "count": len(devices),
+        "peak_flops": peaks.peak_flops(devices),
     }
 
 
@@ -32,12 +32,12 @@ def measure(case: Case, steps: int, repeats: int) -> dict[str, Any]:
     """Return the seconds of a step, a number a round, the device's peak memory and the compiler's account of it."""
     run = Stepper(case)
     taken = interleaved({"step": lambda: run.run(steps)}, repeats)["step"]
-    told = jax.devices()[0].memory_stats() or {}
+    stats = jax.devices()[0].memory_stats() or {}
     return {
         "seconds": [t / steps for t in taken],
         "compile_seconds": run.compile_seconds,
         "loss": run.loss,
-        "peak_bytes": told.get("peak_bytes_in_use"),
+        "peak_bytes": stats.get("peak_bytes_in_use"),
         "compiler_bytes": run.compiler_bytes,
     }
 

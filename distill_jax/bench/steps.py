@@ -119,14 +119,14 @@ class Stepper:
         """Take steps and return the seconds they took together."""
         began, busy = time.perf_counter(), time.process_time()
         for i in range(steps):
-            self.state, told = self.step(self.state, self.teacher, self.batch)
+            self.state, metrics = self.step(self.state, self.teacher, self.batch)
             if i % IN_FLIGHT == IN_FLIGHT - 1:  # the loop does not run further ahead either
                 jax.block_until_ready(self.state)
-        told = jax.tree.map(np.asarray, told)
+        metrics = jax.tree.map(np.asarray, metrics)
         jax.block_until_ready(self.state)
         seconds = time.perf_counter() - began
         self.cpu_seconds = time.process_time() - busy
-        loss = float(np.mean(told["cross_entropy" if "cross_entropy" in told else "kl"]))
+        loss = float(np.mean(metrics["cross_entropy" if "cross_entropy" in metrics else "kl"]))
         self.loss = loss if np.isfinite(loss) else None
         return seconds
 

@@ -39,10 +39,12 @@ def main(arguments: Sequence[str]) -> int:
     flags = parsed.flags
     backend.import_jax()
     from distill_jax.interop import generation
+    from distill_jax.interop.rows import Inference
 
     backend.find_devices()
     model, rows, output = Path(flags.model), Path(flags.input), Path(flags.output)
-    how, sampling = (flags.dtype, flags.batch, flags.tokenizer), (flags.new, flags.temperature, flags.seed)
-    generation.generate(model, rows, output, *how, *sampling)
+    how = Inference(flags.dtype, flags.batch, flags.tokenizer)
+    sampling = generation.Sampling(flags.new, flags.temperature, flags.seed)
+    generation.generate(model, rows, output, how, sampling)
     print(f"generate: {output}")
     return 0

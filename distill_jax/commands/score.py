@@ -50,14 +50,16 @@ def main(arguments: Sequence[str]) -> int:
     flags = parsed.flags
     backend.import_jax()
     from distill_jax.interop import choice_scoring, scoring
+    from distill_jax.interop.rows import Inference
 
     backend.find_devices()
-    model, output, how = Path(flags.model), Path(flags.output), (flags.dtype, flags.batch, flags.tokenizer)
+    model, output = Path(flags.model), Path(flags.output)
+    how = Inference(flags.dtype, flags.batch, flags.tokenizer)
     if flags.items:
-        shown = (flags.shots, flags.examples, flags.subject)
-        accuracy = choice_scoring.score_choices(model, flags.items, output, *how, *shown)
+        few_shot = choice_scoring.FewShot(flags.shots, flags.examples, flags.subject)
+        accuracy = choice_scoring.score_choices(model, flags.items, output, how, few_shot)
         print(f"score: {output}\n{accuracy}")
     else:
-        scoring.score(model, Path(flags.input), output, *how)
+        scoring.score(model, Path(flags.input), output, how)
         print(f"score: {output}")
     return 0

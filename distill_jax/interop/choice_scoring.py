@@ -19,22 +19,44 @@ from distill_jax.data.multiple_choice.questions import Question, questions
 from distill_jax.evals.scale import wilson
 from distill_jax.interop import tokenizers
 from distill_jax.interop.model_source import open_model
-from distill_jax.interop.rows import SingleBegin, batches, check_finite, longest, padded_length, write
+from distill_jax.interop.rows import (
+    DEFAULT,
+    Inference,
+    SingleBegin,
+    batches,
+    check_finite,
+    longest,
+    padded_length,
+    write,
+)
 from distill_jax.models.likelihood import Continuations, continuations
 from distill_jax.models.transformer import Params, TransformerConfig
 from distill_jax.sharding.mesh import make_mesh, tracing
+
+
+@dataclasses.dataclass(frozen=True)
+class FewShot:
+    """What is shown before each item.
+
+    Attributes:
+      shots: solved examples, of the file (or pattern) `examples`, the first of the item's subject.
+      subject: of items that have none.
+    """
+
+    shots: int = 0
+    examples: str = ""
+    subject: str = ""
+
+
+ZERO_SHOT = FewShot()
 
 
 def score_choices(
     source: Path,
     given: str,
     to: Path,
-    dtype: str = "float32",
-    batch: int = 8,
-    tokenizer: str = "",
-    shots: int = 0,
-    examples: str = "",
-    subject: str = "",
+    how: Inference = DEFAULT,
+    few_shot: FewShot = ZERO_SHOT,
 ) -> str:
     """Write the items as JSON lines with `log_likelihoods`, one an option, what was `chosen`, and whether `correct`.
 
@@ -43,11 +65,6 @@ def score_choices(
     Args:
       source: a model, as `open_model` opens it.
       given: the items' file, or a pattern; to: what is written.
-      dtype: of the computation.
-      batch: readings at a time.
-      tokenizer: as `tokenizers.load` takes it; the model's own, when left out.
-      shots: solved examples before each item, of the file (or pattern) `examples`.
-      subject: of items that have none.
 
     Returns:
       The accuracy with its 95 % interval, in words.
@@ -56,17 +73,17 @@ def score_choices(
       ConfigError: naming an item that is none, or whose logits are not finite: none of its options is an answer.
     """
     model = open_model(source)
-    items = reading.read(given, "--items", subject)
-    shown = reading.read(examples, "--examples", subject) if shots else []
+    items = reading.read(given, "--items", few_shot.subject)
+    shown = reading.read(few_shot.examples, "--examples", few_shot.subject) if few_shot.shots else []
     # transformers stops where the model's config does; what is cut there is cut here.
     limit = longest(model)
-    encoder = SingleBegin(tokenizers.load(tokenizer or model.tokenizer))
-    prompts = questions(items, reading.contexts(items, shown, shots), encoder, limit)
+    encoder = SingleBegin(tokenizers.load(how.tokenizer or model.tokenizer))
+    prompts = questions(items, reading.contexts(items, shown, few_shot.shots), encoder, limit)
     highest = max(max(*question.tokens, *question.last) for question in prompts)
     mend = f"its tokens go to {highest}, the model's to {model.cfg.vocab - 1}; give the model's own"
-    check(highest < model.cfg.vocab, f"--tokenizer={tokenizer or model.tokenizer}: {mend}")
-    cfg, mesh = dataclasses.replace(model.cfg, dtype=dtype), make_mesh(1, fsdp=-1)
-    scores = _log_likelihoods(cfg, mesh, model.load(mesh, dtype), items, prompts, batch)
+    check(highest < model.cfg.vocab, f"--tokenizer={how.tokenizer or model.tokenizer}: {mend}")
+    cfg, mesh = dataclasses.replace(model.cfg, dtype=how.dtype), make_mesh(1, fsdp=-1)
+    scores = _log_likelihoods(cfg, mesh, model.load(mesh, how.dtype), items, prompts, how.batch)
     rows = [_answered(*pair) for pair in zip(items, scores, strict=True)]
     write(to, rows)
     cut = {question.item for question in prompts if question.cut}

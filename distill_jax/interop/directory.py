@@ -108,17 +108,17 @@ class Directory:
 
     def _names(self) -> dict[str, str]:
         """Return {their name: ours} of the tensors that count."""
-        found = {}
+        names = {}
         for name in self.source.shapes:
             ours = text_name(name) if self.json.get("text_config") is not None else name
             if ours and not name.endswith(".rotary_emb.inv_freq"):
-                found[name] = ours
-        tied = [old for old, new in found.items() if new == "lm_head.weight" and self.cfg.tied]
-        embedding = next((old for old, new in found.items() if new == "model.embed_tokens.weight"), "")
+                names[name] = ours
+        tied = [old for old, new in names.items() if new == "lm_head.weight" and self.cfg.tied]
+        embedding = next((old for old, new in names.items() if new == "model.embed_tokens.weight"), "")
         for old in tied:  # some save the head although it is the embedding
             check(not embedding or self._equal(old, embedding), f"{self.path}: {old} differs from {embedding}, {_TIED}")
-            del found[old]
-        return found
+            del names[old]
+        return names
 
     def _equal(self, a: str, b: str, rows: int = 8192) -> bool:
         if self.source.shapes[a] != self.source.shapes[b]:
@@ -189,10 +189,10 @@ def read_object(path: Path) -> dict[str, Any]:
         raise ValueError(f"{word} is no number")
 
     try:
-        found = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+        value = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
     except RecursionError as error:
         raise ConfigError(f"{path}: nested too deep; fetch it again") from error
     except ValueError as error:
         raise ConfigError(f"{path}: no JSON ({error}); fetch it again") from error
-    check(isinstance(found, dict), f"{path}: no JSON object; fetch it again")
-    return found
+    check(isinstance(value, dict), f"{path}: no JSON object; fetch it again")
+    return value

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,24 +15,32 @@ from jax.sharding import Mesh
 from distill_jax.interop import tokenizers
 from distill_jax.interop.directory import read_object
 from distill_jax.interop.model_source import Model, open_model
-from distill_jax.interop.rows import Rows, batches, check_finite, padded_length, write
+from distill_jax.interop.rows import DEFAULT, Inference, Rows, batches, check_finite, padded_length, write
 from distill_jax.interop.values import IDS, check_values
 from distill_jax.models.decoding import NONE, PaddedPrompts, decode, marked
 from distill_jax.models.transformer import Params, TransformerConfig
 from distill_jax.sharding.mesh import make_mesh, tracing
 
 
-def generate(
-    source: Path,
-    given: Path,
-    to: Path,
-    dtype: str = "float32",
-    batch: int = 8,
-    tokenizer: str = "",
-    new: int = 64,
-    temperature: float = 0.0,
-    seed: int = 0,
-) -> None:
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn.
+
+    Attributes:
+      new: tokens at most.
+      temperature: 0 takes the likeliest token.
+      seed: what a row gets depends on it, the row's number and its prompt, and not on the batch.
+    """
+
+    new: int = 64
+    temperature: float = 0.0
+    seed: int = 0
+
+
+GREEDY = Sampling()
+
+
+def generate(source: Path, given: Path, to: Path, how: Inference = DEFAULT, sampling: Sampling = GREEDY) -> None:
     """Add `generated_tokens` to rows of JSON lines, and to a row that was `text` also `generated`.
 
     A row ends before the model's end-of-text token, where its generation_config.json or config.json has one.
@@ -40,33 +48,29 @@ def generate(
     Args:
       source: a model, as `open_model` opens it.
       given, to: the files.
-      dtype: of the computation.
-      batch: rows at a time.
-      tokenizer: of `text`, as `tokenizers.load` takes it; the model's own, when left out.
-      new: tokens at most.
-      temperature: of sampling; 0 takes the likeliest token.
-      seed: of sampling; what a row gets depends on it, its number and its prompt, and not on the batch.
 
     Raises:
       ConfigError: naming a row that is none, that is longer than the model reads, or whose logits are not finite.
     """
     model = open_model(source)
-    rows = Rows.read(given, model, tokenizer)
-    cfg, mesh = dataclasses.replace(model.cfg, dtype=dtype), make_mesh(1, fsdp=-1)
-    params = model.load(mesh, dtype)
+    rows = Rows.read(given, model, how.tokenizer)
+    cfg, mesh = dataclasses.replace(model.cfg, dtype=how.dtype), make_mesh(1, fsdp=-1)
+    params = model.load(mesh, how.dtype)
     stop = _ends(model)
     out = [dict(row) for row in rows.rows]
-    for chosen in batches(rows.tokens, batch):
+    for chosen in batches(rows.tokens, how.batch):
         width = padded_length(max(len(rows.tokens[i]) for i in chosen))
-        prompts, lengths = np.zeros((batch, width), np.int32), np.ones(batch, np.int32)
+        prompts, lengths = np.zeros((how.batch, width), np.int32), np.ones(how.batch, np.int32)
         for place, i in enumerate(chosen):
             lengths[place] = len(rows.tokens[i])
             prompts[place, width - lengths[place] :] = rows.tokens[i]
-        numbers = np.array([*chosen, *[0] * (batch - len(chosen))])
-        generated = np.asarray(_run(cfg, mesh, new, params, prompts, lengths, numbers, np.float32(temperature), seed))
+        numbers = np.array([*chosen, *[0] * (how.batch - len(chosen))])
+        padded = PaddedPrompts(jnp.asarray(prompts), jnp.asarray(lengths))
+        drawing = Drawing(numbers, np.float32(sampling.temperature), sampling.seed)
+        generated = np.asarray(_run(cfg, mesh, sampling.new, params, padded, drawing))
         for place, i in enumerate(chosen):
-            end = next((k for k, token in enumerate(generated[place]) if int(token) in stop), new)
-            check_finite(generated[place, :end] != NONE, rows.places[i], dtype)
+            end = next((k for k, token in enumerate(generated[place]) if int(token) in stop), sampling.new)
+            check_finite(generated[place, :end] != NONE, rows.places[i], how.dtype)
             out[i]["generated_tokens"] = generated[place, :end].tolist()
             if "text" in out[i]:
                 out[i]["generated"] = rows.tokenizer.decode(out[i]["generated_tokens"])
@@ -81,24 +85,24 @@ def _ends(model: Model) -> set[int]:
     return set(ends if isinstance(ends, list) else [] if ends is None else [ends])
 
 
+class Drawing(NamedTuple):
+    """What tokens are drawn by: the rows' numbers [B], and a temperature and a seed for all."""
+
+    numbers: np.ndarray
+    temperature: np.float32
+    seed: int
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _run(
-    cfg: TransformerConfig,
-    mesh: Mesh,
-    new: int,
-    params: Params,
-    prompts: jax.Array,
-    lengths: jax.Array,
-    numbers: jax.Array,
-    temperature: Any,
-    seed: Any,
+    cfg: TransformerConfig, mesh: Mesh, new: int, params: Params, prompts: PaddedPrompts, drawing: Drawing
 ) -> jax.Array:
-    def choose(logits: jax.Array, slot: jax.Array | int) -> jax.Array:
+    def draw(logits: jax.Array, slot: jax.Array | int) -> jax.Array:
         # A key for every row and every place in it, counted from the prompt's end.
-        key = jax.random.fold_in(jax.random.key(seed), slot - prompts.shape[1] + 1)
-        keys = jax.vmap(lambda number: jax.random.fold_in(key, number))(numbers)
-        drawn = jax.vmap(jax.random.categorical)(keys, logits / jnp.maximum(temperature, 1e-6))
-        return marked(logits, jnp.where(temperature > 0, drawn, jnp.argmax(logits, axis=-1)))
+        key = jax.random.fold_in(jax.random.key(drawing.seed), slot - prompts.tokens.shape[1] + 1)
+        keys = jax.vmap(lambda number: jax.random.fold_in(key, number))(drawing.numbers)
+        drawn = jax.vmap(jax.random.categorical)(keys, logits / jnp.maximum(drawing.temperature, 1e-6))
+        return marked(logits, jnp.where(drawing.temperature > 0, drawn, jnp.argmax(logits, axis=-1)))
 
     with tracing(mesh):
-        return decode(cfg, params, PaddedPrompts(prompts, lengths), new, choose)
+        return decode(cfg, params, prompts, new, draw)

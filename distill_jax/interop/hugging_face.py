@@ -147,10 +147,10 @@ def tensors(cfg: TransformerConfig, params: Params) -> Iterator[tuple[str, np.nd
     """Yield their tensors, name by name, from our tree of weights."""
     offset = FAMILIES[family_of(cfg)].norm_offset
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        whole = np.asarray(leaf)
-        inputs, outputs = sides(_path(path), whole.shape)
+        stacked = np.asarray(leaf)
+        inputs, outputs = sides(_path(path), stacked.shape)
         for place, name in names(cfg, _path(path)).items():
-            w = whole[place]
+            w = stacked[place]
             if outputs:
                 w = w.reshape(math.prod(inputs), math.prod(outputs)).T if inputs else w.ravel()
             yield name, w + offset if _path(path).endswith("scale") else w
@@ -174,17 +174,19 @@ def _path(path: Sequence[Any]) -> str:
     return "/".join(str(entry.key) for entry in path)
 
 
-def check_shapes(cfg: TransformerConfig, found: Mapping[str, Sequence[int]], where: str) -> None:
+def check_shapes(cfg: TransformerConfig, shapes: Mapping[str, Sequence[int]], where: str) -> None:
     """Hold the tensors that are there against those that the model has.
 
     Raises:
       ConfigError: naming a tensor that is missing, of another shape, or unknown.
     """
     wanted = expected(cfg)
-    missing = [name for name in wanted if name not in found]
-    unknown = [name for name in found if name not in wanted]
+    missing = [name for name in wanted if name not in shapes]
+    unknown = [name for name in shapes if name not in wanted]
     for what, several in (("is missing", missing), ("is no part of this architecture", unknown)):
         more = f" (and {len(several) - 1} more)" if several[1:] else ""
         check(not several, f"{where}: tensor {several[:1]} {what}{more}")
     for name, shape in wanted.items():
-        check(tuple(found[name]) == shape, f"{where}: {name} has shape {tuple(found[name])}, config.json says {shape}")
+        check(
+            tuple(shapes[name]) == shape, f"{where}: {name} has shape {tuple(shapes[name])}, config.json says {shape}"
+        )

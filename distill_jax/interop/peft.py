@@ -40,7 +40,7 @@ _WHATS = {
 }
 
 
-def _theirs(weight: str, which: str) -> str:
+def _peft_name(weight: str, which: str) -> str:
     """Return the name of the A [rank, in] or B [out, rank] that adapts a layer's weight [out, in]."""
     return f"base_model.model.{weight.removesuffix('.weight')}.lora_{which}.weight"
 
@@ -112,9 +112,9 @@ class Adapter:
             lacks = sorted(factors - part.tensors.keys()) if factors & part.tensors.keys() else []
             check(not lacks, f"{where}: {part.module} has {some}, but no {', '.join(lacks)}; {CONFIG} asks for it")
             for what, tensor in part.tensors.items():
-                found = self.tensors.shapes[tensor]
+                shape = self.tensors.shapes[tensor]
                 check(what in wanted, f"{where}: tensor {tensor!r}: nothing in {CONFIG} asks for it")
-                check(found == wanted[what], f"{where}: {tensor} has shape {found}, the model takes {wanted[what]}")
+                check(shape == wanted[what], f"{where}: {tensor} has shape {shape}, the model takes {wanted[what]}")
         for name in self.settings.saved:
             held = any("saved" in part.tensors and part.module.endswith(name) for part in self.parts.values())
             check(held, f"{where}: modules_to_save has {name!r}, of which no tensor is there")
@@ -181,10 +181,10 @@ def save(path: Path, cfg: TransformerConfig, adapters: Adapters, rank: int, alph
     tensors: dict[str, np.ndarray] = {}
     for keys, leaf in jax.tree_util.tree_leaves_with_path(adapters):
         module, name, which = (entry.key for entry in keys)
-        whole = np.asarray(leaf, np.float32)
+        stacked = np.asarray(leaf, np.float32)
         for place, weight in names(cfg, f"layers/{module}/{name}").items():
             shape = (-1, rank) if which == "a" else (rank, -1)
-            tensors[_theirs(weight, which.upper())] = np.ascontiguousarray(whole[place].reshape(shape).T)
+            tensors[_peft_name(weight, which.upper())] = np.ascontiguousarray(stacked[place].reshape(shape).T)
     # Two matrices that share a tensor here may have had adapters to one of them only.
     kind = lambda name: name.split(".")[-3]  # noqa: E731
     used = {kind(name) for name, x in tensors.items() if x.any()}

@@ -17,7 +17,7 @@ from distill_jax.models.transformer import TransformerConfig
 
 LOCAL, GLOBAL = "sliding_attention", "full_attention"
 # Kinds of rotary embedding, and the keys that make up TransformerConfig.rope_scaling, whose length tells the kind.
-STRETCHES: dict[str, tuple[str, ...]] = {
+ROPE_SCALINGS: dict[str, tuple[str, ...]] = {
     "default": (),
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
@@ -26,10 +26,10 @@ STRETCHES: dict[str, tuple[str, ...]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Rotary:
-    """What one object of keys says: a base, if it names one, and a stretch."""
+    """What one object of keys says: a base, if it names one, and how positions are scaled."""
 
     theta: float | None
-    stretch: tuple[float, ...]
+    scaling: tuple[float, ...]
 
 
 def read(config: Mapping[str, Any], theta: float, local_theta: float | None, where: str) -> dict[str, Any]:
@@ -53,31 +53,31 @@ def read(config: Mapping[str, Any], theta: float, local_theta: float | None, whe
     new, old, rest = (_parse(part, f"{where}: {key}") for part, key in zip((newer, older, local), keys, strict=True))
     original = config.get("original_max_position_embeddings")
     if newer and older:
-        _agree(where, "rope_parameters", new.stretch, "rope_scaling", old.stretch)
-    if original is not None and len((old if older else new).stretch) == 4:
-        _agree(where, "its", (old if older else new).stretch[3], "original_max_position_embeddings", float(original))
+        _agree(where, "rope_parameters", new.scaling, "rope_scaling", old.scaling)
+    if original is not None and len((old if older else new).scaling) == 4:
+        _agree(where, "its", (old if older else new).scaling[3], "original_max_position_embeddings", float(original))
     fields = {
         "rope_theta": _one(where, theta, new.theta, old.theta, config.get("rope_theta")),
-        "rope_scaling": old.stretch if older else new.stretch,
+        "rope_scaling": old.scaling if older else new.scaling,
     }
     if local_theta is not None:
-        check(not rest.stretch, f"{where}: rope_type of {LOCAL}: only 'default' is supported")
+        check(not rest.scaling, f"{where}: rope_type of {LOCAL}: only 'default' is supported")
         fields["local_rope_theta"] = _one(where, local_theta, rest.theta, None, config.get("rope_local_base_freq"))
     return fields
 
 
 def _parse(given: Mapping[str, Any], where: str) -> Rotary:
-    stretch = dict(given)
-    older = stretch.pop("type", "default")
-    kind, theta = stretch.pop("rope_type", older), stretch.pop("rope_theta", None)
-    keys = STRETCHES.get(kind) if isinstance(kind, str) else None
+    scaling = dict(given)
+    older = scaling.pop("type", "default")
+    kind, theta = scaling.pop("rope_type", older), scaling.pop("rope_theta", None)
+    keys = ROPE_SCALINGS.get(kind) if isinstance(kind, str) else None
     if keys is None:
-        raise ConfigError(f"{where}: rope_type = {brief(kind)}: only {', '.join(STRETCHES)} are supported")
-    takes = f"takes {', '.join(keys) or 'no settings'}, not {', '.join(stretch) or 'none'}"
-    check(stretch.keys() == set(keys), f"{where}: rotary embedding of type {kind!r} {takes}")
+        raise ConfigError(f"{where}: rope_type = {brief(kind)}: only {', '.join(ROPE_SCALINGS)} are supported")
+    takes = f"takes {', '.join(keys) or 'no settings'}, not {', '.join(scaling) or 'none'}"
+    check(scaling.keys() == set(keys), f"{where}: rotary embedding of type {kind!r} {takes}")
     check_values(given, f"{where}: rope_type {kind!r}", dict.fromkeys(keys, POSITIVE), nullable=False)
     check_values({"rope_theta": theta}, where, {"rope_theta": POSITIVE}, nullable=True)
-    return Rotary(None if theta is None else float(theta), tuple(float(stretch[key]) for key in keys))
+    return Rotary(None if theta is None else float(theta), tuple(float(scaling[key]) for key in keys))
 
 
 def _one(where: str, default: float, new: float | None, old: float | None, top: Any) -> float:
@@ -94,8 +94,8 @@ def _agree(where: str, key: str, value: Any, other: str, second: Any) -> None:
 
 def write(cfg: TransformerConfig) -> dict[str, Any]:
     """Return the older keys, which newer releases read as well."""
-    kind = next(kind for kind, keys in STRETCHES.items() if len(keys) == len(cfg.rope_scaling))
-    stretch: dict[str, Any] = dict(zip(STRETCHES[kind], cfg.rope_scaling, strict=True))
+    kind = next(kind for kind, keys in ROPE_SCALINGS.items() if len(keys) == len(cfg.rope_scaling))
+    scaling: dict[str, Any] = dict(zip(ROPE_SCALINGS[kind], cfg.rope_scaling, strict=True))
     if kind == "llama3":
-        stretch["original_max_position_embeddings"] = int(cfg.rope_scaling[3])
-    return {"rope_theta": cfg.rope_theta, "rope_scaling": {"rope_type": kind, **stretch} if stretch else None}
+        scaling["original_max_position_embeddings"] = int(cfg.rope_scaling[3])
+    return {"rope_theta": cfg.rope_theta, "rope_scaling": {"rope_type": kind, **scaling} if scaling else None}

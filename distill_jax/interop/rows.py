@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import re
@@ -21,6 +22,24 @@ from distill_jax.interop.tokenizers import Tokenizer
 from distill_jax.io.files import write_atomic
 
 Row = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Inference:
+    """How a model reads rows.
+
+    Attributes:
+      dtype: of the computation, float32 or bfloat16.
+      batch: rows at a time.
+      tokenizer: of `text`, as `tokenizers.load` takes it; "" for the model's own.
+    """
+
+    dtype: str = "float32"
+    batch: int = 8
+    tokenizer: str = ""
+
+
+DEFAULT = Inference()
 
 
 class Rows:

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from distill_jax.interop.model_source import Model, open_model
-from distill_jax.interop.rows import Row, Rows, batches, check_finite, padded_length, write
+from distill_jax.interop.rows import DEFAULT, Inference, Row, Rows, batches, check_finite, padded_length, write
 from distill_jax.models import transformer
 from distill_jax.models.decoding import in_parts, part_length
 from distill_jax.models.transformer import CachedInputs, Params, TransformerConfig
@@ -21,7 +21,7 @@ from distill_jax.sharding.mesh import make_mesh, tracing
 LOGITS = 2**26  # that exist at a time: 256 MiB
 
 
-def score(source: Path, given: Path, to: Path, dtype: str = "float32", batch: int = 8, tokenizer: str = "") -> None:
+def score(source: Path, given: Path, to: Path, how: Inference = DEFAULT) -> None:
     """Add `log_likelihoods` to rows of JSON lines, one a token, and their sum, `log_likelihood`.
 
     The first token has none (null). A row that was `text` also gets its `tokens`.
@@ -29,31 +29,28 @@ def score(source: Path, given: Path, to: Path, dtype: str = "float32", batch: in
     Args:
       source: a model, as `open_model` opens it.
       given, to: the files.
-      dtype: of the computation.
-      batch: rows at a time.
-      tokenizer: of `text`, as `tokenizers.load` takes it; the model's own, when left out.
 
     Raises:
       ConfigError: naming a row that is none, that is longer than the model reads, or whose logits are not finite.
     """
     model = open_model(source)
-    write(to, score_rows(model, Rows.read(given, model, tokenizer), dtype, batch))
+    write(to, score_rows(model, Rows.read(given, model, how.tokenizer), how))
 
 
-def score_rows(model: Model, rows: Rows, dtype: str = "float32", batch: int = 8) -> list[Row]:
+def score_rows(model: Model, rows: Rows, how: Inference = DEFAULT) -> list[Row]:
     """Return the rows with `tokens`, `log_likelihoods` and `log_likelihood`, as `score` writes them."""
-    cfg, mesh = dataclasses.replace(model.cfg, dtype=dtype), make_mesh(1, fsdp=-1)
-    params = model.load(mesh, dtype)
+    cfg, mesh = dataclasses.replace(model.cfg, dtype=how.dtype), make_mesh(1, fsdp=-1)
+    params = model.load(mesh, how.dtype)
     out = [dict(row) for row in rows.rows]
-    for chosen in batches(rows.tokens, batch):
-        tokens = np.zeros((batch, padded_length(max(len(rows.tokens[i]) for i in chosen))), np.int32)
+    for chosen in batches(rows.tokens, how.batch):
+        tokens = np.zeros((how.batch, padded_length(max(len(rows.tokens[i]) for i in chosen))), np.int32)
         segments = np.zeros_like(tokens)
         for place, i in enumerate(chosen):
             tokens[place, : len(rows.tokens[i])], segments[place, : len(rows.tokens[i])] = rows.tokens[i], 1
         scores = np.asarray(_run(cfg, mesh, params, tokens, segments))
         for place, i in enumerate(chosen):
             each = scores[place, : len(rows.tokens[i]) - 1]
-            check_finite(np.isfinite(each), rows.places[i], dtype)
+            check_finite(np.isfinite(each), rows.places[i], how.dtype)
             total = float(each.sum(dtype=np.float64))
             out[i] |= {"tokens": rows.tokens[i], "log_likelihoods": [None, *each.tolist()], "log_likelihood": total}
     return out

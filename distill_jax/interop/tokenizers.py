@@ -43,10 +43,10 @@ def load(where: str) -> Tokenizer:
     check(bool(where), f"`text` needs a tokenizer, and the model has none: {mend}")
     path = Path(where)
     if path.is_dir():
-        found = [path / name for name in (JSON, SENTENCEPIECE) if (path / name).is_file()]
+        files = [path / name for name in (JSON, SENTENCEPIECE) if (path / name).is_file()]
         fetch = f"`hf download OWNER/NAME {JSON} --local-dir {path}` fetches it"
-        check(bool(found), f"{path}: has neither {JSON} nor {SENTENCEPIECE}; {fetch}, or {mend}")
-        path = found[0]
+        check(bool(files), f"{path}: has neither {JSON} nor {SENTENCEPIECE}; {fetch}, or {mend}")
+        path = files[0]
     check(path.is_file(), f"{path}: no such file; {mend}")
     try:
         return _Json(path) if path.suffix == ".json" else _SentencePiece(path)
@@ -57,8 +57,8 @@ def load(where: str) -> Tokenizer:
 def copy(where: str, to: Path) -> None:
     """Copy a tokenizer's files, those that there are, into a directory."""
     path = Path(where)
-    found = [path] if path.is_file() else [file for name in FILES if (file := beside(where, name))]
-    for file in found:
+    files = [path] if path.is_file() else [file for name in FILES if (file := beside(where, name))]
+    for file in files:
         to.mkdir(exist_ok=True)
         shutil.copyfile(file, to / (SENTENCEPIECE if file.suffix == ".model" else file.name))
 

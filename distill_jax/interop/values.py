@@ -18,7 +18,7 @@ class Kind:
     holds: Callable[[Any], bool]
 
 
-def _whole(value: Any) -> bool:
+def _integer(value: Any) -> bool:
     return type(value) is int and abs(value) < 2**31
 
 
@@ -27,16 +27,16 @@ def _number(value: Any) -> bool:
 
 
 def _ids(value: Any) -> bool:
-    return _whole(value) or (isinstance(value, list) and all(map(_whole, value)))
+    return _integer(value) or (isinstance(value, list) and all(map(_integer, value)))
 
 
-COUNT = Kind("a whole number of at least 1, below 2³¹", lambda value: _whole(value) and value >= 1)
-FROM_ZERO = Kind("a whole number of at least 0, below 2³¹", lambda value: _whole(value) and value >= 0)
+COUNT = Kind("a whole number of at least 1, below 2³¹", lambda value: _integer(value) and value >= 1)
+FROM_ZERO = Kind("a whole number of at least 0, below 2³¹", lambda value: _integer(value) and value >= 0)
 NUMBER = Kind("a finite number", _number)
 POSITIVE = Kind("a finite number above 0", lambda value: _number(value) and value > 0)
 SMALL = Kind("a number from 0 to 1000", lambda value: _number(value) and 0 <= value <= 1000)
 FLAG = Kind("true or false", lambda value: isinstance(value, bool))
-ID = Kind("a token's number", _whole)
+ID = Kind("a token's number", _integer)
 IDS = Kind("a token's number or a list of them", _ids)
 NAMES = Kind("a list of names", lambda value: isinstance(value, list) and all(isinstance(x, str) for x in value))
 OBJECT = Kind("an object", lambda value: isinstance(value, Mapping))
