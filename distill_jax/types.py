@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import jax
+if TYPE_CHECKING:  # a process that only reads its command line imports these names, and not JAX
+    import jax
 
 PyTree = Any  # nested dicts, tuples and dataclasses whose leaves are arrays, or what stands for them: shapes, shardings
 JsonObject = dict[str, Any]  # as `json` reads and writes it; whoever reads a file checks what it holds
-ArrayOrShape = jax.Array | jax.ShapeDtypeStruct
+ArrayOrShape: TypeAlias = "jax.Array | jax.ShapeDtypeStruct"
