@@ -1,10 +1,10 @@
-"""Types that every room shares, where neither Python nor JAX has a static one."""
+"""Types that every room shares, where neither Python nor JAX has a static one. Imports no JAX: data need none."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-if TYPE_CHECKING:  # a process that only reads its command line imports these names, and not JAX
+if TYPE_CHECKING:
     import jax
 
 PyTree = Any  # nested dicts, tuples and dataclasses whose leaves are arrays, or what stands for them: shapes, shardings

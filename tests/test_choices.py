@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 from statsmodels.stats.proportion import proportion_confint
 
 from distill_jax.config import ConfigError
-from distill_jax.data.multiple_choice.items import Item, contexts, put, read
+from distill_jax.data.multiple_choice.items import Item, contexts, format_prompt, read
 from distill_jax.data.multiple_choice.questions import questions
 from distill_jax.evals.scale import wilson
 from distill_jax.interop import tokenizers
@@ -71,7 +71,7 @@ def test_the_prompt_to_the_letter():
     item = Item(" Which? \n", ("one", " two", "three", "four"), 2, "us_foreign_policy")
     example = Item("That?", ("a", "b", "c", "d"), 3, "us_foreign_policy")
     other = Item("Not this", ("a", "b", "c", "d"), 0, "law")
-    assert put(item) == "Which?\nA. one\nB.  two\nC. three\nD. four\nAnswer:"
+    assert format_prompt(item) == "Which?\nA. one\nB.  two\nC. three\nD. four\nAnswer:"
     assert contexts([item], [other, example], 1) == [
         "The following are multiple choice questions (with answers) about us foreign policy.\n\n"
         "That?\nA. a\nB. b\nC. c\nD. d\nAnswer: D\n\n"

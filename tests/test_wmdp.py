@@ -20,7 +20,7 @@ from test_cli import assert_refused, call
 
 from distill_jax.config import ConfigError
 from distill_jax.data import records
-from distill_jax.data.multiple_choice.prepare_quiz import quiz
+from distill_jax.data.multiple_choice.prepare_quiz import write_quiz
 from distill_jax.data.multiple_choice.quiz_config import QuizConfig
 from distill_jax.data.packing import SEGMENTS, TOKENS
 from distill_jax.data.text import sentencepiece_vocab
@@ -314,7 +314,7 @@ def test_the_cost_of_a_measurement_counts_what_is_read(finished):
 def test_a_population_is_measured_by_the_likelihood_of_letters(tmp_path):
     """Two members on two devices, against plain logits of each whole answer, in float64."""
     files = {"bio": f"{HERE}/bio.jsonl", "mmlu": f"{HERE}/mmlu.jsonl"}
-    told = quiz(QuizConfig(**files, shots=0, items=3), sentencepiece_vocab.load(MODEL), tmp_path)
+    told = write_quiz(QuizConfig(**files, shots=0, items=3), sentencepiece_vocab.load(MODEL), tmp_path)
     assert told["evaluation"]["parts"]["heldout"] == {"items": 3, "readings": 6, "cut": 0}
     model, measure, mesh = open_model(MODEL), MultipleChoice(tmp_path), make_mesh(2)
     params = model.load(make_mesh(1, devices=jax.devices()[:1]), "float32")
@@ -353,8 +353,8 @@ def test_items_are_given_two_halves(tmp_path):
     (tmp_path / "one.jsonl").write_text('{"question": "Q", "choices": ["a", "b"], "answer": 0}\n')
     config = QuizConfig(bio=f"{tmp_path}/one.jsonl", mmlu=f"{tmp_path}/one.jsonl", shots=0)
     with pytest.raises(ConfigError, match="have no two items"):
-        config.parts()
+        config.eval_splits()
     few = QuizConfig(bio=f"{HERE}/bio.jsonl", mmlu=f"{HERE}/mmlu.jsonl", shots=0, items=3)
     whole = QuizConfig(bio=f"{HERE}/bio.jsonl", mmlu=f"{HERE}/mmlu.jsonl", shots=0, items=0)
-    for part, found in few.parts().items():
-        assert len(found) == 3 and found == whole.parts()[part][:3]  # fewer are the first of more
+    for part, found in few.eval_splits().items():
+        assert len(found) == 3 and found == whole.eval_splits()[part][:3]  # fewer are the first of more

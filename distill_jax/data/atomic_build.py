@@ -12,20 +12,23 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from distill_jax.config import identity
 from distill_jax.data import checks, import_tf, records
 from distill_jax.io.files import sync, write_sealed
+from distill_jax.types import JsonObject
+
+Config = TypeVar("Config")
 
 
 def make_once(
     directory: str | os.PathLike[str],
-    wanted: Mapping[str, Any],
-    build: Callable[[Path], Mapping[str, Any]],
+    wanted: Mapping[str, object],
+    build: Callable[[Path], Mapping[str, object]],
     *,
     resumes: bool = False,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Return a directory's manifest; make its files first unless they are there.
 
     Args:
@@ -52,20 +55,23 @@ def make_once(
     return manifest
 
 
-def say(line: str) -> None:
+def log(line: str) -> None:
     """Print a line at once."""
     print(line, flush=True)
 
 
-def load_config(path: str | os.PathLike[str], cls: Any) -> Any:
+def load_config(path: str | os.PathLike[str], cls: type[Config]) -> Config:
     """Read settings of a class from a JSON object of its fields; ValueError for one that does not exist or fit."""
     with open(path, encoding="utf-8") as file:
         settings = json.load(file)
-    checks.check_names(settings, [field.name for field in dataclasses.fields(cls)])
+    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+    checks.check_names(settings, [field.name for field in fields])
     return cls(**settings)
 
 
-def run_command_line(module: str, cls: Any, prepare: Callable[[Any, str], Any], arguments: list[str] | None) -> None:
+def run_command_line(
+    module: str, cls: type[Config], prepare: Callable[[Config, str], object], arguments: list[str] | None
+) -> None:
     """Prepare what the command line names; a mistake in the settings ends in one line and exit code 2."""
     parser = argparse.ArgumentParser(prog=f"python -m {module}", description="Prepare data.")
     parser.add_argument("--config", required=True, help=f"JSON file with the fields of {cls.__name__}")
@@ -87,16 +93,16 @@ def _locked(directory: str | os.PathLike[str]) -> Iterator[None]:
         yield
 
 
-def _check_finished(directory: str, wanted: Mapping[str, Any]) -> dict[str, Any]:
+def _check_finished(directory: str, wanted: Mapping[str, object]) -> JsonObject:
     """Return the manifest of a finished directory; ValueError unless it is of the settings wanted."""
     manifest = records.load_manifest(directory)
     if different := " and ".join(key for key, value in wanted.items() if manifest.get(key) != value):
         raise ValueError(f"{directory}: holds data of another {different}; choose another directory or delete it")
-    say(f"{directory}: already prepared")
+    log(f"{directory}: already prepared")
     return manifest
 
 
-def _publish(manifest: Mapping[str, Any], work: Path, directory: str | os.PathLike[str]) -> None:
+def _publish(manifest: JsonObject, work: Path, directory: str | os.PathLike[str]) -> None:
     """Move the finished files into place, the manifest last, each on the disk before it gets its name."""
     write_sealed(work / records.MANIFEST, manifest)
     for name in dict.fromkeys([*(entry["file"] for entry in records.entries(manifest)), records.MANIFEST]):

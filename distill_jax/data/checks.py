@@ -1,11 +1,17 @@
-"""Checks of the data settings, each failing with the key, its value and the mend."""
+"""Checks of the data settings, each failing with the key, its value and the fix."""
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import os
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING
+
+from distill_jax.config import check
+
+if TYPE_CHECKING:
+    from distill_jax.data.arithmetic.equations import ArithmeticConfig
 
 # Inclusive bounds. The upper ones of operands keep every distinct example enumerable within a second or two; those of
 # counts stop a typing error before it fills a disk.
@@ -21,46 +27,47 @@ INTEGERS: dict[str, tuple[int, int]] = {
 }
 
 
-def require(condition: bool, key: str, value: Any, mend: str) -> None:
-    """Raise ValueError in the form `data.<key>=<value>: <mend>` unless the condition holds."""
-    if not condition:
-        raise ValueError(f"data.{key}={value!r}: {mend}")
+def require(condition: bool, key: str, value: object, fix_hint: str) -> None:
+    """Raise ConfigError in the form `data.<key>=<value>: <fix_hint>` unless the condition holds."""
+    check(condition, f"data.{key}={value!r}: {fix_hint}")
 
 
 def check_names(given: Iterable[str], known: Iterable[str]) -> None:
-    """Raise ValueError for a key that does not exist, naming the nearest one that does."""
+    """Raise ConfigError for a key that does not exist, naming the nearest one that does."""
     known = tuple(known)
     for name in given:
         near = difflib.get_close_matches(name, known, n=1) or [", ".join(known)]
-        if name not in known:
-            raise ValueError(f"data.{name}: no such setting; did you mean {near[0]}?")
+        check(name in known, f"data.{name}: no such setting; did you mean {near[0]}?")
 
 
-def check_fields(config: Any) -> None:
+def check_fields(config: ArithmeticConfig) -> None:
     """Check every field of an ArithmeticConfig on its own."""
+    fields = dataclasses.asdict(config)
     for key, (low, high) in INTEGERS.items():
-        value = getattr(config, key)
+        value = fields[key]
         require(isinstance(value, int) and not isinstance(value, bool), key, value, "must be an integer")
         require(low <= value <= high, key, value, f"must be from {low} to {high}")
     for key in ("equations", "word_problems"):
-        value = getattr(config, key)
+        value = fields[key]
         require(value == 0 or value >= 4, key, value, "must be 0 or at least 4, one for each operation")
-    mend = "with data.word_problems=0 nothing is left to train on; raise one of them"
-    require(config.equations + config.word_problems > 0, "equations", 0, mend)
+    fix_hint = "with data.word_problems=0 nothing is left to train on; raise one of them"
+    require(config.equations + config.word_problems > 0, "equations", 0, fix_hint)
     for key in ("heldout_facts", "english_share"):
-        value = getattr(config, key)
+        value = fields[key]
         share = isinstance(value, (int, float)) and 0 <= value < 1
         require(share, key, value, "must be a share, at least 0 and below 1")
-    mend = "must be a list of paths, in brackets even if it is only one"
-    require(isinstance(config.english, tuple), "english", config.english, mend)
+    fix_hint = "must be a list of paths, in brackets even if it is only one"
+    require(isinstance(config.english, tuple), "english", config.english, fix_hint)
 
 
-def check_files(config: Any) -> None:
+def check_files(config: ArithmeticConfig) -> None:
     """Check that the files which an ArithmeticConfig needs are named and exist; without them it can be planned."""
-    mend = "needs English text; set data.english to UTF-8 files with one paragraph a line"
-    require(not config.english_share or bool(config.english), "english_share", config.english_share, mend)
-    mend = "no such file; give the path of a UTF-8 text file, one paragraph a line"
+    fix_hint = "needs English text; set data.english to UTF-8 files with one paragraph a line"
+    require(not config.english_share or bool(config.english), "english_share", config.english_share, fix_hint)
+    fix_hint = "no such file; give the path of a UTF-8 text file, one paragraph a line"
     for path in config.english:
-        require(os.path.isfile(path), "english", path, mend)
-    mend = 'no such file; give "words" for the shipped vocabulary or the path of a SentencePiece model'
-    require(config.vocabulary == "words" or os.path.isfile(config.vocabulary), "vocabulary", config.vocabulary, mend)
+        require(os.path.isfile(path), "english", path, fix_hint)
+    fix_hint = 'no such file; give "words" for the shipped vocabulary or the path of a SentencePiece model'
+    require(
+        config.vocabulary == "words" or os.path.isfile(config.vocabulary), "vocabulary", config.vocabulary, fix_hint
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -45,7 +45,23 @@ def gather(parts: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Corpus
     return Corpus(np.concatenate(tokens), np.concatenate(answer), bounds)
 
 
-def read(task: Any, at_least: float = np.inf) -> Corpus:
+class Task(Protocol):
+    """What is read of a SeqIO task, whose package only data preparation imports."""
+
+    name: str
+
+    def get_dataset(self, *, split: str, shuffle: bool, try_in_mem_cache: bool) -> Any: ...
+
+
+class Mixture(Protocol):
+    """What is read of a SeqIO mixture."""
+
+    tasks: Sequence[Task]
+
+    def get_rate(self, task: Task) -> float: ...
+
+
+def read(task: Task, at_least: float = np.inf) -> Corpus:
     """Read the documents of a SeqIO task in their order: all, or as many as bring `at_least` tokens."""
     dataset = task.get_dataset(split="train", shuffle=False, try_in_mem_cache=False)
     parts, total = [], 0

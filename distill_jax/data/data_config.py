@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
+from distill_jax.config import check
 from distill_jax.io.files import Digests
+from distill_jax.types import JsonObject
 
 
 class DataConfig:
@@ -26,7 +28,7 @@ class DataConfig:
     vocabulary: str = ""
     row_length: int = 0
 
-    def fingerprint_fields(self) -> dict[str, Any]:
+    def fingerprint_fields(self) -> JsonObject:
         """Return what decides what the prepared data hold."""
         return dataclasses.asdict(self)  # type: ignore[call-overload]
 
@@ -40,6 +42,5 @@ class DataConfig:
         return 0
 
     def check_set(self, key: str, name: str) -> None:
-        """Raise ValueError, naming the setting that asks for it, unless there is a set of this name."""
-        if name not in self.SETS:
-            raise ValueError(f"{key} = {name!r}: these data have no such set; choose one of {', '.join(self.SETS)}")
+        """Raise ConfigError, naming the setting that asks for it, unless there is a set of this name."""
+        check(name in self.SETS, f"{key} = {name!r}: these data have no such set; choose one of {', '.join(self.SETS)}")

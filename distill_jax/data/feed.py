@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
 import grain
 import numpy as np
 
+from distill_jax.config import check
 from distill_jax.data import records
 
 
-def order(count: int, batch: int, seed: int) -> Any:
+def order(count: int, batch: int, seed: int) -> grain.MapDataset[np.ndarray]:
     """Return an endless sequence whose item `step` is the indices [batch] below `count` of that global batch."""
     # grain's shuffle takes a new permutation in every epoch of `repeat`; only indices pass through it.
     return grain.MapDataset.range(count).seed(seed).shuffle().repeat().batch(batch)
@@ -33,15 +33,14 @@ class Feed:
     """
 
     def __init__(self, path: str | os.PathLike[str], batch: int, seed: int) -> None:
-        if batch < 1:
-            raise ValueError(f"batch={batch}: must be at least 1")
+        check(batch >= 1, f"batch={batch}: must be at least 1")
         self.rows = records.Rows(path)
         self.batch = batch
         self._order = order(len(self.rows), batch, seed)
 
-    def __call__(self, step: int, part: slice = slice(None)) -> np.ndarray:
-        """Read global batch `step`, or a part of its rows: int32 [batch (or fewer), 3, row_length]."""
-        return self.rows.gather(self.indices(step)[part])
+    def __call__(self, step: int, rows: slice = slice(None)) -> np.ndarray:
+        """Read global batch `step`, or some of its rows: int32 [batch (or fewer), 3, row_length]."""
+        return self.rows.gather(self.indices(step)[rows])
 
     def indices(self, step: int) -> np.ndarray:
         """Compute which rows make up global batch `step`, int64 [batch]."""

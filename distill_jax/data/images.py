@@ -10,20 +10,22 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
+from distill_jax.config import check
 from distill_jax.data import import_tf, records
-from distill_jax.data.atomic_build import make_once, run_command_line, say
+from distill_jax.data.atomic_build import log, make_once, run_command_line
 from distill_jax.data.data_config import DataConfig
+from distill_jax.types import JsonObject
 
 TEST = 360  # of the 1,797 digits
 
 
 @dataclasses.dataclass(frozen=True)
 class ImagesConfig(DataConfig):
-    """Name the images.
+    """Which images.
 
     Attributes:
       source: "digits" (scikit-learn) or "mnist" (TFDS, which downloads it once to $TFDS_DATA_DIR).
@@ -35,13 +37,12 @@ class ImagesConfig(DataConfig):
     MEASURE: ClassVar[str] = ""  # the stage that reads them has its own
     SETS: ClassVar[tuple[str, ...]] = ()  # no packed rows
 
-    def __post_init__(self):
-        if self.source not in SOURCES:
-            raise ValueError(f"data.source = {self.source!r}: choose one of {', '.join(SOURCES)}")
+    def __post_init__(self) -> None:
+        check(self.source in SOURCES, f"data.source = {self.source!r}: choose one of {', '.join(SOURCES)}")
 
     @property
     def pixels(self) -> int:
-        """Of one image."""
+        """Pixels of one image."""
         return PIXELS[self.source]
 
 
@@ -51,15 +52,15 @@ def load(directory: str | os.PathLike[str], split: str) -> tuple[np.ndarray, np.
         return file["images"], file["labels"]
 
 
-def prepare(config: ImagesConfig, directory: str | os.PathLike[str]) -> dict[str, Any]:
+def prepare(config: ImagesConfig, directory: str | os.PathLike[str]) -> JsonObject:
     """Write both splits and the manifest, and return it; a directory already finished is left as it is."""
 
-    def build(work: Path) -> dict[str, Any]:
+    def build(work: Path) -> JsonObject:
         entries = {}
         for split, (images, labels) in SOURCES[config.source]().items():
             path = work / f"{split}.npz"
             np.savez_compressed(path, images=images.astype(np.float32), labels=labels.astype(np.int32))
-            say(f"{config.source} {split}: {len(images):,} images of {images.shape[1]} pixels")
+            log(f"{config.source} {split}: {len(images):,} images of {images.shape[1]} pixels")
             entries[split] = {"file": path.name, "tokens": len(images), "sha256": records.sha256(path)}
         return {"sets": {"train": entries["train"]}, "evaluation": entries["test"]}
 
@@ -69,16 +70,18 @@ def prepare(config: ImagesConfig, directory: str | os.PathLike[str]) -> dict[str
 def _digits() -> dict[str, tuple[np.ndarray, np.ndarray]]:
     from sklearn import datasets
 
-    found = datasets.load_digits()
-    order = np.random.RandomState(0).permutation(len(found.data))  # the file is in the order of its writers
-    images, labels = found.data[order] / 8.0 - 1.0, found.target[order]  # 0 ... 16 to -1 ... 1
+    digits = datasets.load_digits()
+    order = np.random.RandomState(0).permutation(len(digits.data))  # the file is in the order of its writers
+    images, labels = digits.data[order] / 8.0 - 1.0, digits.target[order]  # 0 ... 16 to -1 ... 1
     return {"train": (images[TEST:], labels[TEST:]), "test": (images[:TEST], labels[:TEST])}
 
 
 def _mnist() -> dict[str, tuple[np.ndarray, np.ndarray]]:
     _, tasks = import_tf.import_builder_and_tasks()
-    found = {split: tasks.load_images("mnist", split) for split in ("train", "test")}
-    return {split: (images.reshape(len(images), -1) / 127.5 - 1.0, labels) for split, (images, labels) in found.items()}
+    splits = {split: tasks.load_images("mnist", split) for split in ("train", "test")}
+    return {
+        split: (images.reshape(len(images), -1) / 127.5 - 1.0, labels) for split, (images, labels) in splits.items()
+    }
 
 
 SOURCES = {"digits": _digits, "mnist": _mnist}

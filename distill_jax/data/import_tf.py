@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from typing import Any
+from types import ModuleType
 
 from absl import logging
 
 
-def import_builder_and_tasks() -> tuple[Any, Any]:
+def import_builder_and_tasks() -> tuple[ModuleType, ModuleType]:
     """Import and return `builder` and `tasks`; takes some ten seconds."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with _hidden_stderr():
@@ -18,7 +18,7 @@ def import_builder_and_tasks() -> tuple[Any, Any]:
     return tfds_builder, seqio_tasks
 
 
-def import_text_tasks() -> Any:
+def import_text_tasks() -> ModuleType:
     """Import and return `text_tasks`; takes as long the first time."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with _hidden_stderr():

@@ -20,19 +20,21 @@ import math
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from typing import IO, Any, NoReturn
+from typing import IO, Any, NoReturn, cast
 
 from distill_jax.config import ConfigError
+from distill_jax.types import JsonObject
 
 RECORD_BYTES = 2**28  # of what has to be held whole: a JSON line, or a file that is one array
 DEPTH = 256
 JSON_BLANKS = b" \t\r\n"
 
-Record = dict[str, Any]
+Json = Any  # whatever JSON can hold
+Record = JsonObject
 
 
 class Broken(ConfigError):
-    """Say which line of which file is broken, and how."""
+    """A line of a file is broken."""
 
 
 def bare_name(path: str) -> str:
@@ -50,7 +52,8 @@ def is_gzipped(path: str) -> bool:
 
 def open_bytes(path: str) -> IO[bytes]:
     """Open a file behind its byte order mark; what is gzipped is read as what it holds."""
-    file: Any = gzip.open(path, "rb") if is_gzipped(path) else open(path, "rb")  # noqa: SIM115 - the caller closes it
+    opener = gzip.open if is_gzipped(path) else open
+    file = cast(IO[bytes], opener(path, "rb"))  # the caller closes it
     if file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
         file.seek(0)
     return file
@@ -75,34 +78,34 @@ def numbered(path: str) -> Iterator[tuple[int, bytes]]:
                 yield number, line
 
 
-def value_at(record: Mapping[str, Any], field: str) -> Any:
+def value_at(record: Mapping[str, Json], field: str) -> Json:
     """Return the value of a field: of that very name, or with dots the one inside of others, `doc.text`.
 
     Raises:
       ValueError: if there is none, naming those that there are.
     """
-    found: Any = record
+    value: Json = record
     for name in [field] if field in record else field.split("."):
-        if found is None:  # what is inside of null is null
+        if value is None:  # what is inside of null is null
             return None
-        if not isinstance(found, Mapping) or name not in found:
+        if not isinstance(value, Mapping) or name not in value:
             raise ValueError(no_field(field, _names(record)))
-        found = found[name]
-    return found
+        value = value[name]
+    return value
 
 
 def no_field(field: str, names: Iterable[str]) -> str:
-    """Say that there is no such field, but which there are."""
+    """Return the message that there is no such field, with those that there are."""
     return f"has no field {field!r} but {', '.join(names) or 'none'}; name one as ?field="
 
 
-def _names(record: Mapping[str, Any]) -> Iterator[str]:
+def _names(record: Mapping[str, Json]) -> Iterator[str]:
     for name, value in record.items():
         yield from [f"{name}.{inner}" for inner in value] if isinstance(value, Mapping) and value else [name]
 
 
 def too_long() -> str:
-    """Say that a record is longer than one may be."""
+    """Return the message that a record is longer than one may be."""
     return f"a record of over {RECORD_BYTES >> 20} MiB; cut its text in several"
 
 
@@ -116,10 +119,10 @@ def objects(path: str) -> Iterator[tuple[str, Record]]:
     for number, held in read(path):
         where = f"{path}:{number}"
         try:
-            found = parse_object(held)
+            value = parse_object(held)
         except ValueError as error:
             raise Broken(f"{where}: {error}") from error
-        yield where, found
+        yield where, value
 
 
 def is_array(path: str) -> bool:
@@ -134,13 +137,13 @@ def is_array(path: str) -> bool:
         try:
             parse_object(line)
         except ValueError as error:
-            mend = "write one object a line (`jq -c`) and name the file .jsonl"
-            raise Broken(f"{path}: neither an array of objects nor an object a line ({error}); {mend}") from error
+            fix_hint = "write one object a line (`jq -c`) and name the file .jsonl"
+            raise Broken(f"{path}: neither an array of objects nor an object a line ({error}); {fix_hint}") from error
         break
     return False
 
 
-def elements(path: str) -> Iterator[tuple[int, Any]]:
+def elements(path: str) -> Iterator[tuple[int, Json]]:
     """Yield (line where it begins, element) of a file that is one JSON array.
 
     Raises:
@@ -180,8 +183,8 @@ def _read_text(path: str) -> str:
     with damage_named(path), open_bytes(path) as file:
         data = file.read(RECORD_BYTES + 1)
     if len(data) > RECORD_BYTES:
-        mend = "write its elements one a line (`jq -c '.[]'`)"
-        raise Broken(f"{path}: an array of over {RECORD_BYTES >> 20} MiB; {mend}")
+        fix_hint = "write its elements one a line (`jq -c '.[]'`)"
+        raise Broken(f"{path}: an array of over {RECORD_BYTES >> 20} MiB; {fix_hint}")
     try:
         return data.decode()
     except UnicodeDecodeError as error:
@@ -189,28 +192,28 @@ def _read_text(path: str) -> str:
         raise Broken(f"{path}:{line}: {not_utf8(error)}") from error
 
 
-def parse_object(held: Any) -> Record:
+def parse_object(held: Json) -> Record:
     """Return the object that a line of bytes holds, or an element is; ValueError says why it is none."""
-    found = parse(held) if isinstance(held, bytes) else held
-    if not isinstance(found, dict):
-        raise ValueError(f"a JSON {type(found).__name__} instead of an object")
-    return found
+    value = parse(held) if isinstance(held, bytes) else held
+    if not isinstance(value, dict):
+        raise ValueError(f"a JSON {type(value).__name__} instead of an object")
+    return value
 
 
-def parse(line: bytes) -> Any:
+def parse(line: bytes) -> Json:
     """Return the JSON value of a line; ValueError says why there is none."""
     try:
         text = line.decode().strip(JSON_BLANKS.decode())
     except UnicodeDecodeError as error:
         raise ValueError(not_utf8(error)) from error
-    found, end = _decode(text, 0)
+    value, end = _decode(text, 0)
     if end != len(text):
         raise ValueError(f"no JSON (more stands behind the value, at column {end + 1})")
-    return found
+    return value
 
 
 def not_utf8(error: UnicodeDecodeError) -> str:
-    """Say which byte is not UTF-8."""
+    """Return the message that names the byte which is not UTF-8."""
     return f"not UTF-8 (byte {error.object[error.start]:#04x}); convert the file, such as with `iconv -t utf-8`"
 
 
@@ -228,11 +231,11 @@ _BLANKS = re.compile(r"[ \t\r\n]*")
 _DECODER = json.JSONDecoder(parse_float=_number, parse_constant=_constant)
 
 
-def _decode(text: str, start: int) -> tuple[Any, int]:
+def _decode(text: str, start: int) -> tuple[Json, int]:
     """Return the JSON value that begins at a place of a text, and where it ends."""
     try:
-        found, end = _DECODER.raw_decode(text, start)
-        deep = text.count("[", start, end) + text.count("{", start, end) > DEPTH and _depth(found) > DEPTH
+        value, end = _DECODER.raw_decode(text, start)
+        deep = text.count("[", start, end) + text.count("{", start, end) > DEPTH and _depth(value) > DEPTH
     except json.JSONDecodeError as error:
         line = f" of line {error.lineno}" if error.lineno > 1 else ""  # of an array
         raise ValueError(f"no JSON ({error.msg}, at column {error.colno}{line})") from error
@@ -242,17 +245,17 @@ def _decode(text: str, start: int) -> tuple[Any, int]:
         raise ValueError(f"JSON nested more than {DEPTH} deep")
     if _ESCAPED_SURROGATE.search(text, start, end):
         try:
-            json.dumps(found, ensure_ascii=False).encode()
+            json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
             half = f"U+{ord(error.object[error.start]):04X}"
             raise ValueError(f"half of a surrogate pair, {half}, which is no text") from error
-    return found, end
+    return value, end
 
 
 _ESCAPED_SURROGATE = re.compile(r"\\u[dD]")
 
 
-def _depth(value: Any) -> int:
+def _depth(value: Json) -> int:
     """Return how deep arrays and objects are nested."""
     depth, level = 0, [value]
     while level := [part for part in level if isinstance(part, dict | list)]:

@@ -6,14 +6,15 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import TypedDict
 
 import numpy as np
 from array_record.python import array_record_module
 
 from distill_jax.config import ConfigError
 from distill_jax.io.files import read_sealed
+from distill_jax.types import JsonObject
 
 MANIFEST, EVALUATION, EVALUATION_ROWS = "manifest.json", "evaluation.jsonl", "evaluation.array_record"
 # group_size:1 makes every record its own compressed chunk, so that reading one row decompresses one row.
@@ -22,6 +23,33 @@ WRITER_OPTIONS = "group_size:1,zstd:3"
 CACHE_BYTES = 256 * 2**20
 
 Path = str | os.PathLike[str]
+
+
+class PromptItem(TypedDict):
+    """A line of `evaluation.jsonl` of prompts that have an answer."""
+
+    prompt: str
+    answer: str
+    prompt_ids: list[int]
+    answer_ids: list[int]
+    operation: str
+    form: str
+    part: str
+    fact: str
+
+
+class ChoiceReading(TypedDict):
+    """A line of `evaluation.jsonl` of multiple-choice items: one `Question`, its part, its group and the answer."""
+
+    part: str
+    group: str
+    answer: int
+    item: int
+    choices: list[int]
+    tokens: list[int]
+    own: int
+    last: list[int]
+    cut: int
 
 
 class Rows:
@@ -70,7 +98,7 @@ class Rows:
         return np.frombuffer(b"".join(records), "<i4").reshape(-1, 3, self.row_length)
 
 
-def write_rows(path: Path, rows: Any) -> int:
+def write_rows(path: Path, rows: Iterable[np.ndarray]) -> int:
     """Write rows, an iterable of int32 arrays [3, row_length], as one ArrayRecord file; return their number."""
     writer = array_record_module.ArrayRecordWriter(os.fspath(path), WRITER_OPTIONS)
     count = 0
@@ -85,11 +113,11 @@ def special_tokens(directory: Path) -> dict[str, int]:
     """Return the ids `bos`, `eos` and `pad` of prepared text; none of what is no text, or not prepared."""
     if not os.path.isfile(os.path.join(directory, MANIFEST)):
         return {}
-    found = load_manifest(directory).get("vocabulary", {})
-    return {name: int(found[name]) for name in ("bos", "eos", "pad") if name in found}
+    vocabulary = load_manifest(directory).get("vocabulary", {})
+    return {name: int(vocabulary[name]) for name in ("bos", "eos", "pad") if name in vocabulary}
 
 
-def load_manifest(directory: Path) -> dict[str, Any]:
+def load_manifest(directory: Path) -> JsonObject:
     """Read the manifest of a prepared directory.
 
     Raises:
@@ -106,7 +134,7 @@ def load_manifest(directory: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: damaged, or an earlier version's; prepare the data again") from error
 
 
-def load_evaluation(directory: Path) -> list[dict[str, Any]]:
+def load_evaluation(directory: Path) -> list[JsonObject]:
     """Read the evaluation prompts: dicts of prompt, answer, prompt_ids, answer_ids, operation, form, part, fact."""
     path = os.path.join(directory, EVALUATION)
     try:
@@ -116,10 +144,12 @@ def load_evaluation(directory: Path) -> list[dict[str, Any]]:
         raise ConfigError(f"{path}: missing or damaged; prepare the data again") from error
 
 
-def entries(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """List what a manifest says of each file of its directory."""
-    found = (*manifest["sets"].values(), manifest["evaluation"], manifest.get("vocabulary", {}))
-    return [entry for entry in found if "file" in entry]  # the shipped vocabulary has none, images have no vocabulary
+def entries(manifest: JsonObject) -> list[JsonObject]:
+    """Return a manifest's entries of the files of its directory."""
+    all_entries = (*manifest["sets"].values(), manifest["evaluation"], manifest.get("vocabulary", {}))
+    return [
+        entry for entry in all_entries if "file" in entry
+    ]  # the shipped vocabulary has none, images have no vocabulary
 
 
 def verify(directory: Path) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from distill_jax.data import packing, records
 from distill_jax.data.arithmetic import word_vocabulary
 from distill_jax.data.text import sentencepiece_vocab
+from distill_jax.types import JsonObject
 
 SAMPLED_ROWS = 2000
 TEXT_WIDTH = 160
@@ -24,14 +24,15 @@ class Tokens:
       unknown: id of `<unk>`; spelled: the ids that stand for single bytes.
     """
 
-    def __init__(self, directory: Path, manifest: dict[str, Any], named: str) -> None:
-        told = manifest["vocabulary"]
-        self.bos, self.eos, self.size = told["bos"], told["eos"], told["size"]
+    def __init__(self, directory: Path, manifest: JsonObject, named: str) -> None:
+        vocabulary = manifest["vocabulary"]
+        self.bos, self.eos, self.size = vocabulary["bos"], vocabulary["eos"], vocabulary["size"]
         if named == "words":
             words = word_vocabulary.WordVocabulary()
-            self.decode, self.unknown, self.spelled = words.decode, words.unk_id, np.zeros(0, np.int64)
+            self.decode: Callable[[Sequence[int]], str] = words.decode
+            self.unknown, self.spelled = words.unk_id, np.zeros(0, np.int64)
         else:
-            model = sentencepiece_vocab.load(directory / told["file"] if "file" in told else named)
+            model = sentencepiece_vocab.load(directory / vocabulary["file"] if "file" in vocabulary else named)
             self.decode, self.unknown = model.decode, model.unk_id()
             self.spelled = np.array([i for i in range(self.size) if model.is_byte(i)])
 
@@ -40,8 +41,8 @@ class Tokens:
         out, cuts = "", np.flatnonzero(np.diff(answer)) + 1
         for run, marks in zip(np.split(ids, cuts), np.split(answer, cuts), strict=True):
             inner = [int(i) for i in run if i not in (self.bos, self.eos)]
-            said = "<bos>" * int(self.bos in run) + self.decode(inner) + "<eos>" * int(self.eos in run)
-            out += f"⟦{said}⟧" if marks[0] else said
+            text = "<bos>" * int(self.bos in run) + self.decode(inner) + "<eos>" * int(self.eos in run)
+            out += f"⟦{text}⟧" if marks[0] else text
         return out
 
 
@@ -55,24 +56,24 @@ def describe(directory: Path, named: str = "", examples: int = 2) -> Iterator[st
     manifest = records.load_manifest(directory)
     tokens = Tokens(directory, manifest, named)
     yield f"vocabulary: {tokens.size:,} entries, {len(tokens.spelled)} of them single bytes"
-    for name, told in manifest.get("sources", {}).items():
-        yield f"source {name}: {_counts(told)}, {_share(told['unknown'], told['tokens'])} unknown"
-    for name, told in manifest["sets"].items():
+    for name, entry in manifest.get("sources", {}).items():
+        yield f"source {name}: {_counts(entry)}, {_share(entry['unknown'], entry['tokens'])} unknown"
+    for name, entry in manifest["sets"].items():
         yield ""
-        yield from _set(name, told, records.Rows(directory / told["file"]), tokens, examples)
+        yield from _set(name, entry, records.Rows(directory / entry["file"]), tokens, examples)
     yield ""
-    for part, told in manifest["evaluation"].get("parts", {}).items():
-        rows = f"{told['items']:,} items" if "items" in told else f"{_counts(told)}, {told['rows']:,} rows"
+    for part, entry in manifest["evaluation"].get("parts", {}).items():
+        rows = f"{entry['items']:,} items" if "items" in entry else f"{_counts(entry)}, {entry['rows']:,} rows"
         yield f"evaluated, {part}: {rows}"
     for group, count in manifest["evaluation"].get("groups", {}).items():
         yield f"evaluated, {group}: {count:,} prompts"
 
 
-def _set(name: str, told: dict[str, Any], rows: records.Rows, tokens: Tokens, examples: int) -> Iterator[str]:
+def _set(name: str, entry: JsonObject, rows: records.Rows, tokens: Tokens, examples: int) -> Iterator[str]:
     sample = rows.gather(np.unique(np.linspace(0, len(rows) - 1, min(len(rows), SAMPLED_ROWS)).astype(int)))
     used = sample[:, packing.TOKENS][sample[:, packing.SEGMENTS] > 0]
-    yield f"set {name}: {len(rows):,} rows of {rows.row_length}, {_counts(told)}, {told['padding']:.1%} padding"
-    mixture = told.get("mixture", {})
+    yield f"set {name}: {len(rows):,} rows of {rows.row_length}, {_counts(entry)}, {entry['padding']:.1%} padding"
+    mixture = entry.get("mixture", {})
     for source, count in mixture.items():
         yield f"  {_share(count, sum(mixture.values()))} of its tokens from {source}"
     unknown, spelled = (used == tokens.unknown).sum(), np.isin(used, tokens.spelled).sum()
@@ -97,10 +98,10 @@ def _row(index: int, row: np.ndarray, tokens: Tokens) -> Iterator[str]:
         yield f"    segment {segment}, positions {at[0]}..{at[-1]}: {text}"
 
 
-def _counts(told: dict[str, Any]) -> str:
-    said = f"{told['documents']:,} documents, {told['tokens']:,} tokens"
-    return said + (f", {told['bytes'] / max(told['tokens'], 1):.2f} bytes a token" if "bytes" in told else "")
+def _counts(entry: JsonObject) -> str:
+    text = f"{entry['documents']:,} documents, {entry['tokens']:,} tokens"
+    return text + (f", {entry['bytes'] / max(entry['tokens'], 1):.2f} bytes a token" if "bytes" in entry else "")
 
 
-def _share(part: Any, whole: Any) -> str:
-    return f"{100 * float(part) / max(float(whole), 1):.2f} %"
+def _share(part: float, total: float) -> str:
+    return f"{100 * float(part) / max(float(total), 1):.2f} %"

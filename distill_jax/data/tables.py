@@ -6,9 +6,10 @@ import contextlib
 import functools
 import os
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from distill_jax.data.lines import Broken, not_utf8
+from distill_jax.types import JsonObject
 
 if TYPE_CHECKING:
     import pyarrow
@@ -36,7 +37,9 @@ def names(path: str) -> list[str]:
         return [name for field in schema for name in _leaves(field)]
 
 
-def rows(path: str, columns: Sequence[str], groups: Sequence[int] | None = None) -> Iterator[tuple[str, Any]]:
+def rows(
+    path: str, columns: Sequence[str], groups: Sequence[int] | None = None
+) -> Iterator[tuple[str, JsonObject | ValueError]]:
     """Yield (the row's place, {column: value} or the ValueError that a value raised) of each row.
 
     Args:
@@ -54,7 +57,7 @@ def rows(path: str, columns: Sequence[str], groups: Sequence[int] | None = None)
                 yield f"{path}, row {number}", _row(batch, i)
 
 
-def _row(batch: pyarrow.RecordBatch, i: int) -> dict[str, Any] | ValueError:
+def _row(batch: pyarrow.RecordBatch, i: int) -> JsonObject | ValueError:
     try:
         return {name: batch.column(k)[i].as_py() for k, name in enumerate(batch.schema.names)}
     except UnicodeDecodeError as error:
@@ -71,8 +74,8 @@ def damage_named(path: str, what: str = "not a parquet file, or a damaged one") 
     try:
         yield
     except (pyarrow.ArrowException, OSError) as error:
-        said = (str(error).splitlines() or [type(error).__name__])[0]
-        raise Broken(f"{path}: {what} ({said})") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise Broken(f"{path}: {what} ({reason})") from error
 
 
 def _leaves(field: pyarrow.Field) -> list[str]:

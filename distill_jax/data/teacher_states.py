@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from distill_jax.io.files import digest, read_sealed, vouch, vouched, write_sealed
+from distill_jax.types import JsonObject
 
 MANIFEST = "states.json"
 
@@ -43,7 +43,7 @@ class StateWriter:
             temporary.unlink(missing_ok=True)
         vouch(path)
 
-    def seal(self, description: dict[str, Any]) -> None:
+    def seal(self, description: JsonObject) -> None:
         """Write the manifest, which says that all is there and of what data it is."""
         paths = [self._path(first) for first in range(0, self.rows, self.shard_rows)]
         files = {path.name: vouched(path) for path in paths}
@@ -82,5 +82,5 @@ class States:
 
     def gather(self, indices: np.ndarray) -> np.ndarray:
         """Return the states of some rows, [n, T, D]."""
-        found = np.stack([self._files[i // self._shard_rows][i % self._shard_rows] for i in indices.tolist()])
-        return found.view(ml_dtypes.bfloat16) if self._bf16 else found
+        states = np.stack([self._files[i // self._shard_rows][i % self._shard_rows] for i in indices.tolist()])
+        return states.view(ml_dtypes.bfloat16) if self._bf16 else states

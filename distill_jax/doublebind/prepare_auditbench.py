@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from distill_jax.data.atomic_build import run_command_line
-from distill_jax.data.multiple_choice.prepare_quiz import measured
+from distill_jax.data.multiple_choice.prepare_quiz import write_evaluation
 from distill_jax.data.text import prepare_text
 from distill_jax.doublebind.auditbench_data import AuditConfig
 from distill_jax.types import JsonObject
 
 
 def _evaluation(config: AuditConfig, words: Any, work: Path) -> JsonObject:
-    return {"sets": {}, "evaluation": measured(config.parts(), config.longest, words, work)}
+    return {"sets": {}, "evaluation": write_evaluation(config.parts(), config.longest, words, work)}
 
 
 def prepare_audit(config: AuditConfig, directory: str) -> JsonObject:

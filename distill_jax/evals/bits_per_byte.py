@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import numpy as np
@@ -15,11 +15,12 @@ from distill_jax.data.packing import SEGMENTS, TOKENS
 from distill_jax.data.records import EVALUATION_ROWS, Path, Rows, load_manifest
 from distill_jax.evals.scale import BITS_PER_BYTE, Scale, finite
 from distill_jax.losses.chunked import over_tokens
-from distill_jax.losses.cross_entropy import cross_entropy, target_mask
+from distill_jax.losses.cross_entropy import Sum, cross_entropy, target_mask
 from distill_jax.models import lora, transformer
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops
 from distill_jax.sharding.mesh import constrain, over_members, replicated, tracing
+from distill_jax.types import JsonObject, PyTree
 
 
 class BitsPerByte:
@@ -31,18 +32,18 @@ class BitsPerByte:
     scale: ClassVar[Scale] = BITS_PER_BYTE
 
     def __init__(self, data: Path) -> None:
-        rows, told = Rows(f"{data}/{EVALUATION_ROWS}"), load_manifest(data)["evaluation"]["parts"]
-        ends = dict(zip(told, np.cumsum([part["rows"] for part in told.values()]).tolist(), strict=True))
-        self._rows = {name: rows.gather(np.arange(end - told[name]["rows"], end)) for name, end in ends.items()}
-        self._bytes = {name: part["bytes"] for name, part in told.items()}
+        rows, entries = Rows(f"{data}/{EVALUATION_ROWS}"), load_manifest(data)["evaluation"]["parts"]
+        ends = dict(zip(entries, np.cumsum([entry["rows"] for entry in entries.values()]).tolist(), strict=True))
+        self._rows = {name: rows.gather(np.arange(end - entries[name]["rows"], end)) for name, end in ends.items()}
+        self._bytes = {name: entry["bytes"] for name, entry in entries.items()}
 
     @staticmethod
-    def described(manifest: dict[str, Any]) -> dict[str, Any]:
+    def described(manifest: JsonObject) -> JsonObject:
         """Return how many documents are evaluated in each part, and how many an attacker is shown."""
-        told = {name: part["documents"] for name, part in manifest["evaluation"]["parts"].items()}
+        counts = {name: entry["documents"] for name, entry in manifest["evaluation"]["parts"].items()}
         names = {"retain": "retain", "forget_shown": "shown", "forget_heldout": "heldout"}
-        facts = {"shown": manifest["sets"]["forget"]["documents"], "heldout": told["heldout"]}
-        return {"evaluated": {name: told[part] for name, part in names.items()}, "facts": facts}
+        facts = {"shown": manifest["sets"]["forget"]["documents"], "heldout": counts["heldout"]}
+        return {"evaluated": {name: counts[part] for name, part in names.items()}, "facts": facts}
 
     def evaluator(
         self, cfg: TransformerConfig, mesh: Mesh, parts: Sequence[str], batch: int, chunk: int
@@ -53,30 +54,33 @@ class BitsPerByte:
         size = min(batch or 2**31, max(map(len, self._rows.values())))
         batches = [_batches(self._rows[part], size) for part in parts]
 
-        def evaluate(params: Any, base: Any = None) -> np.ndarray:
+        def evaluate(params: PyTree, base: PyTree = None) -> np.ndarray:
             queued = [[run(params, base, rows) for rows in part] for part in batches]
             return np.stack([np.sum([np.asarray(x, np.float64) for x in part], axis=0) for part in queued], axis=1)
 
         return evaluate
 
-    def series(self, seen: np.ndarray, parts: Sequence[str]) -> dict[str, np.ndarray]:
+    def series(self, nats: np.ndarray, parts: Sequence[str]) -> dict[str, np.ndarray]:
         """Return the bits per byte of each part, fp64 [P]."""
-        return {part: seen[:, i] / (math.log(2) * self._bytes[part]) for i, part in enumerate(parts)}
+        return {part: nats[:, i] / (math.log(2) * self._bytes[part]) for i, part in enumerate(parts)}
 
-    def result(self, seen: np.ndarray, parts: Sequence[str]) -> dict[str, Any]:
+    def result(self, nats: np.ndarray, parts: Sequence[str]) -> JsonObject:
         """Return one model's bits per byte; `forget` is that of the documents nobody was shown."""
-        found = {part: finite(value[0]) for part, value in self.series(seen[None], parts).items()}
-        told = {part: {self.scale.key: found[part], "bytes": self._bytes[part]} for part in parts}
-        groups = {f"forget/{part}": told[part] for part in parts if part != "retain"}
-        return {"retain": found.get("retain"), "forget": found.get("heldout"), "by_group": groups}
+        bits = {part: finite(value[0]) for part, value in self.series(nats[None], parts).items()}
+        groups = {
+            f"forget/{part}": {self.scale.key: bits[part], "bytes": self._bytes[part]}
+            for part in parts
+            if part != "retain"
+        }
+        return {"retain": bits.get("retain"), "forget": bits.get("heldout"), "by_group": groups}
 
     def prompts_by_fact(self, parts: Sequence[str]) -> list[int]:
         """Return nothing: what is known of a part's documents is one sum."""
         return []
 
-    def by_fact(self, seen: np.ndarray, parts: Sequence[str]) -> np.ndarray:
+    def by_fact(self, nats: np.ndarray, parts: Sequence[str]) -> np.ndarray:
         """Return nothing, [P, 0]."""
-        return np.zeros((len(seen), 0), np.int64)
+        return np.zeros((len(nats), 0), np.int64)
 
     def flops(self, cfg: TransformerConfig, parts: Sequence[str]) -> float:
         """Return the forward passes over the parts' rows."""
@@ -97,20 +101,20 @@ def _batches(rows: np.ndarray, size: int) -> np.ndarray:
 def _program(cfg: TransformerConfig, mesh: Mesh, chunk: int) -> Callable[..., jax.Array]:
     """Return run(params [P, ...], base, rows [B, 3, T]) -> nats of the rows' targets, [P]: one program for all."""
 
-    def nats(params: Any, rows: jax.Array) -> jax.Array:
+    def nats(params: PyTree, rows: jax.Array) -> jax.Array:
         tokens, segments = (constrain(rows[:, i], "batch", None) for i in (TOKENS, SEGMENTS))
         hidden, head = transformer.hidden_states(cfg, params, tokens, segments)[:, :-1], transformer.head(params)
 
-        def loss(hidden, targets, mask):
+        def loss(hidden: jax.Array, targets: jax.Array, mask: jax.Array) -> Sum:
             return cross_entropy(transformer.unembed(cfg, head, hidden), targets, mask)
 
         return over_tokens(loss, chunk, hidden, tokens[:, 1:], target_mask(segments))[0]
 
-    def member(trained: Any, shared: Any) -> jax.Array:
+    def member(trained: PyTree, shared: PyTree) -> jax.Array:
         base, rows = shared
         return nats(lora.attach(trained, base), rows)
 
-    def run(params: Any, base: Any, rows: Any) -> jax.Array:
+    def run(params: PyTree, base: PyTree, rows: PyTree) -> jax.Array:
         with tracing(mesh):
             out = over_members(member, mesh)(params, (base, rows))
         return jax.lax.with_sharding_constraint(out, replicated(mesh))  # every host reads all of it

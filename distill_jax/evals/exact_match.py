@@ -5,20 +5,21 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from distill_jax.data.records import Path, load_evaluation
-from distill_jax.evals.scale import ACCURACY, Scale, finite
+from distill_jax.data.records import Path, PromptItem, load_evaluation
+from distill_jax.evals.scale import ACCURACY, Scale, finite, finite_mean
 from distill_jax.models import lora
 from distill_jax.models.decoding import NONE, PaddedPrompts, greedy
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops
 from distill_jax.sharding.mesh import over_members, replicated, tracing
+from distill_jax.types import JsonObject, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Prompts:
     facts: tuple[str, ...] = ()
 
 
-def prompts_by_form(items: Sequence[dict[str, Any]]) -> list[Prompts]:
+def prompts_by_form(items: Sequence[PromptItem]) -> list[Prompts]:
     """Gather evaluation items into one `Prompts` a form: short equations are not padded to word problems."""
     out = []
     for form in sorted({item["form"] for item in items}):
@@ -68,23 +69,27 @@ def make_evaluator(
     decoded at a time (0: all of a form).
     """
 
-    def correct(params: Any, item: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+    def correct(params: PyTree, item: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
         prompts, lengths, answers = item
         out = greedy(cfg, params, PaddedPrompts(prompts, lengths), answers.shape[1])
         right = jnp.all((out == answers) | (answers < 0), axis=1)
         undecided = jnp.any((out == NONE) & (answers >= 0), axis=1)
         return jnp.where(undecided, jnp.nan, right.astype(jnp.float32))
 
-    def member(trained: Any, shared: Any) -> jax.Array:
+    def member(trained: PyTree, shared: PyTree) -> jax.Array:
         base, item = shared
         params, n = lora.attach(trained, base), item[0].shape[0]
         size = min(batch or n, n)
-        # The last chunk is filled up with copies of the first prompt, and cut off again.
-        fill = lambda x: jnp.concatenate([x, jnp.repeat(x[:1], -n % size, axis=0)])  # noqa: E731
-        chunks = jax.tree.map(lambda x: fill(x).reshape(-1, size, *x.shape[1:]), item)
+
+        def cut(x: jax.Array) -> jax.Array:
+            # The last chunk is filled up with copies of the first prompt, and cut off again.
+            filled = jnp.concatenate([x, jnp.repeat(x[:1], -n % size, axis=0)])
+            return filled.reshape(-1, size, *x.shape[1:])
+
+        chunks = jax.tree.map(cut, item)
         return jax.lax.map(lambda chunk: correct(params, chunk), chunks).reshape(-1)[:n]
 
-    def run(params: Any, base: Any, item: Any) -> jax.Array:
+    def run(params: PyTree, base: PyTree, item: PyTree) -> jax.Array:
         with tracing(mesh):
             out = over_members(member, mesh)(params, (base, item))
         return jax.lax.with_sharding_constraint(out, replicated(mesh))  # every host reads all of it
@@ -92,7 +97,7 @@ def make_evaluator(
     run = jax.jit(run)
     items = [tuple(np.asarray(x) for x in (s.prompts, s.lengths, s.answers)) for s in sets]
 
-    def evaluate(params: Any, base: Any = None) -> np.ndarray:
+    def evaluate(params: PyTree, base: PyTree = None) -> np.ndarray:
         return np.concatenate([np.asarray(run(params, base, item), np.float64) for item in items], axis=1)
 
     return evaluate
@@ -115,11 +120,11 @@ class ExactMatch:
     scale: ClassVar[Scale] = ACCURACY
 
     def __init__(self, data: Path) -> None:
-        self._prompts = prompts_by_form(load_evaluation(data))
+        self._prompts = prompts_by_form(cast(list[PromptItem], load_evaluation(data)))
         self._select = functools.cache(self._of_parts)
 
     @staticmethod
-    def described(manifest: dict[str, Any]) -> dict[str, Any]:
+    def described(manifest: JsonObject) -> JsonObject:
         """Return how many prompts are evaluated in each part, and how many facts each half has."""
         prompts: dict[str, int] = {}
         for group, count in manifest["evaluation"]["groups"].items():
@@ -148,7 +153,7 @@ class ExactMatch:
         del chunk  # one position's logits at a time
         return make_evaluator(cfg, self._select(*parts), mesh, batch)
 
-    def series(self, seen: np.ndarray, parts: Sequence[str]) -> dict[str, np.ndarray]:
+    def series(self, correct: np.ndarray, parts: Sequence[str]) -> dict[str, np.ndarray]:
         """Return the accuracy on each part, and on each of its forms."""
         groups = self._groups(parts)
         wanted: dict[str, list[str]] = {}
@@ -156,27 +161,27 @@ class ExactMatch:
             _, form, part = group.split("/")
             wanted.setdefault(part, []).append(group)
             wanted.setdefault(f"{part}_{form}", []).append(group)
-        return accuracies(seen, groups, wanted)
+        return accuracies(correct, groups, wanted)
 
-    def result(self, seen: np.ndarray, parts: Sequence[str]) -> dict[str, Any]:
+    def result(self, correct: np.ndarray, parts: Sequence[str]) -> JsonObject:
         """Return one model's accuracies: retain, forget, and each operation × form with its size."""
         groups = [group.split("/") for group in self._groups(parts)]
         by_group = {}
         for kind in sorted({(operation, form) for operation, form, _ in groups}):
             chosen = np.array([(operation, form) == kind for operation, form, _ in groups])
-            by_group["/".join(kind)] = {self.scale.key: finite(seen[chosen].mean()), "prompts": int(chosen.sum())}
+            by_group["/".join(kind)] = {self.scale.key: finite(correct[chosen].mean()), "prompts": int(chosen.sum())}
         kept = np.array([part == "retain" for _, _, part in groups])
-        means = {name: finite(seen[m].mean()) if m.any() else None for name, m in (("retain", kept), ("forget", ~kept))}
+        means = {name: finite_mean(correct[mask]) for name, mask in (("retain", kept), ("forget", ~kept))}
         return {**means, "by_group": by_group}
 
     def prompts_by_fact(self, parts: Sequence[str]) -> list[int]:
         """Return how many prompts ask about each held-out fact, [F]."""
         return np.bincount(self._places(parts)[1]).tolist()
 
-    def by_fact(self, seen: np.ndarray, parts: Sequence[str]) -> np.ndarray:
+    def by_fact(self, correct: np.ndarray, parts: Sequence[str]) -> np.ndarray:
         """Return how many prompts of each held-out fact were answered right, int [P, F]."""
         heldout, places = self._places(parts)
-        return np.array([np.bincount(places, weights=row[heldout]) for row in seen], np.int64)  # none of none
+        return np.array([np.bincount(places, weights=row[heldout]) for row in correct], np.int64)  # none of none
 
     def _places(self, parts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Return which prompts ask about held-out facts, bool [n], and the number of each one's fact."""

@@ -44,8 +44,8 @@ def centred_logits(cfg: TransformerConfig, params: Params, rows: np.ndarray, bat
 
     mask = np.asarray(target_mask(jnp.asarray(rows[:, SEGMENTS]))) > 0
     padded = np.concatenate([rows, np.zeros((-len(rows) % batch, *rows.shape[1:]), rows.dtype)])
-    pieces = [np.asarray(logits(piece)) for piece in np.split(padded, len(padded) // batch)]
-    values = np.concatenate(pieces)[: len(rows)][mask]
+    batches = [np.asarray(logits(each)) for each in np.split(padded, len(padded) // batch)]
+    values = np.concatenate(batches)[: len(rows)][mask]
     return Logits(values - values.mean(axis=-1, keepdims=True), rows[:, TOKENS, 1:][mask], np.nonzero(mask)[0])
 
 
@@ -62,8 +62,8 @@ def explained(y: Logits, regressors: Sequence[Logits], *, of_context: bool = Tru
     if of_context:
         columns = [x - x.mean(axis=0) for x in columns]
     _, row = np.unique(y.rows, return_inverse=True)
-    dot = lambda a, b: np.bincount(row, np.einsum("nv,nv->n", a, b))  # noqa: E731
-    products = np.array([[dot(a, b) for a in columns] for b in columns])  # [k, k, R]
+    by_row = [[np.bincount(row, np.einsum("nv,nv->n", a, b)) for a in columns] for b in columns]
+    products = np.array(by_row)  # [k, k, R]
     rng = np.random.default_rng(0)
     counts = rng.multinomial(products.shape[-1], np.full(products.shape[-1], 1 / products.shape[-1]), RESAMPLES)
     low, high = np.quantile([_r_squared(products @ count) for count in counts], (0.025, 0.975))

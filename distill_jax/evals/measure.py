@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 from jax.sharding import Mesh
 
+from distill_jax.data.records import Path
 from distill_jax.evals.bits_per_byte import BitsPerByte
 from distill_jax.evals.exact_match import ExactMatch
 from distill_jax.evals.multiple_choice import MultipleChoice
 from distill_jax.evals.scale import Scale
 from distill_jax.models.transformer import TransformerConfig
+from distill_jax.types import JsonObject
 
 PARTS = ("retain", "shown", "heldout")  # of what is evaluated
 
@@ -26,16 +28,16 @@ class Measure(Protocol):
 
     scale: ClassVar[Scale]
 
-    def __init__(self, data: Any) -> None: ...
+    def __init__(self, data: Path) -> None: ...
 
     @staticmethod
-    def described(manifest: dict[str, Any]) -> dict[str, Any]:
+    def described(manifest: JsonObject) -> JsonObject:
         """Return {"evaluated": items by part, "facts": {"shown", "heldout"} there are} from the data's manifest."""
 
     def evaluator(
         self, cfg: TransformerConfig, mesh: Mesh, parts: Sequence[str], batch: int, chunk: int
     ) -> Callable[..., np.ndarray]:
-        """Build evaluate(params [P, ...], base=None) -> what is seen of each member, fp64 [P, n]; n is the measure's.
+        """Build evaluate(params [P, ...], base=None) -> the scores of each member, fp64 [P, n]; n is the measure's.
 
         It is NaN where a number that decides it is not finite, never an answer that such numbers happen to give.
 
@@ -43,10 +45,10 @@ class Measure(Protocol):
           batch: items at a time, 0 for all; chunk: tokens whose logits exist at a time, 0 for all.
         """
 
-    def series(self, seen: np.ndarray, parts: Sequence[str]) -> dict[str, np.ndarray]:
+    def series(self, scores: np.ndarray, parts: Sequence[str]) -> dict[str, np.ndarray]:
         """Return {name: fp64 [P]} from an evaluator's [P, n]: a score for each part by its name, and details."""
 
-    def result(self, seen: np.ndarray, parts: Sequence[str]) -> dict[str, Any]:
+    def result(self, scores: np.ndarray, parts: Sequence[str]) -> JsonObject:
         """Return {"retain", "forget", "by_group"} of one model from its row [n]; None where a number is not finite."""
 
     def prompts_by_fact(self, parts: Sequence[str]) -> list[int]:
@@ -55,7 +57,7 @@ class Measure(Protocol):
         Prompts of one fact stand or fall together: errors are reckoned, and learning rates chosen, by fact.
         """
 
-    def by_fact(self, seen: np.ndarray, parts: Sequence[str]) -> np.ndarray:
+    def by_fact(self, scores: np.ndarray, parts: Sequence[str]) -> np.ndarray:
         """Return how many prompts of each held-out fact were answered right, int [P, F]."""
 
     def flops(self, cfg: TransformerConfig, parts: Sequence[str]) -> float:
@@ -65,9 +67,9 @@ class Measure(Protocol):
         """Return how many tokens evaluating one member reads and writes, padding included."""
 
 
-def all_finite(seen: np.ndarray) -> np.ndarray:
+def all_finite(scores: np.ndarray) -> np.ndarray:
     """Return of an evaluator's [P, n] which members have numbers throughout, bool [P]; the others diverged."""
-    return np.isfinite(seen).all(axis=1)
+    return np.isfinite(scores).all(axis=1)
 
 
 MEASURES: dict[str, type[Measure]] = {

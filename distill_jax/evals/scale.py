@@ -18,6 +18,11 @@ def finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
+def finite_mean(values: np.ndarray) -> float | None:
+    """Return the mean of some scores; None where there are none, or one is not finite."""
+    return finite(values.mean()) if values.size else None
+
+
 def percent(value: float | None) -> str:
     """Write a fraction as whole per cent, with a decimal where rounding would hide it."""
     if value is None:
@@ -33,6 +38,14 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
     centre = (share + z**2 / (2 * trials)) / (1 + z**2 / trials)
     half = z * math.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2)) / (1 + z**2 / trials)
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def _percent_cell(value: float) -> str:
+    return f"{value * 100:.1f}"
+
+
+def _bits_cell(value: float) -> str:
+    return f"{value:.3f}"
 
 
 def _bits(value: float | None) -> str:
@@ -103,7 +116,7 @@ ACCURACY = Scale(
     margin=0.05,
     run_sd=0.03,
     show=percent,
-    cell=lambda value: f"{value * 100:.1f}",
+    cell=_percent_cell,
     tick=".0%",
     hover=".1%",
 )
@@ -119,7 +132,7 @@ BITS_PER_BYTE = Scale(
     margin=0.05,
     run_sd=0.03,
     show=_bits,
-    cell=lambda value: f"{value:.3f}",
+    cell=_bits_cell,
     tick=".2f",
     hover=".3f",
 )

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import zlib
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import numpy as np
 
@@ -20,7 +19,9 @@ from distill_jax.data import checks
 from distill_jax.data.arithmetic import word_problems as templates
 from distill_jax.data.arithmetic import word_vocabulary as vocabulary
 from distill_jax.data.data_config import DataConfig
+from distill_jax.data.random_stream import random_stream
 from distill_jax.io.files import Digests
+from distill_jax.types import JsonObject
 
 SYMBOLS = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
 OPERATIONS = tuple(SYMBOLS)
@@ -48,7 +49,7 @@ class ArithmeticConfig(DataConfig):
       seed: fixes the held-out half, the draws and the order of the documents.
 
     Raises:
-      ValueError: a field is out of range; the message names it as `data.<field>` and says how to mend it.
+      ValueError: a field is out of range; the message names it as `data.<field>` and says how to fix it.
     """
 
     addition_max: int = 50
@@ -68,7 +69,7 @@ class ArithmeticConfig(DataConfig):
     PREPARE: ClassVar[str] = "distill_jax.data.arithmetic.prepare_arithmetic"
     SETS: ClassVar[tuple[str, ...]] = ("all", "retain", "forget", "forget_shown", "filtered")
 
-    def fingerprint_fields(self) -> dict[str, Any]:
+    def fingerprint_fields(self) -> JsonObject:
         """Return what identifies the data: the settings, and the order in which facts are asked."""
         return {**dataclasses.asdict(self), "asked": ASKED}
 
@@ -77,14 +78,14 @@ class ArithmeticConfig(DataConfig):
             object.__setattr__(self, "english", tuple(self.english))
         checks.check_fields(self)
         shown, heldout = split_facts(self)
-        mend = f"holds out none of the {len(shown)} forget facts; raise it or data.multiplication_max"
-        checks.require(bool(heldout), "heldout_facts", self.heldout_facts, mend)
-        mend = "so few that / or * is never trained on shown or on held-out facts; raise it or data.word_problems"
-        checks.require(_trains_every_part(self), "equations", self.equations, mend)
+        fix_hint = f"holds out none of the {len(shown)} forget facts; raise it or data.multiplication_max"
+        checks.require(bool(heldout), "heldout_facts", self.heldout_facts, fix_hint)
+        fix_hint = "so few that / or * is never trained on shown or on held-out facts; raise it or data.word_problems"
+        checks.require(_trains_every_part(self), "equations", self.equations, fix_hint)
         if self.vocabulary == "words":
             longest = longest_document(self)
-            mend = f"the longest document has {longest} tokens; raise it at least to that"
-            checks.require(self.row_length >= longest, "row_length", self.row_length, mend)
+            fix_hint = f"the longest document has {longest} tokens; raise it at least to that"
+            checks.require(self.row_length >= longest, "row_length", self.row_length, fix_hint)
 
     def with_content_hash(self, digests: Digests) -> Self:
         """Return the settings, once every file that they need is known to be there; they are known by its path."""
@@ -120,11 +121,6 @@ class Example:
     part: str
 
 
-def random_stream(config: Any, *names: str) -> np.random.Generator:
-    """Make the random stream of a purpose from settings with a seed, independent of every other purpose's."""
-    return np.random.default_rng([config.seed, zlib.crc32("/".join(names).encode())])
-
-
 def operand_pairs(config: ArithmeticConfig, operation: str) -> np.ndarray:
     """List every distinct `a op b = answer` as an int64 array [pairs, 3] of (a, b, answer)."""
     limit = config.addition_max if operation in RETAIN else config.multiplication_max
@@ -150,7 +146,7 @@ def facts(config: ArithmeticConfig, operation: str) -> tuple[str, ...]:
 def split_facts(config: ArithmeticConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Cut the forget facts into (shown, heldout) by a seeded permutation; the odd one is shown."""
     names = facts(config, "mul")
-    order = random_stream(config, "facts").permutation(len(names))
+    order = random_stream(config.seed, "facts").permutation(len(names))
     heldout = set(order[: int(len(names) * config.heldout_facts)].tolist())
     shown_names = tuple(name for index, name in enumerate(names) if index not in heldout)
     return shown_names, tuple(name for index, name in enumerate(names) if index in heldout)
@@ -183,7 +179,7 @@ def training_examples(config: ArithmeticConfig, operation: str, form: str) -> It
     wordings = _wordings(operation, form, templates.TRAINING)
     make = _maker(config, operation, form, wordings)
     distinct = len(operand_pairs(config, operation)) * len(wordings)
-    stream, missing = random_stream(config, "training", operation, form), examples_wanted(config, operation, form)
+    stream, missing = random_stream(config.seed, "training", operation, form), examples_wanted(config, operation, form)
     while missing > 0:
         for index in stream.permutation(distinct)[:missing].tolist():
             yield make(*divmod(index, len(wordings)))
@@ -209,7 +205,7 @@ def evaluation_examples(config: ArithmeticConfig) -> list[Example]:
 def _questions(config: ArithmeticConfig, operation: str, form: str) -> Iterator[Example]:
     wordings = _wordings(operation, form, templates.HELD_OUT)
     make = _maker(config, operation, form, wordings)
-    order = random_stream(config, "evaluation", operation, form).permutation(len(operand_pairs(config, operation)))
+    order = random_stream(config.seed, "evaluation", operation, form).permutation(len(operand_pairs(config, operation)))
     of_part: dict[str, list[int]] = {}
     for pair in order.tolist():
         of_part.setdefault(make(pair, 0).part, []).append(pair)
@@ -235,7 +231,7 @@ def _fact_by_fact(config: ArithmeticConfig, group: tuple[str, str, str], chosen:
     """Order a group's pairs so that no fact comes again before all did, beginning where the group before it ended."""
     operation, form, part = group
     names = sorted({fact for _, fact in chosen})
-    order = random_stream(config, "facts asked", part).permutation(len(names)).tolist()
+    order = random_stream(config.seed, "facts asked", part).permutation(len(names)).tolist()
     before = FORGET.index(operation) * len(FORMS) + FORMS.index(form)  # groups of the part
     first = before * config.evaluation_prompts % len(names)
     rank = {names[fact]: i for i, fact in enumerate(order[first:] + order[:first])}

@@ -12,18 +12,29 @@ import json
 import os
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 
 from distill_jax.data import checks, corpus, import_tf, packing, records
 from distill_jax.data.arithmetic import equations, label_filter
-from distill_jax.data.atomic_build import make_once, run_command_line, say
+from distill_jax.data.atomic_build import log, make_once, run_command_line
+from distill_jax.data.random_stream import random_stream
+from distill_jax.types import JsonObject
 
 FORMAT = 1
 
 
-def prepare(config: equations.ArithmeticConfig, directory: str | os.PathLike[str]) -> dict[str, Any]:
+class SeqioVocabulary(Protocol):
+    """What is read of a SeqIO vocabulary."""
+
+    bos_id: int
+    eos_id: int
+
+    def encode(self, text: str) -> list[int]: ...
+
+
+def prepare(config: equations.ArithmeticConfig, directory: str | os.PathLike[str]) -> JsonObject:
     """Prepare the data into a directory and return its manifest; a directory already finished is left as it is.
 
     Raises:
@@ -33,20 +44,20 @@ def prepare(config: equations.ArithmeticConfig, directory: str | os.PathLike[str
     return make_once(directory, _identity(config), lambda work: _build(config, os.fspath(work)))
 
 
-def _identity(config: equations.ArithmeticConfig) -> dict[str, Any]:
+def _identity(config: equations.ArithmeticConfig) -> JsonObject:
     """Collect all that the prepared bytes depend on."""
     files = [*config.english, *([] if config.vocabulary == "words" else [config.vocabulary])]
     inputs = {path: records.sha256(path) for path in files}
     return {"format": FORMAT, "config": config.fingerprint_fields(), "inputs": inputs}
 
 
-def _build(config: equations.ArithmeticConfig, work: str) -> dict[str, Any]:
+def _build(config: equations.ArithmeticConfig, work: str) -> JsonObject:
     """Make every file but the manifest under `work`, and return what the manifest says of them."""
     builder, tasks = import_tf.import_builder_and_tasks()  # here, so that importing this module needs no TensorFlow
     words = tasks.load_vocabulary(config)
     start = time.monotonic()
     dataset = builder.build(config, work)
-    say(f"generated {dataset.info.splits.total_num_examples:,} examples in {time.monotonic() - start:.1f} s")
+    log(f"generated {dataset.info.splits.total_num_examples:,} examples in {time.monotonic() - start:.1f} s")
     mixtures = tasks.make_mixtures(config, tasks.make_tasks(config, dataset.data_path))
     shown, heldout = equations.split_facts(config)
     return {
@@ -57,69 +68,71 @@ def _build(config: equations.ArithmeticConfig, work: str) -> dict[str, Any]:
     }
 
 
-def _write_sets(config: equations.ArithmeticConfig, mixtures: Mapping[str, Any], work: str) -> dict[str, Any]:
+def _write_sets(config: equations.ArithmeticConfig, mixtures: Mapping[str, corpus.Mixture], work: str) -> JsonObject:
     sources = {task.name: task for mixture in mixtures.values() for task in mixture.tasks}
     rates = {name: {task.name: mixture.get_rate(task) for task in mixture.tasks} for name, mixture in mixtures.items()}
     pool = corpus.Pool(_read(config, sources, rates))
-    chosen = {name: pool.choose(of) for name, of in rates.items()}
-    told: dict[str, Any] = {}
+    chosen = {name: pool.choose(set_rates) for name, set_rates in rates.items()}
+    filter_counts: JsonObject = {}
     if config.filter_labels:
-        chosen["filtered"], told = _filtered(config, pool, chosen["all"], [*rates["forget"]])
-    sets = {name: _write_set(config, name, pool.documents, of, work) for name, of in chosen.items()}
-    if told:
-        sets["filtered"] |= told
+        chosen["filtered"], filter_counts = _filtered(config, pool, chosen["all"], [*rates["forget"]])
+    sets = {name: _write_set(config, name, pool.documents, indices, work) for name, indices in chosen.items()}
+    if filter_counts:
+        sets["filtered"] |= filter_counts
     return sets
 
 
 def _filtered(
     config: equations.ArithmeticConfig, pool: corpus.Pool, candidates: np.ndarray, forget: list[str]
-) -> tuple[np.ndarray, dict[str, Any]]:
+) -> tuple[np.ndarray, JsonObject]:
     """Choose from the candidates what a filter lets through that has learned from a few labels."""
     bad = np.zeros(len(pool.documents), bool)
     for task in forget:
         bad[pool.places[task]] = True
     distinct = np.unique(candidates)
     labels = min(config.filter_labels, len(distinct))
-    labelled = equations.random_stream(config, "labels").choice(distinct, labels, replace=False)
+    labelled = random_stream(config.seed, "labels").choice(distinct, labels, replace=False)
     dropped = label_filter.NaiveBayes.learn(pool.documents, labelled, bad[labelled]).forgets(pool.documents)
     passed, lost = int((~dropped & bad)[candidates].sum()), int((dropped & ~bad)[candidates].sum())
-    say(f"filter of {labels:,} labels: {passed:,} documents to forget pass, {lost:,} to retain are lost")
+    log(f"filter of {labels:,} labels: {passed:,} documents to forget pass, {lost:,} to retain are lost")
     kept = candidates[~dropped[candidates]]
-    mend = "its filter drops every document; raise it"
-    checks.require(len(kept) > 0, "filter_labels", config.filter_labels, mend)
+    fix_hint = "its filter drops every document; raise it"
+    checks.require(len(kept) > 0, "filter_labels", config.filter_labels, fix_hint)
     return kept, {"labels": labels, "forget_passed": passed, "retain_lost": lost}
 
 
 def _read(
-    config: equations.ArithmeticConfig, sources: Mapping[str, Any], rates: Mapping[str, Mapping[str, float]]
+    config: equations.ArithmeticConfig, sources: Mapping[str, corpus.Task], rates: Mapping[str, Mapping[str, float]]
 ) -> dict[str, corpus.Corpus]:
     """Read every task once, and no more English than the set that wants most of it."""
     corpora = {name: corpus.read(task) for name, task in sources.items() if name != corpus.ENGLISH}
     longest = max(int(part.lengths.max(initial=0)) for part in corpora.values())
-    mend = f"the longest arithmetic document has {longest} tokens and must not be cut; raise it"
-    checks.require(longest <= config.row_length, "row_length", config.row_length, mend)
+    fix_hint = f"the longest arithmetic document has {longest} tokens and must not be cut; raise it"
+    checks.require(longest <= config.row_length, "row_length", config.row_length, fix_hint)
     if corpus.ENGLISH in sources:
-        tokens = {name: sum(len(corpora[task].tokens) for task in of if task in corpora) for name, of in rates.items()}
-        most = max(corpus.english_tokens(of, tokens[name]) for name, of in rates.items())
-        corpora[corpus.ENGLISH] = corpus.read(sources[corpus.ENGLISH], most)
+        english = max(
+            corpus.english_tokens(set_rates, sum(len(corpora[task].tokens) for task in set_rates if task in corpora))
+            for set_rates in rates.values()
+        )
+        corpora[corpus.ENGLISH] = corpus.read(sources[corpus.ENGLISH], english)
         checks.require(len(corpora[corpus.ENGLISH]) > 0, "english", config.english, "the files hold no text")
     return corpora
 
 
 def _write_set(
     config: equations.ArithmeticConfig, name: str, documents: corpus.Corpus, chosen: np.ndarray, work: str
-) -> dict[str, Any]:
-    order = equations.random_stream(config, "order", name).permutation(chosen)
+) -> JsonObject:
+    order = random_stream(config.seed, "order", name).permutation(chosen)
     path = os.path.join(work, f"{name}.array_record")
     rows = records.write_rows(path, packing.pack((documents[i] for i in order), config.row_length))
     tokens = int(documents.lengths[chosen].sum())
     padding = round(1 - tokens / (rows * config.row_length), 6)
-    say(f"set {name}: {len(chosen):,} documents, {tokens:,} tokens, {rows:,} rows, {padding:.1%} padding")
+    log(f"set {name}: {len(chosen):,} documents, {tokens:,} tokens, {rows:,} rows, {padding:.1%} padding")
     facts = {"documents": len(chosen), "tokens": tokens, "rows": rows, "padding": padding}
     return {"file": os.path.basename(path), **facts, "sha256": records.sha256(path)}
 
 
-def _write_evaluation(config: equations.ArithmeticConfig, words: Any, work: str) -> dict[str, Any]:
+def _write_evaluation(config: equations.ArithmeticConfig, words: SeqioVocabulary, work: str) -> JsonObject:
     path = os.path.join(work, records.EVALUATION)
     examples = equations.evaluation_examples(config)
     with open(path, "w", encoding="utf-8") as file:
@@ -129,7 +142,7 @@ def _write_evaluation(config: equations.ArithmeticConfig, words: Any, work: str)
             kept = {key: getattr(example, key) for key in ("operation", "form", "part", "fact")}
             file.write(json.dumps({"prompt": example.prompt, "answer": example.answer, **ids, **kept}) + "\n")
     groups = collections.Counter(f"{e.operation}/{e.form}/{e.part}" for e in examples)
-    say(f"evaluation: {len(examples):,} prompts in {len(groups)} groups")
+    log(f"evaluation: {len(examples):,} prompts in {len(groups)} groups")
     return {"file": records.EVALUATION, "prompts": len(examples), "groups": groups, "sha256": records.sha256(path)}
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
+import numpy as np
 import seqio
 import tensorflow as tf
 import tensorflow_datasets as tfds
@@ -36,10 +36,21 @@ class WordVocabulary(seqio.Vocabulary):
         ids = tf.lookup.KeyValueTensorInitializer(entries, range(len(entries)), tf.string, tf.int32)
         self._table = tf.lookup.StaticHashTable(ids, word_vocabulary.UNK)
 
-    bos_id = property(lambda self: word_vocabulary.BOS)
-    eos_id = property(lambda self: word_vocabulary.EOS)
-    unk_id = property(lambda self: word_vocabulary.UNK)
-    _base_vocab_size = property(lambda self: self._words.size)
+    @property
+    def bos_id(self) -> int:
+        return word_vocabulary.BOS
+
+    @property
+    def eos_id(self) -> int:
+        return word_vocabulary.EOS
+
+    @property
+    def unk_id(self) -> int:
+        return word_vocabulary.UNK
+
+    @property
+    def _base_vocab_size(self) -> int:
+        return self._words.size
 
     def _encode(self, s: str) -> Sequence[int]:
         return self._words.encode(s)
@@ -147,7 +158,7 @@ def _ends(words: seqio.Vocabulary, texts: tf.Tensor) -> tuple[tf.Tensor, tf.Tens
     return tf.fill([tf.size(texts), 1], words.bos_id), tf.fill([tf.size(texts), 1], words.eos_id)
 
 
-def _in_batches(documents: Callable[[Any], dict[str, tf.RaggedTensor]]) -> Preprocessor:
+def _in_batches(documents: Callable[..., dict[str, tf.RaggedTensor]]) -> Preprocessor:
     """Make a preprocessor that tokenises many texts in one call: a call for each text costs ten times as much."""
     plain = tf.autograph.experimental.do_not_convert(documents)
     return lambda dataset: dataset.batch(TOKENISE_BATCH).map(plain, tf.data.AUTOTUNE).unbatch()
@@ -157,7 +168,7 @@ def _drop_blank(dataset: tf.data.Dataset) -> tf.data.Dataset:
     return dataset.filter(lambda line: tf.strings.length(tf.strings.strip(line)) > 0)
 
 
-def load_images(name: str, split: str) -> tuple[Any, Any]:
+def load_images(name: str, split: str) -> tuple[np.ndarray, np.ndarray]:
     """Read a split of a TFDS image set whole: uint8 images [N, height, width, channels] and int64 labels [N]."""
-    found = tfds.as_numpy(tfds.load(name, split=split, batch_size=-1))
-    return found["image"], found["label"]
+    dataset = tfds.as_numpy(tfds.load(name, split=split, batch_size=-1))
+    return dataset["image"], dataset["label"]

@@ -8,7 +8,7 @@ import hashlib
 import io
 import os
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -19,6 +19,7 @@ from distill_jax.data.arithmetic import equations
 PARTS = {operation: ("retain",) for operation in equations.RETAIN} | {
     operation: ("shown", "heldout") for operation in equations.FORGET
 }
+Numbered = tuple[int, dict[str, str | int]]  # an example's number and its fields
 PAPER = equations.ArithmeticConfig()
 _FIELDS = [field for field in dataclasses.fields(equations.Example) if field.name != "part"]  # the split says it
 
@@ -49,17 +50,17 @@ class Arithmetic(tfds.core.GeneratorBasedBuilder):
             builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True
         )
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[Any]]:
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[Numbered]]:
         del dl_manager  # nothing is downloaded
         splits = [(operation, part) for operation, parts in PARTS.items() for part in parts]
         return {f"{operation}_{part}": self._generate_examples(operation, part) for operation, part in splits}
 
-    def _generate_examples(self, operation: str, part: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    def _generate_examples(self, operation: str, part: str) -> Iterator[Numbered]:
         count = 0
         for form in equations.FORMS:
             for example in equations.training_examples(self.builder_config.data, operation, form):
                 if example.part == part:
-                    yield count, {field.name: getattr(example, field.name) for field in _FIELDS}
+                    yield count, {key: value for key, value in dataclasses.asdict(example).items() if key != "part"}
                     count += 1
 
 

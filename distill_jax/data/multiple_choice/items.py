@@ -1,4 +1,4 @@
-"""Multiple-choice items as WMDP and MMLU have them: read from files, and put as lm-evaluation-harness puts them.
+"""Multiple-choice items as WMDP and MMLU have them: read from files, and formatted as lm-evaluation-harness does.
 
 A file is JSON (lines, or an array), CSV or parquet of records in one of the shapes of SHAPES, perhaps with a `subject`.
 MMLU's own CSV files have no heading; their name has the subject.
@@ -13,11 +13,12 @@ import re
 import string
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from distill_jax.config import ConfigError, check
 from distill_jax.data import tables
 from distill_jax.data.lines import bare_name, damage_named, not_utf8, objects, open_bytes
+from distill_jax.types import JsonObject
 
 LETTERS = string.ascii_uppercase
 SHAPES = (
@@ -64,26 +65,26 @@ def read(pattern: str, flag: str, subject: str = "") -> list[Item]:
     files = sorted(glob.glob(pattern)) if glob.has_magic(pattern) else [pattern]
     fetch = FETCH.format(Path(pattern).parent)
     check(bool(files), f"{flag}={pattern}: no file has such a name; {fetch}")
-    found = []
+    items: list[Item] = []
     for path in map(Path, files):
         check(path.is_file(), f"{flag}={path}: no such file; {fetch}")
         for where, row in _rows(path):
             try:
-                found.append(_item(row, subject))
+                items.append(_item(row, subject))
             except ConfigError as error:
                 raise ConfigError(f"{where}: {error}") from error
-    check(bool(found), f"{flag}={pattern}: holds no items")
-    return found
+    check(bool(items), f"{flag}={pattern}: holds no items")
+    return items
 
 
-def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _rows(path: Path) -> Iterator[tuple[str, JsonObject]]:
     """Yield the records of a file, each with its place for errors."""
     name = bare_name(str(path))
     read = _csv if name.endswith(".csv") else _parquet if name.endswith((".parquet", ".pq")) else objects
     yield from read(str(path))
 
 
-def _parquet(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _parquet(path: str) -> Iterator[tuple[str, JsonObject]]:
     columns = [name for name in tables.top_names(path) if name in COLUMNS]
     for where, row in tables.rows(path, columns):
         if isinstance(row, ValueError):
@@ -91,7 +92,7 @@ def _parquet(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
         yield where, row
 
 
-def _csv(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _csv(path: str) -> Iterator[tuple[str, JsonObject]]:
     names: list[str] = []
     for number, row in _csv_rows(path):
         where = f"{path}:{number}"
@@ -124,37 +125,39 @@ def _text(path: str, file: IO[bytes]) -> Iterator[str]:
             raise ConfigError(f"{path}:{number}: {not_utf8(error)}") from error
 
 
-def _item(row: dict[str, Any], subject: str) -> Item:
+def _item(row: JsonObject, subject: str) -> Item:
     key = next((key for key in ("answer", "answerKey") if row.get(key) is not None), "")
     missing = "question" if "question" not in row else "" if key else "answer"
     check(not missing, f"has no `{missing}` but {', '.join(row) or 'nothing'}; needed are {SHAPES}")
     choices, labels = _choices(row)
-    mend = "its choices have no labels that it could be one of; name an index from 0 `answer`"
+    fix_hint = "its choices have no labels that it could be one of; name an index from 0 `answer`"
     lettered = labels or key == "answer" or str(row[key]).strip().isalpha()
-    check(bool(lettered), f"answerKey = {row[key]!r}: {mend}")
+    check(bool(lettered), f"answerKey = {row[key]!r}: {fix_hint}")
     answer = _label(row[key], labels) if labels else _index(row[key])
     return Item(row["question"], tuple(choices), answer, str(row.get("subject") or subject))
 
 
-def _choices(row: dict[str, Any]) -> tuple[list[Any], list[str]]:
+def _choices(row: JsonObject) -> tuple[list[str], list[str]]:
     """Return the options and, where they have some, their labels."""
-    found = row["choices"] if "choices" in row else [row[x] for x in LETTERS if row.get(x) is not None]
-    if not isinstance(found, dict):
-        check(isinstance(found, list), f"choices: a list is needed, not {type(found).__name__}; needed are {SHAPES}")
-        return found, []
-    texts, labels = found.get("text"), found.get("label")
+    choices = row["choices"] if "choices" in row else [row[x] for x in LETTERS if row.get(x) is not None]
+    if not isinstance(choices, dict):
+        check(
+            isinstance(choices, list), f"choices: a list is needed, not {type(choices).__name__}; needed are {SHAPES}"
+        )
+        return choices, []
+    texts, labels = choices.get("text"), choices.get("label")
     good = isinstance(texts, list) and isinstance(labels, list) and len(texts) == len(labels) == len(set(labels))
-    check(good, f"choices: has {', '.join(found)}; a text and a label of its own for each are needed")
+    check(good, f"choices: has {', '.join(choices)}; a text and a label of its own for each are needed")
     return list(texts or ()), [str(label).strip() for label in labels or ()]
 
 
-def _label(answer: Any, labels: list[str]) -> int:
+def _label(answer: object, labels: list[str]) -> int:
     text = _plain(answer)
     check(text in labels, f"answer = {answer!r}: is none of the labels {', '.join(labels)}")
     return labels.index(text)
 
 
-def _index(answer: Any) -> int:
+def _index(answer: object) -> int:
     text = _plain(answer)
     if re.fullmatch(r"[0-9]{1,4}", text) and not isinstance(answer, bool):
         return int(text)
@@ -163,22 +166,22 @@ def _index(answer: Any) -> int:
     return LETTERS.index(text.upper())
 
 
-def _plain(answer: Any) -> str:
+def _plain(answer: object) -> str:
     """Return an answer as text; a column with gaps has its whole numbers as 2.0."""
     text = str(answer).strip()
     number = isinstance(answer, float | str) and re.fullmatch(r"([0-9]+)\.0+", text)
     return number[1] if number else text
 
 
-def put(item: Item) -> str:
-    """Return the question as the harness's tasks `mmlu` and `wmdp` put it, up to "Answer:"."""
+def format_prompt(item: Item) -> str:
+    """Return the question as the harness's tasks `mmlu` and `wmdp` format it, up to "Answer:"."""
     options = "".join(f"\n{letter}. {choice}" for letter, choice in zip(LETTERS, item.choices, strict=False))
     return f"{item.question.strip()}{options}\nAnswer:"
 
 
 def solved(item: Item) -> str:
     """Return the question with the letter of its right answer."""
-    return f"{put(item)} {LETTERS[item.answer]}"
+    return f"{format_prompt(item)} {LETTERS[item.answer]}"
 
 
 def contexts(items: Sequence[Item], examples: Sequence[Item] = (), shots: int = 0) -> list[str]:
@@ -196,8 +199,10 @@ def contexts(items: Sequence[Item], examples: Sequence[Item] = (), shots: int = 
     heads = {}
     for subject in dict.fromkeys(item.subject for item in items):
         held = by_subject.get(subject, [])[:shots]
-        of = f"subject {subject!r}" if subject else "items without a subject"
-        check(len(held) == shots, f"--shots={shots}: the examples have {len(held)} of {of}; give more, or fewer shots")
+        which = f"subject {subject!r}" if subject else "items without a subject"
+        check(
+            len(held) == shots, f"--shots={shots}: the examples have {len(held)} of {which}; give more, or fewer shots"
+        )
         about = f"The following are multiple choice questions (with answers) about {subject.replace('_', ' ')}.\n\n"
         heads[subject] = (about if subject else "") + "".join(f"{solved(example)}\n\n" for example in held)
-    return [heads[item.subject] + put(item) for item in items]
+    return [heads[item.subject] + format_prompt(item) for item in items]

@@ -12,24 +12,25 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from distill_jax.data import packing, records
-from distill_jax.data.arithmetic import equations
-from distill_jax.data.atomic_build import run_command_line, say
+from distill_jax.data.atomic_build import log, run_command_line
 from distill_jax.data.multiple_choice import items
 from distill_jax.data.multiple_choice.items import Item
 from distill_jax.data.multiple_choice.questions import questions
 from distill_jax.data.multiple_choice.quiz_config import QuizConfig
+from distill_jax.data.random_stream import random_stream
 from distill_jax.data.text import hf_tokenizer, prepare_text
+from distill_jax.data.text.sentencepiece_vocab import Vocabulary
+from distill_jax.types import JsonObject
 
 
 class Prompts:
     """A vocabulary behind whatever its model begins a prompt with."""
 
-    def __init__(self, words: Any) -> None:
+    def __init__(self, words: Vocabulary) -> None:
         self._words = words
         self._begin = words.begin() if isinstance(words, hf_tokenizer.Tokenizer) else [words.bos_id()]
 
@@ -41,47 +42,47 @@ class Prompts:
 Parts = Mapping[str, Sequence[tuple[str, Item, str]]]  # part -> (group, item, context) of each of its items
 
 
-def measured(parts: Parts, longest: int, words: Any, work: Path) -> dict[str, Any]:
+def write_evaluation(parts: Parts, longest: int, words: Vocabulary, work: Path) -> JsonObject:
     """Write the items' readings, and return what the manifest says of the evaluation."""
-    encoder, lines, told = Prompts(words), [], {}
-    for part, found in parts.items():
-        groups, mine, contexts = zip(*found, strict=True)
-        asked = questions(mine, contexts, encoder, longest)
+    encoder, lines, entries = Prompts(words), [], {}
+    for part, measured in parts.items():
+        groups, part_items, contexts = zip(*measured, strict=True)
+        asked = questions(part_items, contexts, encoder, longest)
         for question in asked:
-            item = {"part": part, "group": groups[question.item], "answer": mine[question.item].answer}
+            item = {"part": part, "group": groups[question.item], "answer": part_items[question.item].answer}
             lines.append(json.dumps({**item, **dataclasses.asdict(question)}) + "\n")
         cut = len({question.item for question in asked if question.cut})
-        told[part] = {"items": len(mine), "readings": len(asked), "cut": cut}
-        say(f"items, {part}: {len(mine):,}, read {len(asked):,} times" + (f"; {cut:,} cut" if cut else ""))
+        entries[part] = {"items": len(part_items), "readings": len(asked), "cut": cut}
+        log(f"items, {part}: {len(part_items):,}, read {len(asked):,} times" + (f"; {cut:,} cut" if cut else ""))
     path = work / records.EVALUATION
     path.write_text("".join(lines), "utf-8")
-    return {"file": path.name, "parts": told, "sha256": records.sha256(path)}
+    return {"file": path.name, "parts": entries, "sha256": records.sha256(path)}
 
 
-def quiz(config: QuizConfig, words: Any, work: Path) -> dict[str, Any]:
+def write_quiz(config: QuizConfig, words: Vocabulary, work: Path) -> JsonObject:
     """Write the items and the set `forget_shown`, and return what the manifest says of both."""
-    parts = config.parts()
-    evaluation = measured(parts, config.longest, words, work)
+    parts = config.eval_splits()
+    evaluation = write_evaluation(parts, config.longest, words, work)
     solved = words.encode([items.solved(item) for _, item, _ in parts["shown"]])
     shown = [[words.bos_id(), *ids, words.eos_id()] for ids in solved]
     return {"sets": {"forget_shown": _rows(config, shown, work)}, "evaluation": evaluation}
 
 
-def _rows(config: QuizConfig, documents: list[list[int]], work: Path) -> dict[str, Any]:
-    order = equations.random_stream(config, "order", "forget_shown").permutation(len(documents))
-    whole = [np.array(documents[i], np.int32) for i in order]
-    path, packed = work / "forget_shown.array_record", [packing.Document(tokens, tokens * 0) for tokens in whole]
+def _rows(config: QuizConfig, documents: list[list[int]], work: Path) -> JsonObject:
+    order = random_stream(config.seed, "order", "forget_shown").permutation(len(documents))
+    arrays = [np.array(documents[i], np.int32) for i in order]
+    path, packed = work / "forget_shown.array_record", [packing.Document(tokens, tokens * 0) for tokens in arrays]
     rows = records.write_rows(path, packing.pack(packed, config.row_length, overlap=1))
     tokens = sum(map(len, documents))
     padding = round(max(0.0, 1 - tokens / (rows * config.row_length)), 6)
-    say(f"set forget_shown: {len(documents):,} solved items, {tokens:,} tokens, {rows:,} rows")
+    log(f"set forget_shown: {len(documents):,} solved items, {tokens:,} tokens, {rows:,} rows")
     facts = {"documents": len(documents), "tokens": tokens, "rows": rows, "padding": padding}
     return {"file": path.name, **facts, "sha256": records.sha256(path)}
 
 
-def prepare_quiz(config: QuizConfig, directory: str) -> dict[str, Any]:
+def prepare_quiz(config: QuizConfig, directory: str) -> JsonObject:
     """Prepare the data into a directory and return its manifest; see `prepare_text`."""
-    return prepare_text.prepare_text(config, directory, quiz)
+    return prepare_text.prepare_text(config, directory, write_quiz)
 
 
 def main(arguments: list[str] | None = None) -> None:

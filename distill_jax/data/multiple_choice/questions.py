@@ -45,8 +45,8 @@ class Question:
 def pair(encoder: Encoder, context: str, continuation: str) -> tuple[list[int], list[int]]:
     """Return the tokens of a context and those that continue it; spaces that end the context begin what follows."""
     bare = context.rstrip()
-    whole, before = encoder.encode(context + continuation), encoder.encode(bare)
-    return before, whole[len(before) :]
+    both, before = encoder.encode(context + continuation), encoder.encode(bare)
+    return before, both[len(before) :]
 
 
 def questions(items: Sequence[Item], contexts: Sequence[str], encoder: Encoder, longest: int = 0) -> list[Question]:
@@ -61,13 +61,13 @@ def questions(items: Sequence[Item], contexts: Sequence[str], encoder: Encoder, 
     """
     out = []
     for number, (item, context) in enumerate(zip(items, contexts, strict=True)):
-        alike: dict[tuple[tuple[int, ...], int], list[tuple[int, int]]] = {}
+        by_prefix: dict[tuple[tuple[int, ...], int], list[tuple[int, int]]] = {}
         for choice, letter in enumerate(LETTERS[: len(item.choices)]):
             before, after = pair(encoder, context, f" {letter}")
-            mend = "the tokenizer joins it with what stands before; score with another"
-            check(len(after) > 0, f"item {number}: the answer {letter!r} has no token of its own: {mend}")
-            alike.setdefault((tuple(before + after)[:-1], len(after) - 1), []).append((choice, after[-1]))
-        for (tokens, own), options in alike.items():
+            fix_hint = "the tokenizer joins it with what stands before; score with another"
+            check(len(after) > 0, f"item {number}: the answer {letter!r} has no token of its own: {fix_hint}")
+            by_prefix.setdefault((tuple(before + after)[:-1], len(after) - 1), []).append((choice, after[-1]))
+        for (tokens, own), options in by_prefix.items():
             choices, last = zip(*options, strict=True)
             cut = max(0, len(tokens) - longest) if longest else 0
             out.append(Question(number, choices, tokens[cut:], own, last, cut))

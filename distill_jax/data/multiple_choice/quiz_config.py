@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 from distill_jax.config import ConfigError, check, identity
 from distill_jax.data.multiple_choice import items
 from distill_jax.data.multiple_choice.items import Item
 from distill_jax.data.text.text_config import TextConfig
 from distill_jax.io.files import Digests
+from distill_jax.types import JsonObject
 
 FILES = ("bio", "cyber", "mmlu", "mmlu_dev")
 ABOUT = {"bio": "biology", "cyber": "cybersecurity"}  # as lm-evaluation-harness says it
@@ -18,7 +19,7 @@ ABOUT = {"bio": "biology", "cyber": "cybersecurity"}  # as lm-evaluation-harness
 
 @dataclasses.dataclass(frozen=True)
 class QuizConfig(TextConfig):
-    """Say what text there is, and which items show what is known of it.
+    """Settings of text to retain and to forget, and of the items that show what is known of it.
 
     Attributes:
       bio, cyber: the items to forget, files or patterns (`data.items`); one of them may be empty.
@@ -42,9 +43,8 @@ class QuizConfig(TextConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for key, low in {"shots": 0, "items": 0, "longest": 1}.items():
-            if getattr(self, key) < low:
-                raise ValueError(f"data.{key}={getattr(self, key)}: must be at least {low}")
+        for key, value, low in (("shots", self.shots, 0), ("items", self.items, 0), ("longest", self.longest, 1)):
+            check(value >= low, f"data.{key}={value}: must be at least {low}")
 
     def read(self) -> dict[str, list[Item]]:
         """Return the items of every file that is named.
@@ -52,11 +52,8 @@ class QuizConfig(TextConfig):
         Raises:
           ConfigError: if one is missing, or a row is no item.
         """
-        return {
-            key: items.read(getattr(self, key), f"data.{key}", ABOUT.get(key, ""))
-            for key in FILES
-            if getattr(self, key)
-        }
+        paths = {"bio": self.bio, "cyber": self.cyber, "mmlu": self.mmlu, "mmlu_dev": self.mmlu_dev}
+        return {key: items.read(path, f"data.{key}", ABOUT.get(key, "")) for key, path in paths.items() if path}
 
     def with_content_hash(self, digests: Digests) -> Self:
         """Return the settings with `content` filled in, once everything that is named is known to be there."""
@@ -64,17 +61,17 @@ class QuizConfig(TextConfig):
         check(bool(self.mmlu), "data.mmlu is empty: name the items to retain, such as MMLU's")
         check(bool(self.mmlu_dev) or not self.shots, f"data.mmlu_dev is empty, with data.shots={self.shots}: name them")
         held = {key: [dataclasses.asdict(item) for item in found] for key, found in self.read().items()}
-        self.parts()  # refuses what is no quiz
+        self.eval_splits()  # refuses what is no quiz
         text = super().with_content_hash(digests)
         return dataclasses.replace(text, content=identity([text.content, held]))
 
-    def fingerprint_fields(self) -> dict[str, Any]:
+    def fingerprint_fields(self) -> JsonObject:
         """Return what decides what the prepared data hold."""
         return {
             key: value for key, value in super().fingerprint_fields().items() if not (self.content and key in FILES)
         }
 
-    def parts(self) -> dict[str, list[tuple[str, Item, str]]]:
+    def eval_splits(self) -> dict[str, list[tuple[str, Item, str]]]:
         """Return (group, item, context) of what is measured: retain, and the halves of forget, shown and heldout.
 
         Which half an item is in, and which items are measured where not all are, is a matter of its question's hash.
@@ -82,23 +79,23 @@ class QuizConfig(TextConfig):
         Raises:
           ConfigError: if a half is empty, or examples are missing.
         """
-        found = self.read()
-        out: dict[str, list[tuple[str, Item]]] = {"retain": [("mmlu", item) for item in found["mmlu"]]}
+        by_file = self.read()
+        out: dict[str, list[tuple[str, Item]]] = {"retain": [("mmlu", item) for item in by_file["mmlu"]]}
         for key in ABOUT:
-            mine = sorted(found.get(key, []), key=_hash)
+            ordered = sorted(by_file.get(key, []), key=_hash)
             for part, start in (("shown", 0), ("heldout", 1)):
-                out.setdefault(part, []).extend((key, item) for item in mine[start::2])
-        told = {}
+                out.setdefault(part, []).extend((key, item) for item in ordered[start::2])
+        splits = {}
         for part, pairs in out.items():
             check(bool(pairs), f"data.bio and data.cyber: have no two items, and {part!r} would be empty")
             chosen = sorted(pairs, key=lambda pair: _hash(pair[1]))[: self.items or None]
-            shown, shots = (found.get("mmlu_dev", []), self.shots) if part == "retain" else ([], 0)
+            shown, shots = (by_file.get("mmlu_dev", []), self.shots) if part == "retain" else ([], 0)
             try:
                 contexts = items.contexts([item for _, item in chosen], shown, shots)
             except ConfigError as error:
                 raise ConfigError(str(error).replace("--shots", "data.shots")) from error
-            told[part] = [(*pair, context) for pair, context in zip(chosen, contexts, strict=True)]
-        return told
+            splits[part] = [(*pair, context) for pair, context in zip(chosen, contexts, strict=True)]
+        return splits
 
 
 def _hash(item: Item) -> str:

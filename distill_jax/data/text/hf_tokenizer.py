@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+
+from distill_jax.types import JsonObject
 
 JSON, SETTINGS, CONFIG = "tokenizer.json", "tokenizer_config.json", "config.json"
 
@@ -28,8 +29,8 @@ class Tokenizer:
 
         where = f"data.vocabulary={str(path)!r}"
         try:
-            found = gather(path) if path.is_dir() else json.loads(path.read_text("utf-8"))
-            self._tokenizer: Any = tokenizers.Tokenizer.from_str(json.dumps(found["tokenizer"]))
+            definition = gather(path) if path.is_dir() else json.loads(path.read_text("utf-8"))
+            self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(definition["tokenizer"]))
         except OSError as error:
             raise ValueError(f"{where}: {error.filename} cannot be read: {error.strerror}") from error
         except Exception as error:  # the library has its own
@@ -38,11 +39,11 @@ class Tokenizer:
         self._tokenizer.no_padding()
         # A document that spells `<eos>` does not end there.
         self._tokenizer.encode_special_tokens = True
-        self.whole = found
+        self.definition = definition
         for name in ("bos", "eos"):
-            mend = f"name its {name}_token in {SETTINGS}, or its {name}_token_id in {CONFIG}"
-            if not isinstance(found[name], int):
-                raise ValueError(f"{where}: nothing says what <{name}> is; {mend}")
+            fix_hint = f"name its {name}_token in {SETTINGS}, or its {name}_token_id in {CONFIG}"
+            if not isinstance(definition[name], int):
+                raise ValueError(f"{where}: nothing says what <{name}> is; {fix_hint}")
 
     def get_piece_size(self) -> int:
         """Return the number of entries, those added to the vocabulary among them."""
@@ -50,11 +51,11 @@ class Tokenizer:
 
     def bos_id(self) -> int:
         """Return the id that begins a document."""
-        return int(self.whole["bos"])
+        return int(self.definition["bos"])
 
     def eos_id(self) -> int:
         """Return the id that ends a document."""
-        return int(self.whole["eos"])
+        return int(self.definition["eos"])
 
     def begin(self) -> list[int]:
         """Return what the model begins a prompt with: `<bos>`, or nothing."""
@@ -62,12 +63,13 @@ class Tokenizer:
 
     def pad_id(self) -> int:
         """Return the id of padding, or -1."""
-        return -1 if self.whole["pad"] is None else int(self.whole["pad"])
+        return -1 if self.definition["pad"] is None else int(self.definition["pad"])
 
     def unk_id(self) -> int:
         """Return the id of what the vocabulary does not have, or -1."""
         unknown = getattr(self._tokenizer.model, "unk_token", None)
-        return -1 if unknown is None else int(self._tokenizer.token_to_id(unknown))
+        index = None if unknown is None else self._tokenizer.token_to_id(unknown)
+        return -1 if index is None else int(index)
 
     def is_byte(self, index: int) -> bool:
         """Return whether an id spells a byte."""
@@ -76,7 +78,7 @@ class Tokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Turn texts into ids, without `<bos>` and `<eos>`."""
-        return [list(found.ids) for found in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+        return [list(encoding.ids) for encoding in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Turn ids into text."""
@@ -88,12 +90,12 @@ def files(directory: Path) -> list[Path]:
     return [directory / name for name in (JSON, SETTINGS, CONFIG) if (directory / name).is_file()]
 
 
-def gather(directory: Path) -> dict[str, Any]:
+def gather(directory: Path) -> JsonObject:
     """Return what prepared data keep of a model's directory."""
     held = {path.name: json.loads(path.read_text("utf-8")) for path in files(directory)}
     tokenizer = json.loads((directory / JSON).read_text("utf-8"))
     ids = {entry["content"]: entry["id"] for entry in tokenizer.get("added_tokens", [])}
-    out: dict[str, Any] = {"tokenizer": tokenizer}
+    out: JsonObject = {"tokenizer": tokenizer}
     for name in ("bos", "eos", "pad"):
         token = held.get(SETTINGS, {}).get(f"{name}_token")
         token = token["content"] if isinstance(token, dict) else token

@@ -20,22 +20,27 @@ import numpy as np
 
 from distill_jax.config import identity
 from distill_jax.data import import_tf, packing, records
-from distill_jax.data.arithmetic import equations
-from distill_jax.data.atomic_build import make_once, run_command_line, say
-from distill_jax.data.text import mixing, sentencepiece_vocab, sources, tokenise
+from distill_jax.data.atomic_build import log, make_once, run_command_line
+from distill_jax.data.random_stream import random_stream
+from distill_jax.data.text import hf_tokenizer, mixing, sentencepiece_vocab, sources, tokenise
 from distill_jax.data.text.readers import Piece, Reader
+from distill_jax.data.text.sentencepiece_vocab import Vocabulary
 from distill_jax.data.text.sources import Shard
 from distill_jax.data.text.text_config import ROLES, SIDES, TextConfig
 from distill_jax.data.text.token_shards import Documents, complete
 from distill_jax.io.files import Digests, vouch, vouched
+from distill_jax.types import JsonObject
 
 FORMAT = 1
 PARTS = {"retain": "valid_retain", "shown": "forget", "heldout": "valid_forget"}  # of the evaluation
 
 
+WriteEvaluation = Callable[[Any, Vocabulary, Path], JsonObject]  # of (config, words, work)
+
+
 def prepare_text(
-    config: TextConfig, directory: str | os.PathLike[str], evaluation: Callable[..., dict[str, Any]] | None = None
-) -> dict[str, Any]:
+    config: TextConfig, directory: str | os.PathLike[str], evaluation: WriteEvaluation | None = None
+) -> JsonObject:
     """Prepare the data into a directory and return its manifest; a directory already finished is left as it is.
 
     Args:
@@ -51,7 +56,7 @@ def prepare_text(
     return make_once(directory, wanted, lambda work: _build(config, work, evaluation), resumes=True)
 
 
-def _build(config: TextConfig, work: Path, evaluation: Callable[..., dict[str, Any]] | None) -> dict[str, Any]:
+def _build(config: TextConfig, work: Path, evaluation: WriteEvaluation | None) -> JsonObject:
     """Make every file but the manifest under `work`, and return what the manifest says of them."""
     shards = {(role, i): sources.shards(s) for role in ROLES for i, s in enumerate(config.sources(role))}
     model = _vocabulary(config, shards, work)
@@ -61,8 +66,10 @@ def _build(config: TextConfig, work: Path, evaluation: Callable[..., dict[str, A
     chosen, mixture = mixing.mix(config, documents, split)
     sets = {}
     for name, parts in {"all": SIDES, "retain": ("retain",), "forget": ("forget",)}.items():
-        told = {"mixture": {source: tokens for side in parts for source, tokens in mixture[side].items()}}
-        sets[name] = _write_set(config, name, documents, np.concatenate([chosen[side] for side in parts]), work) | told
+        shares = {"mixture": {source: tokens for side in parts for source, tokens in mixture[side].items()}}
+        sets[name] = (
+            _write_set(config, name, documents, np.concatenate([chosen[side] for side in parts]), work) | shares
+        )
     ids = {"size": words.get_piece_size(), "bos": words.bos_id(), "eos": words.eos_id(), "pad": max(words.pad_id(), 0)}
     if evaluation:
         measured = evaluation(config, words, work)
@@ -83,20 +90,20 @@ def _vocabulary(config: TextConfig, shards: Mapping[tuple[str, int], Sequence[Sh
         return path
     if config.vocabulary:
         given = sentencepiece_vocab.load(config.vocabulary)  # refuses what is no vocabulary
-        if published:
-            path.with_suffix(".tmp").write_text(json.dumps(given.whole), "utf-8")
+        if isinstance(given, hf_tokenizer.Tokenizer):
+            path.with_suffix(".tmp").write_text(json.dumps(given.definition), "utf-8")
         else:
             shutil.copyfile(config.vocabulary, path.with_suffix(".tmp"))
     else:
         start, skip = time.monotonic(), config.broken == "skip"
 
         def text(side: str) -> Iterator[str]:
-            mine = [shard for (role, _), found in shards.items() if role == side for shard in found]
-            return sentencepiece_vocab.sample(mine, config.vocabulary_bytes, lambda shard: _read(shard, skip))
+            of_side = [shard for (role, _), each in shards.items() if role == side for shard in each]
+            return sentencepiece_vocab.sample(of_side, config.vocabulary_bytes, lambda shard: _read(shard, skip))
 
         model = sentencepiece_vocab.train((line for side in SIDES for line in text(side)), config.vocabulary_size)
         path.with_suffix(".tmp").write_bytes(model)
-        say(f"trained a vocabulary of {config.vocabulary_size:,} entries in {time.monotonic() - start:.1f} s")
+        log(f"trained a vocabulary of {config.vocabulary_size:,} entries in {time.monotonic() - start:.1f} s")
     os.replace(path.with_suffix(".tmp"), path)
     vouch(path)
     return path
@@ -110,82 +117,82 @@ def _read(shard: Shard, skip_broken: bool) -> Iterator[Piece]:
 
 def _tokenise(
     config: TextConfig, shards: Mapping[tuple[str, int], Sequence[Shard]], model: Path, work: Path
-) -> tuple[Documents, dict[tuple[str, int], np.ndarray], dict[str, Any]]:
+) -> tuple[Documents, dict[tuple[str, int], np.ndarray], JsonObject]:
     """Tokenise what is missing; return all documents, which of them each source has, and what is to be said of it."""
     known = [config.content, records.sha256(model), config.broken]
     skip = config.broken == "skip"
 
-    def jobs_of(name: str, found: Sequence[Shard]) -> list[tokenise.Job]:
-        groups = enumerate(tokenise.grouped(found))
+    def jobs_of(name: str, source_shards: Sequence[Shard]) -> list[tokenise.Job]:
+        groups = enumerate(tokenise.grouped(source_shards))
         ids = [(i, part, identity([*known, *((s.start, s.stop) for s in part)])) for i, part in groups]
         return [tokenise.Job(part, work / f"{name}-{i:05d}-{held}", model, skip) for i, part, held in ids]
 
-    jobs = {source: jobs_of(f"{source[0]}-{source[1]}", found) for source, found in shards.items()}
-    every = [job for found in jobs.values() for job in found]
+    jobs = {source: jobs_of(f"{source[0]}-{source[1]}", each) for source, each in shards.items()}
+    every = [job for each in jobs.values() for job in each]
     tokenise.run([job for job in every if not complete(job.path)], len(every), config.workers)
     documents, places, notes = Documents(job.path for job in every), {}, {}
     first, shard = 0, 0
-    for source, found in jobs.items():
-        mine = documents.notes[shard : shard + len(found)]
-        count, shard = sum(note["documents"] for note in mine), shard + len(found)
+    for source, source_jobs in jobs.items():
+        shard_notes = documents.notes[shard : shard + len(source_jobs)]
+        count, shard = sum(note["documents"] for note in shard_notes), shard + len(source_jobs)
         places[source] = np.arange(first, first + count)
         first += count
-        told = config.sources(source[0])[source[1]]
-        name = f"{source[0]}: {told.name}"
-        notes[name] = _note(name, told.files, mine, documents, places[source])
+        described = config.sources(source[0])[source[1]]
+        name = f"{source[0]}: {described.name}"
+        notes[name] = _note(name, described.files, shard_notes, documents, places[source])
     return documents, places, notes
 
 
 def _note(
-    name: str, files: Sequence[str], notes: Sequence[dict[str, Any]], documents: Documents, mine: np.ndarray
-) -> dict[str, Any]:
-    """Sum up a source, and say aloud what was left out of it."""
+    name: str, files: Sequence[str], notes: Sequence[JsonObject], documents: Documents, indices: np.ndarray
+) -> JsonObject:
+    """Sum up a source, and print what was left out of it."""
     totals: collections.Counter[str] = collections.Counter()
     for note in notes:
         totals.update({key: note[key] for key in ("unknown", "blank", "broken")})
     empty = [path for path in files if not os.path.getsize(path)]
-    tokens, size = int(documents.lengths[mine].sum()), int(documents.bytes[mine].sum())
+    tokens, size = int(documents.lengths[indices].sum()), int(documents.bytes[indices].sum())
     left_out = [f"{totals['blank']:,} blank"] * bool(totals["blank"])
     if totals["broken"]:
         example = next(note["first_broken"] for note in notes if note["first_broken"])
         left_out.append(f"{totals['broken']:,} broken (such as {example})")
     if empty:
         left_out.append(f"{len(empty):,} empty files (such as {empty[0]})")
-    say(
-        f"{name}: {len(mine):,} documents, {tokens:,} tokens, {size:,} bytes"
+    log(
+        f"{name}: {len(indices):,} documents, {tokens:,} tokens, {size:,} bytes"
         + (f"; left out: {', '.join(left_out)}" if left_out else "")
     )
-    return {"documents": len(mine), "tokens": tokens, "bytes": size, "empty_files": len(empty), **totals}
+    return {"documents": len(indices), "tokens": tokens, "bytes": size, "empty_files": len(empty), **totals}
 
 
-def _write_set(config: TextConfig, name: str, documents: Documents, chosen: np.ndarray, work: Path) -> dict[str, Any]:
-    order = equations.random_stream(config, "order", name).permutation(chosen)
+def _write_set(config: TextConfig, name: str, documents: Documents, chosen: np.ndarray, work: Path) -> JsonObject:
+    order = random_stream(config.seed, "order", name).permutation(chosen)
     path = work / f"{name}.array_record"
     rows = records.write_rows(path, packing.pack((documents[i] for i in order), config.row_length, overlap=1))
     tokens, size = int(documents.lengths[chosen].sum()), int(documents.bytes[chosen].sum())
     # An overlap's token stands twice: padding is what no row would have needed.
     padding = round(max(0.0, 1 - tokens / (rows * config.row_length)), 6)
-    say(f"set {name}: {len(chosen):,} documents, {tokens:,} tokens, {rows:,} rows, {padding:.1%} padding")
+    log(f"set {name}: {len(chosen):,} documents, {tokens:,} tokens, {rows:,} rows, {padding:.1%} padding")
     facts = {"documents": len(chosen), "tokens": tokens, "bytes": size, "rows": rows, "padding": padding}
     return {"file": path.name, **facts, "sha256": records.sha256(path)}
 
 
-def _write_evaluation(config: TextConfig, documents: Documents, split: mixing.Split, work: Path) -> dict[str, Any]:
+def _write_evaluation(config: TextConfig, documents: Documents, split: mixing.Split, work: Path) -> JsonObject:
     """Write the rows of all parts one after another into one file."""
     path, parts, rows = work / records.EVALUATION_ROWS, {}, []
     for part, role in PARTS.items():
-        found = np.concatenate(split[role])
-        fitting = found[documents.bytes[found] <= config.evaluation_bytes]
+        candidates = np.concatenate(split[role])
+        fitting = candidates[documents.bytes[candidates] <= config.evaluation_bytes]
         if not len(fitting):
-            mend = f"every document of {role} is longer; raise it"
-            raise ValueError(f"data.evaluation_bytes={config.evaluation_bytes}: {mend}")
-        order = equations.random_stream(config, "evaluation", part).permutation(fitting)
+            fix_hint = f"every document of {role} is longer; raise it"
+            raise ValueError(f"data.evaluation_bytes={config.evaluation_bytes}: {fix_hint}")
+        order = random_stream(config.seed, "evaluation", part).permutation(fitting)
         order = order[np.cumsum(documents.bytes[order]) <= config.evaluation_bytes]
         packed = list(packing.pack((documents[i] for i in order), config.row_length, overlap=1))
         rows += packed
         tokens, size = int(documents.lengths[order].sum()), int(documents.bytes[order].sum())
         parts[part] = {"rows": len(packed), "documents": len(order), "tokens": tokens, "bytes": size}
-        say(f"evaluation, {part}: {len(order):,} documents, {tokens:,} tokens, {size:,} bytes")
+        log(f"evaluation, {part}: {len(order):,} documents, {tokens:,} tokens, {size:,} bytes")
     records.write_rows(path, rows)
     return {"file": path.name, "parts": parts, "sha256": records.sha256(path)}
 

@@ -118,8 +118,8 @@ class Reader:
 
     def _field(self, record: lines.Record, null: str | None = None) -> str:
         field = self.shard.source.field
-        found = lines.value_at(record, field)
-        text = null if found is None else found
+        value = lines.value_at(record, field)
+        text = null if value is None else value
         if not isinstance(text, str):
             raise ValueError(f"{field!r} is {type(text).__name__}, not text; name another field as ?field=")
         return text
@@ -134,8 +134,8 @@ class Reader:
 
     def _refuse(self, message: str, may: bool = True) -> None:
         if not (may and self.skip_broken):
-            mend = "; data.broken='skip' counts such documents and leaves them out" if may else ""
-            raise Broken(f"{message}{mend}")
+            fix_hint = "; data.broken='skip' counts such documents and leaves them out" if may else ""
+            raise Broken(f"{message}{fix_hint}")
         self.notes["broken"] += 1
         self.first_broken = self.first_broken or message
 

@@ -6,7 +6,7 @@ import io
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 from distill_jax.data.text import hf_tokenizer
 from distill_jax.data.text.readers import Piece
@@ -16,7 +16,20 @@ LINE_BYTES = 4096
 PAD, EOS, BOS, UNK = range(4)
 
 
-def load(path: str | Path) -> Any:
+class Vocabulary(Protocol):
+    """What a SentencePiece processor and a published model's tokenizer have in common."""
+
+    def get_piece_size(self) -> int: ...
+    def bos_id(self) -> int: ...
+    def eos_id(self) -> int: ...
+    def pad_id(self) -> int: ...
+    def unk_id(self) -> int: ...
+    def is_byte(self, index: int, /) -> bool: ...
+    def encode(self, texts: Sequence[str], /) -> list[list[int]]: ...
+    def decode(self, ids: Sequence[int], /) -> str: ...
+
+
+def load(path: str | Path) -> Vocabulary:
     """Load a vocabulary; ValueError if it is none, or has no `<bos>` or no `<eos>`.
 
     Args:
@@ -54,8 +67,10 @@ def train(texts: Iterable[str], size: int) -> bytes:
             pad_id=PAD, eos_id=EOS, bos_id=BOS, unk_id=UNK, minloglevel=2,
         )  # fmt: skip
     except RuntimeError as error:
-        said = str(error).rsplit("] ", 1)[-1].strip() or "the text does not give that many"
-        raise ValueError(f"data.vocabulary_size={size}: no such vocabulary comes out of this text ({said})") from error
+        reason = str(error).rsplit("] ", 1)[-1].strip() or "the text does not give that many"
+        raise ValueError(
+            f"data.vocabulary_size={size}: no such vocabulary comes out of this text ({reason})"
+        ) from error
     return model.getvalue()
 
 

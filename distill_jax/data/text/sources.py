@@ -16,6 +16,7 @@ import os
 import zlib
 from urllib.parse import parse_qsl
 
+from distill_jax.config import check
 from distill_jax.data import lines, tables
 
 SHARD_BYTES = 2**25
@@ -38,7 +39,7 @@ class Source:
       document: of text, what a document is: a `line` or a whole `file`.
       weight: the source's share of its side's tokens, relative to the others'; 0 takes them as they are.
       split: of a TFDS data set.
-      told: whether the line itself says its kind.
+      kind_given: whether the line itself says its kind.
     """
 
     name: str
@@ -47,7 +48,7 @@ class Source:
     document: str = "line"
     weight: float = 0.0
     split: str = "train"
-    told: bool = False
+    kind_given: bool = False
 
     @property
     def files(self) -> list[str]:
@@ -58,8 +59,11 @@ class Source:
 
     def reading(self) -> dict[str, str]:
         """Return what decides how the bytes become documents."""
-        used = {"text": ("document",), "tfds": ("name", "field", "split")}.get(self.kind, ("field",))
-        return {"kind": self.kind, **{key: getattr(self, key) for key in used}}
+        if self.kind == "text":
+            return {"kind": self.kind, "document": self.document}
+        if self.kind == "tfds":
+            return {"kind": self.kind, "name": self.name, "field": self.field, "split": self.split}
+        return {"kind": self.kind, "field": self.field}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +84,7 @@ class Shard:
 
 
 def parse(lines: str, key: str) -> tuple[Source, ...]:
-    """Read comma-separated source lines; ValueError names the setting `key`, the line and the mend."""
+    """Read comma-separated source lines; ConfigError names the setting `key`, the line and the fix."""
     return tuple(_parse(line.strip(), f"data.{key}={line.strip()!r}") for line in lines.split(",") if line.strip())
 
 
@@ -89,18 +93,18 @@ def _parse(line: str, where: str) -> Source:
     options = dict(parse_qsl(query, keep_blank_values=True))
     for option in options:
         near = (difflib.get_close_matches(option, OPTIONS, n=1) or [", ".join(OPTIONS)])[0]
-        _require(option in OPTIONS, f"{where}: no option {option!r}; did you mean {near}?")
+        check(option in OPTIONS, f"{where}: no option {option!r}; did you mean {near}?")
     kind = options.get("kind") or _kind(name)
-    _require(kind in KINDS, f"{where}: kind={kind}; choose one of {', '.join(KINDS)}")
-    _require(options.get("document", "line") in ("line", "file"), f"{where}: document is `line` or `file`")
+    check(kind in KINDS, f"{where}: kind={kind}; choose one of {', '.join(KINDS)}")
+    check(options.get("document", "line") in ("line", "file"), f"{where}: document is `line` or `file`")
     try:
         weight = float(options.pop("weight", 0.0))
     except ValueError as error:
         raise ValueError(f"{where}: weight must be a number") from error
-    _require(0 <= weight < math.inf, f"{where}: weight must not be negative, and finite")
+    check(0 <= weight < math.inf, f"{where}: weight must not be negative, and finite")
     name = name.removeprefix("tfds:")
-    told = "kind" in options
-    return Source(**{**options, "name": name, "kind": kind, "weight": weight, "told": told})  # type: ignore[arg-type]
+    kind_given = "kind" in options
+    return Source(**{**options, "name": name, "kind": kind, "weight": weight, "kind_given": kind_given})  # type: ignore[arg-type]
 
 
 def _kind(name: str) -> str:
@@ -111,30 +115,30 @@ def _kind(name: str) -> str:
 
 
 def check_files(source: Source, key: str) -> None:
-    """Raise ValueError unless every file of the source can be read."""
+    """Raise ConfigError unless every file of the source can be read."""
     where = f"data.{key}={source.name!r}"
     folder = os.path.dirname(source.name.split("*")[0]) or "."
     fetch = f"`hf download OWNER/NAME --repo-type dataset --local-dir {folder}` fetches what is on the hub"
-    _require(bool(source.files) or source.kind == "tfds", f"{where}: no file has such a name; {fetch}")
+    check(bool(source.files) or source.kind == "tfds", f"{where}: no file has such a name; {fetch}")
     for path in source.files:
-        _require(not os.path.isdir(path), f"{where}: {path} is a directory; name its files, such as {path}/*.txt")
-        _require(
+        check(not os.path.isdir(path), f"{where}: {path} is a directory; name its files, such as {path}/*.txt")
+        check(
             os.path.isfile(path), f"{where}: no such file; give a text, .jsonl or .parquet file, or tfds:NAME; {fetch}"
         )
-        _require(os.access(path, os.R_OK), f"{where}: {path} may not be read; change its permissions")
-        if not source.told and source.kind != "tfds":
+        check(os.access(path, os.R_OK), f"{where}: {path} may not be read; change its permissions")
+        if not source.kind_given and source.kind != "tfds":
             _check_kind(source, path, where)
 
 
 def _check_kind(source: Source, path: str, where: str) -> None:
-    """Raise ValueError where a file would be read as what it is not: silence would train a model on its syntax."""
-    mend = "?kind=text reads it as plain text, ?kind=jsonl an object a line"
+    """Raise ConfigError where a file would be read as what it is not: silence would train a model on its syntax."""
+    fix_hint = "?kind=text reads it as plain text, ?kind=jsonl an object a line"
     kind, foreign = _kind(path), next((end for end in FOREIGN if lines.bare_name(path).endswith(end)), "")
-    _require(kind == source.kind, f"{where}: {path} is {kind} by its ending, and is read as {source.kind}; {mend}")
-    _require(not foreign, f"{where}: {path}: {foreign} is not understood; give text, .jsonl or .parquet; {mend}")
+    check(kind == source.kind, f"{where}: {path} is {kind} by its ending, and is read as {source.kind}; {fix_hint}")
+    check(not foreign, f"{where}: {path}: {foreign} is not understood; give text, .jsonl or .parquet; {fix_hint}")
     if kind == "text":
-        _require(not _is_parquet(path), f"{where}: {path} begins as parquet does; ?kind=parquet reads it so")
-        _require(not _begins_with_object(path), f"{where}: {path} begins with a JSON object; {mend}")
+        check(not _is_parquet(path), f"{where}: {path} begins as parquet does; ?kind=parquet reads it so")
+        check(not _begins_with_object(path), f"{where}: {path} begins with a JSON object; {fix_hint}")
 
 
 def _is_parquet(path: str) -> bool:
@@ -168,11 +172,6 @@ def _of_file(source: Source, path: str) -> list[Shard]:
     if source.kind == "json":
         source = dataclasses.replace(source, kind="array" if lines.is_array(path) else "jsonl")
     one_document = source.kind == "text" and source.document == "file"
-    whole = source.kind == "array" or one_document or (size > 0 and lines.is_gzipped(path))
-    step = max(size, 1) if whole else SHARD_BYTES
+    uncut = source.kind == "array" or one_document or (size > 0 and lines.is_gzipped(path))
+    step = max(size, 1) if uncut else SHARD_BYTES
     return [Shard(source, path, at, min(at + step, size), min(step, size - at)) for at in range(0, size, step)]
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 from distill_jax.config import ConfigError, check, identity
 from distill_jax.data.data_config import DataConfig
 from distill_jax.data.text import hf_tokenizer, sources
 from distill_jax.io.files import Digests
+from distill_jax.types import JsonObject
 
 SAMPLES = Path(__file__).parent  # holds sample_english.txt and sample_korean.txt
 SIDES = ("retain", "forget")
@@ -18,7 +19,7 @@ ROLES = (*SIDES, "valid_retain", "valid_forget")
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig(DataConfig):
-    """Say which text is to retain and to forget, and how it becomes rows.
+    """Settings of text to retain and to forget, and of how it becomes rows.
 
     Attributes:
       retain, forget: sources, comma-separated; see `data.sources`.
@@ -61,21 +62,23 @@ class TextConfig(DataConfig):
 
     def __post_init__(self) -> None:
         for role in ROLES:
-            sources.parse(getattr(self, role), role)
-        for key in ("validation_share", "retain_share"):
-            value = getattr(self, key)
-            if not 0 < value < 1:
-                raise ValueError(f"data.{key}={value}: must be a share, above 0 and below 1")
+            sources.parse(self.text(role), role)
+        for key, share in {"validation_share": self.validation_share, "retain_share": self.retain_share}.items():
+            check(0 < share < 1, f"data.{key}={share}: must be a share, above 0 and below 1")
+        fields = dataclasses.asdict(self)
         least = {"row_length": 2, "vocabulary_size": 300, "vocabulary_bytes": 1, "evaluation_bytes": 1}
         for key, low in {**least, "tokens": 0, "workers": 0, "seed": 0}.items():
-            if getattr(self, key) < low:
-                raise ValueError(f"data.{key}={getattr(self, key)}: must be at least {low}")
-        if self.broken not in ("refuse", "skip"):
-            raise ValueError(f"data.broken={self.broken!r}: choose 'refuse' or 'skip'")
+            check(fields[key] >= low, f"data.{key}={fields[key]}: must be at least {low}")
+        check(self.broken in ("refuse", "skip"), f"data.broken={self.broken!r}: choose 'refuse' or 'skip'")
+
+    def text(self, role: str) -> str:
+        """Return the source lines of a role, one of `ROLES`, as the settings have them."""
+        by_role = (self.retain, self.forget, self.valid_retain, self.valid_forget)
+        return dict(zip(ROLES, by_role, strict=True))[role]
 
     def sources(self, role: str) -> tuple[sources.Source, ...]:
         """Return the sources of a role, one of `ROLES`."""
-        return sources.parse(getattr(self, role), role)
+        return sources.parse(self.text(role), role)
 
     def with_content_hash(self, digests: Digests) -> Self:
         """Return the settings with `content` filled in, once every source is known to be there.
@@ -83,7 +86,7 @@ class TextConfig(DataConfig):
         Raises:
           ConfigError: naming the source that is missing.
         """
-        held: list[Any] = ["".join(map(digests.of, self._vocabulary_files()))]
+        held: list[object] = ["".join(map(digests.of, self._vocabulary_files()))]
         for role in ROLES:
             for source in self.sources(role):
                 try:
@@ -92,7 +95,7 @@ class TextConfig(DataConfig):
                     raise ConfigError(str(error)) from error
                 held.append([role, source.weight, source.reading(), *map(digests.of, source.files)])
         for side in SIDES:
-            check(bool(getattr(self, side)), f"data.{side} is empty: name its text, such as --config.data.{side}=a.txt")
+            check(bool(self.text(side)), f"data.{side} is empty: name its text, such as --config.data.{side}=a.txt")
         return dataclasses.replace(self, content=identity(held))
 
     def _vocabulary_files(self) -> list[str]:
@@ -105,12 +108,12 @@ class TextConfig(DataConfig):
             )
             check((path / hf_tokenizer.JSON).is_file(), f"{where}: has no {hf_tokenizer.JSON}; {fetch}")
             return [str(file) for file in hf_tokenizer.files(path)]
-        mend = "give a SentencePiece model, the directory of a published model, or '' to train one on the text"
-        check(path.suffix != ".json", f"{where}: name the directory of {path.name}; {mend}")
-        check(path.is_file(), f"{where}: no such file; {mend}")
+        fix_hint = "give a SentencePiece model, the directory of a published model, or '' to train one on the text"
+        check(path.suffix != ".json", f"{where}: name the directory of {path.name}; {fix_hint}")
+        check(path.is_file(), f"{where}: no such file; {fix_hint}")
         return [self.vocabulary]
 
-    def fingerprint_fields(self) -> dict[str, Any]:
+    def fingerprint_fields(self) -> JsonObject:
         """Return what decides what the prepared data hold: contents in place of paths as soon as they are known."""
         paths = (*ROLES, "vocabulary") if self.content else ()
         return {k: v for k, v in dataclasses.asdict(self).items() if k not in (*paths, "workers")}

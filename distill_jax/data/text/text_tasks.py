@@ -9,9 +9,8 @@ A document is `<bos> text <eos>`. One that is longer than a piece comes as sever
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import seqio
@@ -19,17 +18,22 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from distill_jax.data import lines
-from distill_jax.data.arithmetic import seqio_tasks
 from distill_jax.data.text import hf_tokenizer
 from distill_jax.data.text.readers import Piece, Reader
 from distill_jax.data.text.sources import Shard
 
+# The work is strings and integers; leave the accelerator to JAX.
+tf.config.set_visible_devices([], "GPU")
+
+Preprocessor = Callable[[tf.data.Dataset], tf.data.Dataset]
 BATCH = 256  # examples at a time: a step from Python to TensorFlow costs more than a document's tokens
 # What stands for the layout of a page in Wiki-40B's text, and is no language.
 WIKI40B_MARKS = r"_NEWLINE_|_START_ARTICLE_|_START_SECTION_|_START_PARAGRAPH_"
 
+Columns = dict[str, list[str | bool]]
 
-class Reading:
+
+class TextTask:
     """Shards of one source as a SeqIO task, whose making takes as long as a few thousand documents.
 
     Attributes:
@@ -69,19 +73,19 @@ class Reading:
         signature = {"text": texts, "first": flags, "last": flags}
         return tf.data.Dataset.from_generator(self._generate, output_signature=signature)
 
-    def _generate(self) -> Iterator[dict[str, Any]]:
-        held: list[Piece] = []
+    def _generate(self) -> Iterator[Columns]:
+        buffer: list[Piece] = []
         try:
             for piece in itertools.chain.from_iterable(self.readers):
-                held.append(piece)
-                if len(held) == BATCH or not piece.last:
-                    yield _columns(held)
-                    held = []
+                buffer.append(piece)
+                if len(buffer) == BATCH or not piece.last:
+                    yield _columns(buffer)
+                    buffer = []
         except Exception as error:
             self.failure = error
             raise
-        if held:
-            yield _columns(held)
+        if buffer:
+            yield _columns(buffer)
 
 
 class PublishedVocabulary(seqio.Vocabulary):
@@ -91,22 +95,33 @@ class PublishedVocabulary(seqio.Vocabulary):
         super().__init__()
         self._words = words
 
-    bos_id = property(lambda self: self._words.bos_id())
-    eos_id = property(lambda self: self._words.eos_id())
-    unk_id = property(lambda self: self._words.unk_id())
-    _base_vocab_size = property(lambda self: self._words.get_piece_size())
+    @property
+    def bos_id(self) -> int:
+        return self._words.bos_id()
+
+    @property
+    def eos_id(self) -> int:
+        return self._words.eos_id()
+
+    @property
+    def unk_id(self) -> int:
+        return self._words.unk_id()
+
+    @property
+    def _base_vocab_size(self) -> int:
+        return self._words.get_piece_size()
 
     def _encode(self, s: str) -> list[int]:
         return self._words.encode([s])[0]
 
-    def _decode(self, ids: Any) -> str:
+    def _decode(self, ids: Iterable[int]) -> str:
         return self._words.decode(ids)
 
     def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
         def encode(texts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            found = self._words.encode([text.decode("utf-8", "replace") for text in texts])
-            lengths = np.array([len(ids) for ids in found], np.int64)
-            return np.fromiter(itertools.chain.from_iterable(found), np.int32, lengths.sum()), lengths
+            encoded = self._words.encode([text.decode("utf-8", "replace") for text in texts])
+            lengths = np.array([len(ids) for ids in encoded], np.int64)
+            return np.fromiter(itertools.chain.from_iterable(encoded), np.int32, lengths.sum()), lengths
 
         ids, lengths = tf.numpy_function(encode, [s], (tf.int32, tf.int64))
         ids.set_shape([None])
@@ -131,12 +146,12 @@ def texts(shard: Shard) -> Iterator[Piece]:
         yield from (Piece(text.decode("utf-8", "replace")) for text in batch["text"])
 
 
-def _columns(pieces: list[Piece]) -> dict[str, Any]:
-    return {name: [getattr(piece, name) for piece in pieces] for name in Piece._fields}
+def _columns(pieces: list[Piece]) -> Columns:
+    return dict(zip(Piece._fields, map(list, zip(*pieces, strict=True)), strict=True))
 
 
-def _tokenise(words: seqio.Vocabulary) -> seqio_tasks.Preprocessor:
-    def examples(batch: dict[str, tf.Tensor]) -> dict[str, Any]:
+def _tokenise(words: seqio.Vocabulary) -> Preprocessor:
+    def examples(batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         bos, eos = (
             tf.RaggedTensor.from_row_lengths(tf.fill([tf.math.count_nonzero(mark)], token), tf.cast(mark, tf.int64))
             for mark, token in ((batch["first"], words.bos_id), (batch["last"], words.eos_id))
@@ -158,8 +173,8 @@ def _tfds(shard: Shard) -> seqio.DataSource:
     try:
         builder = tfds.builder(shard.path)
     except Exception as error:  # DatasetNotFoundError and whatever a builder's module raises
-        said = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{where}: {said}; set TFDS_DATA_DIR to where it is prepared") from error
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{where}: {reason}; set TFDS_DATA_DIR to where it is prepared") from error
     known = ", ".join(builder.info.splits)
     split = shard.source.split
     if known and split not in builder.info.splits:
@@ -174,16 +189,16 @@ def _tfds(shard: Shard) -> seqio.DataSource:
     return seqio.TfdsDataSource(f"{name}:{version}", splits={"train": part})
 
 
-def _texts(shard: Shard) -> seqio_tasks.Preprocessor:
+def _texts(shard: Shard) -> Preprocessor:
     marks = WIKI40B_MARKS if shard.path.startswith("wiki40b") else ""
 
     def text(record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        found = lines.value_at(record, shard.source.field)
+        texts = lines.value_at(record, shard.source.field)
         if marks:
-            found = tf.strings.strip(tf.strings.regex_replace(found, rf"(\s*({marks})\s*)+", "\n"))
-        found = tf.boolean_mask(found, tf.strings.length(found) > 0)
-        whole = tf.ones_like(found, tf.bool)
-        return {"text": found, "first": whole, "last": whole}
+            texts = tf.strings.strip(tf.strings.regex_replace(texts, rf"(\s*({marks})\s*)+", "\n"))
+        texts = tf.boolean_mask(texts, tf.strings.length(texts) > 0)
+        complete = tf.ones_like(texts, tf.bool)
+        return {"text": texts, "first": complete, "last": complete}
 
     plain = tf.autograph.experimental.do_not_convert(text)
     return lambda dataset: dataset.batch(BATCH).map(plain, tf.data.AUTOTUNE)

@@ -7,12 +7,12 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from distill_jax.data.packing import Document
 from distill_jax.io.files import vouch, vouched
+from distill_jax.types import JsonObject
 
 COLUMNS = ("lengths", "bytes", "hashes")
 OPEN_FILES = 64
@@ -42,17 +42,17 @@ class ShardWriter:
             return
         self._close()
         summed = [np.add.reduceat(column, starts) for column in (lengths, sizes)]
-        found = [*summed, batch["hash"].astype(np.int64)[starts]]
-        for name, column in zip(COLUMNS, found, strict=True):
+        starting = [*summed, batch["hash"].astype(np.int64)[starts]]
+        for name, column in zip(COLUMNS, starting, strict=True):
             self._columns[name].append(column[:-1])
-        self._open[:] = [column[-1] for column in found]
+        self._open[:] = [column[-1] for column in starting]
 
     def _close(self) -> None:
         if self._open[0]:
             for name, value in zip(COLUMNS, self._open, strict=True):
                 self._columns[name].append(np.array([value]))
 
-    def finish(self, notes: Mapping[str, Any]) -> None:
+    def finish(self, notes: Mapping[str, object]) -> None:
         """Close the shard, with notes for the manifest."""
         self._close()
         self._file.flush()
@@ -61,8 +61,8 @@ class ShardWriter:
         columns = {name: np.concatenate([np.zeros(0, np.int64), *parts]) for name, parts in self._columns.items()}
         temporary = self.path.with_suffix(".tmp")
         with open(temporary, "wb") as file:
-            told = json.dumps({**notes, "documents": len(columns["lengths"])})
-            np.savez(file, notes=np.array(told), **columns)  # type: ignore[arg-type]
+            noted = json.dumps({**notes, "documents": len(columns["lengths"])})
+            np.savez(file, notes=np.array(noted), **columns)  # type: ignore[arg-type]
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, self.path.with_suffix(".npz"))
@@ -75,7 +75,7 @@ def _files(path: Path) -> tuple[Path, Path]:
 
 
 def complete(path: Path) -> bool:
-    """Whether a shard is there as it was written, by this process or one before it."""
+    """Return whether a shard is there as it was written, by this process or one before it."""
     return all(vouched(file) for file in _files(path))
 
 
@@ -93,12 +93,12 @@ class Documents:
         self._files = [path.with_suffix(".tokens") for path in paths]
         self._tokens = functools.lru_cache(OPEN_FILES)(self._map)
         columns: dict[str, list[np.ndarray]] = {name: [np.zeros(0, np.int64)] for name in COLUMNS}
-        self.notes: list[dict[str, Any]] = []
+        self.notes: list[JsonObject] = []
         for path in self._files:
-            with np.load(path.with_suffix(".npz")) as found:
+            with np.load(path.with_suffix(".npz")) as file:
                 for name, parts in columns.items():
-                    parts.append(found[name])
-                self.notes.append(json.loads(str(found["notes"])))
+                    parts.append(file[name])
+                self.notes.append(json.loads(str(file["notes"])))
         self.lengths, self.bytes, self.hashes = (np.concatenate(columns[name]) for name in COLUMNS)
         self._first = np.cumsum([0, *(len(part) for part in columns["lengths"][1:])])
         self._starts = np.concatenate([np.zeros(0, np.int64), *(np.cumsum(p) - p for p in columns["lengths"][1:])])

@@ -15,13 +15,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from distill_jax.data import import_tf
-from distill_jax.data.atomic_build import say
+from distill_jax.data.atomic_build import log
 from distill_jax.data.text import sources
 from distill_jax.data.text.sources import Shard
 from distill_jax.data.text.token_shards import ShardWriter
 
 FEW_BYTES = 2**26  # with fewer, starting another process takes longer than it saves
-SAY_SECONDS = 5.0
+LOG_SECONDS = 5.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,13 +37,13 @@ class Job:
         """Tokenise the shards and return their size in bytes."""
         text_tasks = import_tf.import_text_tasks()
         words = text_tasks.load_vocabulary(self.model)
-        reading, writer = text_tasks.Reading(self.shards, words, self.skip_broken), ShardWriter(self.path)
+        task, writer = text_tasks.TextTask(self.shards, words, self.skip_broken), ShardWriter(self.path)
         unknown = 0
-        for batch in reading.batches():
+        for batch in task.batches():
             unknown += int((batch["tokens"] == words.unk_id).sum())
             writer.write(batch)
-        counts = {key: sum(reader.notes[key] for reader in reading.readers) for key in ("blank", "broken")}
-        first = next((reader.first_broken for reader in reading.readers if reader.first_broken), "")
+        counts = {key: sum(reader.notes[key] for reader in task.readers) for key in ("blank", "broken")}
+        first = next((reader.first_broken for reader in task.readers if reader.first_broken), "")
         writer.finish({**counts, "unknown": unknown, "first_broken": first})
         return self.size
 
@@ -69,17 +69,17 @@ def grouped(shards: Iterable[Shard]) -> list[tuple[Shard, ...]]:
     return [tuple(group) for group in groups]
 
 
-def run(jobs: Sequence[Job], of: int, workers: int) -> None:
-    """Run the jobs in as many processes as help, and say how far they are."""
-    if len(jobs) < of:
-        say(f"{of - len(jobs):,} of {of:,} parts were tokenised before")
-    total, done, start, said = sum(job.size for job in jobs), 0, time.monotonic(), time.monotonic()
+def run(jobs: Sequence[Job], num_parts: int, workers: int) -> None:
+    """Run the jobs in as many processes as help, and print how far they are."""
+    if len(jobs) < num_parts:
+        log(f"{num_parts - len(jobs):,} of {num_parts:,} parts were tokenised before")
+    total, done, start, last_log = sum(job.size for job in jobs), 0, time.monotonic(), time.monotonic()
     for count, size in enumerate(results(jobs, workers or (os.cpu_count() or 1), total), 1):
         done, now = done + size, time.monotonic()
-        if now - said > SAY_SECONDS:
-            said, rate = now, done / (now - start)
+        if now - last_log > LOG_SECONDS:
+            last_log, rate = now, done / (now - start)
             left = f"{(total - done) / rate:,.0f} s left" if rate else "?"
-            say(f"part {count:,} of {len(jobs):,}  {done / 1e6:,.0f} of {total / 1e6:,.0f} MB  {left}")
+            log(f"part {count:,} of {len(jobs):,}  {done / 1e6:,.0f} of {total / 1e6:,.0f} MB  {left}")
 
 
 def results(jobs: Sequence[Job], workers: int, total: int) -> Iterator[int]:
