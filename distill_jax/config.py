@@ -94,7 +94,8 @@ _TYPES = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
 
 
 def _check_type(where: str, annotation: Any, value: Any) -> None:
-    kind, _, inner = str(annotation).partition("[")
+    text = annotation.__name__ if isinstance(annotation, type) else str(annotation)  # a string in most modules
+    kind, _, inner = text.partition("[")
     expected = (tuple, list) if kind == "tuple" else _TYPES.get(kind)
     wrong = expected is not None and not isinstance(value, expected)
     wrong |= isinstance(value, bool) and kind in ("int", "float")

@@ -280,7 +280,7 @@ def test_auto_goes_on_while_larger_slices_get_cheaper(config, monkeypatch):
 def test_auto_says_that_nothing_fits(config, monkeypatch):
     pytest.importorskip("libtpu")
     monkeypatch.setattr(slice_plan, "compile_for", stub(10**6))
-    monkeypatch.setattr(slice_plan, "MOST_CHIPS", 4)
+    monkeypatch.setattr(slice_plan, "MAX_CHIPS", 4)
     ctx = context(config)
     with pytest.raises(ConfigError, match="no slice"):
         slice_plan.cheapest(ctx, [[ctx.nodes["reference"]]], slice_plan.load_prices(None), lambda line: None)

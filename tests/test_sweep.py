@@ -35,7 +35,7 @@ def load(points: list[dict[str, Any]], workdir: Path = Path("/nowhere"), presets
 
 
 def nodes_of(sweep) -> dict[str, Any]:
-    (world,) = sweep.worlds
+    (world,) = sweep.shards
     return world.nodes
 
 
@@ -142,9 +142,9 @@ def test_a_point_takes_what_it_is_made_from_and_no_more():
 
 def test_models_of_several_sizes_do_not_meet():
     sweep = load(product(axis("model.hidden", 16, 32), select_stages(axis("seed", 0, 1), "relearn-reference")))
-    assert [world.experiment.model.hidden for world in sweep.worlds] == [16, 32]
-    assert not set(sweep.worlds[0].nodes) & set(sweep.worlds[1].nodes) - {"data"}
-    assert len(sweep.of_point(2).worlds) == 1 and sweep.of_point(2).worlds[0].experiment.model.hidden == 32
+    assert [world.experiment.model.hidden for world in sweep.shards] == [16, 32]
+    assert not set(sweep.shards[0].nodes) & set(sweep.shards[1].nodes) - {"data"}
+    assert len(sweep.of_point(2).shards) == 1 and sweep.of_point(2).shards[0].experiment.model.hidden == 32
 
 
 def test_the_marker_is_of_the_points_and_the_code():
@@ -230,7 +230,7 @@ def test_a_group_is_cut_to_what_fits(tmp_path):
 
 def test_a_population_takes_what_the_device_holds(monkeypatch):
     sweep = load(select_stages(axis("seed", 0, 1, 2, 3), "reference"))
-    (world,) = sweep.worlds
+    (world,) = sweep.shards
     ctx = Context(world.experiment.model, world.nodes, Path("/nowhere"), Progress(0, 0.0))
     group = [node for node in world.nodes.values() if node.stage == "reference"]
     needed = {}

@@ -106,9 +106,9 @@ def _load(file: SweepFile, named: NamedConfig, workdir: Path) -> Sweep:
     from distill_jax.experiment import sweep_graph
 
     sweep = sweep_graph.load(file.name, file.points, named.module, named.config, workdir, file.description)
-    for world in sweep.worlds:
+    for shard in sweep.shards:
         mend = "its page compares accuracies; run the points one by one"
-        good = world.experiment.data.MEASURE == "exact_match"
+        good = shard.experiment.data.MEASURE == "exact_match"
         check(good, f"{file.name}: a sweep over such data has no report; {mend}")
     return sweep
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -32,9 +33,10 @@ def load_module(path: str | Path, needs: str = "get_experiment", says: str = RET
     Raises:
       ConfigError: if it cannot be imported or lacks the function.
     """
-    spec = importlib.util.spec_from_file_location("experiment_config", path)
+    spec = importlib.util.spec_from_file_location(f"config {Path(path).resolve()}", path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look up the annotations of a stage that the file defines
     call(str(path), spec.loader.exec_module, module)
     check(callable(vars(module).get(needs)), f"{path} has no {needs}: {says}")
     return module

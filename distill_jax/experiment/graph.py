@@ -132,27 +132,27 @@ def _population(node: Node) -> str:
 
 def ready(groups: Sequence[Sequence[Node]], done: Set[str]) -> list[list[Node]]:
     """Return what is left of packed groups and has its inputs done; groups of which nothing else is left come first."""
-    whole: list[list[Node]] = []
-    parts: list[list[Node]] = []
+    complete: list[list[Node]] = []
+    partial: list[list[Node]] = []
     for group in groups:
         left = [n for n in group if n.name not in done]
         # Every node reads the data node, which is no input by name.
         may = [n for n in left if set(n.inputs.values()) <= done and (n.name == DATA or DATA in done)]
         if may:
-            (whole if len(may) == len(left) else parts).append(may)
-    return whole + parts
+            (complete if len(may) == len(left) else partial).append(may)
+    return complete + partial
 
 
-def schedule(nodes: Mapping[str, Node], most: Callable[[list[Node]], int] = len) -> Iterator[list[Node]]:
+def schedule(nodes: Mapping[str, Node], portion: Callable[[list[Node]], int] = len) -> Iterator[list[Node]]:
     """Yield the unfinished nodes in groups, each when its inputs are done; a group waits to be whole if it can.
 
     Args:
-      most: says how many of a group's nodes, from its first on, run at a time.
+      portion: says how many of a group's nodes, from its first on, run at a time.
     """
     done = {node.name for node in nodes.values() if node.done}
     groups = pack([node for node in nodes.values() if node.name not in done])
-    while found := next(iter(ready(groups, done)), None):
-        chosen = found[: most(found)]
+    while group := next(iter(ready(groups, done)), None):
+        chosen = group[: portion(group)]
         yield chosen
         done |= {n.name for n in chosen}
 
@@ -176,8 +176,8 @@ def execute(
     check_memory(ctx, todo)
     finished = [name for name, node in nodes.items() if node.done]
     if finished:
-        told = ", ".join(finished) if len(finished) <= 40 else f"{len(finished)} of {len(nodes)} nodes"
-        progress.say(f"finished before, not computed again: {told}")
+        names = ", ".join(finished) if len(finished) <= 40 else f"{len(finished)} of {len(nodes)} nodes"
+        progress.say(f"finished before, not computed again: {names}")
     if nodes[DATA].done:
         nodes[DATA].sealed(ROWS)
         if todo:
@@ -236,9 +236,11 @@ def check_memory(ctx: Context, nodes: Sequence[Node]) -> None:
         rank, logits = adapters.lora_rank if adapters else 0, min(tokens, ctx.run.loss_chunk or tokens)
         shape = memory.TrainingShape(tokens, members, rank=rank, width=width, logits=logits)
         least = memory.least_training(ctx.model, shape)
-        mend = f"lower batch = {settings.batch}, raise microbatches = {settings.microbatches}, or take a smaller model"
+        fix_hint = (
+            f"lower batch = {settings.batch}, raise microbatches = {settings.microbatches}, or take a smaller model"
+        )
         need = f"a step needs at least {least / 2**30:,.1f} GiB, and the devices have {there / 2**30:,.1f} GiB"
-        check(least <= there, f"stages.{node.stage}: {need}; {mend}")
+        check(least <= there, f"stages.{node.stage}: {need}; {fix_hint}")
 
 
 def _at_a_time(ctx: Context, group: list[Node]) -> int:

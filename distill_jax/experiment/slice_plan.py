@@ -38,7 +38,7 @@ from distill_jax.stages.context import Context, Node
 from distill_jax.stages.train_job import TrainJob
 
 PRICES = Path(__file__).parents[1] / "perf" / "prices.json"
-MOST_CHIPS = 256  # of the slices that --slice=auto looks at
+MAX_CHIPS = 256  # of the slices that --slice=auto tries
 
 Row = dict[str, Any]
 Groups = Sequence[Sequence[Node]]
@@ -145,16 +145,16 @@ def on_slice(
     shown = not verbose
     for i, group in enumerate(groups):
 
-        def told(nodes: Sequence[Node], what: str, i: int = i) -> None:
+        def report(nodes: Sequence[Node], what: str, i: int = i) -> None:
             say(f"[{i + 1}/{len(groups)}] {', '.join(node.name for node in nodes)}: {what}")
 
         if not _job(ctx, group):
             rows += [_idle(node, where) for node in group]
-            told(group, "no steps")
+            report(group, "no steps")
             continue
         left = list(group)
         while left:
-            work, program = _fitting(ctx, left, where, devices, known, told)
+            work, program = _fitting(ctx, left, where, devices, known, report)
             if not shown:
                 shown = True
                 say(_parameters(ctx, work.mesh))
@@ -165,7 +165,7 @@ def on_slice(
 
 
 def _fitting(
-    ctx: Context, nodes: Sequence[Node], where: Slice, devices: Any, known: dict[str, Compiled], told: Callable
+    ctx: Context, nodes: Sequence[Node], where: Slice, devices: Any, known: dict[str, Compiled], report: Callable
 ) -> tuple[Work, str]:
     """Compile as many of the nodes, from the first on, as `run` would train together, and return them and a hash.
 
@@ -182,7 +182,7 @@ def _fitting(
         made = known[program]
         divided = count > 1 and not (made.hbm and made.needed < graph.FILL * where.chip.hbm)
         how = "the same program as before" if again else f"compiled in {made.seconds:.0f} s"
-        told(work.nodes, f"{how}{', too large together' if divided else ''}")
+        report(work.nodes, f"{how}{', too large together' if divided else ''}")
         if not divided:
             return work, program
         count = (count + 1) // 2
@@ -211,7 +211,7 @@ def cheapest(ctx: Context, groups: Groups, prices: Mapping[str, Any], say: Say) 
             say(f"{generation}: compute alone costs {floor[generation]:.2f}, not compiled")
             continue
         before = math.inf
-        for where in (s for s in SLICES.values() if s.generation == generation and s.chips <= MOST_CHIPS):
+        for where in (s for s in SLICES.values() if s.generation == generation and s.chips <= MAX_CHIPS):
             try:
                 devices = topology(where)
                 need = max((memory.least_bytes(*_program(ctx, g[:1], devices)[2]) for g in training), default=0)
@@ -232,7 +232,7 @@ def cheapest(ctx: Context, groups: Groups, prices: Mapping[str, Any], say: Say) 
             if cost >= before or cost <= 1.05 * floor[generation]:
                 break
             before = cost
-    check(bool(best), f"no slice of up to {MOST_CHIPS} chips with a price fits; shrink the batch or the loss_chunk")
+    check(bool(best), f"no slice of up to {MAX_CHIPS} chips with a price fits; shrink the batch or the loss_chunk")
     return best
 
 
@@ -295,7 +295,7 @@ def lower(ctx: Context, group: Sequence[Node], devices: Sequence[Any]) -> Work:
 def compile_for(lowered: Any, chips: int) -> Compiled:
     """Compile a lowered step and read what it takes."""
     began = time.monotonic()
-    with _native_stderr() as told:
+    with _native_stderr() as printed:
         try:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
@@ -317,7 +317,7 @@ def compile_for(lowered: Any, chips: int) -> Compiled:
         traffic=hlo.hbm_traffic(module, entry),
         loops=hlo.runs(module, entry)[1],
         seconds=time.monotonic() - began,
-        warnings=tuple(_warnings(told)),
+        warnings=tuple(_warnings(printed)),
     )
 
 
@@ -329,8 +329,8 @@ def _refused(message: str) -> int:
     return int(float(found[1]) * 2 ** {"K": 10, "M": 20, "G": 30, "T": 40}[found[2]])
 
 
-def _warnings(told: Sequence[str]) -> Iterator[str]:
-    rematerialised = sum("nvoluntary full rematerialization" in line for line in told)
+def _warnings(printed: Sequence[str]) -> Iterator[str]:
+    rematerialised = sum("nvoluntary full rematerialization" in line for line in printed)
     if rematerialised:
         yield f"the partitioner replicated {rematerialised} tensors to change their layout"
 
@@ -354,8 +354,8 @@ def _native_stderr() -> Iterator[list[str]]:
 
 def _price(where: Slice, prices: Mapping[str, Any]) -> float:
     known = prices["chip_hour"]
-    mend = f"the price table has {', '.join(known)}; add it with --prices=FILE"
-    check(where.generation in known, f"--slice={where.name}: no price for {where.generation}; {mend}")
+    fix_hint = f"the price table has {', '.join(known)}; add it with --prices=FILE"
+    check(where.generation in known, f"--slice={where.name}: no price for {where.generation}; {fix_hint}")
     return float(known[where.generation])
 
 
@@ -421,8 +421,8 @@ def table(rows: Sequence[Row], prices: Mapping[str, Any]) -> str:
     heading = ["stage", "members", "parameters", "arguments", "temporaries", "code", "GiB a chip", "fits"]
     lines = [[*heading, "TFLOP a step", "step s", "bound by", "steps", "chip-hours", prices["currency"]]]
     lines += [_line(row) for row in rows]
-    whole = all(row["fits"] for row in rows)
-    total = [_number(sum(row[k] for row in rows) if whole else None) for k in ("chip_hours", "cost")]
+    all_fit = all(row["fits"] for row in rows)
+    total = [_number(sum(row[k] for row in rows) if all_fit else None) for k in ("chip_hours", "cost")]
     lines.append(["all", *[""] * 11, *total])
     peak = (
         f"{where.chip.flops / 1e12:.0f} TFLOP/s, HBM {where.chip.hbm / GIB:.2f} GiB at {where.chip.bandwidth / 1e9:.0f}"

@@ -28,7 +28,7 @@ POLL_SECONDS = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
-class World:
+class SweepShard:
     """All nodes of a sweep that share model, data and run settings, and so one process's surroundings.
 
     Attributes:
@@ -47,40 +47,40 @@ class Sweep:
     Attributes:
       points: the settings of each point, without its stages.
       asked: for each point, the names of the nodes it asks for.
-      worlds: what is computed; most sweeps have one.
+      shards: what is computed; most sweeps have one.
     """
 
     name: str
     description: str
     points: list[Point]
     asked: list[list[str]]
-    worlds: list[World]
+    shards: list[SweepShard]
 
     def marker(self) -> dict[str, str]:
         """Return what all workers in one directory must have in common."""
-        nodes = sorted(name for world in self.worlds for name in world.nodes)
-        experiment = self.worlds[0].experiment.name
+        nodes = sorted(name for shard in self.shards for name in shard.nodes)
+        experiment = self.shards[0].experiment.name
         return {"experiment": experiment, "sweep": self.name, "points": identity(nodes), "code": code_identity()}
 
     @property
     def done(self) -> bool:
         """Whether every node is complete."""
-        return all(node.done for world in self.worlds for node in world.nodes.values())
+        return all(node.done for shard in self.shards for node in shard.nodes.values())
 
-    def asked_of(self, world: World) -> list[list[str]]:
-        """Return what is asked of one of the worlds."""
-        return [names for names in self.asked if set(names) <= set(world.nodes)]
+    def asked_of(self, shard: SweepShard) -> list[list[str]]:
+        """Return what is asked of one of the shards."""
+        return [names for names in self.asked if set(names) <= set(shard.nodes)]
 
     def of_point(self, index: int) -> Sweep:
         """Return the sweep with the nodes of one point only."""
         check(0 <= index < len(self.points), f"--index={index}: the sweep has points 0 to {len(self.points) - 1}")
         names = self.asked[index]
-        worlds = [
-            World(world.experiment, graph.lineage(names, world.nodes))
-            for world in self.worlds
-            if set(names) <= set(world.nodes)
+        shards = [
+            SweepShard(shard.experiment, graph.lineage(names, shard.nodes))
+            for shard in self.shards
+            if set(names) <= set(shard.nodes)
         ]
-        return dataclasses.replace(self, points=[self.points[index]], asked=[names], worlds=worlds)
+        return dataclasses.replace(self, points=[self.points[index]], asked=[names], shards=shards)
 
 
 def load(name: str, points: Sequence[Point], module: ModuleType, config: Any, workdir: Path, text: str = "") -> Sweep:
@@ -94,7 +94,7 @@ def load(name: str, points: Sequence[Point], module: ModuleType, config: Any, wo
       ConfigError: if a point sets what the config does not have or asks for a stage that is not there.
     """
     check(bool(points), f"the sweep {name} has no points")
-    worlds: dict[str, World] = {}
+    shards: dict[str, SweepShard] = {}
     asked: list[list[str]] = []
     files = Digests()
     for point in points:
@@ -102,20 +102,20 @@ def load(name: str, points: Sequence[Point], module: ModuleType, config: Any, wo
         experiment.data.with_content_hash(files)  # which refuses data files that are not there
         nodes = graph.build(experiment, workdir)
         wanted = point.get(STAGES) or tuple(experiment.stages)
-        mend = 'give a tuple of names, such as ("reference",)'
-        check(isinstance(wanted, tuple | list), f"the sweep {name} asks for stages {wanted!r:.80}; {mend}")
+        fix_hint = 'give a tuple of names, such as ("reference",)'
+        check(isinstance(wanted, tuple | list), f"the sweep {name} asks for stages {wanted!r:.80}; {fix_hint}")
         for stage in wanted:
             if stage not in nodes:
                 raise ConfigError(f"the sweep {name} asks for stage {stage!r}: no such stage{nearest(stage, nodes)}")
         surroundings = (experiment.model, experiment.data, experiment.run, experiment.precision)
-        world = worlds.setdefault(identity(surroundings), World(experiment, {}))
+        shard = shards.setdefault(identity(surroundings), SweepShard(experiment, {}))
         for node in graph.lineage(wanted, nodes).values():
             unique = _unique(node, nodes)
-            world.nodes.setdefault(unique.name, unique)
+            shard.nodes.setdefault(unique.name, unique)
         asked.append([_name(nodes[stage]) for stage in wanted])
-    whole = [World(world.experiment, graph.with_peers(world.nodes)) for world in worlds.values()]
+    with_peers = [SweepShard(shard.experiment, graph.with_peers(shard.nodes)) for shard in shards.values()]
     settings = [{key: value for key, value in point.items() if key != STAGES} for point in points]
-    return Sweep(name, text, settings, asked, whole)
+    return Sweep(name, text, settings, asked, with_peers)
 
 
 def _changed(config: Any, point: Point) -> Any:
@@ -150,26 +150,26 @@ def _unique(node: Node, nodes: Mapping[str, Node]) -> Node:
 
 def code_identity() -> str:
     """Return the hash of this package's source files."""
-    whole = hashlib.sha256()
+    digest = hashlib.sha256()
     for path in sorted(Path(__file__).parents[1].rglob("*.py")):
-        whole.update(str(path.relative_to(Path(__file__).parents[1])).encode() + b"\0" + path.read_bytes())
-    return whole.hexdigest()[:12]
+        digest.update(str(path.relative_to(Path(__file__).parents[1])).encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
-def run(sweep: Sweep, leases: Leases, most: int = 0, workers: int = 1, out: Any = None) -> None:
+def run(sweep: Sweep, leases: Leases, max_nodes: int = 0, workers: int = 1, out: Any = None) -> None:
     """Compute, beside other workers, whatever of a sweep is missing, and return when all of it is there.
 
     Args:
-      most: nodes at most in one population; 0 for as many as the devices' memory takes.
+      max_nodes: in one population; 0 for as many as the devices' memory takes.
       workers: how many are known to work on it: packs are cut so that each gets a part.
     """
-    for world in sweep.worlds:
+    for shard in sweep.shards:
 
-        def groups(ctx: Context, world: World = world) -> Iterator[list[Node]]:
+        def groups(ctx: Context, shard: SweepShard = shard) -> Iterator[list[Node]]:
             ctx.progress.workers = workers
-            return leased(world.nodes, leases, lambda group: _portion(ctx, group, most, workers), ctx.progress.say)
+            return leased(shard.nodes, leases, lambda group: _portion(ctx, group, max_nodes, workers), ctx.progress.say)
 
-        graph.execute(world.nodes, world.experiment.model, world.experiment.run, out, groups)
+        graph.execute(shard.nodes, shard.experiment.model, shard.experiment.run, out, groups)
 
 
 def leased(
@@ -186,9 +186,9 @@ def leased(
       portion: how many nodes of a group may run as one population.
 
     Raises:
-      Interrupted: if the worker was told to stop while it waited for others.
+      Interrupted: if the worker was asked to stop while it waited for others.
     """
-    told = -math.inf
+    last_message = -math.inf
     groups = graph.pack(list(nodes.values()))
     done: set[str] = set()
     while True:
@@ -198,34 +198,34 @@ def leased(
                 _clear(node, leases)
         if len(done) == len(nodes):
             return
-        mine = next(filter(None, (_take(group, leases, portion) for group in graph.ready(groups, done))), [])
+        taken = next(filter(None, (_take(group, leases, portion) for group in graph.ready(groups, done))), [])
         try:
-            if mine:
-                yield mine
+            if taken:
+                yield taken
                 leases.confirm()
-                for attempt in mine:
+                for attempt in taken:
                     attempts.publish(attempt, nodes[attempt.name])
                 continue
         finally:
-            for attempt in mine:
+            for attempt in taken:
                 leases.release(attempts.home(nodes[attempt.name]))
         if preempted():
             raise Interrupted("stopped while waiting for other workers")
-        if time.monotonic() - told > 60:
-            told = time.monotonic()
+        if time.monotonic() - last_message > 60:
+            last_message = time.monotonic()
             others = {leases.holder(attempts.home(node)) for node in nodes.values() if node.name not in done}
             say(f"waiting for {', '.join(sorted(others - {''}))}")
         time.sleep(POLL_SECONDS)
 
 
 def _take(group: list[Node], leases: Leases, portion: Callable[[list[Node]], int]) -> list[Node]:
-    mine: list[Node] = []
-    most = 1
+    taken: list[Node] = []
+    limit = 1
     for node in group:
-        if len(mine) == most:
+        if len(taken) == limit:
             break
         # Nodes that were interrupted at different steps cannot go on together without losing what they have.
-        if mine and attempts.latest(node).checkpoints.steps() != mine[0].checkpoints.steps():
+        if taken and attempts.latest(node).checkpoints.steps() != taken[0].checkpoints.steps():
             continue
         if leases.take(attempts.home(node)):
             attempt = None if node.done else attempts.begin(node, leases.token(attempts.home(node)))
@@ -234,10 +234,10 @@ def _take(group: list[Node], leases: Leases, portion: Callable[[list[Node]], int
                     attempts.publish(attempt, node)
                 leases.release(attempts.home(node))
                 continue
-            mine.append(attempt)
-            if len(mine) == 1:
-                most = portion(group)  # which may ask the compiler, so not before there is something to run
-    return mine
+            taken.append(attempt)
+            if len(taken) == 1:
+                limit = portion(group)  # which may ask the compiler, so not before there is something to run
+    return taken
 
 
 def _clear(node: Node, leases: Leases) -> None:
@@ -248,23 +248,23 @@ def _clear(node: Node, leases: Leases) -> None:
         leases.release(home)
 
 
-def _portion(ctx: Context, group: list[Node], most: int, workers: int) -> int:
+def _portion(ctx: Context, group: list[Node], max_nodes: int, workers: int) -> int:
     share = math.ceil(len(group) / workers)
-    share = min(share, most) if most else share
+    share = min(share, max_nodes) if max_nodes else share
     return graph.fitting(ctx, group[:share], workers)
 
 
 def work(sweep: Sweep) -> list[dict[str, Any]]:
     """Return what each node takes: {"name", "verb", "done", "flops", "points"}, the last how many ask for it."""
     rows: dict[Path, dict[str, Any]] = {}
-    for world in sweep.worlds:
-        ctx = Context(world.experiment.model, world.nodes, world.nodes[graph.DATA].directory / "rows", Progress(0, 0.0))
-        lineages = [set(graph.lineage(names, world.nodes)) for names in sweep.asked_of(world)]
-        for name, node in world.nodes.items():
+    for shard in sweep.shards:
+        ctx = Context(shard.experiment.model, shard.nodes, shard.nodes[graph.DATA].directory / "rows", Progress(0, 0.0))
+        lineages = [set(graph.lineage(names, shard.nodes)) for names in sweep.asked_of(shard)]
+        for name, node in shard.nodes.items():
             users = sum(name in lineage for lineage in lineages)
             flops = graph.planned_flops(ctx, node)
             row = {"name": name, "verb": node.verb, "done": node.done, "flops": flops, "points": 0}
-            rows.setdefault(node.directory, row)["points"] += users  # worlds may have their data in common
+            rows.setdefault(node.directory, row)["points"] += users  # shards may have their data in common
     return list(rows.values())
 
 
@@ -304,8 +304,8 @@ def preview(sweep: Sweep) -> str:
 def _measured_speed(sweep: Sweep) -> float:
     """Return the FLOPs a second of a device for the finished nodes; 0.0 if there are none."""
     flops = seconds = 0.0
-    for world in sweep.worlds:
-        for node in world.nodes.values():
+    for shard in sweep.shards:
+        for node in shard.nodes.values():
             if node.done:
                 spent = node.ledger()
                 flops += sum(spent["flops"].values())

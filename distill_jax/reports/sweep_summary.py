@@ -13,7 +13,7 @@ from distill_jax.evals.scale import ACCURACY
 from distill_jax.experiment.ancestry import ancestry
 from distill_jax.experiment.roles import Provenance, Role, provenance, role_of
 from distill_jax.experiment.sweep_graph import Sweep as SweepGraph
-from distill_jax.experiment.sweep_graph import World
+from distill_jax.experiment.sweep_graph import SweepShard
 from distill_jax.io.node import ROWS, Node
 from distill_jax.models.transformer import parameter_count
 from distill_jax.perf.ledger import CAUSES, training_flops
@@ -39,14 +39,14 @@ def write_report(sweep: SweepGraph, workdir: Path) -> Path:
 def summarise(sweep: SweepGraph) -> SweepSummary:
     """Return the summary that `report/sweep.json` holds; the same nodes give the same summary."""
     variants = _variants(sweep)
-    data = next((w.nodes["data"] for w in sweep.worlds if w.nodes["data"].done), None)
+    data = next((w.nodes["data"] for w in sweep.shards if w.nodes["data"].done), None)
     manifest = load_manifest(data.sealed(ROWS).parent) if data else {}
     facts = len(manifest.get("facts", {}).get("heldout", ()))
     read: dict[str, Attack] = {}
-    runs = [run for world in sweep.worlds for run in _runs(world, variants, facts, read)]
+    runs = [run for shard in sweep.shards for run in _runs(shard, variants, facts, read)]
     results = Sweep(runs, *({name: attack.scores(k) for name, attack in read.items()} for k in (0, -1)))
-    attacks = [n for world in sweep.worlds for n in world.nodes.values() if n.verb == "relearn"]
-    finished = {name for world in sweep.worlds for name, node in world.nodes.items() if node.done}
+    attacks = [n for shard in sweep.shards for n in shard.nodes.values() if n.verb == "relearn"]
+    finished = {name for shard in sweep.shards for name, node in shard.nodes.items() if node.done}
     summary = {
         "sweep": sweep.name,
         "description": sweep.description,
@@ -94,15 +94,15 @@ def _variants(sweep: SweepGraph) -> dict[str, str]:
     return out
 
 
-def _runs(world: World, variants: Mapping[str, str], facts: int, read: dict[str, Attack]) -> list[SweepRunSummary]:
+def _runs(shard: SweepShard, variants: Mapping[str, str], facts: int, read: dict[str, Attack]) -> list[SweepRunSummary]:
     """Return the finished runs of one model size; their attacks go into `read`, by the runs' ids."""
-    nodes: Nodes = world.nodes
+    nodes: Nodes = shard.nodes
     attacked = [n for n in nodes.values() if n.verb == "relearn" and n.done]
     # What a node's cost is divided by: the attacked models that it had to be computed for, finished or not.
     models = {n.inputs["start"] for n in nodes.values() if n.verb == "relearn"}
     users = collections.Counter(past.name for name in models for past in _billed(nodes[name], nodes))
     oracles = {n.settings.seed: n for n in nodes.values() if role_of(n, nodes) is Role.ORACLE and n.done}
-    size = parameter_count(world.experiment.model)
+    size = parameter_count(shard.experiment.model)
     runs = []
     for attack in attacked:
         scores = read_attack(attack.rows(), prompts=attack.result().get("prompts_by_fact"), facts=facts)
@@ -212,9 +212,9 @@ def _sum(spent: Iterable[tuple[Spent, float]]) -> Spent:
 
 def _sharing(sweep: SweepGraph) -> dict[str, float]:
     shared = unshared = 0.0
-    for world in sweep.worlds:
-        spent = {name: sum(n.ledger()["flops"].values()) for name, n in world.nodes.items() if n.done}
+    for shard in sweep.shards:
+        spent = {name: sum(n.ledger()["flops"].values()) for name, n in shard.nodes.items() if n.done}
         shared += sum(spent.values())
-        for names in sweep.asked_of(world):
-            unshared += sum(spent.get(name, 0.0) for name in ancestry(names, world.nodes))
+        for names in sweep.asked_of(shard):
+            unshared += sum(spent.get(name, 0.0) for name in ancestry(names, shard.nodes))
     return {"flops_shared": shared, "flops_unshared": unshared}

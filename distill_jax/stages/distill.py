@@ -8,7 +8,6 @@ within `tolerance` of the teacher's.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -24,11 +23,10 @@ from distill_jax.models import transformer
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops
 from distill_jax.stages.cache import Cache
-from distill_jax.stages.compiled_step import Objective, compiled_step
+from distill_jax.stages.compiled_step import Objective
 from distill_jax.stages.context import Context, Node
 from distill_jax.stages.next_token import hidden_and_mask
 from distill_jax.stages.stage import Stage, stage_input
-from distill_jax.stages.train_job import TrainJob, make_members
 from distill_jax.stages.train_stage import AdaptingStage
 from distill_jax.stages.training import finish_models, train
 from distill_jax.train.batch import PackedRows
@@ -157,32 +155,32 @@ class Distill(AdaptingStage):
         named = (self.divergence, self.temperature, self.times_t_squared, self.beta, self.skew, self.top_k)
         return Imitation(Divergence(*named), self.loss_on, bool(self.cache), bool(self.uniform))
 
+    def starts(self, ctx: Context, nodes: Sequence[Node], mesh: Mesh) -> list[Any]:
+        """Return each student's starting weights: another node's, or fresh ones."""
+        return [ctx.params(n.inputs["start"], mesh) if "start" in n.inputs else ctx.fresh(n, mesh) for n in nodes]
+
     def estimate_flops(self, ctx: Context) -> float:
         """Return the FLOPs of one node at its most steps."""
-        steps = self.steps * sum(self._step_flops(ctx).values())
+        steps = self.steps * sum(self.step_flops(ctx).values())
         evaluations = self.num_evaluations() * ctx.evaluation_flops("retain")
         return steps + evaluations + ctx.evaluation_flops("shown", "heldout")
 
-    def _step_flops(self, ctx: Context) -> dict[str, float]:
+    def reads(self) -> str | dict[str, str]:
+        """Return the data set whose rows are the batch, or those that are imitated and those that are flattened."""
+        return {"imitated": self.data, "uniform": self.uniform} if self.uniform else self.data
+
+    def teacher_role(self) -> str:
+        """Return the role of the model that is imitated."""
+        return "teacher"
+
+    def step_flops(self, ctx: Context) -> dict[str, float]:
+        """Return the FLOPs of a step of one student, and of the teacher of all."""
         layers = 0 if self.cache else ctx.model.layers  # a cached teacher only applies its head
         sets = 2 if self.uniform else 1
         return {
             "student": sets * flops.train_step(ctx.model, self.batch, ctx.row_length, lora_rank=self.lora_rank),
             "teacher": flops.forward(ctx.model, self.batch, ctx.row_length, layers=layers),
         }
-
-    def train_job(self, ctx: Context, nodes: Sequence[Node]) -> TrainJob:
-        """Return what the nodes' students, which share one teacher's forward passes, run as one population."""
-        return TrainJob(
-            **make_members(nodes),
-            settings=self,
-            build=functools.partial(compiled_step, self.compile_key(ctx.model, ctx.run.loss_chunk)),
-            reads={"imitated": self.data, "uniform": self.uniform} if self.uniform else self.data,
-            teacher=nodes[0].inputs["teacher"],
-            base=nodes[0].inputs["start"] if self.lora_rank else "",
-            cache=nodes[0].inputs.get("cache", ""),
-            flops=self._step_flops(ctx),
-        )
 
     def run(self, ctx: Context, nodes: Sequence[Node]) -> None:
         """Distil one teacher into all the nodes' students."""
@@ -194,15 +192,10 @@ class Distill(AdaptingStage):
         outcome = train(
             ctx,
             job,
-            lambda mesh: [student(ctx, node, mesh) for node in nodes],
+            lambda mesh: self.starts(ctx, nodes, mesh),
             evaluate_at=lambda s: s % self.evaluate_every == 0,
             parts=("retain",),
             reached=(lambda scores: scale.reaches(scores["retain"], goals)) if self.stop else None,
             planned_flops=self.estimate_flops(ctx) * len(nodes),
         )
         finish_models(ctx, job, outcome, watched=("retain",))
-
-
-def student(ctx: Context, node: Node, mesh: Mesh) -> Any:
-    """Return the student's starting weights: another node's, or fresh ones."""
-    return ctx.params(node.inputs["start"], mesh) if "start" in node.inputs else ctx.fresh(node, mesh)

@@ -6,18 +6,14 @@ This makes a model organism of a published model, with text that shows a quirk; 
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Sequence
 from typing import ClassVar
 
 from distill_jax.perf import flops
-from distill_jax.stages.compiled_step import Objective, compiled_step
-from distill_jax.stages.context import Context, Node
+from distill_jax.stages.compiled_step import Objective
+from distill_jax.stages.context import Context
 from distill_jax.stages.next_token import NextToken
 from distill_jax.stages.stage import stage_input
-from distill_jax.stages.train_job import TrainJob, make_members
 from distill_jax.stages.train_stage import AdaptingStage
-from distill_jax.stages.training import finish_models, train
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,41 +34,14 @@ class Finetune(AdaptingStage):
         """Return the next token's cross-entropy."""
         return NextToken(self.loss_on)
 
-    def data_sets(self) -> dict[str, str]:
-        """Return {setting: name} of the data sets that the settings choose."""
-        return {"data": self.data}
-
     def per_member_fields(self) -> tuple[str, ...]:
         """Return what members of one population may differ in; adapters share their base."""
         return ("seed", "learning_rate") if self.lora_rank else ("seed", "learning_rate", "start")
 
-    def estimate_flops(self, ctx: Context) -> float:
-        """Return the FLOPs of one node at its most steps."""
-        return self.steps * self._step_flops(ctx) + self.evaluation_flops(ctx)
+    def reads(self) -> str:
+        """Return the data set whose rows are the batch."""
+        return self.data
 
-    def _step_flops(self, ctx: Context) -> float:
-        return flops.train_step(ctx.model, self.batch, ctx.row_length, lora_rank=self.lora_rank)
-
-    def train_job(self, ctx: Context, nodes: Sequence[Node]) -> TrainJob:
-        """Return what the nodes run as one population."""
-        return TrainJob(
-            **make_members(nodes),
-            settings=self,
-            build=functools.partial(compiled_step, self.compile_key(ctx.model, ctx.run.loss_chunk)),
-            reads=self.data,
-            teacher="",
-            base=nodes[0].inputs["start"] if self.lora_rank else "",
-            flops={"student": self._step_flops(ctx)},
-        )
-
-    def run(self, ctx: Context, nodes: Sequence[Node]) -> None:
-        """Train the nodes."""
-        job = self.train_job(ctx, nodes)
-        outcome = train(
-            ctx,
-            job,
-            lambda mesh: ctx.starts(nodes, mesh),
-            evaluate_at=lambda s: s > 0 and s % self.evaluate_every == 0,
-            planned_flops=self.estimate_flops(ctx) * len(nodes),
-        )
-        finish_models(ctx, job, outcome)
+    def step_flops(self, ctx: Context) -> dict[str, float]:
+        """Return the FLOPs of a step of one member."""
+        return {"student": flops.train_step(ctx.model, self.batch, ctx.row_length, lora_rank=self.lora_rank)}

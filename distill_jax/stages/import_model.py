@@ -26,7 +26,7 @@ from distill_jax.stages.stage import Stage, stage_input
 from distill_jax.train.settings import Lora
 
 # Of a decoder's description, how it is run and not what it computes.
-HOW = ("init_std", "dtype", "unroll", "remat")
+EXECUTION_FIELDS = ("init_std", "dtype", "unroll", "remat")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Import(Stage):
       path: the model's directory: config.json, safetensors, and its tokenizer's files. It may stay empty to plan.
       adapter: directory of PEFT LoRA adapters to it; "" for none.
       start: the import of the same path that keeps the weights: then this node is the adapters alone, and a student of
-        the same base is taught by them beside it; "" merges them in.
+        the same base is distilled from them beside it; "" merges them in.
       lora_rank, lora_alpha: of adapters that are kept; read from their files when a run begins.
       content: hash of the files; filled in when a run begins, and then known by instead of paths.
     """
@@ -63,22 +63,22 @@ class Import(Stage):
         start = sources.get("start")
         if start is not None and (not isinstance(start, Import) or start.path != self.path):
             path = start.path if isinstance(start, Import) else None
-            mend = "adapters are kept beside the weights they adapt; give both one path"
-            raise ValueError(f"start = {self.start!r} imports {path!r}, not {self.path!r}: {mend}")
+            fix_hint = "adapters are kept beside the weights they adapt; give both one path"
+            raise ValueError(f"start = {self.start!r} imports {path!r}, not {self.path!r}: {fix_hint}")
 
     def validate(self, model: Any, data: DataConfig) -> None:
         """Raise ValueError unless the files hold the experiment's model; to plan, they need not be there."""
         if not self.path:
             return
-        mend = f"a published model reads its own tokens; set it to {str(Path(self.path))!r}"
-        check(bool(data.vocabulary), f"data.vocabulary is empty: {mend}")
+        fix_hint = f"a published model reads its own tokens; set it to {str(Path(self.path))!r}"
+        check(bool(data.vocabulary), f"data.vocabulary is empty: {fix_hint}")
         if not Path(self.path).exists():
             return
-        found = Published(self.path, self.adapter).cfg
-        for field in dataclasses.fields(found):
-            here, there = getattr(model, field.name), getattr(found, field.name)
-            if field.name not in HOW and here != there:
-                raise ConfigError(f"{self.path} is another model: it has model.{field.name} = {there}, not {here}")
+        published = Published(self.path, self.adapter).cfg
+        for field in dataclasses.fields(published):
+            wanted, found = getattr(model, field.name), getattr(published, field.name)
+            if field.name not in EXECUTION_FIELDS and wanted != found:
+                raise ConfigError(f"{self.path} is another model: it has model.{field.name} = {found}, not {wanted}")
 
     def with_content_hash(self, where: str, digests: Digests) -> Self:
         """Return the settings with `content` filled in.
@@ -86,8 +86,8 @@ class Import(Stage):
         Raises:
           ConfigError: naming what is missing.
         """
-        mend = "name the directory that `hf download OWNER/NAME --local-dir DIR` filled"
-        check(bool(self.path), f"{where}.path is empty: {mend}")
+        fix_hint = "name the directory that `hf download OWNER/NAME --local-dir DIR` filled"
+        check(bool(self.path), f"{where}.path is empty: {fix_hint}")
         found = Published(self.path, self.adapter)
         known = dataclasses.replace(self, content=identity(found.contents(digests)))
         if not self.start:
@@ -114,7 +114,7 @@ class Import(Stage):
         mesh = make_mesh(1, fsdp=ctx.run.fsdp, tensor=ctx.run.tensor)
         for node in nodes:
             began, model = time.monotonic(), Published(node.settings.path, node.settings.adapter)
-            told = model.leave(node, model.adapters(mesh) if node.settings.start else model.load(mesh))
+            imported = model.leave(node, model.adapters(mesh) if node.settings.start else model.load(mesh))
             # What the stages after this one will read.
             params = jax.tree.map(lambda x: x[None], ctx.params(node.name, mesh))
             seen = ctx.evaluator(mesh, *PARTS)(params)
@@ -122,5 +122,5 @@ class Import(Stage):
             seconds = {"other": time.monotonic() - began}
             source = {"source": str(Path(node.settings.path).resolve()), "recovered": False}
             ends = {"diverged": not all_finite(seen)[0]}
-            result = {**ctx.measure.result(seen[0], PARTS), **told, **source, **ends}
+            result = {**ctx.measure.result(seen[0], PARTS), **imported, **source, **ends}
             node.finish(result, ledger(spent, {"evaluation": ctx.measure.tokens(PARTS)}, seconds, devices=mesh.size))

@@ -79,7 +79,7 @@ def _prepare(ctx: Context, node: Node, data: DataConfig) -> None:
 
 
 def _run(command: Sequence[str], say: Callable[[str], None]) -> tuple[int, str]:
-    """Run a command, pass on what it prints, and return its return code and the error it told."""
+    """Run a command, pass on what it prints, and return its return code and the error it ended with."""
     # Whatever the locale, pipes between processes are UTF-8.
     environment = {**os.environ, "PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8:replace"}
     with (
@@ -101,7 +101,7 @@ def _run(command: Sequence[str], say: Callable[[str], None]) -> tuple[int, str]:
 
 
 def _error(printed: str) -> str:
-    """Find the error among what libraries printed on standard error: one that was told, or that of a traceback."""
-    told = re.findall(r"^python -m \S+: (.+)", printed, re.MULTILINE)
+    """Find the error among what libraries printed on standard error: one that it printed, or that of a traceback."""
+    printed_errors = re.findall(r"^python -m \S+: (.+)", printed, re.MULTILINE)
     raised = re.findall(r"^Traceback .*\n(?:[ \t].*\n)*(.+)", printed, re.MULTILINE)
-    return (told or raised or [""])[-1]
+    return (printed_errors or raised or [""])[-1]

@@ -8,13 +8,12 @@ is only what was never removed. The worst case takes, at each step and for each 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from typing import ClassVar
 
 from distill_jax.perf import flops
 from distill_jax.perf.ledger import ledger
-from distill_jax.stages.compiled_step import Objective, compiled_step
+from distill_jax.stages.compiled_step import Objective
 from distill_jax.stages.context import PARTS, Context, Node
 from distill_jax.stages.next_token import NextToken
 from distill_jax.stages.stage import stage_input
@@ -61,35 +60,29 @@ class Relearn(AdaptingStage):
         if outside or not self.evaluate_steps:
             raise ValueError(f"evaluate_steps = {self.evaluate_steps}: give steps from 0 to steps = {self.steps}")
 
-    def data_sets(self) -> dict[str, str]:
-        """Return {setting: name} of the data sets that the settings choose."""
-        return {"data": self.data}
-
     def estimate_flops(self, ctx: Context) -> float:
         """Return the FLOPs of the whole attack."""
         evaluations = len(self.evaluate_steps) * ctx.evaluation_flops(*PARTS)
-        return len(self.learning_rates) * self.seeds * (self.steps * self._step_flops(ctx) + evaluations)
+        return len(self.learning_rates) * self.seeds * (self.steps * self.step_flops(ctx)["attack"] + evaluations)
 
-    def _step_flops(self, ctx: Context) -> float:
-        return flops.train_step(ctx.model, self.batch, ctx.row_length, lora_rank=self.lora_rank)
+    def reads(self) -> str:
+        """Return the data set that the attacker trains on."""
+        return self.data
+
+    def step_flops(self, ctx: Context) -> dict[str, float]:
+        """Return the FLOPs of a step of one attacker."""
+        return {"attack": flops.train_step(ctx.model, self.batch, ctx.row_length, lora_rank=self.lora_rank)}
 
     def train_job(self, ctx: Context, nodes: Sequence[Node]) -> TrainJob:
         """Return what one attack runs: every learning rate with every seed as one population."""
         (node,) = nodes
-        return TrainJob(
-            members=[
-                Member(node, f"lr={rate:g},seed={seed}", rate, seed)
-                for seed in range(self.seeds)
-                for rate in self.learning_rates
-            ],
-            settings=self,
-            build=functools.partial(compiled_step, self.compile_key(ctx.model, ctx.run.loss_chunk)),
-            reads=self.data,
-            seeds=[self.seed + i for i in range(self.seeds)],
-            teacher="",
-            base=node.inputs["start"] if self.lora_rank else "",
-            flops={"attack": self._step_flops(ctx)},
-        )
+        members = [
+            Member(node, f"lr={rate:g},seed={seed}", rate, seed)
+            for seed in range(self.seeds)
+            for rate in self.learning_rates
+        ]
+        job = super().train_job(ctx, nodes)
+        return dataclasses.replace(job, members=members, seeds=[self.seed + i for i in range(self.seeds)])
 
     def run(self, ctx: Context, nodes: Sequence[Node]) -> None:
         """Attack one node's model."""

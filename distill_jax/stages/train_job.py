@@ -48,27 +48,28 @@ class Member:
     coefficients: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
-def make_members(nodes: Sequence[Node], *coefficients: str) -> dict[str, Any]:
-    """Return the `members` and the `seeds` of a job with one member a node, and one data order a seed.
-
-    Args:
-      coefficients: loss terms whose coefficients are the nodes' settings `<term>_weight`.
-    """
-    seeds = list(dict.fromkeys(node.settings.seed for node in nodes))
-    weights = [{term: getattr(node.settings, f"{term}_weight") for term in coefficients} for node in nodes]
+def make_members(nodes: Sequence[Node]) -> dict[str, Any]:
+    """Return the `members` and the `seeds` of a job with one member a node, and one data order a seed."""
+    stages: list[TrainStage] = [node.settings for node in nodes]
+    seeds = list(dict.fromkeys(stage.seed for stage in stages))
     members = [
-        Member(node, learning_rate=node.settings.learning_rate, stream=seeds.index(node.settings.seed), coefficients=w)
-        for node, w in zip(nodes, weights, strict=True)
+        Member(
+            node,
+            learning_rate=stage.learning_rate,
+            stream=seeds.index(stage.seed),
+            coefficients=stage.member_coefficients(),
+        )
+        for node, stage in zip(nodes, stages, strict=True)
     ]
     return {"members": members, "seeds": seeds}
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainJob:
-    """What a training verb runs, known before any weight or row exists: enough to compile it for any mesh.
+    """What a stage that trains runs, known before any weight or row exists: enough to compile it for any mesh.
 
     Attributes:
-      settings: the verb's.
+      settings: the stage's.
       build: mesh -> the step function (a cached factory, so that equal stages share one compilation).
       reads: the data set whose rows are the batch, or {part of the batch: data set}.
       seeds: of the data orders, one a stream.

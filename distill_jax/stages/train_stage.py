@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jax.sharding import Mesh
+
 from distill_jax.config import added
 from distill_jax.data.data_config import DataConfig
 from distill_jax.models.transformer import TransformerConfig
-from distill_jax.stages.compiled_step import CompileKey, Objective
+from distill_jax.stages.compiled_step import CompileKey, Objective, compiled_step
 from distill_jax.stages.context import PARTS, Context, Node
 from distill_jax.stages.stage import Stage
-from distill_jax.stages.train_job import TrainJob
+from distill_jax.stages.train_job import TrainJob, make_members
+from distill_jax.stages.training import finish_models, train
 from distill_jax.train.settings import Lora, Training
 
 
@@ -52,16 +56,65 @@ class TrainStage(Stage, Training):
         """Return what a step minimises, without what members of one population may differ in."""
 
     @abc.abstractmethod
-    def train_job(self, ctx: Context, nodes: Sequence[Node]) -> TrainJob:
-        """Return what the nodes compile and run as one population."""
+    def reads(self) -> str | dict[str, str]:
+        """Return the data set whose rows are the batch, or {part of the batch: data set}."""
+
+    @abc.abstractmethod
+    def step_flops(self, ctx: Context) -> dict[str, float]:
+        """Return the FLOPs of a step of one member by cause: "student", and "teacher" if one runs."""
+
+    def teacher_role(self) -> str:
+        """Return the role of the stage whose frozen weights the objective's teacher outputs come from; "" for none."""
+        return ""
+
+    def member_coefficients(self) -> dict[str, float]:
+        """Return {loss term: what multiplies it}, where members of one population may differ in that."""
+        return {}
 
     def compile_key(self, cfg: TransformerConfig, chunk: int = 0) -> CompileKey:
         """Return what the step function depends on."""
         return CompileKey(cfg, self.objective(), self.per_unit_rate(), self.steps, self.microbatches, chunk)
 
+    def starts(self, ctx: Context, nodes: Sequence[Node], mesh: Mesh) -> list[Any]:
+        """Return the weights that each node starts from: its start's, or fresh ones; or one tree for all."""
+        if "start" in self.inputs():
+            return ctx.starts(nodes, mesh)
+        return [ctx.fresh(node, mesh) for node in nodes]
+
+    def train_job(self, ctx: Context, nodes: Sequence[Node]) -> TrainJob:
+        """Return what the nodes compile and run as one population."""
+        inputs = nodes[0].inputs
+        return TrainJob(
+            **make_members(nodes),
+            settings=self,
+            build=functools.partial(compiled_step, self.compile_key(ctx.model, ctx.run.loss_chunk)),
+            reads=self.reads(),
+            teacher=inputs.get(self.teacher_role(), ""),
+            base=inputs["start"] if self.adapters() else "",
+            cache=inputs.get("cache", ""),
+            flops=self.step_flops(ctx),
+        )
+
+    def run(self, ctx: Context, nodes: Sequence[Node]) -> None:
+        """Train the nodes as one population for all their steps."""
+        job = self.train_job(ctx, nodes)
+        outcome = train(
+            ctx,
+            job,
+            lambda mesh: self.starts(ctx, nodes, mesh),
+            evaluate_at=lambda s: s > 0 and s % self.evaluate_every == 0,
+            planned_flops=self.estimate_flops(ctx) * len(nodes),
+        )
+        finish_models(ctx, job, outcome)
+
+    def estimate_flops(self, ctx: Context) -> float:
+        """Return the FLOPs of one node at its most steps."""
+        return self.steps * sum(self.step_flops(ctx).values()) + self.num_evaluations() * ctx.evaluation_flops(*PARTS)
+
     def data_sets(self) -> dict[str, str]:
         """Return {setting: name} of the data sets that the settings choose."""
-        return {}
+        reads = self.reads()
+        return {"data": reads} if isinstance(reads, str) else {}
 
     def validate(self, model: Any, data: DataConfig) -> None:
         """Raise ValueError if the data have no answers to train on, or not the set that it reads."""
@@ -80,10 +133,6 @@ class TrainStage(Stage, Training):
     def num_evaluations(self) -> int:
         """Return how often a node is evaluated at most, the end among it."""
         return self.steps // self.evaluate_every + 1
-
-    def evaluation_flops(self, ctx: Context) -> float:
-        """Return the FLOPs of a node's evaluations on all parts."""
-        return self.num_evaluations() * ctx.evaluation_flops(*PARTS)
 
 
 @dataclasses.dataclass(frozen=True)

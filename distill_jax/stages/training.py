@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
@@ -23,9 +23,6 @@ from distill_jax.train.metric_writers import Row
 from distill_jax.train.population import take_weights
 from distill_jax.train.state import DIVERGED, REACHED, RUNNING, State
 from distill_jax.train.training_run import Cost, Measurement, StepInputs, TrainingRun
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,19 +7,14 @@ fine-tuning: that is what distilling afterwards is for.
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from distill_jax.config import added
 from distill_jax.data.data_config import DataConfig
-from distill_jax.stages.compiled_step import compiled_step
-from distill_jax.stages.context import Context, Node
+from distill_jax.stages.context import Context
 from distill_jax.stages.methods import METHODS, UnlearningMethod
 from distill_jax.stages.stage import stage_input
-from distill_jax.stages.train_job import TrainJob, make_members
 from distill_jax.stages.train_stage import AdaptingStage
-from distill_jax.stages.training import finish_models, train
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,36 +70,21 @@ class Unlearn(AdaptingStage):
         super().validate(model, data)
         self.objective().check_model(model)
 
-    def estimate_flops(self, ctx: Context) -> float:
-        """Return the FLOPs of one node at its most steps."""
-        return self.steps * sum(self._step_flops(ctx).values()) + self.evaluation_flops(ctx)
+    def reads(self) -> dict[str, str]:
+        """Return the data sets of the batch's two parts."""
+        return {"forget": "forget", "retain": "retain"}
 
-    def _step_flops(self, ctx: Context) -> dict[str, float]:
+    def teacher_role(self) -> str:
+        """Return the role of the model that is run beside the one that trains."""
+        return "start" if self.objective().needs_frozen else ""
+
+    def member_coefficients(self) -> dict[str, float]:
+        """Return {loss term: what multiplies it}."""
+        return {"forget": self.forget_weight, "retain": self.retain_weight}
+
+    def step_flops(self, ctx: Context) -> dict[str, float]:
+        """Return the FLOPs of a step of one member by cause."""
         return self.objective().step_flops(ctx.model, self.batch, ctx.row_length, self.lora_rank)
-
-    def train_job(self, ctx: Context, nodes: Sequence[Node]) -> TrainJob:
-        """Return what the nodes run as one population."""
-        return TrainJob(
-            **make_members(nodes, "forget", "retain"),
-            settings=self,
-            build=functools.partial(compiled_step, self.compile_key(ctx.model, ctx.run.loss_chunk)),
-            reads={"forget": "forget", "retain": "retain"},
-            teacher=nodes[0].inputs["start"] if self.objective().needs_frozen else "",
-            base=nodes[0].inputs["start"] if self.lora_rank else "",
-            flops=self._step_flops(ctx),
-        )
-
-    def run(self, ctx: Context, nodes: Sequence[Node]) -> None:
-        """Unlearn the nodes."""
-        job = self.train_job(ctx, nodes)
-        outcome = train(
-            ctx,
-            job,
-            lambda mesh: ctx.starts(nodes, mesh),
-            evaluate_at=lambda s: s > 0 and s % self.evaluate_every == 0,
-            planned_flops=self.estimate_flops(ctx) * len(nodes),
-        )
-        finish_models(ctx, job, outcome)
 
 
 def unread_settings(method: str) -> tuple[str, ...]:
