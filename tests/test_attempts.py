@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import random
@@ -10,9 +11,9 @@ import shutil
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -25,6 +26,8 @@ from distill_jax.io.checkpoint import FINAL
 from distill_jax.io.files import read_json, write_json
 from distill_jax.io.leases import Leases
 from distill_jax.io.node import Node
+from distill_jax.stages import Stage
+from distill_jax.stages.context import Context
 
 pytestmark = pytest.mark.unit
 
@@ -32,9 +35,19 @@ STEPS, EVERY = 6, 2
 CALLS = ("replace", "rename", "link", "unlink", "rmdir", "mkdir")
 
 
+@dataclasses.dataclass(frozen=True)
+class Toy(Stage):
+    """A stage that needs nothing but itself; the tests compute its node."""
+
+    kind: ClassVar[str] = "toy"
+
+    def run(self, ctx: Context, nodes: Sequence[Node]) -> None:
+        """Do nothing."""
+
+
 def node_in(workdir: Path) -> Node:
     """Return a node that needs nothing but itself."""
-    return Node("data", "toy", None, {}, "0123456789ab", workdir / "nodes/data-0123456789ab")
+    return Node("data", "toy", Toy(), {}, "0123456789ab", workdir / "nodes/data-0123456789ab")
 
 
 def computing(node: Node, worker: str) -> Iterator[int]:
@@ -186,6 +199,7 @@ def changes(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> int:
     with monkeypatch.context() as patch:
         worker = Stalled(node_in(workdir), 10**9, patch)
         worker.thread.join(60)
+    assert not worker.failed, worker.failed
     assert node_in(workdir).done
     return len(worker.calls)
 

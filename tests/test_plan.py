@@ -12,6 +12,7 @@ import jax
 import pytest
 
 from distill_jax import main
+from distill_jax.commands import plan
 from distill_jax.config import ConfigError
 from distill_jax.experiment import graph, slice_plan
 from distill_jax.experiment.config_file import load_experiment, load_module
@@ -56,7 +57,7 @@ def get_experiment(c):
 @pytest.fixture(autouse=True)
 def planning(monkeypatch):
     """Set what a planning process sets for itself, and take it back."""
-    for key, value in main.PLANNING.items():
+    for key, value in plan.PLANNING.items():
         monkeypatch.setenv(key, value)
 
 
