@@ -190,7 +190,6 @@ def test_flops_are_those_of_the_traced_step():
 @pytest.mark.parametrize(
     ("make", "told"),
     [
-        (lambda: Pretrain(lora_rank=4), "starts from no model"),
         (lambda: Distill(teacher="t", lora_rank=4), "needs a start"),
         (lambda: Unlearn(start="s", method="rmu", lora_rank=4), "RMU trains chosen weights"),
         (lambda: Relearn(start="s", lora_rank=-1), "must not be negative"),
