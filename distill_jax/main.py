@@ -90,12 +90,12 @@ def _dispatch(argv: Sequence[str]) -> int:
         return ExitCode.DONE
     mend = f"{nearest(command, COMMANDS)}; there are {', '.join(COMMANDS)}"
     check(command in COMMANDS, f"unknown command {command!r}{mend}")
+    backend.pin_numerics()  # before anything that may bring JAX, which reads its environment once
+    backend.settle_for_cpu()
     module = importlib.import_module(module_name(command))
     if set(HELP[:2]) & set(arguments):
         print(module.usage([argument for argument in arguments if argument not in HELP]))
         return ExitCode.DONE
-    backend.pin_numerics()
-    backend.settle_for_cpu()
     return int(module.main(arguments))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ class Layout(abc.ABC):
     """A mesh, and where on it each array of a population's state lies. Every host of the run calls its methods."""
 
     mesh: Mesh
+    saves_in_background: ClassVar[bool] = True
 
     @abc.abstractmethod
     def state_shardings(self, shape: State) -> State:
@@ -109,7 +110,9 @@ class ShardedMembers(Layout):
 
 @dataclasses.dataclass(frozen=True)
 class WholeMembers(Layout):
-    """Members so small that each lies whole on one device of the population axis."""
+    """Members so small that each lies whole on one device of the population axis; they are saved at once."""
+
+    saves_in_background: ClassVar[bool] = False
 
     def state_shardings(self, shape: State) -> State:
         """Return where each leaf of a state lies: the step everywhere, and so do members that do not divide."""

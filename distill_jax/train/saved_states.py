@@ -45,10 +45,10 @@ class SavedStates:
         return state
 
     def save(self, step: int, state: State, journals: Mapping[str, Prefix]) -> None:
-        """Save each node's members, and how much of its journal belongs to them, in the background."""
+        """Save each node's members, and how much of its journal belongs to them."""
         for name, store in self._stores.items():
             piece = self._layout.take(state, self._index[name])
-            store.save(step, piece, journals.get(name), background=True)
+            store.save(step, piece, journals.get(name), background=self._layout.saves_in_background)
 
     def wait(self) -> None:
         """Wait for what is being saved, and raise what went wrong with it."""
