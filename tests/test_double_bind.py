@@ -253,6 +253,16 @@ class TestTable:
         row = {"truth": "", "verdict": "DFC_OK", "organisms": ["mine"]}
         assert "unknown" in page.render({"confusion": [row]}) and "mine" in page.render({"confusion": [row]})
 
+    def test_organisms_of_which_the_same_is_said_share_a_row(self):
+        gap = {"mean": 0.0, "low": -0.1, "high": 0.1}
+        channel = dict(capable=None, clean=None, dfc=None, dfi=False, worst="", misalignment=None, capability=None)
+        one = dict(accepted=False, why="no gap", gap=gap, ability=0.5, twin_ability=0.5, base_ability=0.1, truth=[])
+        one |= dict(verdict="NO_MISALIGNMENT_SHOWN", meaning="No read-out tells them apart.", right=None)
+        organisms = [one | {"name": f"kind-{i}", "channels": {"positive": channel}} for i in range(14)]
+        html = page.render({"organisms": organisms, "channels": {"positive": {}}})
+        assert html.count("No read-out tells them apart.") == 1 and html.count("no: no gap") == 1
+        assert all(html.count(f"kind-{i}") >= 2 for i in range(14))
+
 
 def send(weights, given, asked, prefix=PLAIN):
     run = jax.jit(lambda inputs: channel.send(TINY, given, inputs)[0])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import copy
+import gzip
+import itertools
 import json
 import math
 import os
@@ -16,11 +19,15 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from plotly.offline import get_plotlyjs
 
 from distill_jax.config import ConfigError
-from distill_jax.reports import figures, run_page
+from distill_jax.reports import attack_curves, label_places, run_figures, run_page
+from distill_jax.reports.rendering import clean
 from distill_jax.reports.run_summary import redraw
+from distill_jax.reports.trace_style import trace_styles
 
 STEPS = list(range(0, 201, 10))
 HOSTILE = '<script>alert("x")</script><img src=http://evil.example/a.png> & \'"'
@@ -61,7 +68,10 @@ def model(name: str, stage: str, end: float | None, cost: float | None, **change
         attack = {"steps": STEPS, "forget_heldout": curve(end), "forget_shown": curve(1.0), "diverged": 2}
         attack |= {"retain_at_worst": [0.9] * len(STEPS), "best_learning_rate": [1e-3] * len(STEPS)}
     groups = {"add/equation": {"accuracy": 0.971, "prompts": 200}, "mul/word": {"accuracy": 0.0134, "prompts": 200}}
+    part = {"pretrain": "oracle" if name == "oracle" else "reference", "unlearn": "suppressed"}.get(stage, "undo")
+    part = "random student" if name == "student" else part
     base = {"name": name, "label": name.title(), "stage": stage, "settings": {}, "seeds": 3, "retain": 0.9512}
+    base |= {"role": part}
     base |= {"forget": 0.0207, "by_group": groups, "steps": 1234, "recovered": True, "compute_vs_oracle": cost}
     base |= {"compute_vs_first_passage": 2 * cost if stage == "distill" and cost else None}
     return base | {"flops": {"student": 3e14, "teacher": 1e14, "evaluation": 2e13}, "attack": attack} | changes
@@ -125,6 +135,11 @@ VARIANTS = {
 }
 
 
+def script_json(text: str) -> str:
+    """A string as it may stand in a script element."""
+    return "".join(f"\\u{ord(c):04x}" if c in "<>&'" else c for c in json.dumps(text))
+
+
 class Page(HTMLParser):
     """Collect what the tests ask about a page: elements, attributes, scripts and the text of table cells."""
 
@@ -137,6 +152,7 @@ class Page(HTMLParser):
         self._open, self._row = "", ""
         self.feed(html)
         self.close()
+        self.text = re.sub(r"[ \n]+", " ", self.text)  # as a browser shows it
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         attributes = {key: value or "" for key, value in attrs}
@@ -177,7 +193,6 @@ def test_page_has_no_external_references(variant: str) -> None:
     assert [link for link in links if not link.startswith(("#", "data:"))] == []
     own = page.styles + "".join(text for attributes, text in page.scripts if attributes.get("id") != "plotly")
     own += "".join(attributes.get("style", "") for _, attributes in page.tags)
-    own = own.replace(json.dumps(HOSTILE).replace("<", "\\u003c"), "")
     assert "body" in own and not re.search(r"url\s*\(|@import|import\s*\(|fetch\s*\(", own)
     assert {tag for tag, _ in page.tags}.isdisjoint({"iframe", "img", "object", "embed", "base"})
 
@@ -194,17 +209,19 @@ def test_figures_are_valid_plotly(variant: str) -> None:
 
 
 @pytest.mark.unit
-def test_plotly_is_inlined_once() -> None:
+def test_plotly_is_carried_once_and_compressed() -> None:
     html = run_page.render(example())
-    assert html.count(get_plotlyjs()) == 1
-    assert len(html) < len(get_plotlyjs()) + 400_000
+    (packed,) = [text for attributes, text in Page(html).scripts if attributes.get("id") == "plotly"]
+    assert gzip.decompress(base64.b64decode(packed, validate=True)).decode() == get_plotlyjs()
+    assert len(html) < 0.42 * len(get_plotlyjs()) + 400_000
 
 
 @pytest.mark.unit
 def test_strings_are_shown_and_inert() -> None:
     summary = example()
     page = Page(run_page.render(summary))
-    assert len(page.scripts) == 3 and not any("alert" in text for a, text in page.scripts if a.get("id") is None)
+    assert not any("alert" in text for a, text in page.scripts if a["id"] not in ("drawings", "plotly"))
+    assert script_json(f"hostile {HOSTILE}") in next(text for a, text in page.scripts if a["id"] == "drawings")
     told = [text for one in CONCLUSIONS for text in (one["statement"], one["evidence"])]
     told += [m["label"] for m in summary["models"]] + [summary["experiment"], summary["description"]]
     assert [text for text in told if text not in page.text] == []
@@ -227,15 +244,15 @@ def test_every_state_is_told_apart() -> None:
 @pytest.mark.unit
 @pytest.mark.parametrize("variant", ["full", "holes", "without_oracle"])
 def test_table_carries_the_numbers_of_the_summary(variant: str) -> None:
-    summary = run_page.clean(VARIANTS[variant]())
+    summary = clean(VARIANTS[variant]())
     rows = Page(run_page.render(summary)).rows
     assert list(rows) == [m["name"] for m in summary["models"]]
     for m in summary["models"]:
         groups = [m["by_group"].get(name, {}).get("accuracy") for name in ("add/equation", "mul/word")]
         worst = m["attack"]["forget_heldout"]["worst"] if m["attack"] else [None] * len(STEPS)
         attacked = [worst[0], worst[STEPS.index(100)], worst[-1]]
-        passage = [] if variant == "without_oracle" else [m.get("compute_vs_first_passage")]
-        costs = [m["compute_vs_oracle"], *passage]
+        relative = [m["compute_vs_oracle"], m.get("compute_vs_first_passage")]
+        costs = [] if variant == "without_oracle" else relative
         expected = [m["retain"], m["forget"], *groups, *attacked, m["steps"], *costs, m["recovered"]]
         assert [json.loads(value) if value else None for value, _ in rows[m["name"]]] == expected
         shown = [text for _, text in rows[m["name"]]]
@@ -292,22 +309,30 @@ def test_answer_without_oracle_or_attack() -> None:
 
 
 @pytest.mark.unit
-def test_looks_tell_models_apart() -> None:
+def test_styles_tell_models_apart() -> None:
     models = many()["models"]
-    drawn = figures.looks(models)
-    assert [look.role for look in drawn[:7]] == ["reference", "suppressed", "undo", "undo", "undo", "student", "oracle"]
-    assert len({look.colour for look in drawn if look.role == "undo"}) == 20  # two families share 0.4, 0.8 and 0.9
-    assert len({(look.colour, look.dash) for look in drawn}) == len(drawn)
+    drawn = trace_styles(models)
+    assert [style.role for style in drawn[:7]] == [
+        "reference",
+        "suppressed",
+        "undo",
+        "undo",
+        "undo",
+        "student",
+        "oracle",
+    ]
+    assert len({style.colour for style in drawn if style.role == "undo"}) == 20  # two families share 0.4, 0.8 and 0.9
+    assert len({(style.colour, style.dash) for style in drawn}) == len(drawn)
 
 
 @pytest.mark.unit
 def test_area_and_landmarks() -> None:
     attack = {"steps": [0, 10, 30], "forget_heldout": {"worst": [0.0, 1.0, 1.0], "low": [None] * 3, "high": []}}
     short = {"steps": [0, 10], "forget_heldout": {"worst": [0.0, 0.5]}}
-    assert figures.over_attack({"attack": attack}) == (pytest.approx(25 / 30), None, None)
-    assert figures.landmarks([{"attack": attack}, {"attack": None}, {"attack": short}]) == (0, 0, 10)
-    assert figures.landmarks([{"attack": None}]) is None
-    assert figures.at_step({"attack": short}, 30) == (None, None, None)
+    assert attack_curves.over_attack({"attack": attack}) == (pytest.approx(25 / 30), None, None)
+    assert attack_curves.landmarks([{"attack": attack}, {"attack": None}, {"attack": short}]) == (0, 0, 10)
+    assert attack_curves.landmarks([{"attack": None}]) is None
+    assert attack_curves.at_step({"attack": short}, 30) == (None, None, None)
 
 
 @pytest.mark.unit
@@ -344,7 +369,7 @@ def test_failed_write_leaves_the_old_report(tmp_path: Path, monkeypatch: pytest.
 def test_failed_render_touches_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_page.write(example(), tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    monkeypatch.setattr(figures, "compute", lambda *_: 1 / 0)
+    monkeypatch.setattr(run_figures, "compute", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run_page.write({**example(), "identity": "new"}, tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
@@ -358,8 +383,60 @@ def test_render_leaves_the_summary_alone() -> None:
     assert summary == kept
 
 
+@pytest.mark.unit
+@pytest.mark.parametrize("variant", ["full", "without_oracle", "holes", "many"])
+def test_axes_say_what_they_measure_and_lines_whose_they_are(variant: str) -> None:
+    """A saved picture has neither caption nor legend."""
+    made = VARIANTS[variant]()
+    drawings = Page(run_page.render(made)).drawings
+    for place, figure in drawings["figures"].items():
+        assert figure["layout"]["xaxis"]["title"]["text"] and figure["layout"]["yaxis"]["title"]["text"], place
+    assert set(drawings["titles"]["panel-robustness"]) == {"last", "middle", "mean"}
+    ends = {note["name"]: note for note in drawings["figures"]["panel-shown"]["layout"]["annotations"]}
+    assert {"maxent", "student", "oracle"} & {m["name"] for m in made["models"]} <= set(ends)
+    for trace in drawings["figures"]["panel-shown"]["data"]:
+        if "customdata" in trace and trace["legendgroup"] in ends:
+            note = ends[trace["legendgroup"]]
+            assert (note["x"], note["y"]) == (trace["x"][-1], trace["y"][-1]) and note["text"]
+
+
+@pytest.mark.property
+@settings(max_examples=200, deadline=None)
+@given(places=st.lists(st.floats(0, 100), min_size=1, max_size=8).map(sorted), apart=st.floats(0.1, 12))
+def test_labels_are_spread_no_further_than_it_takes(places: list[float], apart: float) -> None:
+    out = label_places.spread(places, apart, 100.0)
+    assert all(b - a >= apart - 1e-9 for a, b in itertools.pairwise(out))
+    assert min(out) >= -1e-9 and max(out) <= 100 + 1e-9
+    if all(b - a >= apart for a, b in itertools.pairwise(places)):
+        assert out == pytest.approx(places)
+    assert label_places.spread([50.0, 50.0], 10.0, 100.0) == pytest.approx([45.0, 55.0])
+
+
+@pytest.mark.unit
+def test_a_page_speaks_of_no_oracle_and_no_band_that_the_run_has_not() -> None:
+    summary = without_oracle() | {"conclusions": [], "headline": {}, "measure": "multiple_choice", "description": ""}
+    for m in summary["models"]:
+        m["settings"] = {key: value for key, value in m["settings"].items() if key != "teacher"}
+        for measure in ("forget_heldout", "forget_shown") if m["attack"] else ():
+            m["attack"][measure] = {"worst": m["attack"][measure]["worst"]}
+    page = Page(run_page.render(summary))
+    words = page.text.lower() + json.dumps(page.drawings).lower()
+    assert "oracle" not in words and "band" not in words and "fact" not in page.text
+    assert "oracle" in Page(run_page.render(example())).text and "band" in Page(run_page.render(example())).text
+
+
+@pytest.mark.unit
+def test_claims_on_the_same_evidence_share_a_row() -> None:
+    same = [conclusion(f"Claim {i}.", VOID, "Not shown: it was unlearned.") for i in range(14)]
+    html = run_page.render({**example(), "conclusions": [*same, conclusion("Another.", VOID, "Something else.")]})
+    text = Page(html).text
+    assert text.count("Not shown: it was unlearned.") == 1 and all(f"Claim {i}." in text for i in range(14))
+    assert html.count("∅ void") == 2 and "Of 15 claims 0 held, 0 failed, 0 open, 15 void" in text
+
+
 # Run in the page after its own scripts: use every control once and write down what it did.
 PROBE = """<script>
+drawn.then(() => {
 const seen = {}, visible = place => document.getElementById(place).data.filter(t => t.visible !== false).length;
 const count = () => curves.map(visible), column = index => [...document.querySelectorAll('#models-table tbody tr')]
   .map(row => row.cells[index].dataset.value);
@@ -377,10 +454,11 @@ head.querySelector('button').click(); seen.down = column(7);
 const note = document.body.appendChild(document.createElement('pre'));
 note.id = 'seen';
 note.textContent = JSON.stringify(seen);
+});
 </script>"""
 
 
-def browse(page: Path, profile: Path) -> tuple[str, list[str]]:
+def browse(page: Path, profile: Path, *more: str) -> tuple[str, list[str]]:
     """Return the page's DOM after its scripts ran, and what they logged."""
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if browser is None:
@@ -388,7 +466,7 @@ def browse(page: Path, profile: Path) -> tuple[str, list[str]]:
     flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     flags += "--disable-component-update --disable-sync --disable-dev-shm-usage --window-size=1400,3000 "
     flags += "--virtual-time-budget=8000 --enable-logging=stderr --dump-dom"
-    command = [browser, *flags.split(), f"--user-data-dir={profile}", page.as_uri()]
+    command = [browser, *flags.split(), *more, f"--user-data-dir={profile}", page.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
@@ -415,5 +493,10 @@ def test_browser_draws_every_plot_and_controls_work(tmp_path: Path) -> None:
 @pytest.mark.end_to_end
 @pytest.mark.parametrize("variant", ["holes", "empty"])
 def test_browser_logs_nothing_on_odd_reports(tmp_path: Path, variant: str) -> None:
-    dom, logged = browse(run_page.write(VARIANTS[variant](), tmp_path), tmp_path / "profile")
+    """In a reader's dark scheme, in which the oracle's line of nearly black is nearly white, and so are words."""
+    page, dark = run_page.write(VARIANTS[variant](), tmp_path), "--blink-settings=preferredColorScheme=0"
+    dom, logged = browse(page, tmp_path / "profile", dark)
     assert logged == [] and '<section id="method">' in dom
+    if variant == "holes":
+        assert "stroke: rgb(226, 229, 234)" in dom and "stroke: rgb(21, 24, 29)" not in dom
+        assert "fill: rgb(228, 232, 238)" in dom

@@ -19,7 +19,7 @@ import pytest
 from scipy import stats
 
 from distill_jax.reports import sweep_page
-from distill_jax.reports.run_page import clean
+from distill_jax.reports.rendering import clean
 from distill_jax.statistics import fits
 from tests.test_report import HOSTILE, Page, browse
 
@@ -293,7 +293,7 @@ def test_page_is_safe_and_whole(variant: str) -> None:
     html = sweep_page.render(made)
     page = Page(html)
     data = [text for attributes, text in page.scripts if attributes.get("id") == "drawings"]
-    assert json.loads(data[0])["runs"] == clean(made.get("runs") or []) and len(page.scripts) == 3
+    assert json.loads(data[0])["runs"] == clean(made.get("runs") or [])
     outside = {"img", "iframe", "object", "embed", "base"} & {tag for tag, _ in page.tags}
     links = [a["href"] for tag, a in page.tags if tag == "link"]
     assert not outside and links == ["data:,"] and not any("src" in a or "onerror" in a for _, a in page.tags)
@@ -332,10 +332,25 @@ def test_write_is_valid_json_that_draws_the_same_page(tmp_path: Path, monkeypatc
     assert {path.name: path.read_bytes() for path in page.parent.iterdir()} == before
 
 
+@pytest.mark.unit
+def test_the_answer_is_that_of_the_conclusions_on_cost() -> None:
+    def answer(**states: str) -> str:
+        made = [{"name": f"cheaper, schedule, {m}", "statement": "", "state": s} for m, s in states.items()]
+        return Page(sweep_page.render({"conclusions": made})).text
+
+    assert "no more than 80 % of its compute: yes with MaxEnt and RMU; no with GradDiff." in answer(
+        maxent="held", rmu="held", graddiff="failed"
+    )
+    assert "not to be judged with MaxEnt, as a premise is not shown" in answer(maxent="void")
+    assert "Nothing was compared yet" in answer(maxent="not run") and "Nothing was compared yet" in answer()
+    assert "1 of 2 findings held" in Page(sweep_page.render(not_attacked())).text
+
+
 # ---------------------------------------------------------------------------------------------------- the browser
 
 # Run in the page after its own scripts: use every control and write down what it did.
 PROBE = """<script>
+drawn.then(() => {
 const seen = {}, plotted = place => document.getElementById(place);
 const marks = () => Object.fromEntries(plotted('compute').data.filter(t => t.customdata).flatMap(t => t.customdata.map(
   (key, i) => [key, [t.x[i], t.y[i], t.error_y?.array[i] ?? null, t.error_y?.arrayminus[i] ?? null]])));
@@ -354,6 +369,8 @@ const choose = (id, value) => {
 const box = (field, word) => [...document.querySelectorAll(`#filters input[data-field=${field}]`)]
   .find(input => input.parentElement.textContent.trim().endsWith(word));
 seen.drawn = Object.fromEntries(FIGURES.map(place => [place, plotted(place)?.querySelectorAll('.trace, .hm').length]));
+seen.titles = FIGURES.flatMap(place => ['xaxis', 'yaxis'].map(axis => plotted(place)?.layout[axis].title.text));
+seen.floor = plotted('compute').layout.yaxis.range[0];
 seen.traces = plotted('compute').data.length;
 seen.fronts = CASES.map(points => pareto(points.map(([x, y]) => ({ x, y }))).map(({ x, y }) => [x, y]));
 take('start');
@@ -386,6 +403,7 @@ seen.injected = document.querySelectorAll('img, [onerror], body script:not([id])
 const result = document.body.appendChild(document.createElement('pre'));
 result.id = 'seen';
 result.textContent = encodeURIComponent(JSON.stringify(seen));
+});
 </script>"""
 
 
@@ -457,7 +475,8 @@ def test_browser_draws_500_runs_and_its_controls_work(tmp_path: Path) -> None:
     seen, logged, cases = probe(large(), tmp_path)
     assert logged == []
     assert all(seen["drawn"][place] for place in FIGURES), seen["drawn"]
-    assert seen["traces"] < 60
+    assert seen["traces"] < 60 and all(seen["titles"]) and len(seen["titles"]) == 2 * len(FIGURES)
+    assert -0.1 < seen["floor"] <= 0
     assert [sorted(front) for front in seen["fronts"]] == [brute_force(points) for points in cases]
 
     def all_flops(r: Run) -> float:
@@ -509,7 +528,7 @@ def check_csv(text: str, runs: list[Run]) -> None:
 def test_browser_draws_odd_sweeps_without_a_word(tmp_path: Path, variant: str) -> None:
     made = ODD[variant]()
     seen, logged, _ = probe(made, tmp_path)
-    assert logged == [] and seen["injected"] == 2  # the page's script and the probe
+    assert logged == [] and seen["injected"] == 1  # the probe
     assert sorted(seen["start"]["rows"]) == sorted(r["id"] for r in made["runs"])
     whole = [r for r in made["runs"] if r.get("attack") and r.get("vs_retraining")]
     known = [r for r in whole if math.isfinite(r["attack"]["forget_heldout"][-1])]

@@ -26,6 +26,7 @@ from distill_jax.experiment.experiment import CheckedExperiment
 from distill_jax.io.files import write_sealed
 from distill_jax.io.node import Node
 from distill_jax.reports import double_bind_page as page
+from distill_jax.reports.rendering import clean
 from distill_jax.reports.report_metadata import report_metadata
 from distill_jax.statistics.conclusions import line, to_json
 from distill_jax.types import JsonObject
@@ -103,7 +104,7 @@ def write(summary: JsonObject, identity: str, workdir: Path, seconds: float) -> 
     summary = {**summary, "identity": identity, **report_metadata(seconds)}
     print("\n".join(console_lines(summary)))
     (workdir / "report").mkdir(parents=True, exist_ok=True)
-    verdict = page.clean({key: summary[key] for key in IN_VERDICT_JSON})
+    verdict = clean({key: summary[key] for key in IN_VERDICT_JSON})
     write_sealed(workdir / "report" / "verdict.json", verdict)
     return page.write(summary, workdir / "report")
 

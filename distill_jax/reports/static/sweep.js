@@ -1,10 +1,10 @@
 'use strict';
 // All that is drawn is a function of the sweep's runs and fits and of the reader's `view`, `hidden` and `selected`.
 
-const { runs: given, fits, layout: base, quantiles } = JSON.parse(document.getElementById('drawings').textContent);
+const { runs: summaries, fits, quantiles } = JSON.parse(document.getElementById('drawings').textContent);
 const BLANK = { id: null, label: null, kind: null, method: null, alpha: null, beta: null, seed: null, parameters: null,
   retain: null, forget: null, steps: null, max_steps: null, recovered: null, diverged: null };
-const runs = given.map(run => ({ ...BLANK, ...run }));
+const runs = summaries.map(run => ({ ...BLANK, ...run }));
 
 const FILTERS = [['kind', 'kind'], ['method', 'method'], ['alpha', 'α'], ['beta', 'β'], ['seed', 'seed'],
   ['parameters', 'parameters']];
@@ -110,7 +110,7 @@ const answer = value => known(value) ? value ? 'yes' : 'no' : '–';
 const plural = (count, noun) => `${count} ${noun}${count === 1 ? '' : 's'}`;
 const band = ({ mean, half }) => known(mean) ? `${percent(mean)} %${half === null ? '' : ` ± ${percent(half)}`}` : '–';
 
-/* What the pointer is told about a group, as Plotly's HTML: retain always beside forget. */
+/* What the pointer shows of a group, as Plotly's HTML: retain always beside forget. */
 function hover(group) {
   const of = value => estimate(group.runs, value), count = test => group.runs.filter(test).length;
   const attacked = measure => band(of(run => at(run, measure)));
@@ -138,21 +138,21 @@ const markOf = kind => KINDS[kind] ?? OTHER;
 const dashOf = beta => Math.max(betas.indexOf(beta), 0) % DASHES.length;
 const hollow = group => group.runs.some(run => run.diverged || run.recovered === false);
 
-/* Draw traces in the page's style; x and y are Plotly axes, but for the title, which is text. */
+/* Draw traces; x and y are Plotly axes, but for the title, which is text. */
 function plot(place, traces, x, y, more = {}) {
-  const layout = { ...structuredClone(base), ...more };
-  delete layout.yaxis.range;
-  delete layout.yaxis.tickformat;
-  for (const [name, axis] of [['xaxis', x], ['yaxis', y]]) {
-    Object.assign(layout[name], axis, { title: { text: axis.title, font: { size: 13 }, standoff: 8 } });
-  }
-  layout.margin.l = 74;
+  const layout = { margin: { l: 74, r: 22, t: 28, b: 50 }, ...more };
+  for (const [name, axis] of [['xaxis', x], ['yaxis', y]]) layout[name] = { ...axis, title: { text: axis.title } };
   if (!traces.length) {
-    const centre = { xref: 'paper', yref: 'paper', x: 0.5, y: 0.5, showarrow: false, font: { color: '#5a6372' } };
+    const centre = { xref: 'paper', yref: 'paper', x: 0.5, y: 0.5, showarrow: false };
     layout.annotations = [{ ...centre, text: 'Nothing to draw with these filters.' }];
   }
-  const modeBarButtons = [['toImage', 'zoom2d', 'pan2d', 'resetScale2d']];
-  Plotly.react(place, traces, layout, { responsive: true, displaylogo: false, modeBarButtons });
+  drawFigure(place, traces, layout, ['toImage', 'zoom2d', 'pan2d', 'resetScale2d']);
+}
+
+/* The axis of a share from none to the largest drawn, which all may be none. */
+function accuracyAxis(title, values) {
+  const largest = Math.max(...values.filter(known), 0.05);
+  return { title, range: [-0.03 * largest, Math.max(1.06 * largest, Math.min(1.02, largest))], tickformat: '.1~%' };
 }
 
 /* Error bars that end at `low` and `high` at the latest; none where no estimate has an interval. */
@@ -192,12 +192,11 @@ function threaded(trace, _, traces) {
 
 // ---------------------------------------------------------------------------------------------- figures
 
-const ACCURACY = { tickformat: '.1~%' };
-
-function costAxis() {
+function costAxis(costs) {
+  const range = view.log ? {} : costs.some(cost => cost > 0) ? { rangemode: 'tozero' } : { range: [0, 1] };
   const share = view.unit === 'share', words = share ? 'as a share of retraining the oracle' : 'FLOPs';
   return { title: `${view.accounting} compute, ${words}`, type: view.log ? 'log' : 'linear',
-    ...(share ? { tickformat: '.3~p' } : { exponentformat: 'power' }), ...(view.log ? {} : { rangemode: 'tozero' }) };
+    ...(share ? { tickformat: '.3~p' } : { exponentformat: 'power' }), ...range };
 }
 
 function drawCompute(groups) {
@@ -216,8 +215,9 @@ function drawCompute(groups) {
     drawn.filter(({ group }) => group.key === item).map(({ x, y }) => ring(x, y, colour)));
   const retraining = { type: 'line', x0: 1, x1: 1, yref: 'paper', y0: 0, y1: 1, layer: 'below',
     line: { color: '#5a6372', width: 1.2, dash: 'dot' } };
-  plot('compute', drawn.length ? [line, ...rings, ...scatter(drawn).map(threaded)] : [], costAxis(),
-    { title: `held-out accuracy after ${plain(view.step)} attack steps`, rangemode: 'tozero', ...ACCURACY },
+  const heights = drawn.map(({ y, up }) => Math.min(y + (up.half ?? 0), 1));
+  plot('compute', drawn.length ? [line, ...rings, ...scatter(drawn).map(threaded)] : [], costAxis(drawn.map(p => p.x)),
+    accuracyAxis(`held-out accuracy after ${plain(view.step)} attack steps`, heights),
     { shapes: view.unit === 'share' ? [retraining] : [] });
   element('compute-note').textContent = `${plural(drawn.length, 'setting')} drawn, ${front.length} on the front. ` +
     `Kept off the front: ${which('weak').length} with retain more than ${percent(view.tolerance)} points below the ` +
@@ -233,7 +233,8 @@ function drawAccuracies(groups) {
   const drawn = points.filter(({ x, y }) => known(x) && known(y)), near = drawn.filter(p => p.group.kind !== 'reference');
   const right = Math.max(...near.map(p => Math.min(p.x + (p.across.half ?? 0), 1))), beyond = drawn.filter(p => p.x > right);
   const axis = beyond.length && near.length ? { range: [-0.05 * right - 0.002, 1.05 * right + 0.002] } : {};
-  plot('accuracies', scatter(drawn), { title: 'forget accuracy', ...axis, ...ACCURACY }, { title: 'retain accuracy', ...ACCURACY });
+  plot('accuracies', scatter(drawn), { ...accuracyAxis('forget accuracy', drawn.map(p => p.x)), ...axis },
+    drawn.some(p => p.y > 0) ? { title: 'retain accuracy', tickformat: '.1~%' } : accuracyAxis('retain accuracy', []));
   element('accuracies-note').textContent = 'Up and to the left is better. Click a mark to select it. ' + (near.length ? beyond : [])
     .map(p => `${p.group.label}, at retain ${percent(p.y)} % and forget ${percent(p.x)} %, is beyond the right edge.`).join(' ');
 }
@@ -289,11 +290,27 @@ function ribbon(x, low, high, colour) {
     fill: 'toself', fillcolor: colour + '1c', line: { width: 0 }, hoverinfo: 'skip' };
 }
 
+/* What each line is, at its end; one that would cover the one below it is left out. */
+function endLabels(lines, measure) {
+  const ends = lines.flatMap(({ runs: same, colour, label }) => {
+    const step = Math.max(...same.flatMap(run => run.attack?.steps ?? []));
+    const { mean: y } = estimate(same, run => at(run, measure, step)), { kind, alpha } = same[0] ?? {};
+    const text = kind === 'undo' && known(alpha) ? `α ${alpha}` : label.replace(/ \(.*?\)|,? of .*$/g, '').slice(0, 20);
+    return known(y) ? [{ x: step, y, text: escaped(text), font: { color: colour, size: 11.5 } }] : [];
+  }).sort((a, b) => a.y - b.y);
+  const kept = ends.filter((end, i) => !i || end.y - ends[i - 1].y > 0.05 || end.y === ends.at(-1).y);
+  return kept.map(end => ({ ...end, xanchor: 'left', xshift: 4, showarrow: false }));
+}
+
 function drawCurves() {
-  const lines = chosen(), panels = { heldout: 'forget_heldout', relearned: 'forget_shown', kept: 'retain_at_worst' };
-  for (const [place, measure] of Object.entries(panels)) {
+  const lines = chosen(), panels = { heldout: ['forget_heldout', 'held-out accuracy'],
+    relearned: ['forget_shown', 'shown accuracy'], kept: ['retain_at_worst', 'retain accuracy'] };
+  const steps = lines.flatMap(({ runs: same }) => same.flatMap(run => run.attack?.steps ?? [])), last = Math.max(...steps);
+  const span = steps.length ? { range: [-0.02 * last, Math.max(last, 1)] } : {};
+  for (const [place, [measure, title]] of Object.entries(panels)) {
     const traces = lines.flatMap(line => curve(line, measure));
-    plot(place, traces, { title: 'attack step' }, { title: '', range: [-0.02, 1.02], ...ACCURACY });
+    plot(place, traces, { title: 'attack step', ...span }, { title, range: [-0.02, 1.02], tickformat: '.1~%' },
+      { annotations: endLabels(lines, measure), margin: { l: 74, r: 110, t: 28, b: 50 } });
   }
   const buttons = lines.map(({ item, colour, dash, label, runs: same }) =>
     `<button type="button" data-item="${escaped(item)}" aria-pressed="${same.length > 0}" title="take away">` +
@@ -301,8 +318,9 @@ function drawCurves() {
   element('selection').innerHTML = buttons.join('') || '<span class="small">Nothing is selected.</span>';
 }
 
-const stroke = (dash, colour) => '<svg class="swatch" width="30" height="10" aria-hidden="true"><line x1="0" y1="5" ' +
-  `x2="30" y2="5" stroke="${colour}" stroke-width="2.5" stroke-dasharray="${DASHES[dash][1]}"/></svg>`;
+const stroke = (dash, colour) => `<svg class="swatch" width="30" height="10" aria-hidden="true" ` +
+  `style="--c:${themedColour(colour)}"><line x1="0" y1="5" x2="30" y2="5" stroke-width="2.5" ` +
+  `stroke-dasharray="${DASHES[dash][1]}"/></svg>`;
 
 function drawSteps(groups) {
   const undo = groups.filter(group => group.kind === 'undo' && known(group.alpha));
@@ -439,7 +457,7 @@ function filter() {
 
 function swatch(field, value) {
   if (field === 'kind') return `<span class="mark">${markOf(value)[1]}</span>`;
-  if (field === 'method') return `<span class="mark" style="color:${colourOf(value)}">⬤</span>`;
+  if (field === 'method') return `<span class="mark" style="color:${themedColour(colourOf(value))}">⬤</span>`;
   return field === 'beta' && known(value) ? stroke(dashOf(value), '#4b5462') : '';
 }
 
@@ -546,4 +564,5 @@ function start() {
   }
 }
 
-start();
+let started = false;
+const drawn = whenReady(() => { if (started) draw(); else start(); started = true; });
