@@ -30,12 +30,13 @@ class NextToken(Objective):
         self, cfg: TransformerConfig, chunk: int, params: Any, batch: PackedRows, teacher_outputs: Any = None
     ) -> dict[str, Term]:
         """Return one term, "cross_entropy"."""
+        # The head after the hidden states: where both have the embedding, gradients add up in the order of use.
+        hidden, mask = hidden_and_mask(cfg, params, batch, self.loss_on)
         head = transformer.head(params)
 
         def loss(hidden: jax.Array, targets: jax.Array, mask: jax.Array) -> Any:
             return cross_entropy(transformer.unembed(cfg, head, hidden), targets, mask)
 
-        hidden, mask = hidden_and_mask(cfg, params, batch, self.loss_on)
         return {"cross_entropy": Term(1.0, *over_tokens(loss, chunk, hidden, batch.tokens[:, 1:], mask))}
 
 

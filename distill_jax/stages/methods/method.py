@@ -98,12 +98,14 @@ class OutputMethod(UnlearningMethod):
         self, cfg: TransformerConfig, chunk: int, params: Any, batch: Batch, teacher_outputs: Any
     ) -> dict[str, Term]:
         """Return the terms "forget" and "retain"."""
-        head, rows = transformer.head(params), batch["forget"]
+        rows: PackedRows = batch["forget"]
+        # The head after the hidden states: where both have the embedding, gradients add up in the order of use.
+        hidden, mask = hidden_and_mask(cfg, params, rows, self.loss_on)
+        head = transformer.head(params)
 
         def forget(hidden: jax.Array, targets: jax.Array, mask: jax.Array) -> Sum:
             return self.forget_loss(transformer.unembed(cfg, head, hidden), targets, mask)
 
-        hidden, mask = hidden_and_mask(cfg, params, rows, self.loss_on)
         loss = over_tokens(forget, chunk, hidden, rows.tokens[:, 1:], mask)
         retain = self._retain(cfg, chunk, params, batch["retain"], teacher_outputs)
         return {"forget": Term(1.0, *loss), "retain": retain}
