@@ -15,7 +15,7 @@ from distill_jax.models.presets import preset
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops
 from distill_jax.sharding.mesh import make_mesh
-from distill_jax.stages import Distill, Finetune, Pretrain, Relearn, Unlearn
+from distill_jax.stages import Distill, Finetune, Relearn, Unlearn
 from distill_jax.stages.compiled_step import compiled_step
 from distill_jax.train.batch import PackedRows
 from distill_jax.train.layout import ShardedMembers
