@@ -205,7 +205,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--all", action="store_true", help="also what takes minutes")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(COMMANDS | LONG)}")
     given = parser.parse_args(argv)
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # orbax, which reads weights here, brings JAX: it need not look for a TPU
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # orbax, which reads weights, brings JAX
     names = given.names or [*COMMANDS, *(LONG if given.all else ())]
     for name in names:
         if name not in COMMANDS | LONG:
