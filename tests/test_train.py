@@ -453,7 +453,10 @@ def test_members_may_weigh_their_loss_terms():
 
 def run_loop(state, step, settings=SETTINGS, goals=None, save=lambda s, state: None, record=lambda s, m: None):
     goals = goals or {}
-    return loop(state, None, step, lambda s: BATCHES[s], settings, Hooks(save, lambda s, _: goals.get(s), record))
+    hooks = Hooks(
+        lambda state, batch: step(state, None, batch), lambda s: BATCHES[s], save, lambda s, _: goals.get(s), record
+    )
+    return loop(state, settings, hooks)
 
 
 @pytest.mark.unit
@@ -508,7 +511,7 @@ def test_the_order_of_the_loop():
     events = []
     state = fresh([weights()], [0.1])
 
-    def step(state, teacher, batch):
+    def step(state, batch):
         events.append(f"step {batch}")
         return state.replace(step=state.step + 1), {"loss": jnp.full((1,), batch), ACTIVE: True}
 
@@ -518,9 +521,9 @@ def test_the_order_of_the_loop():
 
     settings = dataclasses.replace(SETTINGS, steps=4, checkpoint_every=2, log_every=2)
     loop(
-        state, None, step, lambda s: s, settings,
+        state, settings,
         Hooks(
-            save=lambda s, state: events.append(f"save {s} {int(state.step)}"),
+            step=step, feed=lambda s: s, save=lambda s, state: events.append(f"save {s} {int(state.step)}"),
             evaluate=lambda s, state: events.append(f"evaluate {s} {int(state.step)}"),
             record=record,
         ),
@@ -537,9 +540,10 @@ def test_what_a_save_stands_on_has_been_recorded():
     state = fresh([weights()], [0.1])
     recorded, at_save = [], {}
     loop(
-        state, None, lambda state, teacher, batch: (state.replace(step=state.step + 1), {ACTIVE: jnp.ones(1, bool)}),
-        lambda s: s, dataclasses.replace(SETTINGS, steps=4, checkpoint_every=2, log_every=1),
+        state, dataclasses.replace(SETTINGS, steps=4, checkpoint_every=2, log_every=1),
         Hooks(
+            step=lambda state, batch: (state.replace(step=state.step + 1), {ACTIVE: jnp.ones(1, bool)}),
+            feed=lambda s: s,
             save=lambda s, state: at_save.update({s: list(recorded)}), evaluate=lambda s, state: None,
             record=lambda s, metrics: recorded.append(s),
         ),

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from distill_jax.models import transformer
-from distill_jax.models.transformer import TransformerConfig
+from distill_jax.models.transformer import Params, TransformerConfig
 from distill_jax.perf import flops
 from distill_jax.perf.memory import needed_bytes
 from distill_jax.sharding.mesh import batch_sharding, make_mesh
@@ -100,7 +100,7 @@ class Stepper:
         layout = ShardedMembers(mesh, cfg)
         self.state: State = layout.make([weights(0)], chosen.transform(), Hyper.of(rates))
         self.batch = tokens(case, mesh)
-        self.teacher: Any = None
+        self.teacher: Params | None = None
         if case.workload != "pretrain":
             self.teacher = weights(1)
         if case.workload == "cached":
@@ -136,5 +136,4 @@ def tokens(case: Case, mesh: Mesh) -> PackedRows:
     shape = (1, case.batch, case.length)
     ids = np.random.RandomState(0).randint(0, case.cfg.vocab, shape).astype(np.int32)
     ones = np.ones(shape, np.int32)
-    rows: PackedRows = jax.device_put(PackedRows(ids, ones, ones), batch_sharding(mesh, case.batch))
-    return rows
+    return PackedRows(*jax.device_put((ids, ones, ones), batch_sharding(mesh, case.batch)))

@@ -68,7 +68,7 @@ def names(cfg: TransformerConfig, leaf: str) -> Names:
 @functools.cache
 def leaves(cfg: TransformerConfig) -> Mapping[str, tuple[int, ...]]:
     """Return the shape of every leaf of our tree, by its path with slashes."""
-    tree = jax.eval_shape(lambda: transformer.init(cfg, jax.random.key(0)))
+    tree = transformer.shapes(cfg)
     return {_path(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
@@ -89,7 +89,7 @@ def load(cfg: TransformerConfig, source: Source, mesh: Mesh, dtype: str | None =
     Args:
       dtype: of the matrices; as they are stored, when left out. Norms are fp32 always.
     """
-    tree = jax.eval_shape(lambda: transformer.init(cfg, jax.random.key(0)))
+    tree = transformer.shapes(cfg)
     tree = with_shardings(tree, shardings(mesh, transformer.logical_axes(cfg), tree))
     paths, treedef = jax.tree_util.tree_flatten_with_path(tree)
     out: list[Any] = [None] * len(paths)

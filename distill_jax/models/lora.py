@@ -72,8 +72,7 @@ def _merged(w: jax.Array, pair: Pair, alpha: float, lead: int, dtype: str) -> ja
 
 def init(cfg: TransformerConfig, rank: int, key: jax.Array) -> Adapters:
     """Draw fresh fp32 adapters for every matrix of the layers: they change nothing yet."""
-    weights = jax.eval_shape(lambda: transformer.init(cfg, jax.random.key(0)))["layers"]
-
+    weights = transformer.shapes(cfg)["layers"]
     out: dict[str, dict[str, Pair]] = {}
     matrices = [(m, n) for m in sorted(weights) for n in sorted(weights[m]) if n in FANS]
     for (module, name), k in zip(matrices, jax.random.split(key, len(matrices)), strict=True):

@@ -438,6 +438,16 @@ def init(cfg: TransformerConfig, key: jax.Array) -> Params:
     return nn.unbox(Transformer(cfg).init(key, tokens, tokens, masks)["params"])
 
 
+def shapes(cfg: TransformerConfig) -> Params:
+    """Return the shapes of a model's weights, without drawing them."""
+
+    def draw() -> Params:
+        return init(cfg, jax.random.key(0))
+
+    weights: Params = jax.eval_shape(draw)
+    return weights
+
+
 def frozen(cfg: TransformerConfig, params: Params) -> Params:
     """Return params (or their shapes) that only forward passes read: matrices in the dtype they are computed in.
 
@@ -548,5 +558,4 @@ def decode_step(
 
 def parameter_count(cfg: TransformerConfig) -> int:
     """Count the parameters without allocating them."""
-    shapes = jax.eval_shape(lambda: init(cfg, jax.random.key(0)))
-    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes(cfg)))

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding
 
 from distill_jax.config import ConfigError, Interrupted
 from distill_jax.data.data_config import DataConfig
@@ -21,6 +22,7 @@ from distill_jax.data.records import Rows, load_manifest
 from distill_jax.data.teacher_states import StateWriter
 from distill_jax.io.metrics import TrainingSize
 from distill_jax.models import transformer
+from distill_jax.models.transformer import Params
 from distill_jax.perf import flops
 from distill_jax.perf.ledger import ledger
 from distill_jax.sharding.distributed import is_primary, preempted
@@ -74,7 +76,7 @@ class Cache(Stage):
         mesh = make_mesh(1, fsdp=ctx.run.fsdp, tensor=ctx.run.tensor)
         params = ctx.params(node.inputs["teacher"], mesh, frozen=True)
 
-        def forward(params: Any, tokens: jax.Array, segments: jax.Array) -> jax.Array:
+        def forward(params: Params, tokens: jax.Array, segments: jax.Array) -> jax.Array:
             with tracing(mesh):
                 states = transformer.hidden_states(cfg, params, tokens[0], segments[0])
             return jax.lax.with_sharding_constraint(states, replicated(mesh))  # so that one host can write them
@@ -92,10 +94,8 @@ class Cache(Stage):
                 chosen = np.arange(first, min(first + self.batch, shard.stop))
                 # A part of a batch is filled up, so that one program serves all.
                 read = rows.gather(np.resize(chosen, self.batch))
-                column = lambda i, read=read: jax.make_array_from_callback(  # noqa: E731
-                    (1, self.batch, ctx.row_length), at, lambda index: read[None, :, i][index]
-                )
-                parts.append(np.asarray(forward(params, column(0), column(1)))[: len(chosen)])
+                placed = (_placed(read[:, i], at) for i in (0, 1))
+                parts.append(np.asarray(forward(params, *placed))[: len(chosen)])
                 ctx.progress.step(first, size, f"row {first} of {len(rows)} to the cache")
             if is_primary():
                 writer.write(shard, np.concatenate(parts))
@@ -106,3 +106,13 @@ class Cache(Stage):
             tokens = {"teacher": len(rows) * ctx.row_length}
             seconds = {"teacher": time.monotonic() - began}
             node.finish({"rows": len(rows)}, ledger(spent, tokens, seconds, devices=mesh.size))
+
+
+def _placed(column: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    """Return a column [B, T] of rows as a batch of one stream, [1, B, T]."""
+    stream = column[None]
+
+    def part(index: Any) -> np.ndarray:
+        return stream[index]
+
+    return jax.make_array_from_callback(stream.shape, sharding, part)

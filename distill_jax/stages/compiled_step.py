@@ -5,15 +5,15 @@ from __future__ import annotations
 import abc
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
-from distill_jax.models.transformer import TransformerConfig
+from distill_jax.models.transformer import Params, TransformerConfig
 from distill_jax.train.layout import ShardedMembers
 from distill_jax.train.settings import Optimizer
 from distill_jax.train.step import Batch, StepConfig, Term, make_step
+from distill_jax.types import PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Objective(abc.ABC):
 
     @abc.abstractmethod
     def loss_terms(
-        self, cfg: TransformerConfig, chunk: int, params: Any, batch: Batch, teacher_outputs: Any
+        self, cfg: TransformerConfig, chunk: int, params: Params, batch: Batch, teacher_outputs: PyTree
     ) -> dict[str, Term]:
         """Return one member's loss terms on a microbatch.
 
@@ -32,13 +32,14 @@ class Objective(abc.ABC):
           teacher_outputs: what `teacher_outputs` returned for the microbatch.
         """
 
-    def teacher_outputs(self, cfg: TransformerConfig, teacher: Any, batch: Batch) -> Any:
+    def teacher_outputs(self, cfg: TransformerConfig, teacher: Params, batch: Batch) -> PyTree:
         """Return what the loss needs of the frozen teacher, which runs once a microbatch for all members."""
         del cfg, teacher, batch
 
-    def trainable(self, cfg: TransformerConfig) -> Any:
+    def trainable(self, cfg: TransformerConfig) -> Params | None:
         """Return 0/1 masks like the parameters, 1 where they move; None if all do."""
         del cfg
+        return None
 
 
 @dataclasses.dataclass(frozen=True)

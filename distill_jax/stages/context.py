@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from distill_jax.config import identity
@@ -19,6 +21,7 @@ from distill_jax.io.checkpoint import FINAL
 from distill_jax.io.metrics import Progress
 from distill_jax.io.node import Node
 from distill_jax.models import lora, transformer
+from distill_jax.models.transformer import Params
 from distill_jax.sharding.mesh import parameter_table, shardings, with_shardings
 from distill_jax.train.population import draw_weights, weights_shape
 
@@ -67,6 +70,9 @@ class RunSettings:
             raise ValueError(f"profile = {self.profile}: give the first and the last step, such as (10, 13)")
 
 
+Evaluator = Callable[..., np.ndarray]  # (params [P, ...], base=None) -> scores [P, n]
+
+
 @dataclasses.dataclass
 class Context:
     """The surroundings of a stage in one run."""
@@ -78,7 +84,7 @@ class Context:
     run: RunSettings = dataclasses.field(default_factory=RunSettings)
 
     def __post_init__(self):
-        self._evaluators: dict[Any, Any] = {}
+        self._evaluators: dict[tuple[Mesh, tuple[str, ...]], Evaluator] = {}
         self._described: set[tuple[int, int]] = set()
 
     def describe(self, mesh: Mesh) -> None:
@@ -94,7 +100,7 @@ class Context:
         for note in notes:
             self.progress.say(f"note: {note}")
 
-    def params(self, name: str, mesh: Mesh | None = None, *, frozen: bool = False) -> Any:
+    def params(self, name: str, mesh: Mesh | None = None, *, frozen: bool = False) -> Params:
         """Return the final weights of a finished node, laid out on the mesh (or whole on one device).
 
         A node that trained adapters kept only them: they are merged into the weights it started from.
@@ -109,27 +115,27 @@ class Context:
         adapters = self.adapters(name, mesh)
         dtype = self.model.dtype if frozen else "float32"
         merged = lora.merge(self.params(node.inputs["start"], mesh), adapters, kept.lora_alpha, dtype)
-        at = jax.tree.map(lambda w: w.sharding, self.weights(mesh)) if mesh else None
+        at = jax.tree.map(operator.attrgetter("sharding"), self.weights(mesh)) if mesh else None
         return jax.device_put(transformer.frozen(self.model, merged) if frozen else merged, at)
 
-    def adapters(self, name: str, mesh: Mesh | None = None) -> Any:
+    def adapters(self, name: str, mesh: Mesh | None = None) -> lora.Adapters:
         """Return the final adapters of a finished node that kept them, be they to all matrices or to some."""
         checkpoints = self.nodes[name].checkpoints
         shape = checkpoints.shapes(FINAL)
         at = shardings(mesh, lora.logical_axes(self.model, shape), shape) if mesh else None
         return checkpoints.restore(FINAL, with_shardings(shape, at) if mesh else shape)
 
-    def starts(self, nodes: Sequence[Node], mesh: Mesh) -> list[Any]:
+    def starts(self, nodes: Sequence[Node], mesh: Mesh) -> list[Params]:
         """Return the weights that each node starts from, or one tree for all that start from one."""
         names = [node.inputs["start"] for node in nodes]
         found = {name: self.params(name, mesh) for name in dict.fromkeys(names)}
         return list(found.values()) if len(found) == 1 else [found[name] for name in names]
 
-    def fresh(self, node: Node, mesh: Mesh) -> Any:
+    def fresh(self, node: Node, mesh: Mesh) -> Params:
         """Draw a node's fresh weights on the mesh."""
         return draw_weights(self.model, mesh, jax.random.key(seed_for(node.settings.seed, "init", node.stage)))
 
-    def weights(self, mesh: Mesh | None, *, frozen: bool = False) -> Any:
+    def weights(self, mesh: Mesh | None, *, frozen: bool = False) -> Params:
         """Return one model's weights as shapes, laid out on the mesh (or anyhow)."""
         shape = weights_shape(self.model, mesh)
         return transformer.frozen(self.model, shape) if frozen else shape
@@ -150,7 +156,7 @@ class Context:
         """What is measured of a model on these data."""
         return MEASURES[self.data_config.MEASURE](self.data)
 
-    def evaluator(self, mesh: Mesh, *parts: str) -> Any:
+    def evaluator(self, mesh: Mesh, *parts: str) -> Evaluator:
         """Return evaluate(params [P, ...], base=None) -> [P, n] on the parts; compiled once a run."""
         key = (mesh, parts)
         if key not in self._evaluators:
@@ -168,6 +174,6 @@ class Context:
         return self.measure.flops(self.model, parts) if self.prepared else 0.0
 
 
-def seed_for(*what: Any) -> int:
+def seed_for(*what: object) -> int:
     """Return a 31-bit seed for a purpose, such as seed_for(seed, "pretrain", "rows")."""
     return int(identity(what), 16) & 0x7FFFFFFF

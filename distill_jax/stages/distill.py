@@ -8,8 +8,9 @@ within `tolerance` of the teacher's.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ from distill_jax.config import added
 from distill_jax.losses.chunked import over_tokens
 from distill_jax.losses.distillation import Divergence, Sum
 from distill_jax.models import transformer
-from distill_jax.models.transformer import TransformerConfig
+from distill_jax.models.transformer import Params, TransformerConfig
 from distill_jax.perf import flops
 from distill_jax.stages.cache import Cache
 from distill_jax.stages.compiled_step import Objective
@@ -28,9 +29,10 @@ from distill_jax.stages.context import Context, Node
 from distill_jax.stages.next_token import hidden_and_mask
 from distill_jax.stages.stage import Stage, stage_input
 from distill_jax.stages.train_stage import AdaptingStage
-from distill_jax.stages.training import finish_models, train
+from distill_jax.stages.training import EvaluationPlan, finish_models, train
 from distill_jax.train.batch import PackedRows
 from distill_jax.train.step import Batch, Term
+from distill_jax.types import PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,16 +50,17 @@ class Imitation(Objective):
     cached: bool = False
     uniform: bool = False
 
-    def teacher_outputs(self, cfg: TransformerConfig, teacher: Any, batch: Batch) -> Any:
+    def teacher_outputs(self, cfg: TransformerConfig, teacher: Params, batch: Batch) -> PyTree:
         """Return the teacher's head and its final hidden states, a vocabulary's width smaller than logits."""
         rows = self._imitated(batch)
         if self.cached:
+            assert rows.states is not None
             return {"hidden": rows.states[:, :-1], "head": teacher}
         hidden = transformer.hidden_states(cfg, teacher, rows.tokens, rows.segments)[:, :-1]
         return {"hidden": hidden, "head": transformer.head_of(teacher)}
 
     def loss_terms(
-        self, cfg: TransformerConfig, chunk: int, params: Any, batch: Batch, teacher_outputs: Any
+        self, cfg: TransformerConfig, chunk: int, params: Params, batch: Batch, teacher_outputs: PyTree
     ) -> dict[str, Term]:
         """Return one term, "kl"; heads are applied a chunk at a time."""
         hidden, mask = hidden_and_mask(cfg, params, self._imitated(batch), self.loss_on)
@@ -155,7 +158,7 @@ class Distill(AdaptingStage):
         named = (self.divergence, self.temperature, self.times_t_squared, self.beta, self.skew, self.top_k)
         return Imitation(Divergence(*named), self.loss_on, bool(self.cache), bool(self.uniform))
 
-    def starts(self, ctx: Context, nodes: Sequence[Node], mesh: Mesh) -> list[Any]:
+    def starts(self, ctx: Context, nodes: Sequence[Node], mesh: Mesh) -> list[Params]:
         """Return each student's starting weights: another node's, or fresh ones."""
         return [ctx.params(n.inputs["start"], mesh) if "start" in n.inputs else ctx.fresh(n, mesh) for n in nodes]
 
@@ -182,6 +185,10 @@ class Distill(AdaptingStage):
             "teacher": flops.forward(ctx.model, self.batch, ctx.row_length, layers=layers),
         }
 
+    def evaluates_at(self, step: int) -> bool:
+        """Return whether it is evaluated at a step; before the first one too."""
+        return step % self.evaluate_every == 0
+
     def run(self, ctx: Context, nodes: Sequence[Node]) -> None:
         """Distil one teacher into all the nodes' students."""
         job = self.train_job(ctx, nodes)
@@ -189,13 +196,11 @@ class Distill(AdaptingStage):
         scale = ctx.measure.scale
         score = np.nan if teacher is None else teacher  # of a teacher that diverged there is none, and none to recover
         goals = np.array([scale.goal(score, node.settings.tolerance) for node in nodes])
-        outcome = train(
-            ctx,
-            job,
-            lambda mesh: self.starts(ctx, nodes, mesh),
-            evaluate_at=lambda s: s % self.evaluate_every == 0,
-            parts=("retain",),
-            reached=(lambda scores: scale.reaches(scores["retain"], goals)) if self.stop else None,
-            planned_flops=self.estimate_flops(ctx) * len(nodes),
-        )
+
+        def reached(scores: dict[str, np.ndarray]) -> np.ndarray:
+            return scale.reaches(scores["retain"], goals)
+
+        plan = EvaluationPlan(self.evaluates_at, ("retain",), reached if self.stop else None)
+        starts = functools.partial(self.starts, ctx, nodes)
+        outcome = train(ctx, job, starts, plan, self.estimate_flops(ctx) * len(nodes))
         finish_models(ctx, job, outcome, watched=("retain",))

@@ -12,8 +12,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-import jax
-
 from distill_jax.config import ConfigError, check, identity
 from distill_jax.data.data_config import DataConfig
 from distill_jax.evals.measure import all_finite
@@ -23,6 +21,7 @@ from distill_jax.perf.ledger import ledger
 from distill_jax.sharding.mesh import make_mesh
 from distill_jax.stages.context import PARTS, Context, Node
 from distill_jax.stages.stage import Stage, stage_input
+from distill_jax.train.population import of_one
 from distill_jax.train.settings import Lora
 
 # Of a decoder's description, how it is run and not what it computes.
@@ -116,7 +115,7 @@ class Import(Stage):
             began, model = time.monotonic(), Published(node.settings.path, node.settings.adapter)
             imported = model.leave(node, model.adapters(mesh) if node.settings.start else model.load(mesh))
             # What the stages after this one will read.
-            params = jax.tree.map(lambda x: x[None], ctx.params(node.name, mesh))
+            params = of_one(ctx.params(node.name, mesh))
             seen = ctx.evaluator(mesh, *PARTS)(params)
             spent = {"evaluation": self.estimate_flops(ctx)}
             seconds = {"other": time.monotonic() - began}

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax
 
 from distill_jax.losses.chunked import over_tokens
-from distill_jax.losses.cross_entropy import cross_entropy
+from distill_jax.losses.cross_entropy import Sum, cross_entropy
 from distill_jax.models import transformer
-from distill_jax.models.transformer import TransformerConfig
+from distill_jax.models.transformer import Params, TransformerConfig
 from distill_jax.stages.compiled_step import Objective
 from distill_jax.train.batch import PackedRows
 from distill_jax.train.step import Term
+from distill_jax.types import PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,19 +27,21 @@ class NextToken(Objective):
     loss_on: str = "all"
 
     def loss_terms(
-        self, cfg: TransformerConfig, chunk: int, params: Any, batch: PackedRows, teacher_outputs: Any = None
+        self, cfg: TransformerConfig, chunk: int, params: Params, batch: PackedRows, teacher_outputs: PyTree = None
     ) -> dict[str, Term]:
         """Return one term, "cross_entropy"."""
         # The head after the hidden states: where both have the embedding, gradients add up in the order of use.
         hidden, mask = hidden_and_mask(cfg, params, batch, self.loss_on)
         head = transformer.head(params)
 
-        def loss(hidden: jax.Array, targets: jax.Array, mask: jax.Array) -> Any:
+        def loss(hidden: jax.Array, targets: jax.Array, mask: jax.Array) -> Sum:
             return cross_entropy(transformer.unembed(cfg, head, hidden), targets, mask)
 
         return {"cross_entropy": Term(1.0, *over_tokens(loss, chunk, hidden, batch.tokens[:, 1:], mask))}
 
 
-def hidden_and_mask(cfg: TransformerConfig, params: Any, rows: PackedRows, loss_on: str) -> tuple[jax.Array, jax.Array]:
+def hidden_and_mask(
+    cfg: TransformerConfig, params: Params, rows: PackedRows, loss_on: str
+) -> tuple[jax.Array, jax.Array]:
     """Return the final hidden states that predict a next token [B, T-1, D], and which predictions count [B, T-1]."""
     return transformer.hidden_states(cfg, params, rows.tokens, rows.segments)[:, :-1], rows.target_mask(loss_on)

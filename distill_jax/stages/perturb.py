@@ -10,18 +10,19 @@ import dataclasses
 import math
 import time
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import numpy as np
 
 from distill_jax.evals.measure import all_finite
 from distill_jax.io.checkpoint import FINAL
-from distill_jax.models.transformer import FANS
+from distill_jax.models.transformer import FANS, Params
 from distill_jax.perf.ledger import ledger
 from distill_jax.sharding.mesh import make_mesh
 from distill_jax.stages.context import PARTS, Context, Node, seed_for
 from distill_jax.stages.stage import Stage, stage_input
+from distill_jax.train.population import of_one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Perturb(Stage):
             start = ctx.params(node.inputs["start"], mesh)
             kept = 1.0 if not settings.shrink else 1 - settings.alpha
             params = jax.jit(damage)(start, key, np.float32(kept), np.float32(settings.alpha * settings.beta))
-            seen = ctx.evaluator(mesh, *PARTS)(jax.tree.map(lambda x: x[None], params))
+            seen = ctx.evaluator(mesh, *PARTS)(of_one(params))
             node.checkpoints.save(FINAL, params)
             ends = {"steps": 0, "recovered": False, "diverged": not all_finite(seen)[0]}
             spent, tokens = self.estimate_flops(ctx), ctx.measure.tokens(PARTS)
@@ -77,7 +78,7 @@ class Perturb(Stage):
             node.finish({**ctx.measure.result(seen[0], PARTS), **ends}, costs)
 
 
-def damage(params: Any, key: jax.Array, kept: Any, noise_scale: Any) -> Any:
+def damage(params: Params, key: jax.Array, kept: jax.typing.ArrayLike, noise_scale: jax.typing.ArrayLike) -> Params:
     """Return kept · W + noise_scale · N for every matrix W and kept · w for every vector w, kept = 1 - α, scale = α β.
 
     Both factors are arguments of the compiled program: every α and β runs the same one.

@@ -8,6 +8,7 @@ is only what was never removed. The worst case takes, at each step and for each 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -19,7 +20,7 @@ from distill_jax.stages.next_token import NextToken
 from distill_jax.stages.stage import stage_input
 from distill_jax.stages.train_job import Member, TrainJob
 from distill_jax.stages.train_stage import AdaptingStage
-from distill_jax.stages.training import train
+from distill_jax.stages.training import EvaluationPlan, train
 from distill_jax.train.state import DIVERGED
 
 MOST_SEEDS = 1000  # each trains beside the others
@@ -84,17 +85,15 @@ class Relearn(AdaptingStage):
         job = super().train_job(ctx, nodes)
         return dataclasses.replace(job, members=members, seeds=[self.seed + i for i in range(self.seeds)])
 
+    def evaluates_at(self, step: int) -> bool:
+        """Return whether it is evaluated at a step."""
+        return step in self.evaluate_steps
+
     def run(self, ctx: Context, nodes: Sequence[Node]) -> None:
         """Attack one node's model."""
         (node,), job = nodes, self.train_job(ctx, nodes)
-        outcome = train(
-            ctx,
-            job,
-            lambda mesh: [ctx.params(node.inputs["start"], mesh)],
-            evaluate_at=lambda s: s in self.evaluate_steps,
-            by_fact=True,
-            planned_flops=self.estimate_flops(ctx),
-        )
+        plan = EvaluationPlan(self.evaluates_at, by_fact=True)
+        outcome = train(ctx, job, functools.partial(ctx.starts, nodes), plan, self.estimate_flops(ctx))
         spent, tokens = job.spent(ctx, sum(outcome.steps), sum(outcome.evaluations), PARTS)
         ends = zip(job.members, outcome.steps, outcome.status, strict=True)
         diverged = {member.label: step for member, step, status in ends if status == DIVERGED}

@@ -17,6 +17,8 @@ from distill_jax.data.records import load_manifest
 from distill_jax.data.teacher_states import States
 from distill_jax.io.node import STATES
 from distill_jax.models import lora, transformer
+from distill_jax.models.lora import Adapters, Base
+from distill_jax.models.transformer import Params
 from distill_jax.sharding.mesh import batch_sharding, make_mesh, with_shardings
 from distill_jax.stages.context import Context, Node, seed_for
 from distill_jax.train.batch import PackedRows
@@ -25,6 +27,7 @@ from distill_jax.train.population import draw_weights, weights_shape
 from distill_jax.train.settings import Lora
 from distill_jax.train.state import Hyper, State
 from distill_jax.train.step import Batch, TeacherAdapters
+from distill_jax.types import PyTree
 
 if TYPE_CHECKING:
     from distill_jax.stages.stage import Stage
@@ -83,8 +86,8 @@ class TrainJob:
 
     members: Sequence[Member]
     settings: TrainStage
-    build: Callable[[Mesh], Any]
-    reads: Any
+    build: Callable[[Mesh], jax.stages.Wrapped]
+    reads: str | Mapping[str, str]
     seeds: Sequence[int]
     teacher: str
     flops: dict[str, float]
@@ -107,7 +110,7 @@ class TrainJob:
         evaluation = {"evaluation": num_evals * ctx.evaluation_flops(*parts)}
         return flops | evaluation, tokens | {"evaluation": num_evals * ctx.measure.tokens(parts)}
 
-    def mesh(self, ctx: Context, devices: Sequence[Any] | None = None) -> Mesh:
+    def mesh(self, ctx: Context, devices: Sequence[jax.Device] | None = None) -> Mesh:
         """Lay out the devices (all of the run's when left out) for these members."""
         spread = self.members[0].node.peers > 1 and (ctx.run.fsdp, ctx.run.tensor) == (1, 1)
         fsdp, tensor = ctx.run.fsdp, ctx.run.tensor
@@ -116,7 +119,7 @@ class TrainJob:
         except ValueError as error:
             raise ConfigError(f"{error}; change config.run.fsdp or config.run.tensor") from error
 
-    def state(self, ctx: Context, mesh: Mesh, starts: Sequence[Any]) -> State:
+    def state(self, ctx: Context, mesh: Mesh, starts: Sequence[Params]) -> State:
         """Return the population before its first step."""
         rates, streams = [m.learning_rate for m in self.members], [m.stream for m in self.members]
         terms = {term: [m.coefficients[term] for m in self.members] for term in self.members[0].coefficients}
@@ -127,11 +130,11 @@ class TrainJob:
         """Return where the population lies."""
         return ShardedMembers(mesh, ctx.model)
 
-    def adapters(self, ctx: Context, mesh: Mesh) -> list[Any]:
+    def adapters(self, ctx: Context, mesh: Mesh) -> list[Adapters]:
         """Return the fresh adapters of each member; those of one node and one stream are the same."""
 
         @functools.cache
-        def draw(seed: int, stage: str, stream: int) -> Any:
+        def draw(seed: int, stage: str, stream: int) -> Adapters:
             key = jax.random.key(seed_for(seed, "lora", stage, stream))
             return draw_weights(ctx.model, mesh, key, self._rank)
 
@@ -139,18 +142,18 @@ class TrainJob:
         attack = len({m.node.name for m in self.members}) == 1
         return [draw(m.node.settings.seed, m.node.stage, m.stream if attack else 0) for m in self.members]
 
-    def shapes(self, ctx: Context, mesh: Mesh) -> tuple[State, Any, Batch, Any]:
+    def shapes(self, ctx: Context, mesh: Mesh) -> tuple[State, PyTree, Batch, Base | None]:
         """Return what the step takes, (state, teacher, batch, base), as shapes with shardings."""
         starts = weights_shape(ctx.model, mesh, self._rank)
-        state = jax.eval_shape(lambda tree: self.state(ctx, mesh, [tree]), starts)
+        state = jax.eval_shape(functools.partial(self.state, ctx, mesh), [starts])
         state = with_shardings(state, self.layout(ctx, mesh).state_shardings(state))
         shape, sharding = self._batch(ctx, mesh)
-        column = jax.ShapeDtypeStruct(shape, np.int32, sharding=sharding)
+        column: PyTree = jax.ShapeDtypeStruct(shape, np.int32, sharding=sharding)
         rows = PackedRows(column, column, column)
         if self.cache:
-            states = jax.ShapeDtypeStruct((*shape, ctx.model.hidden), ctx.model.dtype, sharding=sharding)
+            states: PyTree = jax.ShapeDtypeStruct((*shape, ctx.model.hidden), ctx.model.dtype, sharding=sharding)
             rows = rows._replace(states=states)
-        batch = jax.tree.map(lambda _: rows, self.reads)
+        batch = dict.fromkeys(self.reads, rows) if isinstance(self.reads, Mapping) else rows
         frozen = ctx.weights(mesh, frozen=True)
         teacher = self._teacher(frozen)
         if adapters := self._teacher_adapters(ctx):
@@ -177,21 +180,31 @@ class TrainJob:
                     return np.stack([feed(step, slice(start, stop)) for feed in feeds])
 
                 def column(i: int) -> jax.Array:
-                    part = lambda index: rows(index[1].start, index[1].stop)[:, :, i]  # noqa: E731
+                    def part(index: Any) -> np.ndarray:
+                        return rows(index[1].start, index[1].stop)[:, :, i]
+
                     return jax.make_array_from_callback(shape, sharding, part)
 
-                if not cached:
-                    return PackedRows(column(0), column(1), column(2))
-                part = lambda index: np.stack([cached.gather(f.indices(step)[index[1]]) for f in feeds])  # noqa: E731
-                states = jax.make_array_from_callback((*shape, ctx.model.hidden), sharding, part)
-                return PackedRows(column(0), column(1), column(2), states)
+                def states(of: States) -> jax.Array:
+                    def part(index: Any) -> np.ndarray:
+                        return np.stack([of.gather(feed.indices(step)[index[1]]) for feed in feeds])
+
+                    return jax.make_array_from_callback((*shape, ctx.model.hidden), sharding, part)
+
+                return PackedRows(column(0), column(1), column(2), states(cached) if cached else None)
 
             return batch
 
-        feeds = jax.tree.map(of_set, self.reads)
-        return lambda step: jax.tree.map(lambda feed: feed(step), feeds)
+        if isinstance(self.reads, str):
+            return of_set(self.reads)
+        by_part = {part: of_set(data) for part, data in self.reads.items()}
 
-    def frozen(self, ctx: Context, mesh: Mesh) -> tuple[Any, Any]:
+        def batches_of_parts(step: int) -> dict[str, PackedRows]:
+            return {part: feed(step) for part, feed in by_part.items()}
+
+        return batches_of_parts
+
+    def frozen(self, ctx: Context, mesh: Mesh) -> tuple[PyTree, Base | None]:
         """Return the weights that no step changes: what the step is given of the teacher, and the base; or None."""
         base = self._base(ctx.params(self.base, mesh, frozen=True)) if self.base else None
         if adapters := self._teacher_adapters(ctx):
@@ -211,11 +224,11 @@ class TrainJob:
         adapters = self.settings.adapters()
         return adapters.lora_rank if adapters else 0
 
-    def _base(self, weights: Any) -> Any:
+    def _base(self, weights: Params) -> Base | None:
         adapters = self.settings.adapters()
         return lora.base(weights, adapters.lora_rank, adapters.lora_alpha) if self.base and adapters else None
 
-    def _teacher(self, weights: Any) -> Any:
+    def _teacher(self, weights: Params) -> Params | None:
         if not self.teacher:
             return None
         return transformer.head_of(weights) if self.cache else weights

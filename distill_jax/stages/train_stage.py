@@ -13,12 +13,12 @@ from jax.sharding import Mesh
 
 from distill_jax.config import added
 from distill_jax.data.data_config import DataConfig
-from distill_jax.models.transformer import TransformerConfig
+from distill_jax.models.transformer import Params, TransformerConfig
 from distill_jax.stages.compiled_step import CompileKey, Objective, compiled_step
 from distill_jax.stages.context import PARTS, Context, Node
 from distill_jax.stages.stage import Stage
 from distill_jax.stages.train_job import TrainJob, make_members
-from distill_jax.stages.training import finish_models, train
+from distill_jax.stages.training import EvaluationPlan, finish_models, train
 from distill_jax.train.settings import Lora, Training
 
 
@@ -75,7 +75,7 @@ class TrainStage(Stage, Training):
         """Return what the step function depends on."""
         return CompileKey(cfg, self.objective(), self.per_unit_rate(), self.steps, self.microbatches, chunk)
 
-    def starts(self, ctx: Context, nodes: Sequence[Node], mesh: Mesh) -> list[Any]:
+    def starts(self, ctx: Context, nodes: Sequence[Node], mesh: Mesh) -> list[Params]:
         """Return the weights that each node starts from: its start's, or fresh ones; or one tree for all."""
         if "start" in self.inputs():
             return ctx.starts(nodes, mesh)
@@ -95,16 +95,15 @@ class TrainStage(Stage, Training):
             flops=self.step_flops(ctx),
         )
 
+    def evaluates_at(self, step: int) -> bool:
+        """Return whether it is evaluated at a step."""
+        return step > 0 and step % self.evaluate_every == 0
+
     def run(self, ctx: Context, nodes: Sequence[Node]) -> None:
         """Train the nodes as one population for all their steps."""
         job = self.train_job(ctx, nodes)
-        outcome = train(
-            ctx,
-            job,
-            lambda mesh: self.starts(ctx, nodes, mesh),
-            evaluate_at=lambda s: s > 0 and s % self.evaluate_every == 0,
-            planned_flops=self.estimate_flops(ctx) * len(nodes),
-        )
+        starts = functools.partial(self.starts, ctx, nodes)
+        outcome = train(ctx, job, starts, EvaluationPlan(self.evaluates_at), self.estimate_flops(ctx) * len(nodes))
         finish_models(ctx, job, outcome)
 
     def estimate_flops(self, ctx: Context) -> float:

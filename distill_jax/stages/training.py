@@ -14,6 +14,8 @@ from jax.sharding import Mesh
 
 from distill_jax.evals.measure import all_finite
 from distill_jax.io.checkpoint import FINAL
+from distill_jax.models.lora import Base
+from distill_jax.models.transformer import Params
 from distill_jax.perf.ledger import ledger
 from distill_jax.stages.context import PARTS, Context
 from distill_jax.stages.train_job import Member, TrainJob
@@ -32,24 +34,34 @@ class Outcome(driver.Outcome):
     mesh: Mesh
 
 
+@dataclasses.dataclass(frozen=True)
+class EvaluationPlan:
+    """When a population is evaluated as it trains, on what, and what comes of it.
+
+    Attributes:
+      due: step -> whether scores on `parts` are measured there and written as "evaluation" rows.
+      reached: scores {name: [P]} -> bool [P], who may stop; None if nobody may.
+      by_fact: whether "facts" rows say of each held-out fact how many of its prompts were answered right.
+    """
+
+    due: Callable[[int], bool]
+    parts: Sequence[str] = PARTS
+    reached: Callable[[dict[str, np.ndarray]], np.ndarray] | None = None
+    by_fact: bool = False
+
+
 def train(
     ctx: Context,
     job: TrainJob,
-    starts: Callable[[Mesh], Sequence[Any]],
-    *,
-    evaluate_at: Callable[[int], bool],
-    parts: Sequence[str] = PARTS,
-    reached: Callable[[dict[str, np.ndarray]], np.ndarray] | None = None,
-    by_fact: bool = False,
-    planned_flops: float = 0.0,
+    starts: Callable[[Mesh], Sequence[Params]],
+    plan: EvaluationPlan,
+    planned_flops: float,
 ) -> Outcome:
     """Train the members of a job as one population, continuing from its nodes' checkpoints if they have any.
 
     Args:
       starts: mesh -> each member's starting weights, or one tree for all; not called if adapters train.
-      evaluate_at: the steps at which scores on `parts` are measured and written as "evaluation" rows.
-      reached: scores {name: [P]} -> bool [P], who may stop.
-      by_fact: whether "facts" rows say of each held-out fact how many of its prompts were answered right.
+      planned_flops: of all members, evaluation included, if none stops early.
 
     Raises:
       Interrupted: if the run was asked to stop; everything up to here is saved.
@@ -67,47 +79,44 @@ def train(
         layout=job.layout(ctx, mesh),
         inputs=inputs,
         nodes=[m.node for m in members],
-        evaluation=PartsEvaluation(ctx, mesh, members, evaluate_at, parts, reached, by_fact),
+        evaluation=PartsEvaluation(ctx, mesh, members, plan),
         progress=ctx.progress,
         cost=Cost(settings.batch * ctx.row_length * len(members), planned_flops, job.step_flops()),
         profile=ctx.run.profile,
     )
-    fresh = job.adapters if job.base else lambda _, mesh: starts(mesh)
-    trained = driver.train(run, job.state(ctx, mesh, fresh(ctx, mesh)), clock)
+    fresh = job.adapters(ctx, mesh) if job.base else starts(mesh)
+    trained = driver.train(run, job.state(ctx, mesh, fresh), clock)
     return Outcome(**vars(trained), mesh=mesh)
 
 
 @dataclasses.dataclass(frozen=True)
 class PartsEvaluation:
-    """Scores on parts of the evaluation data, as rows of the members that still run.
-
-    Attributes:
-      due, parts, reached, by_fact: `evaluate_at` and the others of `train`.
-    """
+    """Scores on parts of the evaluation data, as rows of the members that still run."""
 
     ctx: Context
     mesh: Mesh
     members: Sequence[Member]
-    due: Callable[[int], bool]
-    parts: Sequence[str]
-    reached: Callable[[dict[str, np.ndarray]], np.ndarray] | None
-    by_fact: bool
+    plan: EvaluationPlan
 
-    def __call__(self, state: State, base: Any) -> Measurement:
+    def due(self, step: int) -> bool:
+        """Whether to measure at a step."""
+        return self.plan.due(step)
+
+    def __call__(self, state: State, base: Base | None) -> Measurement:
         """Measure the members: those that reached their goal may stop, those without numbers diverged."""
-        count, measure = len(self.members), self.ctx.measure
-        raw = self.ctx.evaluator(self.mesh, *self.parts)(state.params, base)[:count]
-        scores, good = measure.series(raw, self.parts), all_finite(raw)
+        count, measure, plan = len(self.members), self.ctx.measure, self.plan
+        raw = self.ctx.evaluator(self.mesh, *plan.parts)(state.params, base)[:count]
+        scores, good = measure.series(raw, plan.parts), all_finite(raw)
         running = np.asarray(state.status)[:count] == RUNNING
         rows = [
             self._row(i, "evaluation", values={name: float(score[i]) for name, score in scores.items()})
             for i in np.flatnonzero(running).tolist()
         ]
-        if self.by_fact and measure.prompts_by_fact(self.parts):
+        if plan.by_fact and measure.prompts_by_fact(plan.parts):
             counted = np.flatnonzero(running & good).tolist()
-            facts = measure.by_fact(raw[counted], self.parts).tolist()
+            facts = measure.by_fact(raw[counted], plan.parts).tolist()
             rows += [self._row(i, "facts", counts={"correct": x}) for i, x in zip(counted, facts, strict=True)]
-        status = np.where(self.reached(scores), REACHED, RUNNING) if self.reached else np.full(count, RUNNING)
+        status = np.where(plan.reached(scores), REACHED, RUNNING) if plan.reached else np.full(count, RUNNING)
         return Measurement(rows, np.where(good, status, DIVERGED), self._summary(scores, good))
 
     def _row(self, index: int, kind: str, **numbers: Any) -> Row:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 
@@ -19,10 +19,10 @@ class PackedRows(NamedTuple):
       states: the teacher's final hidden states [..., T, D] where a cache holds them, else None.
     """
 
-    tokens: Any
-    segments: Any
-    answer: Any
-    states: Any = None
+    tokens: jax.Array
+    segments: jax.Array
+    answer: jax.Array
+    states: jax.Array | None = None
 
     def target_mask(self, loss_on: str) -> jax.Array:
         """Return which of the T - 1 predicted tokens count: "all" of a document, or those of the "answer"."""

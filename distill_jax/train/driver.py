@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
 from distill_jax.io.metrics import TrainingSize
+from distill_jax.models.lora import Base
 from distill_jax.perf import peaks, profile
 from distill_jax.sharding.distributed import is_primary
-from distill_jax.train.loop import Clock, Hooks, Values, loop
+from distill_jax.train.loop import Clock, Hooks, StepFunction, Values, loop
 from distill_jax.train.metric_writers import MetricWriters, Row
 from distill_jax.train.saved_states import SavedStates
 from distill_jax.train.state import State
-from distill_jax.train.step import Batch
+from distill_jax.train.step import Batch, Metrics
 from distill_jax.train.training_run import Outcome, StepInputs, TrainingRun
 
 
@@ -37,9 +37,9 @@ def train(run: TrainingRun, state: State, clock: Clock | None = None) -> Outcome
     with _closing(saved, MetricWriters(run.nodes, start)) as writers:
         inputs = run.inputs()
         monitor = _Monitor(run, inputs.base, saved, writers, clock)
-        hooks = Hooks(monitor.save, monitor.evaluate, monitor.record)
         with _profiled(run, inputs, start) as step:
-            state = loop(state, inputs.teacher, step, inputs.feed, run.settings, hooks, clock)
+            hooks = Hooks(step, inputs.feed, monitor.save, monitor.evaluate, monitor.record)
+            state = loop(state, run.settings, hooks, clock)
     return _outcome(run, inputs.base, state, clock)
 
 
@@ -53,9 +53,9 @@ def _closing(saved: SavedStates, writers: MetricWriters) -> Iterator[MetricWrite
 
 
 @contextlib.contextmanager
-def _profiled(run: TrainingRun, inputs: StepInputs, start: int) -> Iterator[Callable[..., Any]]:
-    def step(state: State, teacher: Any, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
-        return inputs.step(state, teacher, batch, inputs.base)
+def _profiled(run: TrainingRun, inputs: StepInputs, start: int) -> Iterator[StepFunction]:
+    def step(state: State, batch: Batch) -> tuple[State, Metrics]:
+        return inputs.step(state, inputs.teacher, batch, inputs.base)
 
     window = run.profile if run.nodes and is_primary() else ()
     directory = run.nodes[0].directory / "tensorboard" if run.nodes else Path()
@@ -63,19 +63,18 @@ def _profiled(run: TrainingRun, inputs: StepInputs, start: int) -> Iterator[Call
         yield traced
 
 
-def _outcome(run: TrainingRun, base: Any, state: State, clock: Clock) -> Outcome:
+def _outcome(run: TrainingRun, base: Base | None, state: State, clock: Clock) -> Outcome:
     count = len(run.labels)
     stopped = np.asarray(state.stopped)[:count]
     steps = np.where(stopped >= 0, stopped, int(state.step)).tolist()
-    due = run.evaluation.due if run.evaluation else lambda step: False
-    evaluations = [sum(map(due, range(taken + 1))) for taken in steps]
+    evaluations = [sum(map(run.evaluation.due, range(taken + 1))) if run.evaluation else 0 for taken in steps]
     return Outcome(state, base, steps, np.asarray(state.status)[:count].tolist(), evaluations, clock.split())
 
 
 class _Monitor:
     """What happens between the steps of a run: saving, evaluating, recording, and saying how far it is."""
 
-    def __init__(self, run: TrainingRun, base: Any, saved: SavedStates, writers: MetricWriters, clock: Clock):
+    def __init__(self, run: TrainingRun, base: Base | None, saved: SavedStates, writers: MetricWriters, clock: Clock):
         self._run, self._base, self._saved, self._writers, self._clock = run, base, saved, writers, clock
         self._losses = self._scores = ""  # for the progress line
         peak = peaks.peak_flops(run.layout.mesh.devices.flat)

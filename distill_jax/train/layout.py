@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +15,11 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from distill_jax.models import lora
-from distill_jax.models.transformer import TransformerConfig
+from distill_jax.models.transformer import Params, TransformerConfig
 from distill_jax.sharding.mesh import padded, replicated, shardings, with_shardings
+from distill_jax.train.population import member
 from distill_jax.train.state import Hyper, State, filling, fresh_state
+from distill_jax.types import ArrayOrShape, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Layout(abc.ABC):
         """Return where each leaf of a state lies."""
 
     def make(
-        self, starts: Sequence[Any], optimizer: optax.GradientTransformation, hyper: Hyper, dtype: str = "float32"
+        self, starts: Sequence[Params], optimizer: optax.GradientTransformation, hyper: Hyper, dtype: str = "float32"
     ) -> State:
         """Build a population from each member's starting weights, filled up with unused members to fit the mesh.
 
@@ -43,7 +45,7 @@ class Layout(abc.ABC):
         """
         index = self._index(hyper)
 
-        def build(trees: Sequence[Any]) -> State:
+        def build(trees: Sequence[Params]) -> State:
             if len(trees) == 1:
                 params = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(index), *x.shape)), trees[0])
             else:
@@ -52,12 +54,12 @@ class Layout(abc.ABC):
 
         return jax.jit(build, out_shardings=self.state_shardings(jax.eval_shape(build, starts)))(starts)
 
-    def make_stacked(self, params: Any, optimizer: optax.GradientTransformation, hyper: Hyper) -> State:
+    def make_stacked(self, params: Params, optimizer: optax.GradientTransformation, hyper: Hyper) -> State:
         """Build a population from starting weights [P, ...] on the host, filled up likewise."""
         index = self._index(hyper)
         params = jax.tree.map(lambda w: np.asarray(w)[index], params)
 
-        def build(params: Any) -> State:
+        def build(params: Params) -> State:
             return fresh_state(params, optimizer, hyper)
 
         return jax.jit(build, out_shardings=self.state_shardings(jax.eval_shape(build, params)))(params)
@@ -96,12 +98,12 @@ class ShardedMembers(Layout):
         """Return where each leaf of a state lies: what is no weight or moment lies everywhere."""
         lead, everywhere = ("population",), replicated(self.mesh)
         params = shardings(self.mesh, lora.logical_axes(self.cfg, shape.params), shape.params, lead=lead)
-        weights: Any = jax.tree.structure(shape.params)
+        weights: object = jax.tree.structure(shape.params)
 
-        def is_params(node: Any) -> bool:
-            return bool(jax.tree.structure(node) == weights)
+        def is_params(node: PyTree) -> bool:
+            return weights == jax.tree.structure(node)
 
-        def of_optimizer(node: Any) -> Any:
+        def of_optimizer(node: PyTree) -> PyTree:
             return params if is_params(node) else everywhere
 
         rest = jax.tree.map(lambda _: everywhere, shape.replace(params=None, opt=None))
@@ -117,12 +119,16 @@ class WholeMembers(Layout):
     def state_shardings(self, shape: State) -> State:
         """Return where each leaf of a state lies: the step everywhere, and so do members that do not divide."""
         rows = self.mesh.shape["population"]
-        at = lambda x: P("population") if x.ndim and x.shape[0] % rows == 0 else P()  # noqa: E731
-        return jax.tree.map(lambda x: NamedSharding(self.mesh, at(x)), shape)
+
+        def at(x: ArrayOrShape) -> NamedSharding:
+            divides = x.ndim and x.shape[0] % rows == 0
+            return NamedSharding(self.mesh, P("population") if divides else P())
+
+        return jax.tree.map(at, shape)
 
 
 def _take(state: State, chosen: jax.Array) -> State:
-    return jax.tree.map(lambda x: x[chosen], state.replace(step=None)).replace(step=state.step)
+    return member(state.replace(step=None), chosen).replace(step=state.step)
 
 
 def _put(state: State, piece: State, chosen: jax.Array) -> State:

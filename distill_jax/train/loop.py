@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import jax
 import numpy as np
@@ -16,10 +15,11 @@ from distill_jax.config import Interrupted
 from distill_jax.sharding import distributed
 from distill_jax.train.settings import Training
 from distill_jax.train.state import RUNNING, State
-from distill_jax.train.step import Batch, of_active
+from distill_jax.train.step import Batch, Metrics, of_active
 
 IN_FLIGHT = 8  # steps handed to the devices and not yet done
 Values = dict[str, np.ndarray]  # one number a member
+StepFunction = Callable[[State, Batch], tuple[State, Metrics]]
 
 
 class Clock:
@@ -48,12 +48,16 @@ class Hooks:
     """What a loop calls.
 
     Attributes:
+      step: (state, batch) -> (the state after a step on the batch, the step's metrics).
+      feed: gives the global batch of a step.
       save: is called with the step and the state every `checkpoint_every` steps, but not where the loop began.
       evaluate: is called at every step and decides by itself whether to measure; returns int [P], the status of
         each member by what was measured, or None.
       record: gets a step's metrics one step late, so that the device is never waited for.
     """
 
+    step: StepFunction
+    feed: Callable[[int], Batch]
     save: Callable[[int, State], None]
     evaluate: Callable[[int, State], np.ndarray | None]
     record: Callable[[int, Values], None]
@@ -69,15 +73,7 @@ def _freeze(state: State, ends: np.ndarray) -> State:
     )
 
 
-def loop(
-    state: State,
-    teacher: Any,
-    step: Callable[[State, Any, Batch], tuple[State, dict[str, jax.Array]]],
-    feed: Callable[[int], Batch],
-    settings: Training,
-    hooks: Hooks,
-    clock: Clock | None = None,
-) -> State:
+def loop(state: State, settings: Training, hooks: Hooks, clock: Clock | None = None) -> State:
     """Train a population from its own step to its last.
 
     At s steps taken: save if it is time; leave if the run was asked to stop; evaluate, and freeze the members that
@@ -85,17 +81,14 @@ def loop(
     A run that continues from the save at s therefore repeats the evaluation at s, and so comes to the same end as one
     that was never stopped.
 
-    Args:
-      feed: gives the global batch of a step.
-
     Raises:
       Interrupted: once saved, if this process or another of the run was told to stop.
     """
     clock = clock or Clock()
     start = int(state.step)
-    pending: tuple[int, dict[str, jax.Array]] | None = None
+    pending: tuple[int, Metrics] | None = None
     # On a loaded CPU the collectives of many queued steps can time out waiting for each other.
-    flying: collections.deque[Any] = collections.deque()
+    flying: collections.deque[Metrics] = collections.deque()
 
     def settle() -> None:
         nonlocal pending
@@ -122,9 +115,9 @@ def loop(
         if s == settings.steps:
             break
         with clock.spent_on("data"):
-            batch = feed(s)
+            batch = hooks.feed(s)
         with clock.spent_on("compile" if s == start else "step"):
-            state, metrics = step(state, teacher, batch)
+            state, metrics = hooks.step(state, batch)
             flying.append(metrics)
             if len(flying) > IN_FLIGHT:
                 jax.block_until_ready(flying.popleft())

@@ -58,5 +58,5 @@ class SavedStates:
     def _forget_after(self, step: int) -> None:
         # Newer steps that cannot be used would crowd out those that are about to be saved.
         for store in self._stores.values() if is_primary() else ():
-            for later in filter(lambda saved: saved > step, store.steps()):
+            for later in [saved for saved in store.steps() if saved > step]:
                 store.remove(later)

@@ -11,6 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from distill_jax.models.transformer import Params
+from distill_jax.types import PyTree
+
 RUNNING, REACHED, DIVERGED, UNUSED = range(4)
 
 
@@ -51,14 +54,14 @@ class State(flax.struct.PyTreeNode):
     """
 
     step: jax.Array
-    params: Any
-    opt: Any
+    params: Params
+    opt: PyTree
     status: jax.Array
     stopped: jax.Array
     hyper: Hyper
 
 
-def fresh_state(params: Any, optimizer: optax.GradientTransformation, hyper: Hyper) -> State:
+def fresh_state(params: Params, optimizer: optax.GradientTransformation, hyper: Hyper) -> State:
     """Return the state before the first step of P members, with params [P', ...]; those beyond P are unused."""
     total, count = len(jax.tree.leaves(params)[0]), len(hyper.learning_rate)
     return State(

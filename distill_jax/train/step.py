@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import operator
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,14 +19,17 @@ import numpy as np
 import optax
 
 from distill_jax.models import lora
-from distill_jax.sharding.mesh import constrain, over_members, replicated, traced, tracing
+from distill_jax.models.lora import Adapters, Base
+from distill_jax.models.transformer import Params
+from distill_jax.sharding.mesh import MemberFunction, constrain, over_members, replicated, traced, tracing
 from distill_jax.train.layout import Layout
 from distill_jax.train.settings import Optimizer
 from distill_jax.train.state import DIVERGED, RUNNING, State
+from distill_jax.types import PyTree
 
 ACTIVE = "active"  # among a step's metrics, bool [P]: the member trained; the others' numbers are nobody's
 
-Batch = Any  # a pytree of arrays [G, B, ...], G streams of B rows; of an objective, one stream's [B, ...]
+Batch = PyTree  # a pytree of arrays [G, B, ...], G streams of B rows; of an objective, one stream's [B, ...]
 
 
 class Term(NamedTuple):
@@ -41,16 +45,16 @@ class Term(NamedTuple):
     weight: jax.Array
 
 
-Objective = Callable[[Any, Batch, Any], Mapping[str, Term]]  # (params, batch, teacher's outputs) -> terms
-Teacher = Callable[[Any, Batch], Any]  # (teacher params, batch) -> its outputs
+Objective = Callable[[Params, Batch, PyTree], Mapping[str, Term]]  # (params, batch, teacher's outputs) -> terms
+Teacher = Callable[[PyTree, Batch], PyTree]  # (teacher params, batch) -> its outputs
 Metrics = dict[str, jax.Array]  # a number a member, [P]
 
 
 class TeacherAdapters(NamedTuple):
     """A teacher that is adapters to the members' own base, and what their product is multiplied with."""
 
-    adapters: Any
-    scale: Any
+    adapters: Adapters
+    scale: np.float32
 
 
 class GradientInputs(NamedTuple):
@@ -60,7 +64,7 @@ class GradientInputs(NamedTuple):
       weights: of each term over the whole batch; None if the batch comes in one piece, which then has them.
     """
 
-    params: Any
+    params: Params
     active: jax.Array
     stream: jax.Array
     coefficients: Mapping[str, jax.Array]
@@ -70,10 +74,10 @@ class GradientInputs(NamedTuple):
 class UpdateInputs(NamedTuple):
     """One member as its weights move (or P of them)."""
 
-    params: Any
-    opt: Any
-    grads: Any
-    loss: jax.Array
+    params: Params
+    opt: PyTree
+    grads: Params
+    loss: jax.typing.ArrayLike
     active: jax.Array
     learning_rate: jax.Array
 
@@ -81,9 +85,9 @@ class UpdateInputs(NamedTuple):
 class Shared(NamedTuple):
     """What all members see of a microbatch: their base, its rows [G, B, ...], and what the teacher made of them."""
 
-    base: Any
+    base: Base | None
     batch: Batch
-    teacher_outputs: Any
+    teacher_outputs: PyTree
 
 
 def of_active(metrics: Metrics) -> dict[str, np.ndarray]:
@@ -109,7 +113,7 @@ class StepConfig:
     steps: int
     layout: Layout
     microbatches: int = 1
-    trainable: Any = None
+    trainable: Params | None = None
 
 
 def make_step(objective: Objective, teacher: Teacher, config: StepConfig) -> jax.stages.Wrapped:
@@ -126,7 +130,9 @@ def make_step(objective: Objective, teacher: Teacher, config: StepConfig) -> jax
     optimizer = config.optimizer
     step = _Step(objective, teacher, optimizer.transform(), optimizer.schedule(config.steps), config)
 
-    def train_step(state: State, teacher_params: Any, batch: Batch, base: Any = None) -> tuple[State, Metrics]:
+    def train_step(
+        state: State, teacher_params: PyTree, batch: Batch, base: Base | None = None
+    ) -> tuple[State, Metrics]:
         one_by_one = contextlib.nullcontext() if traced((state, batch)) else jax.disable_jit()
         with tracing(config.layout.mesh), one_by_one:
             return step(state, teacher_params, batch, base)
@@ -144,9 +150,10 @@ class _Step:
     schedule: optax.Schedule
     config: StepConfig
 
-    def __call__(self, state: State, teacher_params: Any, batch: Batch, base: Any) -> tuple[State, Metrics]:
+    def __call__(self, state: State, teacher_params: PyTree, batch: Batch, base: Base | None) -> tuple[State, Metrics]:
         active = state.status == RUNNING
         if isinstance(teacher_params, TeacherAdapters):
+            assert base is not None
             teacher_params = lora.attach(teacher_params.adapters, (base[0], teacher_params.scale))
         members = GradientInputs(state.params, active, state.hyper.stream, state.hyper.coefficients)
         grads, losses = self.gradients(members, batch, teacher_params, base)
@@ -167,26 +174,30 @@ class _Step:
         # Every host reads all members' numbers.
         return state, jax.lax.with_sharding_constraint(metrics, replicated(self.config.layout.mesh))
 
-    def gradients(self, members: GradientInputs, batch: Batch, teacher_params: Any, base: Any) -> Any:
+    def gradients(
+        self, members: GradientInputs, batch: Batch, teacher_params: PyTree, base: Base | None
+    ) -> tuple[Params, Metrics]:
         """Return the members' gradients and loss terms [P, ...] on the whole batch."""
 
-        def run(f: Callable[..., Any], members: GradientInputs, piece: Batch) -> Any:
-            teacher_outputs = jax.lax.map(lambda stream: self.teacher(teacher_params, stream), piece)
+        def run(f: MemberFunction, members: GradientInputs, piece: Batch) -> PyTree:
+            teacher_outputs = jax.lax.map(functools.partial(self.teacher, teacher_params), piece)
             return over_members(f, self.config.layout.mesh)(members, Shared(base, piece, teacher_outputs))
 
-        def total(f: Callable[..., Any], members: GradientInputs) -> Any:
+        def total(f: MemberFunction, members: GradientInputs) -> PyTree:
             pieces = _split(batch, self.config.microbatches)
-            shape = jax.eval_shape(functools.partial(run, f), members, jax.tree.map(lambda x: x[0], pieces))
-            zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shape)
-            add = lambda so_far, piece: (jax.tree.map(jnp.add, so_far, run(f, members, piece)), None)  # noqa: E731
-            return jax.lax.scan(add, zero, pieces)[0]
+            shape = jax.eval_shape(functools.partial(run, f), members, jax.tree.map(operator.itemgetter(0), pieces))
+
+            def add(so_far: PyTree, piece: Batch) -> tuple[PyTree, None]:
+                return jax.tree.map(jnp.add, so_far, run(f, members, piece)), None
+
+            return jax.lax.scan(add, _zeros(shape), pieces)[0]
 
         if self.config.microbatches == 1:
             return run(self.gradient, members, batch)
         # Two passes, because the weights of the whole batch divide each microbatch's sums.
         return total(self.gradient, members._replace(weights=total(self.weights, members)))
 
-    def terms(self, params: Any, member: GradientInputs, shared: Shared) -> Mapping[str, Term]:
+    def terms(self, params: Params, member: GradientInputs, shared: Shared) -> Mapping[str, Term]:
         """Return one member's loss terms on the rows of its own stream."""
         batch, teacher_outputs = (_stream(x, member.stream) for x in (shared.batch, shared.teacher_outputs))
         return self.objective(lora.attach(params, shared.base), batch, teacher_outputs)
@@ -195,47 +206,69 @@ class _Step:
         """Return the weight of each term. Nothing else is used, so XLA drops the forward pass that sums would need."""
         return {name: term.weight for name, term in self.terms(member.params, member, shared).items()}
 
-    def gradient(self, member: GradientInputs, shared: Shared) -> Any:
+    def gradient(self, member: GradientInputs, shared: Shared) -> tuple[Params, Metrics]:
         """Return one member's gradient and its loss terms; zeros if it is frozen."""
 
-        def loss(params: Any) -> tuple[Any, dict[str, jax.Array]]:
+        def loss(params: Params) -> tuple[jax.typing.ArrayLike, Metrics]:
             terms = self.terms(params, member, shared)
             weights = member.weights or {name: term.weight for name, term in terms.items()}
             values = {name: term.total / jnp.maximum(weights[name], 1.0) for name, term in terms.items()}
             scale = {name: term.coefficient * member.coefficients.get(name, 1.0) for name, term in terms.items()}
             return sum(scale[name] * value for name, value in values.items()), values
 
-        compute = lambda: jax.grad(loss, has_aux=True)(member.params)  # noqa: E731
-        nothing = lambda: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(compute))  # noqa: E731
+        def compute() -> tuple[Params, Metrics]:
+            return jax.grad(loss, has_aux=True)(member.params)
+
+        def nothing() -> tuple[Params, Metrics]:
+            return _zeros(jax.eval_shape(compute))
+
         return jax.lax.cond(member.active, compute, nothing)
 
-    def update(self, member: UpdateInputs, schedule: jax.Array) -> Any:
+    def update(self, member: UpdateInputs, schedule: jax.Array) -> tuple[Params, PyTree, jax.Array, jax.Array]:
         """Return one member's new weights and moments, its gradient's norm, and whether its numbers are finite."""
         grads = self._masked(member.grads)
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(norm) & jnp.isfinite(member.loss)
 
-        def move() -> tuple[Any, Any]:
+        def move() -> tuple[Params, PyTree]:
             updates, opt = self.optimizer.update(grads, member.opt, member.params)
             rate = member.learning_rate * schedule
-            moved = lambda p, u: (p - rate * u).astype(p.dtype)  # noqa: E731
+
+            def moved(p: jax.Array, u: jax.Array) -> jax.Array:
+                return (p - rate * u).astype(p.dtype)
+
             return jax.tree.map(moved, member.params, self._masked(updates)), opt
 
-        stay = lambda: (member.params, member.opt)  # noqa: E731
+        def stay() -> tuple[Params, PyTree]:
+            return member.params, member.opt
+
         params, opt = jax.lax.cond(member.active & finite, move, stay)
         return params, opt, norm, finite
 
-    def _masked(self, tree: Any) -> Any:
+    def _masked(self, tree: Params) -> Params:
         mask = self.config.trainable
         return tree if mask is None else jax.tree.map(jnp.multiply, tree, mask)
 
 
-def _stream(tree: Any, index: jax.Array) -> Any:
-    return jax.tree.map(lambda x: x[0] if x.shape[0] == 1 else x[index], tree)
+def _zeros(shapes: PyTree) -> PyTree:
+    def zeros(shape: jax.ShapeDtypeStruct) -> jax.Array:
+        return jnp.zeros(shape.shape, shape.dtype)
+
+    return jax.tree.map(zeros, shapes)
+
+
+def _stream(tree: PyTree, index: jax.Array) -> PyTree:
+    def take(x: jax.Array) -> jax.Array:
+        return x[0] if x.shape[0] == 1 else x[index]
+
+    return jax.tree.map(take, tree)
 
 
 def _split(batch: Batch, microbatches: int) -> Batch:
     """Cut [G, B, ...] into [M, G, B / M, ...], by every M-th row, so that rows stay on their devices."""
-    cut = lambda x: jnp.moveaxis(x.reshape(x.shape[0], -1, microbatches, *x.shape[2:]), 2, 0)  # noqa: E731
-    hold = lambda x: constrain(x, None, None, "batch", *[None] * (x.ndim - 3))  # noqa: E731
-    return jax.tree.map(lambda x: hold(cut(x)), batch)
+
+    def cut(x: jax.Array) -> jax.Array:
+        pieces = jnp.moveaxis(x.reshape(x.shape[0], -1, microbatches, *x.shape[2:]), 2, 0)
+        return constrain(pieces, None, None, "batch", *[None] * (pieces.ndim - 3))
+
+    return jax.tree.map(cut, batch)

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
-import jax
 import numpy as np
 
 from distill_jax.io.metrics import Progress
 from distill_jax.io.node import Node
+from distill_jax.models.lora import Base
 from distill_jax.train.layout import Layout
 from distill_jax.train.loop import Values
 from distill_jax.train.metric_writers import Row
 from distill_jax.train.settings import Training
 from distill_jax.train.state import State
-from distill_jax.train.step import Batch
+from distill_jax.train.step import Batch, Metrics
+from distill_jax.types import PyTree
 
 
 class StepInputs(NamedTuple):
@@ -28,10 +29,10 @@ class StepInputs(NamedTuple):
       base: what the members' adapters are attached to; None if the members are whole models.
     """
 
-    step: Callable[..., tuple[State, dict[str, jax.Array]]]
+    step: Callable[..., tuple[State, Metrics]]
     feed: Callable[[int], Batch]
-    teacher: Any = None
-    base: Any = None
+    teacher: PyTree = None
+    base: Base | None = None
 
 
 class Measurement(NamedTuple):
@@ -54,7 +55,7 @@ class Evaluation(Protocol):
     def due(self, step: int) -> bool:
         """Whether to measure at a step: a function of the step alone, so that a continued run measures as often."""
 
-    def __call__(self, state: State, base: Any) -> Measurement:
+    def __call__(self, state: State, base: Base | None) -> Measurement:
         """Measure the members."""
 
 
@@ -69,7 +70,7 @@ class PeriodicEvaluation:
         """Whether to measure at a step."""
         return step % self.settings.evaluate_every == 0 or step == self.settings.steps
 
-    def __call__(self, state: State, base: Any) -> Measurement:
+    def __call__(self, state: State, base: Base | None) -> Measurement:
         """Measure the members."""
         del base
         return self.measure(state)
@@ -131,7 +132,7 @@ class Outcome:
     """
 
     state: State
-    base: Any
+    base: Base | None
     steps: list[int]
     status: list[int]
     evaluations: list[int]

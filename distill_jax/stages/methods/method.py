@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import jax
 
+from distill_jax.config import Settings
 from distill_jax.losses.chunked import over_tokens
 from distill_jax.losses.cross_entropy import Sum
 from distill_jax.losses.distillation import Divergence
 from distill_jax.models import transformer
-from distill_jax.models.transformer import TransformerConfig
+from distill_jax.models.transformer import Params, TransformerConfig
 from distill_jax.perf import flops
 from distill_jax.stages.compiled_step import Objective
 from distill_jax.stages.next_token import NextToken, hidden_and_mask
 from distill_jax.train.batch import PackedRows
 from distill_jax.train.step import Batch, Term
+from distill_jax.types import PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +44,7 @@ class UnlearningMethod(Objective):
         return tuple(field.name for field in dataclasses.fields(cls))
 
     @classmethod
-    def of(cls, stage: Any) -> Self:
+    def of(cls, stage: Settings) -> Self:
         """Return the method with a stage's settings."""
         return cls(**{name: getattr(stage, name) for name in cls.settings()})
 
@@ -82,7 +84,7 @@ class OutputMethod(UnlearningMethod):
         """Whether the model that training starts from is run beside the one that trains."""
         return self.hold == "kl"
 
-    def teacher_outputs(self, cfg: TransformerConfig, teacher: Any, batch: Batch) -> Any:
+    def teacher_outputs(self, cfg: TransformerConfig, teacher: Params, batch: Batch) -> PyTree:
         """Return the starting model's hidden states on retain data and its head, if it is held to them."""
         if not self.needs_frozen:
             return None
@@ -95,7 +97,7 @@ class OutputMethod(UnlearningMethod):
         raise NotImplementedError
 
     def loss_terms(
-        self, cfg: TransformerConfig, chunk: int, params: Any, batch: Batch, teacher_outputs: Any
+        self, cfg: TransformerConfig, chunk: int, params: Params, batch: Batch, teacher_outputs: PyTree
     ) -> dict[str, Term]:
         """Return the terms "forget" and "retain"."""
         rows: PackedRows = batch["forget"]
@@ -110,7 +112,9 @@ class OutputMethod(UnlearningMethod):
         retain = self._retain(cfg, chunk, params, batch["retain"], teacher_outputs)
         return {"forget": Term(1.0, *loss), "retain": retain}
 
-    def _retain(self, cfg: TransformerConfig, chunk: int, params: Any, rows: PackedRows, teacher_outputs: Any) -> Term:
+    def _retain(
+        self, cfg: TransformerConfig, chunk: int, params: Params, rows: PackedRows, teacher_outputs: PyTree
+    ) -> Term:
         if not self.needs_frozen:
             return NextToken(self.loss_on).loss_terms(cfg, chunk, params, rows)["cross_entropy"]
         hidden, mask = hidden_and_mask(cfg, params, rows, self.loss_on)

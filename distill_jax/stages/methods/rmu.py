@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from distill_jax.losses.unlearning import squared_distance
 from distill_jax.models import transformer
-from distill_jax.models.transformer import TransformerConfig
+from distill_jax.models.transformer import Params, TransformerConfig
 from distill_jax.perf import flops
 from distill_jax.stages.methods.method import UnlearningMethod
 from distill_jax.train.batch import PackedRows
 from distill_jax.train.step import Batch, Term
+from distill_jax.types import PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,12 +55,12 @@ class RMU(UnlearningMethod):
         if self.layer > cfg.layers:
             raise ValueError(f"layer = {self.layer}: must be at most model.layers = {cfg.layers}")
 
-    def teacher_outputs(self, cfg: TransformerConfig, teacher: Any, batch: Batch) -> jax.Array:
+    def teacher_outputs(self, cfg: TransformerConfig, teacher: Params, batch: Batch) -> jax.Array:
         """Return the starting model's state that enters the layer, on retain data."""
         return self._entering(cfg, teacher, batch["retain"])
 
     def loss_terms(
-        self, cfg: TransformerConfig, chunk: int, params: Any, batch: Batch, teacher_outputs: Any
+        self, cfg: TransformerConfig, chunk: int, params: Params, batch: Batch, teacher_outputs: PyTree
     ) -> dict[str, Term]:
         """Return the terms "forget" and "retain"."""
         del chunk  # no logits
@@ -71,16 +73,16 @@ class RMU(UnlearningMethod):
 
         return {"forget": distance(batch["forget"], target), "retain": distance(batch["retain"], teacher_outputs)}
 
-    def _entering(self, cfg: TransformerConfig, params: Any, rows: PackedRows) -> jax.Array:
+    def _entering(self, cfg: TransformerConfig, params: Params, rows: PackedRows) -> jax.Array:
         return transformer.residual_at(cfg, params, rows.tokens, rows.segments, self.layer)
 
-    def trainable(self, cfg: TransformerConfig) -> Any:
+    def trainable(self, cfg: TransformerConfig) -> Params:
         """Return 0/1 masks like the parameters: 1 on the down projections of `train_layers` layers before `layer`."""
-        shapes = jax.eval_shape(lambda: transformer.init(cfg, jax.random.key(0)))
+        shapes = transformer.shapes(cfg)
         index = jnp.arange(cfg.layers)
         chosen = ((index >= self.layer - self.train_layers) & (index < self.layer)).astype(jnp.float32)
 
-        def mask(path: Any, leaf: Any) -> jax.Array:
+        def mask(path: Sequence[jax.tree_util.DictKey], leaf: jax.ShapeDtypeStruct) -> jax.Array:
             on = path[-1].key == "down"
             return chosen.reshape(-1, *[1] * (leaf.ndim - 1)) if on else jnp.zeros([1] * leaf.ndim)
 
