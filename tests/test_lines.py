@@ -23,7 +23,9 @@ from distill_jax.data import lines
 from distill_jax.data.multiple_choice import items
 from distill_jax.data.text import sources
 from distill_jax.data.text.readers import Reader
+from distill_jax.interop.model_source import Model
 from distill_jax.interop.rows import Rows
+from distill_jax.models.presets import preset
 
 SEPARATORS = ["\u2028", "\u2029", "\u0085", "\x0b", "\x0c", "\x1c", "\x1e", "\ufeff", "\x7f", "\xa0"]
 TEXTS = ["plain", "two\nlines", "", "  ", "세 번째", "😀", '"quoted" \\ back', "\r", "\x00", *SEPARATORS]
@@ -166,7 +168,11 @@ def check_file(path: Path, kind: str, wanted: list[dict[str, Any]] | None) -> No
 
 
 def read_rows(path: Path) -> list[list[int]]:
-    return Rows(path, 50, "words").tokens
+    return Rows.read(path, Model(preset("cpu", vocab=50), no_weights, {}, "words")).tokens
+
+
+def no_weights(*_: Any) -> Any:
+    raise AssertionError("rows are read without the model's weights")
 
 
 def read_items(path: Path) -> list[items.Item]:
