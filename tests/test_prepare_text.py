@@ -119,7 +119,7 @@ def test_the_same_contents_give_the_same_bytes_elsewhere(prepared, tmp_path):
 
 SCRIPT = """
 import dataclasses, os, sys, time
-from distill_jax.data import tokenise
+from distill_jax.data.text import tokenise
 
 @dataclasses.dataclass
 class Slow:

@@ -199,6 +199,7 @@ import jax, pathlib
 from tests import mesh_worker as w
 from distill_jax.stages import Prepare, Pretrain
 from distill_jax.stages.context import Context, Node, RunSettings
+from distill_jax.train.batch import PackedRows
 here = pathlib.Path()
 node = Node("n", "pretrain", Pretrain(**w.COMMON), {}, "", here)
 nodes = {"n": node, "data": Node("data", "prepare", Prepare(w.Data()), {}, "", here)}
@@ -207,7 +208,7 @@ program = node.settings.train_job(ctx, [node])
 mesh = program.mesh(ctx)
 state = program.state(ctx, mesh, [ctx.fresh(node, mesh)])
 rows = jax.ShapeDtypeStruct((1, 16, w.LENGTH), "int32")
-lowered = program.build(mesh).lower(state, None, {"tokens": rows, "segments": rows, "answer": rows})
+lowered = program.build(mesh).lower(state, None, PackedRows(rows, rows, rows))
 held = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(state))
 text = lowered.as_text()
 print(lowered.compile().memory_analysis().alias_size_in_bytes / held)

@@ -129,7 +129,6 @@ class TestSettings:
             ({"seeds": 1}, "at least 2"),
             ({"alphas": (1.0,)}, "between 0"),
             ({"noise": 0}, "noise = 0"),
-            ({"microbatches": 2, "batch": 32}, "microbatches"),
         ],
     )
     def test_what_cannot_work_is_refused_with_the_mend(self, change, words):
