@@ -13,7 +13,7 @@ from scipy import special
 import distill_jax.stages  # noqa: F401 - `doublebind.fit` and the verbs import each other; the verbs come first
 from distill_jax import main
 from distill_jax.config import ConfigError
-from distill_jax.doublebind import channel_effect, cross_fit, filter_scores, rounds, toy_lm, world
+from distill_jax.doublebind import channel_effect, cross_fit, filter_scores, rounds, toy_lm, train_toy, world
 from distill_jax.doublebind.channel import Channel
 from distill_jax.doublebind.channel_effect import ChannelEffect, Readout
 from distill_jax.doublebind.filters import Filter
@@ -117,7 +117,7 @@ class TestCrossFitting:
         def judged(name, examples):
             part = Node("through", "transfer", settings, {}, "0", tmp_path).subnode(name)
             labels = [f"member {i}" for i in range(MEMBERS)]
-            training = cross_fit.MemberTraining(ctx, settings, [1, 1], labels, Clock())
+            training = train_toy.MemberTraining(ctx, settings, [1, 1], labels, Clock())
             found = cross_fit.judges(training, part, inputs.base, examples)
             return [np.concatenate([w[i].ravel() for w in jax.tree.leaves(found.params)]) for i in range(2 * MEMBERS)]
 

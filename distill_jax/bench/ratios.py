@@ -77,10 +77,10 @@ def population(options: Options) -> Result:
     case = functools.partial(Case, cfg, "pretrain", batch, length, options.chunk or 0)
     times: dict[str, dict[str, list[float]]] = {}
     for _ in range(options.rounds):
-        for way, crews in (("together", [rates]), ("one by one", [[rate] for rate in rates])):
+        for way, groups in (("together", [rates]), ("one by one", [[rate] for rate in rates])):
             spent = dict.fromkeys(("whole", "compile", "steps"), 0.0)
-            for crew in crews:
-                for key, value in _run_anew(case(members=len(crew)), crew, steps).items():
+            for group in groups:
+                for key, value in _run_anew(case(members=len(group)), group, steps).items():
                     spent[key] += value
             for key, value in spent.items():
                 times.setdefault(way, {}).setdefault(key, []).append(value)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TypeVar
 
 import jax
@@ -22,13 +22,11 @@ from distill_jax.doublebind.filter_actions import ACTIONS
 from distill_jax.doublebind.filter_scores import FilterInputs
 from distill_jax.doublebind.filters import Filter, flag_rows
 from distill_jax.doublebind.toy_lm import Examples, Model
-from distill_jax.doublebind.train_toy import chosen, crew_mesh, fit
+from distill_jax.doublebind.train_toy import MemberTraining, chosen, fit, population_mesh
 from distill_jax.doublebind.world import AUDIT, PLAIN, SYSTEM
 from distill_jax.io.checkpoint import FINAL
 from distill_jax.sharding.mesh import over_members, padded
-from distill_jax.stages.context import Context, Node
-from distill_jax.train.loop import Clock
-from distill_jax.train.settings import Training
+from distill_jax.stages.context import Node
 
 Tree = TypeVar("Tree")  # a pytree of arrays
 Static = TypeVar("Static")
@@ -69,25 +67,6 @@ def act(row_filter: Filter, inputs: FilterInputs, flagged: np.ndarray) -> Filter
     return inputs._replace(examples=each_member(_acted, row_filter.action, (inputs, flagged)))
 
 
-@dataclasses.dataclass(frozen=True)
-class MemberTraining:
-    """How the members of a population are trained.
-
-    Attributes:
-      ctx: the run's.
-      settings: of the training.
-      orders: each member's seed of the order of its rows.
-      labels: the members' names.
-      clock: that their time is counted on.
-    """
-
-    ctx: Context
-    settings: Training
-    orders: Sequence[int]
-    labels: Sequence[str]
-    clock: Clock
-
-
 def judges(training: MemberTraining, node: Node, start: Model, examples: Examples) -> Model:
     """Train two students of each member, and return for each fold the one that did not learn from it, [2 P, ...].
 
@@ -103,10 +82,8 @@ def judges(training: MemberTraining, node: Node, start: Model, examples: Example
         half = dataclasses.replace(training.settings, steps=-(-training.settings.steps // 2))
         orders = [order for order in training.orders for _ in (0, 1)]
         labels = [f"{label}, fold {k}" for label in training.labels for k in (0, 1)]
-        params, diverged = fit(
-            training.ctx, start.cfg, half, twice(start.params), folds(examples), orders, node=node, labels=labels,
-            clock=training.clock,
-        )  # fmt: skip
+        of_folds = dataclasses.replace(training, settings=half, orders=orders, labels=labels)
+        params, diverged = fit(of_folds, Model(start.cfg, twice(start.params)), folds(examples), node)
         check(not diverged.any(), f"{node.name}: {diverged.sum()} judges diverged; lower learning_rate")
         node.checkpoints.save(FINAL, params)
         node.finish({}, {})  # what it cost is in the ledger of the whole node
@@ -137,7 +114,7 @@ def twice(tree: Tree) -> Tree:
 def each_member(compute: Callable[[Static, Mesh, Tree], Out], static: Static, members: Tree) -> Out:
     """Return on the host what a compiled function(static, mesh, members) makes of members [P, ...]."""
     count = len(jax.tree.leaves(members)[0])
-    mesh = crew_mesh(count)
+    mesh = population_mesh(count)
     filled = chosen(members, np.minimum(np.arange(padded(count, mesh)), count - 1))
     return jax.tree.map(lambda x: np.array(x)[:count], compute(static, mesh, filled))
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy.typing as npt
 from jax.sharding import Mesh
 
 from distill_jax.data.feed import order
 from distill_jax.doublebind import toy_lm
-from distill_jax.doublebind.toy_lm import LENGTH, Examples
-from distill_jax.models.transformer import TransformerConfig
+from distill_jax.doublebind.toy_lm import LENGTH, Examples, Model
+from distill_jax.models.transformer import Params, TransformerConfig
 from distill_jax.perf import flops
 from distill_jax.sharding.mesh import make_mesh, replicated
 from distill_jax.stages.context import Context, Node, seed_for
@@ -26,8 +29,9 @@ from distill_jax.train.settings import Optimizer, Training
 from distill_jax.train.state import DIVERGED, Hyper, State
 from distill_jax.train.step import StepConfig, Term, make_step
 from distill_jax.train.training_run import Cost, Measurement, PeriodicEvaluation, StepInputs, TrainingRun
+from distill_jax.types import PyTree
 
-Look = Callable[[Any], Mapping[str, Mapping[str, float]]]  # weights [P, ...] -> numbers by name of what is looked at
+Look = Callable[[Params], Mapping[str, Mapping[str, float]]]  # weights [P, ...] -> numbers by what is looked at
 
 
 class ExampleIndex(NamedTuple):
@@ -43,11 +47,11 @@ class ExampleIndex(NamedTuple):
 
 
 @functools.cache
-def _build(cfg: TransformerConfig, optimizer: Optimizer, steps: int, mesh: Mesh) -> Any:
+def _build(cfg: TransformerConfig, optimizer: Optimizer, steps: int, mesh: Mesh) -> jax.stages.Wrapped:
     def gather(examples: Examples, batch: ExampleIndex) -> Examples:  # of one member
-        return jax.tree.map(lambda x: x[batch.member, batch.rows], examples)
+        return jax.tree.map(operator.itemgetter((batch.member, batch.rows)), examples)
 
-    def objective(params: Any, batch: ExampleIndex, examples: Examples) -> dict[str, Term]:
+    def objective(params: Params, batch: ExampleIndex, examples: Examples) -> dict[str, Term]:
         del batch
         each = toy_lm.cross_entropy(cfg, params, examples)
         return {"cross_entropy": Term(1.0, jnp.sum(each), jnp.sum(examples.weight))}
@@ -55,38 +59,48 @@ def _build(cfg: TransformerConfig, optimizer: Optimizer, steps: int, mesh: Mesh)
     return make_step(objective, gather, StepConfig(optimizer, steps, WholeMembers(mesh)))
 
 
-def crew_mesh(members: int) -> Mesh:
+def population_mesh(members: int) -> Mesh:
     """Return the devices laid out for a population."""
     return make_mesh(members, spread=True)
 
 
+@dataclasses.dataclass(frozen=True)
+class MemberTraining:
+    """How the members of a population are trained.
+
+    Attributes:
+      ctx: the run's.
+      settings: of the training.
+      orders: each member's seed of the order of its examples; members that are to be compared have the same.
+      labels: the members' names in the node's metrics.
+      clock: that their time is counted on.
+    """
+
+    ctx: Context
+    settings: Training
+    orders: Sequence[int]
+    labels: Sequence[str] = ()
+    clock: Clock = dataclasses.field(default_factory=Clock)
+
+
 def fit(
-    ctx: Context,
-    cfg: TransformerConfig,
-    settings: Training,
-    params: Any,
-    examples: Examples,
-    seeds: Sequence[int],
-    *,
-    node: Node | None = None,
-    labels: Sequence[str] = (),
-    look: Look | None = None,
-    clock: Clock | None = None,
-) -> tuple[Any, np.ndarray]:
-    """Train the members from `params` [P, ...] on `examples` [P, N, ...].
+    training: MemberTraining, start: Model, examples: Examples, node: Node | None = None, look: Look | None = None
+) -> tuple[Params, np.ndarray]:
+    """Train the members from `start` [P, ...] on `examples` [P, N, ...].
 
     Args:
-      seeds: of each member's order of its examples; members that are to be compared have the same.
       node: where to save and to continue from; without one nothing is saved.
-      labels: the members' names in the node's metrics.
       look: is called every `evaluate_every` steps and at the last; its numbers become the node's "evaluation" rows.
 
     Returns:
       the weights [P, ...] on the host, and whether each member diverged, bool [P].
     """
+    ctx, cfg, settings, seeds = training.ctx, start.cfg, training.settings, training.orders
     count = len(seeds)
-    layout = WholeMembers(crew_mesh(count))
-    fresh = layout.make_stacked(params, settings.transform(), Hyper.of([settings.learning_rate] * count, range(count)))
+    layout = WholeMembers(population_mesh(count))
+    fresh = layout.make_stacked(
+        start.params, settings.transform(), Hyper.of([settings.learning_rate] * count, range(count))
+    )
 
     def measure(state: State) -> Measurement:
         found = look(state.params) if look else {}
@@ -101,7 +115,7 @@ def fit(
     if node:
         ctx.progress.begin_training(node.name)
     run = TrainingRun(
-        labels=labels or [""] * count,
+        labels=training.labels or [""] * count,
         settings=settings,
         layout=layout,
         inputs=inputs,
@@ -110,7 +124,7 @@ def fit(
         progress=ctx.progress if node else None,
         cost=Cost(settings.batch * LENGTH * count, step_flops(cfg, settings) * settings.steps * count),
     )
-    outcome = driver.train(run, fresh, clock)
+    outcome = driver.train(run, fresh, training.clock)
     final = jax.tree.map(lambda w: np.asarray(w)[:count], outcome.state.params)
     return final, np.asarray(outcome.status) == DIVERGED
 
@@ -130,16 +144,16 @@ def step_flops(cfg: TransformerConfig, settings: Training) -> float:
     return flops.train_step(cfg, settings.batch, LENGTH)
 
 
-def stacked(trees: Sequence[Any]) -> Any:
+def stacked(trees: Sequence[PyTree]) -> PyTree:
     """Return trees of arrays as one tree with a leading axis."""
     return jax.tree.map(lambda *x: np.stack(x), *trees)
 
 
-def chosen(tree: Any, index: Any) -> Any:
+def chosen(tree: PyTree, index: npt.ArrayLike) -> PyTree:
     """Return the chosen members of a tree of [P, ...] arrays on the host."""
     return jax.tree.map(lambda x: np.asarray(x)[np.asarray(index)], tree)
 
 
-def seed_of(settings: Training, *purpose: Any) -> int:
+def seed_of(settings: Training, *purpose: object) -> int:
     """Return a seed for a purpose; it depends on the settings' seed and on nothing else of them."""
     return seed_for(settings.seed, "double bind", *purpose)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from distill_jax.config import check
 
@@ -15,31 +15,59 @@ class Kind:
     """A kind of value: what it is called, and whether a value is of it."""
 
     name: str
-    holds: Callable[[Any], bool]
+    holds: Callable[[object], bool]
 
 
-def _integer(value: Any) -> bool:
+def _integer(value: object) -> TypeGuard[int]:
     return type(value) is int and abs(value) < 2**31
 
 
-def _number(value: Any) -> bool:
+def _number(value: Any) -> TypeGuard[float]:
     return type(value) in (int, float) and abs(value) < 1e30 and math.isfinite(value)
 
 
-def _ids(value: Any) -> bool:
+def _ids(value: object) -> bool:
     return _integer(value) or (isinstance(value, list) and all(map(_integer, value)))
 
 
-COUNT = Kind("a whole number of at least 1, below 2³¹", lambda value: _integer(value) and value >= 1)
-FROM_ZERO = Kind("a whole number of at least 0, below 2³¹", lambda value: _integer(value) and value >= 0)
+def _count(value: object) -> bool:
+    return _integer(value) and value >= 1
+
+
+def _from_zero(value: object) -> bool:
+    return _integer(value) and value >= 0
+
+
+def _positive(value: object) -> bool:
+    return _number(value) and value > 0
+
+
+def _small(value: object) -> bool:
+    return _number(value) and 0 <= value <= 1000
+
+
+def _flag(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+def _names(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(x, str) for x in value)
+
+
+def _object(value: object) -> bool:
+    return isinstance(value, Mapping)
+
+
+COUNT = Kind("a whole number of at least 1, below 2³¹", _count)
+FROM_ZERO = Kind("a whole number of at least 0, below 2³¹", _from_zero)
 NUMBER = Kind("a finite number", _number)
-POSITIVE = Kind("a finite number above 0", lambda value: _number(value) and value > 0)
-SMALL = Kind("a number from 0 to 1000", lambda value: _number(value) and 0 <= value <= 1000)
-FLAG = Kind("true or false", lambda value: isinstance(value, bool))
+POSITIVE = Kind("a finite number above 0", _positive)
+SMALL = Kind("a number from 0 to 1000", _small)
+FLAG = Kind("true or false", _flag)
 ID = Kind("a token's number", _integer)
 IDS = Kind("a token's number or a list of them", _ids)
-NAMES = Kind("a list of names", lambda value: isinstance(value, list) and all(isinstance(x, str) for x in value))
-OBJECT = Kind("an object", lambda value: isinstance(value, Mapping))
+NAMES = Kind("a list of names", _names)
+OBJECT = Kind("an object", _object)
 
 VALUES = {
     "vocab_size": COUNT,
@@ -91,7 +119,7 @@ def check_values(config: Mapping[str, Any], where: str, kinds: Mapping[str, Kind
             check(kind.holds(config[key]), f"{where}: {key} = {brief(config[key])}: {kind.name}{also} is needed")
 
 
-def brief(value: Any) -> str:
+def brief(value: object) -> str:
     """Return a value as Python writes it, cut at 60 characters."""
     if type(value) is int and abs(value) >= 10**50:  # Python refuses to write thousands of digits
         return "a number of over 50 digits"

@@ -20,8 +20,8 @@ from distill_jax.config import ConfigError, added, check
 from distill_jax.data.data_config import DataConfig
 from distill_jax.doublebind import organisms, toy_lm, world
 from distill_jax.doublebind.stages.toy_stage import ToyStage, world_config
-from distill_jax.doublebind.toy_lm import LENGTH, Examples
-from distill_jax.doublebind.train_toy import chosen, crew_mesh, fit, seed_of, stacked, step_flops
+from distill_jax.doublebind.toy_lm import LENGTH, Examples, Model
+from distill_jax.doublebind.train_toy import MemberTraining, chosen, fit, population_mesh, seed_of, stacked, step_flops
 from distill_jax.doublebind.world import Rows
 from distill_jax.io.checkpoint import FINAL
 from distill_jax.models import transformer
@@ -139,7 +139,7 @@ def _run(ctx: Context, node: Node) -> None:
         subnode.checkpoints.save(FINAL, _trained(ctx, subnode, few, clock))
         subnode.finish({}, {})  # what it cost is in the ledger of the whole node
     spent, tokens = settings.estimate_flops(ctx), _num_members(settings) * settings.steps * settings.batch * LENGTH
-    devices = crew_mesh(len(base_seeds)).size
+    devices = population_mesh(len(base_seeds)).size
     node.finish({}, ledger({"student": spent}, {"student": tokens}, clock.split(), devices=devices))
 
 
@@ -155,7 +155,8 @@ def _trained(ctx: Context, node: Node, bases: Untrained, clock: Clock) -> Params
     cfg, seeds = bases.cfg, bases.seeds
     start = stacked([jax.tree.map(np.asarray, draw(cfg, jax.random.key(seed))) for seed in seeds])
     labels = [f"base {i}" for i in range(len(seeds))]
-    params, diverged = fit(ctx, cfg, node.settings, start, bases.examples, seeds, node=node, labels=labels, clock=clock)
+    training = MemberTraining(ctx, node.settings, seeds, labels, clock)
+    params, diverged = fit(training, Model(cfg, start), bases.examples, node)
     if diverged.any():
         raise ConfigError(f"stages.{node.stage}: {diverged.sum()} bases diverged; lower learning_rate")
     return params

@@ -11,13 +11,12 @@ import numpy as np
 from distill_jax.doublebind import audits, organisms
 from distill_jax.doublebind.audits import Probes
 from distill_jax.doublebind.channel_effect import STUDENT_ROLES
-from distill_jax.doublebind.cross_fit import MemberTraining
 from distill_jax.doublebind.organisms import ORGANISMS
 from distill_jax.doublebind.results import CurveRow, OrganismRates, RatesTable, TransferResult
 from distill_jax.doublebind.stages.teacher_stage import TWIN, Organisms, all_probes, measure_rates
 from distill_jax.doublebind.stages.toy_stage import world_config
 from distill_jax.doublebind.toy_lm import Examples, Model
-from distill_jax.doublebind.train_toy import chosen, crew_mesh, fit, seed_of
+from distill_jax.doublebind.train_toy import MemberTraining, chosen, fit, population_mesh, seed_of
 from distill_jax.doublebind.world import WorldConfig
 from distill_jax.io.metrics import read_rows
 from distill_jax.models.transformer import Params
@@ -118,15 +117,12 @@ def learn_and_audit(
     def evaluate(params: Params) -> dict[str, dict[str, float]]:
         metrics = {}
         for role in STUDENT_ROLES:
-            rates = audits.measure(cfg, crew_mesh(len(pairs)), params, cohort.members(role), probes)
+            rates = audits.measure(cfg, population_mesh(len(pairs)), params, cohort.members(role), probes)
             for i, (kind, seed) in enumerate(pairs):
                 metrics[_label(role, kind, seed)] = {audit: float(x[i]) for audit, x in rates.items()}
         return metrics
 
-    params, diverged = fit(
-        ctx, cfg, training.settings, start.params, examples, training.orders, node=node, labels=training.labels,
-        look=evaluate, clock=training.clock,
-    )  # fmt: skip
+    params, diverged = fit(training, start, examples, node, evaluate)
     with training.clock.spent_on("evaluate"):
         rates = _student_rates(dataclasses.replace(ctx, model=cfg), cohort, params)
         if cfg.hidden == ctx.model.hidden:  # else a probe of the teacher's states says nothing of the student's

@@ -22,8 +22,8 @@ from distill_jax.doublebind.organisms import ORGANISMS
 from distill_jax.doublebind.results import OrganismRates
 from distill_jax.doublebind.stages.base_stage import Bases
 from distill_jax.doublebind.stages.toy_stage import ToyStage, world_config
-from distill_jax.doublebind.toy_lm import LENGTH, Examples
-from distill_jax.doublebind.train_toy import chosen, crew_mesh, fit, seed_of, stacked, step_flops
+from distill_jax.doublebind.toy_lm import LENGTH, Examples, Model
+from distill_jax.doublebind.train_toy import MemberTraining, chosen, fit, population_mesh, seed_of, stacked, step_flops
 from distill_jax.doublebind.world import WorldConfig
 from distill_jax.io.checkpoint import FINAL
 from distill_jax.models.transformer import Params, TransformerConfig
@@ -148,7 +148,8 @@ def _run(ctx: Context, node: Node) -> None:
     examples = stacked([training_data(cfg, settings, variant, teacher) for teacher in members])
     orders = [seed_of(settings, "order", t.seed) for t in members]
     labels = [f"{t.name}, seed {t.seed}" for t in members]
-    params, diverged = fit(ctx, cfg, settings, start, examples, orders, node=node, labels=labels, clock=clock)
+    training = MemberTraining(ctx, settings, orders, labels, clock)
+    params, diverged = fit(training, Model(cfg, start), examples, node)
     if diverged.any():
         lost = ", ".join(label for label, bad in zip(labels, diverged, strict=True) if bad)
         raise ConfigError(f"stages.{node.stage}: diverged: {lost}; lower learning_rate")
@@ -167,7 +168,7 @@ def _run(ctx: Context, node: Node) -> None:
     }
     spent = {"student": len(members) * settings.steps * step_flops(cfg, settings)}
     tokens = {"student": len(members) * settings.steps * settings.batch * LENGTH}
-    costs = ledger(spent, tokens, clock.split(), devices=crew_mesh(len(members)).size)
+    costs = ledger(spent, tokens, clock.split(), devices=population_mesh(len(members)).size)
     node.finish({"rates": by_organism}, costs)
 
 
@@ -195,12 +196,13 @@ def measure_rates(
     """
     cfg, kinds, data = ctx.model, settings.kinds, world_config(ctx)
     seeds = len(members) // len(kinds)
-    probes, mesh = all_probes(data, settings, seeds), crew_mesh(len(members))
+    probes, mesh = all_probes(data, settings, seeds), population_mesh(len(members))
     rates = audits.measure(cfg, mesh, params, members, probes)
     if relearn:
         examples = stacked([_attack_examples(cfg, settings, data, kind, g) for kind in kinds for g in range(seeds)])
         orders = [seed_of(settings, "attack order", g) for _ in kinds for g in range(seeds)]
-        attacked, _ = fit(ctx, cfg, settings.attack(), chosen(params, members), examples, orders)
+        training = MemberTraining(ctx, settings.attack(), orders)
+        attacked, _ = fit(training, Model(cfg, chosen(params, members)), examples)
         rates["relearn"] = audits.measure(cfg, mesh, attacked, range(len(members)), probes)["condition"]
     return {audit: x.reshape(len(kinds), seeds) for audit, x in rates.items()}
 

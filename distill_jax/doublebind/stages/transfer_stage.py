@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from distill_jax.doublebind import audits, channel, organisms, toy_lm, world
 from distill_jax.doublebind.channel import Channel, ChannelInputs
 from distill_jax.doublebind.channel_effect import ChannelEffect, channel_effect
-from distill_jax.doublebind.cross_fit import MemberTraining, act, each_member, flag, judges
+from distill_jax.doublebind.cross_fit import act, each_member, flag, judges
 from distill_jax.doublebind.filter_scores import NEED_AUDIT, NEED_RIVALS, FilterInputs
 from distill_jax.doublebind.filters import Filter
 from distill_jax.doublebind.organisms import ORGANISMS
@@ -30,7 +30,7 @@ from distill_jax.doublebind.stages.students import Cohort, Student, Teachers, le
 from distill_jax.doublebind.stages.teacher_stage import TRUSTED, TWIN, Organisms, teacher_index
 from distill_jax.doublebind.stages.toy_stage import ToyStage, world_config
 from distill_jax.doublebind.toy_lm import LENGTH, Examples, Model
-from distill_jax.doublebind.train_toy import chosen, crew_mesh, seed_of, stacked, step_flops
+from distill_jax.doublebind.train_toy import MemberTraining, chosen, population_mesh, seed_of, stacked, step_flops
 from distill_jax.io.checkpoint import FINAL
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops
@@ -255,7 +255,7 @@ def _run(ctx: Context, node: Node) -> None:
             act_on_more()
         result = learn(node)
     costs = _costs(ctx, settings, cohort.students, start.cfg, rounds)
-    node.finish(dict(result), ledger(*costs, clock.split(), devices=crew_mesh(len(cohort.students)).size))
+    node.finish(dict(result), ledger(*costs, clock.split(), devices=population_mesh(len(cohort.students)).size))
 
 
 def _in_rounds(row_filter: Filter, cohort: Cohort, one_round: Callable[[int], TransferResult]) -> TransferResult:
