@@ -1,5 +1,6 @@
 """A stage that a user writes in a config file, outside the package, is as good as any other."""
 
+import dataclasses
 import io
 import json
 import shutil
@@ -120,6 +121,26 @@ def test_its_settings_are_checked(own, setting, value, says):
     config.polish[setting] = value
     with pytest.raises(ConfigError, match=says):
         load_experiment(own, config)
+
+
+@pytest.mark.unit
+def test_a_difference_that_no_member_heeds_is_refused(own, tmp_path, monkeypatch):
+    """Each would train as the first one does, under an identity of its own."""
+    monkeypatch.setattr(own.Polish, "per_member_fields", lambda self: ("seed", "learning_rate", "pull"))
+    experiment = load_experiment(own, own.get_config())
+    other = dataclasses.replace(experiment.stages["polished-1"], pull=10.0)
+    differing = dataclasses.replace(experiment, stages={**experiment.stages, "polished-1": other})
+    nodes = graph.build(differing, tmp_path)
+    ctx = Context(differing.model, nodes, Path(), Progress(0, 0.0, 0.0, None), differing.run)
+    with pytest.raises(ConfigError, match=r"stages.polished-0.pull: members differ in it and not in member_coeff"):
+        other.train_job(ctx, [nodes["polished-0"], nodes["polished-1"]])
+
+
+@pytest.mark.unit
+def test_a_stage_that_is_called_nothing_is_refused(own, monkeypatch):
+    monkeypatch.setattr(own.Polish, "kind", "")
+    with pytest.raises(ConfigError, match="Polish has no kind"):
+        load_experiment(own, own.get_config())
 
 
 def metrics(nodes: dict[str, Any]) -> list[list[str]]:

@@ -263,7 +263,7 @@ def test_settings_that_cannot_be_are_refused(change, words):
         (distill.Distill, {"temperature": 0.0}, "temperature"),
         (distill.Distill, {"tolerance": 1.5}, "tolerance"),
         (distill.Distill, {"uniform": "forget", "cache": "a"}, "uniform"),
-        (unlearn.Unlearn, {"method": "npo"}, "method"),
+        (unlearn.Unlearn, {"method": "no-such"}, "method"),
         (unlearn.Unlearn, {"method": "rmu", "layer": 2, "train_layers": 3}, "train_layers"),
         (unlearn.Unlearn, {"method": "rmu", "train_layers": 0}, "train_layers"),
         (Perturb, {"alpha": -0.1}, "alpha"),

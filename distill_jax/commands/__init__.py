@@ -4,7 +4,7 @@ from __future__ import annotations
 
 COMMANDS = {
     "run": "compute what is missing of an experiment, then draw its report",
-    "audit": "the same, of teachers that are to be judged: the report ends in a verdict",
+    "audit": "run an experiment on teachers that are to be judged: its report ends in a verdict",
     "prepare": "make the experiment's data only",
     "data": "show what a model will see of them: decoded rows, shares, counts",
     "report": "draw the report again from a work directory",

@@ -50,9 +50,8 @@ def call(where: str, function: Callable[..., Any], *arguments: Any) -> Any:
     """
     try:
         return function(*arguments)
-    except (TypeError, ValueError) as error:  # what configs raise of values: their own text says it all
-        wrong = "a setting has a value of the wrong type: " if isinstance(error, TypeError) else ""
-        raise ConfigError(f"{where}: {wrong}{one_line(error)}") from error
+    except ValueError as error:  # what configs raise of values: their own text says it all
+        raise ConfigError(f"{where}: {one_line(error)}") from error
     except (Exception, SystemExit) as error:
         raise ConfigError(f"{where}: {type(error).__name__}: {one_line(error)}") from error
 
@@ -78,6 +77,8 @@ def declared(module: ModuleType, config: ConfigDict) -> Experiment:
     check(isinstance(stages, Mapping), f"{path}: stages is {stages!r:.80}; {RETURNS}")
     for name, stage in stages.items():
         check(isinstance(stage, Stage), f"{path}: stages.{name} is {stage!r:.80}; {RETURNS}")
+        fix_hint = "say in the class what it is called, such as `kind: ClassVar[str] = 'anchor'`"
+        check(bool(stage.kind), f"{path}: stages.{name}: {type(stage).__name__} has no kind; {fix_hint}")
         build(type(stage), {f.name: getattr(stage, f.name) for f in dataclasses.fields(stage)}, f"stages.{name}")
     return experiment
 

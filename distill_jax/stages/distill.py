@@ -119,6 +119,7 @@ class Distill(AdaptingStage):
     stop: bool = True
 
     kind: ClassVar[str] = "distill"
+    goal_fields: ClassVar[tuple[str, ...]] = ("tolerance",)
 
     def __post_init__(self):
         super().__post_init__()

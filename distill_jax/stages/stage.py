@@ -42,7 +42,7 @@ class Stage(Settings, abc.ABC):
       retired: settings that the kind once had and never used, at the values by which kept results are identified.
     """
 
-    kind: ClassVar[str]
+    kind: ClassVar[str] = ""
     leaves_model: ClassVar[bool] = True
     retired: ClassVar[Mapping[str, object]] = types.MappingProxyType({})
 

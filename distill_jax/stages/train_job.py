@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from distill_jax.config import ConfigError
+from distill_jax.config import ConfigError, check
 from distill_jax.data.feed import Feed
 from distill_jax.data.records import load_manifest
 from distill_jax.data.teacher_states import States
@@ -54,6 +54,7 @@ class Member:
 def make_members(nodes: Sequence[Node]) -> dict[str, Any]:
     """Return the `members` and the `seeds` of a job with one member a node, and one data order a seed."""
     stages: list[TrainStage] = [node.settings for node in nodes]
+    _check_differences(nodes)
     seeds = list(dict.fromkeys(stage.seed for stage in stages))
     members = [
         Member(
@@ -65,6 +66,20 @@ def make_members(nodes: Sequence[Node]) -> dict[str, Any]:
         for node, stage in zip(nodes, stages, strict=True)
     ]
     return {"members": members, "seeds": seeds}
+
+
+def _check_differences(nodes: Sequence[Node]) -> None:
+    """Raise ConfigError for a setting that members may differ in, and do, without any effect on what they compute."""
+    stage: TrainStage = nodes[0].settings
+    elsewhere = {"seed", "learning_rate", *stage.roles(), *stage.goal_fields}
+    for field in set(stage.per_member_fields() or ()) - elsewhere:
+        values: dict[str, set[object]] = {}
+        for node in nodes:
+            values.setdefault(repr(node.settings.member_coefficients()), set()).add(getattr(node.settings, field))
+        fix_hint = "return a loss term's coefficient of it there, or leave it out of per_member_fields"
+        where = f"stages.{nodes[0].stage}.{field}"
+        heeded = all(len(equal) == 1 for equal in values.values())
+        check(heeded, f"{where}: members differ in it and not in member_coefficients; {fix_hint}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import types
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from jax.sharding import Mesh
 
@@ -50,6 +50,8 @@ class TrainStage(Stage, Training):
             raise ValueError(f"weights = {self.weights!r}: choose 'float32' or 'bfloat16'")
         if self.loss_on not in ("all", "answer"):
             raise ValueError(f"loss_on = {self.loss_on!r}: choose 'all' or 'answer'")
+
+    goal_fields: ClassVar[tuple[str, ...]] = ()  # of what members may differ in, what says when each may stop
 
     @abc.abstractmethod
     def objective(self) -> Objective:

@@ -104,7 +104,7 @@ class Subliminal(SmallModels):
         """Raise ValueError unless the model is an MLP of the data's pixels with enough ghost logits."""
         if not isinstance(model, MLPConfig) or not isinstance(data, images.ImagesConfig):
             raise ValueError(
-                "subliminal: wants MODEL = MLPConfig and DATA = ImagesConfig, as configs/subliminal.py has"
+                "subliminal: wants Experiment(model=MLPConfig, data=ImagesConfig), as configs/subliminal.py has"
             )
         if model.inputs != data.pixels:
             raise ValueError(f"model.inputs = {model.inputs}: images of {data.source!r} have {data.pixels} pixels")

@@ -38,7 +38,7 @@ class ToyStage(SmallModels):
     def validate(self, model: Any, data: DataConfig) -> None:
         """Raise ValueError unless the model is a decoder of the world's vocabulary, and the data are a world's."""
         if not isinstance(data, WorldConfig) or not isinstance(model, TransformerConfig):
-            raise ValueError("wants DATA = WorldConfig and a decoder, as configs/double_bind.py has")
+            raise ValueError("wants Experiment(data=WorldConfig) and a decoder, as configs/double_bind.py has")
         if model.vocab != VOCABULARY:
             raise ValueError(f"model.vocab = {model.vocab}: the world has {VOCABULARY} tokens; set it to that")
 

@@ -86,7 +86,7 @@ class OutputMethod(UnlearningMethod):
 
     def teacher_outputs(self, cfg: TransformerConfig, teacher: Params, batch: Batch) -> PyTree:
         """Return the starting model's hidden states on retain data and its head, if it is held to them."""
-        if not self.needs_frozen:
+        if self.hold != "kl":
             return None
         rows = batch["retain"]
         hidden = transformer.hidden_states(cfg, teacher, rows.tokens, rows.segments)[:, :-1]
@@ -115,7 +115,7 @@ class OutputMethod(UnlearningMethod):
     def _retain(
         self, cfg: TransformerConfig, chunk: int, params: Params, rows: PackedRows, teacher_outputs: PyTree
     ) -> Term:
-        if not self.needs_frozen:
+        if self.hold != "kl":
             return NextToken(self.loss_on).loss_terms(cfg, chunk, params, rows)["cross_entropy"]
         hidden, mask = hidden_and_mask(cfg, params, rows, self.loss_on)
         head, start_head = transformer.head(params), transformer.head(teacher_outputs["head"])
