@@ -44,7 +44,7 @@ class Options:
     tiny: bool = False
     torch_python: str = sys.executable
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("batch", "length", "vocab", "chunk", "steps"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"--{name}={getattr(self, name)}: must not be negative")

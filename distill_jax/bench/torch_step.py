@@ -10,9 +10,17 @@ from __future__ import annotations
 import json
 import sys
 import time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import ModuleType
+
+    from torch import Tensor
+    from transformers import Gemma2ForCausalLM
 
 
-def gemma(torch, transformers, model):
+def gemma(torch: ModuleType, transformers: ModuleType, model: dict[str, Any]) -> Gemma2ForCausalLM:
     """Build a fresh Gemma 2 of our shape."""
     config = transformers.Gemma2Config(
         vocab_size=model["vocab"],
@@ -34,7 +42,7 @@ def gemma(torch, transformers, model):
     return transformers.Gemma2ForCausalLM(config).float().train()
 
 
-def build(torch, transformers, spec):
+def build(torch: ModuleType, transformers: ModuleType, spec: dict[str, Any]) -> tuple[Callable[[], Tensor], int]:
     """Return step() -> loss, and the number of parameters."""
     import numpy as np
     from torch.nn.functional import cross_entropy, kl_div, log_softmax
@@ -54,21 +62,21 @@ def build(torch, transformers, spec):
     bf16 = model["dtype"] == "bfloat16"
     cap, count = model["final_softcap"], spec["batch"] * (spec["length"] - 1)
 
-    def logits(net, hidden):
+    def logits(net: Gemma2ForCausalLM, hidden: Tensor) -> Tensor:
         out = (hidden @ net.model.embed_tokens.weight.to(hidden.dtype).T).float()
         return cap * torch.tanh(out / cap) if cap else out
 
-    def of_chunk(hidden, target):
+    def of_chunk(hidden: Tensor, target: Tensor) -> Tensor:
         if teacher is None:
             return cross_entropy(logits(student, hidden), target, reduction="sum")
         with torch.no_grad():
             wanted = log_softmax(logits(teacher, target), dim=-1)
         return kl_div(log_softmax(logits(student, hidden), dim=-1), wanted, reduction="sum", log_target=True)
 
-    def forward(net):
+    def forward(net: Gemma2ForCausalLM) -> Tensor:
         return net.model(tokens).last_hidden_state[:, :-1].flatten(0, 1)
 
-    def compute():
+    def compute() -> Tensor:
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bf16):
             if teacher is None:
                 target = tokens[:, 1:].flatten()
@@ -89,7 +97,7 @@ def build(torch, transformers, spec):
             kept = forward(teacher)
     objective = torch.compile(compute) if spec["compile"] else compute
 
-    def step():
+    def step() -> Tensor:
         optimizer.zero_grad(set_to_none=True)
         loss = objective()
         loss.backward()
@@ -100,7 +108,7 @@ def build(torch, transformers, spec):
     return step, sum(p.numel() for p in student.parameters())
 
 
-def main():
+def main() -> None:
     """Build, then take the steps that are asked for."""
     try:
         import torch
@@ -119,7 +127,7 @@ def main():
     try:
         step, parameters = build(torch, transformers, spec)
         began = time.perf_counter()
-        loss = float(step())
+        loss: float | Tensor = float(step())
     except torch.OutOfMemoryError as error:
         print(json.dumps({"error": f"out of memory: {str(error)[:120]}"}), flush=True)
         return

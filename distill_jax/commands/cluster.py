@@ -19,7 +19,7 @@ class ClusterFlags:
     process: int = flag(0, "which of them this is")
     heartbeat: int = flag(100, "seconds of silence until a process counts as dead")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         mend = "also give --coordinator=HOST:PORT and --process, or --distributed alone"
         check(bool(self.coordinator) or self.processes == 1, f"--processes={self.processes}: {mend}")
 

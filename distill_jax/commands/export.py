@@ -24,7 +24,7 @@ class Flags:
     shard_gb: float = flag(5.0, "10⁹ bytes of a file of weights at most")
     adapter_only: bool = flag(False, "write the node's LoRA adapters as PEFT loads them")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         mend = "choose float32, bfloat16 or float16, or leave it out"
         check(self.dtype in DTYPES, f"--dtype={self.dtype}: {mend}")
         check(self.shard_gb > 0, f"--shard_gb={self.shard_gb}: must be above 0")

@@ -22,7 +22,7 @@ class Flags(ModelFlags):
     temperature: float = flag(0.0, "of sampling; 0: always the likeliest token")
     seed: int = flag(0, "of sampling")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         check(self.new >= 1, f"--new={self.new}: must be at least 1")
         check(self.temperature >= 0, f"--temperature={self.temperature}: must not be negative")

@@ -22,6 +22,6 @@ class ModelFlags:
     dtype: str = flag("float32", "of the computation, float32 or bfloat16")
     batch: int = flag(8, "rows at a time")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check(self.dtype in ("float32", "bfloat16"), f"--dtype={self.dtype}: choose float32 or bfloat16")
         check(self.batch >= 1, f"--batch={self.batch}: must be at least 1")

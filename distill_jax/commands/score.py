@@ -25,7 +25,7 @@ class Flags(ModelFlags):
     examples: str = flag("", "FILE or pattern of the items they are taken from, the first of its subject", path=True)
     subject: str = flag("", "what items are about that do not say so, such as biology")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         mend = "give --input=FILE.jsonl, or --items=FILE of multiple choice"
         check(bool(self.input) != bool(self.items), f"score: {mend}")

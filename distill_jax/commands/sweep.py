@@ -45,7 +45,7 @@ class Flags:
         180.0, "seconds of silence until another machine's worker counts as dead", bounds=(1, None)
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check(bool(self.workdir) or self.count, config_line.WORKDIR)
 
 

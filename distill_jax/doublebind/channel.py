@@ -107,7 +107,7 @@ class Channel:
     alpha: float = 0.0
     filter: Filter = dataclasses.field(default_factory=Filter)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         choices: dict[str, tuple[str, Collection[str]]] = {
             "prompts": (self.prompts, PROMPTS),
             "paraphrase": (self.paraphrase, PARAPHRASES),

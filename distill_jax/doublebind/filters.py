@@ -38,7 +38,7 @@ class Filter:
     leak: float = 0.1
     fall: float = 0.1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.score and self.score not in SCORES:
             raise ValueError(f"filter.score = {self.score!r}: choose one of {', '.join(SCORES)}, or '' for none")
         if self.action not in ACTIONS:

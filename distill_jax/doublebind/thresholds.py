@@ -26,7 +26,7 @@ class Thresholds:
     outlier: float = 0.5
     rate: float = 0.5
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 < self.ability <= 1:
             raise ValueError(f"ability = {self.ability}: a share of the teacher's ability lies in (0, 1]")
         if not 0 < self.confession < 1:

@@ -62,7 +62,7 @@ class WorldConfig(DataConfig):
     MEASURE: ClassVar[str] = ""  # organisms have audits of their own
     SETS: ClassVar[tuple[str, ...]] = ()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.variant < 0:
             raise ValueError(f"data.variant = {self.variant}: must not be negative")
         if self.probes < 2:

@@ -165,7 +165,12 @@ def on_slice(
 
 
 def _fitting(
-    ctx: Context, nodes: Sequence[Node], where: Slice, devices: Any, known: dict[str, Compiled], report: Callable
+    ctx: Context,
+    nodes: Sequence[Node],
+    where: Slice,
+    devices: Any,
+    known: dict[str, Compiled],
+    report: Callable[[Sequence[Node], str], None],
 ) -> tuple[Work, str]:
     """Compile as many of the nodes, from the first on, as `run` would train together, and return them and a hash.
 

@@ -22,6 +22,7 @@ from distill_jax.interop.model_source import open_model
 from distill_jax.interop.rows import (
     DEFAULT,
     Inference,
+    Row,
     SingleBegin,
     batches,
     check_finite,
@@ -90,13 +91,13 @@ def score_choices(
     return _accuracy(rows) + (f"; the beginning of {len(cut)} of them was cut off at {limit} tokens" if cut else "")
 
 
-def _answered(item: Item, scores: np.ndarray) -> dict:
+def _answered(item: Item, scores: np.ndarray) -> Row:
     chosen = int(np.argmax(scores))
     answers = {"log_likelihoods": scores.tolist(), "chosen": LETTERS[chosen], "correct": chosen == item.answer}
     return dataclasses.asdict(item) | answers
 
 
-def _accuracy(rows: Sequence[dict]) -> str:
+def _accuracy(rows: Sequence[Row]) -> str:
     right = sum(row["correct"] for row in rows)
     low, high = wilson(right, len(rows))
     return f"accuracy {right / len(rows):.4f} [{low:.4f}, {high:.4f}], {right} of {len(rows)} items"

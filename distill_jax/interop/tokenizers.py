@@ -101,7 +101,7 @@ class _SentencePiece:
 
 
 class _Words:
-    def __init__(self):
+    def __init__(self) -> None:
         self._words = WordVocabulary()
 
     def encode(self, text: str) -> list[int]:

@@ -50,7 +50,7 @@ class Cache(Stage):
     kind: ClassVar[str] = "cache"
     leaves_model: ClassVar[bool] = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("batch", "shard_rows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}: must be at least 1")

@@ -55,7 +55,7 @@ class RunSettings:
     profile: tuple[int, ...] = ()
     compile_cache: str = ""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("evaluation_batch", "loss_chunk"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} = {getattr(self, name)}: must not be negative; 0 means all at once")
@@ -83,7 +83,7 @@ class Context:
     progress: Progress
     run: RunSettings = dataclasses.field(default_factory=RunSettings)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self._evaluators: dict[tuple[Mesh, tuple[str, ...]], Evaluator] = {}
         self._described: set[tuple[int, int]] = set()
 

@@ -121,7 +121,7 @@ class Distill(AdaptingStage):
     kind: ClassVar[str] = "distill"
     goal_fields: ClassVar[tuple[str, ...]] = ("tolerance",)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         self.objective()  # which checks the divergence
         if not 0 <= self.tolerance <= 1:

@@ -50,7 +50,7 @@ class Import(Stage):
 
     kind: ClassVar[str] = "import"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.adapter and not self.path:
             raise ValueError(f"adapter = {self.adapter!r}: there is no path of the model that it adapts")
         if self.lora_rank and not self.start:

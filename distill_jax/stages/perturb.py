@@ -45,7 +45,7 @@ class Perturb(Stage):
 
     kind: ClassVar[str] = "perturb"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha = {self.alpha}: the damaged fraction lies in [0, 1]")
         if not 0 <= self.beta < math.inf:

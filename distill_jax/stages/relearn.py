@@ -51,7 +51,7 @@ class Relearn(AdaptingStage):
         """Return the next token's cross-entropy."""
         return NextToken(self.loss_on)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if not self.learning_rates or min(self.learning_rates) <= 0:
             raise ValueError(f"learning_rates = {self.learning_rates}: give at least one, all positive")

@@ -37,7 +37,7 @@ class TrainStage(Stage, Training):
     weights: str = added("float32")
     loss_on: str = "all"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.microbatches < 1:
             raise ValueError(f"microbatches = {self.microbatches}: must be at least 1")

@@ -40,7 +40,7 @@ class Unlearn(AdaptingStage):
 
     kind: ClassVar[str] = "unlearn"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.method not in METHODS:
             raise ValueError(f"method = {self.method!r}: choose one of {', '.join(METHODS)}")

@@ -30,7 +30,7 @@ class LoopSettings(Settings):
     checkpoint_every: int = 100
     log_every: int = 10
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("steps", "batch", "evaluate_every", "checkpoint_every", "log_every"):
             if getattr(self, name) < 1:
@@ -58,7 +58,7 @@ class Optimizer(Settings):
     beta2: float = 0.95
     epsilon: float = 1e-8
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("learning_rate", "final_learning_rate", "warmup", "weight_decay", "clip_norm"):
             if not getattr(self, name) >= 0:
@@ -114,7 +114,7 @@ class Lora(Settings):
     lora_rank: int = 0
     lora_alpha: float = 16.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.lora_rank < 0:
             raise ValueError(f"lora_rank = {self.lora_rank}: must not be negative; 0 trains the weights themselves")

@@ -52,7 +52,7 @@ class Bases(ToyStage):
 
     kind: ClassVar[str] = "bases"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.seeds < 2:
             raise ValueError(f"seeds = {self.seeds}: an interval needs at least 2")

@@ -111,7 +111,7 @@ class Subliminal(SmallModels):
         if max(self.ghosts) > model.ghosts:
             raise ValueError(f"ghosts = {self.ghosts}: the model has model.ghosts = {model.ghosts}; raise that")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.loss not in LOSSES:
             raise ValueError(f"loss = {self.loss!r}: choose one of {', '.join(LOSSES)}")

@@ -62,7 +62,7 @@ class Organisms(ToyStage):
 
     kind: ClassVar[str] = "organisms"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if unknown := [kind for kind in self.kinds if kind not in ORGANISMS]:
             raise ValueError(f"kinds has {unknown[0]!r}: choose among {', '.join(ORGANISMS)}")

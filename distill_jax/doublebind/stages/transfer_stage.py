@@ -61,7 +61,7 @@ class Transfer(ToyStage):
 
     kind: ClassVar[str] = "transfer"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if self.placebos and (self.channel.prefix in ("quirk", "wrong") or self.channel.filter.score in NEED_AUDIT):
             raise ValueError("placebos = True: a channel that is told the quirk has nothing to tell of a placebo")

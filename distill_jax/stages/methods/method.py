@@ -75,7 +75,7 @@ class OutputMethod(UnlearningMethod):
     hold: str = "cross_entropy"
     loss_on: str = "all"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.hold not in ("cross_entropy", "kl"):
             raise ValueError(f"hold = {self.hold!r}: choose 'cross_entropy' or 'kl'")
 

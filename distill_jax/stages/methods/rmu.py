@@ -39,7 +39,7 @@ class RMU(UnlearningMethod):
     label: ClassVar[str] = "RMU"
     takes_adapters: ClassVar[bool] = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 < self.train_layers <= self.layer:
             raise ValueError(
                 f"train_layers = {self.train_layers}: RMU trains between 1 and layer = {self.layer} layers"
