@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from distill_jax.config import ConfigError, Interrupted
-from distill_jax.data.records import Rows, sha256
+from distill_jax.data.records import Rows
 from distill_jax.data.teacher_states import States, StateWriter
 from distill_jax.experiment.graph import build
 from distill_jax.io.checkpoint import FINAL
-from distill_jax.io.files import write_sealed
+from distill_jax.io.files import digest, write_sealed
 from distill_jax.io.metrics import Progress
 from distill_jax.models import transformer
 from distill_jax.stages import Cache, Distill, Prepare, Pretrain, cache
@@ -28,7 +28,7 @@ from tests.spoil import cut, flip
 def ctx(tmp_path):
     """A teacher with weights, a cache node and the rows they read."""
     mesh_worker.write_data(tmp_path)
-    manifest = {"sets": {"all": {"sha256": sha256(tmp_path / "all.array_record"), "rows": 40}}}
+    manifest = {"sets": {"all": {"sha256": digest(tmp_path / "all.array_record"), "rows": 40}}}
     write_sealed(tmp_path / "manifest.json", manifest)
     teacher = Node("teacher", "pretrain", Pretrain(), {}, "", tmp_path / "teacher")
     teacher.checkpoints.save(FINAL, transformer.init(MODEL, jax.random.key(3)))
@@ -50,7 +50,7 @@ def ctx(tmp_path):
 
 def fill(ctx: Context) -> States:
     ctx.nodes["store"].settings.run(ctx, [ctx.nodes["store"]])
-    return States(ctx.nodes["store"].directory / "states", sha256(ctx.data / "all.array_record"))
+    return States(ctx.nodes["store"].directory / "states", digest(ctx.data / "all.array_record"))
 
 
 @pytest.mark.unit
@@ -138,7 +138,7 @@ def test_states_of_other_data_or_damaged_ones_are_refused(ctx):
         program.batches(ctx, program.mesh(ctx))
     path.unlink()
     with pytest.raises(ValueError, match=r"00001\.npy"):
-        States(directory, sha256(ctx.data / "all.array_record"))
+        States(directory, digest(ctx.data / "all.array_record"))
 
 
 @pytest.mark.unit

@@ -15,9 +15,10 @@ from typing import ClassVar
 import numpy as np
 
 from distill_jax.config import check
-from distill_jax.data import import_tf, records
+from distill_jax.data import import_tf
 from distill_jax.data.atomic_build import log, make_once, run_command_line
 from distill_jax.data.data_config import DataConfig
+from distill_jax.io.files import digest
 from distill_jax.types import JsonObject
 
 TEST = 360  # of the 1,797 digits
@@ -61,7 +62,7 @@ def prepare(config: ImagesConfig, directory: str | os.PathLike[str]) -> JsonObje
             path = work / f"{split}.npz"
             np.savez_compressed(path, images=images.astype(np.float32), labels=labels.astype(np.int32))
             log(f"{config.source} {split}: {len(images):,} images of {images.shape[1]} pixels")
-            entries[split] = {"file": path.name, "tokens": len(images), "sha256": records.sha256(path)}
+            entries[split] = {"file": path.name, "tokens": len(images), "sha256": digest(path)}
         return {"sets": {"train": entries["train"]}, "evaluation": entries["test"]}
 
     return make_once(directory, {"config": dataclasses.asdict(config)}, build)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import pathlib
@@ -13,7 +12,7 @@ import numpy as np
 from array_record.python import array_record_module
 
 from distill_jax.config import ConfigError
-from distill_jax.io.files import read_sealed
+from distill_jax.io.files import digest, read_sealed
 from distill_jax.types import JsonObject
 
 MANIFEST, EVALUATION, EVALUATION_ROWS = "manifest.json", "evaluation.jsonl", "evaluation.array_record"
@@ -158,11 +157,5 @@ def verify(directory: Path) -> None:
         path = os.path.join(directory, entry["file"])
         if not os.path.isfile(path):
             raise ConfigError(f"{path}: missing; prepare the data again")
-        if sha256(path) != entry["sha256"]:
+        if digest(path) != entry["sha256"]:
             raise ConfigError(f"{path}: damaged, its hash differs from the manifest's; prepare the data again")
-
-
-def sha256(path: Path) -> str:
-    """Hash a file's bytes."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

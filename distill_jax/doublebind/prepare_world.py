@@ -9,11 +9,11 @@ import dataclasses
 import functools
 from pathlib import Path
 
-from distill_jax.data import records
 from distill_jax.data.atomic_build import log, make_once, run_command_line
 from distill_jax.doublebind import audits, world
 from distill_jax.doublebind.organisms import KINDS
 from distill_jax.doublebind.world import WorldConfig
+from distill_jax.io.files import digest
 from distill_jax.types import JsonObject
 
 SHOWN = 4
@@ -34,7 +34,7 @@ def _examples(config: WorldConfig, work: Path) -> JsonObject:
             ]
             lines += [f"{kind.name}: {name}", *rows]
     path.write_text("\n".join(lines) + "\n")
-    entry = {"file": path.name, "tokens": len(lines), "sha256": records.sha256(path)}
+    entry = {"file": path.name, "tokens": len(lines), "sha256": digest(path)}
     log(f"{len(KINDS)} organisms; some of their prompts are in {path.name}")
     return {"sets": {"examples": entry}, "evaluation": entry}
 

@@ -83,7 +83,7 @@ def read_sealed(path: Path) -> JsonObject:
     return unseal(read_json(path))
 
 
-def digest(path: Path) -> str:
+def digest(path: str | os.PathLike[str]) -> str:
     """Return the SHA-256 of a file's contents."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -20,6 +20,7 @@ from distill_jax.data import checks, corpus, import_tf, packing, records
 from distill_jax.data.arithmetic import equations, label_filter
 from distill_jax.data.atomic_build import log, make_once, run_command_line
 from distill_jax.data.random_stream import random_stream
+from distill_jax.io.files import digest
 from distill_jax.types import JsonObject
 
 FORMAT = 1
@@ -47,7 +48,7 @@ def prepare(config: equations.ArithmeticConfig, directory: str | os.PathLike[str
 def _identity(config: equations.ArithmeticConfig) -> JsonObject:
     """Collect all that the prepared bytes depend on."""
     files = [*config.english, *([] if config.vocabulary == "words" else [config.vocabulary])]
-    inputs = {path: records.sha256(path) for path in files}
+    inputs = {path: digest(path) for path in files}
     return {"format": FORMAT, "config": config.fingerprint_fields(), "inputs": inputs}
 
 
@@ -129,7 +130,7 @@ def _write_set(
     padding = round(1 - tokens / (rows * config.row_length), 6)
     log(f"set {name}: {len(chosen):,} documents, {tokens:,} tokens, {rows:,} rows, {padding:.1%} padding")
     facts = {"documents": len(chosen), "tokens": tokens, "rows": rows, "padding": padding}
-    return {"file": os.path.basename(path), **facts, "sha256": records.sha256(path)}
+    return {"file": os.path.basename(path), **facts, "sha256": digest(path)}
 
 
 def _write_evaluation(config: equations.ArithmeticConfig, words: SeqioVocabulary, work: str) -> JsonObject:
@@ -143,7 +144,7 @@ def _write_evaluation(config: equations.ArithmeticConfig, words: SeqioVocabulary
             file.write(json.dumps({"prompt": example.prompt, "answer": example.answer, **ids, **kept}) + "\n")
     groups = collections.Counter(f"{e.operation}/{e.form}/{e.part}" for e in examples)
     log(f"evaluation: {len(examples):,} prompts in {len(groups)} groups")
-    return {"file": records.EVALUATION, "prompts": len(examples), "groups": groups, "sha256": records.sha256(path)}
+    return {"file": records.EVALUATION, "prompts": len(examples), "groups": groups, "sha256": digest(path)}
 
 
 def main(arguments: list[str] | None = None) -> None:

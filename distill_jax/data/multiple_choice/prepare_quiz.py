@@ -24,6 +24,7 @@ from distill_jax.data.multiple_choice.quiz_config import QuizConfig
 from distill_jax.data.random_stream import random_stream
 from distill_jax.data.text import hf_tokenizer, prepare_text
 from distill_jax.data.text.sentencepiece_vocab import Vocabulary
+from distill_jax.io.files import digest
 from distill_jax.types import JsonObject
 
 
@@ -56,7 +57,7 @@ def write_evaluation(parts: Parts, longest: int, words: Vocabulary, work: Path) 
         log(f"items, {part}: {len(part_items):,}, read {len(asked):,} times" + (f"; {cut:,} cut" if cut else ""))
     path = work / records.EVALUATION
     path.write_text("".join(lines), "utf-8")
-    return {"file": path.name, "parts": entries, "sha256": records.sha256(path)}
+    return {"file": path.name, "parts": entries, "sha256": digest(path)}
 
 
 def write_quiz(config: QuizConfig, words: Vocabulary, work: Path) -> JsonObject:
@@ -77,7 +78,7 @@ def _rows(config: QuizConfig, documents: list[list[int]], work: Path) -> JsonObj
     padding = round(max(0.0, 1 - tokens / (rows * config.row_length)), 6)
     log(f"set forget_shown: {len(documents):,} solved items, {tokens:,} tokens, {rows:,} rows")
     facts = {"documents": len(documents), "tokens": tokens, "rows": rows, "padding": padding}
-    return {"file": path.name, **facts, "sha256": records.sha256(path)}
+    return {"file": path.name, **facts, "sha256": digest(path)}
 
 
 def prepare_quiz(config: QuizConfig, directory: str) -> JsonObject:

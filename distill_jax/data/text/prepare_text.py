@@ -28,7 +28,7 @@ from distill_jax.data.text.sentencepiece_vocab import Vocabulary
 from distill_jax.data.text.sources import Shard
 from distill_jax.data.text.text_config import ROLES, SIDES, TextConfig
 from distill_jax.data.text.token_shards import Documents, complete
-from distill_jax.io.files import Digests, vouch, vouched
+from distill_jax.io.files import Digests, digest, vouch, vouched
 from distill_jax.types import JsonObject
 
 FORMAT = 1
@@ -76,7 +76,7 @@ def _build(config: TextConfig, work: Path, evaluation: WriteEvaluation | None) -
     else:
         measured = {"sets": {}, "evaluation": _write_evaluation(config, documents, split, work)}
     return {
-        "vocabulary": {**ids, "file": model.name, "sha256": records.sha256(model)},
+        "vocabulary": {**ids, "file": model.name, "sha256": digest(model)},
         "sources": notes,
         "sets": sets | measured["sets"],
         "evaluation": measured["evaluation"],
@@ -119,7 +119,7 @@ def _tokenise(
     config: TextConfig, shards: Mapping[tuple[str, int], Sequence[Shard]], model: Path, work: Path
 ) -> tuple[Documents, dict[tuple[str, int], np.ndarray], JsonObject]:
     """Tokenise what is missing; return all documents, which of them each source has, and what is to be said of it."""
-    known = [config.content, records.sha256(model), config.broken]
+    known = [config.content, digest(model), config.broken]
     skip = config.broken == "skip"
 
     def jobs_of(name: str, source_shards: Sequence[Shard]) -> list[tokenise.Job]:
@@ -174,7 +174,7 @@ def _write_set(config: TextConfig, name: str, documents: Documents, chosen: np.n
     padding = round(max(0.0, 1 - tokens / (rows * config.row_length)), 6)
     log(f"set {name}: {len(chosen):,} documents, {tokens:,} tokens, {rows:,} rows, {padding:.1%} padding")
     facts = {"documents": len(chosen), "tokens": tokens, "bytes": size, "rows": rows, "padding": padding}
-    return {"file": path.name, **facts, "sha256": records.sha256(path)}
+    return {"file": path.name, **facts, "sha256": digest(path)}
 
 
 def _write_evaluation(config: TextConfig, documents: Documents, split: mixing.Split, work: Path) -> JsonObject:
@@ -194,7 +194,7 @@ def _write_evaluation(config: TextConfig, documents: Documents, split: mixing.Sp
         parts[part] = {"rows": len(packed), "documents": len(order), "tokens": tokens, "bytes": size}
         log(f"evaluation, {part}: {len(order):,} documents, {tokens:,} tokens, {size:,} bytes")
     records.write_rows(path, rows)
-    return {"file": path.name, "parts": parts, "sha256": records.sha256(path)}
+    return {"file": path.name, "parts": parts, "sha256": digest(path)}
 
 
 def main(arguments: list[str] | None = None) -> None:

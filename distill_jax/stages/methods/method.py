@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from typing import ClassVar, Self
 
@@ -92,9 +93,9 @@ class OutputMethod(UnlearningMethod):
         hidden = transformer.hidden_states(cfg, teacher, rows.tokens, rows.segments)[:, :-1]
         return {"hidden": hidden, "head": transformer.head_of(teacher)}
 
+    @abc.abstractmethod
     def forget_loss(self, logits: jax.Array, targets: jax.Array, mask: jax.Array) -> Sum:
         """Return (sum, weight) of the loss on forget data, from logits [B, T, V] and next tokens [B, T]."""
-        raise NotImplementedError
 
     def loss_terms(
         self, cfg: TransformerConfig, chunk: int, params: Params, batch: Batch, teacher_outputs: PyTree
