@@ -4,10 +4,10 @@ import os
 
 import pytest
 
+from tests.fast_xla import xla_flags
+
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Most of a test's time is compilation: unoptimised programs compile in half of it.
-flags = " --xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + flags
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla_flags(2)}".strip()
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
