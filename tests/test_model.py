@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from jax.sharding import PartitionSpec
 from parity.record import CASES, RECORDINGS, WINDOW, draw
 
-from distill_jax.models import head, transformer
+from distill_jax.models import head as model_head
+from distill_jax.models import transformer
 from distill_jax.models.head import softcap
 from distill_jax.models.presets import PRESETS, preset
 from distill_jax.models.transformer import CachedInputs, TransformerConfig
@@ -29,7 +30,7 @@ init = jit(transformer.init, static_argnums=0)
 apply = jit(transformer.apply, static_argnums=0)
 hidden_states = jit(transformer.hidden_states, static_argnums=0)
 residual_at = jit(transformer.residual_at, static_argnums=(0, 4))
-unembed = jit(head.unembed, static_argnums=0)
+unembed = jit(model_head.unembed, static_argnums=0)
 decode_step = jit(transformer.decode_step, static_argnums=0)
 
 
