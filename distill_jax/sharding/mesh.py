@@ -144,6 +144,36 @@ def splits(axis: str, size: int) -> bool:
     return mesh is not None and spec(mesh, (axis,), (size,)) != P(None)
 
 
+def shard_count(axis: str, size: int) -> int:
+    """Return over how many devices `constrain` would divide a dimension of this size that lies on this logical axis."""
+    mesh = _tracing.get()
+    on = spec(mesh, (axis,), (size,))[0] if mesh else None
+    return math.prod(mesh.shape[a] for a in on) if mesh and on else 1
+
+
+def first_device() -> jax.Device:
+    """Return one of the devices that are traced for, which need not be of this machine."""
+    mesh = _tracing.get()
+    device: jax.Device = mesh.devices.flat[0] if mesh else jax.devices()[0]
+    return device
+
+
+def over_shards(f: Callable[..., jax.Array], axes: Sequence[Sequence[str | None]], *arrays: jax.Array) -> jax.Array:
+    """Call f(*arrays) on each device with its parts: for a kernel, which XLA cannot divide.
+
+    Args:
+      axes: the logical axes of each array; the result lies as the first.
+    """
+    mesh = _tracing.get()
+    if mesh is None or mesh.size == 1:
+        return f(*arrays)
+    # On CPU each member of a population on a mesh of its own is on one device already: see `over_members`.
+    if mesh.devices.flat[0].platform == "cpu" and mesh.shape["population"] == mesh.size:
+        return f(*arrays)
+    specs = tuple(spec(mesh, a, x.shape) for a, x in zip(axes, arrays, strict=True))
+    return jax.shard_map(f, mesh=mesh, in_specs=specs, out_specs=specs[0], check_vma=False)(*arrays)
+
+
 MemberFunction = Callable[[PyTree, PyTree], PyTree]  # (member, shared) -> what is computed of the member
 
 
