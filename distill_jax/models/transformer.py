@@ -24,7 +24,8 @@ import jax
 import jax.numpy as jnp
 
 from distill_jax.config import added, check
-from distill_jax.sharding.mesh import constrain, splits
+from distill_jax.models.head import softcap, unembed
+from distill_jax.sharding.mesh import constrain
 from distill_jax.types import ArrayOrShape, PyTree
 
 Params = PyTree  # the tree above, of arrays or of what stands for them
@@ -178,11 +179,6 @@ def _normal(cfg: TransformerConfig, *axes: str) -> Initializer:
 
 def _zeros(*axes: str) -> Initializer:
     return nn.with_logical_partitioning(nn.initializers.zeros, axes)
-
-
-def softcap(x: jax.Array, cap: float) -> jax.Array:
-    """Squash to (-cap, cap); the identity when cap is 0."""
-    return cap * jnp.tanh(x / cap) if cap else x
 
 
 def rotary(cfg: TransformerConfig, positions: jax.Array, local: bool = False) -> Angles:
@@ -502,36 +498,6 @@ def residual_at(
     return Transformer(shallow).apply(
         _variables(first), tokens, positions, masks, None, 0, method=Transformer.residual
     )[0]
-
-
-def head_of(params: Params) -> Params:
-    """Return the part of params that `unembed` reads: {"unembedding"}, or the tied {"embedding"}."""
-    name = "unembedding" if "unembedding" in params else "embedding"
-    return {name: params[name]}
-
-
-def head(params: Params) -> Params:
-    """Return the head, laid out as `unembed` wants it: by rows of the vocabulary.
-
-    It is stored by columns, which suits the lookup. A loss over chunks calls this once, before its loop.
-    """
-    # The first constraint makes the gradient come back in the layout that is stored.
-    by_column = {name: constrain(w, "vocab", "embed") for name, w in head_of(params).items()}
-    return {name: constrain(w, "logits", None) for name, w in by_column.items()}
-
-
-def unembed(cfg: TransformerConfig, params: Params, hidden: jax.Array) -> jax.Array:
-    """Project hidden states [B, ..., D] on the head: fp32 logits [B, ..., V], softcapped.
-
-    On a mesh every chip computes its part of the vocabulary for all rows of its group. Left to itself XLA computes all
-    logits on every chip from its part of D and sums them over the chips, hundreds of times the traffic.
-    """
-    rows, between = ("rows" if splits("logits", cfg.vocab) else "batch"), (None,) * (hidden.ndim - 2)
-    (stored,) = head_of(params).values()
-    weights = constrain(stored, "logits", None).astype(hidden.dtype)
-    hidden = constrain(hidden, rows, *between, None)
-    logits = jnp.einsum("...D,VD->...V", hidden, weights, preferred_element_type=jnp.float32)
-    return softcap(constrain(logits, rows, *between, "logits"), cfg.final_softcap)
 
 
 def apply(cfg: TransformerConfig, params: Params, tokens: jax.Array, segments: jax.Array) -> jax.Array:

@@ -13,6 +13,7 @@ from distill_jax.losses.chunked import over_tokens
 from distill_jax.losses.cross_entropy import Sum
 from distill_jax.losses.distillation import Divergence
 from distill_jax.models import transformer
+from distill_jax.models.head import unembed
 from distill_jax.types import PyTree
 
 
@@ -49,8 +50,8 @@ def kl_memory(chunk: int, shape: HeadShape | None = None, divergence: Divergence
         student: jax.Array, student_table: jax.Array, teacher: jax.Array, teacher_table: jax.Array, mask: jax.Array
     ) -> Sum:
         def of_chunk(student: jax.Array, teacher: jax.Array, mask: jax.Array) -> Sum:
-            target = jax.lax.stop_gradient(transformer.unembed(cfg, {"embedding": teacher_table}, teacher))
-            return divergence(transformer.unembed(cfg, {"embedding": student_table}, student), target, mask)
+            target = jax.lax.stop_gradient(unembed(cfg, {"embedding": teacher_table}, teacher))
+            return divergence(unembed(cfg, {"embedding": student_table}, student), target, mask)
 
         return over_tokens(of_chunk, chunk, student, teacher, mask)
 

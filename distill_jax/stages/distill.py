@@ -21,6 +21,7 @@ from distill_jax.config import added
 from distill_jax.losses.chunked import over_tokens
 from distill_jax.losses.distillation import Divergence, Sum
 from distill_jax.models import transformer
+from distill_jax.models.head import by_vocabulary, head_weights, unembed
 from distill_jax.models.transformer import Params, TransformerConfig
 from distill_jax.perf import flops
 from distill_jax.stages.cache import Cache
@@ -57,21 +58,21 @@ class Imitation(Objective):
             assert rows.states is not None
             return {"hidden": rows.states[:, :-1], "head": teacher}
         hidden = transformer.hidden_states(cfg, teacher, rows.tokens, rows.segments)[:, :-1]
-        return {"hidden": hidden, "head": transformer.head_of(teacher)}
+        return {"hidden": hidden, "head": head_weights(teacher)}
 
     def loss_terms(
         self, cfg: TransformerConfig, chunk: int, params: Params, batch: Batch, teacher_outputs: PyTree
     ) -> dict[str, Term]:
         """Return one term, "kl"; heads are applied a chunk at a time."""
         hidden, mask = hidden_and_mask(cfg, params, self._imitated(batch), self.loss_on)
-        student_head, teacher_head = transformer.head(params), transformer.head(teacher_outputs["head"])
+        student_head, teacher_head = by_vocabulary(params), by_vocabulary(teacher_outputs["head"])
 
         def imitate(student: jax.Array, teacher: jax.Array, mask: jax.Array) -> Sum:
-            target = jax.lax.stop_gradient(transformer.unembed(cfg, teacher_head, teacher))
-            return self.divergence(transformer.unembed(cfg, student_head, student), target, mask)
+            target = jax.lax.stop_gradient(unembed(cfg, teacher_head, teacher))
+            return self.divergence(unembed(cfg, student_head, student), target, mask)
 
         def flatten(student: jax.Array, mask: jax.Array) -> Sum:
-            logits = transformer.unembed(cfg, student_head, student)
+            logits = unembed(cfg, student_head, student)
             return self.divergence(logits, jnp.zeros_like(logits), mask)
 
         total = over_tokens(imitate, chunk, hidden, teacher_outputs["hidden"], mask)

@@ -13,6 +13,7 @@ from distill_jax.losses.chunked import over_tokens
 from distill_jax.losses.cross_entropy import Sum
 from distill_jax.losses.distillation import Divergence
 from distill_jax.models import transformer
+from distill_jax.models.head import by_vocabulary, head_weights, unembed
 from distill_jax.models.transformer import Params, TransformerConfig
 from distill_jax.perf import flops
 from distill_jax.stages.compiled_step import Objective
@@ -91,7 +92,7 @@ class OutputMethod(UnlearningMethod):
             return None
         rows = batch["retain"]
         hidden = transformer.hidden_states(cfg, teacher, rows.tokens, rows.segments)[:, :-1]
-        return {"hidden": hidden, "head": transformer.head_of(teacher)}
+        return {"hidden": hidden, "head": head_weights(teacher)}
 
     @abc.abstractmethod
     def forget_loss(self, logits: jax.Array, targets: jax.Array, mask: jax.Array) -> Sum:
@@ -104,10 +105,10 @@ class OutputMethod(UnlearningMethod):
         rows: PackedRows = batch["forget"]
         # The head after the hidden states: where both have the embedding, gradients add up in the order of use.
         hidden, mask = hidden_and_mask(cfg, params, rows, self.loss_on)
-        head = transformer.head(params)
+        head = by_vocabulary(params)
 
         def forget(hidden: jax.Array, targets: jax.Array, mask: jax.Array) -> Sum:
-            return self.forget_loss(transformer.unembed(cfg, head, hidden), targets, mask)
+            return self.forget_loss(unembed(cfg, head, hidden), targets, mask)
 
         loss = over_tokens(forget, chunk, hidden, rows.tokens[:, 1:], mask)
         retain = self._retain(cfg, chunk, params, batch["retain"], teacher_outputs)
@@ -119,10 +120,10 @@ class OutputMethod(UnlearningMethod):
         if self.hold != "kl":
             return NextToken(self.loss_on).loss_terms(cfg, chunk, params, rows)["cross_entropy"]
         hidden, mask = hidden_and_mask(cfg, params, rows, self.loss_on)
-        head, start_head = transformer.head(params), transformer.head(teacher_outputs["head"])
+        head, start_head = by_vocabulary(params), by_vocabulary(teacher_outputs["head"])
 
         def loss(student: jax.Array, start: jax.Array, mask: jax.Array) -> Sum:
-            target = jax.lax.stop_gradient(transformer.unembed(cfg, start_head, start))
-            return Divergence()(transformer.unembed(cfg, head, student), target, mask)
+            target = jax.lax.stop_gradient(unembed(cfg, start_head, start))
+            return Divergence()(unembed(cfg, head, student), target, mask)
 
         return Term(1.0, *over_tokens(loss, chunk, hidden, teacher_outputs["hidden"], mask))
