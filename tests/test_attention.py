@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from distill_jax.config import ConfigError
-from distill_jax.models import attention, transformer
-from distill_jax.models.attention import Logits
+from distill_jax.models import attention, attention_kernels, transformer
+from distill_jax.models.attention_kernels import Logits, Rows
 from distill_jax.models.presets import preset
-from distill_jax.models.transformer import TransformerConfig
 
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 unit = pytest.mark.unit
@@ -86,16 +80,16 @@ class Case:
         """Attend over the rows."""
         segments, window = jnp.asarray(self.segments), self.logits.window
         if implementation != "plain":
-            return attention.attention(implementation, q, k, v, segments, self.logits)
+            return attention.attention(implementation, Rows(q, k, v, segments), self.logits)
         cfg = preset("cpu", sliding_window=window)
         mask = transformer.causal_masks(cfg, jnp.arange(q.shape[1]), segments, segments)[0 if window else 1]
-        return attention.masked(q, k, v, mask, self.logits.scale, self.logits.softcap)
+        return attention.masked(q, k, v, mask, self.logits)
 
 
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Make 48 tokens three blocks, and give cuDNN, which is not here, what JAX computes of the same arguments."""
-    monkeypatch.setattr(attention, "BLOCK", 16)
+    monkeypatch.setattr(attention_kernels, "BLOCK", 16)
     without = functools.partial(jax.nn.dot_product_attention, implementation="xla")
 
     def stand_in(*args, implementation, **kwargs):

@@ -26,7 +26,8 @@ import jax
 import jax.numpy as jnp
 
 from distill_jax.config import added, check
-from distill_jax.models.attention import CHOICES, Logits, attention, choose, masked
+from distill_jax.models.attention import CHOICES, attention, choose, masked
+from distill_jax.models.attention_kernels import Logits, Rows
 from distill_jax.models.head import unembed
 from distill_jax.sharding.mesh import constrain
 from distill_jax.types import ArrayOrShape, PyTree
@@ -388,12 +389,15 @@ class Attends(NamedTuple):
     kinds: tuple[bool, ...] | None = None
 
 
+def _logits(cfg: TransformerConfig, window: int = 0) -> Logits:
+    return Logits(cfg.query_scale**-0.5, cfg.attention_softcap, window)
+
+
 def by_mask(cfg: TransformerConfig, masks: Masks) -> Attends:
     """Attend by masks [B, T, S]."""
 
     def of(local: jax.Array) -> Attend:
-        mask = jnp.where(local, *masks)
-        return functools.partial(masked, mask=mask, scale=cfg.query_scale**-0.5, cap=cfg.attention_softcap)
+        return functools.partial(masked, mask=jnp.where(local, *masks), logits=_logits(cfg))
 
     return Attends(of)
 
@@ -407,8 +411,8 @@ def by_segments(cfg: TransformerConfig, segments: jax.Array) -> Attends:
     window = cfg.sliding_window if cfg.sliding_window < length else 0
 
     def of(local: bool) -> Attend:
-        logits = Logits(cfg.query_scale**-0.5, cfg.attention_softcap, window if local else 0)
-        return functools.partial(attention, chosen, segments=segments, logits=logits)
+        logits = _logits(cfg, window if local else 0)
+        return lambda q, k, v: attention(chosen, Rows(q, k, v, segments), logits)
 
     differ = window or cfg.local_rope_theta
     return Attends(of, tuple(local_layers(cfg)) if differ else (False,) * cfg.layers)
