@@ -70,6 +70,16 @@ def padded(members: int, mesh: Mesh) -> int:
     return -(-members // rows) * rows
 
 
+def batch_devices(mesh: Mesh) -> int:
+    """Return over how many devices the rows of a batch are divided."""
+    return math.prod(mesh.shape[a] for a in RULES["batch"])
+
+
+def padded_rows(rows: int, mesh: Mesh) -> int:
+    """Return the smallest number of rows that holds these and divides over the devices of a batch."""
+    return -(-rows // batch_devices(mesh)) * batch_devices(mesh)
+
+
 def spec(mesh: Mesh, axes: Sequence[str | None], shape: Sequence[int]) -> P:
     """Return the partition of one tensor from its logical axes; what does not divide stays whole."""
     return P(*(on if on and not bad else None for on, bad in _placed(mesh, axes, shape)))
@@ -136,6 +146,25 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     if mesh is None or all(mesh.shape[a] == 1 for a in AXES[1:]):
         return x
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec(mesh, axes, x.shape)))
+
+
+def gathers() -> bool:
+    """Return whether weights are divided over `fsdp` where a step is traced."""
+    mesh = _tracing.get()
+    return mesh is not None and mesh.shape["fsdp"] > 1
+
+
+def gather(w: jax.Array, *axes: str | None) -> jax.Array:
+    """Return a weight whole over `fsdp`, and divided over `tensor` as it is stored; a no-op outside `tracing`.
+
+    Gathering before the product costs the weight once over the interconnect. Left to itself XLA answers a weight that
+    is divided over `fsdp` either by a ring of partial products, each of which reads and writes the whole result in HBM,
+    or by sums of activations over all devices, which are far larger than the weight.
+
+    Args:
+      axes: logical, of the whole weight as it is stored. The gradient comes back in that layout.
+    """
+    return constrain(constrain(w, *axes), *(None if RULES.get(a or "") == ("fsdp",) else a for a in axes))
 
 
 def splits(axis: str, size: int) -> bool:
