@@ -114,7 +114,7 @@ def loss_way(cfg: HeadConfig, loss: HeadLoss) -> str:
       ConfigError: if the config names one that is impossible.
     """
     if cfg.loss_head == "auto":
-        chunked = loss.needs_logits or traced_platform() == "cpu" or cfg.vocab < LARGE_VOCABULARY
+        chunked = loss.needs_logits or traced_platform() != "gpu" or cfg.vocab < LARGE_VOCABULARY
         return "chunked" if chunked else "blockwise"
     possible = cfg.loss_head == "chunked" or not loss.needs_logits
     check(possible, f"model.loss_head = {cfg.loss_head!r}: {loss.needs_logits}; choose 'auto' or 'chunked'")
