@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from distill_jax.config import added, check
-from distill_jax.models.head import softcap, unembed
+from distill_jax.models.head import LOSS_HEADS, softcap, unembed
 from distill_jax.sharding.mesh import constrain
 from distill_jax.types import ArrayOrShape, PyTree
 
@@ -110,6 +110,8 @@ class TransformerConfig:
       dtype: dtype of the computation; weights that train stay in fp32 and are cast where they are used.
       unroll: layers the scan inlines at a time; 1 compiles fastest, all of them run fastest on a CPU.
       remat: what the backward pass recomputes, a key of `REMAT_POLICIES`.
+      loss_head: how losses of the head are computed: "chunked" (logits of a chunk of tokens exist), "blockwise" (a
+        block of the vocabulary at a time), or "auto", by the device and the size of the vocabulary.
     """
 
     vocab: int
@@ -139,6 +141,7 @@ class TransformerConfig:
     remat: str = "none"
     qkv_bias: bool = added(False)
     global_first: int = added(0)
+    loss_head: str = added("auto")
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rope_scaling", tuple(self.rope_scaling))  # JSON has lists, which do not hash
@@ -146,6 +149,7 @@ class TransformerConfig:
         for name, value, choices in (
             ("remat", self.remat, REMAT_POLICIES),
             ("activation", self.activation, ACTIVATIONS),
+            ("loss_head", self.loss_head, LOSS_HEADS),
         ):
             check(value in choices, f"model.{name} = {value!r}: choose one of {', '.join(choices)}")
         scaling = self.rope_scaling
