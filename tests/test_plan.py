@@ -18,14 +18,15 @@ from distill_jax.experiment import graph, slice_plan
 from distill_jax.experiment.config_file import load_experiment, load_module
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops, hlo
+from distill_jax.perf.collectives import KINDS, collectives
 from distill_jax.perf.slices import CHIPS, SLICES, find
+from distill_jax.perf.traffic import traffic_by_part
 from distill_jax.sharding.mesh import make_mesh
-from distill_jax.stages import Distill, Prepare, Pretrain, Relearn, Unlearn
-from distill_jax.stages.context import Context, Node, RunSettings
-from tests import mesh_worker
+from distill_jax.stages import Distill, Pretrain, Relearn, Unlearn
+from distill_jax.stages.context import Context
+from tests.traced import TINY, traced_step
 
 ROOT = Path(__file__).parent.parent
-TINY = {"vocab": 2048, "layers": 2, "hidden": 64, "mlp": 128, "heads": 4, "kv_heads": 2, "head_dim": 16}
 
 CONFIG = """
 import dataclasses
@@ -66,18 +67,6 @@ def config(tmp_path):
     path = tmp_path / "tiny.py"
     path.write_text(CONFIG)
     return path
-
-
-def program(cfg, settings, devices, length=64, **run):
-    """Return a lowered step and what it takes, without any file."""
-    nowhere = Path("/nonexistent")
-    data = Node("data", "prepare", Prepare(mesh_worker.Data(row_length=length)), {}, "", nowhere)
-    node = Node("it", settings.kind, settings, {"teacher": "t", "start": "t"}, "", nowhere)
-    ctx = Context(cfg, {"data": data, "it": node}, nowhere, None, RunSettings(**run))
-    what = settings.train_job(ctx, [node])
-    mesh = what.mesh(ctx, devices)
-    shapes = what.shapes(ctx, mesh)
-    return what, shapes, what.build(mesh).trace(*shapes)
 
 
 # Slices.
@@ -177,7 +166,7 @@ def stub(fits_from, traffic=10**12):
     def compile_for(lowered, chips):
         hbm = dict.fromkeys(("arguments", "outputs", "aliased", "temporaries", "code"), 1000)
         if chips >= fits_from:
-            return slice_plan.Compiled(hbm, 3000, traffic=traffic)
+            return slice_plan.Compiled(hbm, 3000, traffic={"other": traffic})
         return slice_plan.Compiled({}, 10**15)
 
     return compile_for
@@ -352,7 +341,7 @@ ENTRY %main (arg: f32[4]) -> f32[] {
 
 @pytest.mark.unit
 def test_collectives_count_as_often_as_their_loop_runs():
-    found = hlo.collectives(*hlo.parse(HLO), devices=4)
+    found = collectives(*hlo.parse(HLO), devices=4)
     assert found == {
         # Five times 16 × 8 bf16 of which 3/4 come from others, and once, though in two pieces, 16 fp32.
         "all-gather": {"count": 6, "bytes": 5 * 256 * 3 // 4 + 64 * 3 // 4},
@@ -377,7 +366,7 @@ def test_hbm_traffic_counts_slices_and_leaves_out_on_chip_memory():
     # is compared with its bound. Outside it the 16 bytes of arg are read by the gather's first piece (its inside names
     # no parameter, so nothing) and by the permute (its type lists on-chip arrays only). The row is read and written.
     in_loop = 5 * (64 + 64 + 64 + (1 + 4 + 4))
-    assert hlo.hbm_traffic(*hlo.parse(HLO)) == in_loop + 2 * 32 + 4 + 2 * 4
+    assert sum(traffic_by_part(*hlo.parse(HLO)).values()) == in_loop + 2 * 32 + 4 + 2 * 4
 
 
 @pytest.mark.unit
@@ -395,14 +384,14 @@ def test_hbm_traffic_counts_slices_and_leaves_out_on_chip_memory():
 def test_flops_agree_with_xla_where_nothing_is_scanned(settings, remat):
     wide = {**TINY, "hidden": 256, "mlp": 1024, "head_dim": 64}
     cfg = TransformerConfig(**wide, unroll=2, remat=remat)
-    what, shapes, traced = program(cfg, settings, jax.devices()[:1])
+    what, shapes, traced = traced_step(cfg, settings, jax.devices()[:1])
     compiled = traced.lower().compile()
     counted = compiled.cost_analysis()["flops"]
     assert flops.executed(traced.jaxpr.jaxpr) == pytest.approx(counted, rel=0.05)
     if remat == "none":
         assert sum(what.flops.values()) == pytest.approx(counted, rel=0.05)
         # The same program, loop-free: its traffic too can be held against XLA's.
-        assert hlo.hbm_traffic(*hlo.parse(compiled.as_text())) == pytest.approx(
+        assert sum(traffic_by_part(*hlo.parse(compiled.as_text())).values()) == pytest.approx(
             compiled.cost_analysis()["bytes accessed"], rel=0.05
         )
         state = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes[0]))
@@ -415,7 +404,7 @@ def test_a_step_counts_the_same_flops_scanned_or_not():
 
     def count(unroll, chunk):
         unrolled = TransformerConfig(**TINY, unroll=unroll)
-        traced = program(unrolled, Pretrain(batch=4), jax.devices()[:1], loss_chunk=chunk)[2]
+        traced = traced_step(unrolled, Pretrain(batch=4), jax.devices()[:1], loss_chunk=chunk)[2]
         return flops.executed(traced.jaxpr.jaxpr)
 
     assert count(1, 0) == count(2, 0)
@@ -427,9 +416,9 @@ def test_a_step_counts_the_same_flops_scanned_or_not():
 @pytest.mark.unit
 def test_no_logits_travel_between_devices():
     cfg = TransformerConfig(**TINY)
-    _, _, traced = program(cfg, Distill(teacher="t", batch=8), jax.devices()[:2], fsdp=2, loss_chunk=128)
+    _, _, traced = traced_step(cfg, Distill(teacher="t", batch=8), jax.devices()[:2], fsdp=2, loss_chunk=128)
     module, _ = hlo.parse(traced.lower().compile().as_text())
-    moved = [max(hlo.sizes(i.result)) for lines in module.values() for i in lines if i.opcode.startswith(hlo.KINDS)]
+    moved = [max(hlo.sizes(i.result)) for lines in module.values() for i in lines if i.opcode.startswith(KINDS)]
     assert moved and max(moved) <= 4 * cfg.vocab * cfg.hidden < 4 * cfg.vocab * 128
 
 
@@ -514,6 +503,10 @@ def test_a_plan_from_the_command_line(config, tmp_path):
         seconds = row["seconds"]
         assert seconds["compute"] == pytest.approx(row["flops_executed"] / 4 / 197e12)
         assert seconds["memory"] == pytest.approx(row["hbm_traffic"] / 819e9)
+        assert sum(row["traffic_by_part"].values()) == row["hbm_traffic"]
+        assert all(row["traffic_by_part"][part] for part in ("attention", "mlp", "norms", "head", "optimizer"))
+        at_peak = row["flops_per_step"] / (4 * 197e12)
+        assert row["mfu_ceiling"] == pytest.approx(at_peak / row["step_seconds"]) and row["mfu_ceiling"] < 1
         received = sum(kind["bytes"] for kind in row["collectives"].values())
         assert seconds["interconnect"] == pytest.approx(received / 100e9)
         assert row["step_seconds"] == max(seconds.values()) > 0

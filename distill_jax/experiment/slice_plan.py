@@ -32,7 +32,9 @@ from distill_jax.io.files import read_json, write_json
 from distill_jax.io.metrics import Progress
 from distill_jax.models import transformer
 from distill_jax.perf import flops, hlo, memory
+from distill_jax.perf.collectives import collectives
 from distill_jax.perf.slices import CHIPS, GIB, SLICES, Slice, find
+from distill_jax.perf.traffic import traffic_by_part
 from distill_jax.sharding.mesh import parameter_table
 from distill_jax.stages.context import Context, Node
 from distill_jax.stages.train_job import TrainJob
@@ -53,7 +55,7 @@ class Compiled:
       hbm: bytes per chip by kind; {} if the compiler refused the program for its size.
       needed: bytes per chip in all.
       collectives: {kind: {"count", "bytes"}} a step.
-      traffic: HBM bytes a step; loops: those whose length could not be read.
+      traffic: HBM bytes a step by part of the model; loops: those whose length could not be read.
       seconds: of compiling.
       warnings: the partitioner's.
     """
@@ -61,7 +63,7 @@ class Compiled:
     hbm: dict[str, int]
     needed: int
     collectives: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
-    traffic: int = 0
+    traffic: dict[str, int] = dataclasses.field(default_factory=dict)
     loops: int = 0
     seconds: float = 0.0
     warnings: tuple[str, ...] = ()
@@ -313,8 +315,8 @@ def compile_for(lowered: Any, chips: int) -> Compiled:
     return Compiled(
         hbm=hbm,
         needed=sum(hbm.values()) - 2 * hbm["aliased"],
-        collectives=hlo.collectives(module, entry, chips),
-        traffic=hlo.hbm_traffic(module, entry),
+        collectives=collectives(module, entry, chips),
+        traffic=traffic_by_part(module, entry),
         loops=hlo.runs(module, entry)[1],
         seconds=time.monotonic() - began,
         warnings=tuple(_warnings(printed)),
@@ -368,9 +370,10 @@ def _idle(node: Node, where: Slice) -> Row:
 def _rows(ctx: Context, work: Work, where: Slice, price: float, made: Compiled, program: str) -> list[Row]:
     chip, steps = where.chip, work.nodes[0].settings.steps
     moved = sum(kind["bytes"] for kind in made.collectives.values())
+    moved_hbm = sum(made.traffic.values())
     seconds = {"compute": work.executed / where.chips / chip.flops}
     if made.hbm:
-        seconds |= {"memory": made.traffic / chip.bandwidth}
+        seconds |= {"memory": moved_hbm / chip.bandwidth}
         seconds |= {"interconnect": moved / where.interconnect if moved else 0.0}
     fits = bool(made.hbm) and made.needed <= chip.hbm
     warnings = [*made.warnings, *work.notes]
@@ -394,10 +397,12 @@ def _rows(ctx: Context, work: Work, where: Slice, price: float, made: Compiled, 
         "hbm": made.hbm,
         "flops_per_step": work.flops,
         "flops_executed": work.executed,
-        "hbm_traffic": made.traffic,
+        "hbm_traffic": moved_hbm,
+        "traffic_by_part": made.traffic,
         "collectives": made.collectives,
         "seconds": seconds,
         "step_seconds": max(seconds.values()) if fits else None,
+        "mfu_ceiling": work.flops / (where.chips * chip.flops * max(seconds.values())) if fits else None,
         "bound": max(seconds, key=lambda k: seconds[k]),
         "steps": steps,
         # Stages that train together share the chips equally.
@@ -419,11 +424,11 @@ def table(rows: Sequence[Row], prices: Mapping[str, Any]) -> str:
     """Return the rows as text: a table, then for each program its traffic, its seconds and its warnings."""
     where = find(rows[0]["slice"])
     heading = ["stage", "members", "parameters", "arguments", "temporaries", "code", "GiB a chip", "fits"]
-    lines = [[*heading, "TFLOP a step", "step s", "bound by", "steps", "chip-hours", prices["currency"]]]
+    lines = [[*heading, "TFLOP a step", "step s", "bound by", "MFU at most", "steps", "chip-hours", prices["currency"]]]
     lines += [_line(row) for row in rows]
     all_fit = all(row["fits"] for row in rows)
     total = [_number(sum(row[k] for row in rows) if all_fit else None) for k in ("chip_hours", "cost")]
-    lines.append(["all", *[""] * 11, *total])
+    lines.append(["all", *[""] * 12, *total])
     peak = (
         f"{where.chip.flops / 1e12:.0f} TFLOP/s, HBM {where.chip.hbm / GIB:.2f} GiB at {where.chip.bandwidth / 1e9:.0f}"
     )
@@ -441,12 +446,13 @@ def table(rows: Sequence[Row], prices: Mapping[str, Any]) -> str:
 
 def _line(row: Row) -> list[str]:
     if not row["steps"]:
-        return [row["stage"], *["-"] * 10, "0", "0", "0"]
+        return [row["stage"], *["-"] * 11, "0", "0", "0"]
     gib = [f"{row['hbm'][k] / GIB:.2f}" if row["hbm"] else "-" for k in ("arguments", "temporaries", "code")]
     spare = abs(row["hbm_capacity"] - row["hbm_bytes"]) / GIB
     fits = f"yes, {spare:.1f} left" if row["fits"] else f"NO, {spare:.1f} over"
     size = [row["stage"], str(row["members"]), f"{row['parameters']:,}", *gib, f"{row['hbm_bytes'] / GIB:.2f}", fits]
-    time_taken = [_number(row["step_seconds"]), row["bound"], str(row["steps"])]
+    ceiling = "-" if row["mfu_ceiling"] is None else f"{100 * row['mfu_ceiling']:.0f} %"
+    time_taken = [_number(row["step_seconds"]), row["bound"], ceiling, str(row["steps"])]
     return [
         *size,
         _number(row["flops_per_step"] / 1e12),
@@ -471,6 +477,9 @@ def _details(same: Sequence[Row]) -> list[str]:
         out.append(
             f"  received by a chip in a step: {moved or 'nothing'}; through HBM: {row['hbm_traffic'] / 1e9:.3g} GB"
         )
+        shares = sorted(row["traffic_by_part"].items(), key=lambda part: -part[1])
+        parts = ", ".join(f"{name} {moved / 1e9:.3g} GB" for name, moved in shares if moved)
+        out.append(f"  through HBM by part: {parts or 'nothing'}")
     return out + [f"  warning: {text}" for text in row["warnings"]]
 
 

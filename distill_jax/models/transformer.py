@@ -25,7 +25,8 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 
 from distill_jax.config import added, check
-from distill_jax.sharding.mesh import constrain, gather, gathers, splits
+from distill_jax.models.head import LOSS_HEADS, softcap, unembed
+from distill_jax.sharding.mesh import constrain, gather, gathers
 from distill_jax.types import ArrayOrShape, PyTree
 
 Params = PyTree  # the tree above, of arrays or of what stands for them
@@ -125,6 +126,8 @@ class TransformerConfig:
       dtype: dtype of the computation; weights that train stay in fp32 and are cast where they are used.
       unroll: layers the scan inlines at a time; 1 compiles fastest, all of them run fastest on a CPU.
       remat: what the backward pass recomputes, a key of `REMAT_POLICIES`.
+      loss_head: how losses of the head are computed: "chunked" (logits of a chunk of tokens exist), "blockwise" (a
+        block of the vocabulary at a time), or "auto", by the device and the size of the vocabulary.
     """
 
     vocab: int
@@ -154,6 +157,7 @@ class TransformerConfig:
     remat: str = "none"
     qkv_bias: bool = added(False)
     global_first: int = added(0)
+    loss_head: str = added("auto")
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rope_scaling", tuple(self.rope_scaling))  # JSON has lists, which do not hash
@@ -161,6 +165,7 @@ class TransformerConfig:
         for name, value, choices in (
             ("remat", self.remat, REMAT_POLICIES),
             ("activation", self.activation, ACTIVATIONS),
+            ("loss_head", self.loss_head, LOSS_HEADS),
         ):
             check(value in choices, f"model.{name} = {value!r}: choose one of {', '.join(choices)}")
         scaling = self.rope_scaling
@@ -194,11 +199,6 @@ def _normal(cfg: TransformerConfig, *axes: str) -> Initializer:
 
 def _zeros(*axes: str) -> Initializer:
     return nn.with_logical_partitioning(nn.initializers.zeros, axes)
-
-
-def softcap(x: jax.Array, cap: float) -> jax.Array:
-    """Squash to (-cap, cap); the identity when cap is 0."""
-    return cap * jnp.tanh(x / cap) if cap else x
 
 
 def rotary(cfg: TransformerConfig, positions: jax.Array, local: bool = False) -> Angles:
@@ -528,36 +528,6 @@ def residual_at(
     return Transformer(shallow).apply(
         _variables(first), tokens, positions, masks, None, 0, method=Transformer.residual
     )[0]
-
-
-def head_of(params: Params) -> Params:
-    """Return the part of params that `unembed` reads: {"unembedding"}, or the tied {"embedding"}."""
-    name = "unembedding" if "unembedding" in params else "embedding"
-    return {name: params[name]}
-
-
-def head(params: Params) -> Params:
-    """Return the head, laid out as `unembed` wants it: by rows of the vocabulary.
-
-    It is stored by columns, which suits the lookup. A loss over chunks calls this once, before its loop.
-    """
-    # The first constraint makes the gradient come back in the layout that is stored.
-    by_column = {name: constrain(w, "vocab", "embed") for name, w in head_of(params).items()}
-    return {name: constrain(w, "logits", None) for name, w in by_column.items()}
-
-
-def unembed(cfg: TransformerConfig, params: Params, hidden: jax.Array) -> jax.Array:
-    """Project hidden states [B, ..., D] on the head: fp32 logits [B, ..., V], softcapped.
-
-    On a mesh every chip computes its part of the vocabulary for all rows of its group. Left to itself XLA computes all
-    logits on every chip from its part of D and sums them over the chips, hundreds of times the traffic.
-    """
-    rows, between = ("rows" if splits("logits", cfg.vocab) else "batch"), (None,) * (hidden.ndim - 2)
-    (stored,) = head_of(params).values()
-    weights = constrain(stored, "logits", None).astype(hidden.dtype)
-    hidden = constrain(hidden, rows, *between, None)
-    logits = jnp.einsum("...D,VD->...V", hidden, weights, preferred_element_type=jnp.float32)
-    return softcap(constrain(logits, rows, *between, "logits"), cfg.final_softcap)
 
 
 def apply(cfg: TransformerConfig, params: Params, tokens: jax.Array, segments: jax.Array) -> jax.Array:

@@ -16,7 +16,8 @@ from distill_jax.data.feed import Feed, padded
 from distill_jax.data.records import load_manifest
 from distill_jax.data.teacher_states import States
 from distill_jax.io.node import STATES
-from distill_jax.models import lora, transformer
+from distill_jax.models import lora
+from distill_jax.models.head import head_weights
 from distill_jax.models.lora import Adapters, Base
 from distill_jax.models.transformer import Params
 from distill_jax.sharding.mesh import batch_devices, batch_sharding, make_mesh, padded_rows, with_shardings
@@ -264,7 +265,7 @@ class TrainJob:
     def _teacher(self, weights: Params) -> Params | None:
         if not self.teacher:
             return None
-        return transformer.head_of(weights) if self.cache else weights
+        return head_weights(weights) if self.cache else weights
 
     def _states(self, ctx: Context, data: str) -> States | None:
         if not self.cache:
