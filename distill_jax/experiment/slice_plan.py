@@ -77,7 +77,6 @@ class Work:
     members: int
     flops: float
     executed: float
-    busy: int  # chips that compute different things
     mesh: Any
     lowered: Any
     notes: tuple[str, ...]
@@ -284,18 +283,14 @@ def lower(ctx: Context, group: Sequence[Node], devices: Sequence[Any]) -> Work:
     """Trace and lower a group's step."""
     program, mesh, shapes = _program(ctx, group, devices)
     traced = program.build(mesh).trace(*shapes)
-    rows = mesh.shape["data"] * mesh.shape["fsdp"]
-    share = program.settings.batch // program.settings.microbatches
-    uneven = share % rows != 0
     return Work(
         nodes=list(group),
         members=len(program.members),
         flops=program.step_flops(),
         executed=flops.executed(traced.jaxpr.jaxpr),
-        busy=mesh.size // rows if uneven else mesh.size,
         mesh=mesh,
         lowered=traced.lower(),
-        notes=(f"{share} rows do not divide by {rows} chips: each computes all of them",) if uneven else (),
+        notes=tuple(filter(None, [program.padding_note(mesh)])),
     )
 
 
@@ -376,7 +371,7 @@ def _rows(ctx: Context, work: Work, where: Slice, price: float, made: Compiled, 
     chip, steps = where.chip, work.nodes[0].settings.steps
     moved = sum(kind["bytes"] for kind in made.collectives.values())
     moved_hbm = sum(made.traffic.values())
-    seconds = {"compute": work.executed / work.busy / chip.flops}
+    seconds = {"compute": work.executed / where.chips / chip.flops}
     if made.hbm:
         seconds |= {"memory": moved_hbm / chip.bandwidth}
         seconds |= {"interconnect": moved / where.interconnect if moved else 0.0}
