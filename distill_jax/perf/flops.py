@@ -8,12 +8,14 @@ row, as it is executed.
 from __future__ import annotations
 
 import math
+import re
 from typing import cast
 
 from jax.core import ShapedArray
-from jax.extend.core import Jaxpr, jaxprs_in_params
+from jax.extend.core import Jaxpr, JaxprEqn, jaxprs_in_params
 from jax.interpreters import partial_eval as pe
 
+from distill_jax.models.attention_kernels import VISITED
 from distill_jax.models.transformer import TransformerConfig
 
 
@@ -68,5 +70,16 @@ def _products(jaxpr: Jaxpr) -> float:
             left, out = (cast(ShapedArray, var.aval) for var in (one.invars[0], one.outvars[0]))
             total += 2.0 * out.size * math.prod(left.shape[i] for i in contracted)
         elif inner:
-            total += max(inner) if one.primitive.name == "cond" else one.params.get("length", 1) * sum(inner)
+            total += _times(one) * (max(inner) if one.primitive.name == "cond" else sum(inner))
     return total
+
+
+def _times(one: JaxprEqn) -> float:
+    """Return how often an equation runs the function inside it, on all devices together."""
+    if one.primitive.name == "shard_map":
+        return int(one.params["mesh"].size)
+    if one.primitive.name == "pallas_call":
+        return math.prod(one.params["grid_mapping"].grid)
+    # A kernel's grid says how often it is called, and the name of the function around it how often it does something.
+    visited = re.search(VISITED, str(one.params.get("name", "")))
+    return int(visited[1]) / int(visited[2]) if visited else one.params.get("length", 1)
