@@ -100,8 +100,8 @@ def test_rounds_are_interleaved_and_the_first_is_dropped():
 def test_kl_memory(tmp_path):
     found, printed = bench(tmp_path, "kl_memory", "--batch=2", "--length=64", "--vocab=512", "--chunk=8")
     result = found["benchmarks"]["kl_memory"]
-    chunked, dense = result["rows"]
-    assert (chunked["chunk"], dense["chunk"]) == (8, 0)
+    chunked, dense, blockwise = result["rows"]
+    assert (chunked["chunk"], dense["chunk"]) == (8, 0) and blockwise["way"] == "blockwise"
     assert result["ratio"] == chunked["temporary"] / dense["temporary"] < 1
     assert dense["temporary"] >= 2 * 64 * 512 * 4  # at least one array of all logits
     assert_goals(result, {"chunked / dense": result["ratio"]})

@@ -8,7 +8,7 @@ import pytest
 from distill_jax.config import ConfigError
 from distill_jax.experiment import slice_plan, slice_ranking
 from distill_jax.experiment.experiment import CheckedExperiment
-from distill_jax.experiment.lowered_group import LoweredGroup, group_step
+from distill_jax.experiment.lowered_group import LoweredGroup, Lowering, group_step
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import analysis_cache, flops
 from distill_jax.perf.analysis_cache import AnalysisCache, program_key
@@ -46,7 +46,7 @@ class Compiler:
             step = group_step(ctx, nodes, devices)
             settings = step.job.settings
             program = types.SimpleNamespace(as_text=lambda: f"{settings.kind} {settings.steps}")
-            return LoweredGroup(nodes, 1, 1.0, 1.0, len(devices), step.mesh, program, ())
+            return LoweredGroup(nodes, 1, 1.0, 1.0, step.mesh, program, ())
 
         return lower
 
@@ -120,6 +120,16 @@ def test_an_estimate_counts_what_no_program_can_avoid(monkeypatch):
     kept = 8 * 32 * TINY["hidden"] * TINY["layers"] * 4
     assert one.hbm == pytest.approx(16 * parameters + kept, rel=0.01) and four.hbm == pytest.approx(one.hbm / 4)
     assert one.seconds >= sizes.flops / CHIPS["v5e"].flops and four.seconds < one.seconds
+
+
+def test_a_batch_that_does_not_divide_is_planned_with_its_padding():
+    def lowered(batch):
+        ctx = planner({}, stages={"it": Pretrain(steps=1, batch=batch)}).ctx
+        return Lowering(ctx, jax.devices()[:2])([ctx.nodes["it"]])
+
+    seven, eight = lowered(7), lowered(8)
+    assert seven.executed == eight.executed and seven.flops == eight.flops * 7 / 8
+    assert "1 rows of padding" in seven.notes[0] and not eight.notes
 
 
 # What was compiled once.

@@ -27,9 +27,10 @@ MODELS = {"cpu": PRESETS["cpu"], "cpu-mlp-heavy": MLP_HEAVY}  # of `distill`
 
 
 def kl_memory(options: Options) -> Iterator[Result]:
-    """Temporary memory of the KL and its gradients, a chunk of tokens at a time against all at once."""
+    """Temporary memory of the KL and its gradients, a chunk of tokens at a time and a block against all at once."""
     shape: Result = {"batch": options.batch or 4, "length": options.length or 2048, "vocab": options.vocab or 256_000}
-    rows = [{**memory_of_kl(chunk, HeadShape(**shape)), **shape} for chunk in (options.chunk or 256, 0)]
+    ways = ((options.chunk or 256, "chunked"), (0, "chunked"), (0, "blockwise"))
+    rows = [{**memory_of_kl(chunk, HeadShape(**shape), way=way), **shape} for chunk, way in ways]
     ratio = rows[0]["temporary"] / rows[1]["temporary"]
     yield {"rows": rows, "ratio": ratio, "goals": [goal("chunked / dense", ratio, most=0.1)]}
 

@@ -22,14 +22,12 @@ class LoweredGroup:
 
     Attributes:
       flops: of a step, counted from shapes; executed: of its products, with what rematerialisation computes again.
-      busy: devices that compute different things.
     """
 
     nodes: Sequence[Node]
     members: int
     flops: float
     executed: float
-    busy: int
     mesh: Mesh
     lowered: jax.stages.Lowered
     notes: tuple[str, ...]
@@ -91,16 +89,12 @@ class Lowering:
             traced = step.trace()
             self._lowered[step.key] = flops.executed(traced.jaxpr.jaxpr), traced.lower()
         executed, lowered = self._lowered[step.key]
-        rows = step.mesh.shape["data"] * step.mesh.shape["fsdp"]
-        share = step.job.settings.batch // step.job.settings.microbatches
-        uneven = share % rows != 0
         return LoweredGroup(
             nodes=list(group),
             members=len(step.job.members),
             flops=step.job.step_flops(),
             executed=executed,
-            busy=step.mesh.size // rows if uneven else step.mesh.size,
             mesh=step.mesh,
             lowered=lowered,
-            notes=(f"{share} rows do not divide by {rows} devices: each computes all of them",) if uneven else (),
+            notes=tuple(filter(None, [step.job.padding_note(step.mesh)])),
         )

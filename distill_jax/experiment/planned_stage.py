@@ -118,7 +118,7 @@ def planned_stages(
 
 def step_floors(group: LoweredGroup, where: Slice, analysis: ProgramAnalysis) -> dict[str, float]:
     """Return the seconds that a step takes at least for each of what it needs, as if at its peak and alone."""
-    floors = {"compute": group.executed / group.busy / where.device_flops}
+    floors = {"compute": group.executed / where.devices / where.device_flops}
     if analysis.hbm:
         received = sum(kind["bytes"] for kind in analysis.collectives.values())
         floors["memory"] = sum(analysis.traffic.values()) / where.device_bandwidth

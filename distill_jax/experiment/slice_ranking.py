@@ -194,7 +194,8 @@ def estimate(ctx: Context, sizes: StepSizes, where: Slice) -> GroupEstimate:
     """
     job = train_job(ctx, sizes.nodes)
     assert job
-    shape = job.mesh(ctx, jax.devices("cpu")[:1] * where.devices).shape
+    mesh = job.mesh(ctx, jax.devices("cpu")[:1] * where.devices)
+    shape, padding = mesh.shape, job.padded_batch(mesh) / job.settings.batch
     parts, rows = shape["fsdp"] * shape["tensor"], shape["data"] * shape["fsdp"]
     members, tensor = shape["population"], shape["tensor"]
     weights = sizes.weights / members / tensor / 2  # fp32 masters, computed with in bfloat16
@@ -202,7 +203,7 @@ def estimate(ctx: Context, sizes: StepSizes, where: Slice) -> GroupEstimate:
     moved = 2 * (sizes.state + sizes.weights) / members / parts + 2 * weights + frozen + 2 * activations
     received = (3 * weights + frozen) * (1 - 1 / shape["fsdp"])
     seconds = (
-        sizes.flops / where.devices / where.device_flops,
+        padding * sizes.flops / where.devices / where.device_flops,
         moved / where.device_bandwidth,
         received / where.interconnect if received else 0.0,
     )

@@ -22,10 +22,19 @@ WORDS = "words"
 
 
 class Tokenizer(Protocol):
-    """Text to ids and back."""
+    """Text to ids and back.
+
+    Attributes:
+      finds_special: whether what spells a special token in a text is that token.
+    """
+
+    finds_special: bool
 
     def encode(self, text: str) -> list[int]:
         """Turn text into ids, behind whatever its model begins every text with."""
+
+    def encode_as_is(self, text: str) -> list[int]:
+        """Turn text into ids, with nothing before them."""
 
     def decode(self, ids: Sequence[int]) -> str:
         """Turn ids into text; special tokens vanish."""
@@ -82,6 +91,8 @@ def beside(where: str, name: str) -> Path | None:
 
 
 class _Json:
+    finds_special = True
+
     def __init__(self, definition: str):
         import tokenizers
 
@@ -92,11 +103,16 @@ class _Json:
     def encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text).ids)
 
+    def encode_as_is(self, text: str) -> list[int]:
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
     def decode(self, ids: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(ids)))
 
 
 class _SentencePiece:
+    finds_special = False
+
     def __init__(self, path: Path):
         import sentencepiece
 
@@ -106,18 +122,26 @@ class _SentencePiece:
         self._begin = [self._model.bos_id()] if begins and self._model.bos_id() >= 0 else []
 
     def encode(self, text: str) -> list[int]:
-        return [*self._begin, *self._model.encode(text)]
+        return [*self._begin, *self.encode_as_is(text)]
+
+    def encode_as_is(self, text: str) -> list[int]:
+        return list(self._model.encode(text))
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self._model.decode([i for i in ids if not self._model.is_control(i)]))
 
 
 class _Words:
+    finds_special = False
+
     def __init__(self) -> None:
         self._words = WordVocabulary()
 
     def encode(self, text: str) -> list[int]:
-        return [self._words.bos_id, *self._words.encode(text)]
+        return [self._words.bos_id, *self.encode_as_is(text)]
+
+    def encode_as_is(self, text: str) -> list[int]:
+        return list(self._words.encode(text))
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._words.decode(ids)

@@ -16,16 +16,17 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.extend.core import Primitive
 
 from distill_jax.config import added, check
-from distill_jax.models.head import softcap, unembed
-from distill_jax.sharding.mesh import constrain
+from distill_jax.models.head import LOSS_HEADS, softcap, unembed
+from distill_jax.sharding.mesh import constrain, gather, gathers
 from distill_jax.types import ArrayOrShape, PyTree
 
 Params = PyTree  # the tree above, of arrays or of what stands for them
@@ -60,13 +61,28 @@ FANS = {
     "down": ((0,), (1,)),
 }
 
+# Logical axes of a layer's matrices, without the axes that stack them.
+MATRIX_AXES = {
+    "query": ("embed", "heads", "head_dim"),
+    "key_value": ("embed", "kv_heads", "head_dim"),
+    "output": ("heads", "head_dim", "embed"),
+    "gate_up": ("embed", "mlp"),
+    "down": ("mlp", "embed"),
+}
+
 MAX_LAYERS = 10_000  # a file that claims more is damaged, and looking for so many takes for ever
 
 # A large finite negative: -inf would make a row that may attend to nothing (padding) NaN.
 MASKED = -1e30
 
+
+def _all_but_gathered(primitive: Primitive, *_: object, **__: object) -> bool:
+    """Save all but what a constraint gave, as a weight put together: constraints of activations are free to repeat."""
+    return primitive.name != "sharding_constraint"
+
+
 REMAT_POLICIES = {
-    "none": None,
+    "none": _all_but_gathered,
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
 }
@@ -110,6 +126,8 @@ class TransformerConfig:
       dtype: dtype of the computation; weights that train stay in fp32 and are cast where they are used.
       unroll: layers the scan inlines at a time; 1 compiles fastest, all of them run fastest on a CPU.
       remat: what the backward pass recomputes, a key of `REMAT_POLICIES`.
+      loss_head: how losses of the head are computed: "chunked" (logits of a chunk of tokens exist), "blockwise" (a
+        block of the vocabulary at a time), or "auto", by the device and the size of the vocabulary.
     """
 
     vocab: int
@@ -139,6 +157,7 @@ class TransformerConfig:
     remat: str = "none"
     qkv_bias: bool = added(False)
     global_first: int = added(0)
+    loss_head: str = added("auto")
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rope_scaling", tuple(self.rope_scaling))  # JSON has lists, which do not hash
@@ -146,6 +165,7 @@ class TransformerConfig:
         for name, value, choices in (
             ("remat", self.remat, REMAT_POLICIES),
             ("activation", self.activation, ACTIVATIONS),
+            ("loss_head", self.loss_head, LOSS_HEADS),
         ):
             check(value in choices, f"model.{name} = {value!r}: choose one of {', '.join(choices)}")
         scaling = self.rope_scaling
@@ -240,13 +260,23 @@ def project(module: nn.Module, name: str, x: jax.Array, w: jax.Array, index: int
       name: a key of `FANS`, which tells how many of w's axes face x.
       index: which of two matrices that share a tensor w is.
     """
-    inputs = len(FANS[name][0])
-    y = dense(x, w.astype(x.dtype), inputs)
+    inputs, axes = len(FANS[name][0]), MATRIX_AXES[name]
+    y = gathered_dense(x, w.astype(x.dtype), axes, inputs)
     if module.has_variable("lora", name):
         pair: PyTree = module.get_variable("lora", name)
-        a, b = (pair[k] if index is None else pair[k][index] for k in "ab")
-        y += dense(dense(x, a.astype(x.dtype), inputs), b.astype(x.dtype))
+        a, b = ((pair[k] if index is None else pair[k][index]).astype(x.dtype) for k in "ab")
+        narrow = gathered_dense(x, a, (*axes[:inputs], None), inputs)
+        y += gathered_dense(narrow, b, (None, *axes[inputs:]))
     return y
+
+
+def gathered_dense(x: jax.Array, w: jax.Array, axes: Sequence[str | None], inputs: int = 1) -> jax.Array:
+    """Return `dense`, with a weight that is divided over `fsdp` put together before the product.
+
+    Not where there are fewer tokens than w has rows, as in a step of decoding: there sums of products are smaller.
+    """
+    tokens, rows = math.prod(x.shape[:-inputs]), math.prod(w.shape[:inputs])
+    return dense(x, gather(w, *axes) if tokens >= rows else w, inputs)
 
 
 class RMSNorm(nn.Module):
@@ -274,9 +304,9 @@ class Attention(nn.Module):
     ) -> tuple[jax.Array, Cache | None]:
         c, dtype = self.cfg, jnp.dtype(self.cfg.dtype)
         shape_q, shape_kv = (c.hidden, c.heads, c.head_dim), (2, c.hidden, c.kv_heads, c.head_dim)
-        w_q = self.param("query", _normal(c, "embed", "heads", "head_dim"), shape_q)
-        w_kv = self.param("key_value", _normal(c, "two", "embed", "kv_heads", "head_dim"), shape_kv)
-        w_o = self.param("output", _normal(c, "heads", "head_dim", "embed"), (c.heads, c.head_dim, c.hidden))
+        w_q = self.param("query", _normal(c, *MATRIX_AXES["query"]), shape_q)
+        w_kv = self.param("key_value", _normal(c, "two", *MATRIX_AXES["key_value"]), shape_kv)
+        w_o = self.param("output", _normal(c, *MATRIX_AXES["output"]), (c.heads, c.head_dim, c.hidden))
 
         q = project(self, "query", x, w_q)
         k, v = (project(self, "key_value", x, w_kv[i], i) for i in (0, 1))
@@ -313,8 +343,8 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         c = self.cfg
-        w_in = self.param("gate_up", _normal(c, "two", "embed", "mlp"), (2, c.hidden, c.mlp))
-        w_out = self.param("down", _normal(c, "mlp", "embed"), (c.mlp, c.hidden))
+        w_in = self.param("gate_up", _normal(c, "two", *MATRIX_AXES["gate_up"]), (2, c.hidden, c.mlp))
+        w_out = self.param("down", _normal(c, *MATRIX_AXES["down"]), (c.mlp, c.hidden))
         gate, up = (project(self, "gate_up", x, w_in[i], i) for i in (0, 1))
         wide = constrain(ACTIVATIONS[c.activation](gate) * up, "batch", None, "mlp")
         return project(self, "down", wide, w_out)
@@ -363,7 +393,7 @@ class Transformer(nn.Module):
         if not c.tied:  # only `unembed` reads it
             self.param("unembedding", _normal(c, "vocab", "embed"), (c.vocab, c.hidden))
         layer = Layer
-        if c.remat != "none":
+        if c.remat != "none" or gathers():
             layer = nn.remat(Layer, policy=REMAT_POLICIES[c.remat], prevent_cse=False)
         self.layers = nn.scan(
             layer,
