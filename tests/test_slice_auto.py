@@ -5,6 +5,7 @@ import types
 import jax
 import pytest
 
+from distill_jax import main
 from distill_jax.config import ConfigError
 from distill_jax.experiment import slice_plan, slice_ranking
 from distill_jax.experiment.experiment import CheckedExperiment
@@ -14,7 +15,7 @@ from distill_jax.perf import analysis_cache, flops
 from distill_jax.perf.analysis_cache import AnalysisCache, program_key
 from distill_jax.perf.compile_for import ProgramAnalysis
 from distill_jax.perf.prices import Prices
-from distill_jax.perf.slices import CHIPS, find
+from distill_jax.perf.slices import CHIPS, GIB, find
 from distill_jax.stages import Distill, Perturb, Pretrain
 from distill_jax.stages.context import RunSettings
 from tests import mesh_worker
@@ -108,6 +109,16 @@ def test_nothing_that_fits_is_one_line(monkeypatch):
         cheapest(planner({"v1": 1.0}))
 
 
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("8", "2x2x1"), ("64", "2x4x4"), ("128", "4x4x4"), ("384", "4x4x12"), ("768", "4x8x12"), ("4096", "8x16x16")],
+)
+def test_slices_of_ironwood_are_named_and_shaped_as_xpk_has_them(name, shape):
+    where = find(f"tpu7x-{name}")
+    assert where.topology == f"tpu7x:{shape}" and where.devices == 2 * where.chips == int(name)
+    assert where.device_flops * where.devices == 2307e12 * where.chips and where.device_hbm < 96 * GIB
+
+
 def test_an_estimate_counts_what_no_program_can_avoid(monkeypatch):
     """Against the same step traced: its FLOPs, and its state and gradients on one device of a slice."""
     plan_of = planner({"v5e": 1.0})
@@ -130,6 +141,13 @@ def test_a_batch_that_does_not_divide_is_planned_with_its_padding():
     seven, eight = lowered(7), lowered(8)
     assert seven.executed == eight.executed and seven.flops == eight.flops * 7 / 8
     assert "1 rows of padding" in seven.notes[0] and not eight.notes
+
+
+def test_a_wrong_slice_is_refused_before_the_config_is_read(capsys, tmp_path):
+    (tmp_path / "config.py").write_text("raise SystemExit('read')")
+    assert main.main(["distill-jax", "plan", f"--config={tmp_path}/config.py", "--slice=tpu7x-129"]) == 2
+    message = capsys.readouterr().err
+    assert "--slice=tpu7x-129: no such slice (did you mean 'tpu7x-128'" in message and "tpu7x-8|16|32" in message
 
 
 # What was compiled once.
