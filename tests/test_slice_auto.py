@@ -1,11 +1,13 @@
 """--slice=auto: slices are ranked before any is compiled, few are compiled, and no program twice."""
 
+import json
 import types
 
 import jax
 import pytest
 
 from distill_jax import main
+from distill_jax.commands import plan
 from distill_jax.config import ConfigError
 from distill_jax.experiment import slice_plan, slice_ranking
 from distill_jax.experiment.experiment import CheckedExperiment
@@ -16,6 +18,7 @@ from distill_jax.perf.analysis_cache import AnalysisCache, program_key
 from distill_jax.perf.compile_for import ProgramAnalysis
 from distill_jax.perf.prices import Prices
 from distill_jax.perf.slices import CHIPS, GIB, find
+from distill_jax.perf.traffic import PARTS
 from distill_jax.stages import Distill, Perturb, Pretrain
 from distill_jax.stages.context import RunSettings
 from tests import mesh_worker
@@ -147,7 +150,28 @@ def test_a_wrong_slice_is_refused_before_the_config_is_read(capsys, tmp_path):
     (tmp_path / "config.py").write_text("raise SystemExit('read')")
     assert main.main(["distill-jax", "plan", f"--config={tmp_path}/config.py", "--slice=tpu7x-129"]) == 2
     message = capsys.readouterr().err
-    assert "--slice=tpu7x-129: no such slice (did you mean 'tpu7x-128'" in message and "tpu7x-8|16|32" in message
+    assert "--slice=tpu7x-129: no such slice (did you mean 'tpu7x-" in message and "tpu7x-8|16|32" in message
+
+
+def test_the_command_prints_and_writes_what_it_planned(monkeypatch, tmp_path, capsys):
+    compiler = Compiler(monkeypatch)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for key, value in plan.PLANNING.items():  # which the command sets for its own process
+        monkeypatch.setenv(key, value)
+    compiled_parts = dict.fromkeys(PARTS, 0) | {"mlp": 6 * 10**13, "head": 4 * 10**13}
+    monkeypatch.setattr(slice_plan, "compile_for", lambda *_: ProgramAnalysis(HBM, 3000, traffic=compiled_parts))
+    command = ["distill-jax", "plan", "--config=language:smoke", "--stages=reference", f"--json={tmp_path}/plan.json"]
+    assert main.main([*command, "--slice=tpu7x-8", "--verbose"]) == 0
+    printed = capsys.readouterr().out
+    (row,) = json.loads((tmp_path / "plan.json").read_text())
+    assert row["slice"] == "tpu7x-8" and row["chips"] == 4 and sum(row["mesh"].values()) >= 8 and row["cost"] is None
+    assert row["hbm_traffic"] == sum(row["traffic_by_part"].values()) == 10**14
+    assert row["step_seconds"] == pytest.approx(10**14 / 3690e9)  # half of a chip's bandwidth is a device's
+    assert row["mfu_ceiling"] == pytest.approx(row["flops_per_step"] / (4 * 2307e12) / row["step_seconds"])
+    assert "No price of a tpu7x chip-hour is known" in printed and "mlp 60,000 GB, head 40,000 GB" in printed
+    assert "layers/mlp/down" in printed and not compiler.compiled
+    monkeypatch.setattr(slice_plan, "compile_for", None)  # what is kept is read
+    assert main.main([*command, "--slice=tpu7x-8"]) == 0 and "compiled before" in capsys.readouterr().out
 
 
 # What was compiled once.

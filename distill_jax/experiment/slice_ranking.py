@@ -75,15 +75,14 @@ class SliceEstimate:
         """The group that takes most of the time."""
         return max(self.groups, key=lambda group: group.seconds * group.steps)
 
-    def cost(self, groups: Sequence[GroupEstimate] | None = None) -> float:
-        """Return the least cost of some groups, or of all of them."""
-        chosen = self.groups if groups is None else groups
-        return sum(g.seconds * g.steps for g in chosen) * self.where.chips / 3600 * self.price
+    @property
+    def cost(self) -> float:
+        """The least cost of all groups."""
+        return sum(map(self.cost_of, self.groups))
 
-    def rest(self) -> float:
-        """Return the least cost of all groups but the dearest."""
-        dearest = self.dearest
-        return self.cost([group for group in self.groups if group is not dearest])
+    def cost_of(self, group: GroupEstimate) -> float:
+        """Return the least cost of one group."""
+        return group.seconds * group.steps * self.where.chips / 3600 * self.price
 
 
 def cheapest(planner: SlicePlanner, groups: Groups) -> list[PlannedStage]:
@@ -113,7 +112,7 @@ def _tried(planner: SlicePlanner, groups: Groups) -> list[tuple[SliceEstimate, f
     dropped: set[str] = set()
     for estimate in ranked(planner, groups):
         where, least = estimate.where, min((cost for _, cost in tried), default=math.inf)
-        if len(tried) == MAX_TRIED or estimate.cost() >= NEAR * least:
+        if len(tried) == MAX_TRIED or estimate.cost >= NEAR * least:
             break
         if where.generation in dropped:
             continue
@@ -121,8 +120,9 @@ def _tried(planner: SlicePlanner, groups: Groups) -> list[tuple[SliceEstimate, f
         if not all(stage.fits for stage in stages):
             planner.say(f"{where.name}: does not fit")
             continue
-        cost = estimate.rest() + sum(stage.cost or 0.0 for stage in stages)
-        planner.say(f"{where.name}: fits, {cost:.2f} {planner.prices.currency}, estimated {estimate.cost():.2f}")
+        slower = sum(stage.cost or 0.0 for stage in stages) / estimate.cost_of(estimate.dearest)
+        cost = slower * estimate.cost  # as if the other stages were as far from their estimates
+        planner.say(f"{where.name}: fits, {cost:.2f} {planner.prices.currency}, estimated {estimate.cost:.2f}")
         if cost >= by_generation.get(where.generation, math.inf):
             dropped.add(where.generation)
         by_generation[where.generation] = cost
@@ -149,9 +149,9 @@ def ranked(planner: SlicePlanner, groups: Groups) -> list[SliceEstimate]:
         need = ", ".join(f"{e.where.name} ({e.hbm / GIB:.1f} GiB)" for e in small)
         planner.say(f"not compiled, as a device needs more than it has: {need}")
     fitting = [e for e in estimates if e.hbm <= e.where.device_hbm]
-    least = min((e.cost() for e in fitting), default=1.0) or 1.0
-    fitting.sort(key=lambda e: (round(math.log(max(e.cost() / least, 1.0)), 2), e.where.chips))
-    planner.say("estimated: " + ", ".join(f"{e.where.name} {e.cost():.2f}" for e in fitting[:8]))
+    least = min((e.cost for e in fitting), default=1.0) or 1.0
+    fitting.sort(key=lambda e: (round(math.log(max(e.cost / least, 1.0)), 2), e.where.chips))
+    planner.say("estimated: " + ", ".join(f"{e.where.name} {e.cost:.2f}" for e in fitting[:8]))
     return fitting
 
 

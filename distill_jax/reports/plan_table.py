@@ -41,7 +41,7 @@ def parameters(ctx: Context, mesh: Mesh) -> str:
 def parts_line(traffic: Mapping[str, int]) -> str:
     """Return traffic by part, the largest first."""
     shares = sorted(traffic.items(), key=lambda share: -share[1])
-    return ", ".join(f"{part} {moved / 1e9:.3g} GB" for part, moved in shares if moved)
+    return ", ".join(f"{part} {_number(moved / 1e9)} GB" for part, moved in shares if moved)
 
 
 def _slice_line(where: Slice) -> str:
@@ -79,7 +79,7 @@ def _details(same: Sequence[PlannedStage]) -> list[str]:
     mesh = " × ".join(f"{k} {v}" for k, v in stage.mesh.items() if v > 1) or "one device"
     lines = [f"{', '.join(s.stage for s in same)} on {mesh}", f"  seconds a step: {spent}"]
     if stage.hbm:
-        through = f"{stage.hbm_traffic / 1e9:.3g} GB: {parts_line(stage.traffic_by_part)}"
+        through = f"{_number(stage.hbm_traffic / 1e9)} GB: {parts_line(stage.traffic_by_part)}"
         lines += [f"  received by a chip in a step: {moved or 'nothing'}", f"  through HBM in a step: {through}"]
     return lines + [f"  warning: {text}" for text in stage.warnings]
 
