@@ -56,7 +56,8 @@ def decode(cfg: TransformerConfig, prompts: int, width: int, new: int) -> float:
 def executed(jaxpr: Jaxpr) -> float:
     """Return the FLOPs of a traced function's products, with what rematerialisation computes again.
 
-    A loop counts as often as it runs, of a choice the dearer branch, and what no output depends on is left out.
+    A loop counts as often as it runs, a kernel as often as its grid has cells (attention's, cells that compute), what each device does of its own for all
+    devices, of a choice the dearer branch; what no output depends on is left out.
     """
     return _products(pe.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0])
 
@@ -70,16 +71,17 @@ def _products(jaxpr: Jaxpr) -> float:
             left, out = (cast(ShapedArray, var.aval) for var in (one.invars[0], one.outvars[0]))
             total += 2.0 * out.size * math.prod(left.shape[i] for i in contracted)
         elif inner:
-            total += _times(one) * (max(inner) if one.primitive.name == "cond" else sum(inner))
+            total += max(inner) if one.primitive.name == "cond" else _runs(one) * sum(inner)
     return total
 
 
-def _times(one: JaxprEqn) -> float:
-    """Return how often an equation runs the function inside it, on all devices together."""
-    if one.primitive.name == "shard_map":
-        return int(one.params["mesh"].size)
+def _runs(one: JaxprEqn) -> float:
+    """Return how often an operation runs the functions inside it, on all devices together."""
     if one.primitive.name == "pallas_call":
         return math.prod(one.params["grid_mapping"].grid)
-    # A kernel's grid says how often it is called, and the name of the function around it how often it does something.
-    visited = re.search(VISITED, str(one.params.get("name", "")))
-    return int(visited[1]) / int(visited[2]) if visited else one.params.get("length", 1)
+    if one.primitive.name == "shard_map":
+        return math.prod(one.params["mesh"].shape[axis] for axis in one.params["newly_manual_axes"])
+    if visited := re.search(VISITED, str(one.params.get("name", ""))):  # of the cells of the kernels inside it
+        return int(visited[1]) / int(visited[2])
+    length: int = one.params.get("length", 1)
+    return length
