@@ -56,8 +56,9 @@ def decode(cfg: TransformerConfig, prompts: int, width: int, new: int) -> float:
 def executed(jaxpr: Jaxpr) -> float:
     """Return the FLOPs of a traced function's products, with what rematerialisation computes again.
 
-    A loop counts as often as it runs, a kernel as often as its grid has cells (attention's, cells that compute), what each device does of its own for all
-    devices, of a choice the dearer branch; what no output depends on is left out.
+    A loop counts as often as it runs, a kernel as often as its grid has cells (attention's as often as it computes
+    one), what each device does of its own for all devices, of a choice the dearer branch; what no output depends on is
+    left out.
     """
     return _products(pe.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0])
 
