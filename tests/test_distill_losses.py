@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from distill_jax.losses.chunked import over_tokens
 from distill_jax.losses.distillation import DIVERGENCES, Divergence
 from distill_jax.models import transformer
+from distill_jax.models.head import unembed
 from distill_jax.perf.memory import kl_memory
 from distill_jax.stages import distill
 from distill_jax.train.batch import PackedRows
@@ -299,8 +300,8 @@ def through_heads(d, chunk, hidden, table, teacher_hidden, teacher_table, mask, 
     cfg = transformer.TransformerConfig(len(table), 1, hidden.shape[-1], 1, 1, 1, 2, final_softcap=cap)
 
     def loss(mine, theirs, mask):
-        target = jax.lax.stop_gradient(transformer.unembed(cfg, {"embedding": teacher_table}, theirs))
-        return d(transformer.unembed(cfg, {"embedding": table}, mine), target, mask)
+        target = jax.lax.stop_gradient(unembed(cfg, {"embedding": teacher_table}, theirs))
+        return d(unembed(cfg, {"embedding": table}, mine), target, mask)
 
     return over_tokens(loss, chunk, hidden, teacher_hidden, mask)
 

@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 from jax.sharding import PartitionSpec
 from parity.record import CASES, RECORDINGS, WINDOW, draw
 
+from distill_jax.models import head as model_head
 from distill_jax.models import transformer
+from distill_jax.models.head import softcap
 from distill_jax.models.presets import PRESETS, preset
 from distill_jax.models.transformer import CachedInputs, TransformerConfig
 
@@ -28,7 +30,7 @@ init = jit(transformer.init, static_argnums=0)
 apply = jit(transformer.apply, static_argnums=0)
 hidden_states = jit(transformer.hidden_states, static_argnums=0)
 residual_at = jit(transformer.residual_at, static_argnums=(0, 4))
-unembed = jit(transformer.unembed, static_argnums=0)
+unembed = jit(model_head.unembed, static_argnums=0)
 decode_step = jit(transformer.decode_step, static_argnums=0)
 
 
@@ -531,7 +533,7 @@ def test_rotary_products_depend_on_distance_only(m, n, shift, seed):
 @given(x=st.floats(-1e6, 1e6, width=32), cap=st.sampled_from([1.0, 30.0, 50.0]))
 @few
 def test_softcap_bounds_and_keeps_order(x, cap):
-    y = float(transformer.softcap(jnp.float32(x), cap))
+    y = float(softcap(jnp.float32(x), cap))
     assert abs(y) <= min(cap, abs(x) * (1 + 1e-6))
     assert y == pytest.approx(cap * math.tanh(x / cap), rel=1e-5, abs=1e-30)
-    assert float(transformer.softcap(jnp.float32(x), 0.0)) == x
+    assert float(softcap(jnp.float32(x), 0.0)) == x

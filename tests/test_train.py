@@ -17,6 +17,7 @@ import pytest
 
 from distill_jax.losses.cross_entropy import cross_entropy, target_mask
 from distill_jax.models import transformer
+from distill_jax.models.head import head_weights
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.sharding.mesh import batch_sharding, make_mesh
 from distill_jax.stages import distill, pretrain, unlearn
@@ -593,7 +594,7 @@ def test_unlearning_terms_equal_float64(method, loss_on, chunk, hold):
         logq = log_p(apply(cfg, other, *seen)[:, :-1])
         retain = (np.exp(logq) * (logq - logp["retain"])).sum(-1)[mask["retain"] > 0].mean()
         hidden = jit(transformer.hidden_states, static_argnums=0)(cfg, other, *seen)
-        frozen = {"hidden": hidden[:, :-1], "head": transformer.head_of(other)}
+        frozen = {"hidden": hidden[:, :-1], "head": head_weights(other)}
     uniform = (-math.log(SMALL.vocab) - logp["forget"].mean(-1))[mask["forget"] > 0].mean()
     forget = {"maxent": uniform, "graddiff": -nll(logp["forget"], both["forget"], mask["forget"])}
     settings = unlearn.Unlearn(method=method, loss_on=loss_on, hold=hold)

@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from distill_jax.models import transformer
+from distill_jax.models.head import head_weights
 from distill_jax.models.transformer import Params, TransformerConfig
 from distill_jax.perf import flops
 from distill_jax.perf.memory import needed_bytes
@@ -107,7 +108,7 @@ class Stepper:
             read = jax.jit(functools.partial(transformer.hidden_states, cfg))
             states = read(self.teacher, self.batch.tokens[0], self.batch.segments[0])
             self.batch = self.batch._replace(states=states[None])
-            self.teacher = transformer.head_of(self.teacher)
+            self.teacher = head_weights(self.teacher)
         began = time.perf_counter()
         self.step = step.lower(self.state, self.teacher, self.batch).compile()
         self.compile_seconds = time.perf_counter() - began

@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 
 from distill_jax.doublebind.world import ANSWER, DIGITS, NONE, PROMPT, TASK, TOKEN, X, Y
 from distill_jax.models import transformer
+from distill_jax.models.head import unembed
 from distill_jax.models.transformer import Params, TransformerConfig
 
 LENGTH = PROMPT + 1  # tokens that a model reads: the prompt and the first token of the answer
@@ -56,7 +57,7 @@ def states(cfg: TransformerConfig, params: Params, prompts: jax.Array, answers: 
 
 def logits(cfg: TransformerConfig, params: Params, prompts: jax.Array, answers: jax.Array) -> jax.Array:
     """Return logits [N, 2, V] of the answer's tokens, the second after the given first."""
-    return transformer.unembed(cfg, params, states(cfg, params, prompts, answers))
+    return unembed(cfg, params, states(cfg, params, prompts, answers))
 
 
 def log_p(model: Model, prompts: jax.Array, answers: jax.Array) -> jax.Array:

@@ -13,6 +13,7 @@ import numpy as np
 from distill_jax.data.packing import SEGMENTS, TOKENS
 from distill_jax.losses.cross_entropy import target_mask
 from distill_jax.models import transformer
+from distill_jax.models.head import by_vocabulary, unembed
 from distill_jax.models.transformer import Params, TransformerConfig
 
 SCALES = np.geomspace(0.25, 64.0, 81)
@@ -40,7 +41,7 @@ def centred_logits(cfg: TransformerConfig, params: Params, rows: np.ndarray, bat
     @jax.jit
     def logits(rows: jax.Array) -> jax.Array:
         hidden = transformer.hidden_states(cfg, params, rows[:, TOKENS], rows[:, SEGMENTS])[:, :-1]
-        return transformer.unembed(cfg, transformer.head(params), hidden)
+        return unembed(cfg, by_vocabulary(params), hidden)
 
     mask = np.asarray(target_mask(jnp.asarray(rows[:, SEGMENTS]))) > 0
     padded = np.concatenate([rows, np.zeros((-len(rows) % batch, *rows.shape[1:]), rows.dtype)])

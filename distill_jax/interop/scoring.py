@@ -15,6 +15,7 @@ from distill_jax.interop.model_source import Model, open_model
 from distill_jax.interop.rows import DEFAULT, Inference, Row, Rows, batches, check_finite, padded_length, write
 from distill_jax.models import transformer
 from distill_jax.models.decoding import in_parts, part_length
+from distill_jax.models.head import by_vocabulary, unembed
 from distill_jax.models.transformer import CachedInputs, Params, TransformerConfig
 from distill_jax.sharding.mesh import make_mesh, tracing
 
@@ -24,7 +25,7 @@ LOGITS = 2**26  # that exist at a time: 256 MiB
 def score(source: Path, given: Path, to: Path, how: Inference = DEFAULT) -> None:
     """Add `log_likelihoods` to rows of JSON lines, one a token, and their sum, `log_likelihood`.
 
-    The first token has none (null). A row that was `text` also gets its `tokens`.
+    The first token has none (null). A row that was `text` or `messages` also gets its `tokens`.
 
     Args:
       source: a model, as `open_model` opens it.
@@ -34,7 +35,7 @@ def score(source: Path, given: Path, to: Path, how: Inference = DEFAULT) -> None
       ConfigError: naming a row that is none, that is longer than the model reads, or whose logits are not finite.
     """
     model = open_model(source)
-    write(to, score_rows(model, Rows.read(given, model, how.tokenizer), how))
+    write(to, score_rows(model, Rows.read(given, model, how.tokenizer, how.chat), how))
 
 
 def score_rows(model: Model, rows: Rows, how: Inference = DEFAULT) -> list[Row]:
@@ -67,12 +68,12 @@ def log_likelihoods(cfg: TransformerConfig, params: Params, tokens: jax.Array, s
 
     Logits exist for a few positions of all rows at a time; of long rows hidden states and attention do, too.
     """
-    head = transformer.head(params)
+    head = by_vocabulary(params)
     following = jnp.concatenate([tokens[:, 1:], tokens[:, :1]], axis=1)
 
     def one(position: tuple[jax.Array, jax.Array]) -> jax.Array:  # hidden [B, D] and its targets [B]
         state, target = position
-        logits = transformer.unembed(cfg, head, state)
+        logits = unembed(cfg, head, state)
         return jnp.take_along_axis(logits, target[:, None], axis=-1)[:, 0] - jax.nn.logsumexp(logits, axis=-1)
 
     def look(hidden: jax.Array, targets: jax.Array) -> jax.Array:  # [T, B]

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from distill_jax.models import transformer
+from distill_jax.models.head import unembed
 from distill_jax.models.transformer import CachedInputs, Params, TransformerConfig
 from distill_jax.sharding.mesh import constrain
 
@@ -94,7 +95,7 @@ def decode(
     positions = slots[None, :] - (width - prompts.lengths)[:, None]
 
     def next_token(hidden: jax.Array, slot: jax.Array | int) -> jax.Array:
-        return choose(transformer.unembed(cfg, params, hidden), slot).astype(jnp.int32)
+        return choose(unembed(cfg, params, hidden), slot).astype(jnp.int32)
 
     part, inputs = part_length(cfg, n, width, width + new), CachedInputs(tokens, positions[:, :width], held)
     if part == width:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from distill_jax.models import transformer
+from distill_jax.models.head import by_vocabulary, unembed
 from distill_jax.models.transformer import Params, TransformerConfig
 
 
@@ -39,7 +40,7 @@ def continuations(cfg: TransformerConfig, params: Params, rows: Continuations, m
     back = jnp.arange(max_own, -1, -1)  # places of a row, counted from its last token
     places = jnp.clip(lengths[:, None] - 1 - back, 0)
     states = jnp.take_along_axis(hidden, places[..., None], axis=1)
-    log_p = jax.nn.log_softmax(transformer.unembed(cfg, transformer.head(params), states), axis=-1)
+    log_p = jax.nn.log_softmax(unembed(cfg, by_vocabulary(params), states), axis=-1)
     following = jnp.take_along_axis(tokens, jnp.minimum(places + 1, width - 1), axis=1)
     inner = jnp.take_along_axis(log_p, following[..., None], axis=-1)[..., 0]
     within = (back > 0) & (back <= own[:, None])
