@@ -86,7 +86,9 @@ def _stages(c: ConfigDict) -> dict[str, Stage]:
 def attacks(c: ConfigDict, names: tuple[str, ...]) -> dict[str, Stage]:
     """Return the attacks on models: a stage each, or with `attack_apart` one for each learning rate."""
     settings = {key: value for key, value in c.attack.items() if key != "learning_rates"}
-    rates = {f"-{rate:g}": (rate,) for rate in c.attack.learning_rates} if c.attack_apart else {"": c.attack.learning_rates}
+    rates = (
+        {f"-{rate:g}": (rate,) for rate in c.attack.learning_rates} if c.attack_apart else {"": c.attack.learning_rates}
+    )
     return {
         f"relearn-{name}{tail}": Relearn(start=name, learning_rates=of, **settings, seed=c.seed)
         for name in names

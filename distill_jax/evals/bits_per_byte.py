@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -86,7 +87,7 @@ class BitsPerByte:
     def nothing(self, parts: Sequence[str]) -> float:
         """Return the bits per byte of one that knows of the parts how often each token stands in them, and no more."""
         rows = self.rows(parts)
-        tokens = rows[:, TOKENS, 1:][np.asarray(target_mask(rows[:, SEGMENTS])) > 0]
+        tokens = rows[:, TOKENS, 1:][np.asarray(target_mask(jnp.asarray(rows[:, SEGMENTS]))) > 0]
         return float(unigram_nats(tokens)[tokens].sum()) / (math.log(2) * self.bytes(parts))
 
     def prompts_by_fact(self, parts: Sequence[str]) -> list[int]:

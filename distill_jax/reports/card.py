@@ -177,18 +177,20 @@ def card_text(summary: RunSummary) -> str:
 def card_view(summary: RunSummary) -> dict[str, Any]:
     """Return what the card's template fills in."""
     scale, models = SCALES[summary["measure"]], [m for m in summary["models"] if m.get("attack")]
-    conclusions, card = summary["conclusions"], summary["card"]
+    conclusions, card = [*summary["headline"]["conclusions"], *summary["conclusions"]], summary["card"]
+    of_release = ("forgets, ", "keeps, ", "resists, ", "headline")
+    asked = [one for one in conclusions if one["state"] != "not run"]
     return {
         "summary": summary,
         "card": card,
         "scale": scale,
         "models": models,
         "words": _words(summary, scale),
-        "verdicts": [one for one in conclusions if one["name"].startswith(("forgets, ", "keeps, ", "resists, "))],
+        "verdicts": [one for one in asked if one["name"].startswith(of_release)],
         "before": [Line(m["label"], WHAT.get(Role(m["role"]), ""), _before(m, scale)) for m in models],
         "groups": list(models[0]["by_group"]) if models else [],
         "budgets": [_budget(budget, models, scale) for budget in card["budgets"]],
-        "asked": [one for one in conclusions if one["state"] != "not run"],
+        "asked": asked,
         "not_run": [one for one in conclusions if one["state"] == "not run"],
     }
 
@@ -204,14 +206,14 @@ def _words(summary: RunSummary, scale: Scale) -> dict[str, str]:
     return {
         "unit": wording.unit,
         "measure": wording.measure,
-        "items": f"{shown} that attackers train on, and {heldout} that no attacker sees.",
+        "split": f"{shown} that attackers train on, and {heldout} that no attacker sees.",
         "attack": f"Every model was attacked alike: {weights} fine-tuned on what is shown, {each}, with learning rates "
-        f"{rates}, {plural(attack.get('seeds'), 'seed')} each. At each budget the learning rate that brings back most is "
-        "counted, as if the attacker had known it. FLOPs are those of one attacker at one learning rate.",
+        f"{rates}, {plural(attack.get('seeds'), 'seed')} each. At each budget the learning rate that brings back most "
+        "is counted, as if the attacker had known it. FLOPs are those of one attacker at one learning rate.",
         "heldout": f"**Held out**: the {heldout} {scale.item}s that no attacker saw. What comes back here was never "
         f"removed. {_better(scale)}",
-        "shown": f"**Shown**: the {shown} that the attacker trains on; any model learns these in the end, only the speed "
-        "tells.",
+        "shown": f"**Shown**: the {shown} that the attacker trains on; any model learns these in the end, only the "
+        "speed tells.",
         "retained": "**To retain**, of the attacker that brings back most: what an attack costs the model itself.",
     }
 

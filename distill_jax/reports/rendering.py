@@ -92,7 +92,12 @@ def _environment() -> jinja2.Environment:
     )
     environment.policies["json.dumps_kwargs"] = JSON_FORMAT
     environment.filters |= {"percent": percent, "dash": _dash, "count": formats.count, "number": formats.number}
-    environment.filters |= {"cell": _cell, "scientific": formats.scientific, "plural": formats.plural, "listed": formats.listed}
+    environment.filters |= {
+        "cell": _cell,
+        "scientific": formats.scientific,
+        "plural": formats.plural,
+        "listed": formats.listed,
+    }
     environment.globals |= {"static": _static, "plotly": _packed_plotly}
     return environment
 

@@ -57,7 +57,7 @@ class Panel:
 
 
 def write(summary: Mapping[str, Any], directory: str | os.PathLike[str]) -> Path:
-    """Write `summary.json` and `index.html` into `directory`, and the card where there is one; return the page's path."""
+    """Write `summary.json` and `index.html`, and the card of a run that has one; return the page's path."""
     data = clean(summary)
     page = write_report(render(data), data, Path(directory) / "summary.json")
     if data.get("card"):
