@@ -100,8 +100,8 @@ def test_rounds_are_interleaved_and_the_first_is_dropped():
 def test_kl_memory(tmp_path):
     found, printed = bench(tmp_path, "kl_memory", "--batch=2", "--length=64", "--vocab=512", "--chunk=8")
     result = found["benchmarks"]["kl_memory"]
-    chunked, dense = result["rows"]
-    assert (chunked["chunk"], dense["chunk"]) == (8, 0)
+    chunked, dense, blockwise = result["rows"]
+    assert (chunked["chunk"], dense["chunk"]) == (8, 0) and blockwise["way"] == "blockwise"
     assert result["ratio"] == chunked["temporary"] / dense["temporary"] < 1
     assert dense["temporary"] >= 2 * 64 * 512 * 4  # at least one array of all logits
     assert_goals(result, {"chunked / dense": result["ratio"]})
@@ -253,7 +253,7 @@ def test_a_python_without_torch_is_one_line(tmp_path, tiny, capfd, script, words
 def in_process(monkeypatch):
     """Answer bench/case.py's questions here: a process of its own starts JAX anew each time."""
 
-    def ask(spec):
+    def ask(spec, limit):
         out = io.StringIO()
         with contextlib.redirect_stdout(out):
             case.main(json.dumps(spec))
@@ -262,41 +262,92 @@ def in_process(monkeypatch):
     monkeypatch.setattr(accelerator, "_ask", ask)
 
 
+MADE_UP = {"seconds": [0.5], "compile_seconds": 1.0, "loss": 1.0, "peak_bytes": 3, "compiler_bytes": 4}
+
+
 @pytest.mark.end_to_end
 def test_accelerator(tmp_path, stub, in_process, monkeypatch):
-    """Two of the cases compile; the others, which `distill` compiles too, get made-up times."""
+    """The population's case compiles; the others, which `distill` compiles too, get made-up times."""
     measure = case.measure
-    made_up = {"seconds": [0.5], "compile_seconds": 1.0, "loss": 1.0, "peak_bytes": 3, "compiler_bytes": 4}
 
     def some(one, *how):
-        real = one.members > 1 or (one.workload, one.cfg.remat) == ("online", "full")
-        return measure(one, *how) if real else made_up
+        return measure(one, *how) if one.members > 1 else MADE_UP
 
     monkeypatch.setattr(case, "measure", some)
     monkeypatch.setitem(peaks.PEAK_FLOPS, jax.devices()[0].device_kind, 1e9)
     arguments = ("--tiny", "--repeats=1", "--steps=1", "--members=2", f"--torch_python={stub}")
-    found, _ = bench(tmp_path, "accelerator", *arguments)
+    found, printed = bench(tmp_path, "accelerator", *arguments)
     result = found["benchmarks"]["accelerator"]
     peak = 1e9 * jax.device_count()
     assert result["device"]["peak_flops"] == peak and result["device"]["platform"] == "cpu"
-    expected = [("gemma-0.1b", w) for w in (*steps.WORKLOADS, "population")]
-    expected += [("gemma-2-2b", w) for w in steps.WORKLOADS]
-    assert [(row["model"], row["workload"]) for row in result["rows"][::2]] == expected
-    for ours, theirs in zip(result["rows"][::2], result["rows"][1::2], strict=True):
-        assert (ours["way"], theirs["way"]) == ("jax", "torch")
-        assert ours["dtype"] == "bfloat16" and ours["members"] == (2 if ours["workload"] == "population" else 1)
-        tokens = ours["batch"] * ours["length"] * ours["members"]
-        assert ours["tokens_per_second"] == pytest.approx(tokens / ours["seconds"]["min"])
-        per_token = 8 if ours["workload"] == "online" else 6
-        cfg = dataclasses.replace(ratios.PRESETS[ours["model"]], **accelerator.TINY)
-        counted = per_token * transformer.parameter_count(cfg) * ours["tokens_per_second"] / peak
-        assert ours["mfu_6n"] == pytest.approx(counted)
-        assert ours["mfu_counted"] > 0 and ours["compiler_bytes"] > 0 and np.isfinite(ours["loss"])
-        if ours["workload"] == "cached":
-            assert theirs["error"] == "out of memory: stub"
-        else:
-            assert theirs["tokens_per_second"] == ours["batch"] * ours["length"] / 0.5
-            assert theirs["peak_bytes"] == 7 and theirs["compile_seconds"] == 2.0
+    rows = {(r["model"], r["workload"], r["way"], r["members"], r["attention"]): r for r in result["rows"]}
+    assert len(rows) >= 8
+    for row in result["rows"]:
+        if row["way"] == "torch":
+            if row["workload"] == "cached":
+                assert row["error"] == "out of memory: stub"
+                continue
+            assert row["peak_bytes"] == 7 and row["compile_seconds"] == 2.0 and row["seconds"]["min"] == 0.5
+        tokens = row["batch"] * row["length"] * row["members"]
+        assert row["tokens_per_second"] == pytest.approx(tokens / row["seconds"]["min"])
+        cfg = dataclasses.replace(ratios.PRESETS[row["model"]], **accelerator.TINY)
+        per_token = 8 if row["workload"] == "online" else 6
+        counted = per_token * transformer.parameter_count(cfg) * row["tokens_per_second"] / peak
+        assert row["mfu_6n"] == pytest.approx(counted) and np.isfinite(row["loss"])
+    (ten,) = (row for row in result["rows"] if row["members"] == 2)
+    (one,) = (r for r in result["rows"] if (r["model"], r["members"]) == (ten["model"], 1))
+    expected = {
+        "gemma-2-2b: online, MFU by 6N + 2N": max(
+            r["mfu_6n"] for r in result["rows"] if (r["workload"], r["way"]) == ("online", "jax")
+        ),
+        "gemma-2-2b: online, our speed / PyTorch's": 1.0,
+        "gemma-2-2b: pretrain, our speed / PyTorch's": 1.0,
+        "gemma-0.1b: 2 runs / population": ten["tokens_per_second"] / one["tokens_per_second"],
+    }
+    assert {one["name"]: one["value"] for one in result["goals"]} == pytest.approx(expected)
+    assert printed.count("\ngoal ") == len(expected)
+
+
+@pytest.mark.unit
+def test_minutes_end_the_accelerator_with_what_was_measured(tmp_path, monkeypatch):
+    """Each measurement takes a third of the time: what the rest would have been is said, and every row was written."""
+    now, file, written = [0.0], tmp_path / "bench.json", []
+
+    def ask(spec, limit):
+        if not spec:
+            return {"device": {"platform": "gpu", "kind": "made up", "count": 1, "peak_flops": 1e15}}
+        now[0] += 40.0
+        assert limit <= 40.0  # no row takes more than a third
+        if file.exists():
+            written.append(len(json.loads(file.read_text())["benchmarks"]["accelerator"]["rows"]))
+        return MADE_UP
+
+    monkeypatch.setattr(accelerator, "_ask", ask)
+    monkeypatch.setattr(accelerator, "_torch", lambda *_: {"error": "no PyTorch"})
+    monkeypatch.setattr(accelerator.time, "monotonic", lambda: now[0])
+    found, _ = bench(tmp_path, "accelerator", "--minutes=2")
+    rows = found["benchmarks"]["accelerator"]["rows"]
+    assert [("seconds" in row) for row in rows if row["way"] == "jax"][:4] == [True] * 3 + [False]
+    assert rows[-1]["error"] == "not run: 0 s were left" and written and written == sorted(written)
+
+
+@pytest.mark.unit
+def test_a_measurement_that_hangs_is_stopped(tmp_path, monkeypatch):
+    monkeypatch.setattr(accelerator.sys, "executable", str(_sleeper(tmp_path)))
+    assert accelerator._ask({"case": {}}, 0.2) == {"error": "stopped after 0 s"}
+    one = steps.Case(TINY, "pretrain", 2, 6)
+    with (
+        pytest.raises(against_torch.Unavailable, match="stopped after 0 s"),
+        against_torch.torch_stepper(str(_sleeper(tmp_path)), one, "cpu", limit=0.2),
+    ):
+        pass
+
+
+def _sleeper(tmp_path):
+    path = tmp_path / "sleeper"
+    path.write_text("#!/bin/sh\nexec sleep 60\n")
+    path.chmod(0o755)
+    return path
 
 
 @pytest.mark.end_to_end
@@ -323,7 +374,7 @@ def test_a_case_that_fails_does_not_end_the_others(monkeypatch):
         case.main(json.dumps({"case": one, "steps": 1, "repeats": 1}))
     answer = json.loads(out.getvalue())
     assert answer["error"] == "RESOURCE_EXHAUSTED: out of memory"
-    row = accelerator._row("m", "pretrain", steps.Case(TINY, "pretrain", 2, 6), "jax", answer, None)
+    row = accelerator._row(accelerator.Measurement("m", steps.Case(TINY, "pretrain", 2, 6)), answer, None)
     assert row["error"] == answer["error"] and "tokens_per_second" not in row
 
 

@@ -23,8 +23,8 @@ LAYERS = (
     *("api", "bench", "commands", "main", "__main__"),
 )
 APART = {  # what a part does not import although it is below
-    "losses": {"io", "sharding"},
-    "models": {"losses", "io"},
+    "losses": {"io"},
+    "models": {"io"},
     "data": {"losses", "models", "perf", "sharding"},
     "train": {"evals", "statistics", "interop"},
     "bench": {"doublebind", "experiment", "reports", "api"},

@@ -299,7 +299,7 @@ def test_the_shipped_words():
     [
         (['{"tokens": [1]}', "{tokens: 1}"], [":2", "no JSON"]),
         (["[1, 2]"], [":1", "a JSON list instead of an object"]),
-        (["{}"], [":1", "a row has `text` or `tokens`"]),
+        (["{}"], [":1", "a row has `text` or `tokens` (or, with --chat, `messages`)"]),
         (['{"tokens": []}'], [":1", "tokens", "at least one"]),
         (['{"tokens": [1.5]}'], ["whole number"]),
         (['{"tokens": [true]}'], ["whole number"]),

@@ -7,75 +7,116 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from distill_jax.bench.against_torch import Unavailable, torch_stepper
+from distill_jax.bench.against_torch import TorchStepper, Unavailable, torch_stepper
 from distill_jax.bench.options import Options
 from distill_jax.bench.steps import Case
-from distill_jax.bench.timing import interleaved, summary
+from distill_jax.bench.timing import goal, interleaved, summary
 from distill_jax.config import ConfigError
 from distill_jax.models.presets import PRESETS
+from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf.peaks import mfu
 
-# Rows of 2,048 tokens. The large shape recomputes its layers: without that, activations outweigh the weights.
-SHAPES: dict[str, dict[str, Any]] = {
-    "gemma-0.1b": {"batch": 16, "chunk": 2048, "remat": "none", "population": True},
-    "gemma-2-2b": {"batch": 4, "chunk": 1024, "remat": "full", "population": False},  # ten of them fit nowhere
-}
+Result = dict[str, Any]
+
+LARGE, SMALL = "gemma-2-2b", "gemma-0.1b"
+# Rows of 2,048 tokens and the chunk of them whose logits exist at a time.
+SHAPES = {LARGE: (4, 1024), SMALL: (16, 2048)}
 TINY = {"vocab": 64, "layers": 2, "hidden": 16, "mlp": 32, "heads": 2, "kv_heads": 1, "head_dim": 8}
+# An attacker's batch: rows and tokens a row, of which a population's members each read their own.
+ATTACK = (4, 64)
+LEAST_SECONDS = 20.0  # a measurement is not begun with less left
+MFU_GOAL, POPULATION_GOAL = 0.40, 3.0
 
 
-def cases(options: Options) -> dict[tuple[str, str], Case]:
-    """Return what is measured, by model and workload."""
-    cases: dict[tuple[str, str], Case] = {}
-    for name, cfg in options.models({name: PRESETS[name] for name in SHAPES}).items():
-        shape = SHAPES.get(name, SHAPES["gemma-2-2b"])
-        changes: dict[str, Any] = {
-            "dtype": options.dtype or "bfloat16",
-            "remat": shape["remat"],
-            **(TINY if options.tiny else {}),
-        }
-        cfg = dataclasses.replace(cfg, **changes)
-        length = options.length or (16 if options.tiny else 2048)
-        batch = options.batch or (2 if options.tiny else shape["batch"])
-        chunk = options.chunk or (8 if options.tiny else shape["chunk"])
-        for workload in ("pretrain", "online", "cached"):
-            cases[name, workload] = Case(cfg, workload, batch, length, chunk)
-        if shape["population"]:
-            # Every member holds a chunk's logits at the same time.
-            share = max(chunk // options.members, 1)
-            few = max(batch // 8, 1)
-            cases[name, "population"] = Case(cfg, "pretrain", few, length, share, options.members)
-    return cases
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """One row of the table.
+
+    Attributes:
+      way: "jax" or "torch".
+      attention: of PyTorch, an implementation of transformers; ours is in the case.
+    """
+
+    model: str
+    case: Case
+    way: str = "jax"
+    attention: str = ""
 
 
-def accelerator(options: Options) -> dict[str, Any]:
-    """Measure every case in JAX and in PyTorch, each in a process that has the device to itself.
+def measurements(options: Options) -> list[Measurement]:
+    """Return what is measured, the most telling first, as `--minutes` may end it anywhere."""
+    models = options.models({name: PRESETS[name] for name in SHAPES})
+    models = {name: _shrunk(options, cfg) for name, cfg in models.items()}
+    large, small = next(iter(reversed(models))), next(iter(models))
+    if not options.preset:
+        large, small = LARGE, SMALL
+    online, cached, pretrain = (_case(options, large, models[large], work) for work in ("online", "cached", "pretrain"))
+    few = dataclasses.replace(pretrain, cfg=models[small], batch=ATTACK[0], length=min(ATTACK[1], pretrain.length))
+    plain = dataclasses.replace(online.cfg)
+    return [
+        Measurement(large, online),
+        Measurement(large, online, "torch", "flex_attention"),
+        Measurement(small, dataclasses.replace(few, members=options.members)),
+        Measurement(small, few),
+        Measurement(large, cached),
+        Measurement(large, pretrain),
+        Measurement(large, dataclasses.replace(online, cfg=plain)),
+        Measurement(large, pretrain, "torch", "flex_attention"),
+        Measurement(large, cached, "torch", "flex_attention"),
+        Measurement(large, online, "torch", "eager"),
+    ]
+
+
+def _shrunk(options: Options, cfg: TransformerConfig) -> TransformerConfig:
+    changes: dict[str, Any] = {"dtype": options.dtype or "bfloat16", **(TINY if options.tiny else {})}
+    return dataclasses.replace(cfg, **changes)
+
+
+def _case(options: Options, name: str, cfg: TransformerConfig, workload: str) -> Case:
+    batch, chunk = (2, 8) if options.tiny else SHAPES.get(name, SHAPES[LARGE])
+    length = options.length or (16 if options.tiny else 2048)
+    cfg = dataclasses.replace(cfg, remat="dots")
+    return Case(cfg, workload, options.batch or batch, length, options.chunk or chunk)
+
+
+def accelerator(options: Options) -> Iterator[Result]:
+    """Measure steps in JAX and in PyTorch, each in a process that has the device to itself, within `--minutes`.
+
+    Yields:
+      the result so far, after each measurement.
 
     Raises:
       ConfigError: on a CPU, unless the shapes are tiny.
     """
-    device = _ask({})["device"]
+    end = time.monotonic() + options.minutes * 60 if options.minutes else float("inf")
+    most = options.minutes * 20 if options.minutes else None  # of one row: a third of all time
+    device = _ask({}, None)["device"]
     if device["platform"] == "cpu" and not options.tiny:
         raise ConfigError("bench accelerator: there is no accelerator here; --tiny tries it out on the CPU")
-    steps = options.steps or 5
-    rows = []
-    for (model, workload), case in cases(options).items():
-        spec = {"case": dataclasses.asdict(case), "steps": steps, "repeats": options.repeats}
-        answers = {"jax": _ask(spec), "torch": _torch(options, case, device["platform"], steps)}
-        for way, answer in answers.items():
-            rows.append(_row(model, workload, case, way, answer, device["peak_flops"]))
-    return {"device": device, "rows": rows, "goals": []}
+    rows: list[Result] = []
+    for one in measurements(options):
+        left = end - time.monotonic()
+        limit = min(left, most) if most else None
+        answer = {"error": f"not run: {max(left, 0):.0f} s were left"}
+        if left > LEAST_SECONDS:
+            measure = _jax if one.way == "jax" else _torch
+            answer = measure(options, one, device["platform"], limit)
+        rows.append(_row(one, answer, device["peak_flops"]))
+        yield {"device": device, "rows": rows, "goals": _goals(rows)}
 
 
-def _row(model: str, workload: str, case: Case, way: str, answer: dict[str, Any], peak: float | None) -> dict[str, Any]:
-    members = case.members
-    row: dict[str, Any] = {"model": model, "workload": workload, "way": way}
-    row |= {"dtype": case.cfg.dtype, "batch": case.batch, "length": case.length, "members": members}
+def _row(one: Measurement, answer: Result, peak: float | None) -> Result:
+    case = one.case
+    row: Result = {"model": one.model, "workload": case.workload, "way": one.way}
+    row |= {"attention": answer.get("attention", one.attention), "head": answer.get("head", "")}
+    row |= {"remat": answer.get("remat", case.cfg.remat), "dtype": case.cfg.dtype}
+    row |= {"batch": case.batch, "length": case.length, "members": case.members}
     if "error" in answer:
         return row | {"error": answer["error"]}
-    if way == "torch":  # which has no population: its members run one after another, at one's speed
-        case = dataclasses.replace(case, members=1)
     seconds = summary(answer["seconds"])
     return row | {
         "seconds": seconds,
@@ -86,33 +127,74 @@ def _row(model: str, workload: str, case: Case, way: str, answer: dict[str, Any]
     }
 
 
-def _ask(spec: dict[str, Any]) -> dict[str, Any]:
+def _goals(rows: Sequence[Result]) -> list[dict[str, object]]:
+    """Return the goals that the rows so far can answer."""
+    done = [row for row in rows if "error" not in row]
+    goals = []
+
+    def fastest(model: str, workload: str, way: str, members: int = 1) -> Result | None:
+        wanted = (model, workload, way, members)
+        same = [r for r in done if (r["model"], r["workload"], r["way"], r["members"]) == wanted]
+        return min(same, key=lambda row: row["seconds"]["min"]) if same else None
+
+    for model, workload in dict.fromkeys((r["model"], r["workload"]) for r in done):
+        ours, theirs = fastest(model, workload, "jax"), fastest(model, workload, "torch")
+        if ours and workload == "online" and ours["mfu_6n"] is not None:
+            goals.append(goal(f"{model}: {workload}, MFU by 6N + 2N", ours["mfu_6n"], least=MFU_GOAL))
+        if ours and theirs:
+            faster = ours["tokens_per_second"] / theirs["tokens_per_second"]
+            goals.append(goal(f"{model}: {workload}, our speed / PyTorch's", faster, least=1.0))
+    for row in done:
+        alone = fastest(row["model"], row["workload"], "jax")
+        if row["members"] > 1 and alone and (alone["batch"], alone["length"]) == (row["batch"], row["length"]):
+            faster = row["tokens_per_second"] / alone["tokens_per_second"]
+            goals.append(goal(f"{row['model']}: {row['members']} runs / population", faster, least=POPULATION_GOAL))
+    return goals
+
+
+def _jax(options: Options, one: Measurement, platform: str, limit: float | None) -> Result:
+    del platform
+    spec = {"case": dataclasses.asdict(one.case), "steps": options.steps or 5, "repeats": options.repeats}
+    return _ask(spec, limit)
+
+
+def _ask(spec: Result, limit: float | None) -> Result:
     """Run `bench/case.py` and return its answer; a device that runs out of memory may also kill it."""
     command = [sys.executable, "-m", "distill_jax.bench.case", json.dumps(spec)]
     # JAX's allocator takes three quarters of the card unless told otherwise.
     env = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92", **os.environ}
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [*sys.path]))
-    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    try:
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=limit)
+    except subprocess.TimeoutExpired:
+        return {"error": f"stopped after {limit:.0f} s"}
     if done.returncode == 0:
-        return json.loads(done.stdout.splitlines()[-1])
+        answer: Result = json.loads(done.stdout.splitlines()[-1])
+        return answer
     last = (done.stderr.strip().splitlines() or ["it says nothing"])[-1][:200]
     if not spec:
         raise ConfigError(f"bench accelerator: JAX cannot start: {last}")
     return {"error": f"exit code {done.returncode}: {last}"}
 
 
-def _torch(options: Options, case: Case, platform: str, steps: int) -> dict[str, Any]:
+def _torch(options: Options, one: Measurement, platform: str, limit: float | None) -> Result:
     if platform not in ("cpu", "gpu"):
         return {"error": f"PyTorch has no {platform} here"}
-    one = dataclasses.replace(case, members=1)
-    kind = "cuda" if platform == "gpu" else "cpu"
+    kind, steps = "cuda" if platform == "gpu" else "cpu", options.steps or 5
+    # Its own implementation of attention needs no recomputation to fit; written out, scores outweigh the weights.
+    remat = "full" if one.attention == "eager" else "none"
+    case = dataclasses.replace(one.case, members=1, cfg=dataclasses.replace(one.case.cfg, remat=remat))
+    stepper = torch_stepper(
+        options.torch_python, case, kind, compiled=kind == "cuda", attention=one.attention, limit=limit
+    )
     try:
-        with torch_stepper(options.torch_python, one, kind, compiled=kind == "cuda") as run:
-            taken = interleaved({"step": lambda: run.run(steps)}, options.repeats)["step"]
-            first, peak, loss = run.about["first_step_seconds"], run.last["peak_bytes"], run.last["loss"]
-            seconds = [t / steps for t in taken]
-            return {"seconds": seconds, "compile_seconds": first, "peak_bytes": peak, "loss": loss} | {
-                "versions": run.about["versions"]
-            }
+        with stepper as run:
+            return {"remat": remat, "head": "chunked", **_torch_times(run, steps, options.repeats)}
     except Unavailable as error:
-        return {"error": str(error)}
+        return {"error": str(error), "remat": remat}
+
+
+def _torch_times(run: TorchStepper, steps: int, repeats: int) -> Result:
+    taken = interleaved({"step": lambda: run.run(steps)}, repeats)["step"]
+    times = {"seconds": [t / steps for t in taken], "compile_seconds": run.about["first_step_seconds"]}
+    return times | {key: run.last[key] for key in ("peak_bytes", "loss")} | {"versions": run.about["versions"]}

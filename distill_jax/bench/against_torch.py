@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,8 +69,21 @@ class TorchStepper:
 
 
 @contextlib.contextmanager
-def torch_stepper(python: str, case: Case, device: str, *, threads: int = 0, compiled: bool = False) -> Iterator[Any]:
+def torch_stepper(
+    python: str,
+    case: Case,
+    device: str,
+    *,
+    threads: int = 0,
+    compiled: bool = False,
+    attention: str = "eager",
+    limit: float | None = None,
+) -> Iterator[TorchStepper]:
     """Start PyTorch on a case.
+
+    Args:
+      attention: an implementation of transformers.
+      limit: seconds after which the process is ended.
 
     Raises:
       Unavailable: with PyTorch's own reason.
@@ -85,20 +99,28 @@ def torch_stepper(python: str, case: Case, device: str, *, threads: int = 0, com
         "device": device,
         "threads": threads,
         "compile": compiled,
+        "attention": attention,
     }
     command = [python, str(SCRIPT), json.dumps(spec)]
     try:
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     except OSError as error:
         raise Unavailable(f"cannot be started ({error.strerror})") from error
+    timer = threading.Timer(limit or threading.TIMEOUT_MAX, process.kill)
+    timer.daemon = True
+    timer.start()
     try:
         yield TorchStepper(process)
+    except Unavailable as error:
+        stopped = limit and not timer.is_alive()
+        raise Unavailable(f"stopped after {limit:.0f} s" if stopped else str(error)) from error
     finally:
+        timer.cancel()
         process.kill()
         process.communicate()
 
 
-def torch(options: Options) -> dict[str, Any]:
+def torch(options: Options) -> Iterator[dict[str, Any]]:
     """Our training step against PyTorch eager: same shape, batch, optimiser and threads, in turn.
 
     `taskset -c 0` gives both one core and so one thread: the fairer comparison where others use the machine, because
@@ -133,4 +155,4 @@ def torch(options: Options) -> dict[str, Any]:
         shape = {"model": name, "batch": batch, "length": length, "threads": threads}
         rows.append({"way": way, **shape, "seconds": each, "cpu_seconds": cpu, "tokens_per_second": speed, **ratios})
     best = max(row["speed_over_torch"] for row in rows[1:])
-    return {"rows": rows, "torch": stepper.about, "goals": [goal("our speed / PyTorch's", best, least=1.0)]}
+    yield {"rows": rows, "torch": stepper.about, "goals": [goal("our speed / PyTorch's", best, least=1.0)]}

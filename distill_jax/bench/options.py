@@ -26,6 +26,7 @@ class Options:
       repeats: rounds of interleaved times.
       rounds: whole runs of `population`.
       members: of the population.
+      minutes: after which `accelerator` begins nothing more; 0 for no limit.
       tiny: shrink every model of `accelerator` and allow it on a CPU, to try it out.
       torch_python: the Python that has torch and transformers.
     """
@@ -41,11 +42,12 @@ class Options:
     repeats: int = 10
     rounds: int = 2
     members: int = 10
+    minutes: float = 0.0
     tiny: bool = False
     torch_python: str = sys.executable
 
     def __post_init__(self) -> None:
-        for name in ("batch", "length", "vocab", "chunk", "steps"):
+        for name in ("batch", "length", "vocab", "chunk", "steps", "minutes"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"--{name}={getattr(self, name)}: must not be negative")
         for name in ("repeats", "rounds", "members"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -26,15 +26,16 @@ MLP_HEAVY = dataclasses.replace(PRESETS["cpu"], hidden=256, mlp=2048, head_dim=6
 MODELS = {"cpu": PRESETS["cpu"], "cpu-mlp-heavy": MLP_HEAVY}  # of `distill`
 
 
-def kl_memory(options: Options) -> Result:
-    """Temporary memory of the KL and its gradients, a chunk of tokens at a time against all at once."""
+def kl_memory(options: Options) -> Iterator[Result]:
+    """Temporary memory of the KL and its gradients, a chunk of tokens at a time and a block against all at once."""
     shape: Result = {"batch": options.batch or 4, "length": options.length or 2048, "vocab": options.vocab or 256_000}
-    rows = [{**memory_of_kl(chunk, HeadShape(**shape)), **shape} for chunk in (options.chunk or 256, 0)]
+    ways = ((options.chunk or 256, "chunked"), (0, "chunked"), (0, "blockwise"))
+    rows = [{**memory_of_kl(chunk, HeadShape(**shape), way=way), **shape} for chunk, way in ways]
     ratio = rows[0]["temporary"] / rows[1]["temporary"]
-    return {"rows": rows, "ratio": ratio, "goals": [goal("chunked / dense", ratio, most=0.1)]}
+    yield {"rows": rows, "ratio": ratio, "goals": [goal("chunked / dense", ratio, most=0.1)]}
 
 
-def distill(options: Options) -> Result:
+def distill(options: Options) -> Iterator[Result]:
     """A step of online and of cached distillation against one of cross-entropy, equal sizes, one device."""
     shapes = options.models(MODELS)
     batch, length, chunk = options.batch or 16, options.length or 64, options.chunk or 0
@@ -65,10 +66,10 @@ def distill(options: Options) -> Result:
             if workload != "pretrain":
                 most = 1.45 if workload == "online" else 1.10
                 goals.append(goal(f"{name}: {workload} / cross-entropy", ratio, most=most))
-    return {"rows": rows, "goals": goals}
+    yield {"rows": rows, "goals": goals}
 
 
-def population(options: Options) -> Result:
+def population(options: Options) -> Iterator[Result]:
     """Ten members in one program against ten runs one after another, compilation included in both."""
     default = "cpu" if jax.default_backend() == "cpu" else "gemma-0.1b"
     ((name, cfg),) = options.models({default: PRESETS[default]}).items()
@@ -93,7 +94,7 @@ def population(options: Options) -> Result:
     faster = min(apart["whole"]) / min(together["whole"])
     least = 1.0 if jax.default_backend() == "cpu" else 3.0
     steps_alone = min(apart["steps"]) / min(together["steps"])
-    return {
+    yield {
         "rows": rows,
         "ratio": faster,
         "ratio_without_compilation": steps_alone,

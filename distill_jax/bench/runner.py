@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -17,7 +17,8 @@ from distill_jax.bench.options import Options
 from distill_jax.bench.ratios import distill, kl_memory, population
 from distill_jax.io.files import write_json
 
-BENCHMARKS: dict[str, Callable[[Options], dict[str, Any]]] = {
+# Each yields what it has measured so far, as often as it likes, and at last everything.
+BENCHMARKS: dict[str, Callable[[Options], Iterator[dict[str, Any]]]] = {
     "kl_memory": kl_memory,
     "distill": distill,
     "population": population,
@@ -29,7 +30,7 @@ USUAL = ("kl_memory", "distill", "population")
 
 
 def run(names: Sequence[str], options: Options, line: str, out: TextIO) -> None:
-    """Run benchmarks, and write all results after each.
+    """Run benchmarks, and write all results after each measurement.
 
     Args:
       names: of BENCHMARKS.
@@ -40,14 +41,15 @@ def run(names: Sequence[str], options: Options, line: str, out: TextIO) -> None:
     jax.config.update("jax_enable_compilation_cache", False)
     results: dict[str, Any] = {"command": line, **surroundings(names), "benchmarks": {}}
     for name in names:
-        result = BENCHMARKS[name](options)
-        results["benchmarks"][name] = result
+        result: dict[str, Any] = {}
+        for result in BENCHMARKS[name](options):
+            results["benchmarks"][name] = result
+            write_json(Path(options.json), results)  # at once: what a later one loses is not lost
         print(f"\n{name}: {summary_line(name)}", file=out)
         print(table(result["rows"]), file=out)
         for one in result["goals"]:
             verdict = "met" if one["met"] else "missed"
             print(f"goal {one['name']} {one['goal']}: {one['value']:.3g}, {verdict}", file=out, flush=True)
-        write_json(Path(options.json), results)  # after each: what a later one loses is not lost
     print(f"\nwritten: {options.json}", file=out)
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import Gemma2ForCausalLM
 
 
-def gemma(torch: ModuleType, transformers: ModuleType, model: dict[str, Any]) -> Gemma2ForCausalLM:
+def gemma(transformers: ModuleType, model: dict[str, Any], attention: str) -> Gemma2ForCausalLM:
     """Build a fresh Gemma 2 of our shape."""
     config = transformers.Gemma2Config(
         vocab_size=model["vocab"],
@@ -37,7 +37,7 @@ def gemma(torch: ModuleType, transformers: ModuleType, model: dict[str, Any]) ->
         rms_norm_eps=model["norm_eps"],
         initializer_range=model["init_std"],
         use_cache=False,
-        attn_implementation="eager",  # the other implementations leave the softcap out, or need kernels of their own
+        attn_implementation=attention,  # sdpa leaves the softcap out
     )
     return transformers.Gemma2ForCausalLM(config).float().train()
 
@@ -50,8 +50,11 @@ def build(torch: ModuleType, transformers: ModuleType, spec: dict[str, Any]) -> 
 
     model, device = spec["model"], spec["device"]
     torch.manual_seed(0)
-    student = gemma(torch, transformers, model).to(device)
-    teacher = gemma(torch, transformers, model).to(device).eval() if spec["workload"] != "pretrain" else None
+    student, teacher = gemma(transformers, model, spec["attention"]).to(device), None
+    if spec["workload"] != "pretrain":
+        teacher = gemma(transformers, model, spec["attention"]).to(device).eval()
+        if model["dtype"] == "bfloat16":
+            teacher = teacher.bfloat16()  # frozen: fp32 would only be cast at each use
     if model["remat"] != "none":
         student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     drawn = np.random.RandomState(0).randint(0, model["vocab"], (1, spec["batch"], spec["length"]))

@@ -12,7 +12,7 @@ COMMANDS = {
     "sweep": "compute many points over one config, alone or beside other workers",
     "plan": "compile an experiment for a TPU slice, without one, and print memory, time and cost of every stage",
     "bench": "measure speed and memory on synthetic data",
-    "import": "make a model in the Hugging Face layout one that stages can start from",
+    "import": "make a published model, of the Hugging Face layout or GGUF, one that stages can start from",
     "export": "write a model as transformers loads it",
     "score": "log-likelihoods of texts or tokens, or which answers a model gives to multiple choice",
     "generate": "write what a model says after given texts or tokens",

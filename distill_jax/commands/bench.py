@@ -26,6 +26,7 @@ HELP = {
     "repeats": "rounds of interleaved times",
     "rounds": "whole runs of population",
     "members": "members of the population",
+    "minutes": "what accelerator may take; it runs what fits, the most telling first",
     "tiny": "tiny shapes in accelerator, which then also runs on a CPU",
     "torch_python": "a Python that has torch and transformers",
 }

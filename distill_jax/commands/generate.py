@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> int:
 
     backend.find_devices()
     model, rows, output = Path(flags.model), Path(flags.input), Path(flags.output)
-    how = Inference(flags.dtype, flags.batch, flags.tokenizer)
+    how = Inference(flags.dtype, flags.batch, flags.tokenizer, flags.chat)
     sampling = generation.Sampling(flags.new, flags.temperature, flags.seed)
     generation.generate(model, rows, output, how, sampling)
     print(f"generate: {output}")

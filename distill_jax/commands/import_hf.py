@@ -1,4 +1,4 @@
-"""`distill-jax import`: make a model in the Hugging Face layout a node, which stages and commands start from."""
+"""`distill-jax import`: make a published model a node, which stages and commands start from."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from distill_jax.commands.command_line import flag
 class Flags:
     """Flags of import."""
 
-    from_: str = flag("", "DIR or FILE: config.json and safetensors", required=True, path=True)
+    from_: str = flag("", "DIR of config.json and safetensors, or FILE.gguf", required=True, path=True)
     workdir: str = flag("", "DIR: the node goes to its nodes/", required=True, path=True)
     adapter: str = flag("", "DIR: PEFT LoRA adapters, merged in", path=True)
     keep_adapter: bool = flag(False, "keep them as adapters, in a node of their own")

@@ -54,7 +54,7 @@ def main(arguments: Sequence[str]) -> int:
 
     backend.find_devices()
     model, output = Path(flags.model), Path(flags.output)
-    how = Inference(flags.dtype, flags.batch, flags.tokenizer)
+    how = Inference(flags.dtype, flags.batch, flags.tokenizer, flags.chat)
     if flags.items:
         few_shot = choice_scoring.FewShot(flags.shots, flags.examples, flags.subject)
         accuracy = choice_scoring.score_choices(model, flags.items, output, how, few_shot)

@@ -15,13 +15,13 @@ from jax.sharding import Mesh
 from distill_jax.data.packing import SEGMENTS, TOKENS
 from distill_jax.data.records import EVALUATION_ROWS, Path, Rows, load_manifest
 from distill_jax.evals.scale import BITS_PER_BYTE, Scale, finite
-from distill_jax.losses.chunked import over_tokens
-from distill_jax.losses.cross_entropy import Sum, cross_entropy, target_mask
+from distill_jax.losses.cross_entropy import target_mask
+from distill_jax.losses.head_loss import CROSS_ENTROPY
 from distill_jax.models import lora, transformer
-from distill_jax.models.head import by_vocabulary, unembed
+from distill_jax.models.head import head_loss, head_of
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops
-from distill_jax.sharding.mesh import constrain, over_members, replicated, tracing
+from distill_jax.sharding.mesh import constrain, over_members, padded_rows, replicated, tracing
 from distill_jax.types import JsonObject, PyTree
 
 
@@ -61,7 +61,7 @@ class BitsPerByte:
         """Build evaluate(params [P, ...], base=None) -> nats of each part, fp64 [P, parts]."""
 
         run = _program(cfg, mesh, chunk)
-        size = min(batch or 2**31, max(map(len, self._rows.values())))
+        size = padded_rows(min(batch or 2**31, max(map(len, self._rows.values()))), mesh)
         batches = [_batches(self._rows[part], size) for part in parts]
 
         def evaluate(params: PyTree, base: PyTree = None) -> np.ndarray:
@@ -125,12 +125,9 @@ def _program(cfg: TransformerConfig, mesh: Mesh, chunk: int) -> Callable[..., ja
 
     def nats(params: PyTree, rows: jax.Array) -> jax.Array:
         tokens, segments = (constrain(rows[:, i], "batch", None) for i in (TOKENS, SEGMENTS))
-        hidden, head = transformer.hidden_states(cfg, params, tokens, segments)[:, :-1], by_vocabulary(params)
-
-        def loss(hidden: jax.Array, targets: jax.Array, mask: jax.Array) -> Sum:
-            return cross_entropy(unembed(cfg, head, hidden), targets, mask)
-
-        return over_tokens(loss, chunk, hidden, tokens[:, 1:], target_mask(segments))[0]
+        hidden = transformer.hidden_states(cfg, params, tokens, segments)[:, :-1]
+        head, mask = head_of(params, hidden), target_mask(segments)
+        return head_loss(cfg, chunk, CROSS_ENTROPY, head, tokens[:, 1:], mask)[0]
 
     def member(trained: PyTree, shared: PyTree) -> jax.Array:
         base, rows = shared

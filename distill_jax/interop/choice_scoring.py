@@ -18,6 +18,7 @@ from distill_jax.data.multiple_choice.items import LETTERS, Item
 from distill_jax.data.multiple_choice.questions import Question, questions
 from distill_jax.evals.scale import wilson
 from distill_jax.interop import tokenizers
+from distill_jax.interop.chat import Chat
 from distill_jax.interop.model_source import open_model
 from distill_jax.interop.rows import (
     DEFAULT,
@@ -61,7 +62,8 @@ def score_choices(
 ) -> str:
     """Write the items as JSON lines with `log_likelihoods`, one an option, what was `chosen`, and whether `correct`.
 
-    The same model has the same log-likelihoods here and in lm-evaluation-harness's tasks `mmlu` and `wmdp`.
+    The same model has the same log-likelihoods here and in lm-evaluation-harness's tasks `mmlu` and `wmdp`; with the
+    model's chat template all that stands before an answer is one question of the user.
 
     Args:
       source: a model, as `open_model` opens it.
@@ -78,8 +80,8 @@ def score_choices(
     shown = reading.read(few_shot.examples, "--examples", few_shot.subject) if few_shot.shots else []
     # transformers stops where the model's config does; what is cut there is cut here.
     limit = longest(model)
-    encoder = SingleBegin(tokenizers.load(how.tokenizer or model.tokenizer))
-    prompts = questions(items, reading.contexts(items, shown, few_shot.shots), encoder, limit)
+    contexts = reading.contexts(items, shown, few_shot.shots)
+    prompts = _prompts(items, contexts, how.tokenizer or model.tokenizer, limit, how.chat)
     highest = max(max(*question.tokens, *question.last) for question in prompts)
     mend = f"its tokens go to {highest}, the model's to {model.cfg.vocab - 1}; give the model's own"
     check(highest < model.cfg.vocab, f"--tokenizer={how.tokenizer or model.tokenizer}: {mend}")
@@ -89,6 +91,16 @@ def score_choices(
     write(to, rows)
     cut = {question.item for question in prompts if question.cut}
     return _accuracy(rows) + (f"; the beginning of {len(cut)} of them was cut off at {limit} tokens" if cut else "")
+
+
+def _prompts(
+    items: Sequence[Item], contexts: Sequence[str], tokenizer: str, limit: int, with_template: bool
+) -> list[Question]:
+    """Return the items' readings; with the model's template a context is a question, and its answer a turn's start."""
+    if not with_template:
+        return questions(items, contexts, SingleBegin(tokenizers.load(tokenizer)), limit)
+    chat = Chat(tokenizer)
+    return questions(items, [chat.question(context) for context in contexts], chat, limit, lead="")
 
 
 def _answered(item: Item, scores: np.ndarray) -> Row:

@@ -14,7 +14,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from distill_jax.config import ConfigError, check
-from distill_jax.interop import families
+from distill_jax.interop import families, tokenizers
 from distill_jax.interop.finite import check_finite
 from distill_jax.interop.hugging_face import check_shapes
 from distill_jax.interop.values import brief
@@ -100,11 +100,21 @@ class Directory:
         self.files = [path] if path.is_file() else _weights(self.path)
         self.source = SafeTensors(self.files)
         # Before anything of the size that config.json claims is built.
-        _check_layers(families.text_part(self.json, str(config)), self.source.shapes, str(config))
+        check_layers(families.text_part(self.json, str(config)), self.source.shapes, str(config))
         self.family, self.cfg = families.from_json(self.json, str(config))
         self.facts = families.facts_of(self.json, str(config))
         self.source.rename(self._names())
         check_shapes(self.cfg, self.source.shapes, str(self.path))
+
+    @property
+    def tokenizer(self) -> str:
+        """Where its tokenizer is: beside it."""
+        return str(self.path)
+
+    def known_files(self) -> list[Path]:
+        """Return the files that the model is known by: all that are read or copied."""
+        beside = [self.path / name for name in ("config.json", *tokenizers.FILES)]
+        return [*self.files, *(path for path in beside if path.is_file())]
 
     def _names(self) -> dict[str, str]:
         """Return {their name: ours} of the tensors that count."""
@@ -134,7 +144,7 @@ def text_name(name: str) -> str:
     return "" if name.startswith(NOT_TEXT) else TEXT.get(prefix, "") + name.removeprefix(prefix)
 
 
-def _check_layers(config: Mapping[str, Any], names: Iterable[str], where: str) -> None:
+def check_layers(config: Mapping[str, Any], names: Iterable[str], where: str) -> None:
     """Hold the number of layers that is claimed against those that the files hold."""
     held = {match[1] for name in names if (match := _LAYER.match(text_name(name)))}
     claimed = config.get("num_hidden_layers")

@@ -41,7 +41,7 @@ GREEDY = Sampling()
 
 
 def generate(source: Path, given: Path, to: Path, how: Inference = DEFAULT, sampling: Sampling = GREEDY) -> None:
-    """Add `generated_tokens` to rows of JSON lines, and to a row that was `text` also `generated`.
+    """Add `generated_tokens` to rows of JSON lines, and to one of `text` or `messages` also `generated`.
 
     A row ends before the model's end-of-text token, where its generation_config.json or config.json has one.
 
@@ -53,7 +53,7 @@ def generate(source: Path, given: Path, to: Path, how: Inference = DEFAULT, samp
       ConfigError: naming a row that is none, that is longer than the model reads, or whose logits are not finite.
     """
     model = open_model(source)
-    rows = Rows.read(given, model, how.tokenizer)
+    rows = Rows.read(given, model, how.tokenizer, how.chat)
     cfg, mesh = dataclasses.replace(model.cfg, dtype=how.dtype), make_mesh(1, fsdp=-1)
     params = model.load(mesh, how.dtype)
     stop = _ends(model)
@@ -72,7 +72,7 @@ def generate(source: Path, given: Path, to: Path, how: Inference = DEFAULT, samp
             end = next((k for k, token in enumerate(generated[place]) if int(token) in stop), sampling.new)
             check_finite(generated[place, :end] != NONE, rows.places[i], how.dtype)
             out[i]["generated_tokens"] = generated[place, :end].tolist()
-            if "text" in out[i]:
+            if "text" in out[i] or "messages" in out[i]:
                 out[i]["generated"] = rows.tokenizer.decode(out[i]["generated_tokens"])
     write(to, out)
 

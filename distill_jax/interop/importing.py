@@ -1,4 +1,4 @@
-"""Import: a model in the Hugging Face layout becomes a finished node, which stages and commands can start from."""
+"""Import: a published model becomes a finished node, which stages and commands can start from."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ from jax.sharding import Mesh
 
 from distill_jax.config import check, identity
 from distill_jax.interop import hugging_face, tokenizers
-from distill_jax.interop.directory import Directory, read_object
+from distill_jax.interop.directory import read_object
 from distill_jax.interop.merging import Merged
+from distill_jax.interop.model_files import open_files
 from distill_jax.interop.peft import Adapter
 from distill_jax.io import attempts
 from distill_jax.io.checkpoint import FINAL
 from distill_jax.io.files import Digests, write_json
+from distill_jax.io.gguf_header import is_gguf
 from distill_jax.io.leases import Leases
 from distill_jax.io.node import TOKENIZER, Node
 from distill_jax.models import lora
@@ -40,12 +42,12 @@ class Published:
     Weights stay in the dtype they have, norms come in fp32; merged weights are summed in fp32.
 
     Attributes:
-      directory: its files.
+      files: its files.
       adapter: the adapters.
       cfg: the decoder with the adapters merged in: what adapts an embedding or its head alone unties them.
 
     Args:
-      source: the model's directory, or its only file of weights.
+      source: the model's directory, its only file of weights, or a GGUF file.
       adapter: directory of PEFT LoRA adapters to it; "" for none.
 
     Raises:
@@ -53,22 +55,20 @@ class Published:
     """
 
     def __init__(self, source: str | Path, adapter: str | Path = ""):
-        self.directory = Directory(Path(source))
-        self.adapter = Adapter(Path(adapter), self.directory.cfg) if adapter else None
+        self.files = open_files(Path(source))
+        self.adapter = Adapter(Path(adapter), self.files.cfg) if adapter else None
         untied = self.adapter is not None and self.adapter.unties
-        self.cfg = dataclasses.replace(self.directory.cfg, tied=False) if untied else self.directory.cfg
+        self.cfg = dataclasses.replace(self.files.cfg, tied=False) if untied else self.files.cfg
 
     def contents(self, digests: Digests) -> dict[str, Any]:
         """Return what the model is known by: the hashes of all its files that are read or copied."""
-        beside = [self.directory.path / name for name in ("config.json", *tokenizers.FILES)]
-        files = [*self.directory.files, *(path for path in beside if path.is_file())]
-        return {"files": {file.name: digests.of(str(file)) for file in files}} | (
+        return {"files": {file.name: digests.of(str(file)) for file in self.files.known_files()}} | (
             {"adapter": self.adapter.digest} if self.adapter else {}
         )
 
     def load(self, mesh: Mesh) -> Params:
         """Read the weights straight to their shards."""
-        source: hugging_face.Source = self.directory.source
+        source: hugging_face.Source = self.files.source
         merged = Merged(self.adapter, source) if self.adapter else source
         return hugging_face.load(self.cfg, merged, mesh)
 
@@ -76,7 +76,7 @@ class Published:
         """Read the adapters alone to their shards."""
         assert self.adapter
         tree = self.adapter.tree()
-        at = shardings(mesh, lora.logical_axes(self.directory.cfg, tree), tree)
+        at = shardings(mesh, lora.logical_axes(self.files.cfg, tree), tree)
         shards = lambda x, where: jax.make_array_from_callback(x.shape, where, lambda index: np.asarray(x)[index])  # noqa: E731
         return jax.tree.map(shards, tree, at)
 
@@ -85,8 +85,8 @@ class Published:
         node.checkpoints.save(FINAL, tree, lean=True)
         if is_primary():
             config = node.directory / "config.json"
-            write_json(config, {**read_object(config), "hugging_face": self.directory.facts})
-            tokenizers.copy(str(self.directory.path), node.directory / TOKENIZER)
+            write_json(config, {**read_object(config), "hugging_face": self.files.facts})
+            tokenizers.copy(self.files.tokenizer, node.directory / TOKENIZER)
         return {"parameters": sum(leaf.size for leaf in jax.tree.leaves(tree)), "steps": 0}
 
 
@@ -97,7 +97,7 @@ def import_model(source: Path, workdir: Path, adapter: Path | None = None, keep_
     into the weights; or kept, as a second node that starts from the model's.
 
     Args:
-      source: the model's directory, or its only file of weights.
+      source: the model's directory, its only file of weights, or a GGUF file.
       adapter: directory of PEFT LoRA adapters to it.
       keep_adapter: whether they are kept as adapters.
     """
@@ -107,7 +107,7 @@ def import_model(source: Path, workdir: Path, adapter: Path | None = None, keep_
     if pairs and keep_adapter:
         pairs.check_kept()
         model = Published(source)
-    path = model.directory.path
+    path = model.files.path
     base = _node(model, path, model.contents(digests), {}, workdir, lambda: model.load(make_mesh(1, fsdp=-1)))
     digests.save()
     if not pairs or not keep_adapter:
@@ -118,7 +118,8 @@ def import_model(source: Path, workdir: Path, adapter: Path | None = None, keep_
 
 def _node(model: Published, source: Path, settings: Any, inputs: Any, workdir: Path, load: Callable[[], Any]) -> Path:
     """Write a node as runs do, unless it is there already; return its directory."""
-    began, name = time.monotonic(), source.resolve().name
+    began = time.monotonic()
+    name = source.resolve().stem if is_gguf(source) else source.resolve().name
     basis = {"verb": "import", "settings": settings, "inputs": inputs, "model": model.cfg}
     known_by = identity(basis)
     basis["model"] = dataclasses.asdict(model.cfg)

@@ -1,4 +1,4 @@
-"""A model to read: a finished node of a run, an imported one among them, or a directory in the Hugging Face layout."""
+"""A model of any kind to read: a finished node of a run, a directory in the Hugging Face layout, or a GGUF file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from jax.sharding import Mesh
 from distill_jax.config import check
 from distill_jax.data.arithmetic import word_vocabulary
 from distill_jax.interop import hugging_face, tokenizers
-from distill_jax.interop.directory import Directory, read_object
+from distill_jax.interop.directory import read_object
+from distill_jax.interop.model_files import open_files
 from distill_jax.io.checkpoint import FINAL
 from distill_jax.io.node import CONFIG, DONE, TOKENIZER, Node, finished
 from distill_jax.models import lora, transformer
@@ -30,7 +31,7 @@ class Model:
         that trained adapters comes with them merged in.
       facts: what is no part of the decoder but goes with it, as `families.facts_of` has it, of its config.json or the
         imported model it goes back to; or the special tokens of what it trained on.
-      tokenizer: directory of its tokenizer's files, or the name of a vocabulary, or "".
+      tokenizer: directory of its tokenizer's files, or the GGUF file that has it, or the name of a vocabulary, or "".
     """
 
     cfg: TransformerConfig
@@ -40,7 +41,7 @@ class Model:
 
 
 def open_model(path: Path) -> Model:
-    """Open a node's directory, a directory in the Hugging Face layout, or its only file of weights.
+    """Open a node's directory, a directory in the Hugging Face layout or its only file of weights, or a GGUF file.
 
     Raises:
       ConfigError: saying what is missing or wrong.
@@ -48,12 +49,12 @@ def open_model(path: Path) -> Model:
     config = path / "config.json"
     if (path / DONE).is_file() or (config.is_file() and "verb" in read_object(config)):
         return _node(path)
-    directory = Directory(path)
+    files = open_files(path)
 
     def load(mesh: Mesh, dtype: str | None = None) -> Params:
-        return hugging_face.load(directory.cfg, directory.source, mesh, dtype)
+        return hugging_face.load(files.cfg, files.source, mesh, dtype)
 
-    return Model(directory.cfg, load, directory.facts, str(directory.path))
+    return Model(files.cfg, load, files.facts, files.tokenizer)
 
 
 def _read(directory: Path) -> tuple[Node, dict[str, Any]]:

@@ -17,6 +17,7 @@ import numpy as np
 from distill_jax.config import check
 from distill_jax.data.lines import objects
 from distill_jax.interop import tokenizers
+from distill_jax.interop.chat import Chat
 from distill_jax.interop.model_source import Model
 from distill_jax.interop.tokenizers import Tokenizer
 from distill_jax.io.files import write_atomic
@@ -32,18 +33,20 @@ class Inference:
       dtype: of the computation, float32 or bfloat16.
       batch: rows at a time.
       tokenizer: of `text`, as `tokenizers.load` takes it; "" for the model's own.
+      chat: whether `text` is a question that the model's own template puts.
     """
 
     dtype: str = "float32"
     batch: int = 8
     tokenizer: str = ""
+    chat: bool = False
 
 
 DEFAULT = Inference()
 
 
 class Rows:
-    """Rows with `text` or `tokens`, for a model to read.
+    """Rows with `text`, `tokens` or `messages`, for a model to read.
 
     Attributes:
       rows: as they were given.
@@ -54,14 +57,16 @@ class Rows:
       named: (place, row) of each.
       model: that is to read them.
       tokenizer: that `text` needs, as `tokenizers.load` takes it; the model's own when "".
+      chat: whether `text` is a question that the model's own template puts; `messages` are a conversation.
 
     Raises:
       ConfigError: naming the place of a row that is none.
     """
 
-    def __init__(self, named: Iterable[tuple[str, Row]], model: Model, tokenizer: str = ""):
+    def __init__(self, named: Iterable[tuple[str, Row]], model: Model, tokenizer: str = "", chat: bool = False):
         limit = longest(model)
         self._tokenizer_source = tokenizer or model.tokenizer
+        self._chat = Chat(self._tokenizer_source) if chat else None
         self.rows: list[Row] = []
         self.tokens: list[list[int]] = []
         self.places: list[str] = []
@@ -74,34 +79,52 @@ class Rows:
             self.places.append(place)
 
     @classmethod
-    def read(cls, path: Path, model: Model, tokenizer: str = "") -> Self:
+    def read(cls, path: Path, model: Model, tokenizer: str = "", chat: bool = False) -> Self:
         """Read the rows of a file of JSON lines; their places are `file:line`."""
         check(path.is_file(), f"--input={path}: no such file")
-        rows = cls(objects(str(path)), model, tokenizer)
+        rows = cls(objects(str(path)), model, tokenizer, chat)
         check(bool(rows.rows), f"--input={path}: holds no rows")
         return rows
 
     @functools.cached_property
-    def tokenizer(self) -> Tokenizer:
+    def tokenizer(self) -> SingleBegin:
         """The tokenizer, loaded when it is first needed."""
         return SingleBegin(tokenizers.load(self._tokenizer_source))
 
-    def _tokens(self, row: Row, vocab: int, place: str) -> list[int]:
-        check(
-            "text" in row or "tokens" in row,
-            f"{place}: a row has `text` or `tokens`; there is {', '.join(row) or 'none'}",
-        )
+    def _encoded(self, row: Row, place: str) -> list[int]:
+        """Return the tokens of a row's text or messages; [] if it has neither."""
+        if "messages" in row:
+            check(self._chat is not None, f"{place}: messages: the model's template puts them; give --chat")
+            check(_is_conversation(row["messages"]), f"{place}: messages: a list of {{role, content}} is needed")
+        if self._chat and "messages" in row:
+            return self._chat.encode(self._chat.conversation(row["messages"]))
         check(isinstance(row.get("text", ""), str), f"{place}: text: a string is needed")
-        encoded = self.tokenizer.encode(row["text"]) if "text" in row else []
+        if "text" not in row:
+            return []
+        return self._chat.encode(self._chat.question(row["text"])) if self._chat else self.tokenizer.encode(row["text"])
+
+    def _tokens(self, row: Row, vocab: int, place: str) -> list[int]:
+        spelled = "text" in row or "messages" in row
+        kinds = "`text` or `tokens` (or, with --chat, `messages`)"
+        check(spelled or "tokens" in row, f"{place}: a row has {kinds}; there is {', '.join(row) or 'none'}")
+        encoded = self._encoded(row, place)
         tokens = row.get("tokens", encoded)
         what = "tokens" if "tokens" in row else "text (its tokens)"
         # As `score` writes them; it may have been another model's tokenizer.
-        same = "text" not in row or tokens == encoded
+        same = not spelled or tokens == encoded
         check(same, f"{place}: `tokens` are not those of `text`; give one of them")
         integers = isinstance(tokens, list) and all(type(t) is int for t in tokens)  # True is none
         check(integers and len(tokens) > 0, f"{place}: {what}: a list of at least one whole number is needed")
         check(0 <= min(tokens) <= max(tokens) < vocab, f"{place}: {what} must lie in 0 .. {vocab - 1}, the vocabulary")
         return tokens
+
+
+def _is_conversation(messages: object) -> bool:
+    """Return whether a value is a list of messages, each with texts for `role` and `content`."""
+    if not isinstance(messages, list) or not messages:
+        return False
+    fields = [each.get(key) for each in messages if isinstance(each, dict) for key in ("role", "content")]
+    return len(fields) == 2 * len(messages) and all(isinstance(field, str) for field in fields)
 
 
 class SingleBegin:

@@ -25,7 +25,7 @@ LOGITS = 2**26  # that exist at a time: 256 MiB
 def score(source: Path, given: Path, to: Path, how: Inference = DEFAULT) -> None:
     """Add `log_likelihoods` to rows of JSON lines, one a token, and their sum, `log_likelihood`.
 
-    The first token has none (null). A row that was `text` also gets its `tokens`.
+    The first token has none (null). A row that was `text` or `messages` also gets its `tokens`.
 
     Args:
       source: a model, as `open_model` opens it.
@@ -35,7 +35,7 @@ def score(source: Path, given: Path, to: Path, how: Inference = DEFAULT) -> None
       ConfigError: naming a row that is none, that is longer than the model reads, or whose logits are not finite.
     """
     model = open_model(source)
-    write(to, score_rows(model, Rows.read(given, model, how.tokenizer), how))
+    write(to, score_rows(model, Rows.read(given, model, how.tokenizer, how.chat), how))
 
 
 def score_rows(model: Model, rows: Rows, how: Inference = DEFAULT) -> list[Row]:

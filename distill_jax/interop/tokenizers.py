@@ -1,7 +1,8 @@
-"""Tokenizers by the files they are kept in: tokenizer.json, a SentencePiece model, or the shipped word vocabulary."""
+"""Tokenizers by where they are kept: tokenizer.json, a SentencePiece model, a GGUF file, or the shipped words."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import Any, Protocol
 
 from distill_jax.config import ConfigError, check
 from distill_jax.data.arithmetic.word_vocabulary import WordVocabulary
-from distill_jax.io.files import read_json
+from distill_jax.data.text.gguf_tokenizer import tokenizer_files
+from distill_jax.io.files import read_json, write_json
+from distill_jax.io.gguf_header import is_gguf
 
 JSON, SENTENCEPIECE, SETTINGS = "tokenizer.json", "tokenizer.model", "tokenizer_config.json"
 GENERATION = "generation_config.json"
@@ -19,10 +22,19 @@ WORDS = "words"
 
 
 class Tokenizer(Protocol):
-    """Text to ids and back."""
+    """Text to ids and back.
+
+    Attributes:
+      finds_special: whether what spells a special token in a text is that token.
+    """
+
+    finds_special: bool
 
     def encode(self, text: str) -> list[int]:
         """Turn text into ids, behind whatever its model begins every text with."""
+
+    def encode_as_is(self, text: str) -> list[int]:
+        """Turn text into ids, with nothing before them."""
 
     def decode(self, ids: Sequence[int]) -> str:
         """Turn ids into text; special tokens vanish."""
@@ -32,7 +44,7 @@ def load(where: str) -> Tokenizer:
     """Load a tokenizer.
 
     Args:
-      where: a directory, a file, or "words".
+      where: a directory, a file, a GGUF file among them, or "words".
 
     Raises:
       ConfigError: if there is none, naming the files it may be in.
@@ -49,14 +61,23 @@ def load(where: str) -> Tokenizer:
         path = files[0]
     check(path.is_file(), f"{path}: no such file; {mend}")
     try:
-        return _Json(path) if path.suffix == ".json" else _SentencePiece(path)
+        if is_gguf(path):
+            return _Json(json.dumps(tokenizer_files(path)[JSON]))
+        return _Json(path.read_text("utf-8")) if path.suffix == ".json" else _SentencePiece(path)
+    except ConfigError:
+        raise
     except Exception as error:  # each library has its own
         raise ConfigError(f"{path}: no tokenizer ({' '.join(str(error).split())[:200]})") from error
 
 
 def copy(where: str, to: Path) -> None:
-    """Copy a tokenizer's files, those that there are, into a directory."""
+    """Copy a tokenizer's files, those that there are, into a directory; those of a GGUF file are made."""
     path = Path(where)
+    if is_gguf(path):
+        to.mkdir(exist_ok=True)
+        for name, contents in tokenizer_files(path).items():
+            write_json(to / name, contents)
+        return
     files = [path] if path.is_file() else [file for name in FILES if (file := beside(where, name))]
     for file in files:
         to.mkdir(exist_ok=True)
@@ -70,21 +91,28 @@ def beside(where: str, name: str) -> Path | None:
 
 
 class _Json:
-    def __init__(self, path: Path):
+    finds_special = True
+
+    def __init__(self, definition: str):
         import tokenizers
 
-        self._tokenizer: Any = tokenizers.Tokenizer.from_file(str(path))
+        self._tokenizer: Any = tokenizers.Tokenizer.from_str(definition)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
 
     def encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text).ids)
 
+    def encode_as_is(self, text: str) -> list[int]:
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
     def decode(self, ids: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(ids)))
 
 
 class _SentencePiece:
+    finds_special = False
+
     def __init__(self, path: Path):
         import sentencepiece
 
@@ -94,18 +122,26 @@ class _SentencePiece:
         self._begin = [self._model.bos_id()] if begins and self._model.bos_id() >= 0 else []
 
     def encode(self, text: str) -> list[int]:
-        return [*self._begin, *self._model.encode(text)]
+        return [*self._begin, *self.encode_as_is(text)]
+
+    def encode_as_is(self, text: str) -> list[int]:
+        return list(self._model.encode(text))
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self._model.decode([i for i in ids if not self._model.is_control(i)]))
 
 
 class _Words:
+    finds_special = False
+
     def __init__(self) -> None:
         self._words = WordVocabulary()
 
     def encode(self, text: str) -> list[int]:
-        return [self._words.bos_id, *self._words.encode(text)]
+        return [self._words.bos_id, *self.encode_as_is(text)]
+
+    def encode_as_is(self, text: str) -> list[int]:
+        return list(self._words.encode(text))
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._words.decode(ids)

@@ -2,7 +2,8 @@
 
 Every divergence is a function of log q and log p, the teacher's and the student's log-probabilities [..., V], and of
 the settings it names. All of them reduce the vocabulary by sums and maxima alone, so that a vocabulary sharded over
-devices stays where it is.
+devices stays where it is. All but those of `WHOLE_VOCABULARY` are a sum over the vocabulary, to which a token that
+neither model can say (log q = log p = `LOG_ZERO`) adds nothing: of a block of the vocabulary they are its part.
 """
 
 from __future__ import annotations
@@ -105,6 +106,10 @@ DIVERGENCES: dict[str, Callable[..., jax.Array]] = {
     "skew_reverse_kl": skew_reverse_kl,
     "top_k_kl": top_k_kl,
 }
+# These compare tokens with each other: no sum of what blocks of the vocabulary are.
+WHOLE_VOCABULARY = frozenset({"top_k_kl"})
+# Of these the derivatives by log p sum to -1 over the vocabulary, whatever q and p are.
+CROSS_ENTROPIES = frozenset({"forward_kl"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,10 +167,21 @@ class Divergence:
         """
         log_p = jax.nn.log_softmax(student.astype(jnp.float32) / self.temperature)
         log_q = jax.nn.log_softmax(teacher.astype(jnp.float32) / self.temperature)
+        return self.scale * jnp.sum(self.of_log_probabilities(log_q, log_p) * mask), jnp.sum(mask)
+
+    def from_uniform(self, student: jax.Array, mask: jax.Array) -> Sum:
+        """Sum the divergence of student logits [..., V] from the uniform distribution."""
+        return self(student, jnp.zeros_like(student), mask)
+
+    @property
+    def scale(self) -> float:
+        """What the divergence is multiplied with."""
+        return self.temperature**2 if self.times_t_squared else 1.0
+
+    def of_log_probabilities(self, log_q: jax.Array, log_p: jax.Array) -> jax.Array:
+        """Return the divergence [...] of log-probabilities [..., V] at the temperature, before it is scaled."""
         settings = {key: value for key, value in self._parameters().items() if key in _reads(self.name)}
-        each = DIVERGENCES[self.name](log_q, log_p, **settings)
-        scale = self.temperature**2 if self.times_t_squared else 1.0
-        return scale * jnp.sum(each * mask), jnp.sum(mask)
+        return DIVERGENCES[self.name](log_q, log_p, **settings)
 
 
 def _reads(name: str) -> list[str]:

@@ -10,10 +10,19 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 
-from distill_jax.sharding.mesh import constrain, splits
+from distill_jax.config import check
+from distill_jax.losses.blockwise import blockwise
+from distill_jax.losses.chunked import over_tokens
+from distill_jax.losses.cross_entropy import Sum
+from distill_jax.losses.head_loss import Head, HeadLoss, Target
+from distill_jax.losses.vocabulary_passes import PlainPasses
+from distill_jax.sharding.mesh import constrain, splits, traced_platform
 from distill_jax.types import PyTree
 
 HeadWeights = dict[str, jax.Array]  # {"unembedding": [V, D]}, or the tied {"embedding": [V, D]}
+
+LOSS_HEADS = ("auto", "chunked", "blockwise")
+LARGE_VOCABULARY = 16_384  # below it logits are small beside the layers
 
 
 class HeadConfig(Protocol):
@@ -26,6 +35,10 @@ class HeadConfig(Protocol):
     @property
     def final_softcap(self) -> float:
         """The cap of logits; 0 for none."""
+
+    @property
+    def loss_head(self) -> str:
+        """How losses are computed, one of `LOSS_HEADS`."""
 
 
 def softcap(x: jax.Array, cap: float) -> jax.Array:
@@ -61,3 +74,48 @@ def unembed(cfg: HeadConfig, params: PyTree, hidden: jax.Array) -> jax.Array:
     hidden = constrain(hidden, rows, *between, None)
     logits = jnp.einsum("...D,VD->...V", hidden, weights, preferred_element_type=jnp.float32)
     return softcap(constrain(logits, rows, *between, "logits"), cfg.final_softcap)
+
+
+def head_of(params: PyTree, hidden: jax.Array) -> Head:
+    """Return a model's head as losses read it, with final hidden states [B, T, D]."""
+    (weights,) = by_vocabulary(params).values()
+    return Head(hidden, weights)
+
+
+def head_loss(cfg: HeadConfig, chunk: int, loss: HeadLoss, student: Head, target: Target, mask: jax.Array) -> Sum:
+    """Sum a loss of the student's head over the masked positions; the weight is their number.
+
+    Args:
+      chunk: tokens whose logits exist at a time, where they exist at all; 0 for all.
+      target: the teacher's head, which gets no gradient, next tokens int32 [B, T], or None if the loss reads none.
+      mask: fp32 [B, T], 1 where a position counts.
+
+    Raises:
+      ConfigError: if the config names a way in which this loss cannot be computed.
+    """
+    if loss_way(cfg, loss) == "blockwise":
+        assert loss.comparison is not None
+        return blockwise(loss.comparison, cfg.final_softcap, PlainPasses(), student, target, mask)
+
+    def of_chunk(hidden: jax.Array, *rest: jax.Array) -> Sum:
+        *targets, mask = rest
+        if isinstance(target, Head):
+            targets = [jax.lax.stop_gradient(unembed(cfg, {"embedding": target.weights}, targets[0]))]
+        return loss.of_logits(unembed(cfg, {"embedding": student.weights}, hidden), *targets, mask)
+
+    targets = () if target is None else (target.hidden if isinstance(target, Head) else target,)
+    return over_tokens(of_chunk, chunk, student.hidden, *targets, mask)
+
+
+def loss_way(cfg: HeadConfig, loss: HeadLoss) -> str:
+    """Return the way in which a loss is computed on the devices that are traced for, one of `LOSS_HEADS`.
+
+    Raises:
+      ConfigError: if the config names one that is impossible.
+    """
+    if cfg.loss_head == "auto":
+        chunked = loss.needs_logits or traced_platform() != "gpu" or cfg.vocab < LARGE_VOCABULARY
+        return "chunked" if chunked else "blockwise"
+    possible = cfg.loss_head == "chunked" or not loss.needs_logits
+    check(possible, f"model.loss_head = {cfg.loss_head!r}: {loss.needs_logits}; choose 'auto' or 'chunked'")
+    return cfg.loss_head

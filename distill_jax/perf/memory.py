@@ -5,15 +5,16 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from distill_jax.losses.chunked import over_tokens
 from distill_jax.losses.cross_entropy import Sum
 from distill_jax.losses.distillation import Divergence
+from distill_jax.losses.head_loss import Head, from_teacher
 from distill_jax.models import transformer
-from distill_jax.models.head import unembed
+from distill_jax.models.head import head_loss
 from distill_jax.types import PyTree
 
 
@@ -27,7 +28,9 @@ class HeadShape:
     hidden: int = 320
 
 
-def kl_memory(chunk: int, shape: HeadShape | None = None, divergence: Divergence | None = None) -> dict[str, int]:
+def kl_memory(
+    chunk: int, shape: HeadShape | None = None, divergence: Divergence | None = None, way: str = "chunked"
+) -> dict[str, Any]:
     """Return the bytes of a distillation loss and its gradients by the student's hidden states and embedding.
 
     Both models have a hidden state, an embedding and a softcapped head. "temporary" is what the program holds besides
@@ -37,23 +40,21 @@ def kl_memory(chunk: int, shape: HeadShape | None = None, divergence: Divergence
       chunk: tokens whose logits exist at a time; 0 for all.
       shape: Gemma 2's vocabulary, if None.
       divergence: the forward KL if None.
+      way: how the loss is computed, a `model.loss_head`.
 
     Raises:
       RuntimeError: if the backend's compiler does not tell.
     """
     shape, divergence = shape or HeadShape(), divergence or Divergence()
     cfg = transformer.TransformerConfig(
-        shape.vocab, layers=1, hidden=shape.hidden, mlp=1, heads=1, kv_heads=1, head_dim=2
+        shape.vocab, layers=1, hidden=shape.hidden, mlp=1, heads=1, kv_heads=1, head_dim=2, loss_head=way
     )
 
     def loss(
         student: jax.Array, student_table: jax.Array, teacher: jax.Array, teacher_table: jax.Array, mask: jax.Array
     ) -> Sum:
-        def of_chunk(student: jax.Array, teacher: jax.Array, mask: jax.Array) -> Sum:
-            target = jax.lax.stop_gradient(unembed(cfg, {"embedding": teacher_table}, teacher))
-            return divergence(unembed(cfg, {"embedding": student_table}, student), target, mask)
-
-        return over_tokens(of_chunk, chunk, student, teacher, mask)
+        heads = Head(student, student_table), Head(teacher, teacher_table)
+        return head_loss(cfg, chunk, from_teacher(divergence), *heads, mask)
 
     state = jax.ShapeDtypeStruct((shape.batch, shape.length, shape.hidden), jnp.float32)
     table = jax.ShapeDtypeStruct((shape.vocab, shape.hidden), jnp.float32)
@@ -63,6 +64,7 @@ def kl_memory(chunk: int, shape: HeadShape | None = None, divergence: Divergence
     if analysis is None:
         raise RuntimeError(f"the {jax.default_backend()} compiler gives no account of memory; ask on the CPU")
     return {
+        "way": way,
         "chunk": chunk,
         "temporary": analysis.temp_size_in_bytes,
         "arguments": analysis.argument_size_in_bytes,
@@ -81,7 +83,7 @@ def needed_bytes(compiled: jax.stages.Compiled) -> int | None:
 
 def least_bytes(state: PyTree, *rest: PyTree) -> int:
     """Return the bytes of a device without which a step cannot run: what it takes, and the gradients."""
-    leaves = [x for x in jax.tree.leaves((state, state.params, rest)) if hasattr(x, "sharding")]
+    leaves = [x for x in jax.tree.leaves((state, state.params, rest)) if isinstance(x, jax.ShapeDtypeStruct)]
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
 
 

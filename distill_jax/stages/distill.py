@@ -18,10 +18,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from distill_jax.config import added
-from distill_jax.losses.chunked import over_tokens
-from distill_jax.losses.distillation import Divergence, Sum
+from distill_jax.losses.distillation import Divergence
+from distill_jax.losses.head_loss import from_teacher, from_uniform
 from distill_jax.models import transformer
-from distill_jax.models.head import by_vocabulary, head_weights, unembed
+from distill_jax.models.head import head_loss, head_of, head_weights
 from distill_jax.models.transformer import Params, TransformerConfig
 from distill_jax.perf import flops
 from distill_jax.stages.cache import Cache
@@ -63,22 +63,15 @@ class Imitation(Objective):
     def loss_terms(
         self, cfg: TransformerConfig, chunk: int, params: Params, batch: Batch, teacher_outputs: PyTree
     ) -> dict[str, Term]:
-        """Return one term, "kl"; heads are applied a chunk at a time."""
+        """Return one term, "kl"."""
         hidden, mask = hidden_and_mask(cfg, params, self._imitated(batch), self.loss_on)
-        student_head, teacher_head = by_vocabulary(params), by_vocabulary(teacher_outputs["head"])
-
-        def imitate(student: jax.Array, teacher: jax.Array, mask: jax.Array) -> Sum:
-            target = jax.lax.stop_gradient(unembed(cfg, teacher_head, teacher))
-            return self.divergence(unembed(cfg, student_head, student), target, mask)
-
-        def flatten(student: jax.Array, mask: jax.Array) -> Sum:
-            logits = unembed(cfg, student_head, student)
-            return self.divergence(logits, jnp.zeros_like(logits), mask)
-
-        total = over_tokens(imitate, chunk, hidden, teacher_outputs["hidden"], mask)
+        student, teacher = head_of(params, hidden), head_of(teacher_outputs["head"], teacher_outputs["hidden"])
+        total = head_loss(cfg, chunk, from_teacher(self.divergence), student, teacher, mask)
         if self.uniform:  # one mean over the tokens of both, as if both had been rows of one set
-            rows = hidden_and_mask(cfg, params, batch["uniform"], self.loss_on)
-            total = jax.tree.map(jnp.add, total, over_tokens(flatten, chunk, *rows))
+            hidden, mask = hidden_and_mask(cfg, params, batch["uniform"], self.loss_on)
+            student = student._replace(hidden=hidden)
+            flattened = head_loss(cfg, chunk, from_uniform(self.divergence), student, None, mask)
+            total = jax.tree.map(jnp.add, total, flattened)
         return {"kl": Term(1.0, *total)}
 
     def _imitated(self, batch: Batch) -> PackedRows:

@@ -6,10 +6,9 @@ import dataclasses
 
 import jax
 
-from distill_jax.losses.chunked import over_tokens
-from distill_jax.losses.cross_entropy import Sum, cross_entropy
+from distill_jax.losses.head_loss import CROSS_ENTROPY
 from distill_jax.models import transformer
-from distill_jax.models.head import by_vocabulary, unembed
+from distill_jax.models.head import head_loss, head_of
 from distill_jax.models.transformer import Params, TransformerConfig
 from distill_jax.stages.compiled_step import Objective
 from distill_jax.train.batch import PackedRows
@@ -33,12 +32,8 @@ class NextToken(Objective):
         """Return one term, "cross_entropy"."""
         # The head after the hidden states: where both have the embedding, gradients add up in the order of use.
         hidden, mask = hidden_and_mask(cfg, params, batch, self.loss_on)
-        head = by_vocabulary(params)
-
-        def loss(hidden: jax.Array, targets: jax.Array, mask: jax.Array) -> Sum:
-            return cross_entropy(unembed(cfg, head, hidden), targets, mask)
-
-        return {"cross_entropy": Term(1.0, *over_tokens(loss, chunk, hidden, batch.tokens[:, 1:], mask))}
+        total = head_loss(cfg, chunk, CROSS_ENTROPY, head_of(params, hidden), batch.tokens[:, 1:], mask)
+        return {"cross_entropy": Term(1.0, *total)}
 
 
 def hidden_and_mask(

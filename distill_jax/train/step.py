@@ -160,7 +160,8 @@ class _Step:
         loss = sum(losses.values())  # not finite as soon as one term is not
         moving = UpdateInputs(state.params, state.opt, grads, loss, active, state.hyper.learning_rate)
         update = over_members(self.update, self.config.layout.mesh)
-        params, opt, norm, finite = update(moving, self.schedule(state.step))
+        with jax.named_scope("optimizer"):
+            params, opt, norm, finite = update(moving, self.schedule(state.step))
         diverged = active & ~finite
         state = state.replace(
             step=state.step + 1,
@@ -200,7 +201,8 @@ class _Step:
     def terms(self, params: Params, member: GradientInputs, shared: Shared) -> Mapping[str, Term]:
         """Return one member's loss terms on the rows of its own stream."""
         batch, teacher_outputs = (_stream(x, member.stream) for x in (shared.batch, shared.teacher_outputs))
-        return self.objective(lora.attach(params, shared.base), batch, teacher_outputs)
+        with jax.named_scope("objective"):
+            return self.objective(lora.attach(params, shared.base), batch, teacher_outputs)
 
     def weights(self, member: GradientInputs, shared: Shared) -> dict[str, jax.Array]:
         """Return the weight of each term. Nothing else is used, so XLA drops the forward pass that sums would need."""

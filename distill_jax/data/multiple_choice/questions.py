@@ -49,12 +49,15 @@ def pair(encoder: Encoder, context: str, continuation: str) -> tuple[list[int], 
     return before, both[len(before) :]
 
 
-def questions(items: Sequence[Item], contexts: Sequence[str], encoder: Encoder, longest: int = 0) -> list[Question]:
+def questions(
+    items: Sequence[Item], contexts: Sequence[str], encoder: Encoder, longest: int = 0, lead: str = " "
+) -> list[Question]:
     """Return the readings of all items, one or a few each.
 
     Args:
       contexts: of each item.
       longest: tokens that the model may read; of a longer context the beginning is left out. 0: any number.
+      lead: what stands between a context and the answer's letter.
 
     Raises:
       ConfigError: if an option has no token of its own.
@@ -63,7 +66,7 @@ def questions(items: Sequence[Item], contexts: Sequence[str], encoder: Encoder, 
     for number, (item, context) in enumerate(zip(items, contexts, strict=True)):
         by_prefix: dict[tuple[tuple[int, ...], int], list[tuple[int, int]]] = {}
         for choice, letter in enumerate(LETTERS[: len(item.choices)]):
-            before, after = pair(encoder, context, f" {letter}")
+            before, after = pair(encoder, context, f"{lead}{letter}")
             fix_hint = "the tokenizer joins it with what stands before; score with another"
             check(len(after) > 0, f"item {number}: the answer {letter!r} has no token of its own: {fix_hint}")
             by_prefix.setdefault((tuple(before + after)[:-1], len(after) - 1), []).append((choice, after[-1]))

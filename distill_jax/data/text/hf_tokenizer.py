@@ -9,6 +9,9 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from distill_jax.config import ConfigError
+from distill_jax.data.text.gguf_tokenizer import GENERATION, tokenizer_files
+from distill_jax.io.gguf_header import is_gguf
 from distill_jax.types import JsonObject
 
 JSON, SETTINGS, CONFIG = "tokenizer.json", "tokenizer_config.json", "config.json"
@@ -18,7 +21,7 @@ class Tokenizer:
     """A tokenizer.json, with the methods that SentencePiece's processors have.
 
     Args:
-      path: the model's directory, or the one file that prepared data keep.
+      path: the model's directory, its GGUF file, or the one file that prepared data keep.
 
     Raises:
       ValueError: if there is no such tokenizer, or nothing names its `<bos>` or its `<eos>`.
@@ -29,8 +32,10 @@ class Tokenizer:
 
         where = f"data.vocabulary={str(path)!r}"
         try:
-            definition = gather(path) if path.is_dir() else json.loads(path.read_text("utf-8"))
+            definition = gather(path) if is_published(path) else json.loads(path.read_text("utf-8"))
             self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(definition["tokenizer"]))
+        except ConfigError:
+            raise
         except OSError as error:
             raise ValueError(f"{where}: {error.filename} cannot be read: {error.strerror}") from error
         except Exception as error:  # the library has its own
@@ -85,20 +90,27 @@ class Tokenizer:
         return str(self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False))
 
 
+def is_published(path: str | Path) -> bool:
+    """Return whether a path is of a published model: a directory, or a GGUF file."""
+    return Path(path).is_dir() or is_gguf(path)
+
+
 def files(directory: Path) -> list[Path]:
-    """Return the files of a directory that the vocabulary depends on."""
+    """Return the files of a published model that the vocabulary depends on."""
+    if is_gguf(directory):
+        return [directory]
     return [directory / name for name in (JSON, SETTINGS, CONFIG) if (directory / name).is_file()]
 
 
-def gather(directory: Path) -> JsonObject:
-    """Return what prepared data keep of a model's directory."""
-    held = {path.name: json.loads(path.read_text("utf-8")) for path in files(directory)}
-    tokenizer = json.loads((directory / JSON).read_text("utf-8"))
+def gather(path: Path) -> JsonObject:
+    """Return what prepared data keep of a published model."""
+    held = tokenizer_files(path) if is_gguf(path) else {f.name: json.loads(f.read_text("utf-8")) for f in files(path)}
+    tokenizer = held[JSON]
     ids = {entry["content"]: entry["id"] for entry in tokenizer.get("added_tokens", [])}
     out: JsonObject = {"tokenizer": tokenizer}
     for name in ("bos", "eos", "pad"):
         token = held.get(SETTINGS, {}).get(f"{name}_token")
         token = token["content"] if isinstance(token, dict) else token
-        fallback = held.get(CONFIG, {}).get(f"{name}_token_id")
+        fallback = held.get(CONFIG, held.get(GENERATION, {})).get(f"{name}_token_id")
         out[name] = ids.get(token, fallback[0] if isinstance(fallback, list) else fallback)
     return out

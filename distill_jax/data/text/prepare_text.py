@@ -84,7 +84,7 @@ def _build(config: TextConfig, work: Path, evaluation: WriteEvaluation | None) -
 
 
 def _vocabulary(config: TextConfig, shards: Mapping[tuple[str, int], Sequence[Shard]], work: Path) -> Path:
-    published = os.path.isdir(config.vocabulary)
+    published = hf_tokenizer.is_published(config.vocabulary)
     path = work / ("vocabulary.json" if published else "vocabulary.model")
     if vouched(path):
         return path

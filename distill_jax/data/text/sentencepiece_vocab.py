@@ -33,9 +33,9 @@ def load(path: str | Path) -> Vocabulary:
     """Load a vocabulary; ValueError if it is none, or has no `<bos>` or no `<eos>`.
 
     Args:
-      path: a SentencePiece model, or the directory of a published model with its tokenizer.json.
+      path: a SentencePiece model, the directory of a published model with its tokenizer.json, or its GGUF file.
     """
-    if Path(path).is_dir() or Path(path).suffix == ".json":
+    if hf_tokenizer.is_published(path) or Path(path).suffix == ".json":
         return hf_tokenizer.Tokenizer(Path(path))
     import sentencepiece
 

@@ -28,8 +28,8 @@ class TextConfig(DataConfig):
       retain_share: share of `retain` in the tokens of the set `all`.
       tokens: tokens of the set `all`; sources that have fewer repeat. 0: as many as there are without repeating any.
       row_length: tokens in a packed row.
-      vocabulary: a SentencePiece model, or the directory of a published model with its tokenizer.json; "" trains one on
-        the sources.
+      vocabulary: a SentencePiece model, the directory of a published model with its tokenizer.json, or its GGUF file;
+        "" trains one on the sources.
       vocabulary_size: entries of a trained one.
       vocabulary_bytes: text of each side that it is trained on.
       evaluation_bytes: text of each part that models are measured on.

@@ -8,6 +8,7 @@ from typing import ClassVar
 import jax
 
 from distill_jax.losses.cross_entropy import Sum
+from distill_jax.losses.head_loss import Comparison
 from distill_jax.losses.unlearning import gradient_ascent
 from distill_jax.stages.methods.method import OutputMethod
 
@@ -18,6 +19,7 @@ class GradDiff(OutputMethod):
 
     name: ClassVar[str] = "graddiff"
     label: ClassVar[str] = "GradDiff"
+    comparison: ClassVar[Comparison | None] = Comparison("token", sign=-1.0)
 
     def forget_loss(self, logits: jax.Array, targets: jax.Array, mask: jax.Array) -> Sum:
         """Return (sum, weight) of the negative cross-entropy."""

@@ -9,11 +9,11 @@ from typing import ClassVar, Self
 import jax
 
 from distill_jax.config import Settings
-from distill_jax.losses.chunked import over_tokens
 from distill_jax.losses.cross_entropy import Sum
 from distill_jax.losses.distillation import Divergence
+from distill_jax.losses.head_loss import Comparison, HeadLoss, from_teacher
 from distill_jax.models import transformer
-from distill_jax.models.head import by_vocabulary, head_weights, unembed
+from distill_jax.models.head import head_loss, head_of, head_weights
 from distill_jax.models.transformer import Params, TransformerConfig
 from distill_jax.perf import flops
 from distill_jax.stages.compiled_step import Objective
@@ -72,7 +72,11 @@ class OutputMethod(UnlearningMethod):
       hold: what the retain term is: "cross_entropy" of the text; or "kl", KL(start ‖ p), which holds the model to its
         outputs before unlearning.
       loss_on: "all" or "answer".
+      comparison: the forget loss as a divergence from next tokens or from the uniform distribution, which needs no
+        logits in memory; None if it is none.
     """
+
+    comparison: ClassVar[Comparison | None] = None
 
     hold: str = "cross_entropy"
     loss_on: str = "all"
@@ -105,12 +109,8 @@ class OutputMethod(UnlearningMethod):
         rows: PackedRows = batch["forget"]
         # The head after the hidden states: where both have the embedding, gradients add up in the order of use.
         hidden, mask = hidden_and_mask(cfg, params, rows, self.loss_on)
-        head = by_vocabulary(params)
-
-        def forget(hidden: jax.Array, targets: jax.Array, mask: jax.Array) -> Sum:
-            return self.forget_loss(unembed(cfg, head, hidden), targets, mask)
-
-        loss = over_tokens(forget, chunk, hidden, rows.tokens[:, 1:], mask)
+        forget = HeadLoss(self.forget_loss, self.comparison)
+        loss = head_loss(cfg, chunk, forget, head_of(params, hidden), rows.tokens[:, 1:], mask)
         retain = self._retain(cfg, chunk, params, batch["retain"], teacher_outputs)
         return {"forget": Term(1.0, *loss), "retain": retain}
 
@@ -120,10 +120,5 @@ class OutputMethod(UnlearningMethod):
         if self.hold != "kl":
             return NextToken(self.loss_on).loss_terms(cfg, chunk, params, rows)["cross_entropy"]
         hidden, mask = hidden_and_mask(cfg, params, rows, self.loss_on)
-        head, start_head = by_vocabulary(params), by_vocabulary(teacher_outputs["head"])
-
-        def loss(student: jax.Array, start: jax.Array, mask: jax.Array) -> Sum:
-            target = jax.lax.stop_gradient(unembed(cfg, start_head, start))
-            return Divergence()(unembed(cfg, head, student), target, mask)
-
-        return Term(1.0, *over_tokens(loss, chunk, hidden, teacher_outputs["hidden"], mask))
+        student, start = head_of(params, hidden), head_of(teacher_outputs["head"], teacher_outputs["hidden"])
+        return Term(1.0, *head_loss(cfg, chunk, from_teacher(Divergence()), student, start, mask))

@@ -1,0 +1,201 @@
+"""A head's loss from hidden states and weights, a block of positions and of the vocabulary at a time.
+
+Logits [B, T, V] exist nowhere. Of each block of positions the log-sum-exps of both heads come first, by a pass over
+the vocabulary with a running maximum; then the loss and, in the same pass, its gradients: the loss ends a step, so its
+gradients are its cotangent, a number, times what can be computed while the logits are there (as Liger's fused losses
+do, arXiv:2410.10989). A divergence whose derivatives by log p do not sum to a known number takes one pass more.
+
+On a mesh each device computes its rows of the vocabulary for all positions of its group, as `models.head.unembed`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from distill_jax.losses.head_loss import Comparison, Head, Target
+from distill_jax.losses.vocabulary_block import BlockLoss
+from distill_jax.losses.vocabulary_passes import PlainPasses, Positions
+from distill_jax.sharding.mesh import axes_of, manual_mesh
+from distill_jax.types import PyTree
+
+Gradients = tuple[jax.Array | None, jax.Array | None]  # by hidden states and weights
+
+
+@dataclasses.dataclass(frozen=True)
+class Blockwise:
+    """How a loss is computed: everything but arrays.
+
+    Attributes:
+      cap: of logits; 0 for none.
+      mesh: over whose devices it is mapped; None for a single device, or where the compiler partitions it.
+      rows, vocab: mesh axes over which batch rows and the vocabulary lie.
+    """
+
+    comparison: Comparison
+    cap: float
+    passes: PlainPasses
+    mesh: Mesh | None
+    rows: tuple[str, ...]
+    vocab: tuple[str, ...]
+
+    @property
+    def shared(self) -> tuple[str, ...]:
+        """The axes over which a group of devices shares both its positions and its vocabulary."""
+        return tuple(a for a in self.rows if a in self.vocab)
+
+    def run(self, student: Head, target: Target, weight: jax.Array, wanted: tuple[bool, bool]) -> PyTree:
+        """Return the loss and its `wanted` derivatives, by hidden states and by weights."""
+        local = functools.partial(self._local, len(student.weights), wanted)
+        if self.mesh is None:
+            return local(student, target, weight)
+        rows, vocab = P(self.rows or None), P(self.vocab or None)
+        specs_of_head: PyTree = (rows, vocab)
+        head = Head(*specs_of_head)
+        specs = {"teacher": head, "token": rows, "uniform": P()}
+        by = tuple(spec if want else None for want, spec in zip(wanted, head, strict=True))
+        in_specs = (head, specs[self.comparison.target], rows)
+        mapped = jax.shard_map(local, mesh=self.mesh, in_specs=in_specs, out_specs=(P(), by), check_vma=False)
+        return mapped(student, target, weight)
+
+    def _local(self, vocab: int, wanted: tuple[bool, bool], student: Head, target: PyTree, weight: jax.Array) -> PyTree:
+        """Return this device's loss, summed over all of them, and its derivatives."""
+        size, dtype = len(student.weights), student.hidden.dtype
+        loss = BlockLoss(self.comparison, self.cap, vocab, size)
+        block = self.passes.block_rows(size)
+        weights = _filled(student.weights.astype(dtype), block)
+        teacher = None
+        if isinstance(target, Head):
+            teacher = _filled(target.weights.astype(target.hidden.dtype), block)
+            target = target.hidden
+        elif target is not None and self.vocab:
+            target = target - size * jax.lax.axis_index(self.vocab)
+        cut = functools.partial(_cut, self._width(weight.size))
+
+        def add(carry: PyTree, slices: PyTree) -> PyTree:
+            hidden, target, weight = jax.tree.map(self._gathered, slices)
+            head = Head(hidden, weights)
+            positions = self._positions(loss, head, target, teacher)
+            if not any(wanted):
+                value, _ = self.passes.sums(loss, head, positions)
+                return (carry[0] + jnp.sum(value * weight), None), None
+            total: jax.Array | float | None = loss.gradient_sum
+            if total is None:
+                total = self._summed(self.passes.sums(loss, head, positions)[1])
+            value, by_hidden, by_weights = self.passes.gradients(loss, head, positions, weight, total, carry[1])
+            return (carry[0] + jnp.sum(value * weight), by_weights), self._scattered(by_hidden).astype(dtype)
+
+        slices = jax.tree.map(cut, (student.hidden, target, weight))
+        start: PyTree = jnp.zeros(()), jnp.zeros(weights.shape, jnp.float32) if wanted[1] else None
+        (value, by_weights), by_hidden = jax.lax.scan(add, start, slices)
+        everywhere = tuple(dict.fromkeys(self.rows + self.vocab))
+        value = jax.lax.psum(value, everywhere) if everywhere else value
+        return value, (
+            _uncut(by_hidden, student.hidden.shape) if wanted[0] else None,
+            self._over_rows(by_weights[:size]).astype(student.weights.dtype) if wanted[1] else None,
+        )
+
+    def _width(self, positions: int) -> int:
+        """Return how many of this device's positions are in hand at a time."""
+        group = jax.lax.axis_size(self.shared) if self.shared else 1
+        return min(max(self.passes.positions // group, 1), positions)
+
+    def _positions(self, loss: BlockLoss, head: Head, target: PyTree, teacher: jax.Array | None) -> Positions:
+        lse = self._joined(self.passes.log_sum_exp(loss, head))
+        if teacher is None:
+            return Positions(lse, token=target)
+        other = Head(target, teacher)
+        return Positions(lse, other, self._joined(self.passes.log_sum_exp(loss, other)))
+
+    def _gathered(self, x: jax.Array) -> jax.Array:
+        return jax.lax.all_gather(x, self.shared, tiled=True) if self.shared else x
+
+    def _scattered(self, x: jax.Array) -> jax.Array:
+        others = tuple(a for a in self.vocab if a not in self.shared)
+        x = jax.lax.psum(x, others) if others else x
+        return jax.lax.psum_scatter(x, self.shared, tiled=True) if self.shared else x
+
+    def _over_rows(self, x: jax.Array) -> jax.Array:
+        others = tuple(a for a in self.rows if a not in self.shared)
+        return jax.lax.psum(x, others) if others else x
+
+    def _summed(self, x: jax.Array) -> jax.Array:
+        return jax.lax.psum(x, self.vocab) if self.vocab else x
+
+    def _joined(self, lse: jax.Array) -> jax.Array:
+        """Return the log-sum-exp over the devices' parts of the vocabulary."""
+        if not self.vocab:
+            return lse
+        highest = jax.lax.pmax(lse, self.vocab)
+        return highest + jnp.log(jax.lax.psum(jnp.exp(lse - highest), self.vocab))
+
+
+def _filled(weights: jax.Array, block: int) -> jax.Array:
+    return jnp.pad(weights, ((0, -len(weights) % block), (0, 0)))
+
+
+def _cut(width: int, x: jax.Array) -> jax.Array:
+    """Cut [B, T, ...] into [K, width, ...], filling up with zeros."""
+    flat = x.reshape(-1, *x.shape[2:])
+    filled = jnp.pad(flat, [(0, -len(flat) % width)] + [(0, 0)] * (flat.ndim - 1))
+    return filled.reshape(-1, width, *flat.shape[1:])
+
+
+def _uncut(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    return x.reshape(-1, shape[-1])[: shape[0] * shape[1]].reshape(shape)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _total(how: Blockwise, student: Head, target: Target, weight: jax.Array) -> jax.Array:
+    value: jax.Array = how.run(student, target, weight, (False, False))[0]
+    return value
+
+
+def _forward(how: Blockwise, student: PyTree, target: PyTree, weight: PyTree) -> PyTree:
+    wanted = student.hidden.perturbed, student.weights.perturbed
+    is_primal: Callable[[object], bool] = lambda x: hasattr(x, "perturbed")  # noqa: E731
+    arrays: PyTree = jax.tree.map(lambda x: x.value, (student, target, weight), is_leaf=is_primal)
+    student, target, weight = arrays
+    return how.run(student, target, weight, wanted)
+
+
+def _backward(how: Blockwise, gradients: Gradients, cotangent: PyTree) -> PyTree:
+    del how
+    if isinstance(cotangent, SymbolicZero):
+        cotangent = jnp.zeros(())
+    by: PyTree = (None if g is None else (cotangent * g).astype(g.dtype) for g in gradients)
+    return Head(*by), None, None
+
+
+_total.defvjp(_forward, _backward, symbolic_zeros=True)
+
+
+def blockwise(
+    comparison: Comparison, cap: float, passes: PlainPasses, student: Head, target: Target, mask: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Sum a comparison over the masked positions; the weight is their number.
+
+    Gradients reach the student's hidden states and weights; the target gets none.
+
+    Args:
+      cap: of both heads' logits; 0 for none.
+      mask: fp32 [B, T].
+    """
+    mesh = manual_mesh()
+    rows: tuple[str, ...] = ()
+    vocab: tuple[str, ...] = ()
+    if mesh is not None:
+        vocab = axes_of(mesh, "logits", len(student.weights))
+        rows = axes_of(mesh, "batch", len(mask)) or axes_of(mesh, "rows", len(mask))
+    how = Blockwise(comparison, cap, passes, mesh, rows, vocab)
+    if comparison.target == "uniform":
+        target = None
+    scale = comparison.sign * comparison.divergence.scale
+    return scale * _total(how, student, target, mask), jnp.sum(mask)
