@@ -7,10 +7,9 @@ import os
 from collections.abc import Sequence
 
 from distill_jax import api, backend
-from distill_jax.commands import command_line, config_line
+from distill_jax.commands import command_line, config_line, plan
 from distill_jax.commands.cluster import ClusterFlags
 from distill_jax.commands.command_line import flag
-from distill_jax.commands.plan import PLANNING
 from distill_jax.config import check
 from distill_jax.experiment.named_config import NamedConfig
 
@@ -73,7 +72,7 @@ def main(arguments: Sequence[str]) -> int:
 def _named(flags: Flags, arguments: Sequence[str]) -> tuple[NamedConfig, list[str]]:
     """Return the config with what the model decides, and what that is in words."""
     if flags.slice:
-        os.environ.update(PLANNING)
+        os.environ.update(plan.PLANNING)
     devices = config_line.take(arguments, "config.run.cpu_devices")[0]
     backend.set_up({"cpu_devices": devices or 2})
     backend.find_devices()
@@ -91,9 +90,9 @@ def _named(flags: Flags, arguments: Sequence[str]) -> tuple[NamedConfig, list[st
 
 def _plan(flags: Flags, named: NamedConfig) -> int:
     """Plan it for a slice, as `distill-jax plan` does."""
-    from distill_jax.experiment import slice_plan
     from distill_jax.experiment.config_file import load_experiment
+    from distill_jax.perf.prices import Prices
 
     named.config.run.fsdp = -1
-    slice_plan.run(load_experiment(named.module, named.config), flags.slice, slice_plan.load_prices(None))
+    plan.print_plan(plan.Flags(slice=flags.slice), load_experiment(named.module, named.config), Prices.load(None))
     return 0
