@@ -12,6 +12,7 @@ import pytest
 from distill_jax.models import attention, attention_kernels, transformer
 from distill_jax.models.attention_kernels import Logits, Rows
 from distill_jax.models.presets import preset
+from distill_jax.perf import flops
 
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 unit = pytest.mark.unit
@@ -110,3 +111,41 @@ def test_values_and_gradients_are_those_of_float64(implementation, shape, small_
         scale = np.abs(exact).max()
         assert scale > 0.1
         np.testing.assert_allclose(ours, exact, atol=2e-5 * scale, rtol=0, err_msg=name)
+
+
+@unit
+@pytest.mark.parametrize("window", [0, 100])
+@pytest.mark.parametrize(("implementation", "products"), [("blockwise", 2 + 5), ("splash", 2 + 3 + 4)])
+def test_only_blocks_with_something_visible_are_computed(implementation, products, window):
+    """By the program's own products: of 4 × 4 blocks the 10 up to the diagonal, or with a window the 7 next to it."""
+    q, k = (jax.ShapeDtypeStruct((2, 2048, n, 64), jnp.bfloat16) for n in (4, 2))
+    segments = jax.ShapeDtypeStruct((2, 2048), jnp.int32)
+
+    def total(q, k, v, segments):
+        logits = Logits(scale=1.0, window=window)
+        return jnp.sum(attention.attention(implementation, Rows(q, k, v, segments), logits).astype(jnp.float32))
+
+    gradient = jax.make_jaxpr(jax.grad(total, argnums=(0, 1, 2)))(q, k, k, segments)
+    one_block = 2 * 2 * 4 * 512 * 512 * 64
+    assert flops.executed(gradient.jaxpr) == pytest.approx(products * (7 if window else 10) * one_block, rel=2e-3)
+
+
+@unit
+@pytest.mark.parametrize("implementation", ["blockwise", "splash"])
+def test_what_a_policy_keeps_is_not_computed_again(implementation):
+    """A policy that keeps what is named "attention" leaves nothing of the forward pass to the backward pass."""
+    q, k = (jax.ShapeDtypeStruct((2, 512, n, 64), jnp.bfloat16) for n in (4, 2))
+    segments = jax.ShapeDtypeStruct((2, 512), jnp.int32)
+
+    def executed(policy):
+        def total(q, k, v, segments):
+            out = attention.attention(implementation, Rows(q, k, v, segments), Logits(scale=1.0))
+            return jnp.sum(jnp.square(out.astype(jnp.float32)))
+
+        again = jax.checkpoint(total, policy=policy)
+        both = jax.value_and_grad(again, argnums=(0, 1, 2))
+        return flops.executed(jax.make_jaxpr(both)(q, k, k, segments).jaxpr)
+
+    policies = jax.checkpoint_policies
+    kept, again = executed(policies.save_only_these_names("attention")), executed(policies.nothing_saveable)
+    assert again - kept == pytest.approx(2 * 2 * 2 * 4 * 512 * 512 * 64)

@@ -18,9 +18,10 @@ from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from distill_jax.config import check
-from distill_jax.models.attention_kernels import IMPLEMENTATIONS, MASKED, Logits, Rows
+from distill_jax.models.attention_kernels import IMPLEMENTATIONS, MASKED, NAME, Logits, Rows
 from distill_jax.models.head import softcap
 from distill_jax.sharding.mesh import first_device, over_shards, shard_count
 
@@ -118,4 +119,4 @@ def masked(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, logits: Lo
     x = jnp.einsum("BTKGH,BSKH->BKGTS", grouped, k, preferred_element_type=jnp.float32)
     x = softcap(x * logits.scale, logits.softcap)
     weights = jax.nn.softmax(jnp.where(mask[:, None, None], x, MASKED), axis=-1).astype(v.dtype)
-    return jnp.einsum("BKGTS,BSKH->BTKGH", weights, v).reshape(q.shape)
+    return checkpoint_name(jnp.einsum("BKGTS,BSKH->BTKGH", weights, v).reshape(q.shape), NAME)

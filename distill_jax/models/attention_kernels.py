@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from distill_jax.models.head import softcap
 from distill_jax.sharding.mesh import first_device
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 # A large finite negative: -inf would make a row that may attend to nothing (padding) NaN.
 MASKED = -1e30
 BLOCK = 512  # queries, and keys, whose logits exist at a time: on an H100 those of 4 rows of 8 heads stay in the L2
+NAME = "attention"  # of what comes out, and of the log-sum-exp, for a policy that keeps them for the backward pass
+VISITED = r"visits_(\d+)_of_(\d+)$"  # in the name of a kernel's function: how many of a grid's blocks it computes
 SPLASH_BLOCKS = (512, 256, 128)  # the first that divides; a TPU's lanes are 128
 
 
@@ -127,8 +130,8 @@ def _online_forward(rows: Rows, logits: Logits, size: int) -> tuple[jax.Array, t
     top, total = jnp.full(shape[:-1], MASKED, jnp.float32), jnp.zeros(shape[:-1], jnp.float32)
     pairs = jnp.asarray(_pairs(len(blocks.q), size, logits.window))
     (top, total, out), _ = jax.lax.scan(one, (top, total, jnp.zeros(shape, jnp.float32)), pairs)
-    joined = _join((out / total[..., None]).astype(rows.v.dtype))
-    return joined, (rows, joined, top + jnp.log(total))
+    joined = checkpoint_name(_join((out / total[..., None]).astype(rows.v.dtype)), NAME)
+    return joined, (rows, joined, checkpoint_name(top + jnp.log(total), NAME))
 
 
 def _online_backward(
@@ -173,8 +176,13 @@ def splash(rows: Rows, logits: Logits) -> jax.Array:
     q, k, v, segments = _lengthened(rows, -(-length // SPLASH_BLOCKS[-1]) * SPLASH_BLOCKS[-1])
     q = (q.astype(jnp.float32) * logits.scale).astype(q.dtype)
     kernel = _splash_kernel(q.shape[1], heads, logits.softcap, logits.window, first_device().platform == "cpu")
-    inputs = (x.swapaxes(1, 2) for x in (q, k, v))
-    out: PyTree = jax.vmap(kernel)(*inputs, SegmentIds(segments, segments))
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array) -> PyTree:
+        return kernel(q, k, v, SegmentIds(segments, segments))
+
+    blocks: PyTree = kernel.fwd_mask_info.block_mask
+    attend.__name__ = f"splash_visits_{np.count_nonzero(blocks)}_of_{blocks.size}"
+    out = jax.jit(jax.vmap(attend))(*(x.swapaxes(1, 2) for x in (q, k, v)), segments)
     return jnp.swapaxes(out, 1, 2)[:, :length]
 
 
@@ -192,6 +200,7 @@ def _splash_kernel(length: int, heads: int, cap: float, window: int, interpret: 
             splash_attention.MultiHeadMask([mask] * heads),
             block_sizes=splash_attention.BlockSizes(**dict.fromkeys(names, block)),  # type: ignore[arg-type]
             attn_logits_soft_cap=cap or None,
+            residual_checkpoint_name=NAME,
             head_shards=1,
             q_seq_shards=1,
             interpret=interpret,
@@ -215,7 +224,7 @@ def cudnn(rows: Rows, logits: Logits) -> jax.Array:
     out = jax.nn.dot_product_attention(
         q, k, v, mask=mask[:, None], scale=logits.scale, is_causal=True, implementation="cudnn"
     )
-    return out[:, :length, :, :width]
+    return checkpoint_name(out, NAME)[:, :length, :, :width]
 
 
 def _lengthened(rows: Rows, length: int) -> Rows:
