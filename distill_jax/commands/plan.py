@@ -63,11 +63,11 @@ def main(arguments: Sequence[str]) -> int:
     check_stages(list(flags.stages or ()), named.module, named.config)
     prices = Prices.load(flags.prices)
     backend.import_jax()
-    _plan(flags, load_experiment(named.module, named.config), prices)
+    print_plan(flags, load_experiment(named.module, named.config), prices)
     return 0
 
 
-def _plan(flags: Flags, experiment: CheckedExperiment, prices: Prices) -> None:
+def print_plan(flags: Flags, experiment: CheckedExperiment, prices: Prices) -> None:
     """Plan the chosen stages, print the table, and write the file."""
     from distill_jax.experiment import slice_plan, slice_ranking
     from distill_jax.perf.analysis_cache import AnalysisCache, default_directory
