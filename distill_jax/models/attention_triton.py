@@ -85,9 +85,8 @@ def _last_keys(i: jax.Array, tiles: Tiles) -> jax.Array:
     return ((i + 1) * tiles.queries + tiles.keys - 1) // tiles.keys
 
 
-def _forward_kernel(
-    logits: Logits, q_ref: Refs, k_ref: Refs, v_ref: Refs, segments_ref: Refs, out_ref: Refs, log_sum_ref: Refs
-) -> None:
+def _forward_kernel(logits: Logits, *refs: Refs) -> None:
+    q_ref, k_ref, v_ref, segments_ref, out_ref, log_sum_ref = refs
     i, tiles = pl.program_id(0), FORWARD
     q, here = q_ref[...], pl.ds(i * tiles.queries, tiles.queries)
     place, segments = i * tiles.queries + jnp.arange(tiles.queries), segments_ref[here]
