@@ -127,7 +127,7 @@ class TransformerConfig:
       unroll: layers the scan inlines at a time; 1 compiles fastest, all of them run fastest on a CPU.
       remat: what the backward pass recomputes, a key of `REMAT_POLICIES`.
       loss_head: how losses of the head are computed: "chunked" (logits of a chunk of tokens exist), "blockwise" (a
-        block of the vocabulary at a time), or "auto", by the device and the size of the vocabulary.
+        block of the vocabulary at a time), "pallas" (the same in kernels for TPUs), or "auto", by device and size.
     """
 
     vocab: int

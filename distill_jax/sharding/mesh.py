@@ -173,10 +173,11 @@ def splits(axis: str, size: int) -> bool:
     return mesh is not None and spec(mesh, (axis,), (size,)) != P(None)
 
 
-def traced_platform() -> str:
-    """Return the platform of the devices that a computation is traced for: "cpu", "gpu" or "tpu"."""
+def first_device() -> jax.Device:
+    """Return one of the devices that are traced for, which need not be of this machine."""
     mesh = _tracing.get()
-    return jax.default_backend() if mesh is None else str(mesh.devices.flat[0].platform)
+    device: jax.Device = mesh.devices.flat[0] if mesh else jax.devices()[0]
+    return device
 
 
 def manual_mesh() -> Mesh | None:
@@ -185,7 +186,7 @@ def manual_mesh() -> Mesh | None:
     On a CPU members that lie on devices of their own are mapped already, by `over_members`.
     """
     mesh = _tracing.get()
-    if mesh is None or (all(mesh.shape[a] == 1 for a in AXES[1:]) and traced_platform() == "cpu"):
+    if mesh is None or (all(mesh.shape[a] == 1 for a in AXES[1:]) and first_device().platform == "cpu"):
         return None
     return mesh if mesh.size > 1 else None
 
