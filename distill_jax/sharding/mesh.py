@@ -173,13 +173,6 @@ def splits(axis: str, size: int) -> bool:
     return mesh is not None and spec(mesh, (axis,), (size,)) != P(None)
 
 
-def first_device() -> jax.Device:
-    """Return one of the devices that are traced for, which need not be of this machine."""
-    mesh = _tracing.get()
-    device: jax.Device = mesh.devices.flat[0] if mesh else jax.devices()[0]
-    return device
-
-
 def manual_mesh() -> Mesh | None:
     """Return the mesh to map over by hand while a computation is traced; None where a device computes alone.
 
