@@ -22,10 +22,10 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Primitive
 
 from distill_jax.config import added, check
 from distill_jax.models.head import LOSS_HEADS, softcap, unembed
+from distill_jax.models.remat import POLICIES, named
 from distill_jax.sharding.mesh import constrain, gather, gathers
 from distill_jax.types import ArrayOrShape, PyTree
 
@@ -75,18 +75,6 @@ MAX_LAYERS = 10_000  # a file that claims more is damaged, and looking for so ma
 # A large finite negative: -inf would make a row that may attend to nothing (padding) NaN.
 MASKED = -1e30
 
-
-def _all_but_gathered(primitive: Primitive, *_: object, **__: object) -> bool:
-    """Save all but what a constraint gave, as a weight put together: constraints of activations are free to repeat."""
-    return primitive.name != "sharding_constraint"
-
-
-REMAT_POLICIES = {
-    "none": _all_but_gathered,
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
-}
-
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": functools.partial(nn.gelu, approximate=True),
     "silu": nn.silu,
@@ -125,7 +113,7 @@ class TransformerConfig:
       init_std: standard deviation of every freshly drawn matrix.
       dtype: dtype of the computation; weights that train stay in fp32 and are cast where they are used.
       unroll: layers the scan inlines at a time; 1 compiles fastest, all of them run fastest on a CPU.
-      remat: what the backward pass recomputes, a key of `REMAT_POLICIES`.
+      remat: what the backward pass recomputes, a key of `models.remat.POLICIES`; "auto": as little as fits the devices.
       loss_head: how losses of the head are computed: "chunked" (logits of a chunk of tokens exist), "blockwise" (a
         block of the vocabulary at a time), or "auto", by the device and the size of the vocabulary.
     """
@@ -163,7 +151,7 @@ class TransformerConfig:
         object.__setattr__(self, "rope_scaling", tuple(self.rope_scaling))  # JSON has lists, which do not hash
         self._check_sizes()
         for name, value, choices in (
-            ("remat", self.remat, REMAT_POLICIES),
+            ("remat", self.remat, POLICIES),
             ("activation", self.activation, ACTIVATIONS),
             ("loss_head", self.loss_head, LOSS_HEADS),
         ):
@@ -267,7 +255,7 @@ def project(module: nn.Module, name: str, x: jax.Array, w: jax.Array, index: int
         a, b = ((pair[k] if index is None else pair[k][index]).astype(x.dtype) for k in "ab")
         narrow = gathered_dense(x, a, (*axes[:inputs], None), inputs)
         y += gathered_dense(narrow, b, (None, *axes[inputs:]))
-    return y
+    return named(y, name)
 
 
 def gathered_dense(x: jax.Array, w: jax.Array, axes: Sequence[str | None], inputs: int = 1) -> jax.Array:
@@ -394,7 +382,7 @@ class Transformer(nn.Module):
             self.param("unembedding", _normal(c, "vocab", "embed"), (c.vocab, c.hidden))
         layer = Layer
         if c.remat != "none" or gathers():
-            layer = nn.remat(Layer, policy=REMAT_POLICIES[c.remat], prevent_cse=False)
+            layer = nn.remat(Layer, policy=POLICIES[c.remat], prevent_cse=False)
         self.layers = nn.scan(
             layer,
             variable_axes={"params": 0, "lora": 0},
