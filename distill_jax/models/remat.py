@@ -42,6 +42,11 @@ POLICIES: dict[str, Callable[..., bool]] = {
 }
 
 
+def policies(policy: str) -> tuple[str, ...]:
+    """Return the policies that a config's may be, the one with the least recomputation first."""
+    return AUTO if policy == "auto" else (policy,)
+
+
 def named(x: jax.Array, name: str) -> jax.Array:
     """Name a product's result, so that policies can keep it; the numbers are the same."""
     return checkpoint_name(x, name)

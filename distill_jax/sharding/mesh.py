@@ -196,6 +196,32 @@ def axes_of(mesh: Mesh, axis: str, size: int) -> tuple[str, ...]:
     return () if bad else on
 
 
+def shard_count(axis: str, size: int) -> int:
+    """Return over how many devices a dimension of this size lies where a computation is traced."""
+    mesh = _tracing.get()
+    return math.prod(mesh.shape[a] for a in axes_of(mesh, axis, size)) if mesh else 1
+
+
+def first_device() -> jax.Device:
+    """Return one of the devices that a computation is traced for, which need not be of this machine."""
+    mesh = _tracing.get()
+    device: jax.Device = mesh.devices.flat[0] if mesh else jax.devices()[0]
+    return device
+
+
+def over_shards(f: Callable[..., jax.Array], axes: Sequence[Sequence[str | None]], *arrays: jax.Array) -> jax.Array:
+    """Call f(*arrays) on each device with its parts: for a kernel, which XLA cannot divide.
+
+    Args:
+      axes: the logical axes of each array; the result lies as the first.
+    """
+    mesh = manual_mesh()
+    if mesh is None:
+        return f(*arrays)
+    specs = tuple(spec(mesh, a, x.shape) for a, x in zip(axes, arrays, strict=True))
+    return jax.shard_map(f, mesh=mesh, in_specs=specs, out_specs=specs[0], check_vma=False)(*arrays)
+
+
 MemberFunction = Callable[[PyTree, PyTree], PyTree]  # (member, shared) -> what is computed of the member
 
 

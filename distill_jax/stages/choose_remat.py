@@ -14,7 +14,7 @@ import jax
 from jax.sharding import Mesh
 
 from distill_jax.io.files import read_json, write_json
-from distill_jax.models.remat import AUTO
+from distill_jax.models.remat import AUTO, policies
 from distill_jax.perf import memory
 from distill_jax.sharding.distributed import agreed, barrier, is_primary
 from distill_jax.stages.compiled_step import CompileKey, compiled_step
@@ -46,16 +46,6 @@ class Choice:
         return self.key.model.remat
 
 
-def with_policy(key: CompileKey, policy: str) -> CompileKey:
-    """Return a step's key with another policy."""
-    return dataclasses.replace(key, model=dataclasses.replace(key.model, remat=policy))
-
-
-def candidates(key: CompileKey) -> list[CompileKey]:
-    """Return the keys that a step may have, the one with the least recomputation first."""
-    return [with_policy(key, policy) for policy in AUTO] if key.model.remat == "auto" else [key]
-
-
 def resolve(key: CompileKey, mesh: Mesh, inputs: Sequence[PyTree], room: float | None = None) -> Choice:
     """Return the first candidate that fits, else the last, which then does not.
 
@@ -66,7 +56,8 @@ def resolve(key: CompileKey, mesh: Mesh, inputs: Sequence[PyTree], room: float |
     if room is None:
         room = memory.FILL * memory.capacity(mesh.devices.flat[0])
     choice = Choice(key, False)
-    for candidate in candidates(key):
+    for policy in policies(key.model.remat):
+        candidate = key.with_remat(policy)
         needed = needed_bytes(candidate, mesh, inputs, room)
         # Devices of several hosts need not have the same free, and must compile the same programs.
         choice = Choice(candidate, bool(agreed(int(needed is not None and needed <= room))), needed)
@@ -75,11 +66,15 @@ def resolve(key: CompileKey, mesh: Mesh, inputs: Sequence[PyTree], room: float |
     return choice
 
 
+def least_bytes(traced: jax.stages.Traced, mesh: Mesh, inputs: Sequence[PyTree]) -> float:
+    """Return the bytes of a device without which a traced step cannot run, of which the compiler need not be asked."""
+    return memory.least_bytes(*inputs) + memory.stacked_bytes(traced.jaxpr.jaxpr, mesh.size)
+
+
 def needed_bytes(key: CompileKey, mesh: Mesh, inputs: Sequence[PyTree], room: float) -> int | None:
     """Return the bytes of a device that a step needs; None, mostly uncompiled, if that is more than there can be."""
     traced = compiled_step(key, mesh).trace(*inputs)
-    least = memory.least_bytes(*inputs) + memory.stacked_bytes(traced.jaxpr.jaxpr, mesh.size)
-    if least > room / memory.FILL:
+    if least_bytes(traced, mesh, inputs) > room / memory.FILL:
         return None
     try:
         return memory.needed_bytes(traced.lower().compile())
@@ -114,7 +109,7 @@ def with_chosen_policy(ctx: Context, job: TrainJob, mesh: Mesh) -> TrainJob:
     ctx.progress.say(f'{nodes[0].name}: model.remat = "auto" is "{policy}" here, {reason}')
     for node in nodes if is_primary() else ():
         write_json(node.directory / RECORD, {"remat": policy})
-    return dataclasses.replace(job, key=with_policy(job.key, policy))
+    return job.with_remat(policy)
 
 
 def _recorded(nodes: Sequence[Node]) -> str | None:

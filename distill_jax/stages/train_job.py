@@ -115,6 +115,10 @@ class TrainJob:
         """Return the step function; equal stages share one, and its compilation."""
         return compiled_step(self.key, mesh)
 
+    def with_remat(self, policy: str) -> TrainJob:
+        """Return the job with another policy of what its step computes again."""
+        return dataclasses.replace(self, key=self.key.with_remat(policy))
+
     def step_flops(self) -> float:
         """Return the FLOPs of one step of all members, behind one teacher that reads every data order."""
         each = {name: len(self.seeds) if name == "teacher" else len(self.members) for name in self.flops}
