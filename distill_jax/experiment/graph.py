@@ -32,6 +32,7 @@ from distill_jax.stages.choose_remat import choose_policy
 from distill_jax.stages.context import Context, Node, RunSettings
 from distill_jax.stages.prepare import Prepare
 from distill_jax.stages.stage import Stage
+from distill_jax.stages.train_job import TrainJob
 
 DATA = "data"
 
@@ -230,17 +231,26 @@ def check_memory(ctx: Context, nodes: Sequence[Node]) -> None:
         job = node.settings.train_job(ctx, [node])
         if job is None:
             continue
-        settings, adapters, members = job.settings, job.settings.adapters(), len(job.members)
-        tokens = settings.batch // settings.microbatches * ctx.row_length
-        width = 2 if settings.weights == "bfloat16" else 4
-        rank, logits = adapters.lora_rank if adapters else 0, min(tokens, ctx.run.loss_chunk or tokens)
-        shape = memory.TrainingShape(tokens, members, rank=rank, width=width, logits=logits)
-        least = memory.least_training(ctx.model, shape)
+        settings, least = job.settings, least_memory(ctx, job)
         fix_hint = (
             f"lower batch = {settings.batch}, raise microbatches = {settings.microbatches}, or take a smaller model"
         )
         need = f"a step needs at least {least / 2**30:,.1f} GiB, and the devices have {there / 2**30:,.1f} GiB"
         check(least <= there, f"stages.{node.stage}: {need}; {fix_hint}")
+
+
+def least_memory(ctx: Context, job: TrainJob) -> int:
+    """Return the bytes, of all devices together, without which a job cannot take a step; from sizes alone."""
+    settings, adapters = job.settings, job.settings.adapters()
+    tokens = settings.batch // settings.microbatches * ctx.row_length
+    shape = memory.TrainingShape(
+        tokens,
+        len(job.members),
+        rank=adapters.lora_rank if adapters else 0,
+        width=2 if settings.weights == "bfloat16" else 4,
+        logits=min(tokens, ctx.run.loss_chunk or tokens),
+    )
+    return memory.least_training(ctx.model, shape)
 
 
 def _at_a_time(ctx: Context, group: list[Node]) -> int:

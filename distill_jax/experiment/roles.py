@@ -27,6 +27,7 @@ class Role(enum.StrEnum):
     NOISE_ONLY = "noise only"  # damaged by noise, without shrinking
     MATCHED_REFERENCE = "reference matched to the oracle"
     MATCHED_STUDENT = "random student matched to the oracle"
+    GIVEN = "given"  # unlearned by whatever tool, and attacked as it is
     FINETUNED = "finetuned"
     DISTILLED = "distilled"
     OTHER = "other"

@@ -120,7 +120,7 @@ class TransformerConfig:
       remat: what the backward pass recomputes, a key of `models.remat.POLICIES`; "auto": as little as fits the devices.
       attention: how packed rows attend, one of `attention.CHOICES`; "auto" chooses by platform and shape.
       loss_head: how losses of the head are computed: "chunked" (logits of a chunk of tokens exist), "blockwise" (a
-        block of the vocabulary at a time), or "auto", by the device and the size of the vocabulary.
+        block of the vocabulary at a time), "pallas" (the same in kernels for TPUs), or "auto", by device and size.
     """
 
     vocab: int
