@@ -62,7 +62,7 @@ def blockwise(rows: Rows, logits: Logits) -> jax.Array:
     length = rows.q.shape[1]
     count = -(-length // BLOCK)
     size = -(-length // (16 * count)) * 16
-    return _online(_lengthened(rows, count * size), logits, size)[:, :length]
+    return _online(lengthened(rows, count * size), logits, size)[:, :length]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
@@ -173,7 +173,7 @@ def splash(rows: Rows, logits: Logits) -> jax.Array:
     from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds
 
     length, heads = rows.q.shape[1:3]
-    q, k, v, segments = _lengthened(rows, -(-length // SPLASH_BLOCKS[-1]) * SPLASH_BLOCKS[-1])
+    q, k, v, segments = lengthened(rows, -(-length // SPLASH_BLOCKS[-1]) * SPLASH_BLOCKS[-1])
     q = (q.astype(jnp.float32) * logits.scale).astype(q.dtype)
     kernel = _splash_kernel(q.shape[1], heads, logits.softcap, logits.window, first_device().platform == "cpu")
 
@@ -215,7 +215,7 @@ def cudnn(rows: Rows, logits: Logits) -> jax.Array:
     heads share; with a mask it knows no window either, which is then in it. Nothing else of that size exists.
     """
     length, width = rows.q.shape[1], rows.q.shape[3]
-    q, k, v, segments = _lengthened(rows, -(-length // 64) * 64)
+    q, k, v, segments = lengthened(rows, -(-length // 64) * 64)
     q, k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, -width % 8))) for x in (q, k, v))
     mask = segments[:, :, None] == segments[:, None, :]  # padding sees itself: no query is without a key
     if logits.window:
@@ -227,7 +227,14 @@ def cudnn(rows: Rows, logits: Logits) -> jax.Array:
     return checkpoint_name(out, NAME)[:, :length, :, :width]
 
 
-def _lengthened(rows: Rows, length: int) -> Rows:
+def triton(rows: Rows, logits: Logits) -> jax.Array:
+    """Attend by our own kernels for NVIDIA GPUs."""
+    from distill_jax.models import attention_triton
+
+    return attention_triton.attend(rows, logits)
+
+
+def lengthened(rows: Rows, length: int) -> Rows:
     """Pad rows on the right with tokens of segment 0."""
     more = (0, length - rows.q.shape[1])
     q, k, v = (jnp.pad(x, ((0, 0), more, (0, 0), (0, 0))) for x in rows[:3])
@@ -235,4 +242,9 @@ def _lengthened(rows: Rows, length: int) -> Rows:
 
 
 Implementation = Callable[[Rows, Logits], jax.Array]  # of one device's rows and heads
-IMPLEMENTATIONS: dict[str, Implementation] = {"blockwise": blockwise, "splash": splash, "cudnn": cudnn}
+IMPLEMENTATIONS: dict[str, Implementation] = {
+    "blockwise": blockwise,
+    "splash": splash,
+    "cudnn": cudnn,
+    "triton": triton,
+}
