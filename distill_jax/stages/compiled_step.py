@@ -67,6 +67,10 @@ class CompileKey:
     microbatches: int
     chunk: int
 
+    def with_remat(self, policy: str) -> CompileKey:
+        """Return the key of the step that computes again what another policy says."""
+        return dataclasses.replace(self, model=dataclasses.replace(self.model, remat=policy))
+
 
 @functools.cache
 def compiled_step(key: CompileKey, mesh: Mesh) -> jax.stages.Wrapped:
