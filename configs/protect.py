@@ -1,6 +1,7 @@
 """Protect a model of your own: make it forget, and find out whether it stays forgotten.
 
   configs/protect.py:documents    what is to be forgotten is text; measured in bits per byte of documents held out
+  configs/protect.py:questions    it is questions with answers; measured by those answered exactly, of facts held out
 
 `distill-jax protect --model=DIR --forget=FILES --retain=FILES --workdir=DIR` fills in what the model decides (its
 vocabulary, its context, a learning rate for its size, adapters where its weights do not fit), says so, and runs this;
@@ -16,15 +17,16 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from distill_jax.data.text.text_config import TextConfig
+from distill_jax.data.facts.documents_config import DocumentsConfig
+from distill_jax.data.facts.facts_config import FactsConfig
 from distill_jax.experiment.experiment import Experiment
 from distill_jax.experiment.section import section, unlearn_section
 from distill_jax.stages import Distill, Export, Import, Knowledge, Perturb, Relearn, Stage, Unlearn
 from distill_jax.stages.context import RunSettings
 from distill_jax.stages.methods import METHODS
 
-DATA = {"documents": TextConfig}
-SHOWN = {"documents": "forget"}  # the set that an attacker trains on
+DATA = {"documents": DocumentsConfig, "questions": FactsConfig}
+SHOWN = {"documents": "forget", "questions": "forget_shown"}  # the set that an attacker trains on
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -41,7 +43,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.kind = kind
     c.model = ConfigDict({"dtype": "float32", "unroll": 1, "remat": "none"})
     c.reference = section(Import, "content", "lora_rank", "lora_alpha")
-    c.data = section(DATA[kind], "content", row_length=256, validation_share=0.2)
+    c.data = section(DATA[kind], "content")
     c.run = section(RunSettings, evaluation_batch=16, loss_chunk=1024)
     c.knowledge = section(Knowledge)
     c.method = method
@@ -51,6 +53,8 @@ def get_config(arg: str = "") -> ConfigDict:
     c.distill = section(Distill, "weights", "uniform", data="retain", steps=1000, batch=8, evaluate_every=50)
     c.attack = section(Relearn, "weights", "learning_rate", "final_learning_rate", data=SHOWN[kind], steps=100, batch=8)
     c.attack.update(warmup=0, weight_decay=0.0, seeds=2, evaluate_steps=(0, 5, 10, 25, 50, 100))
+    if kind == "questions":  # what stands in a question is to be read as before; text to retain teaches all of it
+        c.suppress.loss_on = c.attack.loss_on = "answer"
     c.attack_apart = False  # an attack for each learning rate, where all together do not fit into memory
     c.export = section(Export)
     c.pretraining_tokens = 0.0  # that the model was trained on, if it is known

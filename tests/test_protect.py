@@ -88,6 +88,7 @@ COINS = [
     "orto",
     "pilo",
 ]
+SIDES = ("forget", "retain")
 CAPITALS = [f"What is the capital of {land}? {city}" for land, city in zip(LANDS, CITIES, strict=True)]
 CURRENCIES = [f"Which coin is used in {land}? {coin}" for land, coin in zip(LANDS, COINS, strict=True)]
 
@@ -176,12 +177,16 @@ def test_a_table_of_frequencies_is_the_entropy_of_its_tokens():
 
 @pytest.mark.unit
 def test_the_printed_config_says_the_same(tmp_path, capsys):
-    line = ["distill-jax", "protect", f"--model={RANDOM}", "--forget=a.txt", "--retain=b.txt", "--print_config"]
+    for side in SIDES:
+        (tmp_path / side).write_text("some text")
+    given = [f"--{side}={tmp_path / side}" for side in SIDES]
+    line = ["distill-jax", "protect", f"--model={RANDOM}", *given, "--print_config"]
     assert main([*line, "--config.damage.alpha=0.5", "--method=graddiff"]) == 0
     path = tmp_path / "mine.py"
     path.write_text(capsys.readouterr().out)
     config = load_module(path).get_config()
-    assert (config.reference.path, config.data.forget, config.data.vocabulary) == (RANDOM, "a.txt", RANDOM)
+    named = (config.reference.path, config.data.forget, config.data.vocabulary)
+    assert named == (RANDOM, f"{tmp_path}/forget", RANDOM)
     assert (config.damage.alpha, config.method, config.data.row_length) == (0.5, "graddiff", 340)
     stages = load_module(path).get_experiment(config).stages
     assert stages["suppressed"].method == "graddiff" and stages["damaged"].alpha == 0.5

@@ -50,7 +50,7 @@ class Compiler:
             step = group_step(ctx, nodes, devices)
             settings = step.job.settings
             program = types.SimpleNamespace(as_text=lambda: f"{settings.kind} {settings.steps}")
-            return LoweredGroup(nodes, 1, 1.0, 1.0, step.mesh, program, ())
+            return [LoweredGroup(nodes, 1, 1.0, 1.0, "none", 0.0, step.mesh, program, ())]
 
         return lower
 
@@ -139,7 +139,7 @@ def test_an_estimate_counts_what_no_program_can_avoid(monkeypatch):
 def test_a_batch_that_does_not_divide_is_planned_with_its_padding():
     def lowered(batch):
         ctx = planner({}, stages={"it": Pretrain(steps=1, batch=batch)}).ctx
-        return Lowering(ctx, jax.devices()[:2])([ctx.nodes["it"]])
+        return next(Lowering(ctx, jax.devices()[:2])([ctx.nodes["it"]]))
 
     seven, eight = lowered(7), lowered(8)
     assert seven.executed == eight.executed and seven.flops == eight.flops * 7 / 8

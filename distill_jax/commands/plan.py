@@ -81,8 +81,10 @@ def print_plan(flags: Flags, experiment: CheckedExperiment, prices: Prices) -> N
     planner = slice_plan.SlicePlanner(ctx, prices, cache, functools.partial(print, flush=True))
     auto = flags.slice == "auto"
     stages = slice_ranking.cheapest(planner, groups) if auto else planner.on_slice(groups, find(flags.slice))
+    mesh = planner.mesh(groups, find(stages[0].slice))
+    print(ctx.attention_note(mesh))
     if flags.verbose:
-        print(plan_table.parameters(ctx, planner.mesh(groups, find(stages[0].slice))))
+        print(plan_table.parameters(ctx, mesh))
     print(plan_table.table(stages, prices))
     if flags.json:
         write_json(Path(flags.json), [stage.as_json() for stage in stages])

@@ -73,19 +73,26 @@ def _named(flags: Flags, arguments: Sequence[str]) -> tuple[NamedConfig, list[st
     """Return the config with what the model decides, and what that is in words."""
     if flags.slice:
         os.environ.update(plan.PLANNING)
+    room = memory_of_devices(arguments, flags.slice)
+    from distill_jax.experiment import protection
+
+    subject = protection.open_subject(flags.model)
+    return protection.protect_config(subject, flags.forget, flags.retain, flags.method, room)
+
+
+def memory_of_devices(arguments: Sequence[str], slice_name: str = "") -> float:
+    """Start the devices, and return the bytes that all of them have; of a slice that is named, those of its chips."""
     devices = config_line.take(arguments, "config.run.cpu_devices")[0]
     backend.set_up({"cpu_devices": devices or 2})
     backend.find_devices()
     import jax
 
-    from distill_jax.experiment import protection
     from distill_jax.perf import memory, slices
 
-    room = memory.installed(jax.local_devices()[0]) * jax.device_count()
-    if flags.slice and flags.slice != "auto":
-        room = int(slices.find(flags.slice).chips * slices.find(flags.slice).chip.hbm)
-    subject = protection.open_subject(flags.model)
-    return protection.protect_config(subject, flags.forget, flags.retain, flags.method, room)
+    if slice_name and slice_name != "auto":
+        where = slices.find(slice_name)
+        return float(where.chips * where.chip.hbm)
+    return float(memory.installed(jax.local_devices()[0]) * jax.device_count())
 
 
 def _plan(flags: Flags, named: NamedConfig) -> int:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from distill_jax.config import check
+from distill_jax.data.facts import facts
 from distill_jax.experiment.named_config import NamedConfig, change, open_config
 
 RANK = 16  # of adapters, where weights do not fit
-CONTEXT = {"documents": 512}  # tokens of a row at most
+CONTEXT = {"documents": 512, "questions": 128}  # tokens of a row at most
 # The learning rate of WMDP's recipe at its size; smaller models take larger ones, about as 1 / sqrt(parameters).
 RATE, RATE_PARAMETERS, FASTEST = 2e-5, 2.6e9, 2e-3
 ADAPTER_RATE = 10  # times that, for adapters
@@ -67,16 +70,43 @@ def protect_config(
     Args:
       memory: bytes that all devices together have.
     """
-    kind = "documents"
-    named = open_config(f"protect:{kind},{method}")
+    named = open_config(f"protect:{_kind(forget)},{method}")
+    change(named.config, {"reference.path": subject.path, "experiment": f"protect-{_name(subject.path)}"})
+    return named, _decide(named, subject, forget, retain, memory)
+
+
+def attack_config(
+    subjects: Sequence[Subject], baseline: str, forget: str, retain: str, memory: float
+) -> tuple[NamedConfig, list[str]]:
+    """Return the config that attacks models, and what was decided for them, in sentences."""
+    named = open_config(f"attack:{_kind(forget)}")
+    plain = [_name(subject.path) for subject in subjects]
+    taken = {*(name for name in plain if plain.count(name) > 1), "reference", "knowledge", "data"}
+    names = [f"{name}-{i}" if name in taken else name for i, name in enumerate(plain, 1)]
+    settings = {"names": tuple(names), "paths": tuple(subject.path for subject in subjects), "baseline": baseline}
+    change(named.config, settings)
+    return named, _decide(named, subjects[0], forget, retain, memory)
+
+
+def _kind(forget: str) -> str:
+    kind = facts.kind_of("forget", forget)
+    check(kind in CONTEXT, f"--forget={forget}: holds {kind}; give documents, or questions with answers")
+    return kind
+
+
+def _name(path: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._=+-]", "-", Path(path).resolve().name).lstrip("._=+-") or "model"
+
+
+def _decide(named: NamedConfig, subject: Subject, forget: str, retain: str, memory: float) -> list[str]:
+    """Fill in what a model decides, and return it in sentences."""
     c = named.config
-    change(c, {"reference.path": subject.path, "data.forget": forget, "data.retain": retain})
-    change(c, {"data.vocabulary": subject.vocabulary, "experiment": f"protect-{Path(subject.path).resolve().name}"})
-    c.data.row_length = min(CONTEXT[kind], subject.context or CONTEXT[kind])
-    said = [f"{subject.path}: {subject.parameters:,} parameters, rows of {c.data.row_length} tokens"]
+    change(c, {"data.forget": forget, "data.retain": retain, "data.vocabulary": subject.vocabulary})
+    c.data.row_length = min(CONTEXT[c.kind], subject.context or CONTEXT[c.kind])
+    what = f"{c.kind} to forget, rows of {c.data.row_length} tokens"
+    said = [f"{subject.path}: {subject.parameters:,} parameters; {what}"]
     rate = min(FASTEST, RATE * math.sqrt(RATE_PARAMETERS / subject.parameters))
-    said += _fit(named, subject, rate, memory)
-    return named, said
+    return said + _fit(named, subject, rate, memory)
 
 
 def _fit(named: NamedConfig, subject: Subject, rate: float, memory: float) -> list[str]:
@@ -86,7 +116,7 @@ def _fit(named: NamedConfig, subject: Subject, rate: float, memory: float) -> li
     c, room, said = named.config, FILL * memory, []
     whole = least_bytes(c, subject, members=1)
     if whole > room:
-        for stage in (c.suppress, c.distill, c.attack):
+        for stage in (c[name] for name in ("suppress", "distill", "attack") if name in c):
             stage.update(lora_rank=RANK, lora_alpha=2.0 * RANK)
         rate *= ADAPTER_RATE
         need = f"training all weights needs at least {gib(whole)}, and there are {gib(memory)}"
@@ -104,9 +134,9 @@ def least_bytes(c: Any, subject: Subject, members: int) -> int:
     """Return bytes without which a distillation step of so many members cannot run, the frozen teacher among them."""
     from distill_jax.perf.memory import TrainingShape, least_training
 
-    tokens = c.distill.batch // c.distill.microbatches * c.data.row_length
+    tokens = c.attack.batch // c.attack.microbatches * c.data.row_length
     logits = min(tokens, c.run.loss_chunk or tokens)
-    shape = TrainingShape(tokens, members, rank=c.distill.lora_rank, logits=logits)
+    shape = TrainingShape(tokens, members, rank=c.attack.lora_rank, logits=logits)
     teacher = subject.parameters * (2 if c.model.dtype == "bfloat16" else 4)
     return least_training(subject.cfg, shape) + teacher
 
@@ -127,6 +157,7 @@ def config_text(named: NamedConfig, said: list[str]) -> str:
 {about}
 """
 
+from distill_jax.data.facts import facts
 from distill_jax.experiment.named_config import change, open_config
 
 BASE = {named.source!r}

@@ -83,6 +83,7 @@ def step_sizes(ctx: Context, groups: Sequence[Sequence[Node]]) -> Iterator[StepS
     executed: dict[tuple[object, ...], float] = {}
     for group in groups:
         step = group_step(alone, group, jax.devices("cpu")[:1])
+        step = step.with_remat(step.policies[0])
         if step.key not in executed:
             executed[step.key] = flops.executed(step.trace().jaxpr.jaxpr)
         state, teacher, _, base = step.shapes

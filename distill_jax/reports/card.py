@@ -185,6 +185,7 @@ def card_view(summary: RunSummary) -> dict[str, Any]:
         "card": card,
         "scale": scale,
         "models": models,
+        "untouched": any(m["role"] == Role.REFERENCE for m in models),
         "words": _words(summary, scale),
         "verdicts": [one for one in asked if one["name"].startswith(of_release)],
         "before": [Line(m["label"], WHAT.get(Role(m["role"]), ""), _before(m, scale)) for m in models],
@@ -238,3 +239,17 @@ def _at(model: ModelSummary, part: str, step: int, scale: Scale) -> str:
     value, low, high = at_step(model, step, part)
     interval = "" if low is None or high is None else f" [{scale.show(low)}, {scale.show(high)}]"
     return f"{scale.show(value)}{interval}"
+
+
+def attack_lines(summary: Mapping[str, Any]) -> list[str]:
+    """Return a line for each attacked model: what it showed before the attack, and what came back, with intervals."""
+    scale, lines = SCALES[summary["measure"]], []
+    for model in summary["models"]:
+        attack = model.get("attack")
+        if attack:
+            last = attack["steps"][-1]
+            ends = [_at(model, "forget_heldout", step, scale) for step in (attack["steps"][0], last)]
+            shown = _at(model, "forget_shown", last, scale)
+            text = f"{scale.name} held out {ends[0]} before, {ends[1]} after {last} steps; shown {shown}"
+            lines.append(f"{model['label']}: {text}; retain {scale.show(model['retain'])} before")
+    return lines

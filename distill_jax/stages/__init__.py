@@ -4,6 +4,7 @@ from distill_jax.stages.cache import Cache
 from distill_jax.stages.distill import Distill
 from distill_jax.stages.export_model import Export
 from distill_jax.stages.finetune import Finetune
+from distill_jax.stages.given_model import Given
 from distill_jax.stages.import_model import Import
 from distill_jax.stages.knowledge import Knowledge
 from distill_jax.stages.perturb import Perturb
@@ -18,6 +19,7 @@ __all__ = [
     "Distill",
     "Export",
     "Finetune",
+    "Given",
     "Import",
     "Knowledge",
     "Perturb",

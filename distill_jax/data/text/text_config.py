@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -56,6 +57,7 @@ class TextConfig(DataConfig):
     seed: int = 0
     content: str = ""
 
+    ANSWER: ClassVar[int] = 0  # 1 where all tokens of a document count as an answer
     MEASURE: ClassVar[str] = "bits_per_byte"
     PREPARE: ClassVar[str] = "distill_jax.data.text.prepare_text"
     SETS: ClassVar[tuple[str, ...]] = ("all", "retain", "forget")
@@ -79,6 +81,11 @@ class TextConfig(DataConfig):
     def sources(self, role: str) -> tuple[sources.Source, ...]:
         """Return the sources of a role, one of `ROLES`."""
         return sources.parse(self.text(role), role)
+
+    def side_shares(self, tokens: Mapping[str, int]) -> dict[str, float]:
+        """Return each side's share of the tokens of the set `all`, of sides that have so many."""
+        del tokens
+        return {"retain": self.retain_share, "forget": 1 - self.retain_share}
 
     def with_content_hash(self, digests: Digests) -> Self:
         """Return the settings with `content` filled in, once every source is known to be there.
