@@ -15,6 +15,10 @@ import numpy as np
 import pytest
 
 from distill_jax.config import ConfigError
+from distill_jax.data.arithmetic.equations import ArithmeticConfig
+from distill_jax.experiment import graph
+from distill_jax.experiment.experiment import CheckedExperiment
+from distill_jax.io.metrics import Progress
 from distill_jax.losses import distillation
 from distill_jax.losses.blockwise import blockwise, why_no_kernels
 from distill_jax.losses.distillation import DIVERGENCES, WHOLE_VOCABULARY, Divergence
@@ -24,6 +28,7 @@ from distill_jax.losses.vocabulary_passes import PlainPasses
 from distill_jax.models import head, transformer
 from distill_jax.perf.memory import HeadShape, kl_memory
 from distill_jax.stages import distill, pretrain, unlearn
+from distill_jax.stages.context import Context, RunSettings
 from distill_jax.train.batch import PackedRows
 
 ROOT = Path(__file__).parent.parent
@@ -256,6 +261,17 @@ def test_an_impossible_way_is_refused(monkeypatch):
     assert "16" in why_no_kernels(SimpleNamespace(platform="tpu", device_kind="TPU v4"))
     with pytest.raises(ValueError, match=r"loss_head = .fused.: choose one of auto"):
         named(loss_head="fused")
+
+
+@pytest.mark.unit
+def test_a_run_is_refused_before_anything_is_made():
+    stages = {"t": pretrain.Pretrain(), "s": distill.Distill(teacher="t", divergence="top_k_kl")}
+    experiment = CheckedExperiment("x", "", CFG, ArithmeticConfig(), stages, RunSettings())
+    nodes = graph.build(experiment, Path("/nowhere"))
+    ctx = Context(dataclasses.replace(CFG, loss_head="blockwise"), nodes, Path(), Progress(0, 0.0, 0.0, None))
+    with pytest.raises(ConfigError, match="top_k_kl"):
+        graph.check_memory(ctx, list(nodes.values()))
+    graph.check_memory(dataclasses.replace(ctx, model=CFG), list(nodes.values()))
 
 
 # Meshes

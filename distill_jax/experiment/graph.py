@@ -25,6 +25,7 @@ from distill_jax.experiment.experiment import CheckedExperiment
 from distill_jax.io.files import sync, write_json
 from distill_jax.io.metrics import Progress
 from distill_jax.io.node import ROWS
+from distill_jax.models.head import loss_way
 from distill_jax.perf import memory
 from distill_jax.perf.memory import FILL
 from distill_jax.sharding.distributed import agreed, barrier, is_primary
@@ -240,15 +241,20 @@ def check_memory(ctx: Context, nodes: Sequence[Node]) -> None:
 
 
 def least_memory(ctx: Context, job: TrainJob) -> int:
-    """Return the bytes, of all devices together, without which a job cannot take a step; from sizes alone."""
+    """Return the bytes, of all devices together, without which a job cannot take a step; from sizes alone.
+
+    Raises:
+      ConfigError: if a loss cannot be computed in the way that the config names.
+    """
     settings, adapters = job.settings, job.settings.adapters()
     tokens = settings.batch // settings.microbatches * ctx.row_length
+    ways = [loss_way(ctx.model, loss) for loss in settings.objective().head_losses()] or ["chunked"]
     shape = memory.TrainingShape(
         tokens,
         len(job.members),
         rank=adapters.lora_rank if adapters else 0,
         width=2 if settings.weights == "bfloat16" else 4,
-        logits=min(tokens, ctx.run.loss_chunk or tokens),
+        logits=min(tokens, ctx.run.loss_chunk or tokens) if "chunked" in ways else 0,
     )
     return memory.least_training(ctx.model, shape)
 
