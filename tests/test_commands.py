@@ -70,7 +70,10 @@ def test_version(capsys):
         (["run", "--config=arithmetik:cpu"], ["no file arithmetik", "did you mean 'arithmetic'", "wmdp"]),
         (["run", "--config=nowhere/arithmetik.py"], ["no file nowhere/arithmetik.py", "did you mean 'arithmetic'"]),
         (["sweep", "--sweep=undo_arithmetics"], ["did you mean 'undo_arithmetic'"]),
-        (["run", "--slice=v5e-16"], ["--slice: run has no such flag; only `distill-jax plan` has it"]),
+        (
+            ["run", "--slice=v5e-16"],
+            ["--slice: run has no such flag; only `distill-jax protect` and `distill-jax plan` have it"],
+        ),
         (["report", "--to=x"], ["--to: report has no such flag; only `distill-jax export` has it"]),
         (["plan", "--config=arithmetic:smoke", "--slice=v5e-4", "--stages="], ["--stages=", "names none"]),
     ],

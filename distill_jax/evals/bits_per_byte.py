@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -46,6 +47,14 @@ class BitsPerByte:
         facts = {"shown": manifest["sets"]["forget"]["documents"], "heldout": counts["heldout"]}
         return {"evaluated": {name: counts[part] for name, part in names.items()}, "facts": facts}
 
+    def rows(self, parts: Sequence[str]) -> np.ndarray:
+        """Return the packed rows of the parts, int32 [n, 3, T]."""
+        return np.concatenate([self._rows[part] for part in parts])
+
+    def bytes(self, parts: Sequence[str]) -> int:
+        """Return the bytes of the parts' text."""
+        return sum(self._bytes[part] for part in parts)
+
     def evaluator(
         self, cfg: TransformerConfig, mesh: Mesh, parts: Sequence[str], batch: int, chunk: int
     ) -> Callable[..., np.ndarray]:
@@ -75,6 +84,12 @@ class BitsPerByte:
         }
         return {"retain": bits.get("retain"), "forget": bits.get("heldout"), "by_group": groups}
 
+    def nothing(self, parts: Sequence[str]) -> float:
+        """Return the bits per byte of one that knows of the parts how often each token stands in them, and no more."""
+        rows = self.rows(parts)
+        tokens = rows[:, TOKENS, 1:][np.asarray(target_mask(jnp.asarray(rows[:, SEGMENTS]))) > 0]
+        return float(unigram_nats(tokens)[tokens].sum()) / (math.log(2) * self.bytes(parts))
+
     def prompts_by_fact(self, parts: Sequence[str]) -> list[int]:
         """Return nothing: what is known of a part's documents is one sum."""
         return []
@@ -90,6 +105,12 @@ class BitsPerByte:
     def tokens(self, parts: Sequence[str]) -> int:
         """Return the tokens of the parts' rows, padding included."""
         return sum(self._rows[part][:, TOKENS].size for part in parts)
+
+
+def unigram_nats(tokens: np.ndarray) -> np.ndarray:
+    """Return −log of each token's frequency among these, fp64 [largest + 1]; 0 of a token that is not among them."""
+    counts = np.bincount(tokens)
+    return -np.log(np.where(counts, counts, counts.sum()) / counts.sum())
 
 
 def _batches(rows: np.ndarray, size: int) -> np.ndarray:

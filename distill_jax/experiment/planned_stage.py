@@ -23,6 +23,7 @@ class PlannedStage:
       program: hash, equal where the compiled program is.
       hbm: bytes of a chip by kind, by the compiler; {} if it refused the program, and then hbm_bytes is what it needed.
       flops_per_step: from shapes; flops_executed: with what is computed twice.
+      remat: the policy of what is computed twice, a key of `models.remat.POLICIES`.
       hbm_traffic: bytes a step; traffic_by_part: the same by part of the model (`perf.traffic.PARTS`).
       collectives: {kind: {"count", "bytes"}} that a chip receives in a step.
       seconds: floors of a step by "compute", "memory", "interconnect"; step_seconds: the largest; None if nothing fits.
@@ -45,6 +46,7 @@ class PlannedStage:
     hbm: Mapping[str, int] = dataclasses.field(default_factory=dict)
     flops_per_step: float = 0.0
     flops_executed: float = 0.0
+    remat: str = ""
     hbm_traffic: int = 0
     traffic_by_part: Mapping[str, int] = dataclasses.field(default_factory=dict)
     collectives: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
@@ -100,6 +102,7 @@ def planned_stages(
         hbm=analysis.hbm,
         flops_per_step=group.flops,
         flops_executed=group.executed,
+        remat=group.remat,
         hbm_traffic=sum(analysis.traffic.values()),
         traffic_by_part=analysis.traffic,
         collectives=analysis.collectives,

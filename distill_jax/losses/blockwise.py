@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,20 @@ from distill_jax.losses.vocabulary_passes import PlainPasses, Positions
 from distill_jax.sharding.mesh import axes_of, manual_mesh
 from distill_jax.types import PyTree
 
+if TYPE_CHECKING:
+    from distill_jax.losses.vocabulary_kernels import KernelPasses
+
+Passes: TypeAlias = "PlainPasses | KernelPasses"
+
+MIB = 2**20
+# On-chip memory of a TPU's core by `device_kind`, where it is not 64 MiB.
+ON_CHIP = {
+    "TPU v5 lite": 128 * MIB,
+    "TPU v6 lite": 128 * MIB,
+    "TPU v4": 16 * MIB,
+    "TPU v3": 16 * MIB,
+    "TPU v2": 16 * MIB,
+}
 Gradients = tuple[jax.Array | None, jax.Array | None]  # by hidden states and weights
 
 
@@ -41,7 +56,7 @@ class Blockwise:
 
     comparison: Comparison
     cap: float
-    passes: PlainPasses
+    passes: Passes
     mesh: Mesh | None
     rows: tuple[str, ...]
     vocab: tuple[str, ...]
@@ -68,19 +83,21 @@ class Blockwise:
     def _local(self, vocab: int, wanted: tuple[bool, bool], student: Head, target: PyTree, weight: jax.Array) -> PyTree:
         """Return this device's loss, summed over all of them, and its derivatives."""
         size, dtype = len(student.weights), student.hidden.dtype
-        loss = BlockLoss(self.comparison, self.cap, vocab, size)
-        block = self.passes.block_rows(size)
+        width = student.hidden.shape[-1]
+        loss = BlockLoss(self.comparison, self.cap, vocab, size, width)
+        block = self.passes.block_rows(size, width)
         weights = _filled(student.weights.astype(dtype), block)
         teacher = None
         if isinstance(target, Head):
             teacher = _filled(target.weights.astype(target.hidden.dtype), block)
             target = target.hidden
-        elif target is not None and self.vocab:
-            target = target - size * jax.lax.axis_index(self.vocab)
-        cut = functools.partial(_cut, self._width(weight.size))
+        at_hand = self.passes.positions(width, 0 if teacher is None else teacher.shape[-1])
+        cut = functools.partial(_cut, self._share(at_hand, weight.size))
 
         def add(carry: PyTree, slices: PyTree) -> PyTree:
             hidden, target, weight = jax.tree.map(self._gathered, slices)
+            if self.comparison.target == "token" and self.vocab:
+                target = target - size * jax.lax.axis_index(self.vocab)
             head = Head(hidden, weights)
             positions = self._positions(loss, head, target, teacher)
             if not any(wanted):
@@ -102,10 +119,10 @@ class Blockwise:
             self._over_rows(by_weights[:size]).astype(student.weights.dtype) if wanted[1] else None,
         )
 
-    def _width(self, positions: int) -> int:
-        """Return how many of this device's positions are in hand at a time."""
+    def _share(self, at_hand: int, positions: int) -> int:
+        """Return how many of this device's positions are at hand at a time."""
         group = jax.lax.axis_size(self.shared) if self.shared else 1
-        return min(max(self.passes.positions // group, 1), positions)
+        return min(max(at_hand // group, 1), positions)
 
     def _positions(self, loss: BlockLoss, head: Head, target: PyTree, teacher: jax.Array | None) -> Positions:
         lse = self._joined(self.passes.log_sum_exp(loss, head))
@@ -178,7 +195,7 @@ _total.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def blockwise(
-    comparison: Comparison, cap: float, passes: PlainPasses, student: Head, target: Target, mask: jax.Array
+    comparison: Comparison, cap: float, passes: Passes, student: Head, target: Target, mask: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Sum a comparison over the masked positions; the weight is their number.
 
@@ -199,3 +216,18 @@ def blockwise(
         target = None
     scale = comparison.sign * comparison.divergence.scale
     return scale * _total(how, student, target, mask), jnp.sum(mask)
+
+
+def why_no_kernels(device: jax.Device) -> str:
+    """Return why a device cannot run the TPU's kernels, or "". A CPU interprets them, for tests."""
+    if device.platform not in ("tpu", "cpu"):
+        return f"the kernels are for TPUs, and this is a {device.platform.upper()}"
+    small = ON_CHIP.get(device.device_kind, 64 * MIB) < 64 * MIB
+    return f"the kernels fill 64 MiB of on-chip memory, and a {device.device_kind} has 16" if small else ""
+
+
+def kernel_passes(device: jax.Device) -> KernelPasses:
+    """Return the passes as a TPU's kernels."""
+    from distill_jax.losses.vocabulary_kernels import KernelPasses  # which takes a second to import
+
+    return KernelPasses(ON_CHIP.get(device.device_kind, 64 * MIB) * 7 // 8, interpret=device.platform == "cpu")

@@ -23,12 +23,14 @@ class BlockLoss:
     Attributes:
       cap: c in c·tanh(x / c) of both heads' logits; 0 for none.
       vocab: V; size: rows of it that this device has, the rest of its blocks being padding.
+      width: of the student's hidden states, D.
     """
 
     comparison: Comparison
     cap: float
     vocab: int
     size: int
+    width: int
 
     @property
     def gradient_sum(self) -> float | None:

@@ -37,15 +37,20 @@ class PlainPasses:
     """The passes as scans over blocks of the vocabulary.
 
     Attributes:
-      positions: n at a time, of all devices that share a vocabulary together.
-      rows: v at a time, at most.
+      most: n at a time, at most; rows: v at a time, at most.
     """
 
-    positions: int = 8192
+    most: int = 8192
     rows: int = 8192
 
-    def block_rows(self, size: int) -> int:
+    def positions(self, width: int, teacher_width: int) -> int:
+        """Return n at a time, of all devices that share a vocabulary together."""
+        del width, teacher_width
+        return self.most
+
+    def block_rows(self, size: int, width: int) -> int:
         """Return v for a vocabulary of this size: blocks as equal as they can be."""
+        del width
         return -(-size // -(-size // self.rows))
 
     def log_sum_exp(self, loss: BlockLoss, head: Head) -> jax.Array:
@@ -108,7 +113,7 @@ class PlainPasses:
         return value, by_hidden, None if new is None else new.reshape(-1, width)
 
     def _blocks(self, loss: BlockLoss, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
-        rows = self.block_rows(loss.size)
+        rows = self.block_rows(loss.size, loss.width)
         return jnp.arange(0, len(weights), rows), weights.reshape(-1, rows, weights.shape[1])
 
     def _paired(self, loss: BlockLoss, student: Head, positions: Positions) -> PyTree:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax
@@ -62,7 +62,7 @@ def blockwise(rows: Rows, logits: Logits) -> jax.Array:
     length = rows.q.shape[1]
     count = -(-length // BLOCK)
     size = -(-length // (16 * count)) * 16
-    return _online(_lengthened(rows, count * size), logits, size)[:, :length]
+    return _online(lengthened(rows, count * size), logits, size)[:, :length]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
@@ -173,7 +173,7 @@ def splash(rows: Rows, logits: Logits) -> jax.Array:
     from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds
 
     length, heads = rows.q.shape[1:3]
-    q, k, v, segments = _lengthened(rows, -(-length // SPLASH_BLOCKS[-1]) * SPLASH_BLOCKS[-1])
+    q, k, v, segments = lengthened(rows, -(-length // SPLASH_BLOCKS[-1]) * SPLASH_BLOCKS[-1])
     q = (q.astype(jnp.float32) * logits.scale).astype(q.dtype)
     kernel = _splash_kernel(q.shape[1], heads, logits.softcap, logits.window, first_device().platform == "cpu")
 
@@ -209,25 +209,82 @@ def _splash_kernel(length: int, heads: int, cap: float, window: int, interpret: 
 
 
 def cudnn(rows: Rows, logits: Logits) -> jax.Array:
-    """Attend by cuDNN's kernel.
+    """Attend by cuDNN's kernel, with rows and heads filled up to what it takes."""
+    length, width = rows.q.shape[1], rows.q.shape[3]
+    q, k, v, segments = lengthened(rows, -(-length // 64) * 64)
+    q, k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, -width % 8))) for x in (q, k, v))
+    return checkpoint_name(_cudnn(Rows(q, k, v, segments), logits), NAME)[:, :length, :, :width]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _cudnn(rows: Rows, logits: Logits) -> jax.Array:
+    return _cudnn_forward(rows, logits)[0]
+
+
+def _cudnn_call(rows: Rows, logits: Logits) -> jax.Array:
+    """Call cuDNN.
 
     It knows segments only in a layout that JAX does not offer, so that they come as a mask [B, 1, T, T], which all
     heads share; with a mask it knows no window either, which is then in it. Nothing else of that size exists.
     """
-    length, width = rows.q.shape[1], rows.q.shape[3]
-    q, k, v, segments = _lengthened(rows, -(-length // 64) * 64)
-    q, k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, -width % 8))) for x in (q, k, v))
+    segments, place = rows.segments, jnp.arange(rows.q.shape[1])
     mask = segments[:, :, None] == segments[:, None, :]  # padding sees itself: no query is without a key
     if logits.window:
-        place = jnp.arange(q.shape[1])
         mask &= place[:, None] - place[None, :] < logits.window
-    out = jax.nn.dot_product_attention(
-        q, k, v, mask=mask[:, None], scale=logits.scale, is_causal=True, implementation="cudnn"
+    return jax.nn.dot_product_attention(
+        rows.q, rows.k, rows.v, mask=mask[:, None], scale=logits.scale, is_causal=True, implementation="cudnn"
     )
-    return checkpoint_name(out, NAME)[:, :length, :, :width]
 
 
-def _lengthened(rows: Rows, length: int) -> Rows:
+def _cudnn_forward(rows: Rows, logits: Logits) -> tuple[jax.Array, Rows]:
+    def forward(rows: Rows) -> jax.Array:
+        return _cudnn_call(rows, logits)
+
+    return _in_one_batch(forward)(rows), rows
+
+
+def _cudnn_backward(logits: Logits, rows: Rows, gradient: jax.Array) -> tuple[PyTree]:
+    def backward(rows: Rows, gradient: jax.Array) -> PyTree:
+        def forward(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+            return _cudnn_call(Rows(q, k, v, rows.segments), logits)
+
+        return jax.vjp(forward, *rows[:3])[1](gradient)
+
+    dq, dk, dv = _in_one_batch(backward)(rows, gradient)
+    of_segments: PyTree = None
+    return (Rows(dq, dk, dv, of_segments),)
+
+
+_cudnn.defvjp(_cudnn_forward, _cudnn_backward)
+
+
+def _in_one_batch(f: Callable[..., PyTree]) -> Callable[..., PyTree]:
+    """Make an axis that f is mapped over a part of its arrays' first, B: JAX's own rule for cuDNN takes no mask [B, 1].
+
+    A population is such an axis.
+    """
+    mapped = jax.custom_batching.custom_vmap(f)
+
+    @mapped.def_vmap
+    def fold(size: int, batched: Sequence[PyTree], *inputs: PyTree) -> tuple[PyTree, PyTree]:
+        def folded(x: jax.Array, has_axis: bool) -> jax.Array:
+            whole = x if has_axis else jnp.broadcast_to(x, (size, *x.shape))
+            return whole.reshape(-1, *whole.shape[2:])
+
+        out = _in_one_batch(f)(*jax.tree.map(folded, inputs, tuple(batched)))
+        return jax.tree.map(lambda x: x.reshape(size, -1, *x.shape[1:]), out), jax.tree.map(lambda _: True, out)
+
+    return mapped
+
+
+def triton(rows: Rows, logits: Logits) -> jax.Array:
+    """Attend by our own kernels for NVIDIA GPUs."""
+    from distill_jax.models import attention_triton
+
+    return attention_triton.attend(rows, logits)
+
+
+def lengthened(rows: Rows, length: int) -> Rows:
     """Pad rows on the right with tokens of segment 0."""
     more = (0, length - rows.q.shape[1])
     q, k, v = (jnp.pad(x, ((0, 0), more, (0, 0), (0, 0))) for x in rows[:3])
@@ -235,4 +292,9 @@ def _lengthened(rows: Rows, length: int) -> Rows:
 
 
 Implementation = Callable[[Rows, Logits], jax.Array]  # of one device's rows and heads
-IMPLEMENTATIONS: dict[str, Implementation] = {"blockwise": blockwise, "splash": splash, "cudnn": cudnn}
+IMPLEMENTATIONS: dict[str, Implementation] = {
+    "blockwise": blockwise,
+    "splash": splash,
+    "cudnn": cudnn,
+    "triton": triton,
+}

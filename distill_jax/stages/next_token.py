@@ -6,7 +6,7 @@ import dataclasses
 
 import jax
 
-from distill_jax.losses.head_loss import CROSS_ENTROPY
+from distill_jax.losses.head_loss import CROSS_ENTROPY, HeadLoss
 from distill_jax.models import transformer
 from distill_jax.models.head import head_loss, head_of
 from distill_jax.models.transformer import Params, TransformerConfig
@@ -25,6 +25,10 @@ class NextToken(Objective):
     """
 
     loss_on: str = "all"
+
+    def head_losses(self) -> tuple[HeadLoss, ...]:
+        """Return cross-entropy."""
+        return (CROSS_ENTROPY,)
 
     def loss_terms(
         self, cfg: TransformerConfig, chunk: int, params: Params, batch: PackedRows, teacher_outputs: PyTree = None

@@ -1,0 +1,77 @@
+"""Questions to forget, and questions and text to retain: its settings, and how facts are held out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import ClassVar, Self
+
+from distill_jax.config import check
+from distill_jax.data import overlap
+from distill_jax.data.facts import facts
+from distill_jax.data.facts.facts import Question
+from distill_jax.data.facts.forget_config import ForgetConfig
+from distill_jax.data.text.sources import Source
+from distill_jax.io.files import Digests
+
+
+@dataclasses.dataclass(frozen=True)
+class FactsConfig(ForgetConfig):
+    """Settings of questions to forget, and of questions and text to retain.
+
+    Attributes:
+      forget: sources of questions with answers; retain: of such, of text, or of both.
+      heldout: the share of the forget facts that no attacker is shown; `validation_share` is that of what is to be
+        retained.
+      prompts: questions of each part that are measured at most; of text as many beginnings, to be gone on with.
+    """
+
+    heldout: float = 0.5
+    prompts: int = 500
+
+    ANSWER: ClassVar[int] = 1  # so that a loss on answers alone holds the model on all of the text to retain
+    MEASURE: ClassVar[str] = "exact_match"
+    PREPARE: ClassVar[str] = "distill_jax.data.facts.prepare_facts"
+    SETS: ClassVar[tuple[str, ...]] = ("all", "retain", "forget", "forget_shown")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(0 < self.heldout < 1, f"data.heldout={self.heldout}: must be a share, above 0 and below 1")
+        check(self.prompts >= 1, f"data.prompts={self.prompts}: must be at least 1")
+
+    def with_content_hash(self, digests: Digests) -> Self:
+        """Return the settings with `content` filled in, once the questions are known to be enough and on one side.
+
+        Raises:
+          ConfigError: naming what is missing, too few, or on both sides.
+        """
+        known = super().with_content_hash(digests)
+        shown, heldout = self.forget_split()
+        retain, _ = self.retain_sources()
+        if self.overlap == "refuse":
+            overlap.refuse((q.text for q in (*shown, *heldout)), (q.text for q in facts.read(retain)))
+        return known
+
+    def retain_sources(self) -> tuple[list[Source], list[Source]]:
+        """Return the sources of questions and of text to retain."""
+        return facts.split_sources("retain", self.retain)
+
+    def forget_split(self) -> tuple[list[Question], list[Question]]:
+        """Return the questions of the facts that an attacker is shown, and of those held out, by the facts' hashes.
+
+        Raises:
+          ConfigError: if too few would be held out, saying how many are needed for which interval.
+        """
+        found, documents = facts.split_sources("forget", self.forget)
+        check(not documents, f"data.forget={self.forget!r}: has documents beside questions; give one kind")
+        questions = facts.read(found)
+        names = sorted({question.fact for question in questions}, key=facts.hashed)
+        self.check_heldout(len(names), self.heldout)
+        held = set(names[: round(self.heldout * len(names))])
+        shown = [question for question in questions if question.fact not in held]
+        return shown, [question for question in questions if question.fact in held]
+
+    def retain_split(self, questions: Sequence[Question]) -> tuple[list[Question], list[Question]]:
+        """Return what is trained on and what is measured of questions to retain, by their facts' hashes."""
+        measured = {q.fact for q in questions if facts.hashed(q.fact) % 2**20 < self.validation_share * 2**20}
+        return [q for q in questions if q.fact not in measured], [q for q in questions if q.fact in measured]
