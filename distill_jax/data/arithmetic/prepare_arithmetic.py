@@ -16,8 +16,8 @@ from typing import Protocol
 
 import numpy as np
 
-from distill_jax.data import checks, corpus, import_tf, packing, records
-from distill_jax.data.arithmetic import equations, label_filter
+from distill_jax.data import corpus, import_tf, packing, records
+from distill_jax.data.arithmetic import checks, equations, label_filter
 from distill_jax.data.atomic_build import log, make_once, run_command_line
 from distill_jax.data.random_stream import random_stream
 from distill_jax.io.files import digest
