@@ -26,7 +26,6 @@ from distill_jax.stages.context import RunSettings
 from distill_jax.stages.methods import METHODS
 
 DATA = {"documents": DocumentsConfig, "questions": FactsConfig}
-SHOWN = {"documents": "forget", "questions": "forget_shown"}  # the set that an attacker trains on
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -51,7 +50,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.suppress = unlearn_section(method, "weights", steps=100, batch=8, warmup=10, **hold)
     c.damage = section(Perturb, alpha=0.25, beta=0.1)
     c.distill = section(Distill, "weights", "uniform", data="retain", steps=1000, batch=8, evaluate_every=50)
-    c.attack = section(Relearn, "weights", "learning_rate", "final_learning_rate", data=SHOWN[kind], steps=100, batch=8)
+    c.attack = section(Relearn, "weights", "learning_rate", "final_learning_rate", steps=100, batch=8)
     c.attack.update(warmup=0, weight_decay=0.0, seeds=2, evaluate_steps=(0, 5, 10, 25, 50, 100))
     if kind == "questions":  # what stands in a question is to be read as before; text to retain teaches all of it
         c.suppress.loss_on = c.attack.loss_on = "answer"

@@ -154,3 +154,7 @@ def test_rows_mark_the_answers_and_prompts_end_before_them(tmp_path):
         assert answers == {q.answer for q in [*asked["shown"], *asked["heldout"]][:count]} and len(pieces) == count
         assert all(piece[TOKENS][0] == words.bos_id() and piece[TOKENS][-1] == words.eos_id() for piece in pieces)
         assert all(np.flatnonzero(piece[ANSWER])[0] > 1 for piece in pieces)
+
+
+def test_no_vocabulary_is_no_published_one():
+    assert not hf_tokenizer.is_published("") and hf_tokenizer.is_published(MODEL)

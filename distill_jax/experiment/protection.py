@@ -48,11 +48,14 @@ def open_subject(path: str) -> Subject:
     Raises:
       ConfigError: if it is no model, or has no tokenizer.
     """
+    from distill_jax.data.text import hf_tokenizer
     from distill_jax.interop import tokenizers
     from distill_jax.interop.model_source import open_model
 
     model = open_model(Path(path))
     names = (tokenizers.JSON, tokenizers.SENTENCEPIECE)
+    if hf_tokenizer.is_published(model.tokenizer) and not Path(model.tokenizer).is_dir():  # a GGUF file has its own
+        return Subject(path, model.cfg, int(model.facts.get("max_position_embeddings") or 0), model.tokenizer)
     found = next((name for name in names if tokenizers.beside(model.tokenizer, name)), "")
     mend = (
         f"it cannot read text; copy those of its original there (`hf download OWNER/NAME {names[0]} --local-dir DIR`)"
