@@ -593,6 +593,7 @@ def frozen(cfg: TransformerConfig, params: Params) -> Params:
     return jax.tree_util.tree_map_with_path(cast, params)
 
 
+@functools.cache  # it traces the model, and every state, weight and report asks for it
 def logical_axes(cfg: TransformerConfig) -> Params:
     """Return a tree like the parameters' whose leaves are PartitionSpecs of logical axis names."""
     boxed = jax.eval_shape(Transformer(cfg).init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
