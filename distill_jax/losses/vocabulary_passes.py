@@ -98,19 +98,21 @@ class PlainPasses:
         """
 
         def add(carry: PyTree, block: PyTree) -> PyTree:
-            *block, so_far = block
+            value, by_hidden, by_weights = carry
+            first, rows, _ = block
             log_q, log_p, raw = self._distributions(loss, student, positions, block)
-            value, by_raw = loss.value_and_gradient(log_q, log_p, raw, gradient_sum)
+            of_block, by_raw = loss.value_and_gradient(log_q, log_p, raw, gradient_sum)
             by_raw = (by_raw * weight).astype(student.hidden.dtype)
-            by_hidden = carry[1] + _product(by_raw, block[1], 0)
-            new = None if so_far is None else so_far + _product(by_raw, student.hidden, 1)
-            return (carry[0] + value, by_hidden), new
+            by_hidden += _product(by_raw, rows, 0)
+            if by_weights is not None:  # in place
+                new = jax.lax.dynamic_slice_in_dim(by_weights, first, len(rows)) + _product(by_raw, student.hidden, 1)
+                by_weights = jax.lax.dynamic_update_slice_in_dim(by_weights, new, first, 0)
+            return (value + of_block, by_hidden, by_weights), None
 
         n, width = student.hidden.shape
-        blocks = self._paired(loss, student, positions)
-        so_far = None if by_weights is None else by_weights.reshape(blocks[1].shape)
-        (value, by_hidden), new = jax.lax.scan(add, (jnp.zeros(n), jnp.zeros((n, width))), (*blocks, so_far))
-        return value, by_hidden, None if new is None else new.reshape(-1, width)
+        start = jnp.zeros(n), jnp.zeros((n, width)), by_weights
+        out: PyTree = jax.lax.scan(add, start, self._paired(loss, student, positions))[0]
+        return out
 
     def _blocks(self, loss: BlockLoss, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
         rows = self.block_rows(loss.size, loss.width)
