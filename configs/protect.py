@@ -2,6 +2,7 @@
 
   configs/protect.py:documents    what is to be forgotten is text; measured in bits per byte of documents held out
   configs/protect.py:questions    it is questions with answers; measured by those answered exactly, of facts held out
+  configs/protect.py:choices      it is text, and multiple-choice items are what models are measured by
 
 `distill-jax protect --model=DIR --forget=FILES --retain=FILES --workdir=DIR` fills in what the model decides (its
 vocabulary, its context, a learning rate for its size, adapters where its weights do not fit), says so, and runs this;
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
+from distill_jax.data.facts.choices_config import ChoicesConfig
 from distill_jax.data.facts.documents_config import DocumentsConfig
 from distill_jax.data.facts.facts_config import FactsConfig
 from distill_jax.experiment.experiment import Experiment
@@ -25,8 +27,7 @@ from distill_jax.stages import Distill, Export, Import, Knowledge, Perturb, Rele
 from distill_jax.stages.context import RunSettings
 from distill_jax.stages.methods import METHODS
 
-DATA = {"documents": DocumentsConfig, "questions": FactsConfig}
-SHOWN = {"documents": "forget", "questions": "forget_shown"}  # the set that an attacker trains on
+DATA = {"documents": DocumentsConfig, "questions": FactsConfig, "choices": ChoicesConfig}
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -51,7 +52,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.suppress = unlearn_section(method, "weights", steps=100, batch=8, warmup=10, **hold)
     c.damage = section(Perturb, alpha=0.25, beta=0.1)
     c.distill = section(Distill, "weights", "uniform", data="retain", steps=1000, batch=8, evaluate_every=50)
-    c.attack = section(Relearn, "weights", "learning_rate", "final_learning_rate", data=SHOWN[kind], steps=100, batch=8)
+    c.attack = section(Relearn, "weights", "learning_rate", "final_learning_rate", steps=100, batch=8)
     c.attack.update(warmup=0, weight_decay=0.0, seeds=2, evaluate_steps=(0, 5, 10, 25, 50, 100))
     if kind == "questions":  # what stands in a question is to be read as before; text to retain teaches all of it
         c.suppress.loss_on = c.attack.loss_on = "answer"

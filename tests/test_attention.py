@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import re
 import types
 from collections.abc import Iterator
 
@@ -18,8 +19,8 @@ from jax.extend.core import jaxprs_in_params
 from parity.record import RECORDINGS, draw
 
 from distill_jax.config import ConfigError
-from distill_jax.models import attention, attention_kernels, attention_triton, lora, transformer
-from distill_jax.models.attention_kernels import Logits, Rows
+from distill_jax.models import attention, attention_blockwise, attention_kernels, attention_triton, lora, transformer
+from distill_jax.models.attention_rows import Logits, Rows
 from distill_jax.models.presets import preset
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops
@@ -102,7 +103,7 @@ class Case:
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Make 48 tokens three blocks, and give cuDNN, which is not here, what JAX computes of the same arguments."""
-    monkeypatch.setattr(attention_kernels, "BLOCK", 16)
+    monkeypatch.setattr(attention_blockwise, "BLOCK", 16)
     without = functools.partial(jax.nn.dot_product_attention, implementation="xla")
 
     def stand_in(*args, implementation, **kwargs):
@@ -112,17 +113,60 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
 
 
+def kernels() -> Iterator[object]:
+    """Yield (implementation, shape); of cuDNN those without a cap, which it does not have."""
+    for shape in SHAPES:
+        for name in ("plain", "blockwise", "splash", "triton"):
+            yield pytest.param(name, shape, marks=[pytest.mark.thorough] if shape[2] == 128 else [])
+        if not shape[3]:
+            yield "cudnn", shape
+
+
 @unit
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("implementation", ["plain", "blockwise", "splash", "cudnn", "triton"])
+@pytest.mark.parametrize(("implementation", "shape"), list(kernels()), ids=str)
 def test_values_and_gradients_are_those_of_float64(implementation, shape, small_blocks):
-    if implementation == "cudnn" and shape[3]:
-        pytest.skip("cuDNN has no soft cap, and its refusal is tested below")
     case = Case(shape, stretch=6 if implementation in ("splash", "triton") else 1)  # three blocks of either
     for name, ours, exact in zip(("out", "dq", "dk", "dv"), case.computed(implementation), case.exact(), strict=True):
         scale = np.abs(exact).max()
         assert scale > 0.1
         np.testing.assert_allclose(ours, exact, atol=2e-5 * scale, rtol=0, err_msg=name)
+
+
+@unit
+def test_cudnn_takes_a_population(monkeypatch):
+    """Each member's rows become rows of one batch, with their mask: JAX's own rule asks for a mask of each head.
+
+    Traced and lowered for a GPU, where cuDNN is asked for nothing but its version.
+    """
+    monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91200)
+    q, k = (jax.ShapeDtypeStruct((3, 2, 128, n, 64), jnp.bfloat16) for n in (4, 2))
+    segments = jax.ShapeDtypeStruct((2, 128), jnp.int32)
+
+    def total(q, k, v, segments):
+        return jnp.sum(attention.attention("cudnn", Rows(q, k, v, segments), Logits(0.1)).astype(jnp.float32))
+
+    population = jax.vmap(jax.value_and_grad(total, argnums=(0, 1, 2)), in_axes=(0, 0, 0, None))
+    text = jax.jit(population).trace(q, k, k, segments).lower(lowering_platforms=("cuda",)).as_text()
+    calls = re.findall(r"custom_call @__cudnn\$fmha.*", text)
+    assert "Backward" in calls[-1] and all("tensor<6x1x128x128xbf16>" in call for call in calls)  # 3 members of 2 rows
+
+
+@unit
+def test_cudnn_has_the_same_gradients_in_a_population(small_blocks):
+    """By what JAX computes of the same arguments: members with rows of their own, or with those of all."""
+    case = Case((4, 2, 16, 0.0, 7))
+    weights = jnp.arange(1.0, 4.0)
+
+    def total(name, weight, segments):
+        q, k, v = (weight * x for x in case.inputs)
+        return jnp.sum(jnp.sin(attention.attention(name, Rows(q, k, v, segments), case.logits)) * case.real)
+
+    for axis, segments in ((None, case.segments), (0, np.stack([case.segments] * 3))):
+        ours, theirs = (
+            jit(jax.vmap(jax.value_and_grad(functools.partial(total, name)), in_axes=(0, axis)))(weights, segments)
+            for name in ("cudnn", "blockwise")
+        )
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4)
 
 
 # Whole models

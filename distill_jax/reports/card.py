@@ -24,7 +24,7 @@ from distill_jax.models import transformer
 from distill_jax.perf import flops
 from distill_jax.perf.ledger import training_flops
 from distill_jax.reports.attack_curves import at_step
-from distill_jax.reports.formats import count, plural
+from distill_jax.reports.formats import count, plural, scientific
 from distill_jax.reports.rendering import render_text
 from distill_jax.reports.summary_types import ModelSummary, RunSummary
 
@@ -180,9 +180,15 @@ def card_view(summary: RunSummary) -> dict[str, Any]:
     conclusions, card = [*summary["headline"]["conclusions"], *summary["conclusions"]], summary["card"]
     of_release = ("forgets, ", "keeps, ", "resists, ", "headline")
     asked = [one for one in conclusions if one["state"] != "not run"]
+    budgets = [_budget(budget, models, scale) for budget in card["budgets"]]
     return {
         "summary": summary,
         "card": card,
+        "heads": ["steps", "examples", "FLOPs", *(model["label"] for model in models)],
+        "rows": [
+            [count(b["steps"]), count(b["examples"]), scientific(b["flops"]), *b["cells"]["forget_heldout"]]
+            for b in budgets
+        ],
         "scale": scale,
         "models": models,
         "untouched": any(m["role"] == Role.REFERENCE for m in models),
@@ -190,7 +196,7 @@ def card_view(summary: RunSummary) -> dict[str, Any]:
         "verdicts": [one for one in asked if one["name"].startswith(of_release)],
         "before": [Line(m["label"], WHAT.get(Role(m["role"]), ""), _before(m, scale)) for m in models],
         "groups": list(models[0]["by_group"]) if models else [],
-        "budgets": [_budget(budget, models, scale) for budget in card["budgets"]],
+        "budgets": budgets,
         "asked": asked,
         "not_run": [one for one in conclusions if one["state"] == "not run"],
     }

@@ -18,7 +18,7 @@ from distill_jax.evals.scale import MISSING, Scale
 from distill_jax.io.files import write_atomic
 from distill_jax.reports import run_copy, run_figures
 from distill_jax.reports.attack_curves import curve, has_bands
-from distill_jax.reports.card import card_json, card_text
+from distill_jax.reports.card import card_json, card_text, card_view
 from distill_jax.reports.conclusion_view import conclusions_view
 from distill_jax.reports.formats import count, duration, plural
 from distill_jax.reports.rendering import Page, clean, render_template, write_report
@@ -95,6 +95,7 @@ def render(summary: Mapping[str, Any]) -> str:
         missing=missing,
         table=model_table(models, scale) if models else None,
         ledger=ledger(models),
+        card=card_view(data) if data.get("card") else None,
         conclusions=conclusions_view(data.get("conclusions") or []),
         terms=_terms(data, scale, contents),
         method=_method(data, scale, contents),

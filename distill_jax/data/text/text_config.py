@@ -82,6 +82,14 @@ class TextConfig(DataConfig):
         """Return the sources of a role, one of `ROLES`."""
         return sources.parse(self.text(role), role)
 
+    def set_name(self, name: str) -> str:
+        """Return the set that is meant: what of a text an attacker is shown is all of it but what is held out."""
+        return "forget" if name == "forget_shown" and name not in self.SETS else name
+
+    def check_set(self, key: str, name: str) -> None:
+        """Raise ConfigError, naming the setting that asks for it, unless there is a set of this name."""
+        super().check_set(key, self.set_name(name))
+
     def side_shares(self, tokens: Mapping[str, int]) -> dict[str, float]:
         """Return each side's share of the tokens of the set `all`, of sides that have so many."""
         del tokens
