@@ -152,21 +152,24 @@ def test_cudnn_takes_a_population(monkeypatch):
 
 
 @unit
-def test_cudnn_has_the_same_gradients_in_a_population(small_blocks):
-    """By what JAX computes of the same arguments: members with rows of their own, or with those of all."""
+@pytest.mark.parametrize("implementation", ["blockwise", "cudnn", "triton"])
+def test_members_attend_as_each_alone(implementation, small_blocks):
+    """With rows of their own or those of all, where some train and others are frozen, as in a step."""
     case = Case((4, 2, 16, 0.0, 7))
-    weights = jnp.arange(1.0, 4.0)
+    own = np.stack([case.segments, np.ones_like(case.segments)])
 
-    def total(name, weight, segments):
-        q, k, v = (weight * x for x in case.inputs)
-        return jnp.sum(jnp.sin(attention.attention(name, Rows(q, k, v, segments), case.logits)) * case.real)
+    def member(name, weight, segments, active):
+        def total(weight):
+            q, k, v = (weight * x for x in case.inputs)
+            return jnp.sum(jnp.sin(attention.attention(name, Rows(q, k, v, segments), case.logits)) * case.real)
 
-    for axis, segments in ((None, case.segments), (0, np.stack([case.segments] * 3))):
-        ours, theirs = (
-            jit(jax.vmap(jax.value_and_grad(functools.partial(total, name)), in_axes=(0, axis)))(weights, segments)
-            for name in ("cudnn", "blockwise")
-        )
-        np.testing.assert_allclose(ours, theirs, rtol=1e-4)
+        return jax.lax.cond(active, jax.value_and_grad(total), lambda weight: (weight, weight), weight)
+
+    weights, active = jnp.array([1.0, 2.0]), jnp.array([True, False])
+    for axis, segments in ((None, case.segments), (0, own)):
+        ours = jit(jax.vmap(functools.partial(member, implementation), in_axes=(0, axis, 0)))(weights, segments, active)
+        alone = jit(functools.partial(member, "blockwise"))(weights[0], case.segments, True)
+        np.testing.assert_allclose(ours, np.stack([alone, [2.0, 2.0]], axis=1), rtol=1e-4)
 
 
 # Whole models
