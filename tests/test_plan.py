@@ -16,14 +16,18 @@ from distill_jax.commands import plan
 from distill_jax.config import ConfigError
 from distill_jax.experiment import graph, slice_plan
 from distill_jax.experiment.config_file import load_experiment, load_module
+from distill_jax.experiment.lowered_group import LoweredGroup, group_step
 from distill_jax.models.transformer import TransformerConfig
-from distill_jax.perf import flops, hlo
+from distill_jax.perf import compile_for, flops, hlo
+from distill_jax.perf.analysis_cache import AnalysisCache
 from distill_jax.perf.collectives import KINDS, collectives
+from distill_jax.perf.compile_for import ProgramAnalysis, topology
+from distill_jax.perf.prices import Prices
 from distill_jax.perf.slices import CHIPS, SLICES, find
 from distill_jax.perf.traffic import traffic_by_part
+from distill_jax.reports import plan_table
 from distill_jax.sharding.mesh import make_mesh
 from distill_jax.stages import Distill, Pretrain, Relearn, Unlearn
-from distill_jax.stages.context import Context
 from tests.traced import TINY, traced_step
 
 ROOT = Path(__file__).parent.parent
@@ -102,7 +106,7 @@ def test_only_whole_tori_have_rings():
 @pytest.mark.parametrize("name", ["v5e-4", "v6e-8", "v5p-16", "v4-32", "v5p-640"])
 def test_libtpu_knows_a_slice(name):
     pytest.importorskip("libtpu")
-    devices = slice_plan.topology(find(name))
+    devices = topology(find(name))
     assert len(devices) == find(name).chips
 
 
@@ -110,7 +114,7 @@ def test_libtpu_knows_a_slice(name):
 def test_a_mesh_may_share_a_wire_of_the_torus():
     """30 members on 8 × 8 chips: two rows of 32, though 32 is no product of the sides."""
     pytest.importorskip("libtpu")
-    mesh = make_mesh(30, devices=slice_plan.topology(find("v5e-64")))
+    mesh = make_mesh(30, devices=topology(find("v5e-64")))
     assert dict(mesh.shape) == {"population": 2, "data": 32, "fsdp": 1, "tensor": 1}
 
 
@@ -125,8 +129,8 @@ def test_an_unknown_slice_lists_them(config, capsys):
 
 @pytest.mark.unit
 def test_a_missing_compiler_is_one_line(config, capsys, monkeypatch):
-    found = slice_plan.importlib.util.find_spec
-    monkeypatch.setattr(slice_plan.importlib.util, "find_spec", lambda name: None if name == "libtpu" else found(name))
+    found = compile_for.importlib.util.find_spec
+    monkeypatch.setattr(compile_for.importlib.util, "find_spec", lambda name: None if name == "libtpu" else found(name))
     assert main.main(["distill-jax", "plan", f"--config={config}", "--slice=v5e-4"]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "pip install" in said
@@ -136,9 +140,9 @@ def test_a_missing_compiler_is_one_line(config, capsys, monkeypatch):
 
 
 @pytest.mark.unit
-def test_the_shipped_prices_cover_every_generation():
-    prices = slice_plan.load_prices(None)
-    assert set(prices["chip_hour"]) == set(CHIPS) and prices["date"] and "pricing" in prices["note"]
+def test_the_shipped_prices_cover_every_generation_that_has_a_list_price():
+    prices = Prices.load(None)
+    assert set(prices.chip_hour) == set(CHIPS) - {"tpu7x"} and prices.date and "pricing" in prices.note
 
 
 @pytest.mark.unit
@@ -148,26 +152,28 @@ def test_the_shipped_prices_cover_every_generation():
 def test_a_bad_price_table_is_refused(tmp_path, text):
     (tmp_path / "p.json").write_text(text)
     with pytest.raises(ConfigError, match=r"p\.json"):
-        slice_plan.load_prices(str(tmp_path / "p.json"))
+        Prices.load(str(tmp_path / "p.json"))
     with pytest.raises(ConfigError, match="none"):
-        slice_plan.load_prices(str(tmp_path / "none.json"))
+        Prices.load(str(tmp_path / "none.json"))
 
 
 def context(config):
     module = load_module(config)
-    experiment = load_experiment(module, module.get_config())
-    nodes = graph.build(experiment, Path("plan"))
-    return Context(experiment.model, nodes, Path(), None, experiment.run)
+    return slice_plan.planning_context(load_experiment(module, module.get_config()))
+
+
+def planner(ctx, chip_hour, say=lambda line: None):
+    return slice_plan.SlicePlanner(ctx, Prices("EUR", "today", chip_hour), AnalysisCache(None), say)
 
 
 def stub(fits_from, traffic=10**12):
     """Return a stand-in for the compiler: programs fit from so many chips on, and are bound by HBM."""
 
-    def compile_for(lowered, chips):
+    def compile_for(lowered, where):
         hbm = dict.fromkeys(("arguments", "outputs", "aliased", "temporaries", "code"), 1000)
-        if chips >= fits_from:
-            return slice_plan.Compiled(hbm, 3000, traffic={"other": traffic})
-        return slice_plan.Compiled({}, 10**15)
+        if where.chips >= fits_from:
+            return ProgramAnalysis(hbm, 3000, traffic={"other": traffic})
+        return ProgramAnalysis({}, 10**15)
 
     return compile_for
 
@@ -177,103 +183,48 @@ def test_the_cost_is_time_chips_and_price(config, monkeypatch):
     pytest.importorskip("libtpu")
     monkeypatch.setattr(slice_plan, "compile_for", stub(1))
     ctx = context(config)
+    plan_of = planner(ctx, {"v5e": 7.0})
     groups = [[ctx.nodes["reference"]], [ctx.nodes["damaged"]]]
-    prices = {"currency": "EUR", "date": "today", "chip_hour": {"v5e": 7.0}}
-    row, idle = slice_plan.on_slice(ctx, groups, find("v5e-4"), prices, lambda line: None)
-    assert row["step_seconds"] == pytest.approx(1e12 / 819e9)
-    assert row["cost"] == pytest.approx(1e12 / 819e9 * 100 * 4 / 3600 * 7.0)
-    assert idle["cost"] == idle["steps"] == 0 and idle["fits"]
-    assert "EUR" in slice_plan.table([row, idle], prices)
-    with pytest.raises(ConfigError, match="v6e"):
-        slice_plan.on_slice(ctx, groups, find("v6e-4"), prices, lambda line: None)
+    stage, idle = plan_of.on_slice(groups, find("v5e-4"))
+    assert stage.step_seconds == pytest.approx(1e12 / 819e9)
+    assert stage.cost == pytest.approx(1e12 / 819e9 * 100 * 4 / 3600 * 7.0)
+    assert idle.cost == idle.steps == 0 and idle.fits
+    assert "7.00 EUR a chip-hour" in plan_table.table([stage, idle], plan_of.prices)
+    stages = plan_of.on_slice(groups, find("v6e-4"))
+    assert stages[0].cost is None and stages[0].chip_hours > 0
+    assert "No price of a v6e chip-hour is known" in plan_table.table(stages, plan_of.prices)
 
 
 @pytest.mark.unit
 def test_a_population_that_does_not_fit_is_planned_in_the_parts_that_run_would_take(config, monkeypatch):
     pytest.importorskip("libtpu")
-    ctx, said, most = context(config), [], 0.8 * CHIPS["v5e"].hbm
+    ctx, lines, most = context(config), [], 0.8 * CHIPS["v5e"].hbm
     group = [dataclasses.replace(ctx.nodes["reference"], name=f"seed-{i}", peers=5) for i in range(5)]
     ctx.nodes |= {node.name: node for node in group}
+    hbm = dict.fromkeys(("arguments", "outputs", "aliased", "temporaries", "code"), 1)
     sizes = []
 
-    def lower(ctx, nodes, devices):
-        sizes.append(len(nodes))
-        return types.SimpleNamespace(nodes=list(nodes), lowered=types.SimpleNamespace(as_text=lambda: str(len(nodes))))
+    class ByMembers:
+        """Lower nothing: a program is as large as it has members."""
 
-    def rows(ctx, work, where, price, made, program):
-        return [{"stage": node.name, "members": len(work.nodes)} for node in work.nodes]
+        def __init__(self, ctx, devices):
+            self.mesh = group_step(ctx, group[:1], devices).mesh
 
-    hbm = dict.fromkeys(("arguments", "outputs", "aliased", "temporaries", "code"), 1)
-    monkeypatch.setattr(slice_plan, "lower", lower)
-    monkeypatch.setattr(slice_plan, "_rows", rows)
-    monkeypatch.setattr(
-        slice_plan,
-        "compile_for",
-        lambda lowered, chips: slice_plan.Compiled(hbm, int(most / 2 * int(lowered.as_text()))),
-    )
-    prices = {"currency": "USD", "date": "", "chip_hour": {"v5e": 1.0}}
-    found = slice_plan.on_slice(ctx, [group], find("v5e-4"), prices, said.append)
+        def __call__(self, nodes):
+            sizes.append(len(nodes))
+            program = types.SimpleNamespace(as_text=lambda: str(len(nodes)))
+            return LoweredGroup(nodes, len(nodes), 1.0, 1.0, self.mesh, program, ())
+
+    def compile_for(lowered, where):
+        return ProgramAnalysis(hbm, int(most / 2 * int(lowered.as_text())))
+
+    monkeypatch.setattr(slice_plan, "Lowering", ByMembers)
+    monkeypatch.setattr(slice_plan, "compile_for", compile_for)
+    stages = planner(ctx, {"v5e": 1.0}, lines.append).on_slice([group], find("v5e-4"))
     # Five and three are too many, two fit; then of the three that are left.
-    assert sizes == [5, 3, 2, 3, 2, 1] and [row["members"] for row in found] == [2, 2, 2, 2, 1]
-    assert said[0] == "[1/1] seed-0, seed-1, seed-2, seed-3, seed-4: compiled in 0 s, too large together"
-    assert "same program as before, too large" in said[3]
-
-
-LOWERED: dict[tuple[str, int], slice_plan.Work] = {}
-
-
-@pytest.fixture
-def lowered_once(monkeypatch):
-    """Lower the stage once for each slice: what differs below is what compiling is said to give, and prices."""
-    lower = slice_plan.lower
-
-    def known(ctx, group, devices):
-        key = (devices[0].device_kind, len(devices))
-        if key not in LOWERED:
-            LOWERED[key] = lower(ctx, group, devices)
-        return LOWERED[key]
-
-    monkeypatch.setattr(slice_plan, "lower", known)
-
-
-@pytest.mark.unit
-@pytest.mark.usefixtures("lowered_once")
-@pytest.mark.parametrize("prices", [{"v5e": 1.0, "v6e": 1.9}, {"v5e": 1.0, "v6e": 2.2}, {"v6e": 1.0, "v5e": 1e9}])
-def test_auto_takes_the_cheapest_slice_that_fits(config, monkeypatch, prices):
-    pytest.importorskip("libtpu")
-    monkeypatch.setattr(slice_plan, "compile_for", stub(4))
-    ctx = context(config)
-    said = []
-    table = {"currency": "USD", "date": "", "chip_hour": prices}
-    rows = slice_plan.cheapest(ctx, [[ctx.nodes["reference"]]], table, said.append)
-    # Bound by HBM, the same seconds on any number of chips: the smallest slices that fit have 4.
-    cost = {g: 1e12 / CHIPS[g].bandwidth * 100 * 4 / 3600 * price for g, price in prices.items()}
-    assert rows[0]["slice"] == f"{min(cost, key=cost.__getitem__)}-4"
-    assert rows[0]["cost"] == pytest.approx(min(cost.values()))
-    assert any("does not fit" in line for line in said)
-    assert any("not compiled" in line for line in said) == (max(prices.values()) > 1e6)
-
-
-@pytest.mark.unit
-@pytest.mark.usefixtures("lowered_once")
-def test_auto_goes_on_while_larger_slices_get_cheaper(config, monkeypatch):
-    pytest.importorskip("libtpu")
-    traffic = {1: 8e11, 4: 1e11, 8: 6e10}  # by chips: 8 take more in all than 4, and 4 less than 1
-    monkeypatch.setattr(slice_plan, "compile_for", lambda lowered, chips: stub(1, int(traffic[chips]))(lowered, chips))
-    ctx = context(config)
-    table = {"currency": "USD", "date": "", "chip_hour": {"v5e": 1.0}}
-    assert slice_plan.cheapest(ctx, [[ctx.nodes["reference"]]], table, lambda line: None)[0]["slice"] == "v5e-4"
-
-
-@pytest.mark.unit
-@pytest.mark.usefixtures("lowered_once")
-def test_auto_says_that_nothing_fits(config, monkeypatch):
-    pytest.importorskip("libtpu")
-    monkeypatch.setattr(slice_plan, "compile_for", stub(10**6))
-    monkeypatch.setattr(slice_plan, "MAX_CHIPS", 4)
-    ctx = context(config)
-    with pytest.raises(ConfigError, match="no slice"):
-        slice_plan.cheapest(ctx, [[ctx.nodes["reference"]]], slice_plan.load_prices(None), lambda line: None)
+    assert sizes == [5, 3, 2, 3, 2, 1] and [stage.members for stage in stages] == [2, 2, 2, 2, 1]
+    assert lines[0] == "[1/1] seed-0, seed-1, seed-2, seed-3, seed-4: compiled in 0 s, too large together"
+    assert "compiled before, too large" in lines[3]
 
 
 @pytest.mark.unit
@@ -285,9 +236,9 @@ def test_auto_says_that_nothing_fits(config, monkeypatch):
     ],
 )
 def test_a_refusal_says_how_much_was_needed(message, needed):
-    assert slice_plan._refused(message) == needed * 2**30
+    assert compile_for.refused_bytes(message) == needed * 2**30
     with pytest.raises(RuntimeError):
-        slice_plan._refused("INTERNAL: something else")
+        compile_for.refused_bytes("INTERNAL: something else")
 
 
 # Compiled programs.
@@ -474,14 +425,23 @@ def test_no_file_that_is_named_has_to_be_there_to_plan(name, changed, tmp_path):
 @pytest.mark.end_to_end
 def test_a_plan_from_the_command_line(config, tmp_path):
     pytest.importorskip("libtpu")
-    out = tmp_path / "plan.json"
-    command = [sys.executable, "-m", "distill_jax", "plan", f"--config={config}", "--slice=v5e-4", "--verbose"]
-    done = subprocess.run([*command, f"--json={out}", "--config.steps=36"], cwd=ROOT, capture_output=True, text=True)
+    out, flags = tmp_path / "plan.json", ("--verbose", "--nocache", "--config.steps=36")
+    command = [
+        sys.executable,
+        "-m",
+        "distill_jax",
+        "plan",
+        f"--config={config}",
+        "--slice=v5e-4",
+        "--verbose",
+        "--nocache",
+    ]
+    done = subprocess.run([*command, f"--json={out}", *flags], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     rows = {row["stage"]: row for row in json.loads(out.read_text())}
     assert list(rows) == ["data", "reference", "again", "damaged", "undo"]
-    assert "again: the same program as before" in done.stdout and "layers/mlp/down" in done.stdout
+    assert "again: compiled before" in done.stdout and "layers/mlp/down" in done.stdout
 
     v, n, d, f, h = (TINY[k] for k in ("vocab", "layers", "hidden", "mlp", "head_dim"))
     layer = d * h * 4 + 2 * d * h * 2 + h * 4 * d + 3 * d * f

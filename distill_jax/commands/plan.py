@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from distill_jax import backend
 from distill_jax.commands import config_line
 from distill_jax.commands.command_line import flag
 from distill_jax.config import check
 from distill_jax.experiment.config_file import check_stages, load_experiment
+from distill_jax.io.files import write_json
+from distill_jax.perf.prices import Prices
+from distill_jax.perf.slices import find
+
+if TYPE_CHECKING:
+    from distill_jax.experiment.experiment import CheckedExperiment
 
 # Of a process that plans, and of no other: on a pod the first would break the detection of the cluster.
 PLANNING = {
@@ -30,6 +39,9 @@ class Flags:
     stages: tuple[str, ...] | None = flag(None, "NAME,…: the only stages")
     json: str | None = flag(None, "FILE: where the plan is also written", path=True)
     prices: str | None = flag(None, "FILE: price table", path=True)
+    cache: bool = flag(
+        True, "keep what the compiler says of a program in ~/.cache/distill_jax/plan; --nocache does not"
+    )
     verbose: bool = flag(False, "also print where every parameter lies")
 
 
@@ -42,21 +54,35 @@ def usage(arguments: Sequence[str]) -> str:
 def main(arguments: Sequence[str]) -> int:
     """Run the command."""
     os.environ.update(PLANNING)  # before the config's imports bring JAX
+    name, _ = config_line.take(arguments, "slice")
+    if name and name != "auto":
+        find(name)  # refused before any file is read
     parsed, named = config_line.read("plan", Flags, arguments)
-    from distill_jax.perf import slices
-
     flags = parsed.flags
-    if flags.slice != "auto":
-        slices.find(flags.slice)
     check(flags.stages is None or any(flags.stages), "--stages= names none; leave it out to plan all of them")
-    stages = list(flags.stages or ())
-    check_stages(stages, named.module, named.config)
+    check_stages(list(flags.stages or ()), named.module, named.config)
+    prices = Prices.load(flags.prices)
     backend.import_jax()
-    from distill_jax.experiment import slice_plan
-
-    prices = slice_plan.load_prices(flags.prices)
-    experiment = load_experiment(named.module, named.config)
-    rows = slice_plan.run(experiment, flags.slice, prices, stages=stages, verbose=flags.verbose)
-    if flags.json:
-        slice_plan.save(rows, flags.json)
+    _plan(flags, load_experiment(named.module, named.config), prices)
     return 0
+
+
+def _plan(flags: Flags, experiment: CheckedExperiment, prices: Prices) -> None:
+    """Plan the chosen stages, print the table, and write the file."""
+    from distill_jax.experiment import slice_plan, slice_ranking
+    from distill_jax.perf.analysis_cache import AnalysisCache, default_directory
+    from distill_jax.perf.compile_for import compiler_version
+    from distill_jax.reports import plan_table
+
+    compiler_version()  # refused where there is none
+    ctx = slice_plan.planning_context(experiment)
+    groups = slice_plan.chosen_groups(ctx, flags.stages or ())
+    cache = AnalysisCache(default_directory() if flags.cache else None)
+    planner = slice_plan.SlicePlanner(ctx, prices, cache, functools.partial(print, flush=True))
+    auto = flags.slice == "auto"
+    stages = slice_ranking.cheapest(planner, groups) if auto else planner.on_slice(groups, find(flags.slice))
+    if flags.verbose:
+        print(plan_table.parameters(ctx, planner.mesh(groups, find(stages[0].slice))))
+    print(plan_table.table(stages, prices))
+    if flags.json:
+        write_json(Path(flags.json), [stage.as_json() for stage in stages])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import grain
 import numpy as np
@@ -15,6 +16,22 @@ def order(count: int, batch: int, seed: int) -> grain.MapDataset[np.ndarray]:
     """Return an endless sequence whose item `step` is the indices [batch] below `count` of that global batch."""
     # grain's shuffle takes a new permutation in every epoch of `repeat`; only indices pass through it.
     return grain.MapDataset.range(count).seed(seed).shuffle().repeat().batch(batch)
+
+
+def padded(read: Callable[[np.ndarray], np.ndarray], indices: np.ndarray, rows: slice) -> np.ndarray:
+    """Read the rows of a batch, zeros for those past its end: segment 0, which no loss counts.
+
+    Args:
+      read: indices of a file [n] -> its rows [n, ...].
+      indices: of the whole batch, [B].
+      rows: of the batch filled up with padding.
+    """
+    places = np.arange(rows.start, rows.stop)
+    out = read(indices[np.minimum(places, len(indices) - 1)])
+    if rows.stop > len(indices):
+        out = out.copy()  # records lie in memory that is read only
+        out[places >= len(indices)] = 0
+    return out
 
 
 class Feed:

@@ -20,7 +20,7 @@ from distill_jax.models import lora, transformer
 from distill_jax.models.head import head_loss, head_of
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops
-from distill_jax.sharding.mesh import constrain, over_members, replicated, tracing
+from distill_jax.sharding.mesh import constrain, over_members, padded_rows, replicated, tracing
 from distill_jax.types import JsonObject, PyTree
 
 
@@ -52,7 +52,7 @@ class BitsPerByte:
         """Build evaluate(params [P, ...], base=None) -> nats of each part, fp64 [P, parts]."""
 
         run = _program(cfg, mesh, chunk)
-        size = min(batch or 2**31, max(map(len, self._rows.values())))
+        size = padded_rows(min(batch or 2**31, max(map(len, self._rows.values()))), mesh)
         batches = [_batches(self._rows[part], size) for part in parts]
 
         def evaluate(params: PyTree, base: PyTree = None) -> np.ndarray:

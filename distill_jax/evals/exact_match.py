@@ -18,7 +18,7 @@ from distill_jax.models import lora
 from distill_jax.models.decoding import NONE, PaddedPrompts, greedy
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops
-from distill_jax.sharding.mesh import over_members, replicated, tracing
+from distill_jax.sharding.mesh import over_members, padded_rows, replicated, tracing
 from distill_jax.types import JsonObject, PyTree
 
 
@@ -79,7 +79,7 @@ def make_evaluator(
     def member(trained: PyTree, shared: PyTree) -> jax.Array:
         base, item = shared
         params, n = lora.attach(trained, base), item[0].shape[0]
-        size = min(batch or n, n)
+        size = padded_rows(min(batch or n, n), mesh)
 
         def cut(x: jax.Array) -> jax.Array:
             # The last chunk is filled up with copies of the first prompt, and cut off again.

@@ -16,7 +16,7 @@ from distill_jax.models import lora
 from distill_jax.models.likelihood import Continuations, continuations
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops
-from distill_jax.sharding.mesh import constrain, over_members, replicated, tracing
+from distill_jax.sharding.mesh import constrain, over_members, padded_rows, replicated, tracing
 from distill_jax.types import JsonObject, PyTree
 
 Reading = ChoiceReading
@@ -71,7 +71,10 @@ class MultipleChoice:
         answers = np.array([readings[0]["answer"] for readings in items.values()])
         max_own, options = max(r["own"] for r in self._readings), max(max(r["choices"]) + 1 for r in self._readings)
         run = _program(cfg, mesh, max_own)
-        packed = [_pack(group, batch or len(group), max(len(r["last"]) for r in self._readings)) for group in batches]
+        packed = [
+            _pack(group, padded_rows(batch or len(group), mesh), max(len(r["last"]) for r in self._readings))
+            for group in batches
+        ]
 
         def evaluate(params: PyTree, base: PyTree = None) -> np.ndarray:
             queued = [run(params, base, rows) for rows in packed]

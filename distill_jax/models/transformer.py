@@ -15,23 +15,30 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.extend.core import Primitive
 
 from distill_jax.config import added, check
-from distill_jax.models.head import LOSS_HEADS, softcap, unembed
-from distill_jax.sharding.mesh import constrain
+from distill_jax.models.attention import CHOICES, attention, choose, masked
+from distill_jax.models.attention_kernels import Logits, Rows
+from distill_jax.models.head import LOSS_HEADS, unembed
+from distill_jax.sharding.mesh import constrain, gather, gathers
 from distill_jax.types import ArrayOrShape, PyTree
 
 Params = PyTree  # the tree above, of arrays or of what stands for them
 Cache = tuple[jax.Array, jax.Array]
 Angles = tuple[jax.Array, jax.Array]
 Masks = tuple[jax.Array, jax.Array]  # local, global
+Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # q [B, T, N, H], k and v [B, S, K, H] -> like q
+Local = bool | jax.Array  # whether a layer sees only a window; an array where one program serves both kinds
 
 
 class CachedInputs(NamedTuple):
@@ -60,13 +67,25 @@ FANS = {
     "down": ((0,), (1,)),
 }
 
+# Logical axes of a layer's matrices, without the axes that stack them.
+MATRIX_AXES = {
+    "query": ("embed", "heads", "head_dim"),
+    "key_value": ("embed", "kv_heads", "head_dim"),
+    "output": ("heads", "head_dim", "embed"),
+    "gate_up": ("embed", "mlp"),
+    "down": ("mlp", "embed"),
+}
+
 MAX_LAYERS = 10_000  # a file that claims more is damaged, and looking for so many takes for ever
 
-# A large finite negative: -inf would make a row that may attend to nothing (padding) NaN.
-MASKED = -1e30
+
+def _all_but_gathered(primitive: Primitive, *_: object, **__: object) -> bool:
+    """Save all but what a constraint gave, as a weight put together: constraints of activations are free to repeat."""
+    return primitive.name != "sharding_constraint"
+
 
 REMAT_POLICIES = {
-    "none": None,
+    "none": _all_but_gathered,
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
 }
@@ -110,6 +129,7 @@ class TransformerConfig:
       dtype: dtype of the computation; weights that train stay in fp32 and are cast where they are used.
       unroll: layers the scan inlines at a time; 1 compiles fastest, all of them run fastest on a CPU.
       remat: what the backward pass recomputes, a key of `REMAT_POLICIES`.
+      attention: how packed rows attend, one of `attention.CHOICES`; "auto" chooses by platform and shape.
       loss_head: how losses of the head are computed: "chunked" (logits of a chunk of tokens exist), "blockwise" (a
         block of the vocabulary at a time), or "auto", by the device and the size of the vocabulary.
     """
@@ -141,6 +161,7 @@ class TransformerConfig:
     remat: str = "none"
     qkv_bias: bool = added(False)
     global_first: int = added(0)
+    attention: str = added("auto")
     loss_head: str = added("auto")
 
     def __post_init__(self) -> None:
@@ -149,6 +170,7 @@ class TransformerConfig:
         for name, value, choices in (
             ("remat", self.remat, REMAT_POLICIES),
             ("activation", self.activation, ACTIVATIONS),
+            ("attention", self.attention, CHOICES),
             ("loss_head", self.loss_head, LOSS_HEADS),
         ):
             check(value in choices, f"model.{name} = {value!r}: choose one of {', '.join(choices)}")
@@ -244,13 +266,23 @@ def project(module: nn.Module, name: str, x: jax.Array, w: jax.Array, index: int
       name: a key of `FANS`, which tells how many of w's axes face x.
       index: which of two matrices that share a tensor w is.
     """
-    inputs = len(FANS[name][0])
-    y = dense(x, w.astype(x.dtype), inputs)
+    inputs, axes = len(FANS[name][0]), MATRIX_AXES[name]
+    y = gathered_dense(x, w.astype(x.dtype), axes, inputs)
     if module.has_variable("lora", name):
         pair: PyTree = module.get_variable("lora", name)
-        a, b = (pair[k] if index is None else pair[k][index] for k in "ab")
-        y += dense(dense(x, a.astype(x.dtype), inputs), b.astype(x.dtype))
+        a, b = ((pair[k] if index is None else pair[k][index]).astype(x.dtype) for k in "ab")
+        narrow = gathered_dense(x, a, (*axes[:inputs], None), inputs)
+        y += gathered_dense(narrow, b, (None, *axes[inputs:]))
     return y
+
+
+def gathered_dense(x: jax.Array, w: jax.Array, axes: Sequence[str | None], inputs: int = 1) -> jax.Array:
+    """Return `dense`, with a weight that is divided over `fsdp` put together before the product.
+
+    Not where there are fewer tokens than w has rows, as in a step of decoding: there sums of products are smaller.
+    """
+    tokens, rows = math.prod(x.shape[:-inputs]), math.prod(w.shape[:inputs])
+    return dense(x, gather(w, *axes) if tokens >= rows else w, inputs)
 
 
 class RMSNorm(nn.Module):
@@ -268,19 +300,20 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with rotary positions and a logit softcap."""
+    """Grouped-query attention with rotary positions."""
 
     cfg: TransformerConfig
+    attend: Attend
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, angles: Angles, mask: jax.Array, cache: Cache | None, slot: jax.Array | int
+        self, x: jax.Array, angles: Angles, cache: Cache | None, slot: jax.Array | int
     ) -> tuple[jax.Array, Cache | None]:
         c, dtype = self.cfg, jnp.dtype(self.cfg.dtype)
         shape_q, shape_kv = (c.hidden, c.heads, c.head_dim), (2, c.hidden, c.kv_heads, c.head_dim)
-        w_q = self.param("query", _normal(c, "embed", "heads", "head_dim"), shape_q)
-        w_kv = self.param("key_value", _normal(c, "two", "embed", "kv_heads", "head_dim"), shape_kv)
-        w_o = self.param("output", _normal(c, "heads", "head_dim", "embed"), (c.heads, c.head_dim, c.hidden))
+        w_q = self.param("query", _normal(c, *MATRIX_AXES["query"]), shape_q)
+        w_kv = self.param("key_value", _normal(c, "two", *MATRIX_AXES["key_value"]), shape_kv)
+        w_o = self.param("output", _normal(c, *MATRIX_AXES["output"]), (c.heads, c.head_dim, c.hidden))
 
         q = project(self, "query", x, w_q)
         k, v = (project(self, "key_value", x, w_kv[i], i) for i in (0, 1))
@@ -293,12 +326,7 @@ class Attention(nn.Module):
             k = jax.lax.dynamic_update_slice_in_dim(cache[0], k, slot, axis=1)
             v = jax.lax.dynamic_update_slice_in_dim(cache[1], v, slot, axis=1)
             cache = (k, v)
-        q = q.reshape(*q.shape[:2], c.kv_heads, c.heads // c.kv_heads, c.head_dim)
-        logits = jnp.einsum("BTKGH,BSKH->BKGTS", q, k, preferred_element_type=jnp.float32)
-        logits = softcap(logits * c.query_scale**-0.5, c.attention_softcap)
-        weights = jax.nn.softmax(jnp.where(mask[:, None, None], logits, MASKED), axis=-1).astype(dtype)
-        out = jnp.einsum("BKGTS,BSKH->BTKGH", weights, v).reshape(*x.shape[:2], c.heads, c.head_dim)
-        out = constrain(out, "batch", None, "heads", None)
+        out = constrain(self.attend(q, k, v), "batch", None, "heads", None)
         return project(self, "output", out, w_o), cache
 
     def _biases(self) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -317,35 +345,27 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         c = self.cfg
-        w_in = self.param("gate_up", _normal(c, "two", "embed", "mlp"), (2, c.hidden, c.mlp))
-        w_out = self.param("down", _normal(c, "mlp", "embed"), (c.mlp, c.hidden))
+        w_in = self.param("gate_up", _normal(c, "two", *MATRIX_AXES["gate_up"]), (2, c.hidden, c.mlp))
+        w_out = self.param("down", _normal(c, *MATRIX_AXES["down"]), (c.mlp, c.hidden))
         gate, up = (project(self, "gate_up", x, w_in[i], i) for i in (0, 1))
         wide = constrain(ACTIVATIONS[c.activation](gate) * up, "batch", None, "mlp")
         return project(self, "down", wide, w_out)
 
 
 class Layer(nn.Module):
-    """One pre- and, if so configured, post-normalised block; the residual stream is the scan's carry."""
+    """One pre- and, if so configured, post-normalised block of the residual stream."""
 
     cfg: TransformerConfig
+    attend: Attend
 
     @nn.compact
     def __call__(
-        self,
-        x: jax.Array,
-        scanned: tuple[jax.Array, Cache | None],
-        angles: PyTree,  # `Angles`, or a pair of them: of local layers and of global ones
-        masks: Masks,
-        slot: jax.Array | int,
+        self, x: jax.Array, angles: Angles, cache: Cache | None = None, slot: jax.Array | int = 0
     ) -> tuple[jax.Array, Cache | None]:
-        local, cache = scanned
-        mask = jnp.where(local, masks[0], masks[1])
-        if self.cfg.local_rope_theta:
-            angles = jax.tree.map(functools.partial(jnp.where, local), *angles)
         norm = functools.partial(RMSNorm, self.cfg)
         post = norm if self.cfg.post_norms else _no_norm
         y = norm(name="pre_attention_norm")(x)
-        y, cache = Attention(self.cfg, name="attention")(y, angles, mask, cache, slot)
+        y, cache = Attention(self.cfg, self.attend, name="attention")(y, angles, cache, slot)
         x = x + post(name="post_attention_norm")(y)
         y = MLP(self.cfg, name="mlp")(norm(name="pre_mlp_norm")(x))
         return constrain(x + post(name="post_mlp_norm")(y), "batch", None, None), cache
@@ -357,53 +377,180 @@ def _no_norm(name: str) -> Callable[[jax.Array], jax.Array]:
 
 
 class Transformer(nn.Module):
-    """Embed, scan the layers, normalise; `unembed` gives logits from the normalised state."""
+    """The parameters of a decoder: calling it draws them. What runs it are the functions below."""
 
     cfg: TransformerConfig
 
     def setup(self) -> None:
         c = self.cfg
         self.embedding = self.param("embedding", _normal(c, "vocab", "embed"), (c.vocab, c.hidden))
-        if not c.tied:  # only `unembed` reads it
+        if not c.tied:  # only the head reads it
             self.param("unembedding", _normal(c, "vocab", "embed"), (c.vocab, c.hidden))
-        layer = Layer
-        if c.remat != "none":
-            layer = nn.remat(Layer, policy=REMAT_POLICIES[c.remat], prevent_cse=False)
         self.layers = nn.scan(
-            layer,
-            variable_axes={"params": 0, "lora": 0},
+            Layer,
+            variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+            in_axes=nn.broadcast,
             length=c.layers,
-            unroll=c.unroll,
             metadata_params={nn.PARTITION_NAME: "layers"},
-        )(c)
+        )(c, _first_values)
         self.final_norm = RMSNorm(c)
 
-    def residual(
-        self, tokens: jax.Array, positions: jax.Array, masks: Masks, cache: Cache | None, slot: jax.Array | int
-    ) -> tuple[jax.Array, Cache | None]:
-        """Return the residual stream [B, T, D] that leaves the last layer, and the cache."""
-        dtype = jnp.dtype(self.cfg.dtype)
-        x = look_up(self.embedding.astype(dtype), tokens)
-        if self.cfg.scale_embedding:  # in the compute dtype, as the published Gemma weights expect
-            x = x * jnp.asarray(self.cfg.hidden**0.5, dtype)
-        x = constrain(x, "batch", None, None)
-        local = jnp.array(local_layers(self.cfg))
-        angles = rotary(self.cfg, positions)
-        kinds = (rotary(self.cfg, positions, local=True), angles) if self.cfg.local_rope_theta else angles
-        return self.layers(x, (local, cache), kinds, masks, slot)
+    def __call__(self, positions: jax.Array) -> jax.Array:
+        x = jnp.zeros((*positions.shape, self.cfg.hidden), self.cfg.dtype)
+        return self.final_norm(self.layers(x, rotary(self.cfg, positions))[0])
 
-    def __call__(
-        self,
-        tokens: jax.Array,
-        positions: jax.Array,
-        masks: Masks,
-        cache: Cache | None = None,
-        slot: jax.Array | int = 0,
-    ) -> tuple[jax.Array, Cache | None]:
-        x, cache = self.residual(tokens, positions, masks, cache, slot)
-        return self.final_norm(x), cache
+
+def _first_values(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """Attend to the only key there is."""
+    del k
+    return jnp.repeat(v, q.shape[2] // v.shape[2], axis=2)
+
+
+class Attends(NamedTuple):
+    """How layers attend.
+
+    Attributes:
+      of: of(local) attends as layers of this kind do.
+      kinds: whether each layer is local, where a program serves one kind; None where one serves both, told by an array.
+    """
+
+    of: Callable[[Any], Attend]
+    kinds: tuple[bool, ...] | None = None
+
+
+def _logits(cfg: TransformerConfig, window: int = 0) -> Logits:
+    return Logits(cfg.query_scale**-0.5, cfg.attention_softcap, window)
+
+
+def by_mask(cfg: TransformerConfig, masks: Masks) -> Attends:
+    """Attend by masks [B, T, S]."""
+
+    def of(local: jax.Array) -> Attend:
+        return functools.partial(masked, mask=jnp.where(local, *masks), logits=_logits(cfg))
+
+    return Attends(of)
+
+
+def by_segments(cfg: TransformerConfig, segments: jax.Array) -> Attends:
+    """Attend within the segments [B, T] of packed rows, by the implementation that is chosen for them."""
+    length = segments.shape[1]
+    chosen = choose(cfg, length).implementation
+    if chosen == "plain":
+        return by_mask(cfg, causal_masks(cfg, jnp.arange(length), segments, segments))
+    window = cfg.sliding_window if cfg.sliding_window < length else 0
+
+    def of(local: bool) -> Attend:
+        logits = _logits(cfg, window if local else 0)
+        return lambda q, k, v: attention(chosen, Rows(q, k, v, segments), logits)
+
+    differ = window or cfg.local_rope_theta
+    return Attends(of, tuple(local_layers(cfg)) if differ else (False,) * cfg.layers)
+
+
+class DecoderInputs(NamedTuple):
+    """What a decoder reads: tokens and positions, int32 [B, T]; with a cache also the slot of the first."""
+
+    tokens: jax.Array
+    positions: jax.Array
+    cache: Cache | None = None
+    slot: jax.Array | int = 0
+
+
+@jax.named_scope("Transformer")  # as the plan reads, which says what part of a model costs what
+def residual(
+    cfg: TransformerConfig, params: Params, inputs: DecoderInputs, attends: Attends
+) -> tuple[jax.Array, Cache | None]:
+    """Return the residual stream [B, T, D] that leaves the last layer, and the cache."""
+    dtype = jnp.dtype(cfg.dtype)
+    x = look_up(params["embedding"].astype(dtype), inputs.tokens)
+    if cfg.scale_embedding:  # in the compute dtype, as the published Gemma weights expect
+        x = x * jnp.asarray(cfg.hidden**0.5, dtype)
+    x = constrain(x, "batch", None, None)
+    angles = rotary(cfg, inputs.positions)
+    local_angles = rotary(cfg, inputs.positions, local=True) if cfg.local_rope_theta else angles
+
+    def layer(x: jax.Array, weights: PyTree, cache: Cache | None, local: Local) -> tuple[jax.Array, Cache | None]:
+        chosen = _either(local, local_angles, angles) if cfg.local_rope_theta else angles
+        out: PyTree = Layer(cfg, attends.of(local)).apply(weights, x, chosen, cache, inputs.slot)
+        return out
+
+    stacked = {"params": params["layers"]} | ({"lora": params["lora"]} if "lora" in params else {})
+    if attends.kinds is None:
+        return _scan_layers(cfg, layer, x, (stacked, inputs.cache, jnp.array(local_layers(cfg))))
+    for section in sections(attends.kinds, cfg.global_first, cfg.global_every):
+        x = _scan_section(cfg, layer, x, stacked, section)
+    return x, None
+
+
+def _either(local: Local, yes: Angles, no: Angles) -> Angles:
+    if isinstance(local, bool):
+        return yes if local else no
+    cos, sin = (jnp.where(local, a, b) for a, b in zip(yes, no, strict=True))
+    return cos, sin
+
+
+LayerFunction = Callable[..., tuple[jax.Array, Cache | None]]  # (x, weights, cache, local) -> (x, cache)
+
+
+def _recomputed(cfg: TransformerConfig, layer: LayerFunction) -> LayerFunction:
+    if cfg.remat == "none" and not gathers():
+        return layer
+    return jax.checkpoint(layer, policy=REMAT_POLICIES[cfg.remat], prevent_cse=False)
+
+
+def _scan_layers(
+    cfg: TransformerConfig, layer: LayerFunction, x: jax.Array, stacked: tuple[PyTree, Cache | None, jax.Array]
+) -> tuple[jax.Array, Cache | None]:
+    """Run all layers, each told by an array of which kind it is."""
+
+    def one(x: jax.Array, scanned: tuple[PyTree, Cache | None, jax.Array]) -> tuple[jax.Array, Cache | None]:
+        return _recomputed(cfg, layer)(x, *scanned)
+
+    out: tuple[jax.Array, Cache | None] = jax.lax.scan(one, x, stacked, unroll=cfg.unroll)
+    return out
+
+
+class Section(NamedTuple):
+    """Consecutive layers: from `start` on, those of `kinds` (whether local) so many `times`."""
+
+    start: int
+    kinds: tuple[bool, ...]
+    times: int
+
+
+def sections(kinds: Sequence[bool], first: int, every: int) -> list[Section]:
+    """Divide layers of these kinds, of which so many `first` are global and then one in `every`."""
+    count = len(kinds)
+    if len(set(kinds)) == 1:
+        return [Section(0, (kinds[0],), count)]
+    groups = (count - first) // every if every else 0
+    out = []
+    for start, stop in itertools.pairwise((0, first, first + groups * every, count)):
+        part = tuple(kinds[start:stop])
+        size = 1 if len(set(part)) == 1 else min(every, len(part))
+        if part:
+            out.append(Section(start, part[:size], len(part) // size))
+    return out
+
+
+def _scan_section(
+    cfg: TransformerConfig, layer: LayerFunction, x: jax.Array, stacked: PyTree, section: Section
+) -> jax.Array:
+    """Run a section's layers, compiled once for all times that its kinds recur."""
+    size = len(section.kinds)
+    stop = section.start + size * section.times
+
+    def groups(w: jax.Array) -> jax.Array:
+        return w[section.start : stop].reshape(section.times, size, *w.shape[1:])
+
+    def group(x: jax.Array, weights: PyTree) -> tuple[jax.Array, None]:
+        for i, local in enumerate(section.kinds):
+            one = _recomputed(cfg, functools.partial(layer, local=local))
+            x, _ = one(x, jax.tree.map(operator.itemgetter(i), weights), None)
+        return x, None
+
+    return jax.lax.scan(group, x, jax.tree.map(groups, stacked), unroll=max(1, cfg.unroll // size))[0]
 
 
 def local_layers(cfg: TransformerConfig) -> list[bool]:
@@ -433,9 +580,7 @@ def segment_positions(segments: jax.Array) -> jax.Array:
 
 def init(cfg: TransformerConfig, key: jax.Array) -> Params:
     """Draw fresh fp32 weights: N(0, init_std²) for matrices, zero for norm scales (which act as 1 + scale)."""
-    tokens = jnp.zeros((1, 1), jnp.int32)
-    masks = (jnp.ones((1, 1, 1), bool),) * 2
-    return nn.unbox(Transformer(cfg).init(key, tokens, tokens, masks)["params"])
+    return nn.unbox(Transformer(cfg).init(key, jnp.zeros((1, 1), jnp.int32))["params"])
 
 
 def shapes(cfg: TransformerConfig) -> Params:
@@ -466,23 +611,19 @@ def frozen(cfg: TransformerConfig, params: Params) -> Params:
 
 def logical_axes(cfg: TransformerConfig) -> Params:
     """Return a tree like the parameters' whose leaves are PartitionSpecs of logical axis names."""
-    tokens = jnp.zeros((1, 1), jnp.int32)
-    masks = (jnp.ones((1, 1, 1), bool),) * 2
-    boxed = jax.eval_shape(Transformer(cfg).init, jax.random.key(0), tokens, tokens, masks)["params"]
+    boxed = jax.eval_shape(Transformer(cfg).init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
     return nn.get_partition_spec(boxed)
 
 
-def _variables(params: Params) -> dict[str, PyTree]:
-    """Return params as Flax wants them: the weights, and apart from them the adapters, if there are any."""
-    if "lora" not in params:
-        return {"params": params}
-    return {"params": {k: v for k, v in params.items() if k != "lora"}, "lora": {"layers": params["lora"]}}
+@jax.named_scope("final_norm")
+def _final_norm(cfg: TransformerConfig, params: Params, x: jax.Array) -> jax.Array:
+    return RMSNorm(cfg).apply({"params": params["final_norm"]}, x)  # type: ignore[return-value]
 
 
 def hidden_states(cfg: TransformerConfig, params: Params, tokens: jax.Array, segments: jax.Array) -> jax.Array:
     """Return the normalised final hidden states [B, T, D] of packed tokens [B, T] with segments [B, T]."""
-    masks = causal_masks(cfg, jnp.arange(tokens.shape[1]), segments, segments)
-    return Transformer(cfg).apply(_variables(params), tokens, segment_positions(segments), masks)[0]
+    inputs = DecoderInputs(tokens, segment_positions(segments))
+    return _final_norm(cfg, params, residual(cfg, params, inputs, by_segments(cfg, segments))[0])
 
 
 def residual_at(
@@ -497,11 +638,8 @@ def residual_at(
     stacked = {name: params[name] for name in ("layers", "lora") if name in params}
     first = dict(params, **jax.tree.map(lambda w: w[:layer], stacked))
     shallow = dataclasses.replace(cfg, layers=layer)
-    masks = causal_masks(cfg, jnp.arange(tokens.shape[1]), segments, segments)
-    positions = segment_positions(segments)
-    return Transformer(shallow).apply(
-        _variables(first), tokens, positions, masks, None, 0, method=Transformer.residual
-    )[0]
+    inputs = DecoderInputs(tokens, segment_positions(segments))
+    return residual(shallow, first, inputs, by_segments(shallow, segments))[0]
 
 
 def apply(cfg: TransformerConfig, params: Params, tokens: jax.Array, segments: jax.Array) -> jax.Array:
@@ -522,8 +660,9 @@ def decode_step(
     """Run tokens that take the cache's slots slot..slot+T-1, and return (hidden [B, T, D], cache)."""
     tokens, positions, held = inputs
     masks = causal_masks(cfg, slot + jnp.arange(tokens.shape[1]), held, jnp.ones_like(tokens))
-    out: PyTree = Transformer(cfg).apply(_variables(params), tokens, positions, masks, cache, slot)
-    return out
+    x, filled = residual(cfg, params, DecoderInputs(tokens, positions, cache, slot), by_mask(cfg, masks))
+    assert filled is not None
+    return _final_norm(cfg, params, x), filled
 
 
 def parameter_count(cfg: TransformerConfig) -> int:

@@ -8,12 +8,14 @@ row, as it is executed.
 from __future__ import annotations
 
 import math
+import re
 from typing import cast
 
 from jax.core import ShapedArray
-from jax.extend.core import Jaxpr, jaxprs_in_params
+from jax.extend.core import Jaxpr, JaxprEqn, jaxprs_in_params
 from jax.interpreters import partial_eval as pe
 
+from distill_jax.models.attention_kernels import VISITED
 from distill_jax.models.transformer import TransformerConfig
 
 
@@ -54,7 +56,9 @@ def decode(cfg: TransformerConfig, prompts: int, width: int, new: int) -> float:
 def executed(jaxpr: Jaxpr) -> float:
     """Return the FLOPs of a traced function's products, with what rematerialisation computes again.
 
-    A loop counts as often as it runs, of a choice the dearer branch, and what no output depends on is left out.
+    A loop counts as often as it runs, a kernel as often as its grid has cells (attention's as often as it computes
+    one), what each device does of its own for all devices, of a choice the dearer branch; what no output depends on is
+    left out.
     """
     return _products(pe.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0])
 
@@ -68,5 +72,17 @@ def _products(jaxpr: Jaxpr) -> float:
             left, out = (cast(ShapedArray, var.aval) for var in (one.invars[0], one.outvars[0]))
             total += 2.0 * out.size * math.prod(left.shape[i] for i in contracted)
         elif inner:
-            total += max(inner) if one.primitive.name == "cond" else one.params.get("length", 1) * sum(inner)
+            total += max(inner) if one.primitive.name == "cond" else _runs(one) * sum(inner)
     return total
+
+
+def _runs(one: JaxprEqn) -> float:
+    """Return how often an operation runs the functions inside it, on all devices together."""
+    if one.primitive.name == "pallas_call":
+        return math.prod(one.params["grid_mapping"].grid)
+    if one.primitive.name == "shard_map":
+        return math.prod(one.params["mesh"].shape[axis] for axis in one.params["newly_manual_axes"])
+    if visited := re.search(VISITED, str(one.params.get("name", ""))):  # of the cells of the kernels inside it
+        return int(visited[1]) / int(visited[2])
+    length: int = one.params.get("length", 1)
+    return length

@@ -83,7 +83,7 @@ def needed_bytes(compiled: jax.stages.Compiled) -> int | None:
 
 def least_bytes(state: PyTree, *rest: PyTree) -> int:
     """Return the bytes of a device without which a step cannot run: what it takes, and the gradients."""
-    leaves = [x for x in jax.tree.leaves((state, state.params, rest)) if hasattr(x, "sharding")]
+    leaves = [x for x in jax.tree.leaves((state, state.params, rest)) if isinstance(x, jax.ShapeDtypeStruct)]
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
 
 

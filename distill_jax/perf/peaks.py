@@ -19,6 +19,7 @@ PEAK_FLOPS: dict[str, float] = {
     "TPU v5p": 459e12,
     "TPU v6 lite": 918e12,  # v6e
     "TPU v6e": 918e12,
+    "TPU7x": 1153.5e12,  # one of a chip's two devices
 }
 
 

@@ -1,8 +1,12 @@
 """TPU slices by their accelerator type: chips, how they are wired, and what one chip can do.
 
 Peak FLOP/s, HBM and interconnect bandwidth are Google's published figures per chip
-(cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}). The HBM a program may use is a little less than the chip has; these are
-the limits that the compiler of libtpu 0.0.42 names when it refuses a program.
+(cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}). The HBM a program may use is a little less than the chip has; these
+are the limits that the compiler of libtpu 0.0.42 names when it refuses a program.
+
+v5e and v6e count chips; v4, v5p and TPU7x (Ironwood) TensorCores, of which a chip has two. A v4 or v5p chip is one
+device of JAX, a TPU7x chip two with half of its HBM each. Slices of TPU7x are named as XPK names them
+(github.com/AI-Hypercomputer/xpk, system_characteristics.py): tpu7x-128 has 4 × 4 × 4 chips and 128 devices.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ class Chip:
       link: one interconnect link one way, bytes/s.
       cores: TensorCores a chip, where the accelerator type counts these and not chips.
       wraps: the size from which an axis is a ring and not a line.
+      devices: that JAX has of a chip, and that share what it has equally.
     """
 
     platform: str
@@ -38,6 +43,7 @@ class Chip:
     link: float
     cores: int
     wraps: int
+    devices: int = 1
 
 
 CHIPS = {
@@ -45,6 +51,7 @@ CHIPS = {
     "v5e": Chip("v5e", "default", 15.75 * GIB, 197e12, 819e9, 50e9, 1, 16),
     "v5p": Chip("v5", "megacore", 95.74 * GIB, 459e12, 2765e9, 100e9, 2, 4),
     "v6e": Chip("v6e", "default", 31.25 * GIB, 918e12, 1640e9, 100e9, 1, 16),
+    "tpu7x": Chip("tpu7x", "default", 189.50 * GIB, 2307e12, 7380e9, 100e9, 2, 4, devices=2),
 }
 
 
@@ -67,6 +74,26 @@ class Slice:
         return math.prod(self.shape)
 
     @property
+    def devices(self) -> int:
+        """How many devices JAX has of it."""
+        return self.chips * self.chip.devices
+
+    @property
+    def device_hbm(self) -> float:
+        """Bytes that a program may use on each device."""
+        return self.chip.hbm / self.chip.devices
+
+    @property
+    def device_flops(self) -> float:
+        """The bf16 peak of a device, FLOP/s."""
+        return self.chip.flops / self.chip.devices
+
+    @property
+    def device_bandwidth(self) -> float:
+        """Bytes/s between a device and its HBM."""
+        return self.chip.bandwidth / self.chip.devices
+
+    @property
     def topology(self) -> str:
         """Its name for libtpu."""
         return f"{self.chip.platform}:{'x'.join(map(str, self.shape))}"
@@ -78,8 +105,11 @@ class Slice:
 
     @property
     def interconnect(self) -> float:
-        """Bytes/s that a chip can receive over its links: two an axis, one at the end of a line."""
-        # Small 3D slices have no rings: an axis of a v4 or v5p slice is one only where all are multiples of 4.
+        """Bytes/s that a chip can receive over its links: two an axis, one at the end of a line.
+
+        Devices of one chip can pass on to each other what came in once.
+        """
+        # Small 3D slices have no rings: an axis of such a slice is one only where all are multiples of 4.
         rings = len(self.shape) == 2 or all(n % 4 == 0 for n in self.shape)
         return self.chip.link * sum(2 if rings and n >= self.chip.wraps else 1 for n in self.shape if n > 1)
 
@@ -101,6 +131,7 @@ _SHAPES: dict[str, list[tuple[int, ...]]] = {
     "v5e": _FLAT,
     "v5p": [*_SMALL, *_cubes(96, 61)],
     "v6e": _FLAT,
+    "tpu7x": [*_SMALL, *_cubes(96, 61)],
 }
 
 SLICES = {

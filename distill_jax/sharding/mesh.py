@@ -70,6 +70,16 @@ def padded(members: int, mesh: Mesh) -> int:
     return -(-members // rows) * rows
 
 
+def batch_devices(mesh: Mesh) -> int:
+    """Return over how many devices the rows of a batch are divided."""
+    return math.prod(mesh.shape[a] for a in RULES["batch"])
+
+
+def padded_rows(rows: int, mesh: Mesh) -> int:
+    """Return the smallest number of rows that holds these and divides over the devices of a batch."""
+    return -(-rows // batch_devices(mesh)) * batch_devices(mesh)
+
+
 def spec(mesh: Mesh, axes: Sequence[str | None], shape: Sequence[int]) -> P:
     """Return the partition of one tensor from its logical axes; what does not divide stays whole."""
     return P(*(on if on and not bad else None for on, bad in _placed(mesh, axes, shape)))
@@ -138,6 +148,25 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec(mesh, axes, x.shape)))
 
 
+def gathers() -> bool:
+    """Return whether weights are divided over `fsdp` where a step is traced."""
+    mesh = _tracing.get()
+    return mesh is not None and mesh.shape["fsdp"] > 1
+
+
+def gather(w: jax.Array, *axes: str | None) -> jax.Array:
+    """Return a weight whole over `fsdp`, and divided over `tensor` as it is stored; a no-op outside `tracing`.
+
+    Gathering before the product costs the weight once over the interconnect. Left to itself XLA answers a weight that
+    is divided over `fsdp` either by a ring of partial products, each of which reads and writes the whole result in HBM,
+    or by sums of activations over all devices, which are far larger than the weight.
+
+    Args:
+      axes: logical, of the whole weight as it is stored. The gradient comes back in that layout.
+    """
+    return constrain(constrain(w, *axes), *(None if RULES.get(a or "") == ("fsdp",) else a for a in axes))
+
+
 def splits(axis: str, size: int) -> bool:
     """Return whether `constrain` would cut a dimension of this size that lies on this logical axis."""
     mesh = _tracing.get()
@@ -165,6 +194,32 @@ def axes_of(mesh: Mesh, axis: str, size: int) -> tuple[str, ...]:
     """Return the mesh axes over which a dimension of this size lies; () if it stays whole."""
     ((on, bad),) = _placed(mesh, (axis,), (size,))
     return () if bad else on
+
+
+def shard_count(axis: str, size: int) -> int:
+    """Return over how many devices a dimension of this size lies where a computation is traced."""
+    mesh = _tracing.get()
+    return math.prod(mesh.shape[a] for a in axes_of(mesh, axis, size)) if mesh else 1
+
+
+def first_device() -> jax.Device:
+    """Return one of the devices that a computation is traced for, which need not be of this machine."""
+    mesh = _tracing.get()
+    device: jax.Device = mesh.devices.flat[0] if mesh else jax.devices()[0]
+    return device
+
+
+def over_shards(f: Callable[..., jax.Array], axes: Sequence[Sequence[str | None]], *arrays: jax.Array) -> jax.Array:
+    """Call f(*arrays) on each device with its parts: for a kernel, which XLA cannot divide.
+
+    Args:
+      axes: the logical axes of each array; the result lies as the first.
+    """
+    mesh = manual_mesh()
+    if mesh is None:
+        return f(*arrays)
+    specs = tuple(spec(mesh, a, x.shape) for a, x in zip(axes, arrays, strict=True))
+    return jax.shard_map(f, mesh=mesh, in_specs=specs, out_specs=specs[0], check_vma=False)(*arrays)
 
 
 MemberFunction = Callable[[PyTree, PyTree], PyTree]  # (member, shared) -> what is computed of the member

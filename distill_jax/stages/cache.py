@@ -26,7 +26,7 @@ from distill_jax.models.transformer import Params
 from distill_jax.perf import flops
 from distill_jax.perf.ledger import ledger
 from distill_jax.sharding.distributed import is_primary, preempted
-from distill_jax.sharding.mesh import batch_sharding, make_mesh, replicated, tracing
+from distill_jax.sharding.mesh import batch_sharding, make_mesh, padded_rows, replicated, tracing
 from distill_jax.stages.context import Context, Node
 from distill_jax.stages.stage import Stage, stage_input
 
@@ -83,17 +83,18 @@ class Cache(Stage):
 
         forward = jax.jit(forward)
         rows = Rows(ctx.data / f"{self.data}.array_record")
-        at = batch_sharding(mesh, self.batch)
+        batch = padded_rows(self.batch, mesh)
+        at = batch_sharding(mesh, batch)
         writer = StateWriter(node.directory / "states", len(rows), self.shard_rows)
         size = TrainingSize(len(rows), ctx.row_length, self.estimate_flops(ctx))
         for shard in writer.missing():
             parts = []
-            for first in range(shard.start, shard.stop, self.batch):
+            for first in range(shard.start, shard.stop, batch):
                 if preempted():
                     raise Interrupted(f"{node.name}: stopped at row {first}")
-                chosen = np.arange(first, min(first + self.batch, shard.stop))
+                chosen = np.arange(first, min(first + batch, shard.stop))
                 # A part of a batch is filled up, so that one program serves all.
-                read = rows.gather(np.resize(chosen, self.batch))
+                read = rows.gather(np.resize(chosen, batch))
                 placed = (_placed(read[:, i], at) for i in (0, 1))
                 parts.append(np.asarray(forward(params, *placed))[: len(chosen)])
                 ctx.progress.step(first, size, f"row {first} of {len(rows)} to the cache")

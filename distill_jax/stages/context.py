@@ -20,9 +20,9 @@ from distill_jax.evals.measure import MEASURES, PARTS, Measure
 from distill_jax.io.checkpoint import FINAL
 from distill_jax.io.metrics import Progress
 from distill_jax.io.node import Node
-from distill_jax.models import lora, transformer
+from distill_jax.models import attention, lora, transformer
 from distill_jax.models.transformer import Params
-from distill_jax.sharding.mesh import parameter_table, shardings, with_shardings
+from distill_jax.sharding.mesh import parameter_table, shardings, tracing, with_shardings
 from distill_jax.train.population import draw_weights, weights_shape
 
 __all__ = ["PARTS", "Context", "Node", "RunSettings", "seed_for"]
@@ -88,17 +88,33 @@ class Context:
         self._described: set[tuple[int, int]] = set()
 
     def describe(self, mesh: Mesh) -> None:
-        """Say once for each way of dividing the weights where every parameter lies."""
+        """Say once for each way of dividing the weights how rows attend, and where every parameter lies.
+
+        Raises:
+          ConfigError: if the config names a way to attend that is none here.
+        """
         parts = (mesh.shape["fsdp"], mesh.shape["tensor"])
-        if parts in self._described or parts == (1, 1):
+        if parts in self._described:
             return
         self._described.add(parts)
+        if note := self.attention_note(mesh):
+            self.progress.say(note)
+        if parts == (1, 1):
+            return
         rows, notes = parameter_table(mesh, transformer.logical_axes(self.model), self.weights(mesh))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         for row in rows:
             self.progress.say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
         for note in notes:
             self.progress.say(f"note: {note}")
+
+    def attention_note(self, mesh: Mesh) -> str:
+        """Return how rows attend on the devices of a mesh, as a line; "" where there is nothing to choose."""
+        with tracing(mesh):
+            choice = attention.choose(self.model, self.row_length)
+        platform = mesh.devices.flat[0].platform
+        silent = platform == "cpu" and self.model.attention == "auto"
+        return "" if silent else f"attention: {choice.implementation} ({choice.reason})"
 
     def params(self, name: str, mesh: Mesh | None = None, *, frozen: bool = False) -> Params:
         """Return the final weights of a finished node, laid out on the mesh (or whole on one device).

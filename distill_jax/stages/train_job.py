@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from distill_jax.config import ConfigError, check
-from distill_jax.data.feed import Feed
+from distill_jax.data.feed import Feed, padded
 from distill_jax.data.records import load_manifest
 from distill_jax.data.teacher_states import States
 from distill_jax.io.node import STATES
@@ -20,7 +20,7 @@ from distill_jax.models import lora
 from distill_jax.models.head import head_weights
 from distill_jax.models.lora import Adapters, Base
 from distill_jax.models.transformer import Params
-from distill_jax.sharding.mesh import batch_sharding, make_mesh, with_shardings
+from distill_jax.sharding.mesh import batch_devices, batch_sharding, make_mesh, padded_rows, with_shardings
 from distill_jax.stages.context import Context, Node, seed_for
 from distill_jax.train.batch import PackedRows
 from distill_jax.train.layout import ShardedMembers
@@ -176,9 +176,26 @@ class TrainJob:
             teacher = TeacherAdapters(weights_shape(ctx.model, mesh, adapters.lora_rank), np.float32(adapters.scale))
         return state, teacher, batch, self._base(frozen)
 
+    def padded_batch(self, mesh: Mesh) -> int:
+        """Return the rows of a batch on a mesh: each microbatch is filled up with padding to divide over the devices.
+
+        Microbatch m has every M-th row from m on, so padding at the batch's end comes to all of them alike.
+        """
+        pieces = self.settings.microbatches
+        return pieces * padded_rows(self.settings.batch // pieces, mesh)
+
+    def padding_note(self, mesh: Mesh) -> str:
+        """Return a line about the rows that are added to a batch on a mesh; "" if there are none."""
+        real, rows, pieces = self.settings.batch, self.padded_batch(mesh), self.settings.microbatches
+        if rows == real:
+            return ""
+        what = f"{real} rows" if pieces == 1 else f"{pieces} microbatches of {real // pieces} rows"
+        return f"{what} do not divide over {batch_devices(mesh)} devices: {rows - real} rows of padding fill them up"
+
     def _batch(self, ctx: Context, mesh: Mesh) -> tuple[tuple[int, ...], NamedSharding]:
-        shape = (len(self.seeds), self.settings.batch, ctx.row_length)
-        return shape, batch_sharding(mesh, self.settings.batch // self.settings.microbatches)
+        rows = self.padded_batch(mesh)
+        shape = (len(self.seeds), rows, ctx.row_length)
+        return shape, batch_sharding(mesh, rows // self.settings.microbatches)
 
     def batches(self, ctx: Context, mesh: Mesh) -> Callable[[int], Batch]:
         """Return feed(step) -> the global batch on the mesh; every host reads only the rows its devices hold."""
@@ -192,18 +209,19 @@ class TrainJob:
 
             def batch(step: int) -> PackedRows:
                 @functools.cache
-                def rows(start: int | None, stop: int | None) -> np.ndarray:
-                    return np.stack([feed(step, slice(start, stop)) for feed in feeds])
+                def rows(start: int, stop: int) -> np.ndarray:
+                    return np.stack([padded(f.rows.gather, f.indices(step), slice(start, stop)) for f in feeds])
 
                 def column(i: int) -> jax.Array:
                     def part(index: Any) -> np.ndarray:
-                        return rows(index[1].start, index[1].stop)[:, :, i]
+                        return rows(*index[1].indices(shape[1])[:2])[:, :, i]
 
                     return jax.make_array_from_callback(shape, sharding, part)
 
                 def states(of: States) -> jax.Array:
                     def part(index: Any) -> np.ndarray:
-                        return np.stack([of.gather(feed.indices(step)[index[1]]) for feed in feeds])
+                        part = slice(*index[1].indices(shape[1])[:2])
+                        return np.stack([padded(of.gather, feed.indices(step), part) for feed in feeds])
 
                     return jax.make_array_from_callback((*shape, ctx.model.hidden), sharding, part)
 

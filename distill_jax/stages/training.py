@@ -68,6 +68,8 @@ def train(
     """
     clock, members, settings, mesh = Clock(), job.members, job.settings, job.mesh(ctx)
     ctx.describe(mesh)
+    if note := job.padding_note(mesh):
+        ctx.progress.say(f"{members[0].node.name}: {note}")
 
     def inputs() -> StepInputs:
         teacher, base = job.frozen(ctx, mesh)

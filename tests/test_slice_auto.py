@@ -1,0 +1,234 @@
+"""--slice=auto: slices are ranked before any is compiled, few are compiled, and no program twice."""
+
+import json
+import types
+
+import jax
+import pytest
+
+from distill_jax import main
+from distill_jax.commands import plan
+from distill_jax.config import ConfigError
+from distill_jax.experiment import slice_plan, slice_ranking
+from distill_jax.experiment.experiment import CheckedExperiment
+from distill_jax.experiment.lowered_group import LoweredGroup, Lowering, group_step
+from distill_jax.models.transformer import TransformerConfig
+from distill_jax.perf import analysis_cache, flops
+from distill_jax.perf.analysis_cache import AnalysisCache, program_key
+from distill_jax.perf.compile_for import ProgramAnalysis
+from distill_jax.perf.prices import Prices
+from distill_jax.perf.slices import CHIPS, GIB, find
+from distill_jax.perf.traffic import PARTS
+from distill_jax.stages import Distill, Perturb, Pretrain
+from distill_jax.stages.context import RunSettings
+from tests import mesh_worker
+from tests.traced import TINY, traced_step
+
+pytestmark = pytest.mark.unit
+HBM = dict.fromkeys(("arguments", "outputs", "aliased", "temporaries", "code"), 1000)
+STAGES = {
+    "reference": Pretrain(steps=100, batch=8),
+    "damaged": Perturb(start="reference"),
+    "undo": Distill(teacher="reference", start="damaged", steps=1000, batch=8),
+    "again": Distill(teacher="reference", start="damaged", steps=10, batch=8),
+}
+
+
+class Compiler:
+    """Stand in for the TPU compiler: a program fits from so many chips on, and is bound by HBM."""
+
+    def __init__(self, monkeypatch, traffic=lambda where: 10**14, fits_from=1):
+        self.traffic, self.fits_from = traffic, fits_from
+        self.compiled = []
+        monkeypatch.setattr(slice_plan, "topology", lambda where: jax.devices()[:1] * where.devices)
+        monkeypatch.setattr(slice_plan, "Lowering", self.lowering)
+        monkeypatch.setattr(slice_plan, "compile_for", self.compile_for)
+        monkeypatch.setattr(analysis_cache, "compiler_version", lambda: "0")
+
+    def lowering(self, ctx, devices):
+        def lower(nodes):
+            step = group_step(ctx, nodes, devices)
+            settings = step.job.settings
+            program = types.SimpleNamespace(as_text=lambda: f"{settings.kind} {settings.steps}")
+            return LoweredGroup(nodes, 1, 1.0, 1.0, step.mesh, program, ())
+
+        return lower
+
+    def compile_for(self, lowered, where):
+        self.compiled.append((where.name, lowered.as_text()))
+        if where.chips < self.fits_from:
+            return ProgramAnalysis({}, 10**15)
+        return ProgramAnalysis(HBM, 3000, traffic={"other": int(self.traffic(where))})
+
+
+def planner(prices, say=lambda line: None, stages=STAGES):
+    data = mesh_worker.Data(row_length=32)
+    experiment = CheckedExperiment("it", "", TransformerConfig(**TINY), data, stages, RunSettings(fsdp=-1))
+    ctx = slice_plan.planning_context(experiment)
+    return slice_plan.SlicePlanner(ctx, Prices("USD", "", prices), AnalysisCache(None), say)
+
+
+def cheapest(planner):
+    return slice_ranking.cheapest(planner, slice_plan.chosen_groups(planner.ctx))
+
+
+@pytest.mark.parametrize("prices", [{"v5e": 1.0, "v6e": 1.9}, {"v5e": 1.0, "v6e": 2.2}, {"v6e": 1.0, "v5e": 1e9}])
+def test_the_cheapest_slice_that_fits_is_taken(monkeypatch, prices):
+    """Bound by HBM, the same seconds on any number of chips: the smallest slices that fit have 4."""
+    Compiler(monkeypatch, fits_from=4)
+    stages = cheapest(planner(prices))
+    cost = {g: 1e14 / CHIPS[g].bandwidth * 1110 * 4 / 3600 * price for g, price in prices.items()}
+    assert {stage.slice for stage in stages} == {f"{min(cost, key=cost.__getitem__)}-4"}
+    assert sum(stage.cost for stage in stages) == pytest.approx(min(cost.values()))
+
+
+def test_larger_slices_are_tried_while_they_get_cheaper(monkeypatch):
+    traffic = {1: 8e14, 4: 1e14, 8: 6e13}  # by chips: 8 take more in all than 4, and 4 less than 1
+    compiler = Compiler(monkeypatch, lambda where: traffic[where.chips])
+    assert {stage.slice for stage in cheapest(planner({"v5e": 1.0}))} == {"v5e-4"}
+    assert {where for where, _ in compiler.compiled} == {"v5e-1", "v5e-4", "v5e-8"}
+
+
+def test_only_the_stage_that_takes_longest_is_compiled_for_slices_that_are_not_taken(monkeypatch):
+    compiler = Compiler(monkeypatch)
+    where = cheapest(planner({g: 1.0 for g in CHIPS}))[0].slice
+    elsewhere = [program for name, program in compiler.compiled if name != where]
+    assert 0 < len(elsewhere) <= slice_ranking.MAX_TRIED and set(elsewhere) == {"distill 1000"}
+    assert len(set(compiler.compiled)) == len(compiler.compiled)
+
+
+def test_what_compute_alone_makes_dearer_is_not_compiled(monkeypatch):
+    compiler = Compiler(monkeypatch, traffic=lambda where: 1)
+    cheapest(planner({"v6e": 1.0, "v5e": 1e9, "v4": 1e9}))
+    assert {where.split("-")[0] for where, _ in compiler.compiled} == {"v6e"}
+
+
+def test_nothing_that_fits_is_one_line(monkeypatch):
+    Compiler(monkeypatch, fits_from=10**6)
+    monkeypatch.setattr(slice_ranking, "MAX_CHIPS", 4)
+    with pytest.raises(ConfigError, match="no slice"):
+        cheapest(planner({"v5e": 1.0}))
+    with pytest.raises(ConfigError, match="price table has none"):
+        cheapest(planner({"v1": 1.0}))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("8", "2x2x1"), ("64", "2x4x4"), ("128", "4x4x4"), ("384", "4x4x12"), ("768", "4x8x12"), ("4096", "8x16x16")],
+)
+def test_slices_of_ironwood_are_named_and_shaped_as_xpk_has_them(name, shape):
+    where = find(f"tpu7x-{name}")
+    assert where.topology == f"tpu7x:{shape}" and where.devices == 2 * where.chips == int(name)
+    assert where.device_flops * where.devices == 2307e12 * where.chips and where.device_hbm < 96 * GIB
+
+
+def test_an_estimate_counts_what_no_program_can_avoid(monkeypatch):
+    """Against the same step traced: its FLOPs, and its state and gradients on one device of a slice."""
+    plan_of = planner({"v5e": 1.0})
+    group = [plan_of.ctx.nodes["reference"]]
+    (sizes,) = slice_ranking.step_sizes(plan_of.ctx, [group])
+    traced = traced_step(TransformerConfig(**TINY), STAGES["reference"], jax.devices()[:1], length=32)[2]
+    assert sizes.flops == flops.executed(traced.jaxpr.jaxpr)
+    one, four = (slice_ranking.estimate(plan_of.ctx, sizes, find(f"v5e-{n}")) for n in (1, 4))
+    parameters = sum(x.size for x in jax.tree.leaves(traced.in_avals[0][0].params))
+    kept = 8 * 32 * TINY["hidden"] * TINY["layers"] * 4
+    assert one.hbm == pytest.approx(16 * parameters + kept, rel=0.01) and four.hbm == pytest.approx(one.hbm / 4)
+    assert one.seconds >= sizes.flops / CHIPS["v5e"].flops and four.seconds < one.seconds
+
+
+def test_a_batch_that_does_not_divide_is_planned_with_its_padding():
+    def lowered(batch):
+        ctx = planner({}, stages={"it": Pretrain(steps=1, batch=batch)}).ctx
+        return Lowering(ctx, jax.devices()[:2])([ctx.nodes["it"]])
+
+    seven, eight = lowered(7), lowered(8)
+    assert seven.executed == eight.executed and seven.flops == eight.flops * 7 / 8
+    assert "1 rows of padding" in seven.notes[0] and not eight.notes
+
+
+def test_a_wrong_slice_is_refused_before_the_config_is_read(capsys, tmp_path):
+    (tmp_path / "config.py").write_text("raise SystemExit('read')")
+    assert main.main(["distill-jax", "plan", f"--config={tmp_path}/config.py", "--slice=tpu7x-129"]) == 2
+    message = capsys.readouterr().err
+    assert "--slice=tpu7x-129: no such slice (did you mean 'tpu7x-" in message and "tpu7x-8|16|32" in message
+
+
+def test_the_command_prints_and_writes_what_it_planned(monkeypatch, tmp_path, capsys):
+    compiler = Compiler(monkeypatch)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for key, value in plan.PLANNING.items():  # which the command sets for its own process
+        monkeypatch.setenv(key, value)
+    compiled_parts = dict.fromkeys(PARTS, 0) | {"mlp": 6 * 10**13, "head": 4 * 10**13}
+    monkeypatch.setattr(slice_plan, "compile_for", lambda *_: ProgramAnalysis(HBM, 3000, traffic=compiled_parts))
+    command = ["distill-jax", "plan", "--config=language:smoke", "--stages=reference", f"--json={tmp_path}/plan.json"]
+    assert main.main([*command, "--slice=tpu7x-8", "--verbose"]) == 0
+    printed = capsys.readouterr().out
+    (row,) = json.loads((tmp_path / "plan.json").read_text())
+    assert row["slice"] == "tpu7x-8" and row["chips"] == 4 and sum(row["mesh"].values()) >= 8 and row["cost"] is None
+    assert row["hbm_traffic"] == sum(row["traffic_by_part"].values()) == 10**14
+    assert row["step_seconds"] == pytest.approx(10**14 / 3690e9)  # half of a chip's bandwidth is a device's
+    assert row["mfu_ceiling"] == pytest.approx(row["flops_per_step"] / (4 * 2307e12) / row["step_seconds"])
+    assert "No price of a tpu7x chip-hour is known" in printed and "mlp 60,000 GB, head 40,000 GB" in printed
+    assert "layers/mlp/down" in printed and not compiler.compiled
+    monkeypatch.setattr(slice_plan, "compile_for", None)  # what is kept is read
+    assert main.main([*command, "--slice=tpu7x-8"]) == 0 and "compiled before" in capsys.readouterr().out
+
+
+# What was compiled once.
+
+
+def lowered(text="a program"):
+    return types.SimpleNamespace(as_text=lambda: text)
+
+
+def test_a_kept_analysis_is_read_by_another_process(tmp_path):
+    analysis = ProgramAnalysis(HBM, 3000, {"all-gather": {"count": 2, "bytes": 5}}, {"mlp": 7}, 1, 2.5, ("warning",))
+    AnalysisCache(tmp_path / "new" / "directory").put("key", analysis)
+    assert AnalysisCache(tmp_path / "new" / "directory").get("key") == analysis
+    assert AnalysisCache(tmp_path).get("key") is None
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"analysis": {}}', None])
+def test_a_damaged_entry_is_a_miss(tmp_path, damage):
+    AnalysisCache(tmp_path).put("key", ProgramAnalysis(HBM, 3000))
+    path = tmp_path / "key.json"
+    path.write_text(path.read_text().replace("3000", "3001") if damage is None else damage)
+    assert AnalysisCache(tmp_path).get("key") is None
+
+
+def test_a_directory_that_cannot_be_written_costs_nothing_but_time(tmp_path):
+    (tmp_path / "file").write_text("")
+    cache = AnalysisCache(tmp_path / "file" / "below")
+    cache.put("key", ProgramAnalysis(HBM, 3000))
+    assert cache.get("key") == ProgramAnalysis(HBM, 3000)
+
+
+def test_the_least_recently_used_make_room(tmp_path, monkeypatch):
+    monkeypatch.setattr(analysis_cache, "MAX_ENTRIES", 3)
+    cache = AnalysisCache(tmp_path)
+    for i, key in enumerate("abcd"):
+        cache.put(key, ProgramAnalysis({}, i))
+        path = tmp_path / f"{key}.json"
+        if path.exists():
+            analysis_cache.os.utime(path, (i, i))
+    assert sorted(path.stem for path in tmp_path.iterdir()) == ["b", "c", "d"]
+
+
+def test_a_key_is_of_the_program_the_slice_the_compiler_and_the_reader(monkeypatch):
+    monkeypatch.setattr(analysis_cache, "compiler_version", lambda: "1")
+    key = program_key(lowered(), find("v5e-4"))
+    assert key == program_key(lowered(), find("v5e-4"))
+    keys = {key, program_key(lowered("another"), find("v5e-4")), program_key(lowered(), find("v6e-4"))}
+    monkeypatch.setattr(analysis_cache, "_readers", lambda: "another")
+    keys.add(program_key(lowered(), find("v5e-4")))
+    monkeypatch.setattr(analysis_cache, "compiler_version", lambda: "2")
+    keys.add(program_key(lowered(), find("v5e-4")))
+    assert len(keys) == 5
+
+
+def test_the_cache_lies_where_the_user_keeps_caches(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert analysis_cache.default_directory() == tmp_path / "distill_jax" / "plan"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert analysis_cache.default_directory() == tmp_path / "home" / ".cache" / "distill_jax" / "plan"
