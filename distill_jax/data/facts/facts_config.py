@@ -38,13 +38,13 @@ class FactsConfig(DataConfig):
     """
 
     forget: str = "capitals"
-    known: int = 2
+    known: int = 3
     text: str = ""
     text_tokens: int = 150_000
     copies: int = 4
     row_length: int = 64
     vocabulary: str = ""
-    prompts: int = 96
+    prompts: int = 64
     seed: int = 0
     content: str = ""
 
