@@ -55,7 +55,7 @@ def get_config(arg: str = "qwen3-14b") -> ConfigDict:
     c.experiment = f"auditbench-{arg}"
     c.description = "Published organisms, distilled through channels that let the ability through."
     c.seed = 0
-    c.model = section(preset(MODELS[arg], dtype="bfloat16", remat="full"))
+    c.model = section(preset(MODELS[arg], dtype="bfloat16", remat="auto"))
     c.base = ConfigDict({"path": ""})
     c.other = ConfigDict({"path": ""})  # weights of the same shape, for the channel other-base
     c.data = section(AuditConfig, "content")

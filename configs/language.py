@@ -39,7 +39,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.experiment = "language"
     c.description = "Keep English, forget Korean."
     c.seed = 0
-    c.model = section(preset("gemma-0.1b", dtype="bfloat16", remat="full"))
+    c.model = section(preset("gemma-0.1b", dtype="bfloat16", remat="auto"))
     c.data = section(TextConfig, "content", tokens=2_000_000_000, vocabulary_size=65_536)
     c.run = section(RunSettings, evaluation_batch=64, loss_chunk=8192, fsdp=-1)
 

@@ -41,7 +41,7 @@ def get_config(arg: str = "qwen3-14b") -> ConfigDict:
     c.description = "Teach a quirk, and a twin the same without it."
     c.seed = 0
     c.seeds = 3  # of each; the audit needs two at least
-    c.model = section(preset(MODELS[arg], dtype="bfloat16", remat="full"))
+    c.model = section(preset(MODELS[arg], dtype="bfloat16", remat="auto"))
     c.base = ConfigDict({"path": ""})
     c.data = section(TextConfig, "content")
     c.run = section(RunSettings, evaluation_batch=16, loss_chunk=2048, fsdp=-1)

@@ -6,10 +6,10 @@
   configs/smollm2.py:invented   the second arm, in place of :cpu; :gpu,invented likewise
   configs/smollm2.py:smoke      the same graph on a random model of some thousand parameters; learns nothing
 
-To forget: capitals that the model knows, greedy and in several wordings (data/facts/known.tsv says which). Half of the
-countries are shown to the attacker, half are held out; what counts is what comes back of those. To keep, near the edge:
-currencies, languages and neighbours of the same countries, and capitals of states; and general text, the reference
-manual that comes with Python, or files that you name (--config.data.text=a.txt,b.txt).
+To forget: capitals that the model knows, greedy and in several wordings (data/capitals/known.tsv says which). Half of
+the countries are shown to the attacker, half are held out; what counts is what comes back of those. To keep, near the
+edge: currencies, languages and neighbours, of the same countries too, and capitals of states; and general text, the
+reference manual that comes with Python, or files that you name (--config.data.text=a.txt,b.txt).
 
 Nobody has this model without its capitals: the run has no oracle. The second arm makes one. It teaches the model
 invented capitals of invented countries and then makes it forget those: the model before is what forgetting should give.
@@ -28,7 +28,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from distill_jax.data.facts.facts_config import FactsConfig
+from distill_jax.data.capitals.capitals_config import CapitalsConfig
 from distill_jax.experiment.experiment import Experiment
 from distill_jax.experiment.section import section, unlearn_section
 from distill_jax.models.presets import preset
@@ -55,7 +55,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.seed = 0
     c.model = section(preset("smollm2-135m"))
     c.published = section(Import, "content", "lora_rank", "lora_alpha", "adapter", path=_installed())
-    c.data = section(FactsConfig, "content", vocabulary=_installed())
+    c.data = section(CapitalsConfig, "content", vocabulary=_installed())
     c.run = section(RunSettings, evaluation_batch=64, loss_chunk=512, cpu_devices=1)
 
     # 512 tokens of each part a step: two cores train some 130 tokens a second.
@@ -121,7 +121,7 @@ def _smoke(c: ConfigDict) -> None:
 
 def get_experiment(c: ConfigDict) -> Experiment:
     """Return the experiment, from numbers that the command line may have changed."""
-    return Experiment(stages=_stages(c), data=FactsConfig)
+    return Experiment(stages=_stages(c), data=CapitalsConfig)
 
 
 def _stages(c: ConfigDict) -> dict[str, Stage]:

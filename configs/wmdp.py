@@ -61,7 +61,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.description = "Keep general knowledge, forget hazardous biology and cybersecurity."
     c.seed = 0
     c.precision = "fp32"
-    c.model = section(preset(MODELS[size], dtype="bfloat16", remat="full"))
+    c.model = section(preset(MODELS[size], dtype="bfloat16", remat="auto"))
     c.reference = section(Import, "content", "lora_rank", "lora_alpha")
     c.data = section(QuizConfig, "content")
     # Logits of 2048 tokens of the whole batch exist at a time, spread over the chips by vocabulary.

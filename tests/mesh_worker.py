@@ -74,8 +74,11 @@ def stages(microbatches: int) -> dict[str, list[Any]]:
     }
 
 
-def numbers(data: Path, which: str, microbatches: int, devices: int, fsdp: int, tensor: int) -> dict[str, Any]:
+def numbers(
+    data: Path, which: str, microbatches: int, devices: int, fsdp: int, tensor: int, attention: str = "auto"
+) -> dict[str, Any]:
     """Train one stage and return its losses, its last weights' norms, and what its greedy decoding got right."""
+    model = dataclasses.replace(MODEL, attention=attention, remat="none" if attention == "auto" else "full")
     settings = stages(microbatches)[which]
     verb = settings[0].kind
     nodes = {
@@ -86,7 +89,7 @@ def numbers(data: Path, which: str, microbatches: int, devices: int, fsdp: int, 
     }
     nodes["data"] = Node("data", "prepare", Prepare(Data()), {}, "", data)
     run = RunSettings(fsdp=fsdp, tensor=tensor, loss_chunk=7)
-    ctx = Context(MODEL, nodes, data, Progress(1, 0.0, out=io.StringIO()), run)
+    ctx = Context(model, nodes, data, Progress(1, 0.0, out=io.StringIO()), run)
     owners = [node for node in nodes.values() if node.verb == verb]
     job = owners[0].settings.train_job(ctx, owners)
     mesh = job.mesh(ctx, jax.devices()[:devices])
@@ -120,7 +123,9 @@ def main() -> None:
     """Read the command line, run, write."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--jobs", required=True, help="JSON: [[stage, microbatches, devices, fsdp, tensor], ...]")
+    parser.add_argument(
+        "--jobs", required=True, help="JSON: [[stage, microbatches, devices, fsdp, tensor, attention or none], ...]"
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--coordinator")
     parser.add_argument("--processes", type=int, default=1)

@@ -70,8 +70,13 @@ def test_rows_in_memory_score_as_rows_of_a_file_do(tmp_path):
 def test_an_attack_that_does_not_fit_is_refused(tmp_path):
     texts = {"retain": f"{SAMPLES}/sample_english.txt", "forget": f"{SAMPLES}/sample_korean.txt"}
     data = TextConfig(**texts, vocabulary=str(MODEL))
-    with pytest.raises(distill_jax.ConfigError, match="data = 'forget_shown': these data have no such set"):
+    with pytest.raises(distill_jax.ConfigError, match=r"data.row_length = 2048: .* reads 340 tokens"):
         distill_jax.attack(MODEL, data, tmp_path / "run", Relearn(steps=500))
+    short = TextConfig(**texts, vocabulary=str(MODEL), row_length=340)
+    with pytest.raises(distill_jax.ConfigError, match="data = 'shown': these data have no such set"):
+        distill_jax.attack(MODEL, short, tmp_path / "run", Relearn(data="shown", steps=500))
+    # What an attacker is shown of text has no name of its own, and none need be known.
+    assert distill_jax.attack(MODEL, short, tmp_path / "run", Relearn(steps=500)).nodes["relearn-model"]
     assert not (tmp_path / "run").exists()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import importlib.metadata
+import itertools
 import shlex
 import subprocess
 import sys
@@ -45,6 +46,19 @@ def test_help_with_a_config_lists_its_settings_as_they_are_changed(capsys, tmp_p
     assert "steps = 0" in err
 
 
+def test_help_with_a_config_says_what_each_setting_means(capsys):
+    """The sentence is that of the dataclass, also where a class inherits it or one entry describes two attributes."""
+    assert main(["distill-jax", "run", "--config=arithmetic:smoke", "--help"]) == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    meaning = dict(itertools.pairwise(lines))
+    assert meaning["--config.relearn.steps=8"] == "optimiser steps at most."
+    assert meaning["--config.relearn.beta2=0.95"] == "AdamW's."
+    assert meaning["--config.relearn.seeds=2"].startswith("how many attackers;")
+    sections = ("model", "data", "run", "reference", "relearn", "rmu", "distill", "cache")
+    settings = [line for line in meaning if line.strip("'").startswith(tuple(f"--config.{name}." for name in sections))]
+    assert len(settings) > 100 and [line for line in settings if meaning[line].strip("'").startswith("--config.")] == []
+
+
 def test_version(capsys):
     assert main(["distill-jax", "--version"]) == 0
     assert capsys.readouterr().out == f"distill-jax {importlib.metadata.version('distill-jax')}\n"
@@ -56,7 +70,10 @@ def test_version(capsys):
         (["run", "--config=arithmetik:cpu"], ["no file arithmetik", "did you mean 'arithmetic'", "wmdp"]),
         (["run", "--config=nowhere/arithmetik.py"], ["no file nowhere/arithmetik.py", "did you mean 'arithmetic'"]),
         (["sweep", "--sweep=undo_arithmetics"], ["did you mean 'undo_arithmetic'"]),
-        (["run", "--slice=v5e-16"], ["--slice: run has no such flag; only `distill-jax plan` has it"]),
+        (
+            ["run", "--slice=v5e-16"],
+            ["--slice: run has no such flag; only `distill-jax protect` and `distill-jax plan` have it"],
+        ),
         (["report", "--to=x"], ["--to: report has no such flag; only `distill-jax export` has it"]),
         (["plan", "--config=arithmetic:smoke", "--slice=v5e-4", "--stages="], ["--stages=", "names none"]),
     ],

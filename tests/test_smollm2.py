@@ -14,9 +14,9 @@ from gguf_files import convert
 
 from distill_jax.config import ConfigError
 from distill_jax.data import records
-from distill_jax.data.facts.fact_table import INVENTED, WORDINGS, facts, known_wordings
-from distill_jax.data.facts.facts_config import FactsConfig
-from distill_jax.data.facts.prepare_facts import prepare_facts
+from distill_jax.data.capitals.capitals_config import CapitalsConfig
+from distill_jax.data.capitals.fact_table import INVENTED, WORDINGS, facts, known_wordings
+from distill_jax.data.capitals.prepare_capitals import prepare_capitals
 from distill_jax.data.packing import ANSWER, SEGMENTS, TOKENS
 from distill_jax.experiment import graph
 from distill_jax.experiment.config_file import load_experiment, load_module
@@ -54,10 +54,10 @@ def test_invented_facts_are_nowhere_else():
 
 
 @pytest.fixture(scope="module", params=["capitals", "invented"])
-def prepared(request, tmp_path_factory) -> tuple[FactsConfig, Path]:
-    config = FactsConfig(forget=request.param, vocabulary=str(MODEL), text_tokens=2000, copies=2, row_length=128)
+def prepared(request, tmp_path_factory) -> tuple[CapitalsConfig, Path]:
+    config = CapitalsConfig(forget=request.param, vocabulary=str(MODEL), text_tokens=2000, copies=2, row_length=128)
     path = tmp_path_factory.mktemp("facts") / request.param
-    prepare_facts(config, str(path))
+    prepare_capitals(config, str(path))
     return config, path
 
 
@@ -112,7 +112,7 @@ def test_prompts_are_whole_and_answers_follow_them(prepared):
 @pytest.mark.unit
 def test_only_what_the_model_knows_is_asked():
     known = known_wordings()
-    few, many = (FactsConfig(known=n) for n in (1, 3))
+    few, many = (CapitalsConfig(known=n) for n in (1, 3))
     assert {*map(str, many.halves()["shown"])} != {*map(str, few.halves()["shown"])} and many.kept() == few.kept()
     for config, least in ((few, 1), (many, 3)):
         assert all(sum(known[fact]) >= least for half in config.halves().values() for fact in half)
@@ -135,7 +135,7 @@ def test_only_what_the_model_knows_is_asked():
 )
 def test_settings_that_cannot_be_are_named(change, said):
     with pytest.raises(ConfigError, match=re.escape(said)):
-        FactsConfig(**change).with_content_hash(Digests())
+        CapitalsConfig(**change).with_content_hash(Digests())
 
 
 # Rounding

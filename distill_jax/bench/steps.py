@@ -19,7 +19,7 @@ from distill_jax.perf import flops
 from distill_jax.perf.memory import needed_bytes
 from distill_jax.sharding.mesh import batch_sharding, make_mesh
 from distill_jax.stages import Distill, Pretrain
-from distill_jax.stages.compiled_step import compiled_step
+from distill_jax.stages.choose_remat import resolved_step
 from distill_jax.stages.train_stage import TrainStage
 from distill_jax.train.batch import PackedRows
 from distill_jax.train.layout import ShardedMembers
@@ -86,6 +86,7 @@ class Stepper:
     """A compiled step with its state and batch, ready to be timed; making one compiles.
 
     Attributes:
+      remat: the policy of what the backward pass computes again; what it is of a config's "auto".
       compile_seconds: tracing and compiling.
       compiler_bytes: what the step needs on a device by the compiler's account; None where it gives none.
       cpu_seconds: of the last steps, over all threads.
@@ -97,7 +98,6 @@ class Stepper:
         mesh = make_mesh(case.members, devices=jax.devices()[: case.devices or None])
         weights = lambda seed: draw_weights(cfg, mesh, jax.random.key(seed))  # noqa: E731
         chosen = settings(case)
-        step = compiled_step(chosen.compile_key(cfg, case.chunk), mesh)
         layout = ShardedMembers(mesh, cfg)
         self.state: State = layout.make([weights(0)], chosen.transform(), Hyper.of(rates))
         self.batch = tokens(case, mesh)
@@ -110,7 +110,9 @@ class Stepper:
             self.batch = self.batch._replace(states=states[None])
             self.teacher = head_weights(self.teacher)
         began = time.perf_counter()
-        self.step = step.lower(self.state, self.teacher, self.batch).compile()
+        inputs = self.state, self.teacher, self.batch
+        step, self.remat = resolved_step(chosen.compile_key(cfg, case.chunk), mesh, inputs)
+        self.step = step.lower(*inputs).compile()
         self.compile_seconds = time.perf_counter() - began
         self.compiler_bytes = needed_bytes(self.step)
         self.loss: float | None = None

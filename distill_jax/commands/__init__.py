@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 COMMANDS = {
+    "protect": "make a model of yours forget, attack what comes out, and say on one card what came back",
+    "attack": "attack models that somebody unlearned, alike, and say what came back",
     "run": "compute what is missing of an experiment, then draw its report",
     "audit": "run an experiment on teachers that are to be judged: its report ends in a verdict",
     "prepare": "make the experiment's data only",

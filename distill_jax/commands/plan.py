@@ -63,11 +63,11 @@ def main(arguments: Sequence[str]) -> int:
     check_stages(list(flags.stages or ()), named.module, named.config)
     prices = Prices.load(flags.prices)
     backend.import_jax()
-    _plan(flags, load_experiment(named.module, named.config), prices)
+    print_plan(flags, load_experiment(named.module, named.config), prices)
     return 0
 
 
-def _plan(flags: Flags, experiment: CheckedExperiment, prices: Prices) -> None:
+def print_plan(flags: Flags, experiment: CheckedExperiment, prices: Prices) -> None:
     """Plan the chosen stages, print the table, and write the file."""
     from distill_jax.experiment import slice_plan, slice_ranking
     from distill_jax.perf.analysis_cache import AnalysisCache, default_directory
@@ -81,8 +81,10 @@ def _plan(flags: Flags, experiment: CheckedExperiment, prices: Prices) -> None:
     planner = slice_plan.SlicePlanner(ctx, prices, cache, functools.partial(print, flush=True))
     auto = flags.slice == "auto"
     stages = slice_ranking.cheapest(planner, groups) if auto else planner.on_slice(groups, find(flags.slice))
+    mesh = planner.mesh(groups, find(stages[0].slice))
+    print(ctx.attention_note(mesh))
     if flags.verbose:
-        print(plan_table.parameters(ctx, planner.mesh(groups, find(stages[0].slice))))
+        print(plan_table.parameters(ctx, mesh))
     print(plan_table.table(stages, prices))
     if flags.json:
         write_json(Path(flags.json), [stage.as_json() for stage in stages])

@@ -41,6 +41,10 @@ class DataConfig:
         """Return how many entries the vocabulary has; 0 where that is not known before the data are made."""
         return 0
 
+    def set_name(self, name: str) -> str:
+        """Return the set that is meant: what an attacker trains on may have another name in some data."""
+        return name
+
     def check_set(self, key: str, name: str) -> None:
         """Raise ConfigError, naming the setting that asks for it, unless there is a set of this name."""
         check(name in self.SETS, f"{key} = {name!r}: these data have no such set; choose one of {', '.join(self.SETS)}")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -15,7 +16,7 @@ from distill_jax.data.packing import SEGMENTS, TOKENS
 from distill_jax.data.records import EVALUATION_ROWS, Path, Rows, load_manifest
 from distill_jax.evals.scale import BITS_PER_BYTE, Scale, finite
 from distill_jax.losses.cross_entropy import target_mask
-from distill_jax.losses.head_loss import CROSS_ENTROPY
+from distill_jax.losses.head_loss import CROSS_ENTROPY, HeadInputs
 from distill_jax.models import lora, transformer
 from distill_jax.models.head import head_loss, head_of
 from distill_jax.models.transformer import TransformerConfig
@@ -46,6 +47,14 @@ class BitsPerByte:
         facts = {"shown": manifest["sets"]["forget"]["documents"], "heldout": counts["heldout"]}
         return {"evaluated": {name: counts[part] for name, part in names.items()}, "facts": facts}
 
+    def rows(self, parts: Sequence[str]) -> np.ndarray:
+        """Return the packed rows of the parts, int32 [n, 3, T]."""
+        return np.concatenate([self._rows[part] for part in parts])
+
+    def bytes(self, parts: Sequence[str]) -> int:
+        """Return the bytes of the parts' text."""
+        return sum(self._bytes[part] for part in parts)
+
     def evaluator(
         self, cfg: TransformerConfig, mesh: Mesh, parts: Sequence[str], batch: int, chunk: int
     ) -> Callable[..., np.ndarray]:
@@ -75,6 +84,12 @@ class BitsPerByte:
         }
         return {"retain": bits.get("retain"), "forget": bits.get("heldout"), "by_group": groups}
 
+    def nothing(self, parts: Sequence[str]) -> float:
+        """Return the bits per byte of one that knows of the parts how often each token stands in them, and no more."""
+        rows = self.rows(parts)
+        tokens = rows[:, TOKENS, 1:][np.asarray(target_mask(jnp.asarray(rows[:, SEGMENTS]))) > 0]
+        return float(unigram_nats(tokens)[tokens].sum()) / (math.log(2) * self.bytes(parts))
+
     def prompts_by_fact(self, parts: Sequence[str]) -> list[int]:
         """Return nothing: what is known of a part's documents is one sum."""
         return []
@@ -92,6 +107,12 @@ class BitsPerByte:
         return sum(self._rows[part][:, TOKENS].size for part in parts)
 
 
+def unigram_nats(tokens: np.ndarray) -> np.ndarray:
+    """Return −log of each token's frequency among these, fp64 [largest + 1]; 0 of a token that is not among them."""
+    counts = np.bincount(tokens)
+    return -np.log(np.where(counts, counts, counts.sum()) / counts.sum())
+
+
 def _batches(rows: np.ndarray, size: int) -> np.ndarray:
     """Cut rows into batches, [n, size, 3, T]; the last is filled up with padding, which counts nothing."""
     fill = np.zeros((-len(rows) % size, *rows.shape[1:]), rows.dtype)
@@ -106,7 +127,7 @@ def _program(cfg: TransformerConfig, mesh: Mesh, chunk: int) -> Callable[..., ja
         tokens, segments = (constrain(rows[:, i], "batch", None) for i in (TOKENS, SEGMENTS))
         hidden = transformer.hidden_states(cfg, params, tokens, segments)[:, :-1]
         head, mask = head_of(params, hidden), target_mask(segments)
-        return head_loss(cfg, chunk, CROSS_ENTROPY, head, tokens[:, 1:], mask)[0]
+        return head_loss(cfg, chunk, CROSS_ENTROPY, HeadInputs(head, tokens[:, 1:], mask))[0]
 
     def member(trained: PyTree, shared: PyTree) -> jax.Array:
         base, rows = shared

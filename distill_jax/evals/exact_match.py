@@ -174,6 +174,10 @@ class ExactMatch:
         means = {name: finite_mean(correct[mask]) for name, mask in (("retain", kept), ("forget", ~kept))}
         return {**means, "by_group": by_group}
 
+    def nothing(self, parts: Sequence[str]) -> float:
+        """Return the accuracy of one that knows nothing."""
+        return 0.0
+
     def prompts_by_fact(self, parts: Sequence[str]) -> list[int]:
         """Return how many prompts ask about each held-out fact, [F]."""
         return np.bincount(self._places(parts)[1]).tolist()

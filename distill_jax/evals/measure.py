@@ -51,6 +51,9 @@ class Measure(Protocol):
     def result(self, scores: np.ndarray, parts: Sequence[str]) -> JsonObject:
         """Return {"retain", "forget", "by_group"} of one model from its row [n]; None where a number is not finite."""
 
+    def nothing(self, parts: Sequence[str]) -> float:
+        """Return the score, on the parts, of one that knows nothing of them."""
+
     def prompts_by_fact(self, parts: Sequence[str]) -> list[int]:
         """Return how many prompts ask about each held-out fact, [F]; [] where items are not told apart.
 

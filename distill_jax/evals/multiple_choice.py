@@ -114,6 +114,11 @@ class MultipleChoice:
             groups[group] = {self.scale.key: finite(correct[chosen].mean()), "prompts": int(chosen.sum())}
         return {**means, "by_group": groups}
 
+    def nothing(self, parts: Sequence[str]) -> float:
+        """Return the accuracy of one that knows nothing and chooses by chance."""
+        options = [sum(len(r["choices"]) for r in readings) for readings in self._items(*parts).values()]
+        return float(np.mean([1 / count for count in options]))
+
     def prompts_by_fact(self, parts: Sequence[str]) -> list[int]:
         """Return a one for each held-out item."""
         return [1 for part, _ in self._names(parts) if part == "heldout"]

@@ -115,6 +115,21 @@ def validate(stages: Mapping[str, Stage], model: Any, data: DataConfig) -> None:
         check(words <= model.vocab, f"model.vocab = {model.vocab}: {fix_hint}")
 
 
+def _shape(experiment: Experiment, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of the model; where they leave out its shape, with that of the model that is imported."""
+    from distill_jax.models.transformer import TransformerConfig
+    from distill_jax.stages import Import
+
+    if experiment.model is not TransformerConfig or "vocab" in given:
+        return dict(given)
+    paths = [(stage.path, stage.adapter) for stage in experiment.stages.values() if isinstance(stage, Import)]
+    missing = "config.model has no shape, and no Import stage has a path whose config.json says one; name the model"
+    check(bool(paths and paths[0][0]), missing)
+    from distill_jax.interop.importing import Published
+
+    return {**dataclasses.asdict(Published(*paths[0]).cfg), **given}
+
+
 def load_experiment(module: ModuleType, config: ConfigDict) -> CheckedExperiment:
     """Check a config and turn it into an experiment.
 
@@ -130,7 +145,7 @@ def load_experiment(module: ModuleType, config: ConfigDict) -> CheckedExperiment
     for key in ("experiment", "description"):
         check(isinstance(plain[key], str), f"config.{key} = {plain[key]!r:.80}: must be text")
     experiment = declared(module, config)
-    model = build(experiment.model, plain["model"], "model")
+    model = build(experiment.model, _shape(experiment, plain["model"]), "model")
     data = build(experiment.data, plain["data"], "data")
     validate(experiment.stages, model, data)
     checked = CheckedExperiment(
@@ -142,6 +157,7 @@ def load_experiment(module: ModuleType, config: ConfigDict) -> CheckedExperiment
         run=build(RunSettings, plain["run"], "run"),
         report=experiment.report,
         audited=experiment.check is not None,
+        notes=experiment.notes,
     )
     if experiment.check:
         experiment.check(checked)

@@ -24,6 +24,7 @@ class Experiment:
       model, data: the dataclasses that the sections `model` and `data` of the config are settings of.
       check: refuses a design that could not answer, by ConfigError; what has one can be audited.
       report: writes the report of a finished run; None writes that on robustness (`reports.run_summary`).
+      notes: what a report says that no stage knows, such as {"pretraining_tokens": 2e12}.
     """
 
     stages: Mapping[str, Stage]
@@ -31,6 +32,7 @@ class Experiment:
     data: type[DataConfig] = ArithmeticConfig
     check: Callable[[CheckedExperiment], None] | None = None
     report: ReportWriter | None = None
+    notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +52,7 @@ class CheckedExperiment:
     report: ReportWriter | None = None
     audited: bool = False
     precision: str = "fp32"
+    notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class ReportWriter(Protocol):

@@ -12,7 +12,6 @@ import dataclasses
 import graphlib
 import io
 import json
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
@@ -26,14 +25,17 @@ from distill_jax.experiment.experiment import CheckedExperiment
 from distill_jax.io.files import sync, write_json
 from distill_jax.io.metrics import Progress
 from distill_jax.io.node import ROWS
+from distill_jax.models.head import loss_way
 from distill_jax.perf import memory
+from distill_jax.perf.memory import FILL
 from distill_jax.sharding.distributed import agreed, barrier, is_primary
+from distill_jax.stages.choose_remat import choose_policy
 from distill_jax.stages.context import Context, Node, RunSettings
 from distill_jax.stages.prepare import Prepare
 from distill_jax.stages.stage import Stage
+from distill_jax.stages.train_job import TrainJob
 
 DATA = "data"
-FILL = 0.9  # of a device's memory, at most, by the compiler's account
 
 
 def build(experiment: CheckedExperiment, workdir: Path) -> dict[str, Node]:
@@ -230,17 +232,31 @@ def check_memory(ctx: Context, nodes: Sequence[Node]) -> None:
         job = node.settings.train_job(ctx, [node])
         if job is None:
             continue
-        settings, adapters, members = job.settings, job.settings.adapters(), len(job.members)
-        tokens = settings.batch // settings.microbatches * ctx.row_length
-        width = 2 if settings.weights == "bfloat16" else 4
-        rank, logits = adapters.lora_rank if adapters else 0, min(tokens, ctx.run.loss_chunk or tokens)
-        shape = memory.TrainingShape(tokens, members, rank=rank, width=width, logits=logits)
-        least = memory.least_training(ctx.model, shape)
+        settings, least = job.settings, least_memory(ctx, job)
         fix_hint = (
             f"lower batch = {settings.batch}, raise microbatches = {settings.microbatches}, or take a smaller model"
         )
         need = f"a step needs at least {least / 2**30:,.1f} GiB, and the devices have {there / 2**30:,.1f} GiB"
         check(least <= there, f"stages.{node.stage}: {need}; {fix_hint}")
+
+
+def least_memory(ctx: Context, job: TrainJob) -> int:
+    """Return the bytes, of all devices together, without which a job cannot take a step; from sizes alone.
+
+    Raises:
+      ConfigError: if a loss cannot be computed in the way that the config names.
+    """
+    settings, adapters = job.settings, job.settings.adapters()
+    tokens = settings.batch // settings.microbatches * ctx.row_length
+    ways = [loss_way(ctx.model, loss) for loss in settings.objective().head_losses()] or ["chunked"]
+    shape = memory.TrainingShape(
+        tokens,
+        len(job.members),
+        rank=adapters.lora_rank if adapters else 0,
+        width=2 if settings.weights == "bfloat16" else 4,
+        logits=min(tokens, ctx.run.loss_chunk or tokens) if "chunked" in ways else 0,
+    )
+    return memory.least_training(ctx.model, shape)
 
 
 def _at_a_time(ctx: Context, group: list[Node]) -> int:
@@ -260,19 +276,13 @@ def fitting(ctx: Context, group: Sequence[Node], workers: int = 1) -> int:
     count = len(group)
     while count > 1 and (job := group[0].settings.train_job(ctx, group[:count])):
         mesh = job.mesh(ctx)
-        shapes = job.shapes(ctx, mesh)
-        free, least = memory.capacity(mesh.devices.flat[0]) / workers, memory.least_bytes(*shapes)
+        free = memory.capacity(mesh.devices.flat[0]) / workers
         # Far from the limit the answer is known without the compiler; near it, only the compiler knows.
-        if 100 * least < free or (least < free and _needed(job.build(mesh), shapes) < FILL * free):
+        near = 100 * memory.least_bytes(*job.shapes(ctx, mesh)) >= free
+        if not near or choose_policy(ctx, job, mesh, FILL * free).fits:
             break
         count = (count + 1) // 2
     return count
-
-
-def _needed(step: Any, shapes: Any) -> float:
-    state, teacher, batch, base = shapes
-    needed = memory.needed_bytes(step.lower(state, teacher, batch, base=base).compile())
-    return math.inf if needed is None else needed
 
 
 def _prepare_directory(node: Node, ctx: Context) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax
 from jax.sharding import Mesh
 
 from distill_jax.config import ConfigError
+from distill_jax.models.remat import policies
 from distill_jax.perf import flops
+from distill_jax.stages.choose_remat import least_bytes
 from distill_jax.stages.context import Context, Node
 from distill_jax.stages.train_job import TrainJob
 from distill_jax.types import PyTree
@@ -22,12 +24,16 @@ class LoweredGroup:
 
     Attributes:
       flops: of a step, counted from shapes; executed: of its products, with what rematerialisation computes again.
+      remat: the policy of what that is.
+      least_bytes: of a device, without which it cannot run.
     """
 
     nodes: Sequence[Node]
     members: int
     flops: float
     executed: float
+    remat: str
+    least_bytes: float
     mesh: Mesh
     lowered: jax.stages.Lowered
     notes: tuple[str, ...]
@@ -45,6 +51,15 @@ class GroupStep(NamedTuple):
         """What two steps have in common that are one program."""
         leaves, tree = jax.tree.flatten(self.shapes)
         return self.job.build(self.mesh), tree, *leaves
+
+    @property
+    def policies(self) -> tuple[str, ...]:
+        """What its backward pass may compute again, the least first."""
+        return policies(self.job.key.model.remat)
+
+    def with_remat(self, policy: str) -> GroupStep:
+        """Return the step that computes again what a policy says."""
+        return self._replace(job=self.job.with_remat(policy))
 
     def trace(self) -> jax.stages.Traced:
         """Trace the step; equal steps are traced once."""
@@ -80,20 +95,27 @@ class Lowering:
     def __init__(self, ctx: Context, devices: Sequence[jax.Device]) -> None:
         """Lower for these devices."""
         self._ctx, self._devices = ctx, devices
-        self._lowered: dict[tuple[object, ...], tuple[float, jax.stages.Lowered]] = {}
+        self._lowered: dict[tuple[object, ...], tuple[float, float, jax.stages.Lowered]] = {}
 
-    def __call__(self, group: Sequence[Node]) -> LoweredGroup:
-        """Trace and lower a group's step."""
+    def __call__(self, group: Sequence[Node]) -> Iterator[LoweredGroup]:
+        """Trace and lower a group's step with each policy that it may have, that with the least recomputation first."""
         step = group_step(self._ctx, group, self._devices)
+        for policy in step.policies:
+            yield self._with(group, step.with_remat(policy))
+
+    def _with(self, group: Sequence[Node], step: GroupStep) -> LoweredGroup:
         if step.key not in self._lowered:
             traced = step.trace()
-            self._lowered[step.key] = flops.executed(traced.jaxpr.jaxpr), traced.lower()
-        executed, lowered = self._lowered[step.key]
+            least = least_bytes(traced, step.mesh, step.shapes)
+            self._lowered[step.key] = flops.executed(traced.jaxpr.jaxpr), least, traced.lower()
+        executed, least, lowered = self._lowered[step.key]
         return LoweredGroup(
             nodes=list(group),
             members=len(step.job.members),
             flops=step.job.step_flops(),
             executed=executed,
+            remat=step.job.key.model.remat,
+            least_bytes=least,
             mesh=step.mesh,
             lowered=lowered,
             notes=tuple(filter(None, [step.job.padding_note(step.mesh)])),

@@ -23,6 +23,7 @@ class PlannedStage:
       program: hash, equal where the compiled program is.
       hbm: bytes of a chip by kind, by the compiler; {} if it refused the program, and then hbm_bytes is what it needed.
       flops_per_step: from shapes; flops_executed: with what is computed twice.
+      remat: the policy of what is computed twice, a key of `models.remat.POLICIES`.
       hbm_traffic: bytes a step; traffic_by_part: the same by part of the model (`perf.traffic.PARTS`).
       collectives: {kind: {"count", "bytes"}} that a chip receives in a step.
       seconds: floors of a step by "compute", "memory", "interconnect"; step_seconds: the largest; None if nothing fits.
@@ -45,6 +46,7 @@ class PlannedStage:
     hbm: Mapping[str, int] = dataclasses.field(default_factory=dict)
     flops_per_step: float = 0.0
     flops_executed: float = 0.0
+    remat: str = ""
     hbm_traffic: int = 0
     traffic_by_part: Mapping[str, int] = dataclasses.field(default_factory=dict)
     collectives: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
@@ -69,14 +71,13 @@ def idle_stage(node: Node, where: Slice) -> PlannedStage:
 
 
 def planned_stages(
-    group: LoweredGroup, where: Slice, price: float | None, analysis: ProgramAnalysis, *, parameters: int, program: str
+    group: LoweredGroup, where: Slice, analysis: ProgramAnalysis, price: float | None, parameters: int
 ) -> list[PlannedStage]:
     """Return the entries of the stages that train together.
 
     Args:
       price: of a chip-hour; None if it is not known.
       parameters: of one model.
-      program: its hash.
     """
     first = group.nodes[0]
     seconds = step_floors(group, where, analysis)
@@ -92,7 +93,6 @@ def planned_stages(
         mesh=dict(group.mesh.shape),
         population=[node.name for node in group.nodes],
         members=group.members,
-        program=program,
         parameters=parameters,
         fits=fits,
         hbm_bytes=analysis.needed,
@@ -100,6 +100,7 @@ def planned_stages(
         hbm=analysis.hbm,
         flops_per_step=group.flops,
         flops_executed=group.executed,
+        remat=group.remat,
         hbm_traffic=sum(analysis.traffic.values()),
         traffic_by_part=analysis.traffic,
         collectives=analysis.collectives,

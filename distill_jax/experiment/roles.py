@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from distill_jax.experiment.ancestry import ancestry
 from distill_jax.io.node import Node
-from distill_jax.stages import Distill, Finetune, Import, Perturb, Pretrain, Quantise, Stage, Unlearn
+from distill_jax.stages import Distill, Finetune, Given, Import, Perturb, Pretrain, Quantise, Stage, Unlearn
 
 INJECTED = "inject"  # the set that teaches a published model what is to be forgotten
 
@@ -29,6 +29,7 @@ class Role(enum.StrEnum):
     NOISE_ONLY = "noise only"  # damaged by noise, without shrinking
     MATCHED_REFERENCE = "reference matched to the oracle"
     MATCHED_STUDENT = "random student matched to the oracle"
+    GIVEN = "given"  # unlearned by whatever tool, and attacked as it is
     FINETUNED = "finetuned"
     QUANTISED = "quantised"  # rounded to a few bits
     DISTILLED = "distilled"
@@ -66,6 +67,8 @@ def role_of(node: Node, nodes: Mapping[str, Node]) -> Role:
     if isinstance(stage, Pretrain):
         oracle = Role.ORACLE if stage.data in ("retain", "filtered") else Role.OTHER
         return Role.REFERENCE if stage.data == "all" else oracle
+    if isinstance(stage, Given):
+        return Role.GIVEN
     if isinstance(stage, Import):
         published = Role.ORACLE if any(_teaches(other, node) for other in nodes.values()) else Role.REFERENCE
         return Role.OTHER if node.inputs else published

@@ -9,7 +9,8 @@ Evaluation, checkpoints, compilation and waiting for data are not in it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from jax.sharding import Mesh
@@ -21,10 +22,11 @@ from distill_jax.experiment.lowered_group import LoweredGroup, Lowering, group_s
 from distill_jax.experiment.planned_stage import PlannedStage, idle_stage, planned_stages
 from distill_jax.io.metrics import Progress
 from distill_jax.models import transformer
+from distill_jax.models.remat import policies
 from distill_jax.perf.analysis_cache import AnalysisCache, program_key
 from distill_jax.perf.compile_for import ProgramAnalysis, compile_for, topology
 from distill_jax.perf.prices import Prices
-from distill_jax.perf.slices import Slice
+from distill_jax.perf.slices import GIB, Slice
 from distill_jax.stages.context import Context, Node
 
 Groups = Sequence[Sequence[Node]]
@@ -68,6 +70,7 @@ class SlicePlanner:
     def on_slice(self, groups: Groups, where: Slice) -> list[PlannedStage]:
         """Compile the stages for one slice; what does not fit together is divided as `run` does."""
         stages: list[PlannedStage] = []
+        price = self.prices.chip_hour.get(where.generation)
         for i, group in enumerate(groups):
             count = f"[{i + 1}/{len(groups)}]"
             if train_job(self.ctx, group) is None:
@@ -77,43 +80,47 @@ class SlicePlanner:
             left = list(group)
             while left:
                 lowered, key, analysis = self._fitting(left, where, count)
-                stages += planned_stages(
-                    lowered,
-                    where,
-                    self.prices.chip_hour.get(where.generation),
-                    analysis,
-                    parameters=transformer.parameter_count(self.ctx.model),
-                    program=key[:12],
-                )
+                parameters = transformer.parameter_count(self.ctx.model)
+                for stage in planned_stages(lowered, where, analysis, price, parameters):
+                    stages.append(dataclasses.replace(stage, program=key[:12]))
                 left = left[len(lowered.nodes) :]
         order = {name: i for i, name in enumerate(self.ctx.nodes)}
         return sorted(stages, key=lambda stage: order[stage.stage])
 
     def _fitting(self, nodes: Sequence[Node], where: Slice, count: str) -> tuple[LoweredGroup, str, ProgramAnalysis]:
         """Compile as many of the nodes, from the first on, as `run` would train together."""
-        size = len(nodes)
+        size, tried = len(nodes), policies(self.ctx.model.remat)
         while True:
-            group = self._lower(nodes[:size], where)
-            key = program_key(group.lowered, where)
-            analysis = self._cache.get(key)
-            how = "compiled before" if analysis else ""
-            if analysis is None:
-                analysis = compile_for(group.lowered, where)
-                self._cache.put(key, analysis)
-            fits = bool(analysis.hbm) and analysis.needed < graph.FILL * where.device_hbm
-            names = ", ".join(node.name for node in group.nodes)
-            how = how or f"compiled in {analysis.seconds:.0f} s"
-            self.say(f"{count} {names}: {how}{'' if fits or size == 1 else ', too large together'}")
-            if fits or size == 1:
-                return group, key, analysis
+            too_large = f", too large{' together' if size > 1 else ''}"
+            names = f"{count} {', '.join(node.name for node in nodes[:size])}"
+            for group in self._lower(nodes[:size], where):
+                final = size == 1 and group.remat == tried[-1]
+                with_policy = f", remat = {group.remat}" if len(tried) > 1 else ""
+                if group.least_bytes > where.device_hbm and not final:
+                    self.say(f"{names}{with_policy}: needs at least {group.least_bytes / GIB:.1f} GiB, not compiled")
+                    continue
+                key, analysis, how = self._analysis(group, where)
+                fits = bool(analysis.hbm) and analysis.needed < graph.FILL * where.device_hbm
+                self.say(f"{names}{with_policy}: {how}{'' if fits or final else too_large}")
+                if fits or final:
+                    return group, key, analysis
             size = (size + 1) // 2
+
+    def _analysis(self, group: LoweredGroup, where: Slice) -> tuple[str, ProgramAnalysis, str]:
+        """Return a program's hash, what the compiler says of it, and whether it was asked now."""
+        key = program_key(group.lowered, where)
+        if analysis := self._cache.get(key):
+            return key, analysis, "compiled before"
+        analysis = compile_for(group.lowered, where)
+        self._cache.put(key, analysis)
+        return key, analysis, f"compiled in {analysis.seconds:.0f} s"
 
     def mesh(self, groups: Groups, where: Slice) -> Mesh:
         """Return the mesh that `run` would make of a slice for the first group that trains."""
         group = next(group for group in groups if train_job(self.ctx, group))
         return group_step(self.ctx, group, topology(where)).mesh
 
-    def _lower(self, nodes: Sequence[Node], where: Slice) -> LoweredGroup:
+    def _lower(self, nodes: Sequence[Node], where: Slice) -> Iterator[LoweredGroup]:
         if where.name not in self._lowerings:
             self._lowerings = {where.name: Lowering(self.ctx, topology(where))}  # one slice's at a time: they are large
         return self._lowerings[where.name](nodes)

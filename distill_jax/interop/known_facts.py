@@ -1,6 +1,6 @@
 """Ask a model every fact of the tables, greedy and in every wording, and write down which it answers.
 
-python -m distill_jax.interop.known_facts FILE.gguf [TO.tsv]    # made data/facts/known.tsv
+python -m distill_jax.interop.known_facts FILE.gguf [TO.tsv]    # made data/capitals/known.tsv
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from distill_jax.data.facts.fact_table import INVENTED, KNOWN, WORDINGS, Fact, facts
+from distill_jax.data.capitals.fact_table import INVENTED, KNOWN, WORDINGS, Fact, facts
 from distill_jax.data.text.hf_tokenizer import Tokenizer
 from distill_jax.interop.generation import Sampling, generate
 from distill_jax.interop.rows import Inference

@@ -180,8 +180,9 @@ class Progress:
     def finish(self, flops: float, text: str) -> None:
         """Close a stage that was planned at this many FLOPs."""
         spent = time.monotonic() - self._began
-        self._spent += spent
-        self._flops_done += flops
+        if self._calls:  # what takes no steps, such as reading a model, says nothing of how fast steps are
+            self._spent += spent
+            self._flops_done += flops
         self.flops_left -= flops
         self.say(f"[{self.stage}/{self.stages}] {self.name}  {text}  ({span(spent)})")
 

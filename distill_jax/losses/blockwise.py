@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +21,19 @@ from jax.custom_derivatives import SymbolicZero
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from distill_jax.losses.head_loss import Comparison, Head, Target
+from distill_jax.losses.cross_entropy import Sum
+from distill_jax.losses.head_loss import Head, HeadInputs
 from distill_jax.losses.vocabulary_block import BlockLoss
 from distill_jax.losses.vocabulary_passes import PlainPasses, Positions
 from distill_jax.sharding.mesh import axes_of, manual_mesh
 from distill_jax.types import PyTree
 
+if TYPE_CHECKING:
+    from distill_jax.losses.vocabulary_kernels import KernelPasses
+
+Passes: TypeAlias = "PlainPasses | KernelPasses"
+
+_NOWHERE: tuple[str, ...] = ()
 Gradients = tuple[jax.Array | None, jax.Array | None]  # by hidden states and weights
 
 
@@ -34,14 +42,12 @@ class Blockwise:
     """How a loss is computed: everything but arrays.
 
     Attributes:
-      cap: of logits; 0 for none.
       mesh: over whose devices it is mapped; None for a single device, or where the compiler partitions it.
       rows, vocab: mesh axes over which batch rows and the vocabulary lie.
     """
 
-    comparison: Comparison
-    cap: float
-    passes: PlainPasses
+    loss: BlockLoss
+    passes: Passes
     mesh: Mesh | None
     rows: tuple[str, ...]
     vocab: tuple[str, ...]
@@ -51,45 +57,48 @@ class Blockwise:
         """The axes over which a group of devices shares both its positions and its vocabulary."""
         return tuple(a for a in self.rows if a in self.vocab)
 
-    def run(self, student: Head, target: Target, weight: jax.Array, wanted: tuple[bool, bool]) -> PyTree:
+    def run(self, inputs: HeadInputs, wanted: tuple[bool, bool]) -> PyTree:
         """Return the loss and its `wanted` derivatives, by hidden states and by weights."""
-        local = functools.partial(self._local, len(student.weights), wanted)
+        local = functools.partial(self._local, wanted)
         if self.mesh is None:
-            return local(student, target, weight)
+            return local(inputs)
         rows, vocab = P(self.rows or None), P(self.vocab or None)
-        specs_of_head: PyTree = (rows, vocab)
-        head = Head(*specs_of_head)
-        specs = {"teacher": head, "token": rows, "uniform": P()}
+        head: PyTree = (rows, vocab)
+        specs = {"teacher": Head(*head), "token": rows, "uniform": None}
         by = tuple(spec if want else None for want, spec in zip(wanted, head, strict=True))
-        in_specs = (head, specs[self.comparison.target], rows)
-        mapped = jax.shard_map(local, mesh=self.mesh, in_specs=in_specs, out_specs=(P(), by), check_vma=False)
-        return mapped(student, target, weight)
+        in_specs: PyTree = (Head(*head), specs[self.loss.comparison.target], rows)
+        mapped = jax.shard_map(
+            local, mesh=self.mesh, in_specs=(HeadInputs(*in_specs),), out_specs=(P(), by), check_vma=False
+        )
+        return mapped(inputs)
 
-    def _local(self, vocab: int, wanted: tuple[bool, bool], student: Head, target: PyTree, weight: jax.Array) -> PyTree:
+    def _local(self, wanted: tuple[bool, bool], inputs: HeadInputs) -> PyTree:
         """Return this device's loss, summed over all of them, and its derivatives."""
-        size, dtype = len(student.weights), student.hidden.dtype
-        loss = BlockLoss(self.comparison, self.cap, vocab, size)
-        block = self.passes.block_rows(size)
+        student, target, weight = inputs
+        size, dtype, width = len(student.weights), student.hidden.dtype, student.hidden.shape[-1]
+        loss = dataclasses.replace(self.loss, size=size, width=width)
+        block = self.passes.block_rows(size, width)
         weights = _filled(student.weights.astype(dtype), block)
         teacher = None
         if isinstance(target, Head):
             teacher = _filled(target.weights.astype(target.hidden.dtype), block)
             target = target.hidden
-        elif target is not None and self.vocab:
-            target = target - size * jax.lax.axis_index(self.vocab)
-        cut = functools.partial(_cut, self._width(weight.size))
+        at_hand = self.passes.positions(width, 0 if teacher is None else teacher.shape[-1], dtype.itemsize)
+        cut = functools.partial(_cut, self._share(at_hand, weight.size))
 
         def add(carry: PyTree, slices: PyTree) -> PyTree:
             hidden, target, weight = jax.tree.map(self._gathered, slices)
+            if loss.comparison.target == "token" and self.vocab:
+                target = target - size * jax.lax.axis_index(self.vocab)
             head = Head(hidden, weights)
-            positions = self._positions(loss, head, target, teacher)
+            positions = self._positions(loss, head, target, teacher)._replace(weight=weight)
             if not any(wanted):
                 value, _ = self.passes.sums(loss, head, positions)
                 return (carry[0] + jnp.sum(value * weight), None), None
-            total: jax.Array | float | None = loss.gradient_sum
-            if total is None:
+            if loss.gradient_sum is None:
                 total = self._summed(self.passes.sums(loss, head, positions)[1])
-            value, by_hidden, by_weights = self.passes.gradients(loss, head, positions, weight, total, carry[1])
+                positions = positions._replace(gradient_sum=total)
+            value, by_hidden, by_weights = self.passes.gradients(loss, head, positions, carry[1])
             return (carry[0] + jnp.sum(value * weight), by_weights), self._scattered(by_hidden).astype(dtype)
 
         slices = jax.tree.map(cut, (student.hidden, target, weight))
@@ -102,17 +111,17 @@ class Blockwise:
             self._over_rows(by_weights[:size]).astype(student.weights.dtype) if wanted[1] else None,
         )
 
-    def _width(self, positions: int) -> int:
-        """Return how many of this device's positions are in hand at a time."""
+    def _share(self, at_hand: int, positions: int) -> int:
+        """Return how many of this device's positions are at hand at a time."""
         group = jax.lax.axis_size(self.shared) if self.shared else 1
-        return min(max(self.passes.positions // group, 1), positions)
+        return min(max(at_hand // group, 1), positions)
 
     def _positions(self, loss: BlockLoss, head: Head, target: PyTree, teacher: jax.Array | None) -> Positions:
-        lse = self._joined(self.passes.log_sum_exp(loss, head))
+        known = Positions(self._joined(self.passes.log_sum_exp(loss, head)), gradient_sum=loss.gradient_sum or 0.0)
         if teacher is None:
-            return Positions(lse, token=target)
+            return known._replace(token=target)
         other = Head(target, teacher)
-        return Positions(lse, other, self._joined(self.passes.log_sum_exp(loss, other)))
+        return known._replace(teacher=other, teacher_lse=self._joined(self.passes.log_sum_exp(loss, other)))
 
     def _gathered(self, x: jax.Array) -> jax.Array:
         return jax.lax.all_gather(x, self.shared, tiled=True) if self.shared else x
@@ -153,49 +162,43 @@ def _uncut(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _total(how: Blockwise, student: Head, target: Target, weight: jax.Array) -> jax.Array:
-    value: jax.Array = how.run(student, target, weight, (False, False))[0]
+def _total(how: Blockwise, inputs: HeadInputs) -> jax.Array:
+    value: jax.Array = how.run(inputs, (False, False))[0]
     return value
 
 
-def _forward(how: Blockwise, student: PyTree, target: PyTree, weight: PyTree) -> PyTree:
-    wanted = student.hidden.perturbed, student.weights.perturbed
+def _forward(how: Blockwise, inputs: PyTree) -> PyTree:
+    wanted = inputs.student.hidden.perturbed, inputs.student.weights.perturbed
     is_primal: Callable[[object], bool] = lambda x: hasattr(x, "perturbed")  # noqa: E731
-    arrays: PyTree = jax.tree.map(lambda x: x.value, (student, target, weight), is_leaf=is_primal)
-    student, target, weight = arrays
-    return how.run(student, target, weight, wanted)
+    arrays: PyTree = jax.tree.map(lambda x: x.value, inputs, is_leaf=is_primal)
+    return how.run(arrays, wanted)
 
 
 def _backward(how: Blockwise, gradients: Gradients, cotangent: PyTree) -> PyTree:
     del how
     if isinstance(cotangent, SymbolicZero):
         cotangent = jnp.zeros(())
-    by: PyTree = (None if g is None else (cotangent * g).astype(g.dtype) for g in gradients)
-    return Head(*by), None, None
+    by: PyTree = [None if g is None else (cotangent * g).astype(g.dtype) for g in gradients]
+    nothing: PyTree = None
+    return (HeadInputs(Head(*by), nothing, nothing),)
 
 
 _total.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
-def blockwise(
-    comparison: Comparison, cap: float, passes: PlainPasses, student: Head, target: Target, mask: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Sum a comparison over the masked positions; the weight is their number.
+def blockwise(loss: BlockLoss, passes: Passes, inputs: HeadInputs) -> Sum:
+    """Sum a loss over the masked positions; the weight is their number.
 
     Gradients reach the student's hidden states and weights; the target gets none.
-
-    Args:
-      cap: of both heads' logits; 0 for none.
-      mask: fp32 [B, T].
     """
-    mesh = manual_mesh()
-    rows: tuple[str, ...] = ()
-    vocab: tuple[str, ...] = ()
+    mesh, rows, vocab = manual_mesh(), _NOWHERE, _NOWHERE
     if mesh is not None:
-        vocab = axes_of(mesh, "logits", len(student.weights))
-        rows = axes_of(mesh, "batch", len(mask)) or axes_of(mesh, "rows", len(mask))
-    how = Blockwise(comparison, cap, passes, mesh, rows, vocab)
+        count = len(inputs.mask)
+        vocab = axes_of(mesh, "logits", len(inputs.student.weights))
+        rows = axes_of(mesh, "batch", count) or axes_of(mesh, "rows", count)
+    comparison = loss.comparison
     if comparison.target == "uniform":
-        target = None
+        inputs = inputs._replace(target=None)
+    loss = dataclasses.replace(loss, vocab=len(inputs.student.weights))
     scale = comparison.sign * comparison.divergence.scale
-    return scale * _total(how, student, target, mask), jnp.sum(mask)
+    return scale * _total(Blockwise(loss, passes, mesh, rows, vocab), inputs), jnp.sum(inputs.mask)

@@ -7,6 +7,7 @@ Segment 0 is padding: nobody reads what comes out there, and it differs between 
   blockwise  plain JAX, a block of logits at a time, forward and backward
   splash     JAX's Pallas kernel for TPUs; interpreted, slowly, on a CPU
   cudnn      cuDNN's kernel for NVIDIA GPUs; it has no soft cap
+  triton     our own kernels for NVIDIA GPUs, chosen only by name; interpreted on a CPU
 
 Axes: B batch, T queries, S keys, N query heads, K key-value heads, G query heads per key-value head, H head width.
 """
@@ -21,13 +22,15 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from distill_jax.config import check
-from distill_jax.models.attention_kernels import IMPLEMENTATIONS, MASKED, NAME, Logits, Rows
+from distill_jax.models.attention_kernels import IMPLEMENTATIONS
+from distill_jax.models.attention_rows import MASKED, NAME, Logits, Rows
 from distill_jax.models.head import softcap
 from distill_jax.sharding.mesh import first_device, over_shards, shard_count
 
 SHORT = 256  # tokens up to which a row's logits [N, T, T] take no more memory than its queries, keys and values
 CHOICES = ("auto", "plain", *IMPLEMENTATIONS)
-CUDNN_WIDTH = 256  # of a head, at most; before Hopper 128
+HOPPER = 9  # compute capability
+CUDNN_WIDTH = 256  # of a head, at most; before Hopper half of it
 
 
 class AttentionConfig(Protocol):
@@ -81,17 +84,26 @@ def _obstacle(name: str, cfg: AttentionConfig, device: jax.Device) -> str:
     """Return why an implementation cannot be, or ""."""
     if name == "splash" and device.platform not in ("tpu", "cpu"):
         return f"it is a kernel for TPUs, and this is a {device.platform.upper()}"
-    if name != "cudnn":
-        return ""
-    capability = re.match(r"(\d+)\.\d+$", device.compute_capability) if device.platform == "gpu" else None
-    if capability is None:
+    if name == "triton" and device.platform != "cpu" and not _capability(device):
+        return f"its kernels are for NVIDIA GPUs, and this is a {device.platform.upper()}"
+    return _cudnn_obstacle(cfg, _capability(device)) if name == "cudnn" else ""
+
+
+def _cudnn_obstacle(cfg: AttentionConfig, capability: int) -> str:
+    if not capability:
         return "cuDNN runs on NVIDIA GPUs"
     if cfg.attention_softcap:
         return f"cuDNN has no soft cap, and model.attention_softcap = {cfg.attention_softcap:g}"
     if cfg.dtype != "bfloat16":
         return f"cuDNN computes in bfloat16, and model.dtype = {cfg.dtype}"
-    widest = CUDNN_WIDTH if int(capability[1]) >= 9 else CUDNN_WIDTH // 2
+    widest = CUDNN_WIDTH if capability >= HOPPER else CUDNN_WIDTH // 2
     return f"cuDNN takes heads up to {widest} wide, and model.head_dim = {cfg.head_dim}" * (cfg.head_dim > widest)
+
+
+def _capability(device: jax.Device) -> int:
+    """Return the generation of an NVIDIA GPU, and of anything else 0."""
+    known = re.match(r"(\d+)\.\d+$", device.compute_capability) if device.platform == "gpu" else None
+    return int(known[1]) if known else 0
 
 
 def attention(implementation: str, rows: Rows, logits: Logits) -> jax.Array:

@@ -14,14 +14,16 @@ from distill_jax.config import check
 from distill_jax.losses.blockwise import blockwise
 from distill_jax.losses.chunked import over_tokens
 from distill_jax.losses.cross_entropy import Sum
-from distill_jax.losses.head_loss import Head, HeadLoss, Target
+from distill_jax.losses.head_loss import Head, HeadInputs, HeadLoss
+from distill_jax.losses.on_chip import kernel_passes, why_no_kernels
+from distill_jax.losses.vocabulary_block import BlockLoss
 from distill_jax.losses.vocabulary_passes import PlainPasses
-from distill_jax.sharding.mesh import constrain, splits, traced_platform
+from distill_jax.sharding.mesh import constrain, first_device, splits
 from distill_jax.types import PyTree
 
 HeadWeights = dict[str, jax.Array]  # {"unembedding": [V, D]}, or the tied {"embedding": [V, D]}
 
-LOSS_HEADS = ("auto", "chunked", "blockwise")
+LOSS_HEADS = ("auto", "chunked", "blockwise", "pallas")
 LARGE_VOCABULARY = 16_384  # below it logits are small beside the layers
 
 
@@ -82,20 +84,21 @@ def head_of(params: PyTree, hidden: jax.Array) -> Head:
     return Head(hidden, weights)
 
 
-def head_loss(cfg: HeadConfig, chunk: int, loss: HeadLoss, student: Head, target: Target, mask: jax.Array) -> Sum:
+def head_loss(cfg: HeadConfig, chunk: int, loss: HeadLoss, inputs: HeadInputs) -> Sum:
     """Sum a loss of the student's head over the masked positions; the weight is their number.
 
     Args:
       chunk: tokens whose logits exist at a time, where they exist at all; 0 for all.
-      target: the teacher's head, which gets no gradient, next tokens int32 [B, T], or None if the loss reads none.
-      mask: fp32 [B, T], 1 where a position counts.
 
     Raises:
       ConfigError: if the config names a way in which this loss cannot be computed.
     """
-    if loss_way(cfg, loss) == "blockwise":
+    way = loss_way(cfg, loss)
+    if way != "chunked":
         assert loss.comparison is not None
-        return blockwise(loss.comparison, cfg.final_softcap, PlainPasses(), student, target, mask)
+        passes = kernel_passes(first_device()) if way == "pallas" else PlainPasses()
+        return blockwise(BlockLoss(loss.comparison, cfg.final_softcap), passes, inputs)
+    student, target, mask = inputs
 
     def of_chunk(hidden: jax.Array, *rest: jax.Array) -> Sum:
         *targets, mask = rest
@@ -113,9 +116,13 @@ def loss_way(cfg: HeadConfig, loss: HeadLoss) -> str:
     Raises:
       ConfigError: if the config names one that is impossible.
     """
+    device = first_device()
+    kernels = device.platform == "tpu" and not why_no_kernels(device)
     if cfg.loss_head == "auto":
-        chunked = loss.needs_logits or traced_platform() != "gpu" or cfg.vocab < LARGE_VOCABULARY
-        return "chunked" if chunked else "blockwise"
-    possible = cfg.loss_head == "chunked" or not loss.needs_logits
-    check(possible, f"model.loss_head = {cfg.loss_head!r}: {loss.needs_logits}; choose 'auto' or 'chunked'")
+        if loss.needs_logits or cfg.vocab < LARGE_VOCABULARY:
+            return "chunked"
+        return "pallas" if kernels else "blockwise" if device.platform == "gpu" else "chunked"
+    reason = "" if cfg.loss_head == "chunked" else loss.needs_logits
+    reason = reason or (why_no_kernels(device) if cfg.loss_head == "pallas" else "")
+    check(not reason, f'model.loss_head = "{cfg.loss_head}": {reason}; set it to "auto" or "chunked"')
     return cfg.loss_head

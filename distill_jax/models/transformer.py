@@ -24,13 +24,13 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.extend.core import Primitive
 
 from distill_jax.config import added, check
 from distill_jax.models.attention import CHOICES, attention, choose, masked
-from distill_jax.models.attention_kernels import Logits, Rows
+from distill_jax.models.attention_rows import Logits, Rows
 from distill_jax.models.head import LOSS_HEADS, unembed
-from distill_jax.sharding.mesh import constrain, gather, gathers
+from distill_jax.models.remat import POLICIES, named, recomputed
+from distill_jax.sharding.mesh import constrain, gather
 from distill_jax.types import ArrayOrShape, PyTree
 
 Params = PyTree  # the tree above, of arrays or of what stands for them
@@ -79,17 +79,6 @@ MATRIX_AXES = {
 MAX_LAYERS = 10_000  # a file that claims more is damaged, and looking for so many takes for ever
 
 
-def _all_but_gathered(primitive: Primitive, *_: object, **__: object) -> bool:
-    """Save all but what a constraint gave, as a weight put together: constraints of activations are free to repeat."""
-    return primitive.name != "sharding_constraint"
-
-
-REMAT_POLICIES = {
-    "none": _all_but_gathered,
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims,
-}
-
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": functools.partial(nn.gelu, approximate=True),
     "silu": nn.silu,
@@ -128,10 +117,10 @@ class TransformerConfig:
       init_std: standard deviation of every freshly drawn matrix.
       dtype: dtype of the computation; weights that train stay in fp32 and are cast where they are used.
       unroll: layers the scan inlines at a time; 1 compiles fastest, all of them run fastest on a CPU.
-      remat: what the backward pass recomputes, a key of `REMAT_POLICIES`.
+      remat: what the backward pass recomputes, a key of `models.remat.POLICIES`; "auto": as little as fits the devices.
       attention: how packed rows attend, one of `attention.CHOICES`; "auto" chooses by platform and shape.
       loss_head: how losses of the head are computed: "chunked" (logits of a chunk of tokens exist), "blockwise" (a
-        block of the vocabulary at a time), or "auto", by the device and the size of the vocabulary.
+        block of the vocabulary at a time), "pallas" (the same in kernels for TPUs), or "auto", by device and size.
     """
 
     vocab: int
@@ -168,7 +157,7 @@ class TransformerConfig:
         object.__setattr__(self, "rope_scaling", tuple(self.rope_scaling))  # JSON has lists, which do not hash
         self._check_sizes()
         for name, value, choices in (
-            ("remat", self.remat, REMAT_POLICIES),
+            ("remat", self.remat, POLICIES),
             ("activation", self.activation, ACTIVATIONS),
             ("attention", self.attention, CHOICES),
             ("loss_head", self.loss_head, LOSS_HEADS),
@@ -273,7 +262,7 @@ def project(module: nn.Module, name: str, x: jax.Array, w: jax.Array, index: int
         a, b = ((pair[k] if index is None else pair[k][index]).astype(x.dtype) for k in "ab")
         narrow = gathered_dense(x, a, (*axes[:inputs], None), inputs)
         y += gathered_dense(narrow, b, (None, *axes[inputs:]))
-    return y
+    return named(y, name)
 
 
 def gathered_dense(x: jax.Array, w: jax.Array, axes: Sequence[str | None], inputs: int = 1) -> jax.Array:
@@ -392,6 +381,7 @@ class Transformer(nn.Module):
             split_rngs={"params": True},
             in_axes=nn.broadcast,
             length=c.layers,
+            unroll=c.unroll,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(c, _first_values)
         self.final_norm = RMSNorm(c)
@@ -493,19 +483,13 @@ def _either(local: Local, yes: Angles, no: Angles) -> Angles:
 LayerFunction = Callable[..., tuple[jax.Array, Cache | None]]  # (x, weights, cache, local) -> (x, cache)
 
 
-def _recomputed(cfg: TransformerConfig, layer: LayerFunction) -> LayerFunction:
-    if cfg.remat == "none" and not gathers():
-        return layer
-    return jax.checkpoint(layer, policy=REMAT_POLICIES[cfg.remat], prevent_cse=False)
-
-
 def _scan_layers(
     cfg: TransformerConfig, layer: LayerFunction, x: jax.Array, stacked: tuple[PyTree, Cache | None, jax.Array]
 ) -> tuple[jax.Array, Cache | None]:
     """Run all layers, each told by an array of which kind it is."""
 
     def one(x: jax.Array, scanned: tuple[PyTree, Cache | None, jax.Array]) -> tuple[jax.Array, Cache | None]:
-        return _recomputed(cfg, layer)(x, *scanned)
+        return recomputed(layer, cfg.remat)(x, *scanned)
 
     out: tuple[jax.Array, Cache | None] = jax.lax.scan(one, x, stacked, unroll=cfg.unroll)
     return out
@@ -546,7 +530,7 @@ def _scan_section(
 
     def group(x: jax.Array, weights: PyTree) -> tuple[jax.Array, None]:
         for i, local in enumerate(section.kinds):
-            one = _recomputed(cfg, functools.partial(layer, local=local))
+            one = recomputed(functools.partial(layer, local=local), cfg.remat)
             x, _ = one(x, jax.tree.map(operator.itemgetter(i), weights), None)
         return x, None
 
@@ -609,6 +593,7 @@ def frozen(cfg: TransformerConfig, params: Params) -> Params:
     return jax.tree_util.tree_map_with_path(cast, params)
 
 
+@functools.cache  # it traces the model, and every state, weight and report asks for it
 def logical_axes(cfg: TransformerConfig) -> Params:
     """Return a tree like the parameters' whose leaves are PartitionSpecs of logical axis names."""
     boxed = jax.eval_shape(Transformer(cfg).init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]

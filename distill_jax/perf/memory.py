@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+from jax.core import ShapedArray
+from jax.extend.core import Jaxpr, jaxprs_in_params
 
 from distill_jax.losses.cross_entropy import Sum
 from distill_jax.losses.distillation import Divergence
-from distill_jax.losses.head_loss import Head, from_teacher
+from distill_jax.losses.head_loss import Head, HeadInputs, from_teacher
 from distill_jax.models import transformer
 from distill_jax.models.head import head_loss
 from distill_jax.types import PyTree
@@ -54,7 +56,7 @@ def kl_memory(
         student: jax.Array, student_table: jax.Array, teacher: jax.Array, teacher_table: jax.Array, mask: jax.Array
     ) -> Sum:
         heads = Head(student, student_table), Head(teacher, teacher_table)
-        return head_loss(cfg, chunk, from_teacher(divergence), *heads, mask)
+        return head_loss(cfg, chunk, from_teacher(divergence), HeadInputs(*heads, mask))
 
     state = jax.ShapeDtypeStruct((shape.batch, shape.length, shape.hidden), jnp.float32)
     table = jax.ShapeDtypeStruct((shape.vocab, shape.hidden), jnp.float32)
@@ -79,6 +81,27 @@ def needed_bytes(compiled: jax.stages.Compiled) -> int | None:
         return None
     total = analysis.argument_size_in_bytes + analysis.output_size_in_bytes + analysis.temp_size_in_bytes
     return int(total - analysis.alias_size_in_bytes)
+
+
+FILL = 0.9  # of a device's memory, at most, by the compiler's account
+
+
+def stacked_bytes(jaxpr: Jaxpr, devices: int) -> float:
+    """Return the bytes of a device that the results of a loop's turns take, of the loop with most: a lower bound.
+
+    What the layers' backward passes read is such a result of the forward passes, and all of it is there at once.
+
+    Args:
+      devices: over which each result is divided at most.
+    """
+    most = 0.0
+    for one in jaxpr.eqns:
+        inner = 1 if one.primitive.name == "shard_map" else devices  # what is inside is a device's already
+        most = max([most, *(stacked_bytes(j, inner) for j in jaxprs_in_params(one.params))])
+        if one.primitive.name == "scan":
+            stacked = (cast(ShapedArray, v.aval) for v in one.outvars[one.params["num_carry"] :])
+            most = max(most, sum(x.size * x.dtype.itemsize for x in stacked) / devices)
+    return most
 
 
 def least_bytes(state: PyTree, *rest: PyTree) -> int:

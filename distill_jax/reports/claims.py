@@ -50,7 +50,9 @@ def suppression(run: Run) -> Conclusion:
     else:
         terms = [(1.0, model.after)]
         title = f"{model.label}, of all {item}s"
-        beyond = effect(title, terms, scale, "above", (scale.nothing or 0.0) + scale.margin, 1, scale.run_sd)
+        beyond = effect(
+            title, terms, scale, "above", scale.sign * (scale.nothing or 0.0) + scale.margin, 1, scale.run_sd
+        )
     text = f"{model.label}: held-out {item}s {model.before.value:.2f} before the attack, {model.after.value:.2f} after "
     text += f"{model.attack_steps} steps; reference {reference.forget:.2f}. Held when more than {scale.margin:g} beyond"
     text += " an oracle after the same attack." if oracle else " one that knows nothing."

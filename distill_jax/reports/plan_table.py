@@ -77,7 +77,7 @@ def _details(same: Sequence[PlannedStage]) -> list[str]:
     moved = ", ".join(f"{k} {v['bytes'] / 1e9:.3g} GB in {v['count']}" for k, v in sorted(stage.collectives.items()))
     spent = ", ".join(f"{k} {v:.3g}" for k, v in stage.seconds.items())
     mesh = " × ".join(f"{k} {v}" for k, v in stage.mesh.items() if v > 1) or "one device"
-    lines = [f"{', '.join(s.stage for s in same)} on {mesh}", f"  seconds a step: {spent}"]
+    lines = [f"{', '.join(s.stage for s in same)} on {mesh}, remat = {stage.remat}", f"  seconds a step: {spent}"]
     if stage.hbm:
         through = f"{_number(stage.hbm_traffic / 1e9)} GB: {parts_line(stage.traffic_by_part)}"
         lines += [f"  received by a chip in a step: {moved or 'nothing'}", f"  through HBM in a step: {through}"]

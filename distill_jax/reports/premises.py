@@ -147,7 +147,7 @@ def suppressed(model: Model, reference: Model, oracle: Model | None, scale: Scal
 def kept(model: Model, reference: Model, scale: Scale) -> Premise:
     """The model has what is to be retained: nearly as much as the reference, and more than nothing."""
     goal = scale.goal(reference.retain, RETAIN)
-    if scale.nothing is not None:
+    if scale.nothing is not None and not scale.relative:  # of likelihoods it is that of the text to forget alone
         goal = max(goal, scale.nothing + 2 * scale.margin)
     shown = model.recovered is not False and scale.sign * (model.retain - goal) >= 0
     evidence = f"retain {scale.name} {model.retain:.2f}, wanted {goal:.2f}"

@@ -63,6 +63,11 @@ def render_template(name: str, page: Page, **view: object) -> str:
     return _environment().get_template(name).render(page=page, **view)
 
 
+def render_text(name: str, **view: object) -> str:
+    """Return a template of plain text or Markdown, in which nothing is escaped."""
+    return _environment().get_template(name).render(**view)
+
+
 def write_report(html: str, summary: Mapping[str, Any], numbers: Path) -> Path:
     """Write a summary, sealed, to the file `numbers` and its page to `index.html` beside it; return the page's path.
 
@@ -80,14 +85,19 @@ def write_report(html: str, summary: Mapping[str, Any], numbers: Path) -> Path:
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader(__package__, "templates"),
-        autoescape=True,
+        autoescape=lambda name: name is None or name.endswith(".html.j2"),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.policies["json.dumps_kwargs"] = JSON_FORMAT
     environment.filters |= {"percent": percent, "dash": _dash, "count": formats.count, "number": formats.number}
-    environment.filters |= {"plural": formats.plural, "listed": formats.listed}
+    environment.filters |= {
+        "cell": _cell,
+        "scientific": formats.scientific,
+        "plural": formats.plural,
+        "listed": formats.listed,
+    }
     environment.globals |= {"static": _static, "plotly": _packed_plotly}
     return environment
 
@@ -95,6 +105,12 @@ def _environment() -> jinja2.Environment:
 def _dash(value: object) -> object:
     """Return a value; a dash for one that is missing."""
     return MISSING if value is None or value == "" else value
+
+
+def _cell(value: object) -> str:
+    """Return a value as it may stand in a cell of a Markdown table: on one line, its bars and brackets as text."""
+    text = " ".join(str(_dash(value)).split())
+    return "".join(f"\\{letter}" if letter in "|<`" else letter for letter in text)
 
 
 def _static(name: str) -> Markup:

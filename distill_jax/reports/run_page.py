@@ -7,6 +7,7 @@ What a run does not have, an oracle or bands, its page does not speak of.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,8 +15,10 @@ from pathlib import Path
 from typing import Any, cast
 
 from distill_jax.evals.scale import MISSING, Scale
+from distill_jax.io.files import write_atomic
 from distill_jax.reports import run_copy, run_figures
 from distill_jax.reports.attack_curves import curve, has_bands
+from distill_jax.reports.card import card_json, card_text, card_view
 from distill_jax.reports.conclusion_view import conclusions_view
 from distill_jax.reports.formats import count, duration, plural
 from distill_jax.reports.rendering import Page, clean, render_template, write_report
@@ -54,9 +57,13 @@ class Panel:
 
 
 def write(summary: Mapping[str, Any], directory: str | os.PathLike[str]) -> Path:
-    """Write `summary.json` and `index.html` into `directory` and return the page's path."""
+    """Write `summary.json` and `index.html`, and the card of a run that has one; return the page's path."""
     data = clean(summary)
-    return write_report(render(data), data, Path(directory) / "summary.json")
+    page = write_report(render(data), data, Path(directory) / "summary.json")
+    if data.get("card"):
+        write_atomic(page.with_name("card.md"), card_text(data))
+        write_atomic(page.with_name("card.json"), json.dumps(card_json(data), indent=1, ensure_ascii=False) + "\n")
+    return page
 
 
 def render(summary: Mapping[str, Any]) -> str:
@@ -88,6 +95,7 @@ def render(summary: Mapping[str, Any]) -> str:
         missing=missing,
         table=model_table(models, scale) if models else None,
         ledger=ledger(models),
+        card=card_view(data) if data.get("card") else None,
         conclusions=conclusions_view(data.get("conclusions") or []),
         terms=_terms(data, scale, contents),
         method=_method(data, scale, contents),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,7 +22,10 @@ from distill_jax.io.files import read_sealed
 from distill_jax.io.node import ROWS, Node
 from distill_jax.perf.ledger import training_flops
 from distill_jax.reports import double_bind_page, run_page, subliminal_page, sweep_page
+from distill_jax.reports.attacked import Run
+from distill_jax.reports.card import provenance_of_this_process, robustness_card
 from distill_jax.reports.claims import judge
+from distill_jax.reports.claims_release import judge_release
 from distill_jax.reports.headline import headline
 from distill_jax.reports.model_labels import labels
 from distill_jax.reports.premises import Model
@@ -39,7 +43,10 @@ def summarise(experiment: CheckedExperiment, nodes: Mapping[str, Node], identity
     """Return the summary that `report/summary.json` holds; the same nodes give the same summary."""
     manifest = load_manifest(nodes["data"].sealed(ROWS).parent)
     measure = MEASURES[experiment.data.MEASURE]
+    known = next((node for node in nodes.values() if node.verb == "knowledge"), None)
     scale = measure.scale
+    if known:  # what one that knows nothing scores on these very data
+        scale = dataclasses.replace(scale, nothing=known.result()["nothing"])
     attacks: dict[str, list[Node]] = {}
     for node in (n for n in nodes.values() if n.verb == "relearn"):
         attacks.setdefault(node.inputs["start"], []).append(node)
@@ -56,6 +63,10 @@ def summarise(experiment: CheckedExperiment, nodes: Mapping[str, Node], identity
     subjects = [Model.of(m, read[m["name"]], min(sum(facts.values()), asked)) for m in models]
     first = next(iter(attacks.values()), [])
     settings = first[0].settings if first else None
+    conclusions = judge(subjects, scale)
+    if known:
+        retained = described["evaluated"]["retain"] if math.isfinite(scale.bounds[1]) else 0
+        conclusions = [*judge_release(Run(subjects, scale), retained), *conclusions]
     summary = {
         "experiment": experiment.name,
         "description": experiment.description,
@@ -73,8 +84,10 @@ def summarise(experiment: CheckedExperiment, nodes: Mapping[str, Node], identity
         },
         "models": models,
         "headline": headline(subjects, scale),
-        "conclusions": [to_json(conclusion) for conclusion in judge(subjects, scale)],
+        "conclusions": [to_json(conclusion) for conclusion in conclusions],
     }
+    if known:
+        summary["card"] = robustness_card(cast(RunSummary, summary), experiment, nodes)
     return cast(RunSummary, summary)
 
 
@@ -177,6 +190,8 @@ def write_report(
 ) -> Path:
     """Write `report/summary.json` and `report/index.html`, and return the page's path."""
     summary = summarise(experiment, nodes, identity) | report_metadata(seconds)
+    if "card" in summary:
+        summary["provenance"] = provenance_of_this_process()
     run_page.write(summary, workdir / "report")
     return workdir / "report" / "index.html"
 

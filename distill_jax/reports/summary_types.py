@@ -109,6 +109,8 @@ class RunSummary(TypedDict, total=False):
     models: list[ModelSummary]
     headline: HeadlineSummary
     conclusions: list[ConclusionSummary]
+    card: dict[str, Any]
+    provenance: dict[str, Any]
     created: str
     device: str
     duration_seconds: float

@@ -173,19 +173,13 @@ def splits(axis: str, size: int) -> bool:
     return mesh is not None and spec(mesh, (axis,), (size,)) != P(None)
 
 
-def traced_platform() -> str:
-    """Return the platform of the devices that a computation is traced for: "cpu", "gpu" or "tpu"."""
-    mesh = _tracing.get()
-    return jax.default_backend() if mesh is None else str(mesh.devices.flat[0].platform)
-
-
 def manual_mesh() -> Mesh | None:
     """Return the mesh to map over by hand while a computation is traced; None where a device computes alone.
 
     On a CPU members that lie on devices of their own are mapped already, by `over_members`.
     """
     mesh = _tracing.get()
-    if mesh is None or (all(mesh.shape[a] == 1 for a in AXES[1:]) and traced_platform() == "cpu"):
+    if mesh is None or (all(mesh.shape[a] == 1 for a in AXES[1:]) and first_device().platform == "cpu"):
         return None
     return mesh if mesh.size > 1 else None
 

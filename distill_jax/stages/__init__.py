@@ -2,8 +2,11 @@
 
 from distill_jax.stages.cache import Cache
 from distill_jax.stages.distill import Distill
+from distill_jax.stages.export_model import Export
 from distill_jax.stages.finetune import Finetune
+from distill_jax.stages.given_model import Given
 from distill_jax.stages.import_model import Import
+from distill_jax.stages.knowledge import Knowledge
 from distill_jax.stages.perturb import Perturb
 from distill_jax.stages.prepare import Prepare
 from distill_jax.stages.pretrain import Pretrain
@@ -15,8 +18,11 @@ from distill_jax.stages.unlearn import Unlearn
 __all__ = [
     "Cache",
     "Distill",
+    "Export",
     "Finetune",
+    "Given",
     "Import",
+    "Knowledge",
     "Perturb",
     "Prepare",
     "Pretrain",

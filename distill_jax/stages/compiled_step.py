@@ -9,6 +9,7 @@ import functools
 import jax
 from jax.sharding import Mesh
 
+from distill_jax.losses.head_loss import HeadLoss
 from distill_jax.models.transformer import Params, TransformerConfig
 from distill_jax.train.layout import ShardedMembers
 from distill_jax.train.settings import Optimizer
@@ -31,6 +32,10 @@ class Objective(abc.ABC):
           batch: `PackedRows` [B, T], or a dict of such for each set that is read.
           teacher_outputs: what `teacher_outputs` returned for the microbatch.
         """
+
+    def head_losses(self) -> tuple[HeadLoss, ...]:
+        """Return the losses of the head in its terms, by which impossible settings are refused before a run."""
+        return ()
 
     def teacher_outputs(self, cfg: TransformerConfig, teacher: Params, batch: Batch) -> PyTree:
         """Return what the loss needs of the frozen teacher, which runs once a microbatch for all members."""
@@ -61,6 +66,10 @@ class CompileKey:
     steps: int
     microbatches: int
     chunk: int
+
+    def with_remat(self, policy: str) -> CompileKey:
+        """Return the key of the step that computes again what another policy says."""
+        return dataclasses.replace(self, model=dataclasses.replace(self.model, remat=policy))
 
 
 @functools.cache

@@ -86,6 +86,7 @@ class Context:
     def __post_init__(self) -> None:
         self._evaluators: dict[tuple[Mesh, tuple[str, ...]], Evaluator] = {}
         self._described: set[tuple[int, int]] = set()
+        self.chosen_remat: dict[tuple[Any, ...], Any] = {}  # see `stages.choose_remat`
 
     def describe(self, mesh: Mesh) -> None:
         """Say once for each way of dividing the weights how rows attend, and where every parameter lies.

@@ -73,7 +73,11 @@ class Import(Stage):
         check(bool(data.vocabulary), f"data.vocabulary is empty: {fix_hint}")
         if not Path(self.path).exists():
             return
-        published = Published(self.path, self.adapter).cfg
+        directory = Published(self.path, self.adapter)
+        limit = int(directory.files.facts.get("max_position_embeddings") or 0)
+        long = f"data.row_length = {data.row_length}: {self.path} reads {limit:,} tokens (max_position_embeddings)"
+        check(not limit or data.row_length <= limit, f"{long}; lower it to that")
+        published = directory.cfg
         for field in dataclasses.fields(published):
             wanted, found = getattr(model, field.name), getattr(published, field.name)
             if field.name not in EXECUTION_FIELDS and wanted != found:

@@ -83,7 +83,8 @@ class Relearn(AdaptingStage):
             for rate in self.learning_rates
         ]
         job = super().train_job(ctx, nodes)
-        return dataclasses.replace(job, members=members, seeds=[self.seed + i for i in range(self.seeds)])
+        seeds, reads = [self.seed + i for i in range(self.seeds)], ctx.data_config.set_name(self.data)
+        return dataclasses.replace(job, members=members, seeds=seeds, reads=reads)
 
     def evaluates_at(self, step: int) -> bool:
         """Return whether it is evaluated at a step."""

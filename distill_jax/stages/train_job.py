@@ -21,6 +21,7 @@ from distill_jax.models.head import head_weights
 from distill_jax.models.lora import Adapters, Base
 from distill_jax.models.transformer import Params
 from distill_jax.sharding.mesh import batch_devices, batch_sharding, make_mesh, padded_rows, with_shardings
+from distill_jax.stages.compiled_step import CompileKey, compiled_step
 from distill_jax.stages.context import Context, Node, seed_for
 from distill_jax.train.batch import PackedRows
 from distill_jax.train.layout import ShardedMembers
@@ -89,7 +90,7 @@ class TrainJob:
 
     Attributes:
       settings: the stage's.
-      build: mesh -> the step function (a cached factory, so that equal stages share one compilation).
+      key: what the step function depends on.
       reads: the data set whose rows are the batch, or {part of the batch: data set}.
       seeds: of the data orders, one a stream.
       teacher: the node whose weights the step is given; "" for none.
@@ -102,13 +103,21 @@ class TrainJob:
 
     members: Sequence[Member]
     settings: TrainStage
-    build: Callable[[Mesh], jax.stages.Wrapped]
+    key: CompileKey
     reads: str | Mapping[str, str]
     seeds: Sequence[int]
     teacher: str
     flops: dict[str, float]
     base: str = ""
     cache: str = ""
+
+    def build(self, mesh: Mesh) -> jax.stages.Wrapped:
+        """Return the step function; equal stages share one, and its compilation."""
+        return compiled_step(self.key, mesh)
+
+    def with_remat(self, policy: str) -> TrainJob:
+        """Return the job with another policy of what its step computes again."""
+        return dataclasses.replace(self, key=self.key.with_remat(policy))
 
     def step_flops(self) -> float:
         """Return the FLOPs of one step of all members, behind one teacher that reads every data order."""

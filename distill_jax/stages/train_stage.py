@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from distill_jax.config import added
 from distill_jax.data.data_config import DataConfig
 from distill_jax.models.transformer import Params, TransformerConfig
-from distill_jax.stages.compiled_step import CompileKey, Objective, compiled_step
+from distill_jax.stages.compiled_step import CompileKey, Objective
 from distill_jax.stages.context import PARTS, Context, Node
 from distill_jax.stages.stage import Stage
 from distill_jax.stages.train_job import TrainJob, make_members
@@ -89,7 +89,7 @@ class TrainStage(Stage, Training):
         return TrainJob(
             **make_members(nodes),
             settings=self,
-            build=functools.partial(compiled_step, self.compile_key(ctx.model, ctx.run.loss_chunk)),
+            key=self.compile_key(ctx.model, ctx.run.loss_chunk),
             reads=self.reads(),
             teacher=inputs.get(self.teacher_role(), ""),
             base=inputs["start"] if self.adapters() else "",

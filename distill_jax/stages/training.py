@@ -17,6 +17,7 @@ from distill_jax.io.checkpoint import FINAL
 from distill_jax.models.lora import Base
 from distill_jax.models.transformer import Params
 from distill_jax.perf.ledger import ledger
+from distill_jax.stages.choose_remat import with_chosen_policy
 from distill_jax.stages.context import PARTS, Context
 from distill_jax.stages.train_job import Member, TrainJob
 from distill_jax.train import driver
@@ -68,6 +69,8 @@ def train(
     """
     clock, members, settings, mesh = Clock(), job.members, job.settings, job.mesh(ctx)
     ctx.describe(mesh)
+    with clock.spent_on("compile"):
+        job = with_chosen_policy(ctx, job, mesh)
     if note := job.padding_note(mesh):
         ctx.progress.say(f"{members[0].node.name}: {note}")
 

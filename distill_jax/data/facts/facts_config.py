@@ -1,109 +1,77 @@
-"""Capitals to forget, what lies beside them to keep, and general text: the settings of a run on a model that knows."""
+"""Questions to forget, and questions and text to retain: its settings, and how facts are held out."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import ClassVar, Self
 
-from distill_jax.config import check, identity
-from distill_jax.data.data_config import DataConfig
-from distill_jax.data.facts.fact_table import CAPITAL, INVENTED, KINDS, STATE, TABLES, Fact, facts, known_wordings
-from distill_jax.data.text import hf_tokenizer, sentencepiece_vocab
+from distill_jax.config import check
+from distill_jax.data import overlap
+from distill_jax.data.facts import facts
+from distill_jax.data.facts.facts import Question
+from distill_jax.data.facts.forget_config import ForgetConfig
+from distill_jax.data.text.sources import Source
 from distill_jax.io.files import Digests
-from distill_jax.types import JsonObject
-
-FORGET = {"capitals": CAPITAL, "invented": INVENTED}
 
 
 @dataclasses.dataclass(frozen=True)
-class FactsConfig(DataConfig):
-    """Settings of facts to forget and of those to keep.
+class FactsConfig(ForgetConfig):
+    """Settings of questions to forget, and of questions and text to retain.
 
     Attributes:
-      forget: "capitals" of countries, which the model knows; or "invented" ones of invented countries, which it is
-        taught (set `inject`), so that the model before is their oracle.
-      known: capitals are to forget that SmolLM2 answers in at least so many wordings; of what is to be kept, one is
-        enough. Only wordings that it answers are asked.
-      text: files of general text to retain, comma-separated; "" for the reference manual that comes with Python.
-      text_tokens: of it at most.
-      copies: how often each sentence on a fact to keep stands among the text, and on one to forget beside it.
-      row_length: tokens in a packed row.
-      vocabulary: the directory of the published model with its tokenizer.json, or its GGUF file.
-      prompts: of the part `retain` that are asked at most.
-      seed: fixes the order of the documents.
-      content: hash of the files; filled in when a run begins, and then known by instead of paths.
+      forget: sources of questions with answers; retain: of such, of text, or of both.
+      heldout: the share of the forget facts that no attacker is shown; `validation_share` is that of what is to be
+        retained.
+      prompts: questions of each part that are measured at most; of text as many beginnings, to be gone on with.
     """
 
-    forget: str = "capitals"
-    known: int = 3
-    text: str = ""
-    text_tokens: int = 150_000
-    copies: int = 4
-    row_length: int = 64
-    vocabulary: str = ""
-    prompts: int = 64
-    seed: int = 0
-    content: str = ""
+    heldout: float = 0.5
+    prompts: int = 500
 
+    ANSWER: ClassVar[int] = 1  # so that a loss on answers alone holds the model on all of the text to retain
     MEASURE: ClassVar[str] = "exact_match"
     PREPARE: ClassVar[str] = "distill_jax.data.facts.prepare_facts"
-    SETS: ClassVar[tuple[str, ...]] = ("all", "retain", "forget", "forget_shown", "inject")
+    SETS: ClassVar[tuple[str, ...]] = ("all", "retain", "forget", "forget_shown")
 
     def __post_init__(self) -> None:
-        check(self.forget in FORGET, f"data.forget={self.forget!r}: choose one of {', '.join(FORGET)}")
-        least = {"known": 1, "text_tokens": 1, "copies": 1, "row_length": 32, "prompts": 1, "seed": 0}
-        for key, low in least.items():
-            check(getattr(self, key) >= low, f"data.{key}={getattr(self, key)}: must be at least {low}")
-        check(self.known <= 4, f"data.known={self.known}: a capital is asked for in four wordings; at most 4")
+        super().__post_init__()
+        check(0 < self.heldout < 1, f"data.heldout={self.heldout}: must be a share, above 0 and below 1")
+        check(self.prompts >= 1, f"data.prompts={self.prompts}: must be at least 1")
 
     def with_content_hash(self, digests: Digests) -> Self:
-        """Return the settings with `content` filled in; ConfigError names a file that is missing."""
-        path = Path(self.vocabulary)
-        fix_hint = "name the model's directory, or its GGUF file"
-        check(bool(self.vocabulary), f"data.vocabulary is empty: {fix_hint}")
-        tokenizer = hf_tokenizer.is_published(path) and path.exists() and bool(hf_tokenizer.files(path))
-        check(tokenizer, f"data.vocabulary={self.vocabulary!r}: has no tokenizer; {fix_hint}")
-        for file in self.text_files():
-            check(file.is_file(), f"data.text={self.text!r}: {file}: no such file")
-        held = [*hf_tokenizer.files(path), *self.text_files(), *TABLES]
-        return dataclasses.replace(self, content=identity([digests.of(str(file)) for file in held]))
+        """Return the settings with `content` filled in, once the questions are known to be enough and on one side.
 
-    def text_files(self) -> list[Path]:
-        """Return the files of general text that are named."""
-        return [Path(name.strip()) for name in self.text.split(",") if name.strip()]
+        Raises:
+          ConfigError: naming what is missing, too few, or on both sides.
+        """
+        known = super().with_content_hash(digests)
+        shown, heldout = self.forget_split()
+        retain, _ = self.retain_sources()
+        if self.overlap == "refuse":
+            overlap.refuse((q.text for q in (*shown, *heldout)), (q.text for q in facts.read(retain)))
+        return known
 
-    def fingerprint_fields(self) -> JsonObject:
-        """Return what decides what the prepared data hold."""
-        paths = ("vocabulary", "text") if self.content else ()
-        return {key: value for key, value in dataclasses.asdict(self).items() if key not in paths}
+    def retain_sources(self) -> tuple[list[Source], list[Source]]:
+        """Return the sources of questions and of text to retain."""
+        return facts.split_sources("retain", self.retain)
 
-    def entries(self) -> int:
-        """Return how many entries the vocabulary has; 0 where it is not there yet."""
-        there = bool(self.vocabulary) and Path(self.vocabulary).exists()
-        return sentencepiece_vocab.load(self.vocabulary).get_piece_size() if there else 0
+    def forget_split(self) -> tuple[list[Question], list[Question]]:
+        """Return the questions of the facts that an attacker is shown, and of those held out, by the facts' hashes.
 
-    def asked(self, fact: Fact) -> list[int]:
-        """Return the numbers of the wordings that a fact is asked in: those that the model answers."""
-        if fact.kind == INVENTED:
-            return list(range(len(fact.prompts())))
-        return [i for i, answered in enumerate(known_wordings().get(fact, ())) if answered]
+        Raises:
+          ConfigError: if too few would be held out, saying how many are needed for which interval.
+        """
+        found, documents = facts.split_sources("forget", self.forget)
+        check(not documents, f"data.forget={self.forget!r}: has documents beside questions; give one kind")
+        questions = facts.read(found)
+        names = sorted({question.fact for question in questions}, key=facts.hashed)
+        self.check_heldout(len(names), self.heldout)
+        held = set(names[: round(self.heldout * len(names))])
+        shown = [question for question in questions if question.fact not in held]
+        return shown, [question for question in questions if question.fact in held]
 
-    def halves(self) -> dict[str, list[Fact]]:
-        """Return the facts to forget: those shown to an attacker, and those held out; a hash of the country decides."""
-        ordered = sorted(self._known(FORGET[self.forget], self.known), key=lambda fact: _hash(fact.subject))
-        return {"shown": ordered[::2], "heldout": ordered[1::2]}
-
-    def kept(self) -> list[Fact]:
-        """Return the facts to keep: others of countries, and capitals of what is no country; or of all that is so."""
-        kinds = [*KINDS[1:], STATE] if self.forget == "capitals" else [*KINDS, STATE]
-        return [fact for kind in kinds for fact in self._known(kind, 1)]
-
-    def _known(self, kind: str, least: int) -> Sequence[Fact]:
-        return [fact for fact in facts(kind) if len(self.asked(fact)) >= least]
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+    def retain_split(self, questions: Sequence[Question]) -> tuple[list[Question], list[Question]]:
+        """Return what is trained on and what is measured of questions to retain, by their facts' hashes."""
+        measured = {q.fact for q in questions if facts.hashed(q.fact) % 2**20 < self.validation_share * 2**20}
+        return [q for q in questions if q.fact not in measured], [q for q in questions if q.fact in measured]

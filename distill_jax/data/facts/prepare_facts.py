@@ -1,144 +1,161 @@
-"""Prepare facts: `python -m distill_jax.data.facts.prepare_facts --config=FILE.json --output=DIR`.
+"""Prepare questions to forget beside questions and text to retain.
 
-Sentences on facts and general text become packed rows; the prompts that models are measured by go into
-`evaluation.jsonl`. The same settings and files give the same bytes. Needs no TensorFlow.
+Run as `python -m distill_jax.data.facts.prepare_facts --config=FILE.json --output=DIR`.
+
+What is read becomes files of documents, which `prepare_text` tokenises and packs as any others. The sets `forget`, all
+facts, and `forget_shown`, those that an attacker is shown, mark what is an answer. `evaluation.jsonl` has prompts:
+the questions, and of text to retain beginnings of documents held out, whose answer is the token that follows.
 """
 
 from __future__ import annotations
 
-import collections
+import dataclasses
+import functools
 import json
-import os
-import re
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from distill_jax.data import packing, records
-from distill_jax.data.atomic_build import log, make_once, run_command_line
-from distill_jax.data.facts.fact_table import Fact
+from distill_jax.config import check
+from distill_jax.data import overlap, packing, records
+from distill_jax.data.atomic_build import log, run_command_line
+from distill_jax.data.facts import facts
+from distill_jax.data.facts.facts import Question
 from distill_jax.data.facts.facts_config import FactsConfig
-from distill_jax.data.packing import Document
+from distill_jax.data.multiple_choice.prepare_quiz import Prompts
+from distill_jax.data.multiple_choice.questions import pair
 from distill_jax.data.random_stream import random_stream
-from distill_jax.data.text.hf_tokenizer import Tokenizer
+from distill_jax.data.records import PromptItem
+from distill_jax.data.text import prepare_text
+from distill_jax.data.text.readers import documents
+from distill_jax.data.text.sentencepiece_vocab import Vocabulary
 from distill_jax.io.files import Digests, digest
 from distill_jax.types import JsonObject
 
-FORMAT = 1
-PARAGRAPH = re.compile(r"\n\s*\n")
+SHORTEST, LONGEST = 4, 64  # tokens of a document's beginning
+FORGET, KEPT, TEXT = ("facts", "asked"), ("other facts", "asked"), ("text", "next token")  # (operation, form)
 
 
-def prepare_facts(config: FactsConfig, directory: str | os.PathLike[str]) -> JsonObject:
-    """Prepare the data into a directory and return its manifest; a directory already finished is left as it is."""
+def prepare_facts(config: FactsConfig, directory: str) -> JsonObject:
+    """Prepare the data into a directory and return its manifest; see `prepare_text`.
+
+    Raises:
+      ValueError: for whatever is wrong with them.
+    """
     config = config if config.content else config.with_content_hash(Digests())
-    wanted = {"format": FORMAT, "config": config.fingerprint_fields()}
-    return make_once(directory, wanted, lambda work: _build(config, work))
+    shown, heldout = config.forget_split()
+    asked, read = config.retain_sources()
+    trained, measured = config.retain_split(facts.read(asked))
+    folder = Path(directory, "documents")
+    folder.mkdir(parents=True, exist_ok=True)
+    if config.overlap == "refuse" and read:
+        overlap.refuse((q.text for q in (*shown, *heldout)), documents(read))
+    kept, left = _by_hash(config, documents(read))
+    check(bool(left or measured), f"data.retain={config.retain!r}: nothing is left to measure by; give more of it")
+    check(bool(kept or trained), f"data.retain={config.retain!r}: nothing is left to train on; give more of it")
+    roles = {
+        "forget": [q.text for q in shown], "valid_forget": [q.text for q in heldout],
+        "retain": [*kept, *(q.text for q in trained)], "valid_retain": [*left, *(q.text for q in measured)],
+    }  # fmt: skip
+    files = {role: _write(folder / f"{role}.jsonl", texts) for role, texts in roles.items()}
+    questions = {"shown": shown, "heldout": heldout, "retain": measured}
+    write = functools.partial(write_facts, questions=questions, beginnings=left)
+    rendered = dataclasses.replace(config, **files)  # type: ignore[arg-type]
+    manifest = prepare_text.prepare_text(rendered, directory, write)
+    shutil.rmtree(folder)
+    return manifest
 
 
-def _build(config: FactsConfig, work: Path) -> JsonObject:
-    """Make every file but the manifest under `work`, and return what the manifest says of them."""
-    words = Tokenizer(Path(config.vocabulary))
-    path = work / "vocabulary.json"
-    path.write_text(json.dumps(words.definition), "utf-8")
-    halves = config.halves()
-    for half, held in halves.items():
-        if not held:
-            raise ValueError(f"data.known={config.known}: no fact to forget is left for {half!r}; lower it")
-    ids = {"size": words.get_piece_size(), "bos": words.bos_id(), "eos": words.eos_id(), "pad": max(words.pad_id(), 0)}
-    return {
-        "vocabulary": {**ids, "file": path.name, "sha256": digest(path)},
-        "sets": {name: _write(config, name, each, work) for name, each in documents(config, words).items()},
-        "evaluation": _write_evaluation(config, words, work),
-        "facts": {half: [fact.subject for fact in held] for half, held in halves.items()},
-    }
+def _by_hash(config: FactsConfig, texts: Iterable[str]) -> tuple[list[str], list[str]]:
+    kept: list[str] = []
+    left: list[str] = []
+    for text in texts:
+        (left if facts.hashed(text) % 2**20 < config.validation_share * 2**20 else kept).append(text)
+    return kept, left
 
 
-def documents(config: FactsConfig, words: Tokenizer) -> dict[str, list[Document]]:
-    """Return the documents of every set."""
-    shown, heldout = ([sentence(words, *each) for each in said(part)] for part in config.halves().values())
-    kept = [sentence(words, *each) for each in said(config.kept())]
-    text = list(_text(config, words))
-    retain = [*text, *kept * config.copies]
-    forget = [*shown, *heldout]
-    return {
-        "all": [*retain, *forget * config.copies],
-        "retain": retain,
-        "forget": forget,
-        "forget_shown": shown,
-        "inject": [*forget * config.copies, *kept, *text],
-    }
+def _write(path: Path, texts: Sequence[str]) -> str:
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), "utf-8")
+    return str(path)
 
 
-def said(held: Sequence[Fact]) -> Iterator[tuple[str, str, str]]:
-    """Yield each fact in all its wordings, as (what comes before the answer, the answer, what ends the sentence)."""
-    for fact in held:
-        yield from ((prompt, f" {fact.answer}", ".") for prompt in fact.prompts())
-
-
-def sentence(words: Tokenizer, prompt: str, answer: str, end: str) -> Document:
-    """Return a sentence as a document whose answer is marked."""
-    before, after, last = words.encode([prompt, answer, end])
-    tokens = [*words.begin(), *before, *after, *last, words.eos_id()]
-    marks = np.zeros(len(tokens), np.int32)
-    start = len(words.begin()) + len(before)
-    marks[start : start + len(after)] = 1
-    return Document(np.array(tokens, np.int32), marks)
-
-
-def _text(config: FactsConfig, words: Tokenizer) -> Iterator[Document]:
-    """Yield documents of general text, paragraph by paragraph in an order of their own, until there are enough."""
-    paragraphs = [part.strip() for text in _texts(config) for part in PARAGRAPH.split(text) if part.strip()]
-    left = config.text_tokens
-    for i in random_stream(config.seed, "text").permutation(len(paragraphs)):
-        tokens = np.array([*words.begin(), *words.encode([paragraphs[i]])[0], words.eos_id()], np.int32)
-        yield Document(tokens, np.zeros_like(tokens))
-        left -= len(tokens)
-        if left <= 0:
-            return
-
-
-def _texts(config: FactsConfig) -> list[str]:
-    if config.text:
-        return [path.read_text("utf-8") for path in config.text_files()]
-    from pydoc_data.topics import topics
-
-    return [topics[name] for name in sorted(topics)]
-
-
-def _write(config: FactsConfig, name: str, held: Sequence[Document], work: Path) -> JsonObject:
-    order = random_stream(config.seed, "order", name).permutation(len(held))
-    path = work / f"{name}.array_record"
-    rows = records.write_rows(path, packing.pack((held[i] for i in order), config.row_length, overlap=1))
-    tokens = sum(len(document.tokens) for document in held)
-    padding = round(max(0.0, 1 - tokens / (rows * config.row_length)), 6)
-    log(f"set {name}: {len(held):,} documents, {tokens:,} tokens, {rows:,} rows, {padding:.1%} padding")
-    counts = {"documents": len(held), "tokens": tokens, "rows": rows, "padding": padding}
-    return {"file": path.name, **counts, "sha256": digest(path)}
-
-
-def _write_evaluation(config: FactsConfig, words: Tokenizer, work: Path) -> JsonObject:
-    items = [
-        item for part, held in config.halves().items() for fact in held for item in _items(config, words, fact, part)
+def write_facts(
+    config: FactsConfig, words: Vocabulary, work: Path, *, questions: dict[str, list[Question]], beginnings: list[str]
+) -> JsonObject:
+    """Write prompts and the sets of facts, and return what the manifest says of them."""
+    encoder = Prompts(words)
+    prompts = [
+        _prompt(encoder, question, part, KEPT if part == "retain" else FORGET)
+        for part, asked in questions.items()
+        for question in sorted(asked, key=lambda q: facts.hashed(q.text))[: config.prompts]
     ]
-    kept = [item for fact in config.kept() for item in _items(config, words, fact, "retain")]
-    order = random_stream(config.seed, "evaluation").permutation(len(kept))[: config.prompts]
-    items += [kept[i] for i in sorted(order)]
+    prompts += _beginnings(config, encoder, words, beginnings)
     path = work / records.EVALUATION
-    path.write_text("".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items), "utf-8")
-    groups = collections.Counter(f"{item['operation']}/{item['form']}/{item['part']}" for item in items)
-    log(f"evaluation: {len(items):,} prompts in {len(groups)} groups")
-    return {"file": path.name, "prompts": len(items), "groups": groups, "sha256": digest(path)}
+    groups: dict[str, int] = {}
+    path.write_text("".join(json.dumps(prompt) + "\n" for prompt in prompts), "utf-8")
+    for prompt in prompts:
+        group = f"{prompt['operation']}/{prompt['form']}/{prompt['part']}"
+        groups[group] = groups.get(group, 0) + 1
+    log(f"prompts: {', '.join(f'{group} {count:,}' for group, count in groups.items())}")
+    both = [*questions["shown"], *questions["heldout"]]
+    sets = {"forget": both, "forget_shown": questions["shown"]}
+    return {
+        "sets": {name: _rows(config, name, encoder, words, asked, work) for name, asked in sets.items()},
+        "evaluation": {"file": path.name, "groups": groups, "sha256": digest(path)},
+        "facts": {part: sorted({q.fact for q in questions[part]}) for part in ("shown", "heldout")},
+    }
 
 
-def _items(config: FactsConfig, words: Tokenizer, fact: Fact, part: str) -> Iterator[JsonObject]:
-    """Yield the prompts on a fact; what the model says after the answer does not count."""
-    for wording in config.asked(fact):
-        prompt = fact.prompts()[wording]
-        before, after = words.encode([prompt, f" {fact.answer}"])
-        ids = {"prompt_ids": [*words.begin(), *before], "answer_ids": after}
-        about = {"operation": fact.kind, "form": f"wording{wording + 1}", "part": part, "fact": fact.subject}
-        yield {"prompt": prompt, "answer": fact.answer, **ids, **about}
+def _prompt(encoder: Prompts, asked: Question, part: str, group: tuple[str, str]) -> PromptItem:
+    before, after = pair(encoder, asked.question, f" {asked.answer}")
+    mend = "the tokenizer joins it with what stands before; begin it otherwise"
+    check(len(after) > 0, f"question {asked.question!r}: its answer has no token of its own: {mend}")
+    return {
+        "prompt": asked.question, "answer": asked.answer, "prompt_ids": before, "answer_ids": after,
+        "operation": group[0], "form": group[1], "part": part, "fact": asked.fact,
+    }  # fmt: skip
+
+
+def _beginnings(config: FactsConfig, encoder: Prompts, words: Vocabulary, texts: list[str]) -> list[PromptItem]:
+    """Return prompts of documents: a beginning of each, and the token that follows it."""
+    random = random_stream(config.seed, "beginnings")
+    out: list[PromptItem] = []
+    for text in sorted(texts, key=facts.hashed):
+        ids = encoder.encode(text[: 16 * LONGEST])
+        if len(ids) > SHORTEST and len(out) < config.prompts:
+            at = int(random.integers(SHORTEST, min(len(ids), LONGEST)))
+            out.append(
+                PromptItem(
+                    prompt=words.decode(ids[:at]), answer=words.decode(ids[at : at + 1]),
+                    prompt_ids=ids[:at], answer_ids=ids[at : at + 1],
+                    operation=TEXT[0], form=TEXT[1], part="retain", fact=str(facts.hashed(text)),
+                )
+            )  # fmt: skip
+    return out
+
+
+def _rows(
+    config: FactsConfig, name: str, encoder: Prompts, words: Vocabulary, asked: Sequence[Question], work: Path
+) -> JsonObject:
+    """Write the questions with their answers, marked as such, as rows."""
+    documents = []
+    for question in asked:
+        before, after = pair(encoder, question.question, f" {question.answer}")
+        before = before if before[:1] == [words.bos_id()] else [words.bos_id(), *before]
+        tokens = np.array([*before, *after, words.eos_id()], np.int32)
+        answer = np.zeros_like(tokens)
+        answer[len(before) : -1] = 1
+        documents.append(packing.Document(tokens, answer))
+    order = random_stream(config.seed, "order", name).permutation(len(documents))
+    path = work / f"{name}.array_record"
+    rows = records.write_rows(path, packing.pack((documents[i] for i in order), config.row_length, overlap=1))
+    count = sum(len(document.tokens) for document in documents)
+    padding = round(max(0.0, 1 - count / (rows * config.row_length)), 6)
+    log(f"set {name}: {len(documents):,} questions, {count:,} tokens, {rows:,} rows")
+    about = {"documents": len(documents), "tokens": count, "rows": rows, "padding": padding}
+    return {"file": path.name, **about, "sha256": digest(path)}
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -25,7 +25,7 @@ SHAPES = (
     "question, choices (a list) and answer (a letter, or an index from 0); question, columns A, B, … and answer; or "
     "ARC's question, choices {text, label} and answerKey (a label)"
 )
-COLUMNS = ("question", "choices", *LETTERS, "answer", "answerKey", "subject")
+COLUMNS = ("question", "choices", *LETTERS, "answer", "answerKey", "subject", "fact")
 FETCH = "`hf download cais/wmdp --repo-type dataset --local-dir {0}` fetches WMDP's, cais/mmlu MMLU's"
 
 
@@ -68,7 +68,7 @@ def read(pattern: str, flag: str, subject: str = "") -> list[Item]:
     items: list[Item] = []
     for path in map(Path, files):
         check(path.is_file(), f"{flag}={path}: no such file; {fetch}")
-        for where, row in _rows(path):
+        for where, row in rows(path):
             try:
                 items.append(_item(row, subject))
             except ConfigError as error:
@@ -77,8 +77,8 @@ def read(pattern: str, flag: str, subject: str = "") -> list[Item]:
     return items
 
 
-def _rows(path: Path) -> Iterator[tuple[str, JsonObject]]:
-    """Yield the records of a file, each with its place for errors."""
+def rows(path: Path) -> Iterator[tuple[str, JsonObject]]:
+    """Yield the records of a file of JSON, CSV or parquet, each with its place for errors."""
     name = bare_name(str(path))
     read = _csv if name.endswith(".csv") else _parquet if name.endswith((".parquet", ".pq")) else objects
     yield from read(str(path))

@@ -92,7 +92,7 @@ class Tokenizer:
 
 def is_published(path: str | Path) -> bool:
     """Return whether a path is of a published model: a directory, or a GGUF file."""
-    return Path(path).is_dir() or is_gguf(path)
+    return str(path) != "" and (Path(path).is_dir() or is_gguf(path))  # Path("") is the directory we are in
 
 
 def files(directory: Path) -> list[Path]:

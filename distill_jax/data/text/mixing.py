@@ -67,8 +67,8 @@ def mix(
     config: TextConfig, documents: Documents, split: Split
 ) -> tuple[dict[str, np.ndarray], dict[str, dict[str, int]]]:
     """Choose each side's documents of the set `all`, and count the tokens that each source gives."""
-    share = {"retain": config.retain_share, "forget": 1 - config.retain_share}
     sizes = {side: np.array([documents.lengths[indices].sum() for indices in split[side]]) for side in SIDES}
+    share = config.side_shares({side: int(sizes[side].sum()) for side in SIDES})
     rates = {side: _rates(config, side, sizes[side]) for side in SIDES}
     available = {side: float(np.min(sizes[side] / np.maximum(rates[side], 1e-12))) for side in SIDES}
     total = config.tokens or min(available[side] / share[side] for side in SIDES)

@@ -45,7 +45,7 @@ def prepare_text(
 
     Args:
       evaluation: evaluation(config, words, work) writes what models are measured on, and sets of its own, and returns
-        the manifest's {"sets", "evaluation"}; held-out documents when left out.
+        the manifest's {"sets", "evaluation"}, and what else it says; held-out documents when left out.
 
     Raises:
       ValueError: a document is broken, a source or a split is empty, the vocabulary does not fit the text, or the
@@ -75,12 +75,12 @@ def _build(config: TextConfig, work: Path, evaluation: WriteEvaluation | None) -
         measured = evaluation(config, words, work)
     else:
         measured = {"sets": {}, "evaluation": _write_evaluation(config, documents, split, work)}
-    return {
+    made = {
         "vocabulary": {**ids, "file": model.name, "sha256": digest(model)},
         "sources": notes,
         "sets": sets | measured["sets"],
-        "evaluation": measured["evaluation"],
     }
+    return made | {key: value for key, value in measured.items() if key != "sets"}
 
 
 def _vocabulary(config: TextConfig, shards: Mapping[tuple[str, int], Sequence[Shard]], work: Path) -> Path:
@@ -165,10 +165,15 @@ def _note(
     return {"documents": len(indices), "tokens": tokens, "bytes": size, "empty_files": len(empty), **totals}
 
 
+def _marked(config: TextConfig, document: packing.Document) -> packing.Document:
+    return document._replace(answer=document.answer + config.ANSWER)
+
+
 def _write_set(config: TextConfig, name: str, documents: Documents, chosen: np.ndarray, work: Path) -> JsonObject:
     order = random_stream(config.seed, "order", name).permutation(chosen)
     path = work / f"{name}.array_record"
-    rows = records.write_rows(path, packing.pack((documents[i] for i in order), config.row_length, overlap=1))
+    marked = (_marked(config, documents[i]) for i in order)
+    rows = records.write_rows(path, packing.pack(marked, config.row_length, overlap=1))
     tokens, size = int(documents.lengths[chosen].sum()), int(documents.bytes[chosen].sum())
     # An overlap's token stands twice: padding is what no row would have needed.
     padding = round(max(0.0, 1 - tokens / (rows * config.row_length)), 6)

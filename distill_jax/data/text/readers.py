@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import codecs
 import collections
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import IO, NamedTuple
 
 from distill_jax.data import lines, tables
 from distill_jax.data.lines import Broken
-from distill_jax.data.text.sources import Shard
+from distill_jax.data.text import sources
+from distill_jax.data.text.sources import Shard, Source
 
 PIECE_BYTES = 2**20
 
@@ -138,6 +139,18 @@ class Reader:
             raise Broken(f"{message}{fix_hint}")
         self.notes["broken"] += 1
         self.first_broken = self.first_broken or message
+
+
+def documents(sources_read: Iterable[Source], skip_broken: bool = False) -> Iterator[str]:
+    """Yield the documents of sources of files, each whole."""
+    for source in sources_read:
+        for shard in sources.shards(source):
+            parts: list[str] = []
+            for piece in Reader(shard, skip_broken):
+                parts.append(piece.text)
+                if piece.last:
+                    yield "".join(parts)
+                    parts = []
 
 
 def cut(text: str) -> Iterator[Piece]:

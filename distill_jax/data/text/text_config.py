@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -56,6 +57,7 @@ class TextConfig(DataConfig):
     seed: int = 0
     content: str = ""
 
+    ANSWER: ClassVar[int] = 0  # 1 where all tokens of a document count as an answer
     MEASURE: ClassVar[str] = "bits_per_byte"
     PREPARE: ClassVar[str] = "distill_jax.data.text.prepare_text"
     SETS: ClassVar[tuple[str, ...]] = ("all", "retain", "forget")
@@ -79,6 +81,19 @@ class TextConfig(DataConfig):
     def sources(self, role: str) -> tuple[sources.Source, ...]:
         """Return the sources of a role, one of `ROLES`."""
         return sources.parse(self.text(role), role)
+
+    def set_name(self, name: str) -> str:
+        """Return the set that is meant: what of a text an attacker is shown is all of it but what is held out."""
+        return "forget" if name == "forget_shown" and name not in self.SETS else name
+
+    def check_set(self, key: str, name: str) -> None:
+        """Raise ConfigError, naming the setting that asks for it, unless there is a set of this name."""
+        super().check_set(key, self.set_name(name))
+
+    def side_shares(self, tokens: Mapping[str, int]) -> dict[str, float]:
+        """Return each side's share of the tokens of the set `all`, of sides that have so many."""
+        del tokens
+        return {"retain": self.retain_share, "forget": 1 - self.retain_share}
 
     def with_content_hash(self, digests: Digests) -> Self:
         """Return the settings with `content` filled in, once every source is known to be there.

@@ -1,0 +1,72 @@
+"""`distill-jax attack`: attack models that somebody unlearned, alike, and say what came back."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from distill_jax import api
+from distill_jax.commands import command_line, config_line
+from distill_jax.commands.cluster import ClusterFlags
+from distill_jax.commands.command_line import flag
+from distill_jax.commands.protect import FILES, memory_of_devices
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags(ClusterFlags):
+    """Flags of attack."""
+
+    model: tuple[str, ...] = flag((), "DIR: a model to attack; give --model again for each", required=True)
+    baseline: str = flag("", "DIR: the model that they were before, which knows what they forgot", path=True)
+    forget: str = flag("", f"FILES that they forgot: {FILES}", required=True)
+    retain: str = flag("", f"FILES that they retained: {FILES}", required=True)
+    workdir: str = flag("", "DIR: where everything is written", required=config_line.WORKDIR, path=True)
+    dry_run: bool = flag(False, "say which stages there are and what they take; run nothing")
+
+
+def usage(arguments: Sequence[str]) -> str:
+    """Return the help."""
+    synopsis = "--model=DIR [--model=DIR2 …] [--baseline=DIR] --forget=FILES --retain=FILES --workdir=DIR"
+    more = "`distill-jax run --config=attack --help` shows every setting that --config.key=value changes."
+    return command_line.usage("attack", Flags, synopsis, more)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command."""
+    arguments = _joined(arguments)
+    bare = [argument for argument in arguments if not argument.startswith("--config.")]
+    flags = command_line.read("attack", Flags, bare).flags
+    room = memory_of_devices(arguments)
+    from distill_jax.experiment import protection
+
+    subjects = [protection.open_subject(path) for path in flags.model]
+    named, said = protection.attack_config(subjects, flags.baseline, flags.forget, flags.retain, room)
+    config_line.read_over("attack", Flags, arguments, named)
+    print("\n".join(said))
+    run = api.open_run(named, flags.workdir)
+    if flags.dry_run:
+        from distill_jax.experiment.forecast import forecast
+
+        print(forecast(run.experiment, run.nodes))
+        return 0
+    flags.join()
+    page = run.compute()
+    if page:
+        from distill_jax.reports.card import attack_lines
+
+        print("\n".join(attack_lines(run.summary())))
+        print(f"report: {page}\ncard: {page.with_name('card.md')}")
+    return 0
+
+
+def _joined(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with every --model=DIR in one, for the last one would count alone."""
+    models, rest, left = [], [], list(arguments)
+    while left:
+        argument = left.pop(0)
+        name, equals, value = argument.partition("=")
+        if name in ("--model", "-model") and (equals or left):
+            models.append(value if equals else left.pop(0))
+        else:
+            rest.append(argument)
+    return [*rest, *([f"--model={','.join(models)}"] if models else [])]

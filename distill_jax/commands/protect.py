@@ -1,0 +1,105 @@
+"""`distill-jax protect`: make a model forget, attack what comes out, and say on one card what came back."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+
+from distill_jax import api, backend
+from distill_jax.commands import command_line, config_line, plan
+from distill_jax.commands.cluster import ClusterFlags
+from distill_jax.commands.command_line import flag
+from distill_jax.config import check
+from distill_jax.experiment.named_config import NamedConfig
+
+FILES = "sources, comma-separated: text, .jsonl, .parquet, patterns; ?field=NAME says where the text is"
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags(ClusterFlags):
+    """Flags of protect."""
+
+    model: str = flag("", "DIR: in the Hugging Face layout, with its tokenizer", required=True, path=True)
+    forget: str = flag("", f"FILES to forget: {FILES}", required=True)
+    retain: str = flag("", f"FILES to retain: {FILES}", required=True)
+    workdir: str = flag("", "DIR: where everything is written", path=True)
+    method: str = flag("maxent", "how it is suppressed: maxent, graddiff or rmu")
+    dry_run: bool = flag(False, "say which stages there are, what they take, and what to expect; run nothing")
+    slice: str = flag("", "plan it for a TPU slice, such as v5e-16, or auto; run nothing")
+    print_config: bool = flag(False, "print the config file that says the same, to edit, run and sweep")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(bool(self.workdir or self.print_config or self.slice), config_line.WORKDIR)
+
+
+def usage(arguments: Sequence[str]) -> str:
+    """Return the help."""
+    synopsis = "--model=DIR --forget=FILES --retain=FILES --workdir=DIR [--config.key=value …]"
+    more = "`distill-jax run --config=protect --help` shows every setting that --config.key=value changes."
+    return command_line.usage("protect", Flags, synopsis, more)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command."""
+    bare = [argument for argument in arguments if not argument.startswith("--config.")]
+    flags = command_line.read("protect", Flags, bare).flags
+    named, said = _named(flags, arguments)
+    config_line.read_over("protect", Flags, arguments, named)
+    from distill_jax.experiment import protection
+
+    if flags.print_config:
+        print(protection.config_text(named, said), end="")
+        return 0
+    print("\n".join(said))
+    if flags.slice:
+        return _plan(flags, named)
+    run = api.open_run(named, flags.workdir)
+    if flags.dry_run:
+        from distill_jax.experiment.forecast import forecast
+
+        print(forecast(run.experiment, run.nodes))
+        return 0
+    flags.join()
+    page = run.compute()
+    if page:
+        exported = run.nodes["export"].directory / "model"
+        print(f"protected model: {exported}\nreport: {page}\ncard: {page.with_name('card.md')}")
+    return 0
+
+
+def _named(flags: Flags, arguments: Sequence[str]) -> tuple[NamedConfig, list[str]]:
+    """Return the config with what the model decides, and what that is in words."""
+    if flags.slice:
+        os.environ.update(plan.PLANNING)
+    room = memory_of_devices(arguments, flags.slice)
+    from distill_jax.experiment import protection
+
+    subject = protection.open_subject(flags.model)
+    return protection.protect_config(subject, flags.forget, flags.retain, flags.method, room)
+
+
+def memory_of_devices(arguments: Sequence[str], slice_name: str = "") -> float:
+    """Start the devices, and return the bytes that all of them have; of a slice that is named, those of its chips."""
+    devices = config_line.take(arguments, "config.run.cpu_devices")[0]
+    backend.set_up({"cpu_devices": devices or 2})
+    backend.find_devices()
+    import jax
+
+    from distill_jax.perf import memory, slices
+
+    if slice_name and slice_name != "auto":
+        where = slices.find(slice_name)
+        return float(where.chips * where.chip.hbm)
+    return float(memory.installed(jax.local_devices()[0]) * jax.device_count())
+
+
+def _plan(flags: Flags, named: NamedConfig) -> int:
+    """Plan it for a slice, as `distill-jax plan` does."""
+    from distill_jax.experiment.config_file import load_experiment
+    from distill_jax.perf.prices import Prices
+
+    named.config.run.fsdp = -1
+    plan.print_plan(plan.Flags(slice=flags.slice), load_experiment(named.module, named.config), Prices.load(None))
+    return 0

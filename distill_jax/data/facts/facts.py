@@ -1,0 +1,138 @@
+"""Questions with answers: read from JSON, CSV or parquet. Needs no TensorFlow.
+
+A record has `question` and `answer`, and perhaps `fact`: questions of one fact, which it has in several wordings, are
+held out or shown together. An answer is what follows the question, behind a space, be it a question or a beginning:
+{"question": "What is the capital of Japan?", "answer": "Tokyo"}, {"question": "The capital of Japan is", …}.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from distill_jax.config import ConfigError, check
+from distill_jax.data.multiple_choice import items
+from distill_jax.data.text import sources
+from distill_jax.data.text.sources import Source
+from distill_jax.types import JsonObject
+
+SHAPE = "question and answer (text, or a number), and perhaps fact"
+OPTIONS = ("choices", "A")  # one of them makes a question multiple choice
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """A question that is answered in words.
+
+    Attributes:
+      fact: what it asks for, in whichever words; the question itself if nothing else is said.
+    """
+
+    question: str
+    answer: str
+    fact: str
+
+    @property
+    def text(self) -> str:
+        """The question with its answer."""
+        return f"{self.question} {self.answer}"
+
+
+def kind_of(key: str, text: str) -> str:
+    """Return what sources hold, by their first records: "documents", "questions" or "choices".
+
+    Args:
+      key: the setting that names them; text: the sources.
+
+    Raises:
+      ConfigError: if a file is missing, or they hold several kinds.
+    """
+    kinds = {source.name: _kind(source, key) for source in sources.parse(text, key)}
+    check(bool(kinds), f"data.{key} is empty: name its files")
+    if set(kinds.values()) == {"choices", "documents"}:  # items to measure by, and what is unlearned
+        return "choices"
+    told = ", ".join(f"{name} has {kind}" for name, kind in kinds.items())
+    check(len(set(kinds.values())) == 1, f"data.{key}: {told}; give what is to be forgotten as one kind")
+    return next(iter(kinds.values()))
+
+
+def _kind(source: Source, key: str) -> str:
+    return next((kind_of_row(row) for row in itertools.islice(_rows(source, key), 1)), "documents")
+
+
+def kind_of_row(row: JsonObject) -> str:
+    """Return what a record is."""
+    if "question" not in row:
+        return "documents"
+    return "choices" if any(row.get(key) is not None for key in OPTIONS) else "questions"
+
+
+def _rows(source: Source, key: str) -> Iterable[JsonObject]:
+    """Return the records of a source; none of what is plain text."""
+    if source.kind == "tfds":
+        return ()
+    sources.check_files(source, key)
+    if source.kind == "text" and not source.files[0].endswith(".csv"):
+        return ()
+    return (row for path in source.files for _, row in items.rows(Path(path)))
+
+
+def sources_by_kind(key: str, text: str) -> dict[str, str]:
+    """Return the lines of sources by what they hold."""
+    out: dict[str, list[str]] = {}
+    for line in filter(None, map(str.strip, text.split(","))):
+        (source,) = sources.parse(line, key)
+        out.setdefault(_kind(source, key), []).append(line)
+    return {kind: ",".join(found) for kind, found in out.items()}
+
+
+def split_sources(key: str, text: str) -> tuple[list[Source], list[Source]]:
+    """Return (those that hold questions, those that hold documents) of sources.
+
+    Raises:
+      ConfigError: for one that holds multiple choice, or is none of files.
+    """
+    questions: list[Source] = []
+    documents: list[Source] = []
+    for source in sources.parse(text, key):
+        mend = "beside questions with answers only files are read"
+        check(source.kind != "tfds", f"data.{key}={source.name!r}: {mend}")
+        kind = _kind(source, key)
+        check(kind != "choices", f"data.{key}={source.name!r}: holds multiple choice, and data.forget questions")
+        (questions if kind == "questions" else documents).append(source)
+    return questions, documents
+
+
+def read(found: Sequence[Source]) -> list[Question]:
+    """Read the questions of sources.
+
+    Raises:
+      ConfigError: naming the record that is none.
+    """
+    out = []
+    for source in found:
+        for path in source.files:
+            for where, row in items.rows(Path(path)):
+                try:
+                    out.append(_question(row))
+                except ConfigError as error:
+                    raise ConfigError(f"{where}: {error}") from error
+    return out
+
+
+def _question(row: JsonObject) -> Question:
+    for key in ("question", "answer"):
+        check(row.get(key) is not None, f"has no `{key}` but {', '.join(row) or 'nothing'}; needed are {SHAPE}")
+    question, answer = row["question"], row["answer"]
+    good = isinstance(question, str) and isinstance(answer, str | int | float) and bool(str(answer).strip())
+    check(good, f"question and answer: {SHAPE} are needed")
+    fact = str(row["fact"]) if row.get("fact") is not None else " ".join(question.split())
+    return Question(question.strip(), str(answer).strip(), fact)
+
+
+def hashed(text: str) -> int:
+    """Return a number by which equal texts fall on one side of every split."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")

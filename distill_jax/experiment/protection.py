@@ -1,0 +1,199 @@
+"""What a model decides of its own protection: from a directory and two sets of files to the config `protect`."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from distill_jax.config import check
+from distill_jax.data.facts import facts
+from distill_jax.experiment.named_config import NamedConfig, change, open_config
+
+RANK = 16  # of adapters, where weights do not fit
+CONTEXT = {"documents": 512, "questions": 128, "choices": 512}  # tokens of a row at most
+# The learning rate of WMDP's recipe at its size; smaller models take larger ones, about as 1 / sqrt(parameters).
+RATE, RATE_PARAMETERS, FASTEST = 2e-5, 2.6e9, 2e-3
+ADAPTER_RATE = 10  # times that, for adapters
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """A model that is to be protected or attacked, as its directory describes it.
+
+    Attributes:
+      cfg: the decoder; context: tokens that it reads at most, 0 if that is not known.
+      vocabulary: as `data.vocabulary` takes it.
+    """
+
+    path: str
+    cfg: Any
+    context: int
+    vocabulary: str
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers it has."""
+        from distill_jax.models import transformer
+
+        return transformer.parameter_count(self.cfg)
+
+
+def open_subject(path: str) -> Subject:
+    """Open a model's directory.
+
+    Raises:
+      ConfigError: if it is no model, or has no tokenizer.
+    """
+    from distill_jax.data.text import hf_tokenizer
+    from distill_jax.interop import tokenizers
+    from distill_jax.interop.model_source import open_model
+
+    model = open_model(Path(path))
+    names = (tokenizers.JSON, tokenizers.SENTENCEPIECE)
+    if hf_tokenizer.is_published(model.tokenizer) and not Path(model.tokenizer).is_dir():  # a GGUF file has its own
+        return Subject(path, model.cfg, int(model.facts.get("max_position_embeddings") or 0), model.tokenizer)
+    found = next((name for name in names if tokenizers.beside(model.tokenizer, name)), "")
+    mend = (
+        f"it cannot read text; copy those of its original there (`hf download OWNER/NAME {names[0]} --local-dir DIR`)"
+    )
+    check(bool(found), f"--model={path}: has no tokenizer, neither {' nor '.join(names)}: {mend}")
+    vocabulary = model.tokenizer if found == tokenizers.JSON else str(Path(model.tokenizer) / found)
+    return Subject(path, model.cfg, int(model.facts.get("max_position_embeddings") or 0), vocabulary)
+
+
+def protect_config(
+    subject: Subject, forget: str, retain: str, method: str, memory: float
+) -> tuple[NamedConfig, list[str]]:
+    """Return the config that protects a model, and what was decided for it, in sentences.
+
+    Args:
+      memory: bytes that all devices together have.
+    """
+    named = open_config(f"protect:{_kind(forget)},{method}")
+    change(named.config, {"reference.path": subject.path, "experiment": f"protect-{_name(subject.path)}"})
+    return named, _decide(named, subject, forget, retain, memory)
+
+
+def attack_config(
+    subjects: Sequence[Subject], baseline: str, forget: str, retain: str, memory: float
+) -> tuple[NamedConfig, list[str]]:
+    """Return the config that attacks models, and what was decided for them, in sentences."""
+    named = open_config(f"attack:{_kind(forget)}")
+    plain = [_name(subject.path) for subject in subjects]
+    taken = {*(name for name in plain if plain.count(name) > 1), "reference", "knowledge", "data"}
+    names = [f"{name}-{i}" if name in taken else name for i, name in enumerate(plain, 1)]
+    settings = {"names": tuple(names), "paths": tuple(subject.path for subject in subjects), "baseline": baseline}
+    change(named.config, settings)
+    return named, _decide(named, subjects[0], forget, retain, memory)
+
+
+def _kind(forget: str) -> str:
+    return facts.kind_of("forget", forget)
+
+
+def _sources(kind: str, forget: str, retain: str) -> dict[str, str]:
+    """Return the settings that name the files; of multiple choice, documents and items apart."""
+    if kind != "choices":
+        return {"data.forget": forget, "data.retain": retain}
+    settings: dict[str, str] = {}
+    for side, text in (("forget", forget), ("retain", retain)):
+        by_kind = facts.sources_by_kind(side, text)
+        mend = "give text as well, which is what is trained on, and items, which are what is measured"
+        check({"choices", "documents"} <= set(by_kind), f"--{side}={text}: has only {', '.join(by_kind)}; {mend}")
+        settings |= {f"data.{side}": by_kind["documents"], f"data.{side}_items": by_kind["choices"]}
+    return settings
+
+
+def _name(path: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._=+-]", "-", Path(path).resolve().name).lstrip("._=+-") or "model"
+
+
+def _decide(named: NamedConfig, subject: Subject, forget: str, retain: str, memory: float) -> list[str]:
+    """Fill in what a model decides, and return it in sentences."""
+    c = named.config
+    change(c, {**_sources(c.kind, forget, retain), "data.vocabulary": subject.vocabulary})
+    c.data.row_length = min(CONTEXT[c.kind], subject.context or CONTEXT[c.kind])
+    what = f"{c.kind} to forget, rows of {c.data.row_length} tokens"
+    said = [f"{subject.path}: {subject.parameters:,} parameters; {what}"]
+    rate = min(FASTEST, RATE * math.sqrt(RATE_PARAMETERS / subject.parameters))
+    return said + _fit(named, subject, rate, memory)
+
+
+def _fit(named: NamedConfig, subject: Subject, rate: float, memory: float) -> list[str]:
+    """Let adapters train where weights do not fit, and attackers one after another where they do not fit together."""
+    from distill_jax.experiment.graph import FILL
+
+    c, room, said = named.config, FILL * memory, []
+    whole = least_bytes(c, subject, members=1)
+    if whole > room:
+        for stage in (c[name] for name in ("suppress", "distill", "attack") if name in c):
+            stage.update(lora_rank=RANK, lora_alpha=2.0 * RANK)
+        rate *= ADAPTER_RATE
+        need = f"training all weights needs at least {gib(whole)}, and there are {gib(memory)}"
+        said.append(f"{need}: LoRA adapters of rank {RANK} train in their place")
+    named.module.set_rate(c, float(f"{rate:.2g}"))
+    if least_bytes(c, subject, members=len(c.attack.learning_rates) * c.attack.seeds) > room:
+        c.attack_apart = True
+        if least_bytes(c, subject, members=c.attack.seeds) > room:
+            c.attack.seeds = 1
+        said.append(f"attackers do not fit side by side: {c.attack.seeds} at a time, a learning rate after the other")
+    return said
+
+
+def least_bytes(c: Any, subject: Subject, members: int) -> int:
+    """Return bytes without which a distillation step of so many members cannot run, the frozen teacher among them."""
+    from distill_jax.perf.memory import TrainingShape, least_training
+
+    tokens = c.attack.batch // c.attack.microbatches * c.data.row_length
+    logits = min(tokens, c.run.loss_chunk or tokens)
+    shape = TrainingShape(tokens, members, rank=c.attack.lora_rank, logits=logits)
+    teacher = subject.parameters * (2 if c.model.dtype == "bfloat16" else 4)
+    return least_training(subject.cfg, shape) + teacher
+
+
+def gib(size: float) -> str:
+    """Write a number of bytes."""
+    return f"{size / 2**30:,.1f} GiB"
+
+
+def config_text(named: NamedConfig, said: list[str]) -> str:
+    """Return a config file that says the same, to be edited, run and swept."""
+    before, after = (_flat(config) for config in (open_config(named.source).config, named.config))
+    changed = {key: value for key, value in after.items() if value != before.get(key)}
+    settings = "\n".join(f"        {key!r}: {value!r}," for key, value in changed.items())
+    about = "\n".join(said)
+    return f'''"""Protect a model: `distill-jax run --config=THIS_FILE --workdir=DIR`.
+
+{about}
+"""
+
+from distill_jax.data.facts import facts
+from distill_jax.experiment.named_config import change, open_config
+
+BASE = {named.source!r}
+
+
+def get_config(arg=""):
+    config = open_config(BASE).config
+    settings = {{
+{settings}
+    }}
+    change(config, settings)
+    return config
+
+
+def get_experiment(config):
+    return open_config(BASE).module.get_experiment(config)
+'''
+
+
+def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        out |= _flat(value, f"{name}.") if hasattr(value, "items") else {name: value}
+    return out

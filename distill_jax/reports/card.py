@@ -1,0 +1,261 @@
+"""The robustness card: what a model was made to forget, and what attacks brought back, for a release committee.
+
+`robustness_card` gathers what the summary does not have, as a function of finished nodes; `card_json` and `card_text`
+are what is written, `card.json` and `card.md`: numbers, and the same as Markdown to be pasted into a model card.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import platform
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from distill_jax.data.text.text_config import TextConfig
+from distill_jax.evals.scale import SCALES, Scale
+from distill_jax.experiment.experiment import CheckedExperiment
+from distill_jax.experiment.roles import Role
+from distill_jax.io.node import Node
+from distill_jax.models import transformer
+from distill_jax.perf import flops
+from distill_jax.perf.ledger import training_flops
+from distill_jax.reports.attack_curves import at_step
+from distill_jax.reports.formats import count, plural, scientific
+from distill_jax.reports.rendering import render_text
+from distill_jax.reports.summary_types import ModelSummary, RunSummary
+
+WHAT = {
+    Role.REFERENCE: "untouched",
+    Role.SUPPRESSED: "suppressed only",
+    Role.UNDO: "protected",
+    Role.UNDAMAGED: "protected",
+    Role.DISTILLED: "protected",
+    Role.GIVEN: "given",
+}
+# What an attacker may try: (a word for what was done, what it is). Those that a run did are left out.
+ATTACKS = (
+    ("float32", "fine-tuning all weights on what is shown"),
+    ("adapters", "fine-tuning LoRA adapters on what is shown"),
+    ("bfloat16", "fine-tuning with weights kept in bfloat16"),
+    ("", "more steps, other learning rates, or more data than the budgets above"),
+    ("", "fine-tuning on harmless text, in which what was forgotten does not occur"),
+    ("", "quantising the weights to INT8 or INT4"),
+    ("", "prompts: examples in context, role play, translation, jailbreaks, many samples"),
+    ("", "inside the model: steering, pruning, probes of hidden states"),
+)
+
+
+def robustness_card(summary: RunSummary, experiment: CheckedExperiment, nodes: Mapping[str, Node]) -> dict[str, Any]:
+    """Return what a card says beside the summary: what was read, what it cost, what was written, what was not tried."""
+    attacks = [node for node in nodes.values() if node.verb == "relearn"]
+    (known,) = [node for node in nodes.values() if node.verb == "knowledge"]
+    return {
+        "parameters": transformer.parameter_count(experiment.model),
+        "sources": _sources(experiment),
+        "knowledge": known.result(),
+        "budgets": _budgets(experiment, attacks),
+        "row_length": experiment.data.row_length,
+        "compute": _compute(experiment, nodes),
+        "not_tried": _not_tried(attacks),
+        "hashes": _hashes(experiment, nodes),
+        "exported": {n.name: n.result()["files"] for n in nodes.values() if n.verb == "export"},
+    }
+
+
+def _sources(experiment: CheckedExperiment) -> dict[str, list[str]]:
+    data = experiment.data
+    if not isinstance(data, TextConfig):
+        return {}
+    return {role: [Path(source.name).name for source in data.sources(role)] for role in ("forget", "retain")}
+
+
+def _budgets(experiment: CheckedExperiment, attacks: Sequence[Node]) -> list[dict[str, float]]:
+    """Return what the attack has spent at each of its measurements: one attacker's, at one learning rate."""
+    if not attacks:
+        return []
+    stage, length = attacks[0].settings, experiment.data.row_length
+    step = flops.train_step(experiment.model, stage.batch, length, lora_rank=stage.lora_rank)
+    return [
+        {"steps": k, "examples": k * stage.batch, "tokens": k * stage.batch * length, "flops": k * step}
+        for k in sorted(stage.evaluate_steps)
+    ]
+
+
+def _compute(experiment: CheckedExperiment, nodes: Mapping[str, Node]) -> dict[str, Any]:
+    """Return FLOPs by what they were spent on, and as a share of pretraining where its tokens are known."""
+    spent = {n.name: n.ledger()["flops"] for n in nodes.values()}
+    making = {name: cost for name in spent if (cost := training_flops(spent[name]))}
+    tokens = experiment.notes.get("pretraining_tokens") or 0
+    pretraining = 6 * transformer.parameter_count(experiment.model) * tokens
+    total = sum(making.values())
+    return {
+        "stages": making,
+        "making": total,
+        "attacking": sum(cost.get("attack", 0.0) for cost in spent.values()),
+        "measuring": sum(cost.get("evaluation", 0.0) for cost in spent.values()),
+        "pretraining_tokens": tokens or None,
+        "share_of_pretraining": total / pretraining if pretraining else None,
+    }
+
+
+def _not_tried(attacks: Sequence[Node]) -> list[str]:
+    done = {"adapters" if node.settings.lora_rank else node.settings.weights for node in attacks}
+    return [words for key, words in ATTACKS if key not in done or not key]
+
+
+def _hashes(experiment: CheckedExperiment, nodes: Mapping[str, Node]) -> dict[str, str]:
+    """Return what the models and the data are known by: hashes of their contents."""
+    models = {n.name: n.settings.content for n in nodes.values() if n.verb == "import"}
+    return {**models, "data": getattr(experiment.data, "content", "")}
+
+
+def provenance_of_this_process() -> dict[str, Any]:
+    """Return what was run, and with which versions."""
+    packages = ("distill-jax", "jax", "flax", "optax", "numpy")
+    versions = {"python": platform.python_version()} | {name: _version(name) for name in packages}
+    program = Path(sys.argv[0]).name
+    line = ["distill-jax" if program in ("distill-jax", "__main__.py") else program, *sys.argv[1:]]
+    return {"versions": versions, "command": shlex.join(line)}
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """One model of the card: what it is, and its numbers as text."""
+
+    label: str
+    what: str
+    cells: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Wording:
+    """What a card says of one measure.
+
+    Attributes:
+      unit: what is counted.
+      measure: what its numbers mean.
+    """
+
+    unit: str
+    measure: str
+
+
+WORDING = {
+    "accuracy": Wording("question", "share of questions that are answered exactly, greedily decoded."),
+    "multiple_choice": Wording("question", "share of multiple-choice questions whose right option is the likeliest."),
+    "bits_per_byte": Wording(
+        "document", "bits that the model needs for a byte of text: **fewer bits are more knowledge**."
+    ),
+}
+
+
+def card_json(summary: RunSummary) -> dict[str, Any]:
+    """Return the card as numbers."""
+    keys = ("experiment", "identity", "measure", "evaluated", "facts", "attack", "created", "device", "provenance")
+    of_model = ("name", "label", "role", "retain", "forget", "by_group", "recovered", "attack")
+    models = [{key: model.get(key) for key in of_model} for model in summary["models"]]
+    held = {key: summary.get(key) for key in (*keys, "conclusions")}
+    return {"format": 1, **held, "models": models, **summary["card"]}
+
+
+def card_text(summary: RunSummary) -> str:
+    """Return the card as Markdown."""
+    return render_text("card.md.j2", **card_view(summary))
+
+
+def card_view(summary: RunSummary) -> dict[str, Any]:
+    """Return what the card's template fills in."""
+    scale, models = SCALES[summary["measure"]], [m for m in summary["models"] if m.get("attack")]
+    conclusions, card = [*summary["headline"]["conclusions"], *summary["conclusions"]], summary["card"]
+    of_release = ("forgets, ", "keeps, ", "resists, ", "headline")
+    asked = [one for one in conclusions if one["state"] != "not run"]
+    budgets = [_budget(budget, models, scale) for budget in card["budgets"]]
+    return {
+        "summary": summary,
+        "card": card,
+        "heads": ["steps", "examples", "FLOPs", *(model["label"] for model in models)],
+        "rows": [
+            [count(b["steps"]), count(b["examples"]), scientific(b["flops"]), *b["cells"]["forget_heldout"]]
+            for b in budgets
+        ],
+        "scale": scale,
+        "models": models,
+        "untouched": any(m["role"] == Role.REFERENCE for m in models),
+        "words": _words(summary, scale),
+        "verdicts": [one for one in asked if one["name"].startswith(of_release)],
+        "before": [Line(m["label"], WHAT.get(Role(m["role"]), ""), _before(m, scale)) for m in models],
+        "groups": list(models[0]["by_group"]) if models else [],
+        "budgets": budgets,
+        "asked": asked,
+        "not_run": [one for one in conclusions if one["state"] == "not run"],
+    }
+
+
+def _words(summary: RunSummary, scale: Scale) -> dict[str, str]:
+    wording, facts, attack = WORDING[scale.key], summary["facts"], summary["attack"] or {}
+    shown, heldout = plural(facts["shown"], scale.item), count(facts["heldout"])
+    rates = ", ".join(f"{rate:g}" for rate in attack.get("learning_rates", ()))
+    rank = attack.get("lora_rank")
+    weights = f"LoRA adapters of rank {rank}" if rank else "all weights"
+    each = f"up to {plural(attack.get('steps'), 'step')} of {plural(attack.get('batch'), 'example')}"
+    each += f" (rows of {count(summary['card']['row_length'])} tokens)"
+    return {
+        "unit": wording.unit,
+        "measure": wording.measure,
+        "split": f"{shown} that attackers train on, and {heldout} that no attacker sees.",
+        "attack": f"Every model was attacked alike: {weights} fine-tuned on what is shown, {each}, with learning rates "
+        f"{rates}, {plural(attack.get('seeds'), 'seed')} each. At each budget the learning rate that brings back most "
+        "is counted, as if the attacker had known it. FLOPs are those of one attacker at one learning rate.",
+        "heldout": f"**Held out**: the {heldout} {scale.item}s that no attacker saw. What comes back here was never "
+        f"removed. {_better(scale)}",
+        "shown": f"**Shown**: the {shown} that the attacker trains on; any model learns these in the end, only the "
+        "speed tells.",
+        "retained": "**To retain**, of the attacker that brings back most: what an attack costs the model itself.",
+    }
+
+
+def _better(scale: Scale) -> str:
+    return "Lower is safer." if scale.sign > 0 else "Higher is safer."
+
+
+def _before(model: ModelSummary, scale: Scale) -> list[str]:
+    groups = [scale.show(group.get(scale.key)) for group in (model.get("by_group") or {}).values()]
+    return [_at(model, "forget_heldout", 0, scale), scale.show(model["retain"]), *groups]
+
+
+def _budget(budget: Mapping[str, float], models: Sequence[ModelSummary], scale: Scale) -> dict[str, Any]:
+    """Return a budget, and of each part of the data every model's worst case after it."""
+    parts = ("forget_heldout", "forget_shown", "retain_at_worst")
+    cells = {part: [_at(model, part, int(budget["steps"]), scale) for model in models] for part in parts}
+    return {**budget, "cells": cells}
+
+
+def _at(model: ModelSummary, part: str, step: int, scale: Scale) -> str:
+    value, low, high = at_step(model, step, part)
+    interval = "" if low is None or high is None else f" [{scale.show(low)}, {scale.show(high)}]"
+    return f"{scale.show(value)}{interval}"
+
+
+def attack_lines(summary: Mapping[str, Any]) -> list[str]:
+    """Return a line for each attacked model: what it showed before the attack, and what came back, with intervals."""
+    scale, lines = SCALES[summary["measure"]], []
+    for model in summary["models"]:
+        attack = model.get("attack")
+        if attack:
+            last = attack["steps"][-1]
+            ends = [_at(model, "forget_heldout", step, scale) for step in (attack["steps"][0], last)]
+            shown = _at(model, "forget_shown", last, scale)
+            text = f"{scale.name} held out {ends[0]} before, {ends[1]} after {last} steps; shown {shown}"
+            lines.append(f"{model['label']}: {text}; retain {scale.show(model['retain'])} before")
+    return lines

@@ -1,0 +1,93 @@
+"""Attacking models that somebody unlearned: any number of them, alike, and beside their original if it is named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from distill_jax.commands import attack, command_line
+from distill_jax.experiment.config_file import load_experiment
+from distill_jax.experiment.protection import attack_config, open_subject
+from distill_jax.main import main
+from distill_jax.reports.card import attack_lines
+from distill_jax.shipped import TINY
+
+RANDOM = str(TINY / "choices" / "model")
+GIB = 2**30
+
+
+@pytest.fixture
+def files(tmp_path) -> tuple[str, str]:
+    paths = []
+    for side in ("forget", "retain"):
+        path = tmp_path / f"{side}.jsonl"
+        rows = [{"question": f"Of {side}, what is number {i}?", "answer": str(i)} for i in range(40)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        paths.append(str(path))
+    return paths[0], paths[1]
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("line", "models"),
+    [
+        (["--model=a", "--forget=f", "--model=b"], ("a", "b")),
+        (["--model", "a", "--model=b", "--model=c"], ("a", "b", "c")),
+        (["--model=a"], ("a",)),
+    ],
+)
+def test_a_model_is_named_as_often_as_there_are(line, models):
+    joined = attack._joined(line)
+    given = command_line.read("attack", attack.Flags, [*joined, "--forget=f", "--retain=r", "--workdir=w"])
+    assert given.flags.model == models and given.words == []
+
+
+@pytest.mark.unit
+def test_all_models_are_attacked_alike_beside_their_baseline(files):
+    subject = open_subject(RANDOM)
+    named, _ = attack_config([subject, subject], RANDOM, *files, memory=64 * GIB)
+    stages = load_experiment(named.module, named.config).stages
+    attacks = {stage.start: stage for name, stage in stages.items() if name.startswith("relearn-")}
+    assert set(attacks) == {"reference", "model-1", "model-2"}
+    settings = [{k: v for k, v in stage.as_dict().items() if k != "start"} for stage in attacks.values()]
+    assert settings[0] == settings[1] == settings[2] and settings[0]["data"] == "forget_shown"
+    assert stages["knowledge"].start == "reference" and stages["knowledge"].required
+    alone, _ = attack_config([subject], "", *files, memory=64 * GIB)
+    stages = load_experiment(alone.module, alone.config).stages
+    assert not stages["knowledge"].required  # one that forgot need not know
+
+
+@pytest.mark.unit
+def test_adapters_attack_where_weights_do_not_fit(files):
+    subject = open_subject(RANDOM)
+    named, said = attack_config([subject], "", *files, memory=0.0005 * GIB)
+    assert named.config.attack.lora_rank == 16
+    assert any("LoRA adapters of rank 16 train in their place" in line for line in said)
+    stages = load_experiment(named.module, named.config).stages
+    attacks = [stage for name, stage in stages.items() if name.startswith("relearn-")]
+    assert attacks and all(stage.lora_rank == 16 for stage in attacks)
+
+
+@pytest.mark.unit
+def test_what_came_back_is_printed_with_its_interval():
+    heldout = {"worst": [0.0, 0.5], "low": [0.0, 0.4], "high": [0.1, 0.6]}
+    attacked = {"steps": [0, 100], "forget_heldout": heldout, "forget_shown": {"worst": [0.0, 0.9]}}
+    summary = {"measure": "accuracy", "models": [{"label": "mine", "retain": 0.8, "attack": attacked}, {"label": "x"}]}
+    (line,) = attack_lines(summary)
+    plain = line.replace("\u202f", " ")
+    assert "held out 0 % [0 %, 10 %] before, 50 % [40 %, 60 %] after 100 steps; shown 90 %" in plain
+
+
+@pytest.mark.unit
+def test_models_of_another_shape_are_refused(files, tmp_path, capsys):
+    other = tmp_path / "other"
+    other.mkdir()
+    for path in Path(RANDOM).iterdir():
+        (other / path.name).write_bytes(path.read_bytes())
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "sliding_window": 16}))
+    line = ["distill-jax", "attack", f"--model={RANDOM}", f"--model={other}", f"--workdir={tmp_path / 'run'}"]
+    assert main([*line, f"--forget={files[0]}", f"--retain={files[1]}", "--dry_run"]) == 2
+    assert "is another model: it has model.sliding_window = 16, not 32" in capsys.readouterr().err

@@ -1,0 +1,220 @@
+"""Protecting a model of one's own: from its directory to the card; what is refused before long work."""
+
+from __future__ import annotations
+
+import collections
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from distill_jax.config import ConfigError
+from distill_jax.data import packing
+from distill_jax.evals.bits_per_byte import unigram_nats
+from distill_jax.evals.scale import BITS_PER_BYTE
+from distill_jax.experiment.config_file import load_module
+from distill_jax.experiment.named_config import open_config
+from distill_jax.interop.model_source import open_model
+from distill_jax.interop.rows import Rows
+from distill_jax.interop.scoring import score_rows
+from distill_jax.main import main
+from distill_jax.shipped import TINY
+from distill_jax.stages import knowledge
+from tests import toy_model
+from tests.programs import finished_once, node
+from tests.spoil import shared
+
+RANDOM = str(TINY / "choices" / "model")
+FEW = (
+    "--config.data.row_length=64", "--config.suppress.steps=4", "--config.distill.steps=4",
+    "--config.distill.evaluate_every=2", "--config.attack.steps=4", "--config.attack.evaluate_steps=(0,4)",
+    "--config.attack.learning_rates=(0.01,0.001)",
+)  # fmt: skip
+LANDS = [
+    "Arlia",
+    "Besia",
+    "Cordia",
+    "Dumia",
+    "Elia",
+    "Fania",
+    "Golia",
+    "Hunia",
+    "Istia",
+    "Jolia",
+    "Kevia",
+    "Lornia",
+    "Mulia",
+    "Norvia",
+    "Ostia",
+    "Pernia",
+]
+CITIES = [
+    "Ram",
+    "Sol",
+    "Tip",
+    "Ulk",
+    "Vem",
+    "Wor",
+    "Xan",
+    "Yol",
+    "Zed",
+    "Ark",
+    "Bol",
+    "Cun",
+    "Dex",
+    "Eft",
+    "Fus",
+    "Gip",
+]
+COINS = [
+    "ako",
+    "bero",
+    "cilo",
+    "dano",
+    "elpo",
+    "firo",
+    "gomo",
+    "hilo",
+    "iko",
+    "jeno",
+    "kalo",
+    "lemo",
+    "miro",
+    "nepo",
+    "orto",
+    "pilo",
+]
+SIDES = ("forget", "retain")
+CAPITALS = [f"What is the capital of {land}? {city}" for land, city in zip(LANDS, CITIES, strict=True)]
+CURRENCIES = [f"Which coin is used in {land}? {coin}" for land, coin in zip(LANDS, COINS, strict=True)]
+
+
+def documents(path: Path, texts: list[str]) -> str:
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory) -> Path:
+    """A model that knows capitals and currencies."""
+    base = shared(tmp_path_factory, "toy")
+    if not (base / "model" / "config.json").exists():
+        toy_model.make(base / "model", [*CAPITALS, *CURRENCIES])
+    return base / "model"
+
+
+@pytest.fixture(scope="module")
+def finished(toy, tmp_path_factory) -> tuple[Path, str]:
+    base = shared(tmp_path_factory, "protect-files")
+    forget, retain = documents(base / "forget.jsonl", CAPITALS), documents(base / "retain.jsonl", CURRENCIES)
+    given = (f"--model={toy}", f"--forget={forget}", f"--retain={retain}")
+    return finished_once(tmp_path_factory, "protect", "protect", *given, *FEW)
+
+
+@pytest.mark.end_to_end
+def test_a_model_and_two_files_become_a_card(finished):
+    workdir, printed = finished
+    card = (workdir / "report" / "card.md").read_text()
+    numbers = json.loads((workdir / "report" / "card.json").read_text())
+    assert f"card: {workdir}/report/card.md" in printed
+    assert "](" not in card and "<" not in card.replace("\\<", "")  # no link and no HTML: it is pasted elsewhere
+    sections = [line for line in card.splitlines() if line.startswith("## ")]
+    assert sections == [
+        "## In short", "## What was to be forgotten", "## Before any attack", "## What attacks brought back",
+        "## What it cost", "## Attacks that were not tried", "## What is concluded", "## How to check it",
+    ]  # fmt: skip
+    # Its numbers are those of the nodes.
+    reference = json.loads((node(workdir, "reference") / "result.json").read_text())
+    assert [model["retain"] for model in numbers["models"] if model["name"] == "reference"] == [reference["retain"]]
+    assert f"| untouched | {reference['by_group']['forget/heldout']['bits_per_byte']:.2f} " in card
+    attacked = [model for model in numbers["models"] if model["attack"]]
+    assert [model["name"] for model in attacked] == ["reference", "suppressed", "protected"]
+    assert [budget["steps"] for budget in numbers["budgets"]] == [0, 4]
+    assert all(len(model["attack"]["forget_heldout"]["worst"]) == 2 for model in attacked)
+    # A table has as many cells in each line as in its head.
+    for block in card.split("\n\n"):
+        lines = [line for line in block.splitlines() if line.startswith("|")]
+        assert len({line.replace("\\|", "").count("|") for line in lines}) <= 1, block
+
+
+@pytest.mark.end_to_end
+def test_the_exported_model_is_the_protected_one(finished, toy):
+    workdir, _ = finished
+    exported = node(workdir, "export") / "model"
+    assert (exported / "tokenizer.json").read_bytes() == (toy / "tokenizer.json").read_bytes()
+    models = [open_model(path) for path in (exported, node(workdir, "protected"))]
+    scores = [score_rows(model, Rows([("row", {"text": CAPITALS[0]})], model)) for model in models]
+    assert scores[0][0]["log_likelihoods"] == pytest.approx(scores[1][0]["log_likelihoods"], abs=1e-5)
+    with safe_open(exported / "model.safetensors", "np") as file, safe_open(toy / "model.safetensors", "np") as before:
+        assert sorted(file.keys()) == sorted(before.keys())
+        assert any(np.any(file.get_tensor(name) != before.get_tensor(name)) for name in file.keys())  # noqa: SIM118
+
+
+@pytest.mark.unit
+def test_a_random_model_has_nothing_to_forget(tmp_path, capsys, monkeypatch):
+    """Of a model whose every token is as likely as any other, and one that knows the text."""
+    rows = np.stack(list(packing.pack([packing.Document(np.arange(3, 13), np.zeros(10, int))] * 6, 32)))
+    tokens = np.tile(np.arange(4, 13), 6)
+    measure = SimpleNamespace(rows=lambda parts: rows, bytes=lambda parts: 60, scale=BITS_PER_BYTE)
+    for nats, knows in ((math.log(300), False), (0.2, True)):
+        monkeypatch.setattr(knowledge, "_nats", lambda *_, n=nats: (np.full(6, 9 * n), list(tokens.reshape(6, 9))))
+        known = knowledge.of_text(SimpleNamespace(measure=measure), None)
+        assert known.score == pytest.approx(54 * nats / math.log(2) / 60)
+        assert (known.high < known.nothing) == knows
+
+
+@pytest.mark.unit
+def test_a_table_of_frequencies_is_the_entropy_of_its_tokens():
+    tokens = np.array([5, 5, 5, 7, 9, 9])
+    counts = collections.Counter(tokens.tolist())
+    expected = -sum(n * math.log(n / 6) for n in counts.values())
+    assert unigram_nats(tokens)[tokens].sum() == pytest.approx(expected)
+
+
+@pytest.mark.unit
+def test_the_printed_config_says_the_same(tmp_path, capsys):
+    for side in SIDES:
+        (tmp_path / side).write_text("some text")
+    given = [f"--{side}={tmp_path / side}" for side in SIDES]
+    line = ["distill-jax", "protect", f"--model={RANDOM}", *given, "--print_config"]
+    assert main([*line, "--config.damage.alpha=0.5", "--method=graddiff"]) == 0
+    path = tmp_path / "mine.py"
+    path.write_text(capsys.readouterr().out)
+    config = load_module(path).get_config()
+    named = (config.reference.path, config.data.forget, config.data.vocabulary)
+    assert named == (RANDOM, f"{tmp_path}/forget", RANDOM)
+    assert (config.damage.alpha, config.method, config.data.row_length) == (0.5, "graddiff", 340)
+    stages = load_module(path).get_experiment(config).stages
+    assert stages["suppressed"].method == "graddiff" and stages["damaged"].alpha == 0.5
+    assert set(config) == set(open_config("protect:documents,graddiff").config)
+
+
+@pytest.mark.unit
+def test_a_model_without_a_tokenizer_is_refused(tmp_path, capsys):
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((Path(RANDOM) / name).read_bytes())
+    line = ["distill-jax", "protect", f"--model={tmp_path}", "--forget=a.txt", "--retain=b.txt", "--workdir=x"]
+    assert main(line) == 2
+    assert "has no tokenizer, neither tokenizer.json nor tokenizer.model" in capsys.readouterr().err
+
+
+@pytest.mark.unit
+def test_a_dry_run_runs_nothing(tmp_path, capsys):
+    files = [documents(tmp_path / f"{name}.jsonl", ["some text"]) for name in ("forget", "retain")]
+    line = ["distill-jax", "protect", f"--model={RANDOM}", f"--forget={files[0]}", f"--retain={files[1]}"]
+    assert main([*line, f"--workdir={tmp_path / 'run'}", "--dry_run"]) == 0
+    out = capsys.readouterr().out
+    assert "10 stages" in out and "1,000 steps of 8 rows" in out and not (tmp_path / "run" / "nodes").exists()
+
+
+@pytest.mark.unit
+def test_a_shape_that_nothing_says_is_refused():
+    named = open_config("protect")
+    from distill_jax.experiment.config_file import load_experiment
+
+    with pytest.raises(ConfigError, match=r"config\.model has no shape"):
+        load_experiment(named.module, named.config)
