@@ -13,12 +13,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from distill_jax.models import transformer
-from distill_jax.models.head import head_weights
+from distill_jax.models.attention import choose
+from distill_jax.models.head import head_weights, loss_way
 from distill_jax.models.transformer import Params, TransformerConfig
 from distill_jax.perf import flops
 from distill_jax.perf.memory import needed_bytes
-from distill_jax.sharding.mesh import batch_sharding, make_mesh
+from distill_jax.sharding.mesh import batch_sharding, make_mesh, tracing
 from distill_jax.stages import Distill, Pretrain
+from distill_jax.stages.choose_remat import resolve
 from distill_jax.stages.compiled_step import compiled_step
 from distill_jax.stages.train_stage import TrainStage
 from distill_jax.train.batch import PackedRows
@@ -89,6 +91,7 @@ class Stepper:
       compile_seconds: tracing and compiling.
       compiler_bytes: what the step needs on a device by the compiler's account; None where it gives none.
       cpu_seconds: of the last steps, over all threads.
+      attention, head, remat: how they are computed.
     """
 
     def __init__(self, case: Case, learning_rates: Sequence[float] = ()):
@@ -97,19 +100,26 @@ class Stepper:
         mesh = make_mesh(case.members, devices=jax.devices()[: case.devices or None])
         weights = lambda seed: draw_weights(cfg, mesh, jax.random.key(seed))  # noqa: E731
         chosen = settings(case)
-        step = compiled_step(chosen.compile_key(cfg, case.chunk), mesh)
         layout = ShardedMembers(mesh, cfg)
         self.state: State = layout.make([weights(0)], chosen.transform(), Hyper.of(rates))
         self.batch = tokens(case, mesh)
         self.teacher: Params | None = None
         if case.workload != "pretrain":
-            self.teacher = weights(1)
+            self.teacher = transformer.frozen(cfg, weights(1))
         if case.workload == "cached":
             read = jax.jit(functools.partial(transformer.hidden_states, cfg))
             states = read(self.teacher, self.batch.tokens[0], self.batch.segments[0])
             self.batch = self.batch._replace(states=states[None])
             self.teacher = head_weights(self.teacher)
+        key = chosen.compile_key(cfg, case.chunk)
+        if cfg.remat == "auto":
+            key = resolve(key, mesh, (self.state, self.teacher, self.batch)).key
+        self.remat = key.model.remat
+        with tracing(mesh):
+            self.attention = choose(cfg, case.length).implementation
+            self.head = loss_way(cfg, key.objective.head_losses()[0])
         began = time.perf_counter()
+        step = compiled_step(key, mesh)
         self.step = step.lower(self.state, self.teacher, self.batch).compile()
         self.compile_seconds = time.perf_counter() - began
         self.compiler_bytes = needed_bytes(self.step)
