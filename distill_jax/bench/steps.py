@@ -20,8 +20,7 @@ from distill_jax.perf import flops
 from distill_jax.perf.memory import needed_bytes
 from distill_jax.sharding.mesh import batch_sharding, make_mesh, tracing
 from distill_jax.stages import Distill, Pretrain
-from distill_jax.stages.choose_remat import resolve
-from distill_jax.stages.compiled_step import compiled_step
+from distill_jax.stages.choose_remat import resolved_step
 from distill_jax.stages.train_stage import TrainStage
 from distill_jax.train.batch import PackedRows
 from distill_jax.train.layout import ShardedMembers
@@ -88,6 +87,7 @@ class Stepper:
     """A compiled step with its state and batch, ready to be timed; making one compiles.
 
     Attributes:
+      remat: the policy of what the backward pass computes again; what it is of a config's "auto".
       compile_seconds: tracing and compiling.
       compiler_bytes: what the step needs on a device by the compiler's account; None where it gives none.
       cpu_seconds: of the last steps, over all threads.
@@ -111,16 +111,13 @@ class Stepper:
             states = read(self.teacher, self.batch.tokens[0], self.batch.segments[0])
             self.batch = self.batch._replace(states=states[None])
             self.teacher = head_weights(self.teacher)
-        key = chosen.compile_key(cfg, case.chunk)
-        if cfg.remat == "auto":
-            key = resolve(key, mesh, (self.state, self.teacher, self.batch)).key
-        self.remat = key.model.remat
+        key, inputs = chosen.compile_key(cfg, case.chunk), (self.state, self.teacher, self.batch)
         with tracing(mesh):
             self.attention = choose(cfg, case.length).implementation
             self.head = loss_way(cfg, key.objective.head_losses()[0])
         began = time.perf_counter()
-        step = compiled_step(key, mesh)
-        self.step = step.lower(self.state, self.teacher, self.batch).compile()
+        step, self.remat = resolved_step(key, mesh, inputs)
+        self.step = step.lower(*inputs).compile()
         self.compile_seconds = time.perf_counter() - began
         self.compiler_bytes = needed_bytes(self.step)
         self.loss: float | None = None

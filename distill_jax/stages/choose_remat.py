@@ -66,6 +66,15 @@ def resolve(key: CompileKey, mesh: Mesh, inputs: Sequence[PyTree], room: float |
     return choice
 
 
+def resolved_step(
+    key: CompileKey, mesh: Mesh, inputs: Sequence[PyTree], room: float | None = None
+) -> tuple[jax.stages.Wrapped, str]:
+    """Return a step's function and its policy, found out if the key's is "auto"; arguments as of `resolve`."""
+    if key.model.remat == "auto":
+        key = resolve(key, mesh, inputs, room).key
+    return compiled_step(key, mesh), key.model.remat
+
+
 def least_bytes(traced: jax.stages.Traced, mesh: Mesh, inputs: Sequence[PyTree]) -> float:
     """Return the bytes of a device without which a traced step cannot run, of which the compiler need not be asked."""
     return memory.least_bytes(*inputs) + memory.stacked_bytes(traced.jaxpr.jaxpr, mesh.size)
