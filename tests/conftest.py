@@ -4,11 +4,15 @@ import os
 
 import pytest
 
+from tests.fast_xla import xla_flags
+
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Most of a test's time is compilation: unoptimised programs compile in half of it.
-flags = " --xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + flags
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla_flags(2)}".strip()
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+# Files of a minute or more, the dearest first. Those that wait for the same run are apart.
+DEAREST = ["test_sweep_faults", "test_run", "test_auditbench", "test_hosts", "test_damage", "test_double_bind"]
 
 
 def pytest_addoption(parser):
@@ -17,10 +21,11 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Whole programs first: a long file that comes last would leave the other process waiting."""
+    """Whole programs first, of these the dearest: a long file that comes last would leave the other process waiting."""
     if not config.getoption("--thorough"):
         for item in items:
             if item.get_closest_marker("thorough"):
                 item.add_marker(pytest.mark.skip(reason="asked for with --thorough"))
     long = {item.path for item in items if item.get_closest_marker("end_to_end") or item.get_closest_marker("kill")}
-    items.sort(key=lambda item: item.path not in long)
+    rank = {name: place for place, name in enumerate(DEAREST)}
+    items.sort(key=lambda item: (item.path not in long, rank.get(item.path.stem, len(rank))))

@@ -9,24 +9,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.fast_xla import xla_flags
 from tests.spoil import kept_in, shared
 
 ROOT = Path(__file__).parents[1]
-# Such programs run for milliseconds: leave the optimisers out.
-UNOPTIMISED = {
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0",
-    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-}
 
 
-def environment(cache: Path) -> dict[str, str]:
-    """Return the environment of a run: what was compiled once is not compiled again, so it is worth optimising."""
-    return os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", **kept_in(cache)}
+def environment(cache: Path, devices: int = 2) -> dict[str, str]:
+    """Return the environment of a run that compiles quickly, and nothing twice."""
+    return os.environ | {"XLA_FLAGS": xla_flags(devices), **kept_in(cache)}
 
 
 def said(*arguments: str, compiled: Path) -> str:
-    """Return what a command that succeeds prints; its programs are not optimised, and kept in `compiled`."""
-    env = environment(compiled) | UNOPTIMISED
+    """Return what a command that succeeds prints; its programs are kept in `compiled`."""
+    env = environment(compiled, devices=1)
     line = [sys.executable, "-m", "distill_jax", *arguments]
     done = subprocess.run(line, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr

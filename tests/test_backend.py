@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import builtins
 import os
 import subprocess
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -128,9 +130,12 @@ def test_a_platform_that_is_not_here(monkeypatch, capsys, tmp_path):
 
 @pytest.mark.unit
 def test_a_variable_that_jax_cannot_read(monkeypatch):
-    def refuse(*_: object) -> None:
-        raise ValueError("invalid truth value 'perhaps' for environment 'JAX_DEBUG_NANS'")
+    def refuse(name: str, *rest: Any) -> Any:
+        if name == "jax":
+            raise ValueError("invalid truth value 'perhaps' for environment 'JAX_DEBUG_NANS'")
+        return real(name, *rest)
 
+    real = builtins.__import__
     monkeypatch.delitem(sys.modules, "jax")
     monkeypatch.setattr("builtins.__import__", refuse)
     with pytest.raises(ConfigError, match="JAX_DEBUG_NANS'; unset"):

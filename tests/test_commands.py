@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import importlib.metadata
+import itertools
 import shlex
 import subprocess
 import sys
@@ -43,6 +44,19 @@ def test_help_with_a_config_lists_its_settings_as_they_are_changed(capsys, tmp_p
                  f"--workdir={tmp_path}"]) == 2  # fmt: skip
     assert "distill" in (err := capsys.readouterr().err) or "student" in err
     assert "steps = 0" in err
+
+
+def test_help_with_a_config_says_what_each_setting_means(capsys):
+    """The sentence is that of the dataclass, also where a class inherits it or one entry describes two attributes."""
+    assert main(["distill-jax", "run", "--config=arithmetic:smoke", "--help"]) == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    meaning = dict(itertools.pairwise(lines))
+    assert meaning["--config.relearn.steps=8"] == "optimiser steps at most."
+    assert meaning["--config.relearn.beta2=0.95"] == "AdamW's."
+    assert meaning["--config.relearn.seeds=2"].startswith("how many attackers;")
+    sections = ("model", "data", "run", "reference", "relearn", "rmu", "distill", "cache")
+    settings = [line for line in meaning if line.strip("'").startswith(tuple(f"--config.{name}." for name in sections))]
+    assert len(settings) > 100 and [line for line in settings if meaning[line].strip("'").startswith("--config.")] == []
 
 
 def test_version(capsys):

@@ -25,6 +25,7 @@ from distill_jax.models.head import unembed
 from distill_jax.perf.memory import kl_memory
 from distill_jax.stages import distill
 from distill_jax.train.batch import PackedRows
+from tests.fast_xla import xla_flags
 
 ROOT = Path(__file__).parent.parent
 VOCAB = 7
@@ -409,7 +410,7 @@ print(json.dumps({**found, "one top-k": examine(one_top_k, 16)}))
 @functools.cache
 def sharded():
     """Compile and run the divergences on 8 devices, 2 for data and 4 for the vocabulary."""
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    flags = {"XLA_FLAGS": xla_flags(8), "JAX_PLATFORMS": "cpu"}
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     done = subprocess.run(
         [sys.executable, "-c", SHARDED.replace("\\\\", "\\")],

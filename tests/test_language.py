@@ -33,8 +33,7 @@ FEW = ("--config.methods=('maxent',)", "--config.undo.alphas=(0.6,)", "--config.
 def program(command: str, workdir: Path, *more: str) -> subprocess.CompletedProcess[str]:
     arguments = [sys.executable, "-m", "distill_jax", command, SMOKE, *FEW, f"--workdir={workdir}", *more]
     # Its programs run for milliseconds: leave LLVM's optimiser out.
-    flags = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
-    env = environment(workdir.parent / "compiled") | {"XLA_FLAGS": flags}
+    env = environment(workdir.parent / "compiled")
     return subprocess.run(arguments, cwd=ROOT, env=env, capture_output=True, text=True, timeout=900)
 
 

@@ -14,6 +14,7 @@ import pytest
 from distill_jax.data.feed import padded
 from distill_jax.sharding.mesh import batch_devices, make_mesh, padded_rows
 from tests import mesh_worker
+from tests.fast_xla import xla_flags
 
 ROOT = Path(__file__).parent.parent
 # (stage, microbatches, devices, fsdp, tensor), of 15 rows: no power of two divides them, nor a third of them.
@@ -48,8 +49,7 @@ def results(tmp_path_factory):
     directory = tmp_path_factory.mktemp("rows")
     mesh_worker.write_data(directory)
     jobs = JOBS + [(verb, 1, 1, 1, 1) for verb, *_ in JOBS]
-    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla_flags(8), "PYTHONPATH": str(ROOT)}
     arguments = [f"--data={directory}", f"--jobs={json.dumps(jobs)}", f"--out={directory / 'out.json'}"]
     done = subprocess.run([sys.executable, "-c", RAGGED, *arguments], cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -103,11 +103,11 @@ def test_only_whole_tori_have_rings():
 
 
 @pytest.mark.unit
-@pytest.mark.parametrize("name", ["v5e-4", "v6e-8", "v5p-16", "v4-32", "v5p-640"])
+@pytest.mark.parametrize("name", ["v5e-4", "v6e-8", "v5p-16", "v4-32", "v5p-640", "tpu7x-16"])
 def test_libtpu_knows_a_slice(name):
     pytest.importorskip("libtpu")
     devices = topology(find(name))
-    assert len(devices) == find(name).chips
+    assert len(devices) == find(name).devices
 
 
 @pytest.mark.unit
@@ -464,7 +464,7 @@ def test_a_plan_from_the_command_line(config, tmp_path):
         assert seconds["compute"] == pytest.approx(row["flops_executed"] / 4 / 197e12)
         assert seconds["memory"] == pytest.approx(row["hbm_traffic"] / 819e9)
         assert sum(row["traffic_by_part"].values()) == row["hbm_traffic"]
-        assert all(row["traffic_by_part"][part] for part in ("attention", "mlp", "norms", "head", "optimizer"))
+        assert row["traffic_by_part"]["optimizer"] > 0  # so small a model stays on the chip otherwise
         at_peak = row["flops_per_step"] / (4 * 197e12)
         assert row["mfu_ceiling"] == pytest.approx(at_peak / row["step_seconds"]) and row["mfu_ceiling"] < 1
         received = sum(kind["bytes"] for kind in row["collectives"].values())

@@ -18,6 +18,7 @@ from distill_jax.models import transformer
 from distill_jax.sharding import distributed
 from distill_jax.sharding.mesh import make_mesh, parameter_table, spec
 from tests import mesh_worker
+from tests.fast_xla import xla_flags
 
 ROOT = Path(__file__).parent.parent
 VERBS = ("pretrain", "maxent", "rmu", "distill", "relearn", "adapters")
@@ -59,8 +60,7 @@ def pytest_generate_tests(metafunc):
 
 def start(data: Path, out: Path, jobs, devices: int, *arguments: str) -> subprocess.Popen:
     # Unoptimised programs compile in half the time, and these run for a few steps only.
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla_flags(devices), "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "tests.mesh_worker", f"--data={data}", f"--jobs={json.dumps(jobs)}"]
     command += [f"--out={out}", *arguments]
     return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -214,8 +214,7 @@ text = lowered.as_text()
 print(lowered.compile().memory_analysis().alias_size_in_bytes / held)
 print(text.count("sharding_constraint") + text.count("@Sharding"))
 """
-    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla_flags(8)}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     aliased, constraints = map(float, done.stdout.split())

@@ -9,7 +9,7 @@ import pytest
 from distill_jax import main
 from distill_jax.commands import plan
 from distill_jax.config import ConfigError
-from distill_jax.experiment import slice_plan, slice_ranking
+from distill_jax.experiment import slice_estimate, slice_plan, slice_ranking
 from distill_jax.experiment.experiment import CheckedExperiment
 from distill_jax.experiment.lowered_group import LoweredGroup, Lowering, group_step
 from distill_jax.models.transformer import TransformerConfig
@@ -50,7 +50,7 @@ class Compiler:
             step = group_step(ctx, nodes, devices)
             settings = step.job.settings
             program = types.SimpleNamespace(as_text=lambda: f"{settings.kind} {settings.steps}")
-            return LoweredGroup(nodes, 1, 1.0, 1.0, step.mesh, program, ())
+            return [LoweredGroup(nodes, 1, 1.0, 1.0, "none", 0.0, step.mesh, program, ())]
 
         return lower
 
@@ -126,10 +126,10 @@ def test_an_estimate_counts_what_no_program_can_avoid(monkeypatch):
     """Against the same step traced: its FLOPs, and its state and gradients on one device of a slice."""
     plan_of = planner({"v5e": 1.0})
     group = [plan_of.ctx.nodes["reference"]]
-    (sizes,) = slice_ranking.step_sizes(plan_of.ctx, [group])
+    (sizes,) = slice_estimate.step_sizes(plan_of.ctx, [group])
     traced = traced_step(TransformerConfig(**TINY), STAGES["reference"], jax.devices()[:1], length=32)[2]
     assert sizes.flops == flops.executed(traced.jaxpr.jaxpr)
-    one, four = (slice_ranking.estimate(plan_of.ctx, sizes, find(f"v5e-{n}")) for n in (1, 4))
+    one, four = (slice_estimate.estimate_group(plan_of.ctx, sizes, find(f"v5e-{n}")) for n in (1, 4))
     parameters = sum(x.size for x in jax.tree.leaves(traced.in_avals[0][0].params))
     kept = 8 * 32 * TINY["hidden"] * TINY["layers"] * 4
     assert one.hbm == pytest.approx(16 * parameters + kept, rel=0.01) and four.hbm == pytest.approx(one.hbm / 4)
@@ -139,7 +139,7 @@ def test_an_estimate_counts_what_no_program_can_avoid(monkeypatch):
 def test_a_batch_that_does_not_divide_is_planned_with_its_padding():
     def lowered(batch):
         ctx = planner({}, stages={"it": Pretrain(steps=1, batch=batch)}).ctx
-        return Lowering(ctx, jax.devices()[:2])([ctx.nodes["it"]])
+        return next(Lowering(ctx, jax.devices()[:2])([ctx.nodes["it"]]))
 
     seven, eight = lowered(7), lowered(8)
     assert seven.executed == eight.executed and seven.flops == eight.flops * 7 / 8

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import shlex
+import textwrap
 from collections.abc import Sequence
 from typing import TypeVar
+
+from ml_collections import ConfigDict
 
 from distill_jax import shipped
 from distill_jax.commands import command_line
 from distill_jax.commands.command_line import Parsed
 from distill_jax.config import check
 from distill_jax.experiment.named_config import NamedConfig, check_elements, check_key, open_config, value_of
+from distill_jax.experiment.section_docs import Section
 
 T = TypeVar("T")
 SYNOPSIS = "--config=NAME|FILE.py[:preset] --workdir=DIR [--config.key=value …]"
@@ -73,6 +77,18 @@ def usage(command: str, cls: type, arguments: Sequence[str], synopsis: str = SYN
 def settings(source: str) -> str:
     """Return what a config says of itself, and its settings as the command line changes them."""
     named = open_config(source)
-    pairs = command_line.flattened(named.config.to_dict())
-    lines = [shlex.quote(f"--config.{key}={value}") for key, value in pairs]
-    return "\n".join([f"{source}: {(named.module.__doc__ or '').strip()}", "", "settings:", *(f"  {x}" for x in lines)])
+    docs = _setting_docs(named.config)
+    lines = []
+    for key, value in command_line.flattened(named.config.to_dict()):
+        lines.append(f"  {shlex.quote(f'--config.{key}={value}')}")
+        lines += textwrap.wrap(docs.get(key, ""), 112, initial_indent=" " * 8, subsequent_indent=" " * 8)
+    return "\n".join([f"{source}: {(named.module.__doc__ or '').strip()}", "", "settings:", *lines])
+
+
+def _setting_docs(config: ConfigDict, prefix: str = "") -> dict[str, str]:
+    """Return {key, such as "relearn.steps": what it means} of the settings that a dataclass describes."""
+    docs = {f"{prefix}{name}": text for name, text in config.docs().items()} if isinstance(config, Section) else {}
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            docs |= _setting_docs(value, f"{prefix}{name}.")
+    return docs

@@ -6,16 +6,15 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from distill_jax.config import ConfigError, nearest
+from distill_jax.experiment.section_docs import Section
 from distill_jax.stages.stage import Stage
 from distill_jax.stages.unlearn import Unlearn, unread_settings
 
 SEED = "seed"  # of a stage: an experiment has one for all
 
 
-def section(settings: Any, *set_elsewhere: str, **values: Any) -> ConfigDict:
+def section(settings: Any, *set_elsewhere: str, **values: Any) -> Section:
     """Return a section with every setting of a dataclass, all of which the command line may change and a sweep vary.
 
     Args:
@@ -34,10 +33,10 @@ def section(settings: Any, *set_elsewhere: str, **values: Any) -> ConfigDict:
     for name in (*set_elsewhere, *values):
         if name not in known and name != SEED:
             raise ConfigError(f"section({cls.__name__}): it has no setting {name!r}{nearest(name, known)}")
-    return ConfigDict({key: value for key, value in {**known, **values}.items() if key not in set_elsewhere})
+    return Section.of(cls, {key: value for key, value in {**known, **values}.items() if key not in set_elsewhere})
 
 
-def unlearn_section(method: str, *set_elsewhere: str, **values: Any) -> ConfigDict:
+def unlearn_section(method: str, *set_elsewhere: str, **values: Any) -> Section:
     """Return a section of `Unlearn` for a method, without the settings that are there for other methods."""
     return section(Unlearn, "method", *unread_settings(method), *set_elsewhere, **values)
 

@@ -22,7 +22,8 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from distill_jax.config import check
-from distill_jax.models.attention_kernels import IMPLEMENTATIONS, MASKED, NAME, Logits, Rows
+from distill_jax.models.attention_kernels import IMPLEMENTATIONS
+from distill_jax.models.attention_rows import MASKED, NAME, Logits, Rows
 from distill_jax.models.head import softcap
 from distill_jax.sharding.mesh import first_device, over_shards, shard_count
 

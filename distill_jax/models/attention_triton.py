@@ -19,7 +19,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from distill_jax.models.attention_kernels import MASKED, NAME, Logits, Rows, lengthened
+from distill_jax.models.attention_rows import MASKED, NAME, Logits, Rows, lengthened
 from distill_jax.sharding.mesh import first_device
 
 LOG2_E = math.log2(math.e)  # a GPU has 2^x, and no e^x

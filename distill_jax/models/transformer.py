@@ -27,7 +27,7 @@ import jax.numpy as jnp
 
 from distill_jax.config import added, check
 from distill_jax.models.attention import CHOICES, attention, choose, masked
-from distill_jax.models.attention_kernels import Logits, Rows
+from distill_jax.models.attention_rows import Logits, Rows
 from distill_jax.models.head import LOSS_HEADS, unembed
 from distill_jax.models.remat import POLICIES, named, recomputed
 from distill_jax.sharding.mesh import constrain, gather
@@ -381,6 +381,7 @@ class Transformer(nn.Module):
             split_rngs={"params": True},
             in_axes=nn.broadcast,
             length=c.layers,
+            unroll=c.unroll,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(c, _first_values)
         self.final_norm = RMSNorm(c)
@@ -592,6 +593,7 @@ def frozen(cfg: TransformerConfig, params: Params) -> Params:
     return jax.tree_util.tree_map_with_path(cast, params)
 
 
+@functools.cache  # it traces the model, and every state, weight and report asks for it
 def logical_axes(cfg: TransformerConfig) -> Params:
     """Return a tree like the parameters' whose leaves are PartitionSpecs of logical axis names."""
     boxed = jax.eval_shape(Transformer(cfg).init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]

@@ -17,7 +17,7 @@ def collectives(module: hlo.Module, entry: str, devices: int) -> dict[str, dict[
     split into start, steps and end shares one channel and counts once.
     """
     times, _ = hlo.runs(module, entry)
-    seen: dict[tuple[str, str], tuple[int, float]] = {}
+    by_channel: dict[tuple[str, str], tuple[int, float]] = {}
     for name, count in times.items():
         for one in module.get(name, ()):
             kind = one.opcode.removesuffix("-start")
@@ -26,9 +26,9 @@ def collectives(module: hlo.Module, entry: str, devices: int) -> dict[str, dict[
             channel = re.search(r"channel_id=(\d+)", one.rest)
             key = (kind, channel[1] if channel else f"{name}/{one.name}")
             new = (count, count * _received(kind, one, devices))
-            seen[key] = max(seen.get(key, (0, 0.0)), new, key=lambda x: x[1])
+            by_channel[key] = max(by_channel.get(key, (0, 0.0)), new, key=lambda x: x[1])
     out: dict[str, dict[str, int]] = {}
-    for (kind, _), (count, moved) in seen.items():
+    for (kind, _), (count, moved) in by_channel.items():
         so_far = out.setdefault(kind, {"count": 0, "bytes": 0})
         so_far["count"] += count
         so_far["bytes"] += round(moved)
@@ -37,16 +37,16 @@ def collectives(module: hlo.Module, entry: str, devices: int) -> dict[str, dict[
 
 def _received(kind: str, one: hlo.Instruction, devices: int) -> float:
     group = _group(one.rest, devices)
-    whole: float = sum(hlo.sizes(re.sub(r"\b[su]32\[\]", "token[]", one.result)))
+    size: float = sum(hlo.sizes(re.sub(r"\b[su]32\[\]", "token[]", one.result)))
     if one.opcode == "all-gather-start":  # its type lists the operand too
-        whole *= group / (group + 1)
+        size *= group / (group + 1)
     elif one.opcode in ("collective-permute-start", "collective-broadcast-start"):
-        whole /= 2
+        size /= 2
     if kind.startswith("collective"):
-        return whole
+        return size
     if kind == "reduce-scatter":
-        whole *= group
-    return whole * (group - 1) / group * (2 if kind == "all-reduce" else 1)
+        size *= group
+    return size * (group - 1) / group * (2 if kind == "all-reduce" else 1)
 
 
 def _group(rest: str, devices: int) -> int:

@@ -51,14 +51,13 @@ def parse(text: str) -> tuple[Module, str]:
             entry = here if line.startswith("ENTRY") else entry
             module[here] = []
             continue
-        found = _INSTRUCTION.match(line)
-        opcode = _OPCODE.search(found[3]) if found else None
-        if found and opcode:
-            rest = found[3][opcode.end() :]
-            operands = tuple(re.findall(r"%([\w.\-]+)", rest[: _closing(rest)]))
-            module[here].append(
-                Instruction(found[2], opcode[1], found[3][: opcode.start()], operands, rest, bool(found[1]))
-            )
+        if match := _INSTRUCTION.match(line):
+            root, name, value = match.groups()
+            if opcode := _OPCODE.search(value):
+                rest = value[opcode.end() :]
+                operands = tuple(re.findall(r"%([\w.\-]+)", rest[: _closing(rest)]))
+                instruction = Instruction(name, opcode[1], value[: opcode.start()], operands, rest, bool(root))
+                module[here].append(instruction)
     return module, entry
 
 

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
 
 from distill_jax.reports.attacked import Run
 from distill_jax.reports.premises import Model, difference, effect, finite, kept
@@ -103,6 +102,8 @@ def _three(models: Sequence[Model]) -> Premise:
 
 def _slope(name: str, x: np.ndarray, y: np.ndarray, claim: str, threshold: float, less: float = 0.0) -> Effect:
     """Return a least-squares slope with its Student-t interval at n − 2 degrees of freedom."""
+    from scipy import stats  # not before: it takes a quarter of the time to start, and most reports have no slope
+
     fit = stats.linregress(x, y)
     middle = float(fit.slope) - less
     low, high = student_t.interval(middle, float(fit.stderr), len(x) - 2)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from distill_jax.io.files import read_sealed
-from tests.spoil import kept_in
+from tests.programs import environment
 
 ROOT = Path(__file__).parent.parent.parent
 SWEEP = "tests/faults/tiny_sweep.py"
@@ -38,11 +38,7 @@ class Workers:
 
     def __init__(self, base: Path):
         self.base = base
-        self.env = os.environ | {
-            # Training here is seconds, compilation is most of it.
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0",
-            **kept_in(base / "compiled"),
-        }
+        self.env = environment(base / "compiled")
 
     def start(self, workdir: Path, *more: str) -> subprocess.Popen[str]:
         """Start one worker in a process group of its own; what it says goes to a file that `said` reads."""
