@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from distill_jax.models.attention_rows import MASKED, NAME, Logits, Rows, lengthened
+from distill_jax.models.attention_rows import MASKED, NAME, Logits, Rows, in_one_batch, lengthened
 from distill_jax.models.head import softcap
 from distill_jax.types import PyTree
 
@@ -76,7 +76,30 @@ def _block_logits(blocks: Rows, i: jax.Array, j: jax.Array, logits: Logits) -> t
     return softcap(x * logits.scale, logits.softcap), visible[:, None, None]
 
 
+def _put(x: jax.Array, i: jax.Array, block: jax.Array) -> jax.Array:
+    """Set x[i]. As a slice, which a loop updates in place: `x.at[i]` would be a scatter."""
+    return jax.lax.dynamic_update_index_in_dim(x, block, i, 0)
+
+
 def _online_forward(rows: Rows, logits: Logits, size: int) -> tuple[jax.Array, tuple[Rows, jax.Array, jax.Array]]:
+    summed = in_one_batch(functools.partial(_weighted_values, logits, size))
+    out, log_sum = (checkpoint_name(x, NAME) for x in summed(rows))
+    return out, (rows, out, log_sum)
+
+
+def _online_backward(
+    logits: Logits, size: int, saved: tuple[Rows, jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[PyTree]:
+    dq, dk, dv = in_one_batch(functools.partial(_gradients, logits, size))(*saved, gradient)
+    of_segments: PyTree = None
+    return (Rows(dq, dk, dv, of_segments),)
+
+
+_online.defvjp(_online_forward, _online_backward)
+
+
+def _weighted_values(logits: Logits, size: int, rows: Rows) -> tuple[jax.Array, jax.Array]:
+    """Return what queries attend to, [B, T, N, H], and the log-sum-exp of their logits, fp32 [B, T, N, 1]."""
     blocks = _blocks(rows, size)
 
     def one(carry: Three, pair: jax.Array) -> tuple[Three, None]:
@@ -88,46 +111,44 @@ def _online_forward(rows: Rows, logits: Logits, size: int) -> tuple[jax.Array, t
         product = jnp.einsum(
             "BKGts,BKsH->BKGtH", weights.astype(rows.v.dtype), blocks.v[j], preferred_element_type=jnp.float32
         )
-        total = total.at[i].set(kept * total[i] + jnp.sum(weights, axis=-1))
-        return (top.at[i].set(new), total, out.at[i].set(kept[..., None] * out[i] + product)), None
+        total = _put(total, i, kept * total[i] + jnp.sum(weights, axis=-1))
+        return (_put(top, i, new), total, _put(out, i, kept[..., None] * out[i] + product)), None
 
     shape = blocks.q.shape
     top, total = jnp.full(shape[:-1], MASKED, jnp.float32), jnp.zeros(shape[:-1], jnp.float32)
     pairs = jnp.asarray(_pairs(len(blocks.q), size, logits.window))
     (top, total, out), _ = jax.lax.scan(one, (top, total, jnp.zeros(shape, jnp.float32)), pairs)
-    joined = checkpoint_name(_join((out / total[..., None]).astype(rows.v.dtype)), NAME)
-    return joined, (rows, joined, checkpoint_name(top + jnp.log(total), NAME))
+    log_sum = top + jnp.log(total)
+    return _join((out / total[..., None]).astype(rows.v.dtype)), _join(log_sum[..., None])
 
 
-def _online_backward(
-    logits: Logits, size: int, saved: tuple[Rows, jax.Array, jax.Array], gradient: jax.Array
-) -> tuple[PyTree]:
-    rows, out, log_sum = saved
+def _gradients(logits: Logits, size: int, rows: Rows, *of_queries: jax.Array) -> Three:
+    """Return the gradients of queries, keys and values.
+
+    Args:
+      of_queries: what they attended to, the log-sum-exp of their logits, and the gradient of the former.
+    """
     blocks, kv_heads, dtype = _blocks(rows, size), rows.k.shape[2], rows.q.dtype
-    d_out = _cut(gradient, size, kv_heads)
+    out, log_sum, d_out = (_cut(x, size, kv_heads) for x in of_queries)
     # Σ_s weight · d_weight of each query, which a softmax's gradient subtracts.
-    mean = jnp.sum(d_out.astype(jnp.float32) * _cut(out, size, kv_heads).astype(jnp.float32), axis=-1)
+    mean = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
 
     def one(carry: Three, pair: jax.Array) -> tuple[Three, None]:
         (i, j), (dq, dk, dv) = pair, carry
         x, visible = _block_logits(blocks, i, j, logits)
-        weights = jnp.where(visible, jnp.exp(x - log_sum[i][..., None]), 0.0)
+        weights = jnp.where(visible, jnp.exp(x - log_sum[i]), 0.0)
         product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
         d_weights = product("BKGtH,BKsH->BKGts", d_out[i], blocks.v[j])
-        dx = weights * (d_weights - mean[i][..., None]) * logits.scale
+        dx = weights * (d_weights - mean[i]) * logits.scale
         if logits.softcap:
             dx = dx * (1 - jnp.square(x / logits.softcap))
         dx, weights = dx.astype(dtype), weights.astype(dtype)
-        dq = dq.at[i].add(product("BKGts,BKsH->BKGtH", dx, blocks.k[j]))
-        dk = dk.at[j].add(product("BKGts,BKGtH->BKsH", dx, blocks.q[i]))
-        return (dq, dk, dv.at[j].add(product("BKGts,BKGtH->BKsH", weights, d_out[i]))), None
+        dq = _put(dq, i, dq[i] + product("BKGts,BKsH->BKGtH", dx, blocks.k[j]))
+        dk = _put(dk, j, dk[j] + product("BKGts,BKGtH->BKsH", dx, blocks.q[i]))
+        return (dq, dk, _put(dv, j, dv[j] + product("BKGts,BKGtH->BKsH", weights, d_out[i]))), None
 
     dq, dk, dv = (jnp.zeros(x.shape, jnp.float32) for x in blocks[:3])
     pairs = jnp.asarray(_pairs(len(blocks.q), size, logits.window))
     (dq, dk, dv), _ = jax.lax.scan(one, (dq, dk, dv), pairs)
     dq, dk, dv = (_join(x).astype(dtype) for x in (dq, dk[:, :, :, None], dv[:, :, :, None]))
-    of_segments: PyTree = None
-    return (Rows(dq, dk, dv, of_segments),)
-
-
-_online.defvjp(_online_forward, _online_backward)
+    return dq, dk, dv

@@ -6,7 +6,7 @@ Axes as in `attention`.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import jax
@@ -15,7 +15,7 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from distill_jax.models.attention_blockwise import blockwise
-from distill_jax.models.attention_rows import NAME, Logits, Rows, lengthened
+from distill_jax.models.attention_rows import NAME, Logits, Rows, in_one_batch, lengthened
 from distill_jax.sharding.mesh import first_device
 from distill_jax.types import PyTree
 
@@ -98,7 +98,7 @@ def _cudnn_forward(rows: Rows, logits: Logits) -> tuple[jax.Array, Rows]:
     def forward(rows: Rows) -> jax.Array:
         return _cudnn_call(rows, logits)
 
-    return _in_one_batch(forward)(rows), rows
+    return in_one_batch(forward)(rows), rows
 
 
 def _cudnn_backward(logits: Logits, rows: Rows, gradient: jax.Array) -> tuple[PyTree]:
@@ -108,31 +108,12 @@ def _cudnn_backward(logits: Logits, rows: Rows, gradient: jax.Array) -> tuple[Py
 
         return jax.vjp(forward, *rows[:3])[1](gradient)
 
-    dq, dk, dv = _in_one_batch(backward)(rows, gradient)
+    dq, dk, dv = in_one_batch(backward)(rows, gradient)
     of_segments: PyTree = None
     return (Rows(dq, dk, dv, of_segments),)
 
 
 _cudnn.defvjp(_cudnn_forward, _cudnn_backward)
-
-
-def _in_one_batch(f: Callable[..., PyTree]) -> Callable[..., PyTree]:
-    """Make an axis that f is mapped over a part of its arrays' first, B: JAX's own rule for cuDNN takes no mask [B, 1].
-
-    A population is such an axis.
-    """
-    mapped = jax.custom_batching.custom_vmap(f)
-
-    @mapped.def_vmap
-    def fold(size: int, batched: Sequence[PyTree], *inputs: PyTree) -> tuple[PyTree, PyTree]:
-        def folded(x: jax.Array, has_axis: bool) -> jax.Array:
-            whole = x if has_axis else jnp.broadcast_to(x, (size, *x.shape))
-            return whole.reshape(-1, *whole.shape[2:])
-
-        out = _in_one_batch(f)(*jax.tree.map(folded, inputs, tuple(batched)))
-        return jax.tree.map(lambda x: x.reshape(size, -1, *x.shape[1:]), out), jax.tree.map(lambda _: True, out)
-
-    return mapped
 
 
 def triton(rows: Rows, logits: Logits) -> jax.Array:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from distill_jax.types import PyTree
 
 # A large finite negative: -inf would make a row that may attend to nothing (padding) NaN.
 MASKED = -1e30
@@ -42,3 +45,22 @@ def lengthened(rows: Rows, length: int) -> Rows:
     more = (0, length - rows.q.shape[1])
     q, k, v = (jnp.pad(x, ((0, 0), more, (0, 0), (0, 0))) for x in rows[:3])
     return Rows(q, k, v, jnp.pad(rows.segments, ((0, 0), more)))
+
+
+def in_one_batch(f: Callable[..., PyTree]) -> Callable[..., PyTree]:
+    """Make an axis that f is mapped over, as a population is, a part of the first axis of its arrays, B.
+
+    JAX's own rules would make a scatter of a loop that updates slices, and take no mask [B, 1, T, T] for cuDNN.
+    """
+    mapped = jax.custom_batching.custom_vmap(f)
+
+    @mapped.def_vmap
+    def fold(size: int, batched: Sequence[PyTree], *inputs: PyTree) -> tuple[PyTree, PyTree]:
+        def folded(x: jax.Array, has_axis: bool) -> jax.Array:
+            whole = x if has_axis else jnp.broadcast_to(x, (size, *x.shape))
+            return whole.reshape(-1, *whole.shape[2:])
+
+        out = in_one_batch(f)(*jax.tree.map(folded, inputs, tuple(batched)))
+        return jax.tree.map(lambda x: x.reshape(size, -1, *x.shape[1:]), out), jax.tree.map(lambda _: True, out)
+
+    return mapped
