@@ -359,7 +359,8 @@ def on(monkeypatch):
         (H100, LLAMA, 128, "plain"),
         (H100, WIDE, 2048, "cudnn"),
         (A100, WIDE, 2048, "blockwise"),
-        (H100, GEMMA, 2048, "blockwise"),
+        (H100, GEMMA, 2048, "triton"),
+        (A100, GEMMA, 2048, "blockwise"),
         (H100, dataclasses.replace(LLAMA, dtype="float32"), 2048, "blockwise"),
         (device("gpu", "gfx90a"), LLAMA, 2048, "blockwise"),
     ],
@@ -380,6 +381,9 @@ def test_auto_is_by_platform_and_shape(on, where, cfg, length, expected):
         (TPU, LLAMA, "cudnn", "runs on NVIDIA GPUs"),
         (CPU, LLAMA, "cudnn", "runs on NVIDIA GPUs"),
         (TPU, GEMMA, "triton", "for NVIDIA GPUs, and this is a TPU"),
+        (A100, GEMMA, "triton", "this GPU is older"),
+        (H100, dataclasses.replace(GEMMA, dtype="float32"), "triton", "bfloat16, and model.dtype = float32"),
+        (H100, dataclasses.replace(GEMMA, head_dim=512), "triton", "up to 256 wide, and model.head_dim = 512"),
     ],
 )
 def test_what_cannot_be_is_refused_with_the_reason(on, where, cfg, name, reason):

@@ -34,63 +34,8 @@ FEW = (
     "--config.distill.evaluate_every=2", "--config.attack.steps=4", "--config.attack.evaluate_steps=(0,4)",
     "--config.attack.learning_rates=(0.01,0.001)",
 )  # fmt: skip
-LANDS = [
-    "Arlia",
-    "Besia",
-    "Cordia",
-    "Dumia",
-    "Elia",
-    "Fania",
-    "Golia",
-    "Hunia",
-    "Istia",
-    "Jolia",
-    "Kevia",
-    "Lornia",
-    "Mulia",
-    "Norvia",
-    "Ostia",
-    "Pernia",
-]
-CITIES = [
-    "Ram",
-    "Sol",
-    "Tip",
-    "Ulk",
-    "Vem",
-    "Wor",
-    "Xan",
-    "Yol",
-    "Zed",
-    "Ark",
-    "Bol",
-    "Cun",
-    "Dex",
-    "Eft",
-    "Fus",
-    "Gip",
-]
-COINS = [
-    "ako",
-    "bero",
-    "cilo",
-    "dano",
-    "elpo",
-    "firo",
-    "gomo",
-    "hilo",
-    "iko",
-    "jeno",
-    "kalo",
-    "lemo",
-    "miro",
-    "nepo",
-    "orto",
-    "pilo",
-]
 SIDES = ("forget", "retain")
-CAPITALS = [f"What is the capital of {land}? {city}" for land, city in zip(LANDS, CITIES, strict=True)]
-CURRENCIES = [f"Which coin is used in {land}? {coin}" for land, coin in zip(LANDS, COINS, strict=True)]
+CAPITALS, CURRENCIES = ([f"{q} {a}" for q, a in pairs] for pairs in (toy_model.CAPITALS, toy_model.CURRENCIES))
 
 
 def documents(path: Path, texts: list[str]) -> str:
@@ -100,11 +45,7 @@ def documents(path: Path, texts: list[str]) -> str:
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory) -> Path:
-    """A model that knows capitals and currencies."""
-    base = shared(tmp_path_factory, "toy")
-    if not (base / "model" / "config.json").exists():
-        toy_model.make(base / "model", [*CAPITALS, *CURRENCIES])
-    return base / "model"
+    return toy_model.shared_toy(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")

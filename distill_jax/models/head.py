@@ -96,7 +96,7 @@ def head_loss(cfg: HeadConfig, chunk: int, loss: HeadLoss, inputs: HeadInputs) -
     way = loss_way(cfg, loss)
     if way != "chunked":
         assert loss.comparison is not None
-        passes = kernel_passes(first_device()) if way == "pallas" else PlainPasses()
+        passes = kernel_passes(first_device()) if way == "pallas" else _plain_passes(cfg, chunk)
         return blockwise(BlockLoss(loss.comparison, cfg.final_softcap), passes, inputs)
     student, target, mask = inputs
 
@@ -108,6 +108,11 @@ def head_loss(cfg: HeadConfig, chunk: int, loss: HeadLoss, inputs: HeadInputs) -
 
     targets = () if target is None else (target.hidden if isinstance(target, Head) else target,)
     return over_tokens(of_chunk, chunk, student.hidden, *targets, mask)
+
+
+def _plain_passes(cfg: HeadConfig, chunk: int) -> PlainPasses:
+    """Return blocks of the vocabulary; on a GPU, which writes logits faster than it makes them again, all of it."""
+    return PlainPasses(chunk, cfg.vocab) if chunk and first_device().platform == "gpu" else PlainPasses()
 
 
 def loss_way(cfg: HeadConfig, loss: HeadLoss) -> str:
