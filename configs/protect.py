@@ -2,6 +2,7 @@
 
   configs/protect.py:documents    what is to be forgotten is text; measured in bits per byte of documents held out
   configs/protect.py:questions    it is questions with answers; measured by those answered exactly, of facts held out
+  configs/protect.py:choices      it is text, and multiple-choice items are what models are measured by
 
 `distill-jax protect --model=DIR --forget=FILES --retain=FILES --workdir=DIR` fills in what the model decides (its
 vocabulary, its context, a learning rate for its size, adapters where its weights do not fit), says so, and runs this;
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
+from distill_jax.data.facts.choices_config import ChoicesConfig
 from distill_jax.data.facts.documents_config import DocumentsConfig
 from distill_jax.data.facts.facts_config import FactsConfig
 from distill_jax.experiment.experiment import Experiment
@@ -25,7 +27,7 @@ from distill_jax.stages import Distill, Export, Import, Knowledge, Perturb, Rele
 from distill_jax.stages.context import RunSettings
 from distill_jax.stages.methods import METHODS
 
-DATA = {"documents": DocumentsConfig, "questions": FactsConfig}
+DATA = {"documents": DocumentsConfig, "questions": FactsConfig, "choices": ChoicesConfig}
 
 
 def get_config(arg: str = "") -> ConfigDict:

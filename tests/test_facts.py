@@ -15,6 +15,7 @@ from statsmodels.stats.proportion import proportion_confint
 from distill_jax.config import ConfigError
 from distill_jax.data import overlap
 from distill_jax.data.facts import facts
+from distill_jax.data.facts.choices_config import ChoicesConfig
 from distill_jax.data.facts.facts import Question
 from distill_jax.data.facts.facts_config import FactsConfig
 from distill_jax.data.facts.forget_config import half_width, needed
@@ -22,6 +23,7 @@ from distill_jax.data.facts.prepare_facts import write_facts
 from distill_jax.data.packing import ANSWER, SEGMENTS, TOKENS
 from distill_jax.data.records import Rows, load_evaluation
 from distill_jax.data.text import hf_tokenizer
+from distill_jax.experiment.protection import _sources
 from distill_jax.io.files import Digests
 from distill_jax.shipped import TINY
 
@@ -158,3 +160,31 @@ def test_rows_mark_the_answers_and_prompts_end_before_them(tmp_path):
 
 def test_no_vocabulary_is_no_published_one():
     assert not hf_tokenizer.is_published("") and hf_tokenizer.is_published(MODEL)
+
+
+def items(path: Path, count: int, topic: str) -> str:
+    rows = [{"question": f"Which {topic} is {i}?", "choices": ["a", "b", "c"], "answer": i % 3} for i in range(count)]
+    return lines(path, rows)
+
+
+def test_items_are_measured_and_documents_are_trained_on(tmp_path):
+    given = {
+        side: f"{lines(tmp_path / f'{side}.jsonl', [{'text': f'{side} {i}'} for i in range(9)])},"
+        f"{items(tmp_path / f'{side}-items.jsonl', 20, side)}"
+        for side in ("forget", "retain")
+    }
+    assert facts.kind_of("forget", given["forget"]) == "choices"
+    found = _sources("choices", given["forget"], given["retain"])
+    assert {key: [Path(p).name for p in text.split(",")] for key, text in found.items()} == {
+        "data.forget": ["forget.jsonl"], "data.forget_items": ["forget-items.jsonl"],
+        "data.retain": ["retain.jsonl"], "data.retain_items": ["retain-items.jsonl"],
+    }  # fmt: skip
+    config = ChoicesConfig(**{key.removeprefix("data."): text for key, text in found.items()}, vocabulary=str(MODEL))
+    parts = config.with_content_hash(Digests()).eval_splits()
+    asked = {part: {item.question for _, item, _ in measured} for part, measured in parts.items()}
+    assert {part: len(questions) for part, questions in asked.items()} == {"retain": 20, "shown": 10, "heldout": 10}
+    assert not asked["shown"] & asked["heldout"]
+    with pytest.raises(ConfigError, match="has only choices; give text as well"):
+        _sources("choices", given["forget"].split(",")[1], given["retain"])
+    with pytest.raises(ConfigError, match="has 20, of which 2 would be held out"):
+        dataclasses.replace(config, heldout=0.1).eval_splits()

@@ -52,17 +52,16 @@ def test_gradients_are_those_of_one_device(remat):
 
 
 @pytest.mark.property
-@pytest.mark.parametrize("remat", ["none", "dots"])
-def test_what_was_put_together_is_not_kept(remat):
-    """A layer more costs a device no more than on one device alone, where there is nothing to put together."""
+def test_what_was_put_together_is_not_kept():
+    """A layer more costs each of two devices half of what it costs one alone, though nothing is computed again."""
 
     def growth(n):
         mesh = make_mesh(1, fsdp=n, devices=jax.devices()[:n])
         few, many = (
-            compiled(cfg, mesh).memory_analysis().temp_size_in_bytes
-            for cfg in (dataclasses.replace(WIDE, layers=layers, remat=remat) for layers in (2, 6))
+            compiled(dataclasses.replace(WIDE, layers=layers), mesh).memory_analysis().temp_size_in_bytes
+            for layers in (2, 6)
         )
         return (many - few) / 4
 
     matrices = 4 * (2 * 64 * 8 * (4 + 2) + 3 * 64 * 512)
-    assert growth(2) < growth(1) + matrices / 4
+    assert growth(2) < growth(1) / 2 + matrices / 16

@@ -20,9 +20,19 @@ from distill_jax.experiment import graph
 from distill_jax.experiment.experiment import CheckedExperiment
 from distill_jax.io.metrics import Progress
 from distill_jax.losses import distillation
-from distill_jax.losses.blockwise import blockwise, why_no_kernels
+from distill_jax.losses.blockwise import blockwise
 from distill_jax.losses.distillation import DIVERGENCES, WHOLE_VOCABULARY, Divergence
-from distill_jax.losses.head_loss import CROSS_ENTROPY, Comparison, Head, HeadLoss, from_teacher, from_uniform
+from distill_jax.losses.head_loss import (
+    CROSS_ENTROPY,
+    Comparison,
+    Head,
+    HeadInputs,
+    HeadLoss,
+    from_teacher,
+    from_uniform,
+)
+from distill_jax.losses.on_chip import why_no_kernels
+from distill_jax.losses.vocabulary_block import BlockLoss
 from distill_jax.losses.vocabulary_kernels import KernelPasses
 from distill_jax.losses.vocabulary_passes import PlainPasses
 from distill_jax.models import head, transformer
@@ -110,7 +120,7 @@ def compare(comparison, passes, tolerance=2e-5, dtype=np.float32):
     target = targets[comparison.target]
 
     def loss(student):
-        return blockwise(comparison, CAP, passes, student, target, mask)
+        return blockwise(BlockLoss(comparison, CAP), passes, HeadInputs(student, target, mask))
 
     (value, weight), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(student)
     wanted, by = expected(comparison, student, target, mask)
@@ -142,7 +152,8 @@ def test_the_value_alone_is_the_same(passes):
     for name in ("jsd", "cross-entropy"):
         comparison = COMPARISONS[name]
         target = targets[comparison.target]
-        value, _ = jax.jit(lambda s, c=comparison, t=target: blockwise(c, CAP, PASSES[passes], s, t, mask))(student)
+        loss = functools.partial(blockwise, BlockLoss(comparison, CAP), PASSES[passes])
+        value, _ = jax.jit(loss)(HeadInputs(student, target, mask))
         np.testing.assert_allclose(value, expected(comparison, student, target, mask)[0], rtol=2e-5)
 
 
@@ -170,7 +181,8 @@ def test_a_frozen_head_has_no_gradient_computed():
     student, targets, mask = heads()
 
     def loss(hidden, weights):
-        return blockwise(CROSS_ENTROPY.comparison, CAP, PlainPasses(), Head(hidden, weights), targets["token"], mask)[0]
+        inputs = HeadInputs(Head(hidden, weights), targets["token"], mask)
+        return blockwise(BlockLoss(CROSS_ENTROPY.comparison, CAP), PlainPasses(), inputs)[0]
 
     both, one = (jax.jit(jax.grad(loss, of)).lower(*student).compile().cost_analysis()["flops"] for of in ((0, 1), 0))
     products = 2 * BATCH * LENGTH * VOCAB * WIDTH
@@ -281,8 +293,9 @@ import functools, json, sys
 sys.path.insert(0, "tests")
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
-from distill_jax.losses.blockwise import blockwise, why_no_kernels
-from distill_jax.losses.head_loss import Head
+from distill_jax.losses.blockwise import blockwise
+from distill_jax.losses.head_loss import HeadInputs
+from distill_jax.losses.vocabulary_block import BlockLoss
 from distill_jax.sharding.mesh import make_mesh, over_members, tracing
 from test_head_losses import CAP, COMPARISONS, PASSES, heads
 
@@ -296,7 +309,7 @@ def run(mesh, name, passes, members, vocab, batch):
 
     def member(student, shared):
         def loss(student):
-            return blockwise(comparison, CAP, PASSES[passes], student, *shared)[0]
+            return blockwise(BlockLoss(comparison, CAP), PASSES[passes], HeadInputs(student, *shared))[0]
         return jax.value_and_grad(loss)(student)
 
     def alone(stacked):

@@ -56,7 +56,7 @@ def measurements(options: Options) -> list[Measurement]:
         large, small = LARGE, SMALL
     online, cached, pretrain = (_case(options, large, models[large], work) for work in ("online", "cached", "pretrain"))
     few = dataclasses.replace(pretrain, cfg=models[small], batch=ATTACK[0], length=min(ATTACK[1], pretrain.length))
-    plain = dataclasses.replace(online.cfg)
+    written_out = dataclasses.replace(online.cfg, attention="plain", loss_head="chunked")
     return [
         Measurement(large, online),
         Measurement(large, online, "torch", "flex_attention"),
@@ -64,7 +64,7 @@ def measurements(options: Options) -> list[Measurement]:
         Measurement(small, few),
         Measurement(large, cached),
         Measurement(large, pretrain),
-        Measurement(large, dataclasses.replace(online, cfg=plain)),
+        Measurement(large, dataclasses.replace(online, cfg=written_out)),
         Measurement(large, pretrain, "torch", "flex_attention"),
         Measurement(large, cached, "torch", "flex_attention"),
         Measurement(large, online, "torch", "eager"),
@@ -79,7 +79,7 @@ def _shrunk(options: Options, cfg: TransformerConfig) -> TransformerConfig:
 def _case(options: Options, name: str, cfg: TransformerConfig, workload: str) -> Case:
     batch, chunk = (2, 8) if options.tiny else SHAPES.get(name, SHAPES[LARGE])
     length = options.length or (16 if options.tiny else 2048)
-    cfg = dataclasses.replace(cfg, remat="dots")
+    cfg = dataclasses.replace(cfg, remat="auto")
     return Case(cfg, workload, options.batch or batch, length, options.chunk or chunk)
 
 

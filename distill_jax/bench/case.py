@@ -39,6 +39,9 @@ def measure(case: Case, steps: int, repeats: int) -> dict[str, Any]:
         "loss": run.loss,
         "peak_bytes": stats.get("peak_bytes_in_use"),
         "compiler_bytes": run.compiler_bytes,
+        "attention": run.attention,
+        "head": run.head,
+        "remat": run.remat,
     }
 
 

@@ -13,11 +13,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from distill_jax.models import transformer
-from distill_jax.models.head import head_weights
+from distill_jax.models.attention import choose
+from distill_jax.models.head import head_weights, loss_way
 from distill_jax.models.transformer import Params, TransformerConfig
 from distill_jax.perf import flops
 from distill_jax.perf.memory import needed_bytes
-from distill_jax.sharding.mesh import batch_sharding, make_mesh
+from distill_jax.sharding.mesh import batch_sharding, make_mesh, tracing
 from distill_jax.stages import Distill, Pretrain
 from distill_jax.stages.choose_remat import resolved_step
 from distill_jax.stages.train_stage import TrainStage
@@ -90,6 +91,7 @@ class Stepper:
       compile_seconds: tracing and compiling.
       compiler_bytes: what the step needs on a device by the compiler's account; None where it gives none.
       cpu_seconds: of the last steps, over all threads.
+      attention, head, remat: how they are computed.
     """
 
     def __init__(self, case: Case, learning_rates: Sequence[float] = ()):
@@ -103,15 +105,18 @@ class Stepper:
         self.batch = tokens(case, mesh)
         self.teacher: Params | None = None
         if case.workload != "pretrain":
-            self.teacher = weights(1)
+            self.teacher = transformer.frozen(cfg, weights(1))
         if case.workload == "cached":
             read = jax.jit(functools.partial(transformer.hidden_states, cfg))
             states = read(self.teacher, self.batch.tokens[0], self.batch.segments[0])
             self.batch = self.batch._replace(states=states[None])
             self.teacher = head_weights(self.teacher)
+        key, inputs = chosen.compile_key(cfg, case.chunk), (self.state, self.teacher, self.batch)
+        with tracing(mesh):
+            self.attention = choose(cfg, case.length).implementation
+            self.head = loss_way(cfg, key.objective.head_losses()[0])
         began = time.perf_counter()
-        inputs = self.state, self.teacher, self.batch
-        step, self.remat = resolved_step(chosen.compile_key(cfg, case.chunk), mesh, inputs)
+        step, self.remat = resolved_step(key, mesh, inputs)
         self.step = step.lower(*inputs).compile()
         self.compile_seconds = time.perf_counter() - began
         self.compiler_bytes = needed_bytes(self.step)

@@ -16,7 +16,7 @@ from distill_jax.data.packing import SEGMENTS, TOKENS
 from distill_jax.data.records import EVALUATION_ROWS, Path, Rows, load_manifest
 from distill_jax.evals.scale import BITS_PER_BYTE, Scale, finite
 from distill_jax.losses.cross_entropy import target_mask
-from distill_jax.losses.head_loss import CROSS_ENTROPY
+from distill_jax.losses.head_loss import CROSS_ENTROPY, HeadInputs
 from distill_jax.models import lora, transformer
 from distill_jax.models.head import head_loss, head_of
 from distill_jax.models.transformer import TransformerConfig
@@ -127,7 +127,7 @@ def _program(cfg: TransformerConfig, mesh: Mesh, chunk: int) -> Callable[..., ja
         tokens, segments = (constrain(rows[:, i], "batch", None) for i in (TOKENS, SEGMENTS))
         hidden = transformer.hidden_states(cfg, params, tokens, segments)[:, :-1]
         head, mask = head_of(params, hidden), target_mask(segments)
-        return head_loss(cfg, chunk, CROSS_ENTROPY, head, tokens[:, 1:], mask)[0]
+        return head_loss(cfg, chunk, CROSS_ENTROPY, HeadInputs(head, tokens[:, 1:], mask))[0]
 
     def member(trained: PyTree, shared: PyTree) -> jax.Array:
         base, rows = shared

@@ -71,14 +71,13 @@ def idle_stage(node: Node, where: Slice) -> PlannedStage:
 
 
 def planned_stages(
-    group: LoweredGroup, where: Slice, price: float | None, analysis: ProgramAnalysis, *, parameters: int, program: str
+    group: LoweredGroup, where: Slice, analysis: ProgramAnalysis, price: float | None, parameters: int
 ) -> list[PlannedStage]:
     """Return the entries of the stages that train together.
 
     Args:
       price: of a chip-hour; None if it is not known.
       parameters: of one model.
-      program: its hash.
     """
     first = group.nodes[0]
     seconds = step_floors(group, where, analysis)
@@ -94,7 +93,6 @@ def planned_stages(
         mesh=dict(group.mesh.shape),
         population=[node.name for node in group.nodes],
         members=group.members,
-        program=program,
         parameters=parameters,
         fits=fits,
         hbm_bytes=analysis.needed,

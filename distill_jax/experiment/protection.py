@@ -14,7 +14,7 @@ from distill_jax.data.facts import facts
 from distill_jax.experiment.named_config import NamedConfig, change, open_config
 
 RANK = 16  # of adapters, where weights do not fit
-CONTEXT = {"documents": 512, "questions": 128}  # tokens of a row at most
+CONTEXT = {"documents": 512, "questions": 128, "choices": 512}  # tokens of a row at most
 # The learning rate of WMDP's recipe at its size; smaller models take larger ones, about as 1 / sqrt(parameters).
 RATE, RATE_PARAMETERS, FASTEST = 2e-5, 2.6e9, 2e-3
 ADAPTER_RATE = 10  # times that, for adapters
@@ -92,9 +92,20 @@ def attack_config(
 
 
 def _kind(forget: str) -> str:
-    kind = facts.kind_of("forget", forget)
-    check(kind in CONTEXT, f"--forget={forget}: holds {kind}; give documents, or questions with answers")
-    return kind
+    return facts.kind_of("forget", forget)
+
+
+def _sources(kind: str, forget: str, retain: str) -> dict[str, str]:
+    """Return the settings that name the files; of multiple choice, documents and items apart."""
+    if kind != "choices":
+        return {"data.forget": forget, "data.retain": retain}
+    settings: dict[str, str] = {}
+    for side, text in (("forget", forget), ("retain", retain)):
+        by_kind = facts.sources_by_kind(side, text)
+        mend = "give text as well, which is what is trained on, and items, which are what is measured"
+        check({"choices", "documents"} <= set(by_kind), f"--{side}={text}: has only {', '.join(by_kind)}; {mend}")
+        settings |= {f"data.{side}": by_kind["documents"], f"data.{side}_items": by_kind["choices"]}
+    return settings
 
 
 def _name(path: str) -> str:
@@ -104,7 +115,7 @@ def _name(path: str) -> str:
 def _decide(named: NamedConfig, subject: Subject, forget: str, retain: str, memory: float) -> list[str]:
     """Fill in what a model decides, and return it in sentences."""
     c = named.config
-    change(c, {"data.forget": forget, "data.retain": retain, "data.vocabulary": subject.vocabulary})
+    change(c, {**_sources(c.kind, forget, retain), "data.vocabulary": subject.vocabulary})
     c.data.row_length = min(CONTEXT[c.kind], subject.context or CONTEXT[c.kind])
     what = f"{c.kind} to forget, rows of {c.data.row_length} tokens"
     said = [f"{subject.path}: {subject.parameters:,} parameters; {what}"]

@@ -9,6 +9,7 @@ Evaluation, checkpoints, compilation and waiting for data are not in it.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -69,6 +70,7 @@ class SlicePlanner:
     def on_slice(self, groups: Groups, where: Slice) -> list[PlannedStage]:
         """Compile the stages for one slice; what does not fit together is divided as `run` does."""
         stages: list[PlannedStage] = []
+        price = self.prices.chip_hour.get(where.generation)
         for i, group in enumerate(groups):
             count = f"[{i + 1}/{len(groups)}]"
             if train_job(self.ctx, group) is None:
@@ -78,14 +80,9 @@ class SlicePlanner:
             left = list(group)
             while left:
                 lowered, key, analysis = self._fitting(left, where, count)
-                stages += planned_stages(
-                    lowered,
-                    where,
-                    self.prices.chip_hour.get(where.generation),
-                    analysis,
-                    parameters=transformer.parameter_count(self.ctx.model),
-                    program=key[:12],
-                )
+                parameters = transformer.parameter_count(self.ctx.model)
+                for stage in planned_stages(lowered, where, analysis, price, parameters):
+                    stages.append(dataclasses.replace(stage, program=key[:12]))
                 left = left[len(lowered.nodes) :]
         order = {name: i for i, name in enumerate(self.ctx.nodes)}
         return sorted(stages, key=lambda stage: order[stage.stage])

@@ -21,7 +21,8 @@ from jax.custom_derivatives import SymbolicZero
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from distill_jax.losses.head_loss import Comparison, Head, Target
+from distill_jax.losses.cross_entropy import Sum
+from distill_jax.losses.head_loss import Head, HeadInputs
 from distill_jax.losses.vocabulary_block import BlockLoss
 from distill_jax.losses.vocabulary_passes import PlainPasses, Positions
 from distill_jax.sharding.mesh import axes_of, manual_mesh
@@ -32,15 +33,7 @@ if TYPE_CHECKING:
 
 Passes: TypeAlias = "PlainPasses | KernelPasses"
 
-MIB = 2**20
-# On-chip memory of a TPU's core by `device_kind`, where it is not 64 MiB.
-ON_CHIP = {
-    "TPU v5 lite": 128 * MIB,
-    "TPU v6 lite": 128 * MIB,
-    "TPU v4": 16 * MIB,
-    "TPU v3": 16 * MIB,
-    "TPU v2": 16 * MIB,
-}
+_NOWHERE: tuple[str, ...] = ()
 Gradients = tuple[jax.Array | None, jax.Array | None]  # by hidden states and weights
 
 
@@ -49,13 +42,11 @@ class Blockwise:
     """How a loss is computed: everything but arrays.
 
     Attributes:
-      cap: of logits; 0 for none.
       mesh: over whose devices it is mapped; None for a single device, or where the compiler partitions it.
       rows, vocab: mesh axes over which batch rows and the vocabulary lie.
     """
 
-    comparison: Comparison
-    cap: float
+    loss: BlockLoss
     passes: Passes
     mesh: Mesh | None
     rows: tuple[str, ...]
@@ -66,47 +57,48 @@ class Blockwise:
         """The axes over which a group of devices shares both its positions and its vocabulary."""
         return tuple(a for a in self.rows if a in self.vocab)
 
-    def run(self, student: Head, target: Target, weight: jax.Array, wanted: tuple[bool, bool]) -> PyTree:
+    def run(self, inputs: HeadInputs, wanted: tuple[bool, bool]) -> PyTree:
         """Return the loss and its `wanted` derivatives, by hidden states and by weights."""
-        local = functools.partial(self._local, len(student.weights), wanted)
+        local = functools.partial(self._local, wanted)
         if self.mesh is None:
-            return local(student, target, weight)
+            return local(inputs)
         rows, vocab = P(self.rows or None), P(self.vocab or None)
-        specs_of_head: PyTree = (rows, vocab)
-        head = Head(*specs_of_head)
-        specs = {"teacher": head, "token": rows, "uniform": P()}
+        head: PyTree = (rows, vocab)
+        specs = {"teacher": Head(*head), "token": rows, "uniform": None}
         by = tuple(spec if want else None for want, spec in zip(wanted, head, strict=True))
-        in_specs = (head, specs[self.comparison.target], rows)
-        mapped = jax.shard_map(local, mesh=self.mesh, in_specs=in_specs, out_specs=(P(), by), check_vma=False)
-        return mapped(student, target, weight)
+        in_specs: PyTree = (Head(*head), specs[self.loss.comparison.target], rows)
+        mapped = jax.shard_map(
+            local, mesh=self.mesh, in_specs=(HeadInputs(*in_specs),), out_specs=(P(), by), check_vma=False
+        )
+        return mapped(inputs)
 
-    def _local(self, vocab: int, wanted: tuple[bool, bool], student: Head, target: PyTree, weight: jax.Array) -> PyTree:
+    def _local(self, wanted: tuple[bool, bool], inputs: HeadInputs) -> PyTree:
         """Return this device's loss, summed over all of them, and its derivatives."""
-        size, dtype = len(student.weights), student.hidden.dtype
-        width = student.hidden.shape[-1]
-        loss = BlockLoss(self.comparison, self.cap, vocab, size, width)
+        student, target, weight = inputs
+        size, dtype, width = len(student.weights), student.hidden.dtype, student.hidden.shape[-1]
+        loss = dataclasses.replace(self.loss, size=size, width=width)
         block = self.passes.block_rows(size, width)
         weights = _filled(student.weights.astype(dtype), block)
         teacher = None
         if isinstance(target, Head):
             teacher = _filled(target.weights.astype(target.hidden.dtype), block)
             target = target.hidden
-        at_hand = self.passes.positions(width, 0 if teacher is None else teacher.shape[-1])
+        at_hand = self.passes.positions(width, 0 if teacher is None else teacher.shape[-1], dtype.itemsize)
         cut = functools.partial(_cut, self._share(at_hand, weight.size))
 
         def add(carry: PyTree, slices: PyTree) -> PyTree:
             hidden, target, weight = jax.tree.map(self._gathered, slices)
-            if self.comparison.target == "token" and self.vocab:
+            if loss.comparison.target == "token" and self.vocab:
                 target = target - size * jax.lax.axis_index(self.vocab)
             head = Head(hidden, weights)
-            positions = self._positions(loss, head, target, teacher)
+            positions = self._positions(loss, head, target, teacher)._replace(weight=weight)
             if not any(wanted):
                 value, _ = self.passes.sums(loss, head, positions)
                 return (carry[0] + jnp.sum(value * weight), None), None
-            total: jax.Array | float | None = loss.gradient_sum
-            if total is None:
+            if loss.gradient_sum is None:
                 total = self._summed(self.passes.sums(loss, head, positions)[1])
-            value, by_hidden, by_weights = self.passes.gradients(loss, head, positions, weight, total, carry[1])
+                positions = positions._replace(gradient_sum=total)
+            value, by_hidden, by_weights = self.passes.gradients(loss, head, positions, carry[1])
             return (carry[0] + jnp.sum(value * weight), by_weights), self._scattered(by_hidden).astype(dtype)
 
         slices = jax.tree.map(cut, (student.hidden, target, weight))
@@ -125,11 +117,11 @@ class Blockwise:
         return min(max(at_hand // group, 1), positions)
 
     def _positions(self, loss: BlockLoss, head: Head, target: PyTree, teacher: jax.Array | None) -> Positions:
-        lse = self._joined(self.passes.log_sum_exp(loss, head))
+        known = Positions(self._joined(self.passes.log_sum_exp(loss, head)), gradient_sum=loss.gradient_sum or 0.0)
         if teacher is None:
-            return Positions(lse, token=target)
+            return known._replace(token=target)
         other = Head(target, teacher)
-        return Positions(lse, other, self._joined(self.passes.log_sum_exp(loss, other)))
+        return known._replace(teacher=other, teacher_lse=self._joined(self.passes.log_sum_exp(loss, other)))
 
     def _gathered(self, x: jax.Array) -> jax.Array:
         return jax.lax.all_gather(x, self.shared, tiled=True) if self.shared else x
@@ -170,64 +162,43 @@ def _uncut(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _total(how: Blockwise, student: Head, target: Target, weight: jax.Array) -> jax.Array:
-    value: jax.Array = how.run(student, target, weight, (False, False))[0]
+def _total(how: Blockwise, inputs: HeadInputs) -> jax.Array:
+    value: jax.Array = how.run(inputs, (False, False))[0]
     return value
 
 
-def _forward(how: Blockwise, student: PyTree, target: PyTree, weight: PyTree) -> PyTree:
-    wanted = student.hidden.perturbed, student.weights.perturbed
+def _forward(how: Blockwise, inputs: PyTree) -> PyTree:
+    wanted = inputs.student.hidden.perturbed, inputs.student.weights.perturbed
     is_primal: Callable[[object], bool] = lambda x: hasattr(x, "perturbed")  # noqa: E731
-    arrays: PyTree = jax.tree.map(lambda x: x.value, (student, target, weight), is_leaf=is_primal)
-    student, target, weight = arrays
-    return how.run(student, target, weight, wanted)
+    arrays: PyTree = jax.tree.map(lambda x: x.value, inputs, is_leaf=is_primal)
+    return how.run(arrays, wanted)
 
 
 def _backward(how: Blockwise, gradients: Gradients, cotangent: PyTree) -> PyTree:
     del how
     if isinstance(cotangent, SymbolicZero):
         cotangent = jnp.zeros(())
-    by: PyTree = (None if g is None else (cotangent * g).astype(g.dtype) for g in gradients)
-    return Head(*by), None, None
+    by: PyTree = [None if g is None else (cotangent * g).astype(g.dtype) for g in gradients]
+    nothing: PyTree = None
+    return (HeadInputs(Head(*by), nothing, nothing),)
 
 
 _total.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
-def blockwise(
-    comparison: Comparison, cap: float, passes: Passes, student: Head, target: Target, mask: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Sum a comparison over the masked positions; the weight is their number.
+def blockwise(loss: BlockLoss, passes: Passes, inputs: HeadInputs) -> Sum:
+    """Sum a loss over the masked positions; the weight is their number.
 
     Gradients reach the student's hidden states and weights; the target gets none.
-
-    Args:
-      cap: of both heads' logits; 0 for none.
-      mask: fp32 [B, T].
     """
-    mesh = manual_mesh()
-    rows: tuple[str, ...] = ()
-    vocab: tuple[str, ...] = ()
+    mesh, rows, vocab = manual_mesh(), _NOWHERE, _NOWHERE
     if mesh is not None:
-        vocab = axes_of(mesh, "logits", len(student.weights))
-        rows = axes_of(mesh, "batch", len(mask)) or axes_of(mesh, "rows", len(mask))
-    how = Blockwise(comparison, cap, passes, mesh, rows, vocab)
+        count = len(inputs.mask)
+        vocab = axes_of(mesh, "logits", len(inputs.student.weights))
+        rows = axes_of(mesh, "batch", count) or axes_of(mesh, "rows", count)
+    comparison = loss.comparison
     if comparison.target == "uniform":
-        target = None
+        inputs = inputs._replace(target=None)
+    loss = dataclasses.replace(loss, vocab=len(inputs.student.weights))
     scale = comparison.sign * comparison.divergence.scale
-    return scale * _total(how, student, target, mask), jnp.sum(mask)
-
-
-def why_no_kernels(device: jax.Device) -> str:
-    """Return why a device cannot run the TPU's kernels, or "". A CPU interprets them, for tests."""
-    if device.platform not in ("tpu", "cpu"):
-        return f"the kernels are for TPUs, and this is a {device.platform.upper()}"
-    small = ON_CHIP.get(device.device_kind, 64 * MIB) < 64 * MIB
-    return f"the kernels fill 64 MiB of on-chip memory, and a {device.device_kind} has 16" if small else ""
-
-
-def kernel_passes(device: jax.Device) -> KernelPasses:
-    """Return the passes as a TPU's kernels."""
-    from distill_jax.losses.vocabulary_kernels import KernelPasses  # which takes a second to import
-
-    return KernelPasses(ON_CHIP.get(device.device_kind, 64 * MIB) * 7 // 8, interpret=device.platform == "cpu")
+    return scale * _total(Blockwise(loss, passes, mesh, rows, vocab), inputs), jnp.sum(inputs.mask)

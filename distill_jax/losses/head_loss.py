@@ -19,7 +19,17 @@ class Head(NamedTuple):
     weights: jax.Array
 
 
-Target = Head | jax.Array | None  # a teacher, or the next tokens int32 [B, T]
+class HeadInputs(NamedTuple):
+    """What a loss of a head reads.
+
+    Attributes:
+      target: a teacher's head, which gets no gradient, or the next tokens int32 [B, T]; None if the loss reads none.
+      mask: fp32 [B, T], 1 where a position counts.
+    """
+
+    student: Head
+    target: Head | jax.Array | None
+    mask: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,15 +22,15 @@ class BlockLoss:
 
     Attributes:
       cap: c in c·tanh(x / c) of both heads' logits; 0 for none.
-      vocab: V; size: rows of it that this device has, the rest of its blocks being padding.
-      width: of the student's hidden states, D.
+      vocab: V; size: rows of it that a device has, the rest of its blocks being padding; width: of the student's hidden
+        states, D. All are filled in by `blockwise`.
     """
 
     comparison: Comparison
     cap: float
-    vocab: int
-    size: int
-    width: int
+    vocab: int = 0
+    size: int = 0
+    width: int = 0
 
     @property
     def gradient_sum(self) -> float | None:

@@ -29,6 +29,7 @@ LSE, TEACHER_LSE, WEIGHT, SUM = range(4)  # rows of what a kernel reads of a pos
 MIB = 2**20
 
 Ref = Any  # of a block in on-chip memory
+Places = slice | pl.Slice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,15 +47,16 @@ class KernelPasses:
     rows: int = 640
     interpret: bool = False
 
-    def positions(self, width: int, teacher_width: int) -> int:
+    def positions(self, width: int, teacher_width: int, itemsize: int) -> int:
         """Return n at hand for hidden states of these widths, a power of two: all fit beside the blocks.
 
-        Of a position there are bf16 states of both models and the fp32 gradient; of a row two copies of its bf16
-        weights and, read and written, of their fp32 gradient; and a dozen blocks of logits.
+        Of a position there are states of both models and the fp32 gradient; of a row two copies of its weights and,
+        read and written, of their fp32 gradient; and a dozen blocks of logits.
         """
         width, teacher_width = (-(-w // LANES) * LANES for w in (width, teacher_width))
-        blocks = self._rows(width) * (20 * width + 4 * teacher_width) + 12 * 4 * self.part * self._rows(width)
-        return 2 ** max(int(math.log2(max(self.on_chip - blocks, 1) / (6 * width + 2 * teacher_width + 64))), 7)
+        states, rows = itemsize * (width + teacher_width), self._rows(width)
+        blocks = rows * (16 * width + 2 * states) + 12 * 4 * self.part * rows
+        return 2 ** max(int(math.log2(max(self.on_chip - blocks, 1) / (4 * width + states + 64))), 7)
 
     def block_rows(self, size: int, width: int) -> int:
         """Return rows of a block for a vocabulary of this size, a multiple of 128 that wastes little at its end."""
@@ -67,87 +69,57 @@ class KernelPasses:
 
     def log_sum_exp(self, loss: BlockLoss, head: Head) -> jax.Array:
         """Return the log-sum-exp [n] of logits over this device's rows."""
-        state = [((ROWS, self._padded(head)), jnp.float32)]
-        (out,) = self._call(_log_sum_exp, loss, [head], [], state)
-        return out[0, : len(head.hidden)]
+        return self._call(_log_sum_exp, loss, head)[0][0, : len(head.hidden)]
 
     def sums(self, loss: BlockLoss, student: Head, positions: Positions) -> tuple[jax.Array, jax.Array]:
         """Return each position's divergence in these rows, and the sum of its derivatives by log p; both [n]."""
-        state = [((ROWS, self._padded(student)), jnp.float32)]
-        (out,) = self._call(_sums, loss, _heads(student, positions), _read(student, positions), state)
+        out = self._call(_sums, loss, student, positions)[0]
         return out[0, : len(student.hidden)], out[1, : len(student.hidden)]
 
     def gradients(
-        self,
-        loss: BlockLoss,
-        student: Head,
-        positions: Positions,
-        weight: jax.Array,
-        gradient_sum: jax.Array | float,
-        by_weights: jax.Array | None,
+        self, loss: BlockLoss, student: Head, positions: Positions, by_weights: jax.Array | None
     ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
         """Return the divergence [n], its derivatives by the hidden states, fp32 [n, D], and the new `by_weights`."""
-        n, width = student.hidden.shape
-        state = [((ROWS, self._padded(student)), jnp.float32), ((self._padded(student), width), jnp.float32)]
-        read = _read(student, positions, weight, gradient_sum)
-        out = self._call(_gradients, loss, _heads(student, positions), read, state, by_weights)
-        value, by_hidden, *new = out
+        n = len(student.hidden)
+        value, by_hidden, *new = self._call(_gradients, loss, student, positions, by_weights)
         return value[0, :n], by_hidden[:n], new[0] if new else None
-
-    def _padded(self, head: Head) -> int:
-        return -(-len(head.hidden) // self._part(head)) * self._part(head)
-
-    def _part(self, head: Head) -> int:
-        return min(self.part, -(-len(head.hidden) // LANES) * LANES)
 
     def _call(
         self,
-        kernel: Callable[..., None],
+        kernel: Kernel,
         loss: BlockLoss,
-        heads: list[Head],
-        read: list[jax.Array],
-        state: Sequence[tuple[tuple[int, ...], Any]],
+        student: Head,
+        positions: Positions | None = None,
         by_weights: jax.Array | None = None,
     ) -> list[jax.Array]:
         """Run a kernel over blocks of the vocabulary and parts of the positions."""
-        n, part = self._padded(heads[0]), self._part(heads[0])
-        rows = self.block_rows(loss.size, loss.width)
-        vocabulary = len(heads[0].weights) // rows
-        operands: list[jax.Array] = []
-        in_specs = []
+        part = min(self.part, -(-len(student.hidden) // LANES) * LANES)
+        n, rows = -(-len(student.hidden) // part) * part, self.block_rows(loss.size, loss.width)
+        heads = [student] if positions is None or positions.teacher is None else [student, positions.teacher]
+        read = [] if positions is None else _read(positions)
+        operands: list[jax.Array] = [*(_longer(x, n, 1) for x in read)]
+        in_specs = [_resident((ROWS, n)) for _ in read]
         for head in heads:
-            width = head.weights.shape[1]
             operands += [_longer(head.hidden, n, 0), head.weights]
-            in_specs += [_resident((n, width)), pl.BlockSpec((rows, width), lambda j, i: (j, 0))]
-        for x in read:
-            operands.append(_longer(x, n, 1))
-            in_specs.append(_resident((ROWS, n)))
-        shapes = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in state]
-        out_specs = [_resident(shape) for shape, _ in state]
+            in_specs += [_resident((n, head.weights.shape[1])), _of_rows(rows, head.weights)]
+        state = [(ROWS, n), (n, loss.width)] if kernel is _gradients else [(ROWS, n)]
+        shapes, out_specs = [jax.ShapeDtypeStruct(s, jnp.float32) for s in state], [_resident(s) for s in state]
         aliases = {}
         if by_weights is not None:
-            block = pl.BlockSpec((rows, by_weights.shape[1]), lambda j, i: (j, 0))
             aliases = {len(operands): len(shapes)}
             operands.append(by_weights)
-            in_specs.append(block)
-            out_specs.append(block)
+            in_specs.append(_of_rows(rows, by_weights))
+            out_specs.append(_of_rows(rows, by_weights))
             shapes.append(jax.ShapeDtypeStruct(by_weights.shape, by_weights.dtype))
-        products = {_log_sum_exp: 1, _sums: len(heads), _gradients: len(heads) + 1 + (by_weights is not None)}[kernel]
-        cells = n * len(heads[0].weights)
-        arrays: list[Any] = [*operands, *shapes]
-        cost = pl.CostEstimate(
-            flops=2 * cells * heads[0].hidden.shape[1] * products,
-            transcendentals=3 * cells * len(heads),
-            bytes_accessed=sum(x.size * x.dtype.itemsize for x in arrays),
-        )
+        grid = Grid(loss, len(read), len(heads), part, rows)
         out: list[jax.Array] = pl.pallas_call(
-            functools.partial(kernel, loss, len(heads), len(read), by_weights is not None, part, rows),
-            grid=(vocabulary, n // part),
+            functools.partial(kernel, grid),
+            grid=(len(student.weights) // rows, n // part),
             in_specs=in_specs,
             out_specs=out_specs,
             out_shape=shapes,
             input_output_aliases=aliases,
-            cost_estimate=cost,
+            cost_estimate=_cost(n * len(student.weights) * loss.width, operands, shapes),
             compiler_params=pltpu.CompilerParams(
                 dimension_semantics=("arbitrary", "arbitrary"), vmem_limit_bytes=self.on_chip + 8 * MIB
             ),
@@ -157,8 +129,19 @@ class KernelPasses:
         return out
 
 
+def _cost(products: int, operands: Sequence[jax.Array], shapes: Sequence[jax.ShapeDtypeStruct]) -> pl.CostEstimate:
+    """Return what a kernel costs: every operand is read once, and every result written once."""
+    arrays: list[jax.Array | jax.ShapeDtypeStruct] = [*operands, *shapes]
+    moved = sum(x.size * x.dtype.itemsize for x in arrays)
+    return pl.CostEstimate(flops=2 * products, transcendentals=0, bytes_accessed=moved)
+
+
 def _resident(shape: tuple[int, ...]) -> pl.BlockSpec:
     return pl.BlockSpec(shape, lambda j, i: (0, 0), pipeline_mode=pl.Buffered(1))
+
+
+def _of_rows(rows: int, x: jax.Array) -> pl.BlockSpec:
+    return pl.BlockSpec((rows, x.shape[1]), lambda j, i: (j, 0))
 
 
 def _longer(x: jax.Array, length: int, axis: int) -> jax.Array:
@@ -166,51 +149,57 @@ def _longer(x: jax.Array, length: int, axis: int) -> jax.Array:
     return jnp.pad(x, [(0, extra if a == axis else 0) for a in range(x.ndim)]) if extra else x
 
 
-def _heads(student: Head, positions: Positions) -> list[Head]:
-    return [student] if positions.teacher is None else [student, positions.teacher]
-
-
-def _read(
-    student: Head,
-    positions: Positions,
-    weight: jax.Array | None = None,
-    gradient_sum: jax.Array | float = 0.0,
-) -> list[jax.Array]:
+def _read(positions: Positions) -> list[jax.Array]:
     """Return what a kernel reads of the positions: fp32 [8, n], and the token int32 [8, n] where it is the target."""
-    none = jnp.zeros(len(student.hidden))
-    rows = [none] * ROWS
-    rows[LSE] = positions.lse
-    rows[TEACHER_LSE] = none if positions.teacher_lse is None else positions.teacher_lse
-    rows[WEIGHT] = none if weight is None else weight
-    rows[SUM] = jnp.broadcast_to(gradient_sum, none.shape)
-    token = [] if positions.token is None else [jnp.broadcast_to(positions.token, (ROWS, len(none)))]
-    return [jnp.stack(rows), *token]
+    shape = positions.lse.shape
+    rows: list[jax.Array | float | None] = [None] * ROWS
+    rows[LSE], rows[TEACHER_LSE] = positions.lse, positions.teacher_lse
+    rows[WEIGHT], rows[SUM] = positions.weight, positions.gradient_sum
+    token = [] if positions.token is None else [jnp.broadcast_to(positions.token, (ROWS, *shape))]
+    return [jnp.stack([jnp.broadcast_to(0.0 if row is None else row, shape) for row in rows]), *token]
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """What a kernel is compiled for: the loss, how many refs of what it gets, and the sizes of a block of logits."""
+
+    loss: BlockLoss
+    read: int
+    heads: int
+    part: int
+    rows: int
+
+    def block(self, refs: Sequence[Ref]) -> tuple[_Block, Sequence[Ref]]:
+        """Return the inputs of a step and the refs that are left: what is added to, and the results."""
+        end = self.read + 2 * self.heads
+        return _Block(self, refs[: self.read], refs[self.read : end]), refs[end:]
+
+
+Kernel = Callable[..., None]  # (grid, *refs)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Block:
     """Where a kernel stands: a block of the vocabulary, and a part of the positions."""
 
-    loss: BlockLoss
-    heads: list[tuple[Ref, Ref]]  # hidden states and weights, the student's first
-    read: list[Ref]
-    part: int
-    rows: int
+    grid: Grid
+    read: Sequence[Ref]
+    heads: Sequence[Ref]  # hidden states and weights, the student's first
 
     @property
     def first(self) -> jax.Array:
-        return pl.program_id(0) * self.rows
+        return pl.program_id(0) * self.grid.rows
 
     @property
-    def here(self) -> Any:
-        return pl.ds(pl.multiple_of(pl.program_id(1) * self.part, LANES), self.part)
+    def here(self) -> Places:
+        return pl.ds(pl.multiple_of(pl.program_id(1) * self.grid.part, LANES), self.grid.part)
 
     def hidden(self, which: int) -> jax.Array:
-        hidden: jax.Array = self.heads[which][0][self.here, :]
+        hidden: jax.Array = self.heads[2 * which][self.here, :]
         return hidden
 
     def raw(self, which: int) -> jax.Array:
-        return self.loss.raw_logits(self.heads[which][1][...], self.hidden(which))
+        return self.grid.loss.raw_logits(self.heads[2 * which + 1][...], self.hidden(which))
 
     def of_position(self, row: int) -> jax.Array:
         values: jax.Array = self.read[0][row : row + 1, self.here]
@@ -218,27 +207,19 @@ class _Block:
 
     def distributions(self) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Return log q, log p and the student's raw logits of the block."""
-        loss, raw = self.loss, self.raw(0)
+        loss, raw = self.grid.loss, self.raw(0)
         log_p = loss.log_probabilities(loss.scaled(raw), self.of_position(LSE), self.first)
-        if len(self.heads) > 1:
+        if self.grid.heads > 1:
             scaled = loss.scaled(self.raw(1))
             return loss.log_probabilities(scaled, self.of_position(TEACHER_LSE), self.first), log_p, raw
-        if len(self.read) > 1:
+        if self.grid.read > 1:
             return loss.of_token(raw, self.read[1][:1, self.here], self.first), log_p, raw
         return loss.of_uniform(raw, self.first), log_p, raw
 
 
-def _block(
-    loss: BlockLoss, heads: int, read: int, part: int, rows: int, refs: tuple[Ref, ...]
-) -> tuple[_Block, list[Ref]]:
-    pairs = [(refs[2 * i], refs[2 * i + 1]) for i in range(heads)]
-    rest = list(refs[2 * heads :])
-    return _Block(loss, pairs, rest[:read], part, rows), rest[read:]
-
-
-def _log_sum_exp(loss: BlockLoss, heads: int, read: int, trains: bool, part: int, rows: int, *refs: Ref) -> None:
-    del trains
-    block, (out,) = _block(loss, heads, read, part, rows, refs)
+def _log_sum_exp(grid: Grid, *refs: Ref) -> None:
+    block, (out,) = grid.block(refs)
+    loss, part = grid.loss, grid.part
     here = block.here
 
     @pl.when(pl.program_id(0) == 0)
@@ -253,22 +234,22 @@ def _log_sum_exp(loss: BlockLoss, heads: int, read: int, trains: bool, part: int
     out[1:2, here] = total
 
 
-def _sums(loss: BlockLoss, heads: int, read: int, trains: bool, part: int, rows: int, *refs: Ref) -> None:
-    del trains
-    block, (out,) = _block(loss, heads, read, part, rows, refs)
+def _sums(grid: Grid, *refs: Ref) -> None:
+    block, (out,) = grid.block(refs)
+    loss, part = grid.loss, grid.part
     log_q, log_p, _ = block.distributions()
     value, total = loss.value_and_sum(log_q, log_p)
     _add(out, slice(0, 1), block.here, value.reshape(1, part))
     _add(out, slice(1, 2), block.here, total.reshape(1, part))
 
 
-def _gradients(loss: BlockLoss, heads: int, read: int, trains: bool, part: int, rows: int, *refs: Ref) -> None:
-    block, rest = _block(loss, heads, read, part, rows, refs)
-    so_far, (out, by_hidden, *by_weights) = (rest[0], rest[1:]) if trains else (None, rest)
+def _gradients(grid: Grid, *refs: Ref) -> None:
+    block, rest = grid.block(refs)
+    so_far, (out, by_hidden, *by_weights) = (rest[0], rest[1:]) if len(rest) > 2 else (None, rest)
     log_q, log_p, raw = block.distributions()
-    value, by_raw = loss.value_and_gradient(log_q, log_p, raw, block.of_position(SUM))
-    _add(out, slice(0, 1), block.here, value.reshape(1, part))
-    weights = block.heads[0][1][...]
+    value, by_raw = grid.loss.value_and_gradient(log_q, log_p, raw, block.of_position(SUM))
+    _add(out, slice(0, 1), block.here, value.reshape(1, grid.part))
+    weights = block.heads[1][...]
     by_raw = (by_raw * block.of_position(WEIGHT)).astype(weights.dtype)
     _add(by_hidden, block.here, slice(None), _product(by_raw, weights, 0))
     if so_far is not None:
@@ -277,7 +258,7 @@ def _gradients(loss: BlockLoss, heads: int, read: int, trains: bool, part: int, 
         by_weights[0][...] = before + _product(by_raw, block.hidden(0), 1)
 
 
-def _add(out: Ref, rows: Any, columns: Any, value: jax.Array) -> None:
+def _add(out: Ref, rows: Places, columns: Places, value: jax.Array) -> None:
     """Add to what blocks of the vocabulary before this one left; the first one finds nothing."""
     first = pl.program_id(0) == 0
 

@@ -24,12 +24,16 @@ class Positions(NamedTuple):
       lse: of the student's logits over the whole vocabulary, [n].
       teacher, teacher_lse: the teacher's head [n, D] and [J v, D], and its log-sum-exp [n]; None for another target.
       token: this device's row that is the next token, int32 [n]; None for another target.
+      weight: what the divergence is multiplied with, [n]; gradient_sum: of the derivatives of the divergence by log p
+        over the whole vocabulary, [n] or a number. Gradients need both.
     """
 
     lse: jax.Array
     teacher: Head | None = None
     teacher_lse: jax.Array | None = None
     token: jax.Array | None = None
+    weight: jax.Array | float = 0.0
+    gradient_sum: jax.Array | float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,9 +47,9 @@ class PlainPasses:
     most: int = 8192
     rows: int = 8192
 
-    def positions(self, width: int, teacher_width: int) -> int:
+    def positions(self, width: int, teacher_width: int, itemsize: int) -> int:
         """Return n at a time, of all devices that share a vocabulary together."""
-        del width, teacher_width
+        del width, teacher_width, itemsize
         return self.most
 
     def block_rows(self, size: int, width: int) -> int:
@@ -80,15 +84,9 @@ class PlainPasses:
         return sums
 
     def gradients(
-        self,
-        loss: BlockLoss,
-        student: Head,
-        positions: Positions,
-        weight: jax.Array,
-        gradient_sum: jax.Array | float,
-        by_weights: jax.Array | None,
+        self, loss: BlockLoss, student: Head, positions: Positions, by_weights: jax.Array | None
     ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-        """Return the divergence [n], and of its sum weighted with `weight` [n] the derivatives.
+        """Return the divergence [n], and of its weighted sum the derivatives.
 
         Args:
           by_weights: fp32 [J v, D], to which those by the weights are added; None leaves them out.
@@ -98,19 +96,21 @@ class PlainPasses:
         """
 
         def add(carry: PyTree, block: PyTree) -> PyTree:
-            *block, so_far = block
+            value, by_hidden, by_weights = carry
+            first, rows, _ = block
             log_q, log_p, raw = self._distributions(loss, student, positions, block)
-            value, by_raw = loss.value_and_gradient(log_q, log_p, raw, gradient_sum)
-            by_raw = (by_raw * weight).astype(student.hidden.dtype)
-            by_hidden = carry[1] + _product(by_raw, block[1], 0)
-            new = None if so_far is None else so_far + _product(by_raw, student.hidden, 1)
-            return (carry[0] + value, by_hidden), new
+            of_block, by_raw = loss.value_and_gradient(log_q, log_p, raw, positions.gradient_sum)
+            by_raw = (by_raw * positions.weight).astype(student.hidden.dtype)
+            by_hidden += _product(by_raw, rows, 0)
+            if by_weights is not None:  # in place
+                new = jax.lax.dynamic_slice_in_dim(by_weights, first, len(rows)) + _product(by_raw, student.hidden, 1)
+                by_weights = jax.lax.dynamic_update_slice_in_dim(by_weights, new, first, 0)
+            return (value + of_block, by_hidden, by_weights), None
 
         n, width = student.hidden.shape
-        blocks = self._paired(loss, student, positions)
-        so_far = None if by_weights is None else by_weights.reshape(blocks[1].shape)
-        (value, by_hidden), new = jax.lax.scan(add, (jnp.zeros(n), jnp.zeros((n, width))), (*blocks, so_far))
-        return value, by_hidden, None if new is None else new.reshape(-1, width)
+        start = jnp.zeros(n), jnp.zeros((n, width)), by_weights
+        out: PyTree = jax.lax.scan(add, start, self._paired(loss, student, positions))[0]
+        return out
 
     def _blocks(self, loss: BlockLoss, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
         rows = self.block_rows(loss.size, loss.width)

@@ -7,7 +7,7 @@ Segment 0 is padding: nobody reads what comes out there, and it differs between 
   blockwise  plain JAX, a block of logits at a time, forward and backward
   splash     JAX's Pallas kernel for TPUs; interpreted, slowly, on a CPU
   cudnn      cuDNN's kernel for NVIDIA GPUs; it has no soft cap
-  triton     our own kernels for NVIDIA GPUs, chosen only by name; interpreted on a CPU
+  triton     our own kernels for NVIDIA GPUs from Hopper on, with a soft cap; interpreted on a CPU
 
 Axes: B batch, T queries, S keys, N query heads, K key-value heads, G query heads per key-value head, H head width.
 """
@@ -22,13 +22,15 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from distill_jax.config import check
-from distill_jax.models.attention_kernels import IMPLEMENTATIONS, MASKED, NAME, Logits, Rows
+from distill_jax.models.attention_kernels import IMPLEMENTATIONS
+from distill_jax.models.attention_rows import MASKED, NAME, Logits, Rows
 from distill_jax.models.head import softcap
 from distill_jax.sharding.mesh import first_device, over_shards, shard_count
 
 SHORT = 256  # tokens up to which a row's logits [N, T, T] take no more memory than its queries, keys and values
 CHOICES = ("auto", "plain", *IMPLEMENTATIONS)
 HOPPER = 9  # compute capability
+KERNELS = {"tpu": ("splash",), "gpu": ("cudnn", "triton")}  # the first that can be
 CUDNN_WIDTH = 256  # of a head, at most; before Hopper half of it
 
 
@@ -74,18 +76,32 @@ def choose(cfg: AttentionConfig, length: int) -> Choice:
         return Choice("plain", "on a CPU")
     if length <= SHORT:
         return Choice("plain", f"rows of {length} tokens, up to {SHORT}")
-    kernel = {"tpu": "splash", "gpu": "cudnn"}.get(device.platform, "blockwise")
-    reason = _obstacle(kernel, cfg, device)
-    return Choice("blockwise", reason) if reason else Choice(kernel, f"on a {device.platform.upper()}")
+    reason = f"on a {device.platform.upper()}"
+    for kernel in KERNELS.get(device.platform, ()):
+        obstacle = _obstacle(kernel, cfg, device)
+        if not obstacle:
+            return Choice(kernel, reason)
+        reason = obstacle
+    return Choice("blockwise", reason)
 
 
 def _obstacle(name: str, cfg: AttentionConfig, device: jax.Device) -> str:
     """Return why an implementation cannot be, or ""."""
     if name == "splash" and device.platform not in ("tpu", "cpu"):
         return f"it is a kernel for TPUs, and this is a {device.platform.upper()}"
-    if name == "triton" and device.platform != "cpu" and not _capability(device):
-        return f"its kernels are for NVIDIA GPUs, and this is a {device.platform.upper()}"
+    if name == "triton" and device.platform != "cpu":
+        return _triton_obstacle(cfg, device)
     return _cudnn_obstacle(cfg, _capability(device)) if name == "cudnn" else ""
+
+
+def _triton_obstacle(cfg: AttentionConfig, device: jax.Device) -> str:
+    if not _capability(device):
+        return f"its kernels are for NVIDIA GPUs, and this is a {device.platform.upper()}"
+    if _capability(device) < HOPPER:
+        return "its blocks fill the shared memory of Hopper, and this GPU is older"
+    if cfg.dtype != "bfloat16":
+        return f"its kernels compute in bfloat16, and model.dtype = {cfg.dtype}"
+    return f"its kernels take heads up to 256 wide, and model.head_dim = {cfg.head_dim}" * (cfg.head_dim > 256)
 
 
 def _cudnn_obstacle(cfg: AttentionConfig, capability: int) -> str:

@@ -1,171 +1,29 @@
-"""How packed rows attend without all logits in memory: the implementations besides the plain one.
+"""How packed rows attend without all logits in memory: by a platform's kernels, or block by block.
 
-Axes as in `attention`; of blocks: n of them, of t queries or keys.
+Axes as in `attention`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from distill_jax.models.head import softcap
+from distill_jax.models.attention_blockwise import blockwise
+from distill_jax.models.attention_rows import NAME, Logits, Rows, in_one_batch, lengthened
 from distill_jax.sharding.mesh import first_device
 from distill_jax.types import PyTree
 
 if TYPE_CHECKING:
     from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_kernel import SplashAttentionKernel
 
-# A large finite negative: -inf would make a row that may attend to nothing (padding) NaN.
-MASKED = -1e30
-BLOCK = 512  # queries, and keys, whose logits exist at a time: on an H100 those of 4 rows of 8 heads stay in the L2
-NAME = "attention"  # of what comes out, and of the log-sum-exp, for a policy that keeps them for the backward pass
 VISITED = r"visits_(\d+)_of_(\d+)$"  # in the name of a kernel's function: how many of a grid's blocks it computes
 SPLASH_BLOCKS = (512, 256, 128)  # the first that divides; a TPU's lanes are 128
-
-
-@dataclasses.dataclass(frozen=True)
-class Logits:
-    """How logits come about, and which keys they are for.
-
-    Attributes:
-      scale: what the products of queries and keys are multiplied with.
-      softcap: c in c·tanh(x / c), after the scale; 0 for none.
-      window: W, the keys that a query sees at most; 0 for all that are not after it.
-    """
-
-    scale: float
-    softcap: float = 0.0
-    window: int = 0
-
-
-class Rows(NamedTuple):
-    """Packed rows: q [B, T, N, H]; k, v [B, T, K, H]; segments int32 [B, T], 0 for padding."""
-
-    q: jax.Array
-    k: jax.Array
-    v: jax.Array
-    segments: jax.Array
-
-
-def blockwise(rows: Rows, logits: Logits) -> jax.Array:
-    """Attend a block of queries and keys at a time, with an online softmax; what is hidden to a whole block is skipped.
-
-    FlashAttention-2 (arXiv 2307.08691): the backward pass makes each block's weights anew from the saved log-sum-exp.
-    """
-    length = rows.q.shape[1]
-    count = -(-length // BLOCK)
-    size = -(-length // (16 * count)) * 16
-    return _online(lengthened(rows, count * size), logits, size)[:, :length]
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _online(rows: Rows, logits: Logits, size: int) -> jax.Array:
-    return _online_forward(rows, logits, size)[0]
-
-
-Three = tuple[jax.Array, jax.Array, jax.Array]  # what a pass over the blocks sums up
-
-
-def _blocks(rows: Rows, size: int) -> Rows:
-    """Cut along T into n blocks of t tokens: q [n, B, K, G, t, H]; k, v [n, B, K, t, H]; segments [n, B, t]."""
-    kv_heads = rows.k.shape[2]
-    keys, values = (_cut(x, size, kv_heads)[:, :, :, 0] for x in (rows.k, rows.v))
-    segments = rows.segments.reshape(len(rows.segments), -1, size).swapaxes(0, 1)
-    return Rows(_cut(rows.q, size, kv_heads), keys, values, segments)
-
-
-def _cut(x: jax.Array, size: int, kv_heads: int) -> jax.Array:
-    """[B, T, N, H] -> [n, B, K, G, t, H]."""
-    x = x.reshape(x.shape[0], -1, size, kv_heads, x.shape[2] // kv_heads, x.shape[3])
-    return x.transpose(1, 0, 3, 4, 2, 5)
-
-
-def _join(x: jax.Array) -> jax.Array:
-    """[n, B, K, G, t, H] -> [B, T, N, H]."""
-    n, b, kv, g, t, h = x.shape
-    return x.transpose(1, 0, 4, 2, 3, 5).reshape(b, n * t, kv * g, h)
-
-
-def _pairs(count: int, size: int, window: int) -> np.ndarray:
-    """Return the pairs (block of queries, block of keys) of which something is visible, int32 [pairs, 2]."""
-    nearest = [(i, j, (i - j) * size - (size - 1)) for i in range(count) for j in range(i + 1)]
-    return np.array([(i, j) for i, j, distance in nearest if not window or distance < window], np.int32)
-
-
-def _block_logits(blocks: Rows, i: jax.Array, j: jax.Array, logits: Logits) -> tuple[jax.Array, jax.Array]:
-    """Return a pair's capped logits, fp32 [B, K, G, t, s], and which are visible, [B, 1, 1, t, s]."""
-    x = jnp.einsum("BKGtH,BKsH->BKGts", blocks.q[i], blocks.k[j], preferred_element_type=jnp.float32)
-    size = x.shape[-1]
-    place = jnp.arange(size)
-    distance = (i - j) * size + place[:, None] - place[None, :]
-    near = (distance >= 0) & (distance < logits.window) if logits.window else distance >= 0
-    mine, theirs = blocks.segments[i][:, :, None], blocks.segments[j][:, None, :]
-    visible = near & (mine == theirs) & (mine > 0)
-    return softcap(x * logits.scale, logits.softcap), visible[:, None, None]
-
-
-def _online_forward(rows: Rows, logits: Logits, size: int) -> tuple[jax.Array, tuple[Rows, jax.Array, jax.Array]]:
-    blocks = _blocks(rows, size)
-
-    def one(carry: Three, pair: jax.Array) -> tuple[Three, None]:
-        (i, j), (top, total, out) = pair, carry
-        x, visible = _block_logits(blocks, i, j, logits)
-        x = jnp.where(visible, x, MASKED)
-        new = jnp.maximum(top[i], jnp.max(x, axis=-1))
-        weights, kept = jnp.exp(x - new[..., None]), jnp.exp(top[i] - new)
-        product = jnp.einsum(
-            "BKGts,BKsH->BKGtH", weights.astype(rows.v.dtype), blocks.v[j], preferred_element_type=jnp.float32
-        )
-        total = total.at[i].set(kept * total[i] + jnp.sum(weights, axis=-1))
-        return (top.at[i].set(new), total, out.at[i].set(kept[..., None] * out[i] + product)), None
-
-    shape = blocks.q.shape
-    top, total = jnp.full(shape[:-1], MASKED, jnp.float32), jnp.zeros(shape[:-1], jnp.float32)
-    pairs = jnp.asarray(_pairs(len(blocks.q), size, logits.window))
-    (top, total, out), _ = jax.lax.scan(one, (top, total, jnp.zeros(shape, jnp.float32)), pairs)
-    joined = checkpoint_name(_join((out / total[..., None]).astype(rows.v.dtype)), NAME)
-    return joined, (rows, joined, checkpoint_name(top + jnp.log(total), NAME))
-
-
-def _online_backward(
-    logits: Logits, size: int, saved: tuple[Rows, jax.Array, jax.Array], gradient: jax.Array
-) -> tuple[PyTree]:
-    rows, out, log_sum = saved
-    blocks, kv_heads, dtype = _blocks(rows, size), rows.k.shape[2], rows.q.dtype
-    d_out = _cut(gradient, size, kv_heads)
-    # Σ_s weight · d_weight of each query, which a softmax's gradient subtracts.
-    mean = jnp.sum(d_out.astype(jnp.float32) * _cut(out, size, kv_heads).astype(jnp.float32), axis=-1)
-
-    def one(carry: Three, pair: jax.Array) -> tuple[Three, None]:
-        (i, j), (dq, dk, dv) = pair, carry
-        x, visible = _block_logits(blocks, i, j, logits)
-        weights = jnp.where(visible, jnp.exp(x - log_sum[i][..., None]), 0.0)
-        product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-        d_weights = product("BKGtH,BKsH->BKGts", d_out[i], blocks.v[j])
-        dx = weights * (d_weights - mean[i][..., None]) * logits.scale
-        if logits.softcap:
-            dx = dx * (1 - jnp.square(x / logits.softcap))
-        dx, weights = dx.astype(dtype), weights.astype(dtype)
-        dq = dq.at[i].add(product("BKGts,BKsH->BKGtH", dx, blocks.k[j]))
-        dk = dk.at[j].add(product("BKGts,BKGtH->BKsH", dx, blocks.q[i]))
-        return (dq, dk, dv.at[j].add(product("BKGts,BKGtH->BKsH", weights, d_out[i]))), None
-
-    dq, dk, dv = (jnp.zeros(x.shape, jnp.float32) for x in blocks[:3])
-    pairs = jnp.asarray(_pairs(len(blocks.q), size, logits.window))
-    (dq, dk, dv), _ = jax.lax.scan(one, (dq, dk, dv), pairs)
-    dq, dk, dv = (_join(x).astype(dtype) for x in (dq, dk[:, :, :, None], dv[:, :, :, None]))
-    of_segments: PyTree = None
-    return (Rows(dq, dk, dv, of_segments),)
-
-
-_online.defvjp(_online_forward, _online_backward)
 
 
 def splash(rows: Rows, logits: Logits) -> jax.Array:
@@ -240,7 +98,7 @@ def _cudnn_forward(rows: Rows, logits: Logits) -> tuple[jax.Array, Rows]:
     def forward(rows: Rows) -> jax.Array:
         return _cudnn_call(rows, logits)
 
-    return _in_one_batch(forward)(rows), rows
+    return in_one_batch(forward)(rows), rows
 
 
 def _cudnn_backward(logits: Logits, rows: Rows, gradient: jax.Array) -> tuple[PyTree]:
@@ -250,7 +108,7 @@ def _cudnn_backward(logits: Logits, rows: Rows, gradient: jax.Array) -> tuple[Py
 
         return jax.vjp(forward, *rows[:3])[1](gradient)
 
-    dq, dk, dv = _in_one_batch(backward)(rows, gradient)
+    dq, dk, dv = in_one_batch(backward)(rows, gradient)
     of_segments: PyTree = None
     return (Rows(dq, dk, dv, of_segments),)
 
@@ -258,37 +116,11 @@ def _cudnn_backward(logits: Logits, rows: Rows, gradient: jax.Array) -> tuple[Py
 _cudnn.defvjp(_cudnn_forward, _cudnn_backward)
 
 
-def _in_one_batch(f: Callable[..., PyTree]) -> Callable[..., PyTree]:
-    """Make an axis that f is mapped over a part of its arrays' first, B: JAX's own rule for cuDNN takes no mask [B, 1].
-
-    A population is such an axis.
-    """
-    mapped = jax.custom_batching.custom_vmap(f)
-
-    @mapped.def_vmap
-    def fold(size: int, batched: Sequence[PyTree], *inputs: PyTree) -> tuple[PyTree, PyTree]:
-        def folded(x: jax.Array, has_axis: bool) -> jax.Array:
-            whole = x if has_axis else jnp.broadcast_to(x, (size, *x.shape))
-            return whole.reshape(-1, *whole.shape[2:])
-
-        out = _in_one_batch(f)(*jax.tree.map(folded, inputs, tuple(batched)))
-        return jax.tree.map(lambda x: x.reshape(size, -1, *x.shape[1:]), out), jax.tree.map(lambda _: True, out)
-
-    return mapped
-
-
 def triton(rows: Rows, logits: Logits) -> jax.Array:
     """Attend by our own kernels for NVIDIA GPUs."""
     from distill_jax.models import attention_triton
 
     return attention_triton.attend(rows, logits)
-
-
-def lengthened(rows: Rows, length: int) -> Rows:
-    """Pad rows on the right with tokens of segment 0."""
-    more = (0, length - rows.q.shape[1])
-    q, k, v = (jnp.pad(x, ((0, 0), more, (0, 0), (0, 0))) for x in rows[:3])
-    return Rows(q, k, v, jnp.pad(rows.segments, ((0, 0), more)))
 
 
 Implementation = Callable[[Rows, Logits], jax.Array]  # of one device's rows and heads

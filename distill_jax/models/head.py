@@ -11,10 +11,12 @@ import jax
 import jax.numpy as jnp
 
 from distill_jax.config import check
-from distill_jax.losses.blockwise import blockwise, kernel_passes, why_no_kernels
+from distill_jax.losses.blockwise import blockwise
 from distill_jax.losses.chunked import over_tokens
 from distill_jax.losses.cross_entropy import Sum
-from distill_jax.losses.head_loss import Head, HeadLoss, Target
+from distill_jax.losses.head_loss import Head, HeadInputs, HeadLoss
+from distill_jax.losses.on_chip import kernel_passes, why_no_kernels
+from distill_jax.losses.vocabulary_block import BlockLoss
 from distill_jax.losses.vocabulary_passes import PlainPasses
 from distill_jax.sharding.mesh import constrain, first_device, splits
 from distill_jax.types import PyTree
@@ -82,13 +84,11 @@ def head_of(params: PyTree, hidden: jax.Array) -> Head:
     return Head(hidden, weights)
 
 
-def head_loss(cfg: HeadConfig, chunk: int, loss: HeadLoss, student: Head, target: Target, mask: jax.Array) -> Sum:
+def head_loss(cfg: HeadConfig, chunk: int, loss: HeadLoss, inputs: HeadInputs) -> Sum:
     """Sum a loss of the student's head over the masked positions; the weight is their number.
 
     Args:
       chunk: tokens whose logits exist at a time, where they exist at all; 0 for all.
-      target: the teacher's head, which gets no gradient, next tokens int32 [B, T], or None if the loss reads none.
-      mask: fp32 [B, T], 1 where a position counts.
 
     Raises:
       ConfigError: if the config names a way in which this loss cannot be computed.
@@ -96,8 +96,9 @@ def head_loss(cfg: HeadConfig, chunk: int, loss: HeadLoss, student: Head, target
     way = loss_way(cfg, loss)
     if way != "chunked":
         assert loss.comparison is not None
-        passes = kernel_passes(first_device()) if way == "pallas" else PlainPasses()
-        return blockwise(loss.comparison, cfg.final_softcap, passes, student, target, mask)
+        passes = kernel_passes(first_device()) if way == "pallas" else _plain_passes(cfg, chunk)
+        return blockwise(BlockLoss(loss.comparison, cfg.final_softcap), passes, inputs)
+    student, target, mask = inputs
 
     def of_chunk(hidden: jax.Array, *rest: jax.Array) -> Sum:
         *targets, mask = rest
@@ -107,6 +108,11 @@ def head_loss(cfg: HeadConfig, chunk: int, loss: HeadLoss, student: Head, target
 
     targets = () if target is None else (target.hidden if isinstance(target, Head) else target,)
     return over_tokens(of_chunk, chunk, student.hidden, *targets, mask)
+
+
+def _plain_passes(cfg: HeadConfig, chunk: int) -> PlainPasses:
+    """Return blocks of the vocabulary; on a GPU, which writes logits faster than it makes them again, all of it."""
+    return PlainPasses(chunk, cfg.vocab) if chunk and first_device().platform == "gpu" else PlainPasses()
 
 
 def loss_way(cfg: HeadConfig, loss: HeadLoss) -> str:

@@ -19,7 +19,7 @@ import itertools
 import math
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -27,7 +27,7 @@ import jax.numpy as jnp
 
 from distill_jax.config import added, check
 from distill_jax.models.attention import CHOICES, attention, choose, masked
-from distill_jax.models.attention_kernels import Logits, Rows
+from distill_jax.models.attention_rows import Logits, Rows
 from distill_jax.models.head import LOSS_HEADS, unembed
 from distill_jax.models.remat import POLICIES, named, recomputed
 from distill_jax.sharding.mesh import constrain, gather
@@ -381,6 +381,7 @@ class Transformer(nn.Module):
             split_rngs={"params": True},
             in_axes=nn.broadcast,
             length=c.layers,
+            unroll=c.unroll,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(c, _first_values)
         self.final_norm = RMSNorm(c)
@@ -404,7 +405,7 @@ class Attends(NamedTuple):
       kinds: whether each layer is local, where a program serves one kind; None where one serves both, told by an array.
     """
 
-    of: Callable[[Any], Attend]
+    of: Callable[..., Attend]
     kinds: tuple[bool, ...] | None = None
 
 

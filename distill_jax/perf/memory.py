@@ -14,7 +14,7 @@ from jax.extend.core import Jaxpr, jaxprs_in_params
 
 from distill_jax.losses.cross_entropy import Sum
 from distill_jax.losses.distillation import Divergence
-from distill_jax.losses.head_loss import Head, from_teacher
+from distill_jax.losses.head_loss import Head, HeadInputs, from_teacher
 from distill_jax.models import transformer
 from distill_jax.models.head import head_loss
 from distill_jax.types import PyTree
@@ -56,7 +56,7 @@ def kl_memory(
         student: jax.Array, student_table: jax.Array, teacher: jax.Array, teacher_table: jax.Array, mask: jax.Array
     ) -> Sum:
         heads = Head(student, student_table), Head(teacher, teacher_table)
-        return head_loss(cfg, chunk, from_teacher(divergence), *heads, mask)
+        return head_loss(cfg, chunk, from_teacher(divergence), HeadInputs(*heads, mask))
 
     state = jax.ShapeDtypeStruct((shape.batch, shape.length, shape.hidden), jnp.float32)
     table = jax.ShapeDtypeStruct((shape.vocab, shape.hidden), jnp.float32)

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from distill_jax.config import added
 from distill_jax.losses.distillation import Divergence
-from distill_jax.losses.head_loss import HeadLoss, from_teacher, from_uniform
+from distill_jax.losses.head_loss import HeadInputs, HeadLoss, from_teacher, from_uniform
 from distill_jax.models import transformer
 from distill_jax.models.head import head_loss, head_of, head_weights
 from distill_jax.models.transformer import Params, TransformerConfig
@@ -71,11 +71,11 @@ class Imitation(Objective):
         hidden, mask = hidden_and_mask(cfg, params, self._imitated(batch), self.loss_on)
         student, teacher = head_of(params, hidden), head_of(teacher_outputs["head"], teacher_outputs["hidden"])
         imitate, *flatten = self.head_losses()
-        total = head_loss(cfg, chunk, imitate, student, teacher, mask)
+        total = head_loss(cfg, chunk, imitate, HeadInputs(student, teacher, mask))
         for loss in flatten:  # one mean over the tokens of both, as if both had been rows of one set
             hidden, mask = hidden_and_mask(cfg, params, batch["uniform"], self.loss_on)
             student = student._replace(hidden=hidden)
-            flattened = head_loss(cfg, chunk, loss, student, None, mask)
+            flattened = head_loss(cfg, chunk, loss, HeadInputs(student, None, mask))
             total = jax.tree.map(jnp.add, total, flattened)
         return {"kl": Term(1.0, *total)}
 

@@ -6,7 +6,7 @@ import dataclasses
 
 import jax
 
-from distill_jax.losses.head_loss import CROSS_ENTROPY, HeadLoss
+from distill_jax.losses.head_loss import CROSS_ENTROPY, HeadInputs, HeadLoss
 from distill_jax.models import transformer
 from distill_jax.models.head import head_loss, head_of
 from distill_jax.models.transformer import Params, TransformerConfig
@@ -36,7 +36,7 @@ class NextToken(Objective):
         """Return one term, "cross_entropy"."""
         # The head after the hidden states: where both have the embedding, gradients add up in the order of use.
         hidden, mask = hidden_and_mask(cfg, params, batch, self.loss_on)
-        total = head_loss(cfg, chunk, CROSS_ENTROPY, head_of(params, hidden), batch.tokens[:, 1:], mask)
+        total = head_loss(cfg, chunk, CROSS_ENTROPY, HeadInputs(head_of(params, hidden), batch.tokens[:, 1:], mask))
         return {"cross_entropy": Term(1.0, *total)}
 
 

@@ -52,6 +52,8 @@ def kind_of(key: str, text: str) -> str:
     """
     kinds = {source.name: _kind(source, key) for source in sources.parse(text, key)}
     check(bool(kinds), f"data.{key} is empty: name its files")
+    if set(kinds.values()) == {"choices", "documents"}:  # items to measure by, and what is unlearned
+        return "choices"
     told = ", ".join(f"{name} has {kind}" for name, kind in kinds.items())
     check(len(set(kinds.values())) == 1, f"data.{key}: {told}; give what is to be forgotten as one kind")
     return next(iter(kinds.values()))
@@ -76,6 +78,15 @@ def _rows(source: Source, key: str) -> Iterable[JsonObject]:
     if source.kind == "text" and not source.files[0].endswith(".csv"):
         return ()
     return (row for path in source.files for _, row in items.rows(Path(path)))
+
+
+def sources_by_kind(key: str, text: str) -> dict[str, str]:
+    """Return the lines of sources by what they hold."""
+    out: dict[str, list[str]] = {}
+    for line in filter(None, map(str.strip, text.split(","))):
+        (source,) = sources.parse(line, key)
+        out.setdefault(_kind(source, key), []).append(line)
+    return {kind: ",".join(found) for kind, found in out.items()}
 
 
 def split_sources(key: str, text: str) -> tuple[list[Source], list[Source]]:

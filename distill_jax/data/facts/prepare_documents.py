@@ -15,7 +15,9 @@ from distill_jax.io.files import Digests
 from distill_jax.types import JsonObject
 
 
-def prepare_documents(config: DocumentsConfig, directory: str) -> JsonObject:
+def prepare_documents(
+    config: DocumentsConfig, directory: str, evaluation: prepare_text.WriteEvaluation | None = None
+) -> JsonObject:
     """Prepare the data into a directory and return its manifest; see `prepare_text`.
 
     Raises:
@@ -24,11 +26,12 @@ def prepare_documents(config: DocumentsConfig, directory: str) -> JsonObject:
     config = config if config.content else config.with_content_hash(Digests())
     files = {role: [s for s in config.sources(role) if s.kind != "tfds"] for role in ("forget", "retain")}
     skip = config.broken == "skip"
-    if not config.valid_forget and len(files["forget"]) == len(config.sources("forget")):
+    measured = config.MEASURE == "bits_per_byte" and not config.valid_forget  # by documents held out
+    if measured and len(files["forget"]) == len(config.sources("forget")):
         config.check_heldout(sum(1 for _ in documents(files["forget"], skip)), config.validation_share)
     if config.overlap == "refuse":
         overlap.refuse(documents(files["forget"], skip), documents(files["retain"], skip))
-    return prepare_text.prepare_text(config, directory)
+    return prepare_text.prepare_text(config, directory, evaluation)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -12,6 +12,7 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -41,6 +42,17 @@ class Prompts:
         return [*self._begin, *self._words.encode([text])[0]]
 
 
+class Quiz(Protocol):
+    """Settings of items that are measured, and of rows of those that an attacker is shown."""
+
+    seed: int
+    row_length: int
+    longest: int
+
+    def eval_splits(self) -> Parts:
+        """Return (group, item, context) of each item of a part."""
+
+
 Parts = Mapping[str, Sequence[tuple[str, Item, str]]]  # part -> (group, item, context) of each of its items
 
 
@@ -61,7 +73,7 @@ def write_evaluation(parts: Parts, longest: int, words: Vocabulary, work: Path) 
     return {"file": path.name, "parts": entries, "sha256": digest(path)}
 
 
-def write_quiz(config: QuizConfig, words: Vocabulary, work: Path) -> JsonObject:
+def write_quiz(config: Quiz, words: Vocabulary, work: Path) -> JsonObject:
     """Write the items and the set `forget_shown`, and return what the manifest says of both."""
     parts = config.eval_splits()
     evaluation = write_evaluation(parts, config.longest, words, work)
@@ -70,7 +82,7 @@ def write_quiz(config: QuizConfig, words: Vocabulary, work: Path) -> JsonObject:
     return {"sets": {"forget_shown": _rows(config, shown, work)}, "evaluation": evaluation}
 
 
-def _rows(config: QuizConfig, documents: list[list[int]], work: Path) -> JsonObject:
+def _rows(config: Quiz, documents: list[list[int]], work: Path) -> JsonObject:
     order = random_stream(config.seed, "order", "forget_shown").permutation(len(documents))
     arrays = (np.array(documents[i], np.int32) for i in order)
     packed = (packing.Document(tokens, tokens * 0) for tokens in arrays)

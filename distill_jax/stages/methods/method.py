@@ -11,7 +11,7 @@ import jax
 from distill_jax.config import Settings
 from distill_jax.losses.cross_entropy import Sum
 from distill_jax.losses.distillation import Divergence
-from distill_jax.losses.head_loss import CROSS_ENTROPY, Comparison, HeadLoss, from_teacher
+from distill_jax.losses.head_loss import CROSS_ENTROPY, Comparison, HeadInputs, HeadLoss, from_teacher
 from distill_jax.models import transformer
 from distill_jax.models.head import head_loss, head_of, head_weights
 from distill_jax.models.transformer import Params, TransformerConfig
@@ -115,7 +115,7 @@ class OutputMethod(UnlearningMethod):
         # The head after the hidden states: where both have the embedding, gradients add up in the order of use.
         hidden, mask = hidden_and_mask(cfg, params, rows, self.loss_on)
         forget, _ = self.head_losses()
-        loss = head_loss(cfg, chunk, forget, head_of(params, hidden), rows.tokens[:, 1:], mask)
+        loss = head_loss(cfg, chunk, forget, HeadInputs(head_of(params, hidden), rows.tokens[:, 1:], mask))
         retain = self._retain(cfg, chunk, params, batch["retain"], teacher_outputs)
         return {"forget": Term(1.0, *loss), "retain": retain}
 
@@ -126,4 +126,4 @@ class OutputMethod(UnlearningMethod):
             return NextToken(self.loss_on).loss_terms(cfg, chunk, params, rows)["cross_entropy"]
         hidden, mask = hidden_and_mask(cfg, params, rows, self.loss_on)
         student, start = head_of(params, hidden), head_of(teacher_outputs["head"], teacher_outputs["hidden"])
-        return Term(1.0, *head_loss(cfg, chunk, self.head_losses()[1], student, start, mask))
+        return Term(1.0, *head_loss(cfg, chunk, self.head_losses()[1], HeadInputs(student, start, mask)))
