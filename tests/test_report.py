@@ -188,7 +188,7 @@ class Page(HTMLParser):
 @pytest.mark.unit
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_page_has_no_external_references(variant: str) -> None:
-    page = Page(run_page.render(VARIANTS[variant]()))
+    page = Page(run_page.render(clean(VARIANTS[variant]())))
     links = [value for _, attributes in page.tags for key, value in attributes.items() if key in ("src", "href")]
     assert [link for link in links if not link.startswith(("#", "data:"))] == []
     own = page.styles + "".join(text for attributes, text in page.scripts if attributes.get("id") != "plotly")
@@ -200,7 +200,7 @@ def test_page_has_no_external_references(variant: str) -> None:
 @pytest.mark.unit
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_figures_are_valid_plotly(variant: str) -> None:
-    drawings = Page(run_page.render(VARIANTS[variant]())).drawings
+    drawings = Page(run_page.render(clean(VARIANTS[variant]()))).drawings
     expected = {"full": 5, "without_oracle": 5, "holes": 5, "many": 5, "one_attacked": 5}.get(variant, 0)
     assert len(drawings["figures"]) == expected
     for figure in drawings["figures"].values():
@@ -387,7 +387,7 @@ def test_render_leaves_the_summary_alone() -> None:
 @pytest.mark.parametrize("variant", ["full", "without_oracle", "holes", "many"])
 def test_axes_say_what_they_measure_and_lines_whose_they_are(variant: str) -> None:
     """A saved picture has neither caption nor legend."""
-    made = VARIANTS[variant]()
+    made = clean(VARIANTS[variant]())
     drawings = Page(run_page.render(made)).drawings
     for place, figure in drawings["figures"].items():
         assert figure["layout"]["xaxis"]["title"]["text"] and figure["layout"]["yaxis"]["title"]["text"], place
