@@ -24,10 +24,11 @@ from hypothesis import strategies as st
 from plotly.offline import get_plotlyjs
 
 from distill_jax.config import ConfigError
-from distill_jax.reports import attack_curves, label_places, run_figures, run_page
+from distill_jax.reports import attack_curves, label_places, run_figures, run_page, run_tables
 from distill_jax.reports.rendering import clean
 from distill_jax.reports.run_summary import redraw
 from distill_jax.reports.trace_style import trace_styles
+from distill_jax.stages import Unlearn
 
 STEPS = list(range(0, 201, 10))
 HOSTILE = '<script>alert("x")</script><img src=http://evil.example/a.png> & \'"'
@@ -206,6 +207,15 @@ def test_figures_are_valid_plotly(variant: str) -> None:
     for figure in drawings["figures"].values():
         go.Figure(figure)  # raises on an unknown property or a value out of its domain
         assert all(len(trace["x"]) == len(trace["y"]) for trace in figure["data"])
+
+
+@pytest.mark.unit
+def test_the_settings_shown_are_those_that_the_method_reads() -> None:
+    rmu, maxent = Unlearn(method="rmu", start="a").as_dict(), Unlearn(method="maxent", start="a").as_dict()
+    models: Any = [{"label": "RMU", "settings": rmu}, {"label": "MaxEnt", "settings": maxent}, {"label": "UNDO"}]
+    shown = [row[2] for row in run_tables.ledger(models).rows]
+    assert "layer = 1," in shown[0] and "steer = 6.5" in shown[0] and "steps = " in shown[1] and shown[2] == ""
+    assert not re.search("layer|steer", shown[1])
 
 
 @pytest.mark.unit
