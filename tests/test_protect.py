@@ -32,7 +32,8 @@ from tests.spoil import shared
 
 RANDOM = str(TINY / "choices" / "model")
 FEW = (
-    "--config.data.row_length=64", "--config.suppress.steps=4", "--config.distill.steps=4",
+    "--config.data.row_length=64", "--config.data.least_heldout=2", "--config.suppress.steps=4",
+    "--config.distill.steps=4",
     "--config.distill.evaluate_every=2", "--config.attack.steps=4", "--config.attack.evaluate_steps=(0,4)",
     "--config.attack.learning_rates=(0.01,0.001)",
 )  # fmt: skip
