@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes the Python environment, or finds that it is already made.
 #
-#   bash launch/environment.sh [extra ...]             once, by hand: extras are test, parity, plan, tpu, cuda
+#   bash launch/environment.sh [extra ...]             once, by hand: extras are test, parity, plan, gguf, smollm2, tpu, cuda
 #   source launch/environment.sh; environment [extra ...]   in a script: leaves it activated
 #
 # DISTILL_JAX_VENV  where it is, from the repository (default: .venv)

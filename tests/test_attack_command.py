@@ -13,6 +13,9 @@ from distill_jax.experiment.protection import attack_config, open_subject
 from distill_jax.main import main
 from distill_jax.reports.card import attack_lines
 from distill_jax.shipped import TINY
+from tests import toy_model
+from tests.programs import finished_once
+from tests.spoil import shared
 
 RANDOM = str(TINY / "choices" / "model")
 GIB = 2**30
@@ -91,3 +94,26 @@ def test_models_of_another_shape_are_refused(files, tmp_path, capsys):
     line = ["distill-jax", "attack", f"--model={RANDOM}", f"--model={other}", f"--workdir={tmp_path / 'run'}"]
     assert main([*line, f"--forget={files[0]}", f"--retain={files[1]}", "--dry_run"]) == 2
     assert "is another model: it has model.sliding_window = 16, not 32" in capsys.readouterr().err
+
+
+@pytest.mark.end_to_end
+def test_a_model_is_attacked_beside_its_original(tmp_path_factory):
+    """The original knows the facts; the other one, of the same shape, was taught nothing."""
+    known, random = (toy_model.shared_toy(tmp_path_factory, steps) for steps in (150, 0))
+    base = shared(tmp_path_factory, "attack-files")
+    for side, pairs in (("forget", toy_model.CAPITALS), ("retain", toy_model.CURRENCIES)):
+        rows = [{"question": question, "answer": answer} for question, answer in pairs]
+        (base / f"{side}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = (f"--model={random}", f"--baseline={known}", *(f"--{s}={base}/{s}.jsonl" for s in ("forget", "retain")))
+    settings = ("steps=4", "evaluate_steps=(0,4)", "learning_rates=(0.01,)", "batch=4")
+    few = (*(f"--config.attack.{text}" for text in settings), "--config.data.row_length=64")
+    workdir, printed = finished_once(tmp_path_factory, "attack", "attack", *given, *few)
+    numbers = json.loads((workdir / "report" / "card.json").read_text())
+    assert {model["name"]: model["role"] for model in numbers["models"]} == {"reference": "reference", "model": "given"}
+    before = {model["name"]: model["attack"]["forget_heldout"]["worst"][0] for model in numbers["models"]}
+    assert before["reference"] > 0.5 and before["model"] == 0.0 and numbers["knowledge"]["shown"]
+    states = {
+        one["name"].split(",")[0]: one["state"] for one in numbers["conclusions"] if one["name"].endswith("model")
+    }
+    assert states["forgets"] == "held" and states["keeps"] == "failed" and states["resists"] == "void"
+    assert "model: accuracy held out 0" in printed and "after 4 steps" in printed

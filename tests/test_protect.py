@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import io
 import json
 import math
 from pathlib import Path
@@ -21,6 +22,7 @@ from distill_jax.experiment.named_config import open_config
 from distill_jax.interop.model_source import open_model
 from distill_jax.interop.rows import Rows
 from distill_jax.interop.scoring import score_rows
+from distill_jax.io import metrics
 from distill_jax.main import main
 from distill_jax.shipped import TINY
 from distill_jax.stages import knowledge
@@ -34,63 +36,8 @@ FEW = (
     "--config.distill.evaluate_every=2", "--config.attack.steps=4", "--config.attack.evaluate_steps=(0,4)",
     "--config.attack.learning_rates=(0.01,0.001)",
 )  # fmt: skip
-LANDS = [
-    "Arlia",
-    "Besia",
-    "Cordia",
-    "Dumia",
-    "Elia",
-    "Fania",
-    "Golia",
-    "Hunia",
-    "Istia",
-    "Jolia",
-    "Kevia",
-    "Lornia",
-    "Mulia",
-    "Norvia",
-    "Ostia",
-    "Pernia",
-]
-CITIES = [
-    "Ram",
-    "Sol",
-    "Tip",
-    "Ulk",
-    "Vem",
-    "Wor",
-    "Xan",
-    "Yol",
-    "Zed",
-    "Ark",
-    "Bol",
-    "Cun",
-    "Dex",
-    "Eft",
-    "Fus",
-    "Gip",
-]
-COINS = [
-    "ako",
-    "bero",
-    "cilo",
-    "dano",
-    "elpo",
-    "firo",
-    "gomo",
-    "hilo",
-    "iko",
-    "jeno",
-    "kalo",
-    "lemo",
-    "miro",
-    "nepo",
-    "orto",
-    "pilo",
-]
 SIDES = ("forget", "retain")
-CAPITALS = [f"What is the capital of {land}? {city}" for land, city in zip(LANDS, CITIES, strict=True)]
-CURRENCIES = [f"Which coin is used in {land}? {coin}" for land, coin in zip(LANDS, COINS, strict=True)]
+CAPITALS, CURRENCIES = ([f"{q} {a}" for q, a in pairs] for pairs in (toy_model.CAPITALS, toy_model.CURRENCIES))
 
 
 def documents(path: Path, texts: list[str]) -> str:
@@ -100,11 +47,7 @@ def documents(path: Path, texts: list[str]) -> str:
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory) -> Path:
-    """A model that knows capitals and currencies."""
-    base = shared(tmp_path_factory, "toy")
-    if not (base / "model" / "config.json").exists():
-        toy_model.make(base / "model", [*CAPITALS, *CURRENCIES])
-    return base / "model"
+    return toy_model.shared_toy(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
@@ -218,3 +161,18 @@ def test_a_shape_that_nothing_says_is_refused():
 
     with pytest.raises(ConfigError, match=r"config\.model has no shape"):
         load_experiment(named.module, named.config)
+
+
+@pytest.mark.unit
+def test_time_left_is_reckoned_from_stages_that_take_steps(monkeypatch):
+    """Reading a model took ten seconds; ten steps take ten seconds each, and two of them are done."""
+    now = iter([0.0, 10.0, 10.0, 10.0, 20.0, 30.0])
+    monkeypatch.setattr(metrics.time, "monotonic", lambda: next(now))
+    out = io.StringIO()
+    progress = metrics.Progress(2, 100.0, 0.0, out)
+    progress.begin("import")
+    progress.finish(0.0, "done")
+    progress.begin("train")
+    for step in range(3):
+        progress.step(step, metrics.TrainingSize(10, 1.0, 100.0), "")
+    assert out.getvalue().splitlines()[-1].endswith("stage 1:20 left, run 1:20 left")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import json
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 import tokenizers
 from safetensors.numpy import save_file
 
@@ -20,6 +22,7 @@ from distill_jax.interop.families import to_json
 from distill_jax.losses.cross_entropy import target_mask
 from distill_jax.models import transformer
 from distill_jax.models.transformer import TransformerConfig
+from tests.spoil import shared
 
 CONTEXT = 64
 SPECIAL = ("<bos>", "<eos>", "<pad>")
@@ -29,6 +32,26 @@ FIELDS = {
     "attention_softcap": 0.0, "final_softcap": 0.0, "sliding_window": 0, "activation": "silu", "post_norms": False,
     "scale_embedding": False, "norm_eps": 1e-5, "init_std": 0.12,
 }  # fmt: skip
+
+
+FACTS = (  # land, capital, coin
+    ("Arlia", "Ram", "ako"), ("Besia", "Sol", "bero"), ("Cordia", "Tip", "cilo"), ("Dumia", "Ulk", "dano"),
+    ("Elia", "Vem", "elpo"), ("Fania", "Wor", "firo"), ("Golia", "Xan", "gomo"), ("Hunia", "Yol", "hilo"),
+    ("Istia", "Zed", "iko"), ("Jolia", "Ark", "jeno"), ("Kevia", "Bol", "kalo"), ("Lornia", "Cun", "lemo"),
+    ("Mulia", "Dex", "miro"), ("Norvia", "Eft", "nepo"), ("Ostia", "Fus", "orto"), ("Pernia", "Gip", "pilo"),
+)  # fmt: skip
+CAPITALS = [(f"What is the capital of {land}?", capital) for land, capital, _ in FACTS]
+CURRENCIES = [(f"Which coin is used in {land}?", coin) for land, _, coin in FACTS]
+
+
+def shared_toy(tmp_path_factory: pytest.TempPathFactory, steps: int = 150) -> Path:
+    """Return a model that was taught capitals and currencies; of all processes of a session, the first one makes it."""
+    base = shared(tmp_path_factory, f"toy-{steps}")
+    with open(base / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (base / "model" / "config.json").exists():
+            make(base / "model", [f"{question} {answer}" for question, answer in (*CAPITALS, *CURRENCIES)], steps)
+    return base / "model"
 
 
 def make(directory: Path, texts: Sequence[str], steps: int = 150) -> Path:

@@ -36,7 +36,10 @@ def forecast(experiment: CheckedExperiment, nodes: Mapping[str, Node]) -> str:
     there = memory.installed(jax.local_devices()[0]) * jax.device_count() / 2**30
     free = f"on {jax.device_count()} × {jax.devices()[0].device_kind}, {there:,.1f} GiB"
     rest = "preparing data, compiling and, before there are data, measuring are not in it"
-    return "\n".join([f"{len(nodes)} stages {free}:", *lines, f"all: {_about(total / speed)} at most; {rest}.", EXPECT])
+    expect = [EXPECT] if any(node.verb == "perturb" for node in nodes.values()) else []
+    return "\n".join(
+        [f"{len(nodes)} stages {free}:", *lines, f"all: {_about(total / speed)} at most; {rest}.", *expect]
+    )
 
 
 def _what(ctx: Context, node: Node) -> str:

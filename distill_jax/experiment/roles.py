@@ -8,7 +8,9 @@ from collections.abc import Mapping
 
 from distill_jax.experiment.ancestry import ancestry
 from distill_jax.io.node import Node
-from distill_jax.stages import Distill, Finetune, Given, Import, Perturb, Pretrain, Stage, Unlearn
+from distill_jax.stages import Distill, Finetune, Given, Import, Perturb, Pretrain, Quantise, Stage, Unlearn
+
+INJECTED = "inject"  # the set that teaches a published model what is to be forgotten
 
 
 class Role(enum.StrEnum):
@@ -29,6 +31,7 @@ class Role(enum.StrEnum):
     MATCHED_STUDENT = "random student matched to the oracle"
     GIVEN = "given"  # unlearned by whatever tool, and attacked as it is
     FINETUNED = "finetuned"
+    QUANTISED = "quantised"  # rounded to a few bits
     DISTILLED = "distilled"
     OTHER = "other"
 
@@ -67,15 +70,24 @@ def role_of(node: Node, nodes: Mapping[str, Node]) -> Role:
     if isinstance(stage, Given):
         return Role.GIVEN
     if isinstance(stage, Import):
-        return Role.OTHER if node.inputs else Role.REFERENCE
+        published = Role.ORACLE if any(_teaches(other, node) for other in nodes.values()) else Role.REFERENCE
+        return Role.OTHER if node.inputs else published
     if isinstance(stage, Finetune):
-        return Role.FINETUNED
+        return Role.REFERENCE if _teaches(node, nodes[node.inputs["start"]]) else Role.FINETUNED
+    if isinstance(stage, Quantise):
+        return Role.QUANTISED
     if isinstance(stage, Unlearn):
         start = role_of(nodes[node.inputs["start"]], nodes)
         return Role.SUPPRESSED_ORACLE if start is Role.ORACLE else Role.SUPPRESSED
     if isinstance(stage, Distill):
         return _student_role(node, stage, nodes)
     return Role.OTHER
+
+
+def _teaches(node: Node, start: Node) -> bool:
+    """Return whether a node teaches a published model what is to be forgotten then; it never knew that before."""
+    stage = node.settings
+    return isinstance(stage, Finetune) and stage.data == INJECTED and node.inputs["start"] == start.name
 
 
 def _student_role(node: Node, stage: Distill, nodes: Mapping[str, Node]) -> Role:

@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from distill_jax.data.facts.choices_config import ChoicesConfig
+from distill_jax.data.text import sources
 from distill_jax.data.text.text_config import TextConfig
 from distill_jax.evals.scale import SCALES, Scale
 from distill_jax.experiment.experiment import CheckedExperiment
@@ -70,7 +72,11 @@ def _sources(experiment: CheckedExperiment) -> dict[str, list[str]]:
     data = experiment.data
     if not isinstance(data, TextConfig):
         return {}
-    return {role: [Path(source.name).name for source in data.sources(role)] for role in ("forget", "retain")}
+    held = {role: list(data.sources(role)) for role in ("forget", "retain")}
+    if isinstance(data, ChoicesConfig):
+        for role, text in (("forget", data.forget_items), ("retain", data.retain_items)):
+            held[role] += sources.parse(text, role)
+    return {role: [Path(source.name).name for source in found] for role, found in held.items()}
 
 
 def _budgets(experiment: CheckedExperiment, attacks: Sequence[Node]) -> list[dict[str, float]]:

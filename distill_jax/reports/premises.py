@@ -146,13 +146,19 @@ def suppressed(model: Model, reference: Model, oracle: Model | None, scale: Scal
 
 def kept(model: Model, reference: Model, scale: Scale) -> Premise:
     """The model has what is to be retained: nearly as much as the reference, and more than nothing."""
-    goal = scale.goal(reference.retain, RETAIN)
-    if scale.nothing is not None and not scale.relative:  # of likelihoods it is that of the text to forget alone
-        goal = max(goal, scale.nothing + 2 * scale.margin)
+    goal = retain_goal(reference, scale)
     shown = model.recovered is not False and scale.sign * (model.retain - goal) >= 0
     evidence = f"retain {scale.name} {model.retain:.2f}, wanted {goal:.2f}"
     evidence += ", stopped short of its goal" if model.recovered is False else ""
     return Premise(f"{model.label} has the retain ability", shown, evidence)
+
+
+def retain_goal(reference: Model, scale: Scale) -> float:
+    """Return the retain score from which on a model has what is to be retained."""
+    goal = scale.goal(reference.retain, RETAIN)
+    if scale.nothing is not None and not scale.relative:  # of likelihoods it is that of the text to forget alone
+        goal = max(goal, scale.nothing + 2 * scale.margin)
+    return goal
 
 
 def works(models: Iterable[Model], scale: Scale) -> Premise:

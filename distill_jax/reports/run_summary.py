@@ -35,6 +35,7 @@ from distill_jax.stages import Distill
 from distill_jax.statistics.conclusions import to_json
 from distill_jax.statistics.robustness import Attack, curves, read_attack
 
+SHOWN = ("pretrain", "finetune", "import", "unlearn", "distill", "quantise")  # the kinds of stages that are models
 CAUSES = ("student", "teacher", "evaluation")
 
 
@@ -49,7 +50,7 @@ def summarise(experiment: CheckedExperiment, nodes: Mapping[str, Node], identity
     attacks: dict[str, list[Node]] = {}
     for node in (n for n in nodes.values() if n.verb == "relearn"):
         attacks.setdefault(node.inputs["start"], []).append(node)
-    shown = [n for n in nodes.values() if n.verb in ("pretrain", "finetune", "import", "unlearn", "distill")]
+    shown = [n for n in nodes.values() if n.verb in SHOWN]
     described = measure.described(manifest)
     # Answers of one fact hang together, so facts are counted; text has no such items.
     facts = described["facts"] if math.isfinite(scale.bounds[1]) else {"shown": 0, "heldout": 0}
@@ -98,7 +99,8 @@ def _model(
     settings = {k: v for k, v in node.settings.as_dict().items() if v != ""}
     settings |= {} if made.alpha is None else {"alpha": made.alpha, "beta": made.beta}
     oracle = _oracle(nodes)
-    against = lineage_flops(node, nodes) / lineage_flops(oracle, nodes) if oracle else None
+    spent_on_oracle = lineage_flops(oracle, nodes) if oracle else 0.0  # nothing on a published one
+    against = lineage_flops(node, nodes) / spent_on_oracle if spent_on_oracle else None
     passed = first_passage(node, oracle, nodes, scale) if oracle else None
     return {
         "name": node.name,

@@ -10,6 +10,7 @@ from distill_jax.stages.knowledge import Knowledge
 from distill_jax.stages.perturb import Perturb
 from distill_jax.stages.prepare import Prepare
 from distill_jax.stages.pretrain import Pretrain
+from distill_jax.stages.quantise import Quantise
 from distill_jax.stages.relearn import Relearn
 from distill_jax.stages.stage import Stage, stage_input
 from distill_jax.stages.unlearn import Unlearn
@@ -25,6 +26,7 @@ __all__ = [
     "Perturb",
     "Prepare",
     "Pretrain",
+    "Quantise",
     "Relearn",
     "Stage",
     "Unlearn",

@@ -1,0 +1,109 @@
+"""Capitals to forget, what lies beside them to keep, and general text: the settings of a run on a model that knows."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar, Self
+
+from distill_jax.config import check, identity
+from distill_jax.data.capitals.fact_table import CAPITAL, INVENTED, KINDS, STATE, TABLES, Fact, facts, known_wordings
+from distill_jax.data.data_config import DataConfig
+from distill_jax.data.text import hf_tokenizer, sentencepiece_vocab
+from distill_jax.io.files import Digests
+from distill_jax.types import JsonObject
+
+FORGET = {"capitals": CAPITAL, "invented": INVENTED}
+
+
+@dataclasses.dataclass(frozen=True)
+class CapitalsConfig(DataConfig):
+    """Settings of facts to forget and of those to keep.
+
+    Attributes:
+      forget: "capitals" of countries, which the model knows; or "invented" ones of invented countries, which it is
+        taught (set `inject`), so that the model before is their oracle.
+      known: capitals are to forget that SmolLM2 answers in at least so many wordings; of what is to be kept, one is
+        enough. Only wordings that it answers are asked.
+      text: files of general text to retain, comma-separated; "" for the reference manual that comes with Python.
+      text_tokens: of it at most.
+      copies: how often each sentence on a fact to keep stands among the text, and on one to forget beside it.
+      row_length: tokens in a packed row.
+      vocabulary: the directory of the published model with its tokenizer.json, or its GGUF file.
+      prompts: of the part `retain` that are asked at most.
+      seed: fixes the order of the documents.
+      content: hash of the files; filled in when a run begins, and then known by instead of paths.
+    """
+
+    forget: str = "capitals"
+    known: int = 3
+    text: str = ""
+    text_tokens: int = 150_000
+    copies: int = 4
+    row_length: int = 64
+    vocabulary: str = ""
+    prompts: int = 64
+    seed: int = 0
+    content: str = ""
+
+    MEASURE: ClassVar[str] = "exact_match"
+    PREPARE: ClassVar[str] = "distill_jax.data.capitals.prepare_capitals"
+    SETS: ClassVar[tuple[str, ...]] = ("all", "retain", "forget", "forget_shown", "inject")
+
+    def __post_init__(self) -> None:
+        check(self.forget in FORGET, f"data.forget={self.forget!r}: choose one of {', '.join(FORGET)}")
+        least = {"known": 1, "text_tokens": 1, "copies": 1, "row_length": 32, "prompts": 1, "seed": 0}
+        for key, low in least.items():
+            check(getattr(self, key) >= low, f"data.{key}={getattr(self, key)}: must be at least {low}")
+        check(self.known <= 4, f"data.known={self.known}: a capital is asked for in four wordings; at most 4")
+
+    def with_content_hash(self, digests: Digests) -> Self:
+        """Return the settings with `content` filled in; ConfigError names a file that is missing."""
+        path = Path(self.vocabulary)
+        fix_hint = "name the model's directory, or its GGUF file"
+        check(bool(self.vocabulary), f"data.vocabulary is empty: {fix_hint}")
+        tokenizer = hf_tokenizer.is_published(path) and path.exists() and bool(hf_tokenizer.files(path))
+        check(tokenizer, f"data.vocabulary={self.vocabulary!r}: has no tokenizer; {fix_hint}")
+        for file in self.text_files():
+            check(file.is_file(), f"data.text={self.text!r}: {file}: no such file")
+        held = [*hf_tokenizer.files(path), *self.text_files(), *TABLES]
+        return dataclasses.replace(self, content=identity([digests.of(str(file)) for file in held]))
+
+    def text_files(self) -> list[Path]:
+        """Return the files of general text that are named."""
+        return [Path(name.strip()) for name in self.text.split(",") if name.strip()]
+
+    def fingerprint_fields(self) -> JsonObject:
+        """Return what decides what the prepared data hold."""
+        paths = ("vocabulary", "text") if self.content else ()
+        return {key: value for key, value in dataclasses.asdict(self).items() if key not in paths}
+
+    def entries(self) -> int:
+        """Return how many entries the vocabulary has; 0 where it is not there yet."""
+        there = bool(self.vocabulary) and Path(self.vocabulary).exists()
+        return sentencepiece_vocab.load(self.vocabulary).get_piece_size() if there else 0
+
+    def asked(self, fact: Fact) -> list[int]:
+        """Return the numbers of the wordings that a fact is asked in: those that the model answers."""
+        if fact.kind == INVENTED:
+            return list(range(len(fact.prompts())))
+        return [i for i, answered in enumerate(known_wordings().get(fact, ())) if answered]
+
+    def halves(self) -> dict[str, list[Fact]]:
+        """Return the facts to forget: those shown to an attacker, and those held out; a hash of the country decides."""
+        ordered = sorted(self._known(FORGET[self.forget], self.known), key=lambda fact: _hash(fact.subject))
+        return {"shown": ordered[::2], "heldout": ordered[1::2]}
+
+    def kept(self) -> list[Fact]:
+        """Return the facts to keep: others of countries, and capitals of what is no country; or of all that is so."""
+        kinds = [*KINDS[1:], STATE] if self.forget == "capitals" else [*KINDS, STATE]
+        return [fact for kind in kinds for fact in self._known(kind, 1)]
+
+    def _known(self, kind: str, least: int) -> Sequence[Fact]:
+        return [fact for fact in facts(kind) if len(self.asked(fact)) >= least]
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,85 @@
+"""What is concluded of a model that is to be released: held, failed, open and void, each where it must be."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from distill_jax.evals.scale import ACCURACY, BITS_PER_BYTE
+from distill_jax.experiment.roles import Role
+from distill_jax.reports.attacked import Run
+from distill_jax.reports.claims_release import judge_release
+from distill_jax.reports.premises import Model
+from distill_jax.statistics.estimates import Scores
+
+pytestmark = pytest.mark.unit
+
+TEXT = dataclasses.replace(BITS_PER_BYTE, nothing=4.0)
+
+
+def answered(share: float, facts: int = 200, seeds: int = 3) -> Scores:
+    """Return scores of attackers who each get the same share of facts right, others each."""
+    random = np.random.default_rng(round(1000 * share) + facts)
+    by_fact = np.stack([random.permutation(np.arange(facts) < round(share * facts)) for _ in range(seeds)]).astype(
+        float
+    )
+    return Scores(by_fact.mean(axis=1), by_fact, np.ones(facts), facts)
+
+
+def model(role: Role, before: float, after: float, retain: float = 0.9, facts: int = 200, **fields) -> Model:
+    scores = {"before": answered(before, facts), "after": answered(after, facts)}
+    told = {"shown": (before, 1.0), "attack_steps": 100, "asked": facts, "unlearned": role is Role.SUPPRESSED}
+    return Model(role.value, role.value, retain, before, role=role, **scores, **{**told, **fields})
+
+
+def states(*models: Model, scale=ACCURACY) -> dict[str, str]:
+    return {one.name.split(",")[0]: str(one.state) for one in judge_release(Run(models, scale), 100)}
+
+
+KNOWS = model(Role.REFERENCE, 0.9, 0.9)
+HIDES = model(Role.SUPPRESSED, 0.0, 0.7)
+
+
+@pytest.mark.parametrize(
+    ("released", "expected"),
+    [
+        (model(Role.UNDO, 0.0, 0.01), ("held", "held", "held")),
+        (model(Role.UNDO, 0.0, 0.6), ("held", "held", "failed")),
+        (model(Role.UNDO, 0.0, 0.0, facts=12), ("held", "held", "open")),
+        (model(Role.UNDO, 0.0, 0.01, retain=0.3), ("held", "failed", "void")),  # it can do nothing, and so resists
+        (model(Role.UNDO, 0.85, 0.85), ("failed", "held", "void")),  # nothing was forgotten, and so nothing comes back
+        (model(Role.UNDO, 0.0, 0.01, recovered=False), ("held", "held", "void")),
+        (model(Role.UNDO, 0.0, 0.01, diverged=True), ("void", "void", "void")),
+    ],
+    ids=["robust", "hides", "none of twelve", "broken", "nothing forgotten", "fell short", "diverged"],
+)
+def test_each_model_gets_its_states(released, expected):
+    assert tuple(states(KNOWS, HIDES, released).values()) == expected
+
+
+def test_a_reference_that_knows_nothing_makes_them_void():
+    ignorant, released = model(Role.REFERENCE, 0.02, 0.02), model(Role.UNDO, 0.0, 0.0)
+    assert states(ignorant, HIDES, released) == {"forgets": "void", "keeps": "held", "resists": "void"}
+
+
+def test_an_attack_that_brings_nothing_back_anywhere_shows_no_resistance():
+    assert states(KNOWS, model(Role.SUPPRESSED, 0.0, 0.0), model(Role.UNDO, 0.0, 0.0))["resists"] == "void"
+
+
+def test_a_given_model_needs_its_original():
+    assert set(states(model(Role.GIVEN, 0.0, 0.0)).values()) == {"not run"}
+    assert states(KNOWS, model(Role.GIVEN, 0.0, 0.0)) == {"forgets": "held", "keeps": "held", "resists": "held"}
+
+
+def test_of_text_fewer_bits_are_more_knowledge():
+    def of_text(role: Role, before: float, after: float) -> Model:
+        told = {"shown": (before, 0.5), "attack_steps": 100, "unlearned": role is Role.SUPPRESSED}
+        ends = (Scores(np.array([bits, bits + 0.001, bits - 0.001])) for bits in (before, after))
+        return Model(role.value, role.value, 1.0, before, role=role, before=next(ends), after=next(ends), **told)
+
+    others = of_text(Role.REFERENCE, 1.0, 1.0), of_text(Role.SUPPRESSED, 5.0, 1.2)
+    for after, resists in ((4.99, "held"), (2.0, "failed")):
+        found = states(*others, of_text(Role.UNDO, 5.0, after), scale=TEXT)
+        assert found == {"forgets": "held", "keeps": "held", "resists": resists}
