@@ -236,8 +236,8 @@ def test_layers_in_sections_have_the_gradients_of_layers_one_by_one(change):
         middle = transformer.residual_at(cfg, params, tokens, segments, 2)
         return gradient, jnp.where(segments[:, :, None] > 0, middle, 0)
 
-    ours, theirs = (jit(computed, static_argnums=0)(dataclasses.replace(plain, attention=a)) for a in BOTH)
-    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(theirs), strict=True):
+    ours, expected = (jit(computed, static_argnums=0)(dataclasses.replace(plain, attention=a)) for a in BOTH)
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(expected), strict=True):
         scale = np.abs(b).max()
         assert scale > 0, path
         np.testing.assert_allclose(a / scale, b / scale, atol=2e-5, rtol=0, err_msg=str(path))

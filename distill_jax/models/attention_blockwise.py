@@ -87,8 +87,8 @@ def _block_logits(blocks: Rows, i: jax.Array, j: jax.Array, logits: Logits) -> t
     place = jnp.arange(size)
     distance = (i - j) * size + place[:, None] - place[None, :]
     near = (distance >= 0) & (distance < logits.window) if logits.window else distance >= 0
-    mine, theirs = blocks.segments[i][:, :, None], blocks.segments[j][:, None, :]
-    visible = near & (mine == theirs) & (mine > 0)
+    query_segments, key_segments = blocks.segments[i][:, :, None], blocks.segments[j][:, None, :]
+    visible = near & (query_segments == key_segments) & (query_segments > 0)
     return softcap(x * logits.scale, logits.softcap), visible[:, None, None]
 
 
