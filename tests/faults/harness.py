@@ -33,6 +33,11 @@ SETTINGS = (
 )
 
 
+def command(workdir: Path) -> list[str]:
+    """Return the arguments of one worker."""
+    return ["sweep", f"--sweep={SWEEP}", *SETTINGS, f"--workdir={workdir}"]
+
+
 class Workers:
     """Start workers of the tiny sweep on one compilation cache."""
 
@@ -44,10 +49,10 @@ class Workers:
         """Start one worker in a process group of its own; what it says goes to a file that `said` reads."""
         workdir.parent.mkdir(parents=True, exist_ok=True)
         log = open(f"{workdir}.{len(list(workdir.parent.glob(f'{workdir.name}.*.log')))}.log", "w")  # noqa: SIM115
-        command = [sys.executable, "-m", "distill_jax", "sweep", f"--sweep={SWEEP}", *SETTINGS, f"--workdir={workdir}"]
+        line = [sys.executable, "-m", "distill_jax", *command(workdir), *more]
         with log:
             return subprocess.Popen(
-                [*command, *more], cwd=ROOT, env=self.env, stdout=log, stderr=log, text=True, start_new_session=True
+                line, cwd=ROOT, env=self.env, stdout=log, stderr=log, text=True, start_new_session=True
             )
 
     def __call__(self, workdir: Path, *more: str) -> tuple[int, str]:

@@ -16,6 +16,7 @@ from harness import Workers, assert_same, attempted, computed, kill, nodes, said
 
 from distill_jax.exit_codes import ExitCode
 from distill_jax.io.files import read_sealed, write_sealed
+from distill_jax.main import main
 from tests.spoil import cut, fill, flip, largest, shared, small_disk
 
 KILLS, FEWER = 20, 5  # the twenty with --thorough
@@ -179,7 +180,7 @@ def test_unpacked_the_sweep_comes_to_the_same(workers, undisturbed, copy):
 
 
 @pytest.mark.end_to_end
-def test_what_is_spoilt_is_named_and_never_used(workers, undisturbed, copy):
+def test_what_is_spoilt_is_named_and_never_used(workers, undisturbed, copy, capsys):
     """A model with a bit turned over or cut short, and every record of an attack cut short."""
     remove(copy, "relearn-undo-0.2")
     models = [path for name, path in nodes(copy).items() if name.startswith("undo-0.2")]
@@ -190,7 +191,8 @@ def test_what_is_spoilt_is_named_and_never_used(workers, undisturbed, copy):
     for spoil, path, file in victims:
         spoil(path / file if file else largest(path / "checkpoints/final"))
     for _ in victims:
-        code, text = workers(copy)
+        code = main(["distill-jax", *harness.command(copy)])  # nothing is computed: no process of its own
+        text = "".join(capsys.readouterr())
         refusal = text.splitlines()[-1]  # warnings before it name others
         said_of = [victim for _, victim, _ in victims if str(victim) in refusal and victim.exists()]
         assert code == 2 and len(said_of) == 1 and "remove" in text and "Traceback" not in text, text
@@ -240,8 +242,10 @@ def test_workers_with_another_config_or_code_are_refused(workers, copy):
 
 
 @pytest.mark.end_to_end
-def test_an_attacker_that_diverges_is_marked_and_the_others_go_on(workers, tmp_path):
+def test_an_attacker_that_diverges_is_marked_and_the_others_go_on(workers, undisturbed, tmp_path):
     workdir = tmp_path / "nan"
+    shutil.copytree(undisturbed / "nodes", workdir / "nodes")  # the models that it attacks
+    remove(workdir, "relearn-undo-0.2", "relearn-undo-0.9", "relearn-reference")
     code, text = workers(workdir, "--index=4", "--config.relearn.learning_rates=(1e-2,1e30)")
     assert code == 0, text
     (run,) = json.loads((workdir / "report/sweep.json").read_text())["runs"]
