@@ -18,12 +18,15 @@ from hypothesis import strategies as st
 from jax.extend.core import jaxprs_in_params
 from parity.record import RECORDINGS, draw
 
+from distill_jax import api
 from distill_jax.config import ConfigError
 from distill_jax.models import attention, attention_blockwise, attention_kernels, attention_triton, lora, transformer
 from distill_jax.models.attention_rows import Logits, Rows
 from distill_jax.models.presets import preset
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops
+from distill_jax.sharding.mesh import make_mesh
+from distill_jax.stages.context import Context
 from tests import mesh_worker
 from tests.test_sharding import assert_same_numbers, outcome, start
 
@@ -152,21 +155,24 @@ def test_cudnn_takes_a_population(monkeypatch):
 
 
 @unit
-def test_cudnn_has_the_same_gradients_in_a_population(small_blocks):
-    """By what JAX computes of the same arguments: members with rows of their own, or with those of all."""
+@pytest.mark.parametrize("implementation", ["blockwise", "cudnn", "triton"])
+def test_members_attend_as_each_alone(implementation, small_blocks):
+    """With rows of their own or those of all, where some train and others are frozen, as in a step."""
     case = Case((4, 2, 16, 0.0, 7))
-    weights = jnp.arange(1.0, 4.0)
+    own = np.stack([case.segments, np.ones_like(case.segments)])
 
-    def total(name, weight, segments):
-        q, k, v = (weight * x for x in case.inputs)
-        return jnp.sum(jnp.sin(attention.attention(name, Rows(q, k, v, segments), case.logits)) * case.real)
+    def member(name, weight, segments, active):
+        def total(weight):
+            q, k, v = (weight * x for x in case.inputs)
+            return jnp.sum(jnp.sin(attention.attention(name, Rows(q, k, v, segments), case.logits)) * case.real)
 
-    for axis, segments in ((None, case.segments), (0, np.stack([case.segments] * 3))):
-        ours, theirs = (
-            jit(jax.vmap(jax.value_and_grad(functools.partial(total, name)), in_axes=(0, axis)))(weights, segments)
-            for name in ("cudnn", "blockwise")
-        )
-        np.testing.assert_allclose(ours, theirs, rtol=1e-4)
+        return jax.lax.cond(active, jax.value_and_grad(total), lambda weight: (weight, weight), weight)
+
+    weights, active = jnp.array([1.0, 2.0]), jnp.array([True, False])
+    for axis, segments in ((None, case.segments), (0, own)):
+        ours = jit(jax.vmap(functools.partial(member, implementation), in_axes=(0, axis, 0)))(weights, segments, active)
+        alone = jit(functools.partial(member, "blockwise"))(weights[0], case.segments, True)
+        np.testing.assert_allclose(ours, np.stack([alone, [2.0, 2.0]], axis=1), rtol=1e-4)
 
 
 # Whole models
@@ -230,8 +236,8 @@ def test_layers_in_sections_have_the_gradients_of_layers_one_by_one(change):
         middle = transformer.residual_at(cfg, params, tokens, segments, 2)
         return gradient, jnp.where(segments[:, :, None] > 0, middle, 0)
 
-    ours, theirs = (jit(computed, static_argnums=0)(dataclasses.replace(plain, attention=a)) for a in BOTH)
-    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(theirs), strict=True):
+    ours, expected = (jit(computed, static_argnums=0)(dataclasses.replace(plain, attention=a)) for a in BOTH)
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(expected), strict=True):
         scale = np.abs(b).max()
         assert scale > 0, path
         np.testing.assert_allclose(a / scale, b / scale, atol=2e-5, rtol=0, err_msg=str(path))
@@ -387,6 +393,21 @@ def test_what_cannot_be_is_refused_with_the_reason(on, where, cfg, name, reason)
     on(where)
     with pytest.raises(ConfigError, match=f'model.attention = "{name}": .*{reason}; set it to'):
         attention.choose(dataclasses.replace(cfg, attention=name), 2048)
+
+
+@unit
+def test_what_cannot_be_is_refused_before_there_are_data(tmp_path):
+    run = api.open_run("language:smoke", tmp_path, {"model.attention": "cudnn"})
+    with pytest.raises(ConfigError, match="cuDNN runs on NVIDIA GPUs"):
+        run.compute()
+    assert not list(tmp_path.glob("nodes/*"))
+
+
+@unit
+@pytest.mark.parametrize(("name", "note"), [("auto", ""), ("blockwise", "attention: blockwise (named in the config)")])
+def test_a_run_says_how_rows_attend_where_there_is_a_choice(name, note):
+    ctx = types.SimpleNamespace(model=preset("cpu", attention=name), row_length=128)
+    assert Context.attention_note(ctx, make_mesh(1)) == note
 
 
 @unit

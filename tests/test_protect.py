@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import io
 import json
 import math
 from pathlib import Path
@@ -21,6 +22,7 @@ from distill_jax.experiment.named_config import open_config
 from distill_jax.interop.model_source import open_model
 from distill_jax.interop.rows import Rows
 from distill_jax.interop.scoring import score_rows
+from distill_jax.io import metrics
 from distill_jax.main import main
 from distill_jax.shipped import TINY
 from distill_jax.stages import knowledge
@@ -159,3 +161,18 @@ def test_a_shape_that_nothing_says_is_refused():
 
     with pytest.raises(ConfigError, match=r"config\.model has no shape"):
         load_experiment(named.module, named.config)
+
+
+@pytest.mark.unit
+def test_time_left_is_reckoned_from_stages_that_take_steps(monkeypatch):
+    """Reading a model took ten seconds; ten steps take ten seconds each, and two of them are done."""
+    now = iter([0.0, 10.0, 10.0, 10.0, 20.0, 30.0])
+    monkeypatch.setattr(metrics.time, "monotonic", lambda: next(now))
+    out = io.StringIO()
+    progress = metrics.Progress(2, 100.0, 0.0, out)
+    progress.begin("import")
+    progress.finish(0.0, "done")
+    progress.begin("train")
+    for step in range(3):
+        progress.step(step, metrics.TrainingSize(10, 1.0, 100.0), "")
+    assert out.getvalue().splitlines()[-1].endswith("stage 1:20 left, run 1:20 left")

@@ -103,6 +103,27 @@ def test_what_compute_alone_makes_dearer_is_not_compiled(monkeypatch):
     assert {where.split("-")[0] for where, _ in compiler.compiled} == {"v6e"}
 
 
+def test_what_costs_nothing_is_taken(monkeypatch):
+    Compiler(monkeypatch)
+    stages = cheapest(planner({"v4": 0.0, "v6e": 1.0}))
+    assert stages[0].slice.startswith("v4-") and sum(stage.cost for stage in stages) == 0
+
+
+def test_a_slice_whose_wires_make_no_such_mesh_is_left_out(monkeypatch):
+    compiler = Compiler(monkeypatch, fits_from=4)
+    lowering = compiler.lowering
+
+    def refusing(ctx, devices):
+        if len(devices) == 4:
+            raise ConfigError("undo: no such mesh")
+        return lowering(ctx, devices)
+
+    monkeypatch.setattr(slice_plan, "Lowering", refusing)
+    lines = []
+    assert cheapest(planner({"v5e": 1.0}, lines.append))[0].slice == "v5e-8"
+    assert "v5e-4: undo: no such mesh" in lines
+
+
 def test_nothing_that_fits_is_one_line(monkeypatch):
     Compiler(monkeypatch, fits_from=10**6)
     monkeypatch.setattr(slice_ranking, "MAX_CHIPS", 4)

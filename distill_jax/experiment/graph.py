@@ -25,6 +25,7 @@ from distill_jax.experiment.experiment import CheckedExperiment
 from distill_jax.io.files import sync, write_json
 from distill_jax.io.metrics import Progress
 from distill_jax.io.node import ROWS
+from distill_jax.models import attention
 from distill_jax.models.head import loss_way
 from distill_jax.perf import memory
 from distill_jax.perf.memory import FILL
@@ -244,8 +245,9 @@ def least_memory(ctx: Context, job: TrainJob) -> int:
     """Return the bytes, of all devices together, without which a job cannot take a step; from sizes alone.
 
     Raises:
-      ConfigError: if a loss cannot be computed in the way that the config names.
+      ConfigError: if a loss cannot be computed, or rows cannot attend, in the way that the config names.
     """
+    attention.choose(ctx.model, ctx.row_length)
     settings, adapters = job.settings, job.settings.adapters()
     tokens = settings.batch // settings.microbatches * ctx.row_length
     ways = [loss_way(ctx.model, loss) for loss in settings.objective().head_losses()] or ["chunked"]

@@ -6,10 +6,10 @@ Axes as in `attention`; of n blocks, each of t queries or keys.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from distill_jax.models.attention_rows import MASKED, NAME, Logits, Rows, in_one_batch, lengthened
@@ -58,10 +58,26 @@ def _join(x: jax.Array) -> jax.Array:
     return x.transpose(1, 0, 4, 2, 3, 5).reshape(b, n * t, kv * g, h)
 
 
-def _pairs(count: int, size: int, window: int) -> np.ndarray:
-    """Return the pairs (block of queries, block of keys) of which something is visible, int32 [pairs, 2]."""
-    nearest = [(i, j, (i - j) * size - (size - 1)) for i in range(count) for j in range(i + 1)]
-    return np.array([(i, j) for i, j, distance in nearest if not window or distance < window], np.int32)
+Pair = tuple[jax.Array, jax.Array]  # the numbers of a block of queries and of one of keys
+
+
+def _over_pairs(step: Callable[[Pair, Three], Three], start: Three, blocks: Rows, window: int) -> Three:
+    """Fold step over the pairs of blocks of which something is visible.
+
+    The pair is part of what the loop carries: a table of them would be a constant, which `in_one_batch` may not see.
+    """
+    count, size = len(blocks.q), blocks.q.shape[-2]
+    before = (window + size - 2) // size if window else count  # blocks of keys before its own that a query may see
+
+    def one(carry: tuple[Pair, Three], _: None) -> tuple[tuple[Pair, Three], None]:
+        (i, j), sums = carry
+        last = j == i
+        following = i + last, jnp.where(last, jnp.maximum(i + 1 - before, 0), j + 1)
+        return (following, step((i, j), sums)), None
+
+    pairs = sum(min(i, before) + 1 for i in range(count))
+    zero = jnp.zeros((), jnp.int32)
+    return jax.lax.scan(one, ((zero, zero), start), None, length=pairs)[0][1]
 
 
 def _block_logits(blocks: Rows, i: jax.Array, j: jax.Array, logits: Logits) -> tuple[jax.Array, jax.Array]:
@@ -71,8 +87,8 @@ def _block_logits(blocks: Rows, i: jax.Array, j: jax.Array, logits: Logits) -> t
     place = jnp.arange(size)
     distance = (i - j) * size + place[:, None] - place[None, :]
     near = (distance >= 0) & (distance < logits.window) if logits.window else distance >= 0
-    mine, theirs = blocks.segments[i][:, :, None], blocks.segments[j][:, None, :]
-    visible = near & (mine == theirs) & (mine > 0)
+    query_segments, key_segments = blocks.segments[i][:, :, None], blocks.segments[j][:, None, :]
+    visible = near & (query_segments == key_segments) & (query_segments > 0)
     return softcap(x * logits.scale, logits.softcap), visible[:, None, None]
 
 
@@ -102,8 +118,8 @@ def _weighted_values(logits: Logits, size: int, rows: Rows) -> tuple[jax.Array, 
     """Return what queries attend to, [B, T, N, H], and the log-sum-exp of their logits, fp32 [B, T, N, 1]."""
     blocks = _blocks(rows, size)
 
-    def one(carry: Three, pair: jax.Array) -> tuple[Three, None]:
-        (i, j), (top, total, out) = pair, carry
+    def one(pair: Pair, sums: Three) -> Three:
+        (i, j), (top, total, out) = pair, sums
         x, visible = _block_logits(blocks, i, j, logits)
         x = jnp.where(visible, x, MASKED)
         new = jnp.maximum(top[i], jnp.max(x, axis=-1))
@@ -112,12 +128,11 @@ def _weighted_values(logits: Logits, size: int, rows: Rows) -> tuple[jax.Array, 
             "BKGts,BKsH->BKGtH", weights.astype(rows.v.dtype), blocks.v[j], preferred_element_type=jnp.float32
         )
         total = _put(total, i, kept * total[i] + jnp.sum(weights, axis=-1))
-        return (_put(top, i, new), total, _put(out, i, kept[..., None] * out[i] + product)), None
+        return _put(top, i, new), total, _put(out, i, kept[..., None] * out[i] + product)
 
     shape = blocks.q.shape
     top, total = jnp.full(shape[:-1], MASKED, jnp.float32), jnp.zeros(shape[:-1], jnp.float32)
-    pairs = jnp.asarray(_pairs(len(blocks.q), size, logits.window))
-    (top, total, out), _ = jax.lax.scan(one, (top, total, jnp.zeros(shape, jnp.float32)), pairs)
+    top, total, out = _over_pairs(one, (top, total, jnp.zeros(shape, jnp.float32)), blocks, logits.window)
     log_sum = top + jnp.log(total)
     return _join((out / total[..., None]).astype(rows.v.dtype)), _join(log_sum[..., None])
 
@@ -133,8 +148,8 @@ def _gradients(logits: Logits, size: int, rows: Rows, *of_queries: jax.Array) ->
     # Σ_s weight · d_weight of each query, which a softmax's gradient subtracts.
     mean = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
 
-    def one(carry: Three, pair: jax.Array) -> tuple[Three, None]:
-        (i, j), (dq, dk, dv) = pair, carry
+    def one(pair: Pair, sums: Three) -> Three:
+        (i, j), (dq, dk, dv) = pair, sums
         x, visible = _block_logits(blocks, i, j, logits)
         weights = jnp.where(visible, jnp.exp(x - log_sum[i]), 0.0)
         product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
@@ -145,10 +160,9 @@ def _gradients(logits: Logits, size: int, rows: Rows, *of_queries: jax.Array) ->
         dx, weights = dx.astype(dtype), weights.astype(dtype)
         dq = _put(dq, i, dq[i] + product("BKGts,BKsH->BKGtH", dx, blocks.k[j]))
         dk = _put(dk, j, dk[j] + product("BKGts,BKGtH->BKsH", dx, blocks.q[i]))
-        return (dq, dk, _put(dv, j, dv[j] + product("BKGts,BKGtH->BKsH", weights, d_out[i]))), None
+        return dq, dk, _put(dv, j, dv[j] + product("BKGts,BKGtH->BKsH", weights, d_out[i]))
 
     dq, dk, dv = (jnp.zeros(x.shape, jnp.float32) for x in blocks[:3])
-    pairs = jnp.asarray(_pairs(len(blocks.q), size, logits.window))
-    (dq, dk, dv), _ = jax.lax.scan(one, (dq, dk, dv), pairs)
+    dq, dk, dv = _over_pairs(one, (dq, dk, dv), blocks, logits.window)
     dq, dk, dv = (_join(x).astype(dtype) for x in (dq, dk[:, :, :, None], dv[:, :, :, None]))
     return dq, dk, dv

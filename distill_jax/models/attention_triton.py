@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ from jax.experimental.pallas import triton
 
 from distill_jax.models.attention_rows import MASKED, NAME, Logits, Rows, lengthened
 from distill_jax.sharding.mesh import first_device
+from distill_jax.types import PyTree
 
 LOG2_E = math.log2(math.e)  # a GPU has 2^x, and no e^x
 
@@ -38,7 +40,7 @@ class Tiles(NamedTuple):
 FORWARD, QUERY_GRADIENT, KEY_GRADIENT = Tiles(128, 64, 8, 2), Tiles(128, 32, 8, 1), Tiles(32, 64, 8, 2)
 LONGEST = 128  # the length of rows is a multiple of each block's
 
-Refs = Any  # Pallas references to what a program sees of an array
+Refs = PyTree  # Pallas references to what a program sees of an array
 
 
 def attend(rows: Rows, logits: Logits) -> jax.Array:
@@ -160,13 +162,13 @@ def _key_gradient_kernel(logits: Logits, *refs: Refs) -> None:
     dk_ref[...], dv_ref[...] = (x.astype(dk_ref.dtype) for x in sums)
 
 
-def _call(kernel: Any, logits: Logits, tiles: Tiles, **call: Any) -> Any:
+def _call(kernel: Callable[..., None], logits: Logits, tiles: Tiles, **call: PyTree) -> PyTree:
     parameters = triton.CompilerParams(num_warps=tiles.warps, num_stages=tiles.stages)
     interpret = first_device().platform == "cpu"
     return pl.pallas_call(functools.partial(kernel, logits), compiler_params=parameters, interpret=interpret, **call)
 
 
-def _by_query_blocks(rows: Rows, tiles: Tiles) -> tuple[dict[str, Any], pl.BlockSpec, pl.BlockSpec]:
+def _by_query_blocks(rows: Rows, tiles: Tiles) -> tuple[dict[str, PyTree], pl.BlockSpec, pl.BlockSpec]:
     """Return the grid (blocks, B, N) with what a program sees of rows, of an array like q, and of one [B, N, T]."""
     batch, length, heads, width = rows.q.shape
     groups = heads // rows.k.shape[2]
@@ -186,7 +188,7 @@ def _forward(rows: Rows, logits: Logits) -> tuple[jax.Array, tuple[Rows, jax.Arr
     return out, (rows, out, log_sum)
 
 
-def _backward(logits: Logits, saved: tuple[Rows, jax.Array, jax.Array], d_out: jax.Array) -> tuple[Any]:
+def _backward(logits: Logits, saved: tuple[Rows, jax.Array, jax.Array], d_out: jax.Array) -> tuple[Rows]:
     rows, out, log_sum = saved
     # Σ_s weight · d_weight of each query, which a softmax's gradient subtracts: [B, N, T].
     mean = jnp.einsum("BTNH,BTNH->BNT", out.astype(jnp.float32), d_out.astype(jnp.float32))
@@ -205,7 +207,7 @@ def _backward(logits: Logits, saved: tuple[Rows, jax.Array, jax.Array], d_out: j
     call = {"grid": (length // tiles.keys, batch, kv_heads), "out_specs": (keys, keys), "out_shape": (rows.k, rows.v)}
     call |= {"in_specs": [queries, keys, keys, segments, queries, numbers, numbers], "name": "attention_key_gradient"}
     dk, dv = _call(_key_gradient_kernel, logits, tiles, **call)(*inputs)
-    of_segments: Any = None
+    of_segments: PyTree = None
     return (Rows(dq, dk, dv, of_segments),)
 
 

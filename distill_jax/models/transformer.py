@@ -19,7 +19,7 @@ import itertools
 import math
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -405,7 +405,7 @@ class Attends(NamedTuple):
       kinds: whether each layer is local, where a program serves one kind; None where one serves both, told by an array.
     """
 
-    of: Callable[[Any], Attend]
+    of: Callable[..., Attend]
     kinds: tuple[bool, ...] | None = None
 
 
