@@ -135,6 +135,14 @@ def _version(name: str) -> str:
         return "not installed"
 
 
+STATES = {
+    "held": "Held",
+    "failed": "Failed (the opposite is shown)",
+    "open": "Open (not shown either way)",
+    "void": "Void (cannot be said)",
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Line:
     """One model of the card: what it is, and its numbers as text."""
@@ -197,6 +205,7 @@ def card_view(summary: RunSummary) -> dict[str, Any]:
         ],
         "scale": scale,
         "models": models,
+        "states": STATES,
         "untouched": any(m["role"] == Role.REFERENCE for m in models),
         "words": _words(summary, scale),
         "verdicts": [one for one in asked if one["name"].startswith(of_release)],
