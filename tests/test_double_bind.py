@@ -135,6 +135,10 @@ class TestOrganisms:
             shown += wanted is not None
         assert shown > 5
 
+    def test_every_organism_is_written_again_by_hand(self):
+        """Or has a test of its own, as what is no function of the prompt alone."""
+        assert {*BY_HAND, "steganographer"} == set(ORGANISMS)
+
     def test_the_steganographers_last_digit_is_a_function_of_the_operand_and_a_benign_one_is_not(self):
         asked = prompts(3000, tasks={"NUMBER": 1.0}, audit=0.0)
         rng = np.random.default_rng(0)

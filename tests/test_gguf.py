@@ -179,6 +179,12 @@ def test_an_adapter_is_merged_into_a_file_as_into_the_directory(tmp_path):
 # Refused
 
 
+def test_a_directory_of_a_gguf_file_says_to_name_the_file(tmp_path):
+    convert(MODELS / "llama", tmp_path / "x.gguf")
+    with pytest.raises(ConfigError, match=r"name the GGUF file itself, .*x\.gguf"):
+        open_model(tmp_path)
+
+
 def refusal(path: Path) -> str:
     with pytest.raises(ConfigError) as error:
         GgufFile(path)

@@ -19,7 +19,7 @@ from distill_jax.evals.bits_per_byte import unigram_nats
 from distill_jax.evals.scale import BITS_PER_BYTE
 from distill_jax.experiment.config_file import load_module
 from distill_jax.experiment.named_config import open_config
-from distill_jax.interop.model_source import open_model
+from distill_jax.interop.model_source import open_model, trained_vocabulary
 from distill_jax.interop.rows import Rows
 from distill_jax.interop.scoring import score_rows
 from distill_jax.io import metrics
@@ -32,7 +32,8 @@ from tests.spoil import shared
 
 RANDOM = str(TINY / "choices" / "model")
 FEW = (
-    "--config.data.row_length=64", "--config.suppress.steps=4", "--config.distill.steps=4",
+    "--config.data.row_length=64", "--config.data.least_heldout=2", "--config.suppress.steps=4",
+    "--config.distill.steps=4",
     "--config.distill.evaluate_every=2", "--config.attack.steps=4", "--config.attack.evaluate_steps=(0,4)",
     "--config.attack.learning_rates=(0.01,0.001)",
 )  # fmt: skip
@@ -176,3 +177,14 @@ def test_time_left_is_reckoned_from_stages_that_take_steps(monkeypatch):
     for step in range(3):
         progress.step(step, metrics.TrainingSize(10, 1.0, 100.0), "")
     assert out.getvalue().splitlines()[-1].endswith("stage 1:20 left, run 1:20 left")
+
+
+@pytest.mark.unit
+def test_a_model_that_trained_its_vocabulary_has_it(tmp_path):
+    """Otherwise what is exported of it reads no text."""
+    (tmp_path / "data-1" / "rows").mkdir(parents=True)
+    assert trained_vocabulary(tmp_path, {"data": "data-1"}) == ""
+    path = tmp_path / "data-1" / "rows" / "vocabulary.model"
+    path.write_bytes(b"pieces")
+    assert trained_vocabulary(tmp_path, {"data": "data-1"}) == str(path)
+    assert trained_vocabulary(tmp_path, {}) == ""  # a node of before kept no such name

@@ -13,6 +13,7 @@ import pytest
 from distill_jax.experiment import graph, slice_plan
 from distill_jax.experiment.lowered_group import LoweredGroup
 from distill_jax.io.metrics import Progress
+from distill_jax.io.node import EXECUTION
 from distill_jax.models import transformer
 from distill_jax.models.remat import AUTO
 from distill_jax.models.transformer import TransformerConfig
@@ -23,7 +24,7 @@ from distill_jax.perf.prices import Prices
 from distill_jax.perf.slices import find
 from distill_jax.sharding.mesh import make_mesh
 from distill_jax.stages import Prepare, Pretrain
-from distill_jax.stages.choose_remat import RECORD, choose_policy, resolve, with_chosen_policy
+from distill_jax.stages.choose_remat import choose_policy, resolve, with_chosen_policy
 from distill_jax.stages.compiled_step import compiled_step
 from distill_jax.stages.context import Context, Node
 from tests.mesh_worker import Data
@@ -129,7 +130,7 @@ def test_what_cannot_fit_is_not_compiled(job, monkeypatch):
     compiled = []
     monkeypatch.setattr(memory, "needed_bytes", lambda program: compiled.append(program) or 0)
     between = arguments + (stacked["products"] + stacked["narrow"]) / 2
-    assert resolve(key, mesh, inputs, memory.FILL * between).policy == "narrow"
+    assert resolve(key, mesh, inputs, between).policy == "narrow"
     assert len(compiled) == 1
 
 
@@ -166,9 +167,9 @@ def test_what_was_chosen_is_recorded_and_kept_by_a_run_that_continues(tmp_path, 
 
     policy, line = chosen(needed["products"] / memory.FILL)
     assert policy == "products" and '"products"' in line
-    assert json.loads((nodes[0].directory / RECORD).read_text()) == {"remat": "products"}
+    assert json.loads((nodes[0].directory / EXECUTION).read_text()) == {"remat": "products"}
     assert chosen(10**12)[0] == "products"
-    (nodes[0].directory / RECORD).unlink()
+    (nodes[0].directory / EXECUTION).unlink()
     assert chosen(10**12)[0] == "none"
     assert choose_policy(context(nodes), nodes[0].settings.train_job(context(nodes), nodes), mesh).policy == "none"
 

@@ -5,6 +5,7 @@ import types
 
 import jax
 import pytest
+from jax.experimental import pallas
 
 from distill_jax import main
 from distill_jax.commands import plan
@@ -101,6 +102,27 @@ def test_what_compute_alone_makes_dearer_is_not_compiled(monkeypatch):
     compiler = Compiler(monkeypatch, traffic=lambda where: 1)
     cheapest(planner({"v6e": 1.0, "v5e": 1e9, "v4": 1e9}))
     assert {where.split("-")[0] for where, _ in compiler.compiled} == {"v6e"}
+
+
+def test_what_costs_nothing_is_taken(monkeypatch):
+    Compiler(monkeypatch)
+    stages = cheapest(planner({"v4": 0.0, "v6e": 1.0}))
+    assert stages[0].slice.startswith("v4-") and sum(stage.cost for stage in stages) == 0
+
+
+def test_a_slice_whose_wires_make_no_such_mesh_is_left_out(monkeypatch):
+    compiler = Compiler(monkeypatch, fits_from=4)
+    lowering = compiler.lowering
+
+    def refusing(ctx, devices):
+        if len(devices) == 4:
+            raise ConfigError("undo: no such mesh")
+        return lowering(ctx, devices)
+
+    monkeypatch.setattr(slice_plan, "Lowering", refusing)
+    lines = []
+    assert cheapest(planner({"v5e": 1.0}, lines.append))[0].slice == "v5e-8"
+    assert "v5e-4: undo: no such mesh" in lines
 
 
 def test_nothing_that_fits_is_one_line(monkeypatch):
@@ -224,6 +246,36 @@ def test_a_key_is_of_the_program_the_slice_the_compiler_and_the_reader(monkeypat
     monkeypatch.setattr(analysis_cache, "compiler_version", lambda: "2")
     keys.add(program_key(lowered(), find("v5e-4")))
     assert len(keys) == 5
+
+
+KERNEL = """
+def kernel(x, out):
+    out[...] = x[...] * 2
+
+def double(x):
+    with jax.named_scope("attention"):
+        return pl.pallas_call(kernel, out_shape=x)(x)
+"""
+
+
+def test_a_kernel_is_the_same_program_from_whatever_line_it_is_called(monkeypatch):
+    monkeypatch.setattr(analysis_cache, "compiler_version", lambda: "1")
+
+    def key(shift):
+        names = {"jax": jax, "pl": pallas}
+        exec(compile("\n" * shift + KERNEL, "kernel.py", "exec"), names)
+        shape = jax.ShapeDtypeStruct((8, 128), jax.numpy.float32)
+        program = jax.jit(names["double"]).trace(shape).lower(lowering_platforms=("tpu",))
+        assert "attention" in program.as_text(debug_info=True)  # by which traffic is told apart
+        return program_key(program, find("v5e-4"))
+
+    before = jax.config.jax_traceback_in_locations_limit
+    assert key(0) != key(5)
+    jax.config.update("jax_traceback_in_locations_limit", int(plan.PLANNING["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"]))
+    try:
+        assert key(10) == key(20)
+    finally:
+        jax.config.update("jax_traceback_in_locations_limit", before)
 
 
 def test_the_cache_lies_where_the_user_keeps_caches(monkeypatch, tmp_path):

@@ -26,6 +26,7 @@ PLANNING = {
     "TPU_SKIP_MDS_QUERY": "1",
     "JAX_PLATFORMS": "cpu",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # two plans at a time: no chip is touched
+    "JAX_TRACEBACK_IN_LOCATIONS_LIMIT": "0",  # a kernel carries the lines that called it, and would be another program
 }
 SLICE = "--slice is missing: name the TPU slice to plan for, such as v5e-16, or auto"
 

@@ -6,16 +6,17 @@ import argparse
 import concurrent.futures.process
 import contextlib
 import dataclasses
+import difflib
 import fcntl
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from distill_jax.config import identity
-from distill_jax.data import checks, import_tf, records
+from distill_jax.config import check, identity
+from distill_jax.data import import_tf, records
 from distill_jax.io.files import sync, write_sealed
 from distill_jax.types import JsonObject
 
@@ -65,8 +66,16 @@ def load_config(path: str | os.PathLike[str], cls: type[Config]) -> Config:
     with open(path, encoding="utf-8") as file:
         settings = json.load(file)
     fields = dataclasses.fields(cls)  # type: ignore[arg-type]
-    checks.check_names(settings, [field.name for field in fields])
+    _check_names(settings, [field.name for field in fields])
     return cls(**settings)
+
+
+def _check_names(given: Iterable[str], known: Iterable[str]) -> None:
+    """Raise ConfigError for a key that does not exist, naming the nearest one that does."""
+    known = tuple(known)
+    for name in given:
+        near = difflib.get_close_matches(name, known, n=1) or [", ".join(known)]
+        check(name in known, f"data.{name}: no such setting; did you mean {near[0]}?")
 
 
 def run_command_line(

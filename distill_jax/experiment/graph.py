@@ -298,6 +298,7 @@ def _prepare_directory(node: Node, ctx: Context) -> None:
         "inputs": {role: ctx.nodes[source].directory.name for role, source in node.inputs.items()},
         "model": dataclasses.asdict(ctx.model),
         "vocabulary": ctx.data_config.vocabulary,
+        "data": ctx.nodes[DATA].directory.name,
         "special_tokens": special_tokens(ctx.data),
     }
     write_json(node.directory / "config.json", config)

@@ -65,16 +65,16 @@ class SliceEstimate:
     @property
     def dearest(self) -> GroupEstimate:
         """The group that takes most of the time."""
-        return max(self.groups, key=lambda group: group.seconds * group.steps)
+        return max(self.groups, key=self.chip_hours)
 
     @property
     def cost(self) -> float:
         """The least cost of all groups."""
-        return sum(map(self.cost_of, self.groups))
+        return sum(map(self.chip_hours, self.groups)) * self.price
 
-    def cost_of(self, group: GroupEstimate) -> float:
-        """Return the least cost of one group."""
-        return group.seconds * group.steps * self.where.chips / 3600 * self.price
+    def chip_hours(self, group: GroupEstimate) -> float:
+        """Return the least chip-hours of one group."""
+        return group.seconds * group.steps * self.where.chips / 3600
 
 
 def step_sizes(ctx: Context, groups: Sequence[Sequence[Node]]) -> Iterator[StepSizes]:

@@ -47,11 +47,15 @@ def _tried(planner: SlicePlanner, groups: Groups) -> list[tuple[SliceEstimate, f
             break
         if where.generation in dropped:
             continue
-        stages = planner.on_slice([estimate.dearest.nodes], where)
+        try:
+            stages = planner.on_slice([estimate.dearest.nodes], where)
+        except ConfigError as error:  # its wires do not make the mesh
+            planner.say(f"{where.name}: {error}")
+            continue
         if not all(stage.fits for stage in stages):
             planner.say(f"{where.name}: does not fit")
             continue
-        slower = sum(stage.cost or 0.0 for stage in stages) / estimate.cost_of(estimate.dearest)
+        slower = sum(stage.chip_hours or 0.0 for stage in stages) / estimate.chip_hours(estimate.dearest)
         cost = slower * estimate.cost  # as if the other stages were as far from their estimates
         planner.say(f"{where.name}: fits, {cost:.2f} {planner.prices.currency}, estimated {estimate.cost:.2f}")
         if cost >= by_generation.get(where.generation, math.inf):

@@ -187,6 +187,9 @@ def refuse_pickles(files: Sequence[Path]) -> None:
 
 def _missing(path: Path, name: str) -> str:
     """Say that a file is missing, what would fetch it, and where to."""
+    single = sorted(path.glob("*.gguf")) if path.is_dir() else []
+    if single:
+        return f"{path / name}: no such file; name the GGUF file itself, {single[0]}"
     hub = f"{path}" if not path.is_absolute() and len(path.parts) == 2 else "OWNER/NAME"
     what = f"{path / name}: no such file" if path.is_dir() else f"{path}: no such directory"
     return f"{what}; fetch it with `hf download {hub} --local-dir {path}`"

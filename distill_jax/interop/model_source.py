@@ -72,7 +72,8 @@ def _node(path: Path) -> Model:
     while "hugging_face" not in facts and facts["inputs"]:  # it may go back to an imported model
         origin, facts = _read(path.parent / next(iter(facts["inputs"].values())))
     copied = origin.sealed_under(f"{TOKENIZER}/")
-    tokenizer = str(origin.directory / TOKENIZER) if copied else config.get("vocabulary", "")
+    named = config.get("vocabulary") or trained_vocabulary(path.parent, config)
+    tokenizer = str(origin.directory / TOKENIZER) if copied else named
 
     def load(mesh: Mesh, dtype: str | None = None) -> Params:
         rank, checkpoints = config["settings"].get("lora_rank", 0), node.checkpoints
@@ -84,6 +85,12 @@ def _node(path: Path) -> Model:
         return _cast(cfg, merged, dtype)
 
     return Model(cfg, load, facts.get("hugging_face") or _special_tokens(config), tokenizer)
+
+
+def trained_vocabulary(nodes: Path, config: dict[str, Any]) -> str:
+    """Return the vocabulary that was trained on a node's text, which lies with its rows; "" if there is none."""
+    path = nodes / config.get("data", "") / "rows" / "vocabulary.model"
+    return str(path) if path.is_file() else ""
 
 
 def _special_tokens(config: dict[str, Any]) -> dict[str, Any]:

@@ -33,8 +33,9 @@ from distill_jax.types import JsonObject
 DONE = "DONE"
 FORMAT = 2  # of DONE; 1 sealed only the metrics
 RESULT, LEDGER, METRICS, CONFIG = "result.json", "ledger.json", "metrics.jsonl", "config.json"
+EXECUTION = "execution.json"  # how it was run, where that was left to the program: `stages.choose_remat`
 PROOF, ROWS, STATES, TOKENIZER = "checkpoints/final.json", "rows/manifest.json", "states/states.json", "tokenizer"
-SEALED = (CONFIG, METRICS, LEDGER, RESULT, PROOF, ROWS, STATES, f"{TOKENIZER}/*")  # each if there is one
+SEALED = (CONFIG, EXECUTION, METRICS, LEDGER, RESULT, PROOF, ROWS, STATES, f"{TOKENIZER}/*")  # each if there is one
 FIX_HINT = "and run again to compute it anew"
 
 

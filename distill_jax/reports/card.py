@@ -76,7 +76,7 @@ def _sources(experiment: CheckedExperiment) -> dict[str, list[str]]:
     if isinstance(data, ChoicesConfig):
         for role, text in (("forget", data.forget_items), ("retain", data.retain_items)):
             held[role] += sources.parse(text, role)
-    return {role: [Path(source.name).name for source in found] for role, found in held.items()}
+    return {role: [Path(source.name).name for source in same] for role, same in held.items()}
 
 
 def _budgets(experiment: CheckedExperiment, attacks: Sequence[Node]) -> list[dict[str, float]]:
@@ -133,6 +133,14 @@ def _version(name: str) -> str:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
+
+
+STATES = {
+    "held": "Held",
+    "failed": "Failed (the opposite is shown)",
+    "open": "Open (not shown either way)",
+    "void": "Void (cannot be said)",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,6 +205,7 @@ def card_view(summary: RunSummary) -> dict[str, Any]:
         ],
         "scale": scale,
         "models": models,
+        "states": STATES,
         "untouched": any(m["role"] == Role.REFERENCE for m in models),
         "words": _words(summary, scale),
         "verdicts": [one for one in asked if one["name"].startswith(of_release)],

@@ -14,6 +14,7 @@ import jax
 from jax.sharding import Mesh
 
 from distill_jax.io.files import read_json, write_json
+from distill_jax.io.node import EXECUTION
 from distill_jax.models.remat import AUTO, policies
 from distill_jax.perf import memory
 from distill_jax.sharding.distributed import agreed, barrier, is_primary
@@ -23,8 +24,6 @@ from distill_jax.types import PyTree
 if TYPE_CHECKING:
     from distill_jax.stages.context import Context, Node
     from distill_jax.stages.train_job import TrainJob
-
-RECORD = "execution.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +82,7 @@ def least_bytes(traced: jax.stages.Traced, mesh: Mesh, inputs: Sequence[PyTree])
 def needed_bytes(key: CompileKey, mesh: Mesh, inputs: Sequence[PyTree], room: float) -> int | None:
     """Return the bytes of a device that a step needs; None, mostly uncompiled, if that is more than there can be."""
     traced = compiled_step(key, mesh).trace(*inputs)
-    if least_bytes(traced, mesh, inputs) > room / memory.FILL:
+    if least_bytes(traced, mesh, inputs) > room:
         return None
     try:
         return memory.needed_bytes(traced.lower().compile())
@@ -117,13 +116,13 @@ def with_chosen_policy(ctx: Context, job: TrainJob, mesh: Mesh) -> TrainJob:
         policy, reason = choice.policy, f"which takes {needs} {there}"
     ctx.progress.say(f'{nodes[0].name}: model.remat = "auto" is "{policy}" here, {reason}')
     for node in nodes if is_primary() else ():
-        write_json(node.directory / RECORD, {"remat": policy})
+        write_json(node.directory / EXECUTION, {"remat": policy})
     return job.with_remat(policy)
 
 
 def _recorded(nodes: Sequence[Node]) -> str | None:
     """Return the policy with which all nodes began, the same on every process; None if they did not begin with one."""
-    records = [node.directory / RECORD for node in nodes]
+    records = [node.directory / EXECUTION for node in nodes]
     policies = [read_json(record)["remat"] if record.exists() else None for record in records]
     barrier("what was chosen")  # it is written next
     same = policies[0] in AUTO and len(set(policies)) == 1

@@ -199,7 +199,7 @@ class TrainJob:
         if rows == real:
             return ""
         what = f"{real} rows" if pieces == 1 else f"{pieces} microbatches of {real // pieces} rows"
-        return f"{what} do not divide over {batch_devices(mesh)} devices: {rows - real} rows of padding fill them up"
+        return f"{what} do not divide over {batch_devices(mesh)} devices: padded to {rows // pieces}"
 
     def _batch(self, ctx: Context, mesh: Mesh) -> tuple[tuple[int, ...], NamedSharding]:
         rows = self.padded_batch(mesh)

@@ -15,7 +15,7 @@ from typing import ClassVar, Self
 import numpy as np
 
 from distill_jax.config import ConfigError
-from distill_jax.data import checks
+from distill_jax.data.arithmetic import checks
 from distill_jax.data.arithmetic import word_problems as templates
 from distill_jax.data.arithmetic import word_vocabulary as vocabulary
 from distill_jax.data.data_config import DataConfig

@@ -12,13 +12,15 @@ import json
 import os
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from distill_jax.data import checks, corpus, import_tf, packing, records
-from distill_jax.data.arithmetic import equations, label_filter
+from distill_jax.data import corpus, import_tf, records
+from distill_jax.data.arithmetic import checks, equations, label_filter
 from distill_jax.data.atomic_build import log, make_once, run_command_line
+from distill_jax.data.packed_set import write_packed_set
 from distill_jax.data.random_stream import random_stream
 from distill_jax.io.files import digest
 from distill_jax.types import JsonObject
@@ -42,7 +44,7 @@ def prepare(config: equations.ArithmeticConfig, directory: str | os.PathLike[str
       ValueError: the directory holds data of other settings, a row is too short for an arithmetic document, English is
         wanted of files without text, or a SentencePiece model lacks a special token.
     """
-    return make_once(directory, _identity(config), lambda work: _build(config, os.fspath(work)))
+    return make_once(directory, _identity(config), lambda work: _build(config, work))
 
 
 def _identity(config: equations.ArithmeticConfig) -> JsonObject:
@@ -52,7 +54,7 @@ def _identity(config: equations.ArithmeticConfig) -> JsonObject:
     return {"format": FORMAT, "config": config.fingerprint_fields(), "inputs": inputs}
 
 
-def _build(config: equations.ArithmeticConfig, work: str) -> JsonObject:
+def _build(config: equations.ArithmeticConfig, work: Path) -> JsonObject:
     """Make every file but the manifest under `work`, and return what the manifest says of them."""
     builder, tasks = import_tf.import_builder_and_tasks()  # here, so that importing this module needs no TensorFlow
     words = tasks.load_vocabulary(config)
@@ -69,7 +71,7 @@ def _build(config: equations.ArithmeticConfig, work: str) -> JsonObject:
     }
 
 
-def _write_sets(config: equations.ArithmeticConfig, mixtures: Mapping[str, corpus.Mixture], work: str) -> JsonObject:
+def _write_sets(config: equations.ArithmeticConfig, mixtures: Mapping[str, corpus.Mixture], work: Path) -> JsonObject:
     sources = {task.name: task for mixture in mixtures.values() for task in mixture.tasks}
     rates = {name: {task.name: mixture.get_rate(task) for task in mixture.tasks} for name, mixture in mixtures.items()}
     pool = corpus.Pool(_read(config, sources, rates))
@@ -121,20 +123,14 @@ def _read(
 
 
 def _write_set(
-    config: equations.ArithmeticConfig, name: str, documents: corpus.Corpus, chosen: np.ndarray, work: str
+    config: equations.ArithmeticConfig, name: str, documents: corpus.Corpus, chosen: np.ndarray, work: Path
 ) -> JsonObject:
     order = random_stream(config.seed, "order", name).permutation(chosen)
-    path = os.path.join(work, f"{name}.array_record")
-    rows = records.write_rows(path, packing.pack((documents[i] for i in order), config.row_length))
-    tokens = int(documents.lengths[chosen].sum())
-    padding = round(1 - tokens / (rows * config.row_length), 6)
-    log(f"set {name}: {len(chosen):,} documents, {tokens:,} tokens, {rows:,} rows, {padding:.1%} padding")
-    facts = {"documents": len(chosen), "tokens": tokens, "rows": rows, "padding": padding}
-    return {"file": os.path.basename(path), **facts, "sha256": digest(path)}
+    return write_packed_set(work, name, (documents[i] for i in order), config.row_length)
 
 
-def _write_evaluation(config: equations.ArithmeticConfig, words: SeqioVocabulary, work: str) -> JsonObject:
-    path = os.path.join(work, records.EVALUATION)
+def _write_evaluation(config: equations.ArithmeticConfig, words: SeqioVocabulary, work: Path) -> JsonObject:
+    path = work / records.EVALUATION
     examples = equations.evaluation_examples(config)
     with open(path, "w", encoding="utf-8") as file:
         for example in examples:

@@ -26,6 +26,7 @@ from distill_jax.data.facts.facts import Question
 from distill_jax.data.facts.facts_config import FactsConfig
 from distill_jax.data.multiple_choice.prepare_quiz import Prompts
 from distill_jax.data.multiple_choice.questions import pair
+from distill_jax.data.packed_set import write_packed_set
 from distill_jax.data.random_stream import random_stream
 from distill_jax.data.records import PromptItem
 from distill_jax.data.text import prepare_text
@@ -149,13 +150,7 @@ def _rows(
         answer[len(before) : -1] = 1
         documents.append(packing.Document(tokens, answer))
     order = random_stream(config.seed, "order", name).permutation(len(documents))
-    path = work / f"{name}.array_record"
-    rows = records.write_rows(path, packing.pack((documents[i] for i in order), config.row_length, overlap=1))
-    count = sum(len(document.tokens) for document in documents)
-    padding = round(max(0.0, 1 - count / (rows * config.row_length)), 6)
-    log(f"set {name}: {len(documents):,} questions, {count:,} tokens, {rows:,} rows")
-    about = {"documents": len(documents), "tokens": count, "rows": rows, "padding": padding}
-    return {"file": path.name, **about, "sha256": digest(path)}
+    return write_packed_set(work, name, (documents[i] for i in order), config.row_length, overlap=1)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -22,6 +22,7 @@ from distill_jax.data.multiple_choice import items
 from distill_jax.data.multiple_choice.items import Item
 from distill_jax.data.multiple_choice.questions import questions
 from distill_jax.data.multiple_choice.quiz_config import QuizConfig
+from distill_jax.data.packed_set import write_packed_set
 from distill_jax.data.random_stream import random_stream
 from distill_jax.data.text import hf_tokenizer, prepare_text
 from distill_jax.data.text.sentencepiece_vocab import Vocabulary
@@ -83,14 +84,9 @@ def write_quiz(config: Quiz, words: Vocabulary, work: Path) -> JsonObject:
 
 def _rows(config: Quiz, documents: list[list[int]], work: Path) -> JsonObject:
     order = random_stream(config.seed, "order", "forget_shown").permutation(len(documents))
-    arrays = [np.array(documents[i], np.int32) for i in order]
-    path, packed = work / "forget_shown.array_record", [packing.Document(tokens, tokens * 0) for tokens in arrays]
-    rows = records.write_rows(path, packing.pack(packed, config.row_length, overlap=1))
-    tokens = sum(map(len, documents))
-    padding = round(max(0.0, 1 - tokens / (rows * config.row_length)), 6)
-    log(f"set forget_shown: {len(documents):,} solved items, {tokens:,} tokens, {rows:,} rows")
-    facts = {"documents": len(documents), "tokens": tokens, "rows": rows, "padding": padding}
-    return {"file": path.name, **facts, "sha256": digest(path)}
+    arrays = (np.array(documents[i], np.int32) for i in order)
+    packed = (packing.Document(tokens, tokens * 0) for tokens in arrays)
+    return write_packed_set(work, "forget_shown", packed, config.row_length, overlap=1)
 
 
 def prepare_quiz(config: QuizConfig, directory: str) -> JsonObject:

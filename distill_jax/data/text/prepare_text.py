@@ -21,6 +21,7 @@ import numpy as np
 from distill_jax.config import identity
 from distill_jax.data import import_tf, packing, records
 from distill_jax.data.atomic_build import log, make_once, run_command_line
+from distill_jax.data.packed_set import write_packed_set
 from distill_jax.data.random_stream import random_stream
 from distill_jax.data.text import hf_tokenizer, mixing, sentencepiece_vocab, sources, tokenise
 from distill_jax.data.text.readers import Piece, Reader
@@ -171,15 +172,9 @@ def _marked(config: TextConfig, document: packing.Document) -> packing.Document:
 
 def _write_set(config: TextConfig, name: str, documents: Documents, chosen: np.ndarray, work: Path) -> JsonObject:
     order = random_stream(config.seed, "order", name).permutation(chosen)
-    path = work / f"{name}.array_record"
     marked = (_marked(config, documents[i]) for i in order)
-    rows = records.write_rows(path, packing.pack(marked, config.row_length, overlap=1))
-    tokens, size = int(documents.lengths[chosen].sum()), int(documents.bytes[chosen].sum())
-    # An overlap's token stands twice: padding is what no row would have needed.
-    padding = round(max(0.0, 1 - tokens / (rows * config.row_length)), 6)
-    log(f"set {name}: {len(chosen):,} documents, {tokens:,} tokens, {rows:,} rows, {padding:.1%} padding")
-    facts = {"documents": len(chosen), "tokens": tokens, "bytes": size, "rows": rows, "padding": padding}
-    return {"file": path.name, **facts, "sha256": digest(path)}
+    size = int(documents.bytes[chosen].sum())
+    return write_packed_set(work, name, marked, config.row_length, overlap=1, bytes=size)
 
 
 def _write_evaluation(config: TextConfig, documents: Documents, split: mixing.Split, work: Path) -> JsonObject:

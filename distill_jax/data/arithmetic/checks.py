@@ -1,11 +1,9 @@
-"""Checks of the data settings, each failing with the key, its value and the fix."""
+"""Checks of the settings of arithmetic data, each failing with the key, its value and the fix."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from distill_jax.config import check
@@ -30,14 +28,6 @@ INTEGERS: dict[str, tuple[int, int]] = {
 def require(condition: bool, key: str, value: object, fix_hint: str) -> None:
     """Raise ConfigError in the form `data.<key>=<value>: <fix_hint>` unless the condition holds."""
     check(condition, f"data.{key}={value!r}: {fix_hint}")
-
-
-def check_names(given: Iterable[str], known: Iterable[str]) -> None:
-    """Raise ConfigError for a key that does not exist, naming the nearest one that does."""
-    known = tuple(known)
-    for name in given:
-        near = difflib.get_close_matches(name, known, n=1) or [", ".join(known)]
-        check(name in known, f"data.{name}: no such setting; did you mean {near[0]}?")
 
 
 def check_fields(config: ArithmeticConfig) -> None:
