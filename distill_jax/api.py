@@ -19,10 +19,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distill_jax.config import ConfigError, check_local
+# What nothing here uses, the package offers: its `__all__` is the one list of names.
+from distill_jax.config import ConfigError, check_local  # noqa: F401
 from distill_jax.experiment.config_file import load_experiment, validate, with_content_hashes
 from distill_jax.experiment.named_config import NamedConfig, change, open_config
-from distill_jax.experiment.sweep_points import axis, chain, product, select_stages, zipped
+from distill_jax.experiment.sweep_points import axis, chain, product, select_stages, zipped  # noqa: F401
 
 if TYPE_CHECKING:
     from distill_jax.data.data_config import DataConfig
@@ -31,23 +32,6 @@ if TYPE_CHECKING:
     from distill_jax.io.node import Node
     from distill_jax.stages import Relearn
     from distill_jax.stages.context import Context
-
-
-__all__ = [
-    "ConfigError",
-    "Run",
-    "attack",
-    "axis",
-    "chain",
-    "open_config",
-    "open_experiment",
-    "open_run",
-    "product",
-    "read_summary",
-    "score",
-    "select_stages",
-    "zipped",
-]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,10 +24,11 @@ from hypothesis import strategies as st
 from plotly.offline import get_plotlyjs
 
 from distill_jax.config import ConfigError
-from distill_jax.reports import attack_curves, label_places, run_figures, run_page
+from distill_jax.reports import attack_curves, label_places, run_figures, run_page, run_tables
 from distill_jax.reports.rendering import clean
 from distill_jax.reports.run_summary import redraw
 from distill_jax.reports.trace_style import trace_styles
+from distill_jax.stages import Unlearn
 
 STEPS = list(range(0, 201, 10))
 HOSTILE = '<script>alert("x")</script><img src=http://evil.example/a.png> & \'"'
@@ -188,7 +189,7 @@ class Page(HTMLParser):
 @pytest.mark.unit
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_page_has_no_external_references(variant: str) -> None:
-    page = Page(run_page.render(VARIANTS[variant]()))
+    page = Page(run_page.render(clean(VARIANTS[variant]())))
     links = [value for _, attributes in page.tags for key, value in attributes.items() if key in ("src", "href")]
     assert [link for link in links if not link.startswith(("#", "data:"))] == []
     own = page.styles + "".join(text for attributes, text in page.scripts if attributes.get("id") != "plotly")
@@ -200,12 +201,21 @@ def test_page_has_no_external_references(variant: str) -> None:
 @pytest.mark.unit
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_figures_are_valid_plotly(variant: str) -> None:
-    drawings = Page(run_page.render(VARIANTS[variant]())).drawings
+    drawings = Page(run_page.render(clean(VARIANTS[variant]()))).drawings
     expected = {"full": 5, "without_oracle": 5, "holes": 5, "many": 5, "one_attacked": 5}.get(variant, 0)
     assert len(drawings["figures"]) == expected
     for figure in drawings["figures"].values():
         go.Figure(figure)  # raises on an unknown property or a value out of its domain
         assert all(len(trace["x"]) == len(trace["y"]) for trace in figure["data"])
+
+
+@pytest.mark.unit
+def test_the_settings_shown_are_those_that_the_method_reads() -> None:
+    rmu, maxent = Unlearn(method="rmu", start="a").as_dict(), Unlearn(method="maxent", start="a").as_dict()
+    models: Any = [{"label": "RMU", "settings": rmu}, {"label": "MaxEnt", "settings": maxent}, {"label": "UNDO"}]
+    shown = [row[2] for row in run_tables.ledger(models).rows]
+    assert "layer = 1," in shown[0] and "steer = 6.5" in shown[0] and "steps = " in shown[1] and shown[2] == ""
+    assert not re.search("layer|steer", shown[1])
 
 
 @pytest.mark.unit
@@ -387,7 +397,7 @@ def test_render_leaves_the_summary_alone() -> None:
 @pytest.mark.parametrize("variant", ["full", "without_oracle", "holes", "many"])
 def test_axes_say_what_they_measure_and_lines_whose_they_are(variant: str) -> None:
     """A saved picture has neither caption nor legend."""
-    made = VARIANTS[variant]()
+    made = clean(VARIANTS[variant]())
     drawings = Page(run_page.render(made)).drawings
     for place, figure in drawings["figures"].items():
         assert figure["layout"]["xaxis"]["title"]["text"] and figure["layout"]["yaxis"]["title"]["text"], place

@@ -19,7 +19,7 @@ import pytest
 from scipy import stats
 
 from distill_jax.reports import sweep_page
-from distill_jax.reports.rendering import clean
+from distill_jax.reports.rendering import clean, write_page
 from distill_jax.statistics import fits
 from tests.test_report import HOSTILE, Page, browse
 
@@ -290,7 +290,7 @@ def test_seeds_do_not_stand_in_for_sizes() -> None:
 @pytest.mark.parametrize("variant", ODD)
 def test_page_is_safe_and_whole(variant: str) -> None:
     made = ODD[variant]()
-    html = sweep_page.render(made)
+    html = sweep_page.render(clean(made))
     page = Page(html)
     data = [text for attributes, text in page.scripts if attributes.get("id") == "drawings"]
     assert json.loads(data[0])["runs"] == clean(made.get("runs") or [])
@@ -319,7 +319,7 @@ def test_page_says_what_is_missing() -> None:
 
 @pytest.mark.unit
 def test_write_is_valid_json_that_draws_the_same_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = sweep_page.write(with_holes(), tmp_path / "report")
+    page = write_page(sweep_page.render, with_holes(), tmp_path / "report" / "sweep.json")
     assert sorted(path.name for path in page.parent.iterdir()) == ["index.html", "sweep.json"]
     text = (page.parent / "sweep.json").read_text(encoding="utf-8")
     read = json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
@@ -328,7 +328,7 @@ def test_write_is_valid_json_that_draws_the_same_page(tmp_path: Path, monkeypatc
     before = {path.name: path.read_bytes() for path in page.parent.iterdir()}
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
-        sweep_page.write(large(), page.parent)
+        write_page(sweep_page.render, large(), page.parent / "sweep.json")
     assert {path.name: path.read_bytes() for path in page.parent.iterdir()} == before
 
 
@@ -411,7 +411,7 @@ def probe(made: dict[str, Any], folder: Path) -> tuple[dict[str, Any], list[str]
     """Return what the probe saw, what the console logged and the point sets whose fronts it asked for."""
     rng = np.random.default_rng(4)
     cases = [rng.integers(0, 6, (rng.integers(0, 12), 2)).tolist() for _ in range(200)]
-    page = sweep_page.write(made, folder)
+    page = write_page(sweep_page.render, made, folder / "sweep.json")
     start, end, rest = page.read_text(encoding="utf-8").rpartition("</body>")
     script = PROBE.replace("CASES", json.dumps(cases)).replace("FIGURES", json.dumps(FIGURES))
     page.write_text(start + script + end + rest, encoding="utf-8")

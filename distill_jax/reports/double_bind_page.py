@@ -5,9 +5,7 @@ A function of the summary alone (`reports.double_bind_summary`); `summary.json` 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from distill_jax.evals.scale import MISSING, percent
@@ -15,20 +13,13 @@ from distill_jax.reports import double_bind_figures
 from distill_jax.reports.conclusion_view import conclusions_view
 from distill_jax.reports.double_bind_tables import channel_table, domain_table, round_table, verdict_rows, verdict_word
 from distill_jax.reports.formats import number
-from distill_jax.reports.rendering import Page, clean, render_template, write_report
+from distill_jax.reports.rendering import Page, render_template
 
 Organism = Mapping[str, Any]  # as `double_bind_summary.judged` returns it
 
 
-def write(summary: Mapping[str, Any], directory: str | os.PathLike[str]) -> Path:
-    """Write `summary.json` and `index.html` into `directory`, each in one step, and return the page's path."""
-    data = clean(summary)
-    return write_report(render(data), data, Path(directory) / "summary.json")
-
-
-def render(summary: Mapping[str, Any]) -> str:
+def render(data: Mapping[str, Any]) -> str:
     """Return the whole report as one HTML page that needs no network."""
-    data = clean(summary)
     organisms, channels = data.get("organisms") or [], list(data.get("channels") or {})
     figures = double_bind_figures.figures(data.get("curves") or {})
     return render_template(

@@ -26,7 +26,7 @@ from distill_jax.experiment.experiment import CheckedExperiment
 from distill_jax.io.files import write_sealed
 from distill_jax.io.node import Node
 from distill_jax.reports import double_bind_page as page
-from distill_jax.reports.rendering import clean
+from distill_jax.reports.rendering import clean, write_page
 from distill_jax.reports.report_metadata import report_metadata
 from distill_jax.statistics.conclusions import line, to_json
 from distill_jax.types import JsonObject
@@ -106,7 +106,7 @@ def write(summary: JsonObject, identity: str, workdir: Path, seconds: float) -> 
     (workdir / "report").mkdir(parents=True, exist_ok=True)
     verdict = clean({key: summary[key] for key in IN_VERDICT_JSON})
     write_sealed(workdir / "report" / "verdict.json", verdict)
-    return page.write(summary, workdir / "report")
+    return write_page(page.render, summary, workdir / "report" / "summary.json")
 
 
 def console_lines(summary: JsonObject) -> list[str]:

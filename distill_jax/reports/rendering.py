@@ -12,7 +12,7 @@ import functools
 import gzip
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -68,13 +68,15 @@ def render_text(name: str, **view: object) -> str:
     return _environment().get_template(name).render(**view)
 
 
-def write_report(html: str, summary: Mapping[str, Any], numbers: Path) -> Path:
+def write_page(render: Callable[[Mapping[str, Any]], str], summary: Mapping[str, Any], numbers: Path) -> Path:
     """Write a summary, sealed, to the file `numbers` and its page to `index.html` beside it; return the page's path.
 
-    Both texts exist before either file is touched, and each file is replaced in one step: a reader sees the old report
-    or the new one, never half of one.
+    `render` and the file get the summary as `clean` leaves it. Both texts exist before either file is touched, and each
+    file is replaced in one step: a reader sees the old report or the new one, never half of one.
     """
-    encoded = json.dumps(seal(dict(summary)), indent=1, ensure_ascii=False, allow_nan=False)
+    data = clean(summary)
+    html = render(data)
+    encoded = json.dumps(seal(data), indent=1, ensure_ascii=False, allow_nan=False)
     numbers.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(numbers, encoded + "\n")
     write_atomic(numbers.with_name("index.html"), html)

@@ -21,7 +21,7 @@ from distill_jax.reports.attack_curves import curve, has_bands
 from distill_jax.reports.card import card_json, card_text, card_view
 from distill_jax.reports.conclusion_view import conclusions_view
 from distill_jax.reports.formats import count, duration, plural
-from distill_jax.reports.rendering import Page, clean, render_template, write_report
+from distill_jax.reports.rendering import Page, clean, render_template, write_page
 from distill_jax.reports.run_answer import answer, compared_names, scale_of
 from distill_jax.reports.run_copy import COPY, PanelText
 from distill_jax.reports.run_tables import ledger, model_table
@@ -58,9 +58,9 @@ class Panel:
 
 def write(summary: Mapping[str, Any], directory: str | os.PathLike[str]) -> Path:
     """Write `summary.json` and `index.html`, and the card of a run that has one; return the page's path."""
-    data = clean(summary)
-    page = write_report(render(data), data, Path(directory) / "summary.json")
-    if data.get("card"):
+    page = write_page(render, summary, Path(directory) / "summary.json")
+    if summary.get("card"):
+        data = clean(summary)
         write_atomic(page.with_name("card.md"), card_text(data))
         write_atomic(page.with_name("card.json"), json.dumps(card_json(data), indent=1, ensure_ascii=False) + "\n")
     return page
@@ -68,7 +68,7 @@ def write(summary: Mapping[str, Any], directory: str | os.PathLike[str]) -> Path
 
 def render(summary: Mapping[str, Any]) -> str:
     """Return the whole report as one HTML page that needs no network."""
-    data = cast(RunSummary, clean(summary))
+    data = cast(RunSummary, summary)
     models = [_with_label(model, index) for index, model in enumerate(data.get("models") or [])]
     scale, contents = scale_of(data), _contents(models)
     curves = run_figures.relearning(models, scale, compared_names(data))

@@ -29,6 +29,7 @@ from distill_jax.reports.claims_release import judge_release
 from distill_jax.reports.headline import headline
 from distill_jax.reports.model_labels import labels
 from distill_jax.reports.premises import Model
+from distill_jax.reports.rendering import write_page
 from distill_jax.reports.report_metadata import report_metadata
 from distill_jax.reports.summary_types import AttackSummary, ModelSummary, RunSummary
 from distill_jax.stages import Distill
@@ -192,8 +193,7 @@ def write_report(
     summary = summarise(experiment, nodes, identity) | report_metadata(seconds)
     if "card" in summary:
         summary["provenance"] = provenance_of_this_process()
-    run_page.write(summary, workdir / "report")
-    return workdir / "report" / "index.html"
+    return run_page.write(summary, workdir / "report")
 
 
 def read(workdir: Path) -> dict[str, Any]:
@@ -216,6 +216,9 @@ def read(workdir: Path) -> dict[str, Any]:
 def redraw(workdir: Path) -> Path:
     """Draw the page again from the summary of a finished run, or of a sweep; ConfigError if there is none."""
     summary, swept = read(workdir), (workdir / "report" / "sweep.json").is_file()
-    pages = {"sweep": sweep_page.write, "subliminal": subliminal_page.write, "double bind": double_bind_page.write}
-    pages.get("sweep" if swept else summary.get("page", ""), run_page.write)(summary, workdir / "report")
-    return workdir / "report" / "index.html"
+    pages = {"subliminal": subliminal_page, "double bind": double_bind_page}
+    if swept:
+        return write_page(sweep_page.render, summary, workdir / "report" / "sweep.json")
+    if page := pages.get(summary.get("page", "")):
+        return write_page(page.render, summary, workdir / "report" / "summary.json")
+    return run_page.write(summary, workdir / "report")

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from distill_jax.evals.scale import MISSING, Scale
 from distill_jax.reports.attack_curves import at_step, landmarks
 from distill_jax.reports.formats import count, scientific, tenths
 from distill_jax.reports.summary_types import ModelSummary
 from distill_jax.reports.trace_style import TraceStyle, trace_styles
+from distill_jax.stages.methods import METHODS
+from distill_jax.stages.unlearn import unread_settings
 
 Value = float | bool | None
 
@@ -126,12 +129,19 @@ def _goal(met: float) -> str:
     return "met" if met else "missed"
 
 
+def _read_settings(settings: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Return the settings without those that are there for other unlearning methods than the model's."""
+    method = settings.get("method")
+    unread = unread_settings(method) if method in METHODS else ()
+    return [(key, value) for key, value in settings.items() if key not in unread]
+
+
 def ledger(models: Sequence[ModelSummary]) -> Ledger:
     """Return the settings, the compute by cause and the attackers that diverged."""
     causes = list(dict.fromkeys(cause for model in models for cause in model.get("flops") or {}))
     rows = []
     for model in models:
-        settings = ", ".join(f"{key} = {value}" for key, value in (model.get("settings") or {}).items())
+        settings = ", ".join(f"{key} = {value}" for key, value in _read_settings(model.get("settings") or {}))
         numbers = [scientific((model.get("flops") or {}).get(cause)) for cause in causes]
         numbers += [count(model.get("seeds")), count((model.get("attack") or {}).get("diverged"))]
         rows.append((model["label"], model.get("stage"), settings, numbers))

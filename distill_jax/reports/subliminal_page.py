@@ -5,15 +5,13 @@ A function of the summary alone (`reports.subliminal_summary.summarise`); `summa
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from distill_jax.evals.scale import MISSING, percent
 from distill_jax.reports import subliminal_figures
 from distill_jax.reports.conclusion_view import conclusions_view
-from distill_jax.reports.rendering import Page, clean, render_template, write_report
+from distill_jax.reports.rendering import Page, render_template
 from distill_jax.reports.subliminal_figures import ARMS, PANELS
 
 TABLE_HEADS = [
@@ -22,15 +20,8 @@ TABLE_HEADS = [
 ]  # fmt: skip
 
 
-def write(summary: Mapping[str, Any], directory: str | os.PathLike[str]) -> Path:
-    """Write `summary.json` and `index.html` into `directory`, each in one step, and return the page's path."""
-    data = clean(summary)
-    return write_report(render(data), data, Path(directory) / "summary.json")
-
-
-def render(summary: Mapping[str, Any]) -> str:
+def render(data: Mapping[str, Any]) -> str:
     """Return the whole report as one HTML page that needs no network."""
-    data = clean(summary)
     figures = subliminal_figures.figures(data)
     rows = data.get("rows") or []
     return render_template(

@@ -17,6 +17,7 @@ from distill_jax.doublebind.stages import Subliminal
 from distill_jax.experiment.experiment import CheckedExperiment
 from distill_jax.io.node import Node
 from distill_jax.reports import subliminal_page as page
+from distill_jax.reports.rendering import write_page
 from distill_jax.reports.report_metadata import report_metadata
 from distill_jax.statistics.conclusions import Conclusion, Effect, Premise, conclude, line, not_run, to_json
 from distill_jax.types import JsonObject
@@ -43,7 +44,7 @@ def write_report(
     """Write `report/summary.json` and `report/index.html`, and return the page's path."""
     summary = summarise(experiment, nodes) | {"identity": identity} | report_metadata(seconds)
     print("\n".join(map(line, summary["conclusions"])))
-    return page.write(summary, workdir / "report")
+    return write_page(page.render, summary, workdir / "report" / "summary.json")
 
 
 def summarise(experiment: CheckedExperiment, nodes: Mapping[str, Node]) -> JsonObject:

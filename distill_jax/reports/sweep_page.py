@@ -7,16 +7,14 @@ numbers.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 from distill_jax.evals.scale import MISSING, percent
 from distill_jax.reports.conclusion_view import NOT_RUN, conclusions_view
 from distill_jax.reports.formats import count, listed, short
-from distill_jax.reports.rendering import Page, clean, render_template, write_report
+from distill_jax.reports.rendering import Page, render_template
 from distill_jax.reports.summary_types import ConclusionSummary, SweepRunSummary, SweepSummary
 from distill_jax.stages.methods import method_label
 from distill_jax.statistics.student_t import quantile
@@ -57,18 +55,12 @@ class SizeFits:
     words: str
 
 
-def write(summary: Mapping[str, Any], directory: str | os.PathLike[str]) -> Path:
-    """Write `sweep.json` and `index.html` into `directory`, each in one step, and return the page's path."""
-    data = clean(summary)
-    return write_report(render(data), data, Path(directory) / "sweep.json")
-
-
 def render(summary: Mapping[str, Any]) -> str:
     """Return the whole report as one HTML page that needs no network.
 
     Accuracies are fractions, compute is in FLOPs, and any number may be None or NaN.
     """
-    data = cast(SweepSummary, clean(summary))
+    data = cast(SweepSummary, summary)
     runs, fits = data.get("runs") or [], data.get("fits") or {}
     conclusions = data.get("conclusions") or []
     seeds = len({run.get("seed") for run in runs})

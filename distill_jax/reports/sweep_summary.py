@@ -19,6 +19,7 @@ from distill_jax.models.transformer import parameter_count
 from distill_jax.perf.ledger import CAUSES, training_flops
 from distill_jax.reports import findings, sweep_page
 from distill_jax.reports.findings import Sweep
+from distill_jax.reports.rendering import write_page
 from distill_jax.reports.report_metadata import report_metadata
 from distill_jax.reports.run_summary import first_passage
 from distill_jax.reports.summary_types import AttackSettings, SweepRunSummary, SweepSummary
@@ -33,7 +34,7 @@ Spent = dict[str, float]
 
 def write_report(sweep: SweepGraph, workdir: Path) -> Path:
     """Write `report/sweep.json` and the page of what is finished of a sweep, and return the page's path."""
-    return sweep_page.write(summarise(sweep) | report_metadata(), workdir / "report")
+    return write_page(sweep_page.render, summarise(sweep) | report_metadata(), workdir / "report" / "sweep.json")
 
 
 def summarise(sweep: SweepGraph) -> SweepSummary:
