@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
+from distill_jax.commands import plan
 from distill_jax.config import ConfigError
 from distill_jax.data import packing
 from distill_jax.evals.bits_per_byte import unigram_nats
@@ -188,3 +189,17 @@ def test_a_model_that_trained_its_vocabulary_has_it(tmp_path):
     path.write_bytes(b"pieces")
     assert trained_vocabulary(tmp_path, {"data": "data-1"}) == str(path)
     assert trained_vocabulary(tmp_path, {}) == ""  # a node of before kept no such name
+
+
+@pytest.mark.unit
+def test_a_slice_is_planned_as_plan_does(tmp_path, monkeypatch, capsys):
+    planned = []
+    monkeypatch.setattr(plan, "PLANNING", {})
+    monkeypatch.setattr(plan, "print_plan", lambda *given: planned.append(given))
+    files = [documents(tmp_path / f"{side}.jsonl", ["some text"]) for side in SIDES]
+    line = ["distill-jax", "protect", f"--model={RANDOM}", f"--forget={files[0]}", f"--retain={files[1]}"]
+    assert main([*line, "--slice=v5e-16"]) == 0
+    ((flags, experiment, prices),) = planned
+    assert flags.slice == "v5e-16" and experiment.run.fsdp == -1 and prices.chip_hour["v5e"] > 0
+    assert {"suppressed", "protected", "relearn-protected"} <= set(experiment.stages)
+    assert main([*line, "--slice=v5e-17"]) == 2 and "v5e-17" in capsys.readouterr().err

@@ -130,7 +130,7 @@ def test_what_cannot_fit_is_not_compiled(job, monkeypatch):
     compiled = []
     monkeypatch.setattr(memory, "needed_bytes", lambda program: compiled.append(program) or 0)
     between = arguments + (stacked["products"] + stacked["narrow"]) / 2
-    assert resolve(key, mesh, inputs, memory.FILL * between).policy == "narrow"
+    assert resolve(key, mesh, inputs, between).policy == "narrow"
     assert len(compiled) == 1
 
 

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from transformers import Gemma2ForCausalLM
 
 
-def gemma(transformers: ModuleType, model: dict[str, Any], attention: str) -> Gemma2ForCausalLM:
-    """Build a fresh Gemma 2 of our shape."""
+def gemma(torch: ModuleType, transformers: ModuleType, spec: dict[str, Any]) -> Gemma2ForCausalLM:
+    """Build a fresh Gemma 2 of our shape, where it will be: a host draws billions of numbers for a minute."""
+    model = spec["model"]
     config = transformers.Gemma2Config(
         vocab_size=model["vocab"],
         hidden_size=model["hidden"],
@@ -37,9 +38,10 @@ def gemma(transformers: ModuleType, model: dict[str, Any], attention: str) -> Ge
         rms_norm_eps=model["norm_eps"],
         initializer_range=model["init_std"],
         use_cache=False,
-        attn_implementation=attention,  # sdpa leaves the softcap out
+        attn_implementation=spec["attention"],  # sdpa leaves the softcap out
     )
-    return transformers.Gemma2ForCausalLM(config).float().train()
+    with torch.device(spec["device"]):
+        return transformers.Gemma2ForCausalLM(config).float().train()
 
 
 def build(torch: ModuleType, transformers: ModuleType, spec: dict[str, Any]) -> tuple[Callable[[], Tensor], int]:
@@ -50,9 +52,9 @@ def build(torch: ModuleType, transformers: ModuleType, spec: dict[str, Any]) -> 
 
     model, device = spec["model"], spec["device"]
     torch.manual_seed(0)
-    student, teacher = gemma(transformers, model, spec["attention"]).to(device), None
+    student, teacher = gemma(torch, transformers, spec), None
     if spec["workload"] != "pretrain":
-        teacher = gemma(transformers, model, spec["attention"]).to(device).eval()
+        teacher = gemma(torch, transformers, spec).eval()
         if model["dtype"] == "bfloat16":
             teacher = teacher.bfloat16()  # frozen: fp32 would only be cast at each use
     if model["remat"] != "none":

@@ -40,9 +40,9 @@ def main(arguments: Sequence[str]) -> int:
     from distill_jax.experiment import protection
 
     subjects = [protection.open_subject(path) for path in flags.model]
-    named, said = protection.attack_config(subjects, flags.baseline, flags.forget, flags.retain, room)
+    named, decisions = protection.attack_config(subjects, flags.baseline, flags.forget, flags.retain, room)
     config_line.read_over("attack", Flags, arguments, named)
-    print("\n".join(said))
+    print("\n".join(decisions))
     run = api.open_run(named, flags.workdir)
     if flags.dry_run:
         from distill_jax.experiment.forecast import forecast

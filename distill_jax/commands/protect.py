@@ -45,14 +45,14 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command."""
     bare = [argument for argument in arguments if not argument.startswith("--config.")]
     flags = command_line.read("protect", Flags, bare).flags
-    named, said = _named(flags, arguments)
+    named, decisions = _named(flags, arguments)
     config_line.read_over("protect", Flags, arguments, named)
     from distill_jax.experiment import protection
 
     if flags.print_config:
-        print(protection.config_text(named, said), end="")
+        print(protection.config_text(named, decisions), end="")
         return 0
-    print("\n".join(said))
+    print("\n".join(decisions))
     if flags.slice:
         return _plan(flags, named)
     run = api.open_run(named, flags.workdir)

@@ -56,12 +56,13 @@ def open_subject(path: str) -> Subject:
     names = (tokenizers.JSON, tokenizers.SENTENCEPIECE)
     if hf_tokenizer.is_published(model.tokenizer) and not Path(model.tokenizer).is_dir():  # a GGUF file has its own
         return Subject(path, model.cfg, int(model.facts.get("max_position_embeddings") or 0), model.tokenizer)
-    found = next((name for name in names if tokenizers.beside(model.tokenizer, name)), "")
+    tokenizer_file = next((name for name in names if tokenizers.beside(model.tokenizer, name)), "")
     mend = (
         f"it cannot read text; copy those of its original there (`hf download OWNER/NAME {names[0]} --local-dir DIR`)"
     )
-    check(bool(found), f"--model={path}: has no tokenizer, neither {' nor '.join(names)}: {mend}")
-    vocabulary = model.tokenizer if found == tokenizers.JSON else str(Path(model.tokenizer) / found)
+    check(bool(tokenizer_file), f"--model={path}: has no tokenizer, neither {' nor '.join(names)}: {mend}")
+    is_json = tokenizer_file == tokenizers.JSON
+    vocabulary = model.tokenizer if is_json else str(Path(model.tokenizer) / tokenizer_file)
     return Subject(path, model.cfg, int(model.facts.get("max_position_embeddings") or 0), vocabulary)
 
 
@@ -118,30 +119,32 @@ def _decide(named: NamedConfig, subject: Subject, forget: str, retain: str, memo
     change(c, {**_sources(c.kind, forget, retain), "data.vocabulary": subject.vocabulary})
     c.data.row_length = min(CONTEXT[c.kind], subject.context or CONTEXT[c.kind])
     what = f"{c.kind} to forget, rows of {c.data.row_length} tokens"
-    said = [f"{subject.path}: {subject.parameters:,} parameters; {what}"]
+    decisions = [f"{subject.path}: {subject.parameters:,} parameters; {what}"]
     rate = min(FASTEST, RATE * math.sqrt(RATE_PARAMETERS / subject.parameters))
-    return said + _fit(named, subject, rate, memory)
+    return decisions + _fit(named, subject, rate, memory)
 
 
 def _fit(named: NamedConfig, subject: Subject, rate: float, memory: float) -> list[str]:
     """Let adapters train where weights do not fit, and attackers one after another where they do not fit together."""
     from distill_jax.experiment.graph import FILL
 
-    c, room, said = named.config, FILL * memory, []
-    whole = least_bytes(c, subject, members=1)
-    if whole > room:
+    c, room, decisions = named.config, FILL * memory, []
+    all_weights = least_bytes(c, subject, members=1)
+    if all_weights > room:
         for stage in (c[name] for name in ("suppress", "distill", "attack") if name in c):
             stage.update(lora_rank=RANK, lora_alpha=2.0 * RANK)
         rate *= ADAPTER_RATE
-        need = f"training all weights needs at least {gib(whole)}, and there are {gib(memory)}"
-        said.append(f"{need}: LoRA adapters of rank {RANK} train in their place")
+        need = f"training all weights needs at least {gib(all_weights)}, and there are {gib(memory)}"
+        decisions.append(f"{need}: LoRA adapters of rank {RANK} train in their place")
     named.module.set_rate(c, float(f"{rate:.2g}"))
     if least_bytes(c, subject, members=len(c.attack.learning_rates) * c.attack.seeds) > room:
         c.attack_apart = True
         if least_bytes(c, subject, members=c.attack.seeds) > room:
             c.attack.seeds = 1
-        said.append(f"attackers do not fit side by side: {c.attack.seeds} at a time, a learning rate after the other")
-    return said
+        decisions.append(
+            f"attackers do not fit side by side: {c.attack.seeds} at a time, one learning rate after another"
+        )
+    return decisions
 
 
 def least_bytes(c: Any, subject: Subject, members: int) -> int:
@@ -160,12 +163,12 @@ def gib(size: float) -> str:
     return f"{size / 2**30:,.1f} GiB"
 
 
-def config_text(named: NamedConfig, said: list[str]) -> str:
+def config_text(named: NamedConfig, decisions: list[str]) -> str:
     """Return a config file that says the same, to be edited, run and swept."""
     before, after = (_flat(config) for config in (open_config(named.source).config, named.config))
     changed = {key: value for key, value in after.items() if value != before.get(key)}
     settings = "\n".join(f"        {key!r}: {value!r}," for key, value in changed.items())
-    about = "\n".join(said)
+    about = "\n".join(decisions)
     return f'''"""Protect a model: `distill-jax run --config=THIS_FILE --workdir=DIR`.
 
 {about}

@@ -96,7 +96,7 @@ class SlicePlanner:
             for group in self._lower(nodes[:size], where):
                 final = size == 1 and group.remat == tried[-1]
                 with_policy = f", remat = {group.remat}" if len(tried) > 1 else ""
-                if group.least_bytes > where.device_hbm and not final:
+                if group.least_bytes > graph.FILL * where.device_hbm and not final:
                     self.say(f"{names}{with_policy}: needs at least {group.least_bytes / GIB:.1f} GiB, not compiled")
                     continue
                 key, analysis, how = self._analysis(group, where)

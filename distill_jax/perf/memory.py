@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 from jax.core import ShapedArray
-from jax.extend.core import Jaxpr, jaxprs_in_params
+from jax.extend.core import Jaxpr, JaxprEqn, jaxprs_in_params
 
 from distill_jax.losses.cross_entropy import Sum
 from distill_jax.losses.distillation import Divergence
@@ -99,9 +100,17 @@ def stacked_bytes(jaxpr: Jaxpr, devices: int) -> float:
         inner = 1 if one.primitive.name == "shard_map" else devices  # what is inside is a device's already
         most = max([most, *(stacked_bytes(j, inner) for j in jaxprs_in_params(one.params))])
         if one.primitive.name == "scan":
-            stacked = (cast(ShapedArray, v.aval) for v in one.outvars[one.params["num_carry"] :])
-            most = max(most, sum(x.size * x.dtype.itemsize for x in stacked) / devices)
+            (body,) = jaxprs_in_params(one.params)
+            most = max(most, sum(x.size * x.dtype.itemsize for x in _stacked(one, body)) / devices)
     return most
+
+
+def _stacked(loop: JaxprEqn, body: Jaxpr) -> Iterator[ShapedArray]:
+    """Yield a scan's results that have an axis more than what its body gives: by parameters, JAX versions differ."""
+    for outer, inner in zip(loop.outvars, body.outvars, strict=True):
+        whole, turn = cast(ShapedArray, outer.aval), cast(ShapedArray, inner.aval)
+        if whole.ndim > turn.ndim:
+            yield whole
 
 
 def least_bytes(state: PyTree, *rest: PyTree) -> int:

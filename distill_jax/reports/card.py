@@ -76,7 +76,7 @@ def _sources(experiment: CheckedExperiment) -> dict[str, list[str]]:
     if isinstance(data, ChoicesConfig):
         for role, text in (("forget", data.forget_items), ("retain", data.retain_items)):
             held[role] += sources.parse(text, role)
-    return {role: [Path(source.name).name for source in found] for role, found in held.items()}
+    return {role: [Path(source.name).name for source in same] for role, same in held.items()}
 
 
 def _budgets(experiment: CheckedExperiment, attacks: Sequence[Node]) -> list[dict[str, float]]:

@@ -82,7 +82,7 @@ def least_bytes(traced: jax.stages.Traced, mesh: Mesh, inputs: Sequence[PyTree])
 def needed_bytes(key: CompileKey, mesh: Mesh, inputs: Sequence[PyTree], room: float) -> int | None:
     """Return the bytes of a device that a step needs; None, mostly uncompiled, if that is more than there can be."""
     traced = compiled_step(key, mesh).trace(*inputs)
-    if least_bytes(traced, mesh, inputs) > room / memory.FILL:
+    if least_bytes(traced, mesh, inputs) > room:
         return None
     try:
         return memory.needed_bytes(traced.lower().compile())

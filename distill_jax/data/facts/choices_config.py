@@ -63,7 +63,7 @@ class ChoicesConfig(DocumentsConfig):
         if self.overlap == "refuse":
             overlap.refuse((item.question for item in forget), (item.question for item in retain))
         text = super().with_content_hash(digests)
-        held = [[dataclasses.asdict(item) for item in found] for found in (forget, retain)]
+        held = [[dataclasses.asdict(item) for item in side] for side in (forget, retain)]
         return dataclasses.replace(text, content=identity([text.content, held]))
 
     def fingerprint_fields(self) -> JsonObject:
@@ -85,6 +85,6 @@ class ChoicesConfig(DocumentsConfig):
         parts = {"retain": ("retain", retain), **halves}
         return {
             part: [(group, item, context) for item, context in zip(chosen, items.contexts(chosen), strict=True)]
-            for part, (group, found) in parts.items()
-            for chosen in [found[: self.items or None]]
+            for part, (group, part_items) in parts.items()
+            for chosen in [part_items[: self.items or None]]
         }

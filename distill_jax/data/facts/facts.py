@@ -54,8 +54,8 @@ def kind_of(key: str, text: str) -> str:
     check(bool(kinds), f"data.{key} is empty: name its files")
     if set(kinds.values()) == {"choices", "documents"}:  # items to measure by, and what is unlearned
         return "choices"
-    told = ", ".join(f"{name} has {kind}" for name, kind in kinds.items())
-    check(len(set(kinds.values())) == 1, f"data.{key}: {told}; give what is to be forgotten as one kind")
+    listing = ", ".join(f"{name} has {kind}" for name, kind in kinds.items())
+    check(len(set(kinds.values())) == 1, f"data.{key}: {listing}; give what is to be forgotten as one kind")
     return next(iter(kinds.values()))
 
 
@@ -86,7 +86,7 @@ def sources_by_kind(key: str, text: str) -> dict[str, str]:
     for line in filter(None, map(str.strip, text.split(","))):
         (source,) = sources.parse(line, key)
         out.setdefault(_kind(source, key), []).append(line)
-    return {kind: ",".join(found) for kind, found in out.items()}
+    return {kind: ",".join(same) for kind, same in out.items()}
 
 
 def split_sources(key: str, text: str) -> tuple[list[Source], list[Source]]:
@@ -106,14 +106,14 @@ def split_sources(key: str, text: str) -> tuple[list[Source], list[Source]]:
     return questions, documents
 
 
-def read(found: Sequence[Source]) -> list[Question]:
+def read(question_sources: Sequence[Source]) -> list[Question]:
     """Read the questions of sources.
 
     Raises:
       ConfigError: naming the record that is none.
     """
     out = []
-    for source in found:
+    for source in question_sources:
         for path in source.files:
             for where, row in items.rows(Path(path)):
                 try:

@@ -62,9 +62,9 @@ class FactsConfig(ForgetConfig):
         Raises:
           ConfigError: if too few would be held out, saying how many are needed for which interval.
         """
-        found, documents = facts.split_sources("forget", self.forget)
+        question_sources, documents = facts.split_sources("forget", self.forget)
         check(not documents, f"data.forget={self.forget!r}: has documents beside questions; give one kind")
-        questions = facts.read(found)
+        questions = facts.read(question_sources)
         names = sorted({question.fact for question in questions}, key=facts.hashed)
         self.check_heldout(len(names), self.heldout)
         held = set(names[: round(self.heldout * len(names))])
