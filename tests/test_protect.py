@@ -72,6 +72,9 @@ def test_a_model_and_two_files_become_a_card(finished):
         "## In short", "## What was to be forgotten", "## Before any attack", "## What attacks brought back",
         "## What it cost", "## Attacks that were not tried", "## What is concluded", "## How to check it",
     ]  # fmt: skip
+    assert (
+        "suppressed only; *UNDO α = 0.25*: protected." in card.split("## What was")[0]
+    )  # before any sentence has its name
     # Its numbers are those of the nodes.
     reference = json.loads((node(workdir, "reference") / "result.json").read_text())
     assert [model["retain"] for model in numbers["models"] if model["name"] == "reference"] == [reference["retain"]]

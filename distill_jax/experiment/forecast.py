@@ -28,11 +28,13 @@ def forecast(experiment: CheckedExperiment, nodes: Mapping[str, Node]) -> str:
     progress = Progress(len(nodes), 0.0, 0.0, None)
     ctx = Context(experiment.model, dict(nodes), nodes[graph.DATA].directory / "rows", progress, experiment.run)
     speed = _speed(experiment.model.dtype)
-    lines, total = [], 0.0
+    rows, total = [], 0.0
     for node in nodes.values():
         flops = graph.planned_flops(ctx, node)
         total += 0.0 if node.done else flops
-        lines.append(f"  {node.name:24} {_what(ctx, node):56} {'done' if node.done else _about(flops / speed)}")
+        rows.append((node.name, _what(ctx, node), "done" if node.done else _about(flops / speed)))
+    names, whats = (max(map(len, column)) for column in list(zip(*rows, strict=True))[:2])
+    lines = [f"  {name:{names}}  {what:{whats}}  {takes}" for name, what, takes in rows]
     there = memory.installed(jax.local_devices()[0]) * jax.device_count() / 2**30
     free = f"on {jax.device_count()} × {jax.devices()[0].device_kind}, {there:,.1f} GiB"
     rest = "preparing data, compiling and, before there are data, measuring are not in it"
@@ -47,9 +49,14 @@ def _what(ctx: Context, node: Node) -> str:
     job = stage.train_job(ctx, [node])
     if job is None:
         return node.verb
-    least = graph.least_memory(ctx, job) / 2**30
+    least = graph.least_memory(ctx, job)
     members = f" × {len(job.members)} attackers" if len(job.members) > 1 else ""
-    return f"{node.verb}, {stage.steps:,} steps of {stage.batch} rows{members}, at least {least:.1f} GiB"
+    return f"{node.verb}, {stage.steps:,} steps of {stage.batch} rows{members}, at least {_size(least)}"
+
+
+def _size(size: float) -> str:
+    """Write a number of bytes, of a tiny model in MiB."""
+    return f"{size / 2**20:.1f} MiB" if size < 2**30 / 10 else f"{size / 2**30:.1f} GiB"
 
 
 def _about(seconds: float) -> str:
