@@ -32,10 +32,10 @@ TYPED: dict[str, tuple[list[str], list[str]]] = {
     "unknown section": ([SMOKE, "--config.modle.hidden=3"], ["config.modle", "did you mean 'model'"]),
     "unlike any key": ([SMOKE, "--config.relearn.qqqq=5"], ["config.relearn.qqqq", "learning_rates"]),
     "unknown flag": ([SMOKE, "--wrkdir=x"], ["wrkdir", "workdir"]),
-    "no value": ([SMOKE, "--config.seed"], ["config.seed", "int"]),
+    "no value": ([SMOKE, "--config.seed"], ["config.seed", "whole number"]),
     "stray word": ([SMOKE, "hello"], ["'hello'", "--config.key=value"]),
-    "text for a number": ([SMOKE, "--config.relearn.steps=abc"], ["config.relearn.steps=abc", "int", "'abc'"]),
-    "fraction for a count": ([SMOKE, "--config.relearn.steps=2.5"], ["config.relearn.steps=2.5", "int"]),
+    "text for a number": ([SMOKE, "--config.relearn.steps=abc"], ["config.relearn.steps=abc", "whole number"]),
+    "fraction for a count": ([SMOKE, "--config.relearn.steps=2.5"], ["config.relearn.steps=2.5", "whole number"]),
     "text for a share": (
         [SMOKE, "--config.undo.alphas=(0.2,'a')"],
         ["config.undo.alphas[1] = 'a'", "expected number", "str"],

@@ -90,7 +90,7 @@ def test_wordings_of_a_fact_are_held_out_together(tmp_path):
 
 def test_too_few_facts_are_refused_with_how_many_are_needed(tmp_path):
     config = FactsConfig(forget=lines(tmp_path / "f.jsonl", capitals(7)), retain="r")
-    with pytest.raises(ConfigError, match=r"has 7, of which 4 would be held out: .*±10% 186, ±20% 42 are needed"):
+    with pytest.raises(ConfigError, match=r"has 7 facts, of which 4 would be held out: .*±10% 186, ±20% 42 are needed"):
         config.forget_split()
     assert len(dataclasses.replace(config, least_heldout=3).forget_split()[1]) == 8
 
@@ -186,5 +186,5 @@ def test_items_are_measured_and_documents_are_trained_on(tmp_path):
     assert not asked["shown"] & asked["heldout"]
     with pytest.raises(ConfigError, match="has only choices; give text as well"):
         _sources("choices", given["forget"].split(",")[1], given["retain"])
-    with pytest.raises(ConfigError, match="has 20, of which 2 would be held out"):
+    with pytest.raises(ConfigError, match="has 20 items, of which 2 would be held out"):
         dataclasses.replace(config, heldout=0.1).eval_splits()

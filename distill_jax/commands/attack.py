@@ -16,8 +16,8 @@ from distill_jax.commands.protect import FILES, memory_of_devices
 class Flags(ClusterFlags):
     """Flags of attack."""
 
-    model: tuple[str, ...] = flag((), "DIR: a model to attack; give --model again for each", required=True)
-    baseline: str = flag("", "DIR: the model that they were before, which knows what they forgot", path=True)
+    model: tuple[str, ...] = flag((), "DIR or FILE.gguf: a model to attack; give --model again for each", required=True)
+    baseline: str = flag("", "DIR or FILE.gguf: what they were before, which knows what they forgot", path=True)
     forget: str = flag("", f"FILES that they forgot: {FILES}", required=True)
     retain: str = flag("", f"FILES that they retained: {FILES}", required=True)
     workdir: str = flag("", "DIR: where everything is written", required=config_line.WORKDIR, path=True)

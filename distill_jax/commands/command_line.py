@@ -16,7 +16,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from distill_jax.commands import COMMANDS, module_name
-from distill_jax.config import ConfigError, check, check_local
+from distill_jax.config import ConfigError, check, check_local, nearest
 from distill_jax.experiment.config_file import one_line
 
 T = TypeVar("T")
@@ -26,6 +26,11 @@ _DEFINE: dict[str, Callable[..., Any]] = {
     "float": flags.DEFINE_float,
     "bool": flags.DEFINE_bool,
     "tuple[str, ...]": flags.DEFINE_list,
+}
+_NO_VALUE = {  # Python's words for a value of the wrong type, and ours
+    "invalid literal for int()": "must be a whole number",
+    "could not convert string to float": "must be a number",
+    "('Non-boolean argument": "must be true or false",
 }
 
 
@@ -93,7 +98,9 @@ def _parse(values: flags.FlagValues, line: Sequence[str], config: ConfigDict | N
             config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=list(line))
         return list(values(line)[1:])
     except flags.UnrecognizedFlagError as error:
-        raise ConfigError(_elsewhere(line[0], error.flagname) or one_line(error)) from error
+        raise ConfigError(_unknown(line[0], error.flagname, values)) from error
+    except flags.IllegalFlagValueError as error:
+        raise ConfigError(_illegal(one_line(error))) from error
     except Exception as error:  # absl's and ml_collections' own, of many kinds
         raise ConfigError(one_line(error)) from error
 
@@ -137,6 +144,21 @@ def _underscored(argument: str) -> str:
         return argument
     name, equals, value = argument[2:].partition("=")
     return f"--{name.replace('-', '_')}{equals}{value}"
+
+
+def _illegal(message: str) -> str:
+    """Return absl's message on a value, which for a wrong type says what is needed in place of Python's words."""
+    for words, mend in _NO_VALUE.items():
+        given, found, _ = message.partition(f": {words}")
+        if found:
+            return f"{given.removeprefix('flag ')}: {mend}"
+    return message
+
+
+def _unknown(command: str, name: str, values: flags.FlagValues) -> str:
+    """Say that a command has no such flag, and which other has it or which of its own is near."""
+    mend = f"`distill-jax {command} --help` shows those it has"
+    return _elsewhere(command, name) or f"--{name}: {command} has no such flag{nearest(name, values)}; {mend}"
 
 
 def _elsewhere(command: str, name: str) -> str:

@@ -10,7 +10,7 @@ from distill_jax import api, backend
 from distill_jax.commands import command_line, config_line, plan
 from distill_jax.commands.cluster import ClusterFlags
 from distill_jax.commands.command_line import flag
-from distill_jax.config import check
+from distill_jax.config import check, nearest
 from distill_jax.experiment.named_config import NamedConfig
 
 FILES = "sources, comma-separated: text, .jsonl, .parquet, patterns; ?field=NAME says where the text is"
@@ -20,7 +20,7 @@ FILES = "sources, comma-separated: text, .jsonl, .parquet, patterns; ?field=NAME
 class Flags(ClusterFlags):
     """Flags of protect."""
 
-    model: str = flag("", "DIR: in the Hugging Face layout, with its tokenizer", required=True, path=True)
+    model: str = flag("", "DIR in the Hugging Face layout with its tokenizer, or FILE.gguf", required=True, path=True)
     forget: str = flag("", f"FILES to forget: {FILES}", required=True)
     retain: str = flag("", f"FILES to retain: {FILES}", required=True)
     workdir: str = flag("", "DIR: where everything is written", path=True)
@@ -75,7 +75,10 @@ def _named(flags: Flags, arguments: Sequence[str]) -> tuple[NamedConfig, list[st
         os.environ.update(plan.PLANNING)
     room = memory_of_devices(arguments, flags.slice)
     from distill_jax.experiment import protection
+    from distill_jax.stages.methods import METHODS
 
+    known = f"{nearest(flags.method, METHODS)}; choose {', '.join(METHODS)}"
+    check(flags.method in METHODS, f"--method={flags.method}: no such method{known}")
     subject = protection.open_subject(flags.model)
     return protection.protect_config(subject, flags.forget, flags.retain, flags.method, room)
 

@@ -95,7 +95,7 @@ class Directory:
         if path.is_file():
             refuse_pickles([path])
         config = self.path / "config.json"
-        check(config.is_file(), _missing(self.path, "config.json"))
+        check(config.is_file(), _missing(path, "config.json"))
         self.json = read_object(config)
         self.files = [path] if path.is_file() else _weights(self.path)
         self.source = SafeTensors(self.files)
@@ -187,6 +187,8 @@ def refuse_pickles(files: Sequence[Path]) -> None:
 
 def _missing(path: Path, name: str) -> str:
     """Say that a file is missing, what would fetch it, and where to."""
+    if path.is_file():
+        return f"{path}: no model, for there is no {name} beside it; name a directory that has one, or a .gguf file"
     single = sorted(path.glob("*.gguf")) if path.is_dir() else []
     if single:
         return f"{path / name}: no such file; name the GGUF file itself, {single[0]}"

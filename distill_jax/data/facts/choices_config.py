@@ -78,7 +78,7 @@ class ChoicesConfig(DocumentsConfig):
           ConfigError: if too few would be held out.
         """
         ordered = sorted(self.read("forget_items"), key=lambda item: hashed(item.question))
-        self.check_heldout(len(ordered), self.heldout)
+        self.check_heldout(len(ordered), "items", self.heldout)
         count = round(self.heldout * len(ordered))
         retain = sorted(self.read("retain_items"), key=lambda item: hashed(item.question))
         halves = {"shown": ("forget", ordered[count:]), "heldout": ("forget", ordered[:count])}

@@ -66,7 +66,7 @@ class FactsConfig(ForgetConfig):
         check(not documents, f"data.forget={self.forget!r}: has documents beside questions; give one kind")
         questions = facts.read(question_sources)
         names = sorted({question.fact for question in questions}, key=facts.hashed)
-        self.check_heldout(len(names), self.heldout)
+        self.check_heldout(len(names), "facts", self.heldout)
         held = set(names[: round(self.heldout * len(names))])
         shown = [question for question in questions if question.fact not in held]
         return shown, [question for question in questions if question.fact in held]

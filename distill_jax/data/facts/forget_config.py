@@ -38,16 +38,18 @@ class ForgetConfig(TextConfig):
         total = max(sum(tokens.values()), 1)
         return {side: count / total for side, count in tokens.items()}
 
-    def check_heldout(self, count: int, share: float) -> None:
-        """Refuse a forget set of so many facts or documents, a share of which is held out, as too small.
+    def check_heldout(self, count: int, unit: str, share: float) -> None:
+        """Refuse a forget set of so many facts, items or documents, a share of which is held out, as too small.
 
         Raises:
           ConfigError: saying how many are needed for which interval.
         """
+        check(count > 0, f"data.forget={self.forget!r}: is empty; name files that hold what is to be forgotten")
         held = round(share * count)
         wanted = ", ".join(f"±{h:.0%} {math.ceil(needed(h) / share):,}" for h in HALF_WIDTHS)
-        have = f"has {count:,}, of which {held:,} would be held out: 95 % intervals of ±{half_width(max(held, 1)):.0%}"
-        mend = f"for {wanted} are needed; give more, or lower data.least_heldout={self.least_heldout}"
+        width = f"95 % intervals of ±{half_width(max(held, 1)):.0%}"
+        have = f"has {count:,} {unit}, of which {held:,} would be held out: {width}"
+        mend = f"for {wanted} are needed; give more, or lower --config.data.least_heldout={self.least_heldout}"
         check(self.least_heldout <= held < count, f"data.forget={self.forget!r} {have}; {mend}")
 
 

@@ -28,7 +28,7 @@ def prepare_documents(
     skip = config.broken == "skip"
     measured = config.MEASURE == "bits_per_byte" and not config.valid_forget  # by documents held out
     if measured and len(files["forget"]) == len(config.sources("forget")):
-        config.check_heldout(sum(1 for _ in documents(files["forget"], skip)), config.validation_share)
+        config.check_heldout(sum(1 for _ in documents(files["forget"], skip)), "documents", config.validation_share)
     if config.overlap == "refuse":
         overlap.refuse(documents(files["forget"], skip), documents(files["retain"], skip))
     return prepare_text.prepare_text(config, directory, evaluation)

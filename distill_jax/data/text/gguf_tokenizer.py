@@ -44,7 +44,8 @@ def tokenizer_files(path: Path) -> dict[str, JsonObject]:
       ConfigError: if the file has no tokenizer, or one that is not supported, naming it.
     """
     metadata = read_header(path).metadata
-    kind = str(metadata.get("tokenizer.ggml.model"))
+    kind = str(metadata.get("tokenizer.ggml.model", ""))
+    check(bool(kind), f"{path}: has no tokenizer, for tokenizer.ggml.model is missing; convert it with its tokenizer")
     known = f"{path}: tokenizer.ggml.model = {kind!r}: only {', '.join(_BUILDERS)} are supported"
     check(kind in _BUILDERS and "tokenizer.ggml.tokens" in metadata, known)
     tokens = GgmlTokens(path, metadata)

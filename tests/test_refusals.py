@@ -1,0 +1,88 @@
+"""What a stranger gives wrong at first: refused in a line that names what was given and what to give instead."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from distill_jax.data.facts.facts_config import FactsConfig
+from distill_jax.data.text import gguf_tokenizer
+from distill_jax.main import main
+from distill_jax.shipped import TINY
+from tests.gguf_files import convert
+
+MODEL = TINY / "choices" / "model"
+
+
+def questions(path: Path, count: int) -> str:
+    rows = [{"question": f"Of {path.stem}, what is number {i}?", "answer": str(i)} for i in range(count)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def refused(capsys, *words: str) -> str:
+    """Return the only line that a command says before it ends in 2."""
+    assert main(["distill-jax", *words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    return line.removeprefix("distill-jax: ")
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--nonsense=3"], "--nonsense: protect has no such flag; `distill-jax protect --help` shows"),
+        (["--froget=x"], "--froget: protect has no such flag (did you mean 'forget'?)"),
+        (["--dry_run=maybe"], "--dry_run=maybe: must be true or false"),
+        (["--heartbeat=soon"], "--heartbeat=soon: must be a whole number"),
+    ],
+)
+def test_a_flag_that_is_none_or_of_another_type_says_what_it_takes(capsys, words, said):
+    assert refused(capsys, "protect", *words).startswith(said)
+
+
+@pytest.mark.unit
+def test_a_number_that_is_none_is_said_to_be_none(capsys):
+    assert refused(capsys, "bench", "accelerator", "--minutes=abc") == "--minutes=abc: must be a number"
+
+
+@pytest.mark.unit
+def test_a_file_that_is_no_model_is_told_from_one_that_is_missing(tmp_path, capsys):
+    file = questions(tmp_path / "some.jsonl", 3)
+    line = refused(capsys, "protect", f"--model={file}", f"--forget={file}", f"--retain={file}", "--workdir=x")
+    assert line.startswith(f"{file}: no model") and "name a directory" in line
+
+
+@pytest.mark.unit
+def test_an_unknown_method_is_named_by_its_flag(tmp_path, capsys):
+    file = questions(tmp_path / "some.jsonl", 3)
+    given = (f"--model={MODEL}", f"--forget={file}", f"--retain={file}", "--workdir=x")
+    line = refused(capsys, "protect", *given, "--method=maxnet")
+    assert line == "--method=maxnet: no such method (did you mean 'maxent'?); choose maxent, graddiff, rmu"
+
+
+@pytest.mark.unit
+def test_an_empty_file_is_no_small_one(tmp_path):
+    config = FactsConfig(forget=questions(tmp_path / "forget.jsonl", 0), retain="r")
+    with pytest.raises(ValueError, match="is empty; name files") as error:
+        config.check_heldout(0, "facts", config.heldout)
+    assert config.forget in str(error.value) and "held out" not in str(error.value)
+
+
+@pytest.mark.unit
+def test_a_gguf_file_without_a_tokenizer_says_so(tmp_path):
+    with pytest.raises(ValueError, match=r"has no tokenizer, for tokenizer\.ggml\.model is missing"):
+        gguf_tokenizer.tokenizer_files(convert(MODEL, tmp_path / "bare.gguf"))
+
+
+@pytest.mark.unit
+def test_a_dry_run_says_what_a_tiny_model_needs_in_columns(tmp_path, capsys):
+    forget, retain = (questions(tmp_path / f"{side}.jsonl", 40) for side in ("forget", "retain"))
+    given = (f"--model={MODEL}", f"--forget={forget}", f"--retain={retain}", f"--workdir={tmp_path / 'run'}")
+    assert main(["distill-jax", "protect", *given, "--dry_run"]) == 0
+    printed = capsys.readouterr().out
+    rows = [line for line in printed.splitlines() if line.startswith("  ")]
+    assert "MiB" in printed and "0.0 GiB" not in printed
+    assert len({line.rindex("  ") for line in rows}) == 1, rows
