@@ -64,6 +64,9 @@ def get_config(arg: str = "qwen3-14b") -> ConfigDict:
     # Of every channel that does not say otherwise; all of them take all steps.
     c.distill = section(Distill, "data", steps=500, batch=64, warmup=20, weight_decay=0.0, evaluate_every=500)
     c.distill.update(learning_rate=1e-4, final_learning_rate=1e-5, lora_rank=64, lora_alpha=128.0, stop=False)
+    if arg == "llama-3.3-70b":
+        # Weights put together over 64 chips of a 3D torus come as an all-reduce, twice the bytes; over 16 they do not.
+        c.run.tensor = 4
     if arg == "smoke":
         _smoke(c)
     return c

@@ -544,7 +544,7 @@ def test_results_are_written_after_each_benchmark(tmp_path, monkeypatch):
 
     def give(_):
         """Give a row."""
-        return {"rows": [{"a": 1}], "goals": []}
+        yield {"rows": [{"a": 1}], "goals": []}
 
     monkeypatch.setitem(runner.BENCHMARKS, "kl_memory", give)
     with pytest.raises(ConfigError):

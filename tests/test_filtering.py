@@ -107,8 +107,9 @@ class TestCrossFitting:
                     log_p(models, 2 + member, asked, answers),
                 )
                 score = (np.exp(own) * (own - calm)).sum((-1, -2))
-                # Half of the rows in two rounds: a quarter of each fold, of four.
-                assert set(np.flatnonzero(flagged[member, rows]).tolist()) == highest(score, 1)
+                # Half of the rows in two rounds: a quarter of each fold, of four. One judge is compared with itself.
+                chosen = set(np.flatnonzero(flagged[member, rows]).tolist())
+                assert len(chosen) == 1 and (chosen == highest(score, 1) or not score.any())
 
     def test_a_row_does_not_reach_the_student_that_judges_it(self, inputs, tmp_path):
         settings = Training(steps=4, batch=4, learning_rate=1e-2, warmup=0, checkpoint_every=2)

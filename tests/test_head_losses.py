@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +41,7 @@ from distill_jax.perf.memory import HeadShape, kl_memory
 from distill_jax.stages import distill, pretrain, unlearn
 from distill_jax.stages.context import Context, RunSettings
 from distill_jax.train.batch import PackedRows
+from tests.fast_xla import xla_flags
 
 ROOT = Path(__file__).parent.parent
 CAP, TEMPERATURE, SKEW, BETA = 5.0, 2.0, 0.1, 0.3
@@ -346,10 +348,36 @@ print(json.dumps(out))
 @pytest.mark.unit
 def test_devices_and_members_change_the_order_of_sums_and_no_more():
     """Divided over data, fsdp, tensor and population, with sizes that divide and others that do not."""
-    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-    env = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    env = {**os.environ, "XLA_FLAGS": xla_flags(8), "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", SHARDED], env=env, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     errors = json.loads(done.stdout.splitlines()[-1])
     assert len(errors) == 10
     assert {case: error for case, error in errors.items() if not error < 2e-5} == {}
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(("rows", "products"), [(64, 4), (16, 6)])
+def test_logits_that_are_kept_are_made_once(rows, products):
+    """Both heads' logits and two gradients where a block is the whole vocabulary; else both logits again."""
+    vocab, width, shape = 64, 8, (2, 16)
+    loss = BlockLoss(from_teacher(Divergence()).comparison, CAP)
+
+    def total(hidden, weights, teacher_hidden, teacher_weights, mask):
+        inputs = HeadInputs(Head(hidden, weights), Head(teacher_hidden, teacher_weights), mask)
+        return blockwise(loss, PlainPasses(8, rows), inputs)[0]
+
+    hidden, weights = (jax.ShapeDtypeStruct(s, jnp.float32) for s in ((*shape, width), (vocab, width)))
+    step = jax.jit(jax.value_and_grad(total, (0, 1)))
+    text = step.lower(hidden, weights, hidden, weights, jax.ShapeDtypeStruct(shape, jnp.float32)).compile().as_text()
+    assert len(re.findall(r" dot\(", text)) == products
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("platform", "chunk", "expected"),
+    [("gpu", 1024, PlainPasses(1024, 256_000)), ("gpu", 0, PlainPasses()), ("cpu", 1024, PlainPasses())],
+)
+def test_a_gpu_keeps_the_logits_of_a_chunk(monkeypatch, platform, chunk, expected):
+    monkeypatch.setattr(head, "first_device", lambda: SimpleNamespace(platform=platform))
+    assert head._plain_passes(SimpleNamespace(vocab=256_000), chunk) == expected

@@ -138,7 +138,10 @@ def test_a_mistake_is_refused_before_anything_runs(case, tmp_path, capsys):
     ("stage", "said"),
     [
         (Pretrain(loss_on="answer"), "stages.a.loss_on = 'answer': text has no answers; choose 'all'"),
-        (Relearn(start="b"), "stages.a.data = 'forget_shown': these data have no such set; choose one of all, retain,"),
+        (
+            Relearn(start="b", data="filtered"),
+            "stages.a.data = 'filtered': these data have no such set; choose one of all",
+        ),
         (
             Distill(teacher="b", uniform="korean"),
             "stages.a.uniform = 'korean': these data have no such set; choose one of all",

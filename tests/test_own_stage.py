@@ -11,8 +11,9 @@ import jax
 import pytest
 
 from distill_jax.config import ConfigError, Interrupted
-from distill_jax.experiment import graph, slice_plan, sweep_graph
+from distill_jax.experiment import graph, sweep_graph
 from distill_jax.experiment.config_file import load_experiment, load_module
+from distill_jax.experiment.lowered_group import Lowering
 from distill_jax.experiment.sweep_points import axis
 from distill_jax.io.metrics import Progress
 from distill_jax.sharding import distributed
@@ -99,7 +100,7 @@ def test_it_packs_plans_and_sweeps(own, tmp_path):
     group = [nodes["polished-0"], nodes["polished-1"]]
     assert group in graph.pack(list(nodes.values())) and group[0].peers == 2
     ctx = Context(experiment.model, nodes, Path(), Progress(0, 0.0, 0.0, None), experiment.run)
-    work = slice_plan.lower(ctx, group, jax.devices()[:1])
+    (work,) = Lowering(ctx, jax.devices()[:1])(group)
     assert work.members == 2 and work.flops == 2 * group[0].settings.step_flops(ctx)["student"]
     swept = sweep_graph.load("pulls", axis("polish.pull", 0.0, 0.1), own, config, tmp_path)
     polished = [n for n in swept.shards[0].nodes.values() if n.verb == "polish"]
