@@ -165,7 +165,7 @@ def test_a_batch_that_does_not_divide_is_planned_with_its_padding():
 
     seven, eight = lowered(7), lowered(8)
     assert seven.executed == eight.executed and seven.flops == eight.flops * 7 / 8
-    assert "1 rows of padding" in seven.notes[0] and not eight.notes
+    assert "padded to 8" in seven.notes[0] and not eight.notes
 
 
 def test_a_wrong_slice_is_refused_before_the_config_is_read(capsys, tmp_path):

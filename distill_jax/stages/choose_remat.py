@@ -52,8 +52,7 @@ def resolve(key: CompileKey, mesh: Mesh, inputs: Sequence[PyTree], room: float |
       inputs: (state, teacher, batch, base) of the step, arrays or shapes with shardings.
       room: bytes of a device; `memory.FILL` of what programs may take there when left out.
     """
-    if room is None:
-        room = memory.FILL * memory.capacity(mesh.devices.flat[0])
+    room = _room(mesh) if room is None else room
     choice = Choice(key, False)
     for policy in policies(key.model.remat):
         candidate = key.with_remat(policy)
@@ -63,6 +62,11 @@ def resolve(key: CompileKey, mesh: Mesh, inputs: Sequence[PyTree], room: float |
         if choice.fits:
             break
     return choice
+
+
+def _room(mesh: Mesh) -> float:
+    """Return the bytes of a device that a step may need."""
+    return memory.FILL * memory.capacity(mesh.devices.flat[0])
 
 
 def resolved_step(
@@ -93,10 +97,11 @@ def needed_bytes(key: CompileKey, mesh: Mesh, inputs: Sequence[PyTree], room: fl
 
 
 def choose_policy(ctx: Context, job: TrainJob, mesh: Mesh, room: float | None = None) -> Choice:
-    """Return the choice for a job, made once a run."""
+    """Return the choice for a job, made once a run for the same room; arguments as of `resolve`."""
+    room = _room(mesh) if room is None else room
     inputs = job.shapes(ctx, mesh)
     leaves, tree = jax.tree.flatten(inputs)
-    memo: tuple[Any, ...] = (job.key, mesh, tree, *leaves)
+    memo: tuple[Any, ...] = (job.key, mesh, room, tree, *leaves)
     if memo not in ctx.chosen_remat:
         ctx.chosen_remat[memo] = resolve(job.key, mesh, inputs, room)
     choice: Choice = ctx.chosen_remat[memo]
