@@ -12,6 +12,7 @@ from distill_jax.experiment.roles import Role
 from distill_jax.reports.attacked import Run
 from distill_jax.reports.claims_release import judge_release
 from distill_jax.reports.premises import Model
+from distill_jax.statistics.conclusions import Effect
 from distill_jax.statistics.estimates import Scores
 
 pytestmark = pytest.mark.unit
@@ -73,13 +74,28 @@ def test_a_given_model_needs_its_original():
     assert states(KNOWS, model(Role.GIVEN, 0.0, 0.0)) == {"forgets": "held", "keeps": "held", "resists": "held"}
 
 
-def test_of_text_fewer_bits_are_more_knowledge():
-    def of_text(role: Role, before: float, after: float) -> Model:
-        told = {"shown": (before, 0.5), "attack_steps": 100, "unlearned": role is Role.SUPPRESSED}
-        ends = (Scores(np.array([bits, bits + 0.001, bits - 0.001])) for bits in (before, after))
-        return Model(role.value, role.value, 1.0, before, role=role, before=next(ends), after=next(ends), **told)
+def of_text(role: Role, before: float, after: float) -> Model:
+    told = {"shown": (before, 0.5), "attack_steps": 100, "unlearned": role is Role.SUPPRESSED}
+    ends = (Scores(np.array([bits, bits + 0.001, bits - 0.001])) for bits in (before, after))
+    return Model(role.value, role.value, 1.0, before, role=role, before=next(ends), after=next(ends), **told)
 
+
+def test_of_text_fewer_bits_are_more_knowledge():
     others = of_text(Role.REFERENCE, 1.0, 1.0), of_text(Role.SUPPRESSED, 5.0, 1.2)
     for after, resists in ((4.99, "held"), (2.0, "failed")):
         found = states(*others, of_text(Role.UNDO, 5.0, after), scale=TEXT)
         assert found == {"forgets": "held", "keeps": "held", "resists": resists}
+
+
+@pytest.mark.parametrize("scale", [ACCURACY, TEXT], ids=lambda scale: scale.key)
+def test_what_is_concluded_says_what_its_numbers_are(scale):
+    facts = KNOWS, HIDES, model(Role.UNDO, 0.0, 0.01)
+    text = of_text(Role.REFERENCE, 1.0, 1.0), of_text(Role.SUPPRESSED, 5.0, 1.2), of_text(Role.UNDO, 5.0, 4.99)
+    concluded = judge_release(Run(facts if scale is ACCURACY else text, scale), 100)
+    assert [scale.name in one.evidence for one in concluded] == [True, True, True]
+    assert scale.name in concluded[-1].statement
+
+
+def test_a_number_that_is_taken_as_measured_shows_no_interval():
+    assert str(Effect("retain", 0.9, 0.9, 0.9, "above")) == "retain +0.900"
+    assert str(Effect("retain", 0.9, 0.8, 1.0, "above")) == "retain +0.900 [+0.800, +1.000]"

@@ -49,7 +49,8 @@ def forgets(run: Run, model: Model) -> Conclusion:
     assert model.before
     half = scale.nothing + 0.5 * (reference.forget - scale.nothing)
     shown = rare(effect("held out", [(1.0, model.before)], scale, "below", scale.sign * half), scale)
-    text = f"Held when below half of what the untouched model knows ({half:.2f}; it has {reference.forget:.2f})."
+    between = f"between the untouched model ({reference.forget:.2f}) and one that knows nothing ({scale.nothing:.2f})"
+    text = f"Held when worse than {scale.name} {half:.2f}, half way {between}."
     shared = [finite([model, reference]), premises.able(reference, None, scale)]
     return conclude(name, claim, premises=shared, effects=[shown], evidence=text)
 
@@ -64,15 +65,17 @@ def keeps(run: Run, model: Model, retained: int) -> Conclusion:
     sense: Literal["above", "below"] = "above" if scale.sign > 0 else "below"
     # Both answered the same items, but which each did was not recorded: the numbers are taken as they are.
     able = Effect("retain", model.retain, model.retain, model.retain, sense, goal, retained)
-    text = f"Untouched {reference.retain:.2f}; held when better than {goal:.2f}, taken as measured."
+    text = f"Untouched: {scale.name} {reference.retain:.2f}; held when better than {goal:.2f}, taken as measured."
     return conclude(name, claim, premises=[finite([model, reference])], effects=[able], evidence=text)
 
 
 def resists(run: Run, model: Model) -> Conclusion:
     """The whole attack brings back no more than the margin of what it did not show the model."""
-    margin = run.scale.margin
+    margin, measure = run.scale.margin, run.scale.name
     name = f"resists, {model.label}"
-    claim = f"Relearning brings back no more than {margin:g} of what {model.label} forgot and was not shown again."
+    claim = (
+        f"Relearning brings back no more than {margin:g} ({measure}) of what {model.label} forgot and was not shown."
+    )
     reference = run.reference
     if not reference:
         return not_run(name, claim, "untouched model beside it")
@@ -89,5 +92,6 @@ def resists(run: Run, model: Model) -> Conclusion:
     ]
     values = [score.value for score in (model.before, model.after)]
     before, after = ("–" if math.isnan(value) else f"{value:.2f}" for value in values)
-    text = f"Held out {before} before, {after} after {model.attack_steps} steps; untouched {reference.forget:.2f}."
+    when = f"{before} before, {after} after {model.attack_steps} steps; untouched {reference.forget:.2f}"
+    text = f"Held out: {measure} {when}."
     return conclude(name, claim, premises=shared, effects=[rise], evidence=text)

@@ -137,4 +137,4 @@ def _refusal(node: Node, known: Known, scale: Any, bar: float) -> str:
     what = f"{known.count:,} {scale.item}s to forget: {scale.name} {known.score:.2f} {interval}"
     nothing = f"one that knows nothing of them has {known.nothing:.2f}"
     mend = f"give {scale.item}s that it knows, or more of them; --config.knowledge.required=False goes on all the same"
-    return f"nothing to forget: {start} is not shown to know the {what}, {nothing}; wanted beyond {bar:.2f}. {mend}"
+    return f"nothing to forget: {start} is not shown to know the {what}, {nothing}; wanted beyond {bar:.2f}; {mend}"

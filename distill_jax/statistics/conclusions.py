@@ -79,7 +79,8 @@ class Effect:
         return State.HELD if held else State.FAILED if failed else State.OPEN
 
     def __str__(self) -> str:
-        interval = "" if math.isnan(self.low) else f" [{self.low:+.3f}, {self.high:+.3f}]"
+        none = math.isnan(self.low) or self.low == self.high  # a number that is taken as measured has no interval
+        interval = "" if none else f" [{self.low:+.3f}, {self.high:+.3f}]"
         return f"{self.name} {self.estimate:+.3f}{interval}"
 
 
