@@ -38,7 +38,7 @@ class Plan:
     @property
     def arguments(self) -> list[str]:
         """The arguments of `distill-jax` that plan it."""
-        stages = [f"--stages={self.stage}"] if self.slice != "auto" else []
+        stages = [f"--stages={self.stage}"]
         return ["plan", f"--config=configs/{self.config}", f"--slice={self.slice}", *stages, *self.changed]
 
 
@@ -92,7 +92,7 @@ TABLES: dict[str, tuple[Sequence[Column], Sequence[Plan]]] = {
         (LABEL, SLICE, STEP, FLOOR, BOUND, MFU, PARTS),
         (
             Plan("language.py", "reference", "v5e-16", "`language.py`, reference"),
-            Plan("language.py", "student", "v5e-16", "`language.py`, {members} students of five at a time"),
+            Plan("language.py", "student", "v5e-16", "`language.py`, {members} students together"),
             Plan("wmdp.py", "undo", "v5e-16", "`wmdp.py`, undo"),
             Plan("wmdp.py", "undo", "v6e-8", "`wmdp.py`, undo"),
             Plan("wmdp.py:9b", "undo", "v5p-64", "`wmdp.py:9b`, undo"),
@@ -125,10 +125,9 @@ TABLES: dict[str, tuple[Sequence[Column], Sequence[Plan]]] = {
         WHOLE,
         (
             Plan("language.py", "reference", "v5e-16"),
-            Plan("language.py", "student", "v5e-16", "{members} students of five at a time"),
+            Plan("language.py", "student", "v5e-16", "{members} students together"),
         ),
     ),
-    "auto": (WHOLE, (Plan("wmdp.py", "undo", "auto"),)),
 }
 
 

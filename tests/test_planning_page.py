@@ -61,10 +61,10 @@ def test_every_table_has_its_place_in_the_page(script):
 def test_what_the_script_plans_is_there(script):
     for plan in (plan for _, plans in script.TABLES.values() for plan in plans):
         assert (ROOT / "configs" / plan.config.partition(":")[0]).is_file()
-        assert plan.slice == "auto" or find(plan.slice)
+        assert find(plan.slice)
 
 
-@pytest.mark.parametrize("name", ["steps", "gemma", "llama", "organisms", "language", "auto"])
+@pytest.mark.parametrize("name", ["steps", "gemma", "llama", "organisms", "language"])
 def test_a_table_says_what_the_plans_file_says(script, name):
     columns, plans = script.TABLES[name]
     lines = script.table(name, lambda plan: [row()]).splitlines()
