@@ -51,9 +51,7 @@ def measurements(options: Options) -> list[Measurement]:
     """Return what is measured, the most telling first, as `--minutes` may end it anywhere."""
     models = options.models({name: PRESETS[name] for name in SHAPES})
     models = {name: _shrunk(options, cfg) for name, cfg in models.items()}
-    large, small = next(iter(reversed(models))), next(iter(models))
-    if not options.preset:
-        large, small = LARGE, SMALL
+    large, small = (options.preset or name for name in (LARGE, SMALL))
     online, cached, pretrain = (_case(options, large, models[large], work) for work in ("online", "cached", "pretrain"))
     few = dataclasses.replace(pretrain, cfg=models[small], batch=ATTACK[0], length=min(ATTACK[1], pretrain.length))
     written_out = dataclasses.replace(online.cfg, attention="plain", loss_head="chunked")

@@ -87,11 +87,10 @@ class Stepper:
     """A compiled step with its state and batch, ready to be timed; making one compiles.
 
     Attributes:
-      remat: the policy of what the backward pass computes again; what it is of a config's "auto".
       compile_seconds: tracing and compiling.
       compiler_bytes: what the step needs on a device by the compiler's account; None where it gives none.
       cpu_seconds: of the last steps, over all threads.
-      attention, head, remat: how they are computed.
+      attention, head, remat: what each is of a config's "auto".
     """
 
     def __init__(self, case: Case, learning_rates: Sequence[float] = ()):

@@ -9,7 +9,7 @@ from distill_jax import api
 from distill_jax.commands import command_line, config_line
 from distill_jax.commands.cluster import ClusterFlags
 from distill_jax.commands.command_line import flag
-from distill_jax.commands.protect import FILES, memory_of_devices
+from distill_jax.commands.protect import FILES, computed, memory_of_devices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,13 +44,7 @@ def main(arguments: Sequence[str]) -> int:
     config_line.read_over("attack", Flags, arguments, named)
     print("\n".join(decisions))
     run = api.open_run(named, flags.workdir)
-    if flags.dry_run:
-        from distill_jax.experiment.forecast import forecast
-
-        print(forecast(run.experiment, run.nodes))
-        return 0
-    flags.join()
-    page = run.compute()
+    page = computed(run, flags, flags.dry_run)
     if page:
         from distill_jax.reports.card import attack_lines
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from distill_jax import api, backend
 from distill_jax.commands import command_line, config_line, plan
@@ -56,17 +57,22 @@ def main(arguments: Sequence[str]) -> int:
     if flags.slice:
         return _plan(flags, named)
     run = api.open_run(named, flags.workdir)
-    if flags.dry_run:
-        from distill_jax.experiment.forecast import forecast
-
-        print(forecast(run.experiment, run.nodes))
-        return 0
-    flags.join()
-    page = run.compute()
+    page = computed(run, flags, flags.dry_run)
     if page:
         exported = run.nodes["export"].directory / "model"
         print(f"protected model: {exported}\nreport: {page}\ncard: {page.with_name('card.md')}")
     return 0
+
+
+def computed(run: api.Run, cluster: ClusterFlags, dry_run: bool) -> Path | None:
+    """Compute a run and return its page, on the first of several processes; dry, print what it would take instead."""
+    if dry_run:
+        from distill_jax.experiment.forecast import forecast
+
+        print(forecast(run.experiment, run.nodes))
+        return None
+    cluster.join()
+    return run.compute()
 
 
 def _named(flags: Flags, arguments: Sequence[str]) -> tuple[NamedConfig, list[str]]:

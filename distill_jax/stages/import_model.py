@@ -14,14 +14,12 @@ from typing import Any, ClassVar, Self
 
 from distill_jax.config import ConfigError, check, identity
 from distill_jax.data.data_config import DataConfig
-from distill_jax.evals.measure import all_finite
 from distill_jax.interop.importing import Published
 from distill_jax.io.files import Digests
-from distill_jax.perf.ledger import ledger
 from distill_jax.sharding.mesh import make_mesh
 from distill_jax.stages.context import PARTS, Context, Node
 from distill_jax.stages.stage import Stage, stage_input
-from distill_jax.train.population import of_one
+from distill_jax.stages.untrained import finish_untrained
 from distill_jax.train.settings import Lora
 
 # Of a decoder's description, how it is run and not what it computes.
@@ -119,11 +117,6 @@ class Import(Stage):
             began, model = time.monotonic(), Published(node.settings.path, node.settings.adapter)
             imported = model.leave(node, model.adapters(mesh) if node.settings.start else model.load(mesh))
             # What the stages after this one will read.
-            params = of_one(ctx.params(node.name, mesh))
-            seen = ctx.evaluator(mesh, *PARTS)(params)
-            spent = {"evaluation": self.estimate_flops(ctx)}
-            seconds = {"other": time.monotonic() - began}
-            source = {"source": str(Path(node.settings.path).resolve()), "recovered": False}
-            ends = {"diverged": not all_finite(seen)[0]}
-            result = {**ctx.measure.result(seen[0], PARTS), **imported, **source, **ends}
-            node.finish(result, ledger(spent, {"evaluation": ctx.measure.tokens(PARTS)}, seconds, devices=mesh.size))
+            params = ctx.params(node.name, mesh)
+            source = {"source": str(Path(node.settings.path).resolve())}
+            finish_untrained(ctx, node, mesh, params, began, {**imported, **source})

@@ -15,14 +15,12 @@ from typing import ClassVar
 import jax
 import numpy as np
 
-from distill_jax.evals.measure import all_finite
 from distill_jax.io.checkpoint import FINAL
 from distill_jax.models.transformer import FANS, Params
-from distill_jax.perf.ledger import ledger
 from distill_jax.sharding.mesh import make_mesh
 from distill_jax.stages.context import PARTS, Context, Node, seed_for
 from distill_jax.stages.stage import Stage, stage_input
-from distill_jax.train.population import of_one
+from distill_jax.stages.untrained import finish_untrained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,13 +67,8 @@ class Perturb(Stage):
             start = ctx.params(node.inputs["start"], mesh)
             kept = 1.0 if not settings.shrink else 1 - settings.alpha
             params = jax.jit(damage)(start, key, np.float32(kept), np.float32(settings.alpha * settings.beta))
-            seen = ctx.evaluator(mesh, *PARTS)(of_one(params))
             node.checkpoints.save(FINAL, params)
-            ends = {"steps": 0, "recovered": False, "diverged": not all_finite(seen)[0]}
-            spent, tokens = self.estimate_flops(ctx), ctx.measure.tokens(PARTS)
-            seconds = {"other": time.monotonic() - began}
-            costs = ledger({"evaluation": spent}, {"evaluation": tokens}, seconds, devices=mesh.size)
-            node.finish({**ctx.measure.result(seen[0], PARTS), **ends}, costs)
+            finish_untrained(ctx, node, mesh, params, began, {"steps": 0})
 
 
 def damage(params: Params, key: jax.Array, kept: jax.typing.ArrayLike, noise_scale: jax.typing.ArrayLike) -> Params:
