@@ -115,7 +115,8 @@ def _stacked(loop: JaxprEqn, body: Jaxpr) -> Iterator[ShapedArray]:
 
 def least_bytes(state: PyTree, *rest: PyTree) -> int:
     """Return the bytes of a device without which a step cannot run: what it takes, and the gradients."""
-    leaves = [x for x in jax.tree.leaves((state, state.params, rest)) if isinstance(x, jax.ShapeDtypeStruct)]
+    everything = jax.tree.leaves((state, state.params, rest))
+    leaves = [x for x in everything if isinstance(x, jax.ShapeDtypeStruct | jax.Array)]
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
 
 
