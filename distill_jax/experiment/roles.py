@@ -44,6 +44,7 @@ class Provenance:
       method: the unlearning method that it goes back to, a key of `stages.methods.METHODS`; None if there is none.
       teacher: the node that it was distilled from; "" for what was not distilled.
       alpha, beta: of UNDO's damage, 0 where an undamaged copy was distilled; None for what is no such copy.
+      given: whether it was imported, and not trained here.
     """
 
     role: Role
@@ -51,6 +52,7 @@ class Provenance:
     teacher: str = ""
     alpha: float | None = None
     beta: float | None = None
+    given: bool = False
 
 
 def provenance(node: Node, nodes: Mapping[str, Node]) -> Provenance:
@@ -58,7 +60,8 @@ def provenance(node: Node, nodes: Mapping[str, Node]) -> Provenance:
     role, damage = role_of(node, nodes), _damage(node, nodes)
     alpha = damage.alpha if damage else 0.0 if role is Role.UNDAMAGED else None
     beta = damage.beta if damage else 0.0 if role is Role.UNDAMAGED else None
-    return Provenance(role, _method(node, nodes), node.inputs.get("teacher", ""), alpha, beta)
+    given = isinstance(node.settings, Import)
+    return Provenance(role, _method(node, nodes), node.inputs.get("teacher", ""), alpha, beta, given)
 
 
 def role_of(node: Node, nodes: Mapping[str, Node]) -> Role:

@@ -24,7 +24,7 @@ def _label(name: str, made: Provenance) -> str:
     method = method_label(made.method)
     match made.role:
         case Role.REFERENCE:
-            return "Reference (all data)"
+            return "Original model" if made.given else "Reference (all data)"
         case Role.ORACLE:
             return "Oracle (retain data only)"
         case Role.SUPPRESSED:
