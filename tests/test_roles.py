@@ -75,7 +75,7 @@ def test_models_of_one_role_have_labels_of_their_own():
 def test_a_published_model_is_not_said_to_have_read_all_data():
     published, taught = Import(path="x"), Finetune(start="o", data="inject")
     alone, arm = nodes_of({"r": published}), nodes_of({"o": published, "r": taught})
-    for nodes, expected in ((alone, ["Original"]), (arm, ["Oracle (before teaching)", "Taught"])):
+    for nodes, expected in ((alone, ["Original model"]), (arm, ["Oracle (before teaching)", "Taught model"])):
         assert [
             *labels({name: provenance(nodes[name], nodes) for name in nodes if name != "data"}).values()
         ] == expected

@@ -8,7 +8,7 @@ from distill_jax.experiment.roles import Provenance, Role
 from distill_jax.stages.methods import method_label
 
 # The stage that left the model that is to be mended -> what it is called.
-REFERENCES = {"pretrain": "Reference (all data)", "import": "Original", "finetune": "Taught"}
+REFERENCES = {"pretrain": "Reference (all data)", "import": "Original model", "finetune": "Taught model"}
 
 
 def labels(models: Mapping[str, Provenance]) -> dict[str, str]:
