@@ -20,7 +20,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from distill_jax.config import ConfigError, check
 from distill_jax.exit_codes import ExitCode
@@ -55,7 +55,7 @@ class Leases:
         if number >= 0 and self._alive(_lease(directory, number)):
             return False
         draft = directory / f".lease.{self.worker}"
-        draft.write_text(json.dumps({"worker": self.worker, "heartbeat": self._heartbeat, **_self()}))
+        draft.write_text(json.dumps({"worker": self.worker, "heartbeat": self._heartbeat, **process_identity()}))
         try:
             os.link(draft, _lease(directory, number + 1))
         except FileExistsError:
@@ -110,8 +110,8 @@ class Leases:
         record = _read(lease)
         if record.get("released"):
             return False
-        if record.get("machine") == _self()["machine"]:
-            return _started(int(record["pid"])) == record["started"]
+        if record.get("machine") == process_identity()["machine"]:
+            return is_running(record)
         try:
             changed = lease.stat().st_mtime_ns
         except OSError:
@@ -155,7 +155,7 @@ def _read(lease: Path) -> JsonObject:
         return {}
 
 
-def _self() -> JsonObject:
+def process_identity() -> JsonObject:
     """Return what says on its own machine whether a process still lives: a pid alone may be used again."""
     # Containers of one machine have process numbers of their own.
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -164,6 +164,11 @@ def _self() -> JsonObject:
         "pid": os.getpid(),
         "started": _started(os.getpid()),
     }
+
+
+def is_running(process: Mapping[str, Any]) -> bool:
+    """Whether a process of this machine, by its identity, still runs."""
+    return _started(int(process["pid"])) == process["started"]
 
 
 def _started(pid: int) -> int | None:
@@ -238,7 +243,13 @@ def _marker(workdir: Path) -> JsonObject | None:
 
 def _check_owner(workdir: Path, present: JsonObject | None, marker: Mapping[str, object]) -> None:
     if present is None:
-        ours = ("nodes", "attempts", "report", "digests.json")  # by what nodes are of, a claim anew mixes nothing up
+        ours = (
+            "nodes",
+            "attempts",
+            "workers",
+            "report",
+            "digests.json",
+        )  # by what nodes are of, a claim anew mixes nothing up
         foreign = [p.name for p in workdir.iterdir() if p.name not in ours and not p.name.startswith(".")]
         check(not foreign, f"--workdir={workdir} holds other files ({foreign[:1]}); choose a new directory")
         return

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -62,13 +61,13 @@ class Perturb(Stage):
         """Damage one model, and measure what is left of it."""
         mesh = make_mesh(1, fsdp=ctx.run.fsdp, tensor=ctx.run.tensor)
         for node in nodes:
-            began, settings = time.monotonic(), node.settings
+            settings = node.settings
             key = jax.random.key(seed_for(settings.seed, "noise", settings.alpha, settings.beta))
             start = ctx.params(node.inputs["start"], mesh)
             kept = 1.0 if not settings.shrink else 1 - settings.alpha
             params = jax.jit(damage)(start, key, np.float32(kept), np.float32(settings.alpha * settings.beta))
             node.checkpoints.save(FINAL, params)
-            finish_untrained(ctx, node, mesh, params, began, {"steps": 0})
+            finish_untrained(ctx, node, mesh, params, {"steps": 0})
 
 
 def damage(params: Params, key: jax.Array, kept: jax.typing.ArrayLike, noise_scale: jax.typing.ArrayLike) -> Params:

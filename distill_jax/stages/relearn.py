@@ -100,4 +100,4 @@ class Relearn(AdaptingStage):
         diverged = {member.label: step for member, step, status in ends if status == DIVERGED}
         result = {"members": len(job.members), "diverged": len(diverged), "diverged_at": diverged}
         result |= {"prompts_by_fact": ctx.measure.prompts_by_fact(PARTS)}
-        node.finish(result, ledger(spent, tokens, outcome.seconds, devices=outcome.mesh.size))
+        node.finish(result, ledger(spent, tokens, ctx.clock.lap(), devices=outcome.mesh.size))
