@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from distill_jax.config import Interrupted
-from distill_jax.io.node import TIMINGS, Node
+from distill_jax.io.node import Node
+from distill_jax.io.node_files import TIMINGS
 from distill_jax.io.presence import Presence, read_workers
 from distill_jax.perf import clock as clocks
 from distill_jax.perf import ledger, peaks
@@ -310,7 +311,7 @@ def test_two_workers_waiting_for_each_other_are_idle(tmp_path):
 def test_the_page_draws_a_bar_a_node_and_says_what_was_not_recorded(tmp_path):
     made = [finished(tmp_path, "a", {"step": 3.0, "restart": 1.0}, 6e9), finished(tmp_path, "old", None)]
     view = goodput_summary.view(goodput_summary.summarise(made, tmp_path))
-    assert view.answer == "75\u202f% of 4\u202fs went into productive steps."
+    assert view.answer == "75\u202f% of 4 s went into productive steps."
     assert [(bar.name, dict(bar.shares)) for bar in view.bars] == [
         (n, {"step": 75, "restart": 25}) for n in ("all", "a")
     ]

@@ -27,6 +27,7 @@ from distill_jax.io.files import sync, write_json
 from distill_jax.io.metrics import Progress
 from distill_jax.io.node import ROWS
 from distill_jax.io.presence import Presence
+from distill_jax.io.work_plan import PlannedNode
 from distill_jax.models import attention
 from distill_jax.models.head import loss_way
 from distill_jax.perf import memory
@@ -196,7 +197,7 @@ def execute(
         except ConfigError as error:  # refused where it is read: weights need not be computed again for a lost curve
             progress.say(f"warning: {error}")
     workdir = nodes[DATA].directory.parent.parent
-    with Presence(workdir, writes=bool(todo) and is_primary()) as presence:
+    with Presence(workdir, _planned(ctx), writes=bool(todo) and is_primary()) as presence:
         for group in groups(ctx) if groups else schedule(nodes, lambda group: _at_a_time(ctx, group)):
             progress.stage = sum(node.done for node in nodes.values())
             progress.begin(", ".join(n.name for n in group), len(group))
@@ -212,6 +213,19 @@ def execute(
             barrier("a group's results")
             progress.finish(planned, _summary(group))
     return ctx
+
+
+def _planned(ctx: Context) -> list[PlannedNode]:
+    nodes = ctx.nodes
+
+    def inputs(node: Node) -> list[str]:
+        needed = [nodes[source].directory.name for source in node.inputs.values()]
+        return needed if node.name == DATA else [nodes[DATA].directory.name, *needed]
+
+    return [
+        PlannedNode(node.stage, node.directory.name, node.verb, inputs(node), planned_flops(ctx, node))
+        for node in nodes.values()
+    ]
 
 
 def _compute(ctx: Context, group: list[Node], presence: Presence) -> None:

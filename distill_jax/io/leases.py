@@ -55,7 +55,7 @@ class Leases:
         if number >= 0 and self._alive(_lease(directory, number)):
             return False
         draft = directory / f".lease.{self.worker}"
-        draft.write_text(json.dumps({"worker": self.worker, "heartbeat": self._heartbeat, **process_identity()}))
+        draft.write_text(json.dumps({"worker": self.worker, "heartbeat": self._heartbeat, **_self()}))
         try:
             os.link(draft, _lease(directory, number + 1))
         except FileExistsError:
@@ -110,8 +110,8 @@ class Leases:
         record = _read(lease)
         if record.get("released"):
             return False
-        if record.get("machine") == process_identity()["machine"]:
-            return is_running(record)
+        if record.get("machine") == _self()["machine"]:
+            return _started(int(record["pid"])) == record["started"]
         try:
             changed = lease.stat().st_mtime_ns
         except OSError:
@@ -155,7 +155,7 @@ def _read(lease: Path) -> JsonObject:
         return {}
 
 
-def process_identity() -> JsonObject:
+def _self() -> JsonObject:
     """Return what says on its own machine whether a process still lives: a pid alone may be used again."""
     # Containers of one machine have process numbers of their own.
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -166,11 +166,6 @@ def process_identity() -> JsonObject:
     }
 
 
-def is_running(process: Mapping[str, Any]) -> bool:
-    """Whether a process of this machine, by its identity, still runs."""
-    return _started(int(process["pid"])) == process["started"]
-
-
 def _started(pid: int) -> int | None:
     """Return when a process of this machine started, in ticks since it booted; None if there is none."""
     try:
@@ -178,6 +173,16 @@ def _started(pid: int) -> int | None:
     except OSError:
         return None
     return None if status[0] == "Z" else int(status[19])
+
+
+def process_identity() -> JsonObject:
+    """Return what this machine knows this process by, for `is_running`."""
+    return _self()
+
+
+def is_running(process: Mapping[str, Any]) -> bool:
+    """Whether a process of this machine, by its identity, still runs."""
+    return _started(int(process["pid"])) == process["started"]
 
 
 @contextlib.contextmanager

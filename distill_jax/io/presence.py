@@ -21,9 +21,9 @@ from typing import Self
 from distill_jax.config import Interrupted
 from distill_jax.io.files import read_json, write_json
 from distill_jax.io.leases import is_running, process_identity
+from distill_jax.io.work_plan import WORKERS, PlannedNode, write_plan
 from distill_jax.types import JsonObject
 
-WORKERS = "workers"
 HEARTBEAT = 5.0  # seconds between two records
 SILENT = 60.0  # seconds without one after which the worker of another machine is said to be silent
 DONE, STOPPED, FAILED = "done", "stopped", "failed"
@@ -34,6 +34,7 @@ class WorkerRecord:
     """What a worker says of itself. Times are in seconds since 1970, by the worker's own clock.
 
     Attributes:
+      plan: what its command computes (`work_plan`).
       process: what its own machine knows it by (`leases.process_identity`).
       nodes: directories below the work directory that it computes now; since: when it began to.
       outside: seconds that it did not compute a node.
@@ -46,6 +47,7 @@ class WorkerRecord:
     process: JsonObject
     began: float
     updated: float
+    plan: str = ""
     nodes: Sequence[str] = ()
     since: float = 0.0
     outside: float = 0.0
@@ -66,6 +68,8 @@ def read_workers(workdir: Path) -> list[WorkerRecord]:
     """Return the records of all workers that there ever were in a directory, the oldest first."""
     records = []
     for path in sorted((workdir / WORKERS).glob("*.json")):
+        if path.name.startswith("plan-"):
+            continue
         with contextlib.suppress(OSError, ValueError, TypeError):  # one that is being replaced, or another version's
             records.append(WorkerRecord(**read_json(path)))
     return sorted(records, key=lambda record: record.began)
@@ -75,15 +79,19 @@ class Presence:
     """Keep this process's record in a directory as long as the context lasts.
 
     Args:
+      plan: what it is to compute, if that is to be written too.
       writes: whether anything is written: of a run's processes one does.
     """
 
-    def __init__(self, workdir: Path, *, writes: bool = True, heartbeat: float = HEARTBEAT) -> None:
+    def __init__(
+        self, workdir: Path, plan: Sequence[PlannedNode] = (), *, writes: bool = True, heartbeat: float = HEARTBEAT
+    ) -> None:
         host = os.uname().nodename
         worker = f"{host}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self._path = workdir / WORKERS / f"{worker}.json"
         self._workdir, self._writes, self._heartbeat = workdir, writes, heartbeat
-        self._record = WorkerRecord(worker, host, process_identity(), time.time(), time.time())
+        name = write_plan(workdir, plan) if plan and writes else ""
+        self._record = WorkerRecord(worker, host, process_identity(), time.time(), time.time(), name)
         self._began, self._inside, self._node_began = time.monotonic(), 0.0, 0.0
         self._save: Callable[[], None] | None = None
         self._guard, self._closed = threading.Lock(), threading.Event()

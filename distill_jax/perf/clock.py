@@ -116,6 +116,15 @@ class _Moment(NamedTuple):
     compiled: float
 
 
+class _Training(NamedTuple):
+    name: str
+    step: int
+    steps: int
+    calls: int
+    first: int  # the step from which the rate is taken, and when it was
+    since: float
+
+
 class Clock:
     """Count the time of a population from now on, each moment for one cause.
 
@@ -133,6 +142,7 @@ class Clock:
     ) -> None:
         self._earlier, self._marks, self._lapped = list(earlier), list[Mark](), dict.fromkeys(CAUSES, 0.0)
         self._save = save
+        self._training: _Training | None = None
         self._spans = _compile_spans(threading.get_ident())
         # One tuple, replaced whole: another thread may read it at any time.
         self._now = _Moment(dict.fromkeys(CAUSES, 0.0), rest, time.monotonic(), self._spans.total)
@@ -150,6 +160,23 @@ class Clock:
     def charge(self, cause: str) -> None:
         """Charge the block that is under way to another cause."""
         self._now = self._now._replace(cause=cause)
+
+    def step_to(self, training: str, step: int, steps: int) -> None:
+        """Note how far a training is; called before each step and after the last."""
+        if self._training is None or self._training.name != training:
+            self._training = _Training(training, step, steps, 0, step, 0.0)
+        at = self._training
+        # The first step's time is mostly compilation.
+        first = (step, time.monotonic()) if at.calls == 1 else at[4:]
+        self._training = _Training(training, step, steps, at.calls + 1, *first)
+
+    def training(self) -> JsonObject | None:
+        """Return {"name", "step", "steps", "rate"} of the training under way, the last in steps a second or None."""
+        at = self._training
+        if at is None:
+            return None
+        rate = (at.step - at.first) / (time.monotonic() - at.since) if at.calls > 1 and at.step > at.first else None
+        return {"name": at.name, "step": at.step, "steps": at.steps, "rate": rate}
 
     def mark(self, training: str, step: int) -> None:
         """Note that a process may continue from here."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from distill_jax.io.files import read_json, write_json
-from distill_jax.io.node import DONE, TIMINGS
+from distill_jax.io.node_files import DONE, TIMINGS
 from distill_jax.perf.clock import CAUSES, Clock, Timings
 
 
@@ -26,4 +26,4 @@ def write_timings(directories: Sequence[Path], clock: Clock) -> None:
     for directory, timings in zip(directories, clock.timings(), strict=True):
         if not (directory / DONE).exists():
             with contextlib.suppress(OSError):
-                write_json(directory / TIMINGS, timings.as_json())
+                write_json(directory / TIMINGS, {**timings.as_json(), "training": clock.training()})

@@ -97,6 +97,8 @@ class _Monitor:
 
     def evaluate(self, step: int, state: State) -> np.ndarray | None:
         run = self._run
+        if run.nodes:
+            self._clock.step_to(training_of(run.nodes[0].name), step, run.settings.steps)
         if run.progress is not None:
             goodput = f"goodput {self._clock.goodput:.0%}"
             text = "  ".join(filter(None, (self._losses, self._scores, goodput)))
