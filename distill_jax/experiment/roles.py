@@ -27,6 +27,7 @@ class Role(enum.StrEnum):
     UNDO = "undo"  # distilled into a damaged copy of its teacher
     UNDAMAGED = "alpha 0"  # distilled into an undamaged one
     NOISE_ONLY = "noise only"  # damaged by noise, without shrinking
+    REINITIALISED = "reinitialised"  # distilled into a copy of it damaged in another way: in part, or in rounds
     MATCHED_REFERENCE = "reference matched to the oracle"
     MATCHED_STUDENT = "random student matched to the oracle"
     GIVEN = "given"  # unlearned by whatever tool, and attacked as it is
@@ -95,13 +96,24 @@ def _student_role(node: Node, stage: Distill, nodes: Mapping[str, Node]) -> Role
     if start is None:
         return _random_student_role(stage, role_of(teacher, nodes))
     if isinstance(start.settings, Perturb):
-        copied = start.inputs["start"] == teacher.name
-        damaged = Role.UNDO if start.settings.shrink else Role.NOISE_ONLY
-        return damaged if copied else Role.DISTILLED
+        return _damaged_role(start, teacher, nodes)
     if start.name == teacher.name:
         return Role.UNDAMAGED
     matched = role_of(teacher, nodes) is Role.ORACLE and role_of(start, nodes) is Role.REFERENCE
     return Role.MATCHED_REFERENCE if matched else Role.DISTILLED
+
+
+def _damaged_role(start: Node, teacher: Node, nodes: Mapping[str, Node]) -> Role:
+    """Return what a student is that starts from a damaged model."""
+    damage, source = start.settings, nodes[start.inputs["start"]]
+    if source.name == teacher.name and damage.in_full:
+        return Role.UNDO if damage.shrink else Role.NOISE_ONLY
+    while isinstance(source.settings, Distill) and source.inputs["teacher"] == teacher.name:  # a round before
+        before = nodes.get(source.inputs.get("start", ""))
+        if before is None or not isinstance(before.settings, Perturb):
+            break
+        source = nodes[before.inputs["start"]]
+    return Role.REINITIALISED if source.name == teacher.name else Role.DISTILLED
 
 
 def _random_student_role(stage: Distill, teacher: Role) -> Role:
