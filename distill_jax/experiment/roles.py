@@ -45,6 +45,7 @@ class Provenance:
       method: the unlearning method that it goes back to, a key of `stages.methods.METHODS`; None if there is none.
       teacher: the node that it was distilled from; "" for what was not distilled.
       alpha, beta: of UNDO's damage, 0 where an undamaged copy was distilled; None for what is no such copy.
+      kind: of the stage that left it.
     """
 
     role: Role
@@ -52,14 +53,15 @@ class Provenance:
     teacher: str = ""
     alpha: float | None = None
     beta: float | None = None
+    kind: str = "pretrain"
 
 
 def provenance(node: Node, nodes: Mapping[str, Node]) -> Provenance:
     """Return how the model of a node was made."""
-    role, damage = role_of(node, nodes), _damage(node, nodes)
+    stage, role, damage = node.settings, role_of(node, nodes), _damage(node, nodes)
     alpha = damage.alpha if damage else 0.0 if role is Role.UNDAMAGED else None
     beta = damage.beta if damage else 0.0 if role is Role.UNDAMAGED else None
-    return Provenance(role, _method(node, nodes), node.inputs.get("teacher", ""), alpha, beta)
+    return Provenance(role, _method(node, nodes), node.inputs.get("teacher", ""), alpha, beta, stage.kind)
 
 
 def role_of(node: Node, nodes: Mapping[str, Node]) -> Role:

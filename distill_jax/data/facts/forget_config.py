@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
+from typing import ClassVar
 
 from distill_jax.config import check
 from distill_jax.data.text.text_config import TextConfig
@@ -27,6 +28,8 @@ class ForgetConfig(TextConfig):
     row_length: int = 128
     overlap: str = "refuse"
     least_heldout: int = 8
+
+    RETAIN_BY_ITEM: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
