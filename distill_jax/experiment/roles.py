@@ -27,6 +27,7 @@ class Role(enum.StrEnum):
     UNDO = "undo"  # distilled into a damaged copy of its teacher
     UNDAMAGED = "alpha 0"  # distilled into an undamaged one
     NOISE_ONLY = "noise only"  # damaged by noise, without shrinking
+    REINITIALISED = "reinitialised"  # distilled into a copy of it damaged in another way: in part, or in rounds
     MATCHED_REFERENCE = "reference matched to the oracle"
     MATCHED_STUDENT = "random student matched to the oracle"
     GIVEN = "given"  # unlearned by whatever tool, and attacked as it is
@@ -44,7 +45,7 @@ class Provenance:
       method: the unlearning method that it goes back to, a key of `stages.methods.METHODS`; None if there is none.
       teacher: the node that it was distilled from; "" for what was not distilled.
       alpha, beta: of UNDO's damage, 0 where an undamaged copy was distilled; None for what is no such copy.
-      given: whether it was imported, and not trained here.
+      kind: of the stage that left it.
     """
 
     role: Role
@@ -52,16 +53,15 @@ class Provenance:
     teacher: str = ""
     alpha: float | None = None
     beta: float | None = None
-    given: bool = False
+    kind: str = "pretrain"
 
 
 def provenance(node: Node, nodes: Mapping[str, Node]) -> Provenance:
     """Return how the model of a node was made."""
-    role, damage = role_of(node, nodes), _damage(node, nodes)
+    stage, role, damage = node.settings, role_of(node, nodes), _damage(node, nodes)
     alpha = damage.alpha if damage else 0.0 if role is Role.UNDAMAGED else None
     beta = damage.beta if damage else 0.0 if role is Role.UNDAMAGED else None
-    given = isinstance(node.settings, Import)
-    return Provenance(role, _method(node, nodes), node.inputs.get("teacher", ""), alpha, beta, given)
+    return Provenance(role, _method(node, nodes), node.inputs.get("teacher", ""), alpha, beta, stage.kind)
 
 
 def role_of(node: Node, nodes: Mapping[str, Node]) -> Role:
@@ -98,13 +98,24 @@ def _student_role(node: Node, stage: Distill, nodes: Mapping[str, Node]) -> Role
     if start is None:
         return _random_student_role(stage, role_of(teacher, nodes))
     if isinstance(start.settings, Perturb):
-        copied = start.inputs["start"] == teacher.name
-        damaged = Role.UNDO if start.settings.shrink else Role.NOISE_ONLY
-        return damaged if copied else Role.DISTILLED
+        return _damaged_role(start, teacher, nodes)
     if start.name == teacher.name:
         return Role.UNDAMAGED
     matched = role_of(teacher, nodes) is Role.ORACLE and role_of(start, nodes) is Role.REFERENCE
     return Role.MATCHED_REFERENCE if matched else Role.DISTILLED
+
+
+def _damaged_role(start: Node, teacher: Node, nodes: Mapping[str, Node]) -> Role:
+    """Return what a student is that starts from a damaged model."""
+    damage, source = start.settings, nodes[start.inputs["start"]]
+    if source.name == teacher.name and damage.in_full:
+        return Role.UNDO if damage.shrink else Role.NOISE_ONLY
+    while isinstance(source.settings, Distill) and source.inputs["teacher"] == teacher.name:  # a round before
+        before = nodes.get(source.inputs.get("start", ""))
+        if before is None or not isinstance(before.settings, Perturb):
+            break
+        source = nodes[before.inputs["start"]]
+    return Role.REINITIALISED if source.name == teacher.name else Role.DISTILLED
 
 
 def _random_student_role(stage: Distill, teacher: Role) -> Role:

@@ -37,6 +37,7 @@ WHAT = {
     Role.SUPPRESSED: "suppressed only",
     Role.UNDO: "protected",
     Role.UNDAMAGED: "protected",
+    Role.REINITIALISED: "protected",
     Role.DISTILLED: "protected",
     Role.GIVEN: "given",
 }
