@@ -70,6 +70,8 @@ def train(
       Interrupted: if the run was asked to stop; everything up to here is saved.
     """
     clock, members, settings, mesh = Clock(), job.members, job.settings, job.mesh(ctx)
+    if ctx.run.checkpoint_every:
+        settings = dataclasses.replace(settings, checkpoint_every=ctx.run.checkpoint_every)
     ctx.describe(mesh)
     with clock.spent_on("compile"):
         job = with_chosen_policy(ctx, job, mesh)
