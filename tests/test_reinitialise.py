@@ -112,8 +112,8 @@ def test_parts_that_cannot_be_are_refused(settings, words):
         Perturb(start="x", **settings).validate(CFG, ArithmeticConfig())
 
 
-def nodes_of(stages):
-    experiment = CheckedExperiment("x", "", preset("cpu"), ArithmeticConfig(), stages, RunSettings())
+def nodes_of(stages, data=None):
+    experiment = CheckedExperiment("x", "", preset("cpu"), data or ArithmeticConfig(), stages, RunSettings())
     return graph.build(experiment, Path("nowhere"))
 
 

@@ -24,6 +24,9 @@ class Role(enum.StrEnum):
     EQUAL_COMPUTE = "equal compute"  # the same for a fixed number of steps
     REFERENCE_STUDENT = "student of the reference"
     FILTERED = "filtered"  # a student of the reference on filtered data
+    TOKEN_FILTERED = "token filtered"  # a student of the reference that learns nothing at marked tokens
+    PRETRAINED_FILTERED = "pretrained on filtered documents"
+    PRETRAINED_MASKED = "pretrained on unmarked tokens"
     UNDO = "undo"  # distilled into a damaged copy of its teacher
     UNDAMAGED = "alpha 0"  # distilled into an undamaged one
     NOISE_ONLY = "noise only"  # damaged by noise, without shrinking
@@ -35,6 +38,14 @@ class Role(enum.StrEnum):
     QUANTISED = "quantised"  # rounded to a few bits
     DISTILLED = "distilled"
     OTHER = "other"
+
+
+PRETRAINED = {  # by the set it was trained on
+    "all": Role.REFERENCE,
+    "retain": Role.ORACLE,
+    "filtered": Role.PRETRAINED_FILTERED,
+    "masked": Role.PRETRAINED_MASKED,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,8 +79,7 @@ def role_of(node: Node, nodes: Mapping[str, Node]) -> Role:
     """Return what a node's model is in a comparison."""
     stage: Stage = node.settings
     if isinstance(stage, Pretrain):
-        oracle = Role.ORACLE if stage.data in ("retain", "filtered") else Role.OTHER
-        return Role.REFERENCE if stage.data == "all" else oracle
+        return PRETRAINED.get(stage.data, Role.OTHER)
     if isinstance(stage, Given):
         return Role.GIVEN
     if isinstance(stage, Import):
@@ -121,8 +131,8 @@ def _damaged_role(start: Node, teacher: Node, nodes: Mapping[str, Node]) -> Role
 def _random_student_role(stage: Distill, teacher: Role) -> Role:
     if teacher is Role.ORACLE:
         return Role.MATCHED_STUDENT
-    if teacher is Role.REFERENCE and stage.data == "filtered":
-        return Role.FILTERED
+    if teacher is Role.REFERENCE and stage.data in ("filtered", "masked"):
+        return Role.FILTERED if stage.data == "filtered" else Role.TOKEN_FILTERED
     if stage.data != "all" or stage.uniform:  # a control that lacks part of what its teacher says
         return Role.DISTILLED
     students = {
