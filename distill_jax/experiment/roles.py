@@ -44,6 +44,7 @@ class Provenance:
       method: the unlearning method that it goes back to, a key of `stages.methods.METHODS`; None if there is none.
       teacher: the node that it was distilled from; "" for what was not distilled.
       alpha, beta: of UNDO's damage, 0 where an undamaged copy was distilled; None for what is no such copy.
+      bits, rounded: of a quantised model, how many, and the role of the model that was rounded; the rest is its own.
     """
 
     role: Role
@@ -51,10 +52,15 @@ class Provenance:
     teacher: str = ""
     alpha: float | None = None
     beta: float | None = None
+    bits: int | None = None
+    rounded: Role | None = None
 
 
 def provenance(node: Node, nodes: Mapping[str, Node]) -> Provenance:
     """Return how the model of a node was made."""
+    if isinstance(node.settings, Quantise):
+        made = provenance(nodes[node.inputs["start"]], nodes)
+        return dataclasses.replace(made, role=Role.QUANTISED, bits=node.settings.bits, rounded=made.role)
     role, damage = role_of(node, nodes), _damage(node, nodes)
     alpha = damage.alpha if damage else 0.0 if role is Role.UNDAMAGED else None
     beta = damage.beta if damage else 0.0 if role is Role.UNDAMAGED else None
