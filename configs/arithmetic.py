@@ -15,6 +15,7 @@ the random student and the oracle resist most.
 from ml_collections import ConfigDict
 
 from distill_jax.data.arithmetic.equations import ArithmeticConfig
+from distill_jax.experiment.damage_rounds import damage_settings
 from distill_jax.experiment.experiment import Experiment
 from distill_jax.experiment.section import section, unlearn_section
 from distill_jax.models.presets import preset
@@ -130,8 +131,7 @@ def _stages(c: ConfigDict) -> dict[str, Stage]:
     if len(set(c.undo.alphas)) < len(c.undo.alphas):
         raise ValueError(f"undo.alphas = {c.undo.alphas}: give every α once")
     for alpha in c.undo.alphas:
-        damage = {"alpha": alpha, "beta": c.undo.beta, "shrink": c.undo.shrink}
-        stages[f"damaged-{alpha}"] = Perturb(start=c.undo.method, **damage, **seed)
+        stages[f"damaged-{alpha}"] = Perturb(start=c.undo.method, alpha=alpha, **damage_settings(c.undo), **seed)
         from_cache = cached if c.undo.method == "maxent" else {}
         start = {"teacher": c.undo.method, "start": f"damaged-{alpha}", **from_cache}
         stages[f"undo-{alpha}"] = Distill(**start, **c.distill, **seed)

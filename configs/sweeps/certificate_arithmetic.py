@@ -4,7 +4,7 @@
                                                     suppressed model, which must not pass, as the control
   configs/sweeps/certificate_arithmetic.py:smoke    two seeds of a few steps: it learns nothing, and concludes nothing
 
-Ten seeds certify a twin of the oracle four times in ten, twenty nine in ten (docs/statistics.md): an open one wants more.
+Ten seeds certify a twin of the oracle four times in ten, twenty nine in ten (docs/statistics.md).
 
   distill-jax sweep --sweep=configs/sweeps/certificate_arithmetic.py --workdir=runs/certificate --workers=2
 """

@@ -9,7 +9,7 @@ from distill_jax import api
 from distill_jax.commands import command_line, config_line
 from distill_jax.commands.cluster import ClusterFlags
 from distill_jax.commands.command_line import flag
-from distill_jax.commands.protect import FILES, computed, memory_of_devices
+from distill_jax.commands.protect import FILES, as_typed, computed, memory_of_devices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +36,11 @@ def main(arguments: Sequence[str]) -> int:
     arguments = _joined(arguments)
     bare = [argument for argument in arguments if not argument.startswith("--config.")]
     flags = command_line.read("attack", Flags, bare).flags
+    with as_typed():
+        return _run(flags, arguments)
+
+
+def _run(flags: Flags, arguments: Sequence[str]) -> int:
     room = memory_of_devices(arguments)
     from distill_jax.experiment import protection
 
@@ -44,6 +49,7 @@ def main(arguments: Sequence[str]) -> int:
     config_line.read_over("attack", Flags, arguments, named)
     print("\n".join(decisions))
     run = api.open_run(named, flags.workdir)
+    protection.check_same_files(run.nodes, flags.workdir)
     page = computed(run, flags, flags.dry_run)
     if page:
         from distill_jax.reports.card import attack_lines

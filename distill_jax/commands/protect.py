@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from distill_jax import api, backend
 from distill_jax.commands import command_line, config_line, plan
 from distill_jax.commands.cluster import ClusterFlags
 from distill_jax.commands.command_line import flag
-from distill_jax.config import check, nearest
+from distill_jax.config import ConfigError, check, nearest
 from distill_jax.experiment.named_config import NamedConfig
 
 FILES = "sources, comma-separated: text, .jsonl, .parquet, patterns; ?field=NAME says where the text is"
@@ -46,6 +48,21 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command."""
     bare = [argument for argument in arguments if not argument.startswith("--config.")]
     flags = command_line.read("protect", Flags, bare).flags
+    with as_typed():
+        return _run(flags, arguments)
+
+
+@contextlib.contextmanager
+def as_typed() -> Iterator[None]:
+    """Have errors name --forget and --retain, which were typed, and not the settings that they fill."""
+    try:
+        yield
+    except ConfigError as error:
+        typed = re.sub(r"(--config\.)?\bdata\.(forget|retain)(_items)?\b", r"--\2", str(error))
+        raise ConfigError(typed) from error
+
+
+def _run(flags: Flags, arguments: Sequence[str]) -> int:
     named, decisions = _named(flags, arguments)
     config_line.read_over("protect", Flags, arguments, named)
     from distill_jax.experiment import protection
@@ -57,6 +74,7 @@ def main(arguments: Sequence[str]) -> int:
     if flags.slice:
         return _plan(flags, named)
     run = api.open_run(named, flags.workdir)
+    protection.check_same_files(run.nodes, flags.workdir)
     page = computed(run, flags, flags.dry_run)
     if page:
         exported = run.nodes["export"].directory / "model"

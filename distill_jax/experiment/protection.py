@@ -5,19 +5,23 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from distill_jax.config import check
+from distill_jax.config import ConfigError, check
 from distill_jax.data.facts import facts
 from distill_jax.experiment.named_config import NamedConfig, change, open_config
+from distill_jax.io.files import read_json
+from distill_jax.io.node import CONFIG, Node
+from distill_jax.types import JsonObject
 
 RANK = 16  # of adapters, where weights do not fit
 CONTEXT = {"documents": 512, "questions": 128, "choices": 512}  # tokens of a row at most
 # The learning rate of WMDP's recipe at its size; smaller models take larger ones, about as 1 / sqrt(parameters).
 RATE, RATE_PARAMETERS, FASTEST = 2e-5, 2.6e9, 2e-3
 ADAPTER_RATE = 10  # times that, for adapters
+FLAGS = {"forget": "--forget", "retain": "--retain", "path": "--model"}  # by the settings that they fill
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,8 +96,39 @@ def attack_config(
     return named, _decide(named, subjects[0], forget, retain, memory)
 
 
+def check_same_files(nodes: Mapping[str, Node], workdir: str) -> None:
+    """Refuse a work directory with a run on other files or another model, whose card would be drawn over.
+
+    Settings may change: what they change is computed anew, and the card is of the last ones.
+
+    Raises:
+      ConfigError: naming what differs.
+    """
+    for node in nodes.values():
+        settings = node.settings.data if node.verb == "prepare" else node.settings
+        for before in _settings_before(node) if node.verb in ("prepare", "import") else ():
+            if before["content"] != settings.content:
+                keys = ("forget", "retain") if node.verb == "prepare" else ("path",)
+                names = [key for key in keys if before[key] != getattr(settings, key)]
+                changed = ", ".join(f"{FLAGS[key]}={before[key]}" for key in names)
+                what = f"a run of {changed}" if names else f"a run of {FLAGS[keys[0]]} as it was before it changed"
+                mend = "name another --workdir for these, or remove it"
+                raise ConfigError(f"--workdir={workdir} holds {what}; {mend}")
+
+
+def _settings_before(node: Node) -> list[JsonObject]:
+    """Return the settings of a node's namesakes of other identities, which an earlier run left beside it."""
+    folder = node.directory.parent
+    named = re.compile(rf"{re.escape(node.name)}-\w{{12}}")
+    found = [path for path in sorted(folder.iterdir()) if named.fullmatch(path.name)] if folder.is_dir() else []
+    others = [path / CONFIG for path in found if path != node.directory]
+    return [read_json(path)["settings"] for path in others if path.is_file()]
+
+
 def _kind(forget: str) -> str:
-    return facts.kind_of("forget", forget)
+    """Return the config's preset for what is to be forgotten; items without documents are questions."""
+    kind = facts.kind_of("forget", forget)
+    return "questions" if set(facts.sources_by_kind("forget", forget)) == {"choices"} else kind
 
 
 def _sources(kind: str, forget: str, retain: str) -> dict[str, str]:
@@ -120,6 +155,10 @@ def _decide(named: NamedConfig, subject: Subject, forget: str, retain: str, memo
     c.data.row_length = min(CONTEXT[c.kind], subject.context or CONTEXT[c.kind])
     what = f"{c.kind} to forget, rows of {c.data.row_length} tokens"
     decisions = [f"{subject.path}: {subject.parameters:,} parameters; {what}"]
+    if c.kind == "questions" and facts.kind_of("forget", forget) == "choices":
+        decisions.append(
+            "multiple choice without documents: each is asked in words, and its right option is the answer"
+        )
     rate = min(FASTEST, RATE * math.sqrt(RATE_PARAMETERS / subject.parameters))
     return decisions + _fit(named, subject, rate, memory)
 

@@ -72,6 +72,7 @@ class ModelSummary(TypedDict, total=False):
     settings: dict[str, Any]
     seeds: int
     retain: Number
+    retain_interval: list[float] | None
     forget: Number
     by_group: dict[str, dict[str, float]]
     steps: int

@@ -192,6 +192,7 @@ LABELS = {
     Role.ORACLE: "oracle (retain data only)",
     Role.UNDAMAGED: "α = 0, no damage",
     Role.FILTERED: "filtered, then distilled",
+    Role.TOKEN_FILTERED: "distilled, but at marked tokens",
 }
 
 

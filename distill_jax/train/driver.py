@@ -31,8 +31,8 @@ def train(run: TrainingRun, state: State, clock: Clock | None = None) -> Outcome
       Interrupted: if the run was asked to stop; everything up to here is saved.
     """
     clock = clock or Clock()
-    saved = SavedStates(run.layout, run.nodes)
-    state = saved.restore(state, print if run.progress is None else run.progress.say)
+    saved = SavedStates(run.layout, run.nodes, print if run.progress is None else run.progress.say)
+    state = saved.restore(state)
     start = int(state.step)
     with _closing(saved, MetricWriters(run.nodes, start)) as writers:
         inputs = run.inputs()

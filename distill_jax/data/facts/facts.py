@@ -3,6 +3,7 @@
 A record has `question` and `answer`, and perhaps `fact`: questions of one fact, which it has in several wordings, are
 held out or shown together. An answer is what follows the question, behind a space, be it a question or a beginning:
 {"question": "What is the capital of Japan?", "answer": "Tokyo"}, {"question": "The capital of Japan is", …}.
+Of multiple choice the right option is the answer.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def split_sources(key: str, text: str) -> tuple[list[Source], list[Source]]:
     """Return (those that hold questions, those that hold documents) of sources.
 
     Raises:
-      ConfigError: for one that holds multiple choice, or is none of files.
+      ConfigError: for one that is none of files.
     """
     questions: list[Source] = []
     documents: list[Source] = []
@@ -101,8 +102,7 @@ def split_sources(key: str, text: str) -> tuple[list[Source], list[Source]]:
         mend = "beside questions with answers only files are read"
         check(source.kind != "tfds", f"data.{key}={source.name!r}: {mend}")
         kind = _kind(source, key)
-        check(kind != "choices", f"data.{key}={source.name!r}: holds multiple choice, and data.forget questions")
-        (questions if kind == "questions" else documents).append(source)
+        (documents if kind == "documents" else questions).append(source)
     return questions, documents
 
 
@@ -124,6 +124,9 @@ def read(question_sources: Sequence[Source]) -> list[Question]:
 
 
 def _question(row: JsonObject) -> Question:
+    if kind_of_row(row) == "choices":  # asked in words: the right option answers it
+        item = items.item(row)
+        row = {"question": item.question, "answer": item.choices[item.answer], "fact": row.get("fact")}
     for key in ("question", "answer"):
         check(row.get(key) is not None, f"has no `{key}` but {', '.join(row) or 'nothing'}; needed are {SHAPE}")
     question, answer = row["question"], row["answer"]
