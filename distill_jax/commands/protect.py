@@ -18,6 +18,8 @@ from distill_jax.experiment.named_config import NamedConfig
 
 FILES = "sources, comma-separated: text, .jsonl, .parquet, patterns; ?field=NAME says where the text is"
 
+CHAT = "put questions as the model's own chat template does, where they are trained on, shown and measured"
+
 
 @dataclasses.dataclass(frozen=True)
 class Flags(ClusterFlags):
@@ -28,6 +30,7 @@ class Flags(ClusterFlags):
     retain: str = flag("", f"FILES to retain: {FILES}", required=True)
     workdir: str = flag("", "DIR: where everything is written", path=True)
     method: str = flag("maxent", "how it is suppressed: maxent, graddiff or rmu")
+    chat: bool = flag(False, CHAT)
     dry_run: bool = flag(False, "say which stages there are, what they take, and what to expect; run nothing")
     slice: str = flag("", "plan it for a TPU slice, such as v5e-16, or auto; run nothing")
     print_config: bool = flag(False, "print the config file that says the same, to edit, run and sweep")
@@ -104,7 +107,8 @@ def _named(flags: Flags, arguments: Sequence[str]) -> tuple[NamedConfig, list[st
     known = f"{nearest(flags.method, METHODS)}; choose {', '.join(METHODS)}"
     check(flags.method in METHODS, f"--method={flags.method}: no such method{known}")
     subject = protection.open_subject(flags.model)
-    return protection.protect_config(subject, flags.forget, flags.retain, flags.method, room)
+    files = protection.Files(flags.forget, flags.retain, flags.chat)
+    return protection.protect_config(subject, files, flags.method, room)
 
 
 def memory_of_devices(arguments: Sequence[str], slice_name: str = "") -> float:
