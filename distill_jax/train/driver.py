@@ -32,9 +32,9 @@ def train(run: TrainingRun, state: State, clock: Clock | None = None) -> Outcome
       Interrupted: if the run was asked to stop; everything up to here is saved.
     """
     clock = clock or Clock()
-    saved = SavedStates(run.layout, run.nodes)
+    saved = SavedStates(run.layout, run.nodes, print if run.progress is None else run.progress.say)
     with clock.spent_on("restart"):
-        state = saved.restore(state, print if run.progress is None else run.progress.say)
+        state = saved.restore(state)
         start = int(state.step)
         if not start:
             clock.charge("idle")  # there was nothing to go on from
