@@ -27,6 +27,8 @@ from distill_jax.exit_codes import ExitCode
 from distill_jax.io.files import read_json, read_sealed, sync, write_json, write_sealed
 from distill_jax.types import JsonObject
 
+OWN_TEXT = "own_text"  # where a model's own text is written before its run begins
+
 
 class Leases:
     """The leases that one worker holds.
@@ -238,7 +240,7 @@ def _marker(workdir: Path) -> JsonObject | None:
 
 def _check_owner(workdir: Path, present: JsonObject | None, marker: Mapping[str, object]) -> None:
     if present is None:
-        ours = ("nodes", "attempts", "report", "digests.json")  # by what nodes are of, a claim anew mixes nothing up
+        ours = ("nodes", "attempts", "report", "digests.json", OWN_TEXT)  # by contents: a claim anew mixes nothing up
         foreign = [p.name for p in workdir.iterdir() if p.name not in ours and not p.name.startswith(".")]
         check(not foreign, f"--workdir={workdir} holds other files ({foreign[:1]}); choose a new directory")
         return

@@ -97,6 +97,7 @@ def _environment() -> jinja2.Environment:
     environment.filters |= {
         "cell": _cell,
         "scientific": formats.scientific,
+        "flops": formats.flops,
         "plural": formats.plural,
         "listed": formats.listed,
     }

@@ -42,6 +42,8 @@ class RunSettings:
       cpu_devices: devices that JAX makes of the host's cores; members of a population run on them side by side.
       fsdp: devices that each hold a part of every weight; -1 for all that `tensor` leaves.
       tensor: devices that share each layer's heads, MLP columns and vocabulary.
+      checkpoint_every: steps between two saves of whatever trains, which has no effect on identities; 0 for those that
+        each stage says.
       profile: first and last step of the part of every stage that is traced into its tensorboard/; () for none.
       compile_cache: directory where compiled programs are kept between runs; "" for none.
     """
@@ -52,6 +54,7 @@ class RunSettings:
     cpu_devices: int = 2
     fsdp: int = 1
     tensor: int = 1
+    checkpoint_every: int = 0
     profile: tuple[int, ...] = ()
     compile_cache: str = ""
 
@@ -59,6 +62,8 @@ class RunSettings:
         for name in ("evaluation_batch", "loss_chunk"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} = {getattr(self, name)}: must not be negative; 0 means all at once")
+        if self.checkpoint_every < 0:
+            raise ValueError(f"checkpoint_every = {self.checkpoint_every}: must not be negative; 0 as each stage says")
         if self.fsdp != -1 and self.fsdp < 1:
             raise ValueError(f"fsdp = {self.fsdp}: must be at least 1, or -1 for all devices")
         for name in ("tensor", "cpu_devices"):

@@ -59,6 +59,8 @@ class Knowledge(Stage):
             shown = scale.ability(least) > scale.ability(bar)
             check(shown or not node.settings.required, _refusal(node, known, scale, bar))
             result = dataclasses.asdict(known) | {"shown": bool(shown)}
+            if isinstance(ctx.measure, BitsPerByte):
+                result |= {"nothing_by_fact": ctx.measure.nothing_by_fact(FORGET)}
             node.finish(result, ledger({}, {}, {"other": time.monotonic() - began}))
 
 

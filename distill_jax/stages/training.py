@@ -20,6 +20,7 @@ from distill_jax.perf.ledger import ledger
 from distill_jax.stages.choose_remat import with_chosen_policy
 from distill_jax.stages.context import PARTS, Context
 from distill_jax.stages.train_job import Member, TrainJob
+from distill_jax.statistics.robustness import FACTS, KEPT
 from distill_jax.train import driver
 from distill_jax.train.loop import Clock
 from distill_jax.train.metric_writers import Row
@@ -42,7 +43,8 @@ class EvaluationPlan:
     Attributes:
       due: step -> whether scores on `parts` are measured there and written as "evaluation" rows.
       reached: scores {name: [P]} -> bool [P], who may stop; None if nobody may.
-      by_fact: whether "facts" rows say of each held-out fact how many of its prompts were answered right.
+      by_fact: whether "facts" rows say of each held-out fact how many of its prompts were answered right, or of each
+        document its bits; and one "kept" row the same of what is to be retained, before the first step.
     """
 
     due: Callable[[int], bool]
@@ -68,6 +70,8 @@ def train(
       Interrupted: if the run was asked to stop; everything up to here is saved.
     """
     clock, members, settings, mesh = Clock(), job.members, job.settings, job.mesh(ctx)
+    if ctx.run.checkpoint_every:
+        settings = dataclasses.replace(settings, checkpoint_every=ctx.run.checkpoint_every)
     ctx.describe(mesh)
     with clock.spent_on("compile"):
         job = with_chosen_policy(ctx, job, mesh)
@@ -120,7 +124,11 @@ class PartsEvaluation:
         if plan.by_fact and measure.prompts_by_fact(plan.parts):
             counted = np.flatnonzero(running & good).tolist()
             facts = measure.by_fact(raw[counted], plan.parts).tolist()
-            rows += [self._row(i, "facts", counts={"correct": x}) for i, x in zip(counted, facts, strict=True)]
+            rows += [self._row(i, FACTS, counts={measure.counted: x}) for i, x in zip(counted, facts, strict=True)]
+        if plan.by_fact and self.ctx.data_config.RETAIN_BY_ITEM and not int(state.step):
+            first = np.flatnonzero(running & good).tolist()[:1]  # all members are one model before the first step
+            kept = measure.by_fact(raw[first], plan.parts, "retain").tolist()
+            rows += [self._row(i, KEPT, counts={measure.counted: x}) for i, x in zip(first, kept, strict=True) if x]
         status = np.where(plan.reached(scores), REACHED, RUNNING) if plan.reached else np.full(count, RUNNING)
         return Measurement(rows, np.where(good, status, DIVERGED), self._summary(scores, good))
 
