@@ -29,6 +29,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from distill_jax.data.capitals.capitals_config import CapitalsConfig
+from distill_jax.experiment.damage_rounds import damage_settings
 from distill_jax.experiment.experiment import Experiment
 from distill_jax.experiment.section import section, unlearn_section
 from distill_jax.models.presets import preset
@@ -139,13 +140,9 @@ def _stages(c: ConfigDict) -> dict[str, Stage]:
     for name in c.methods:
         stages |= _measured(c, {name: Unlearn(start="reference", method=name, **known[name], seed=c.seed)})
     for alpha in c.undo.alphas:
-        damaged = {
-            f"damaged-{alpha}": Perturb(
-                start=c.methods[0], alpha=alpha, beta=c.undo.beta, shrink=c.undo.shrink, seed=c.seed
-            )
-        }
+        damaged = Perturb(start=c.methods[0], alpha=alpha, **damage_settings(c.undo), seed=c.seed)
         student = Distill(teacher=c.methods[0], start=f"damaged-{alpha}", **c.distill, seed=c.seed)
-        stages |= damaged | _measured(c, {f"undo-{alpha}": student})
+        stages |= {f"damaged-{alpha}": damaged} | _measured(c, {f"undo-{alpha}": student})
     return stages
 
 

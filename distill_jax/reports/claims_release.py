@@ -19,7 +19,7 @@ from distill_jax.reports.premises import Model, effect, finite
 from distill_jax.statistics.conclusions import Conclusion, Effect, conclude, not_run
 from distill_jax.statistics.estimates import Scores, band, proportion
 
-RELEASED = (Role.UNDO, Role.UNDAMAGED, Role.DISTILLED, Role.GIVEN)
+RELEASED = (Role.UNDO, Role.UNDAMAGED, Role.REINITIALISED, Role.DISTILLED, Role.GIVEN)
 
 
 def judge_release(run: Run, retained: int) -> list[Conclusion]:
