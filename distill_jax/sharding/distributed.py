@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import signal
 import socket
 import sys
@@ -65,15 +66,16 @@ def preempted() -> bool:
     return multihost_utils.reached_preemption_sync_point(next(_num_questions))
 
 
-def join(coordinator: str, processes: int, process: int, heartbeat: int = 100) -> None:
+def join(coordinator: str, processes: int, process: int, heartbeat: int = 100, timeout: float = 0) -> None:
     """Join this process with the others of its run, before anything touches a device.
 
     Args:
       coordinator: HOST:PORT where process 0 listens; one port serves the roll call and then JAX.
       heartbeat: seconds of silence after which a process counts as dead, and the others leave.
+      timeout: seconds to wait for the others; 0 for ever.
 
     Raises:
-      ConfigError: naming the flag whose value cannot be.
+      ConfigError: naming the flag whose value cannot be, or the address where nobody came.
     """
     host, _, port = coordinator.rpartition(":")
     check(bool(host) and port.isdigit(), f"--coordinator={coordinator}: give HOST:PORT, such as 10.0.0.2:8476")
@@ -81,11 +83,11 @@ def join(coordinator: str, processes: int, process: int, heartbeat: int = 100) -
     check(0 <= process < processes, f"--process={process}: must be from 0 to --processes - 1 = {processes - 1}")
     if processes == 1:
         return
-    roll_call(host, int(port), processes, process)
+    roll_call(host, int(port), processes, process, timeout=timeout)
     jax.distributed.initialize(coordinator, processes, process, heartbeat_timeout_seconds=heartbeat)
 
 
-def join_detected(port: int, heartbeat: int = 100) -> None:
+def join_detected(port: int, heartbeat: int = 100, timeout: float = 0) -> None:
     """Join the cluster that JAX detects by itself: a TPU pod, Slurm, Open MPI, a Kubernetes job.
 
     Raises:
@@ -102,7 +104,7 @@ def join_detected(port: int, heartbeat: int = 100) -> None:
     if coordinator is None or processes is None or process is None:
         fix_hint = "start the processes yourself with --coordinator, --processes and --process"
         raise ConfigError(f"--distributed: no cluster was detected here; {fix_hint}")
-    join(f"{coordinator.rpartition(':')[0]}:{port}", int(processes), int(process), heartbeat)
+    join(f"{coordinator.rpartition(':')[0]}:{port}", int(processes), int(process), heartbeat, timeout)
 
 
 def warn(text: str) -> None:
@@ -110,16 +112,25 @@ def warn(text: str) -> None:
     print(f"distill-jax: {text}", file=sys.stderr, flush=True)
 
 
-def roll_call(host: str, port: int, processes: int, process: int, log: Callable[[str], None] = warn) -> None:
+def roll_call(
+    host: str, port: int, processes: int, process: int, log: Callable[[str], None] = warn, timeout: float = 0
+) -> None:
     """Wait until all processes have reported to process 0; each minute log who is missing.
 
     JAX's own start-up ends in an abort that names nobody, so the processes meet on its port first.
+
+    Args:
+      timeout: seconds to wait; 0 for ever.
+
+    Raises:
+      ConfigError: when it is over, naming who did not come, or where process 0 did not answer.
     """
+    until = time.monotonic() + (timeout or math.inf)
     if processes > 1:
-        _call(port, processes, log) if process == 0 else _answer(host, port, process, log)
+        _call(port, processes, log, until) if process == 0 else _answer(host, port, process, log, until)
 
 
-def _call(port: int, processes: int, log: Callable[[str], None]) -> None:
+def _call(port: int, processes: int, log: Callable[[str], None], until: float) -> None:
     present: dict[int, socket.socket] = {}
     began = time.monotonic()
     try:
@@ -127,9 +138,9 @@ def _call(port: int, processes: int, log: Callable[[str], None]) -> None:
     except OSError as error:
         raise ConfigError(f"process 0 cannot listen on port {port}: {error.strerror}; give another port") from error
     with server:
-        server.settimeout(WAIT_SECONDS)
         while len(present) < processes - 1:
             try:
+                server.settimeout(max(min(WAIT_SECONDS, until - time.monotonic()), 0.01))
                 connection, _ = server.accept()
                 connection.settimeout(5)
                 present[int(connection.recv(16))] = connection
@@ -137,7 +148,10 @@ def _call(port: int, processes: int, log: Callable[[str], None]) -> None:
                 missing = sorted(set(range(1, processes)) - set(present))
                 names = ", ".join(map(str, missing))
                 waited = time.monotonic() - began
-                log(f"waited {waited:.0f} s; of {processes} processes these have not reported: {names}")
+                text = f"waited {waited:.0f} s; of {processes} processes these have not reported: {names}"
+                mend = f"start them, and see that they reach port {port} of process 0"
+                check(time.monotonic() < until, f"{text}; {mend}")
+                log(text)
             except (OSError, ValueError):  # a stranger, or one that left again
                 continue
     for connection in present.values():
@@ -145,18 +159,21 @@ def _call(port: int, processes: int, log: Callable[[str], None]) -> None:
             connection.sendall(b"go")
 
 
-def _answer(host: str, port: int, process: int, log: Callable[[str], None]) -> None:
+def _answer(host: str, port: int, process: int, log: Callable[[str], None], until: float) -> None:
     last_log = began = time.monotonic()
     while True:
         try:
             with socket.create_connection((host, port), timeout=5) as connection:
                 connection.sendall(str(process).encode())
-                connection.settimeout(None)
+                connection.settimeout(None if until == math.inf else max(until - time.monotonic(), 0.01))
                 if connection.recv(2) == b"go":
                     return
         except OSError:
             pass
-        if time.monotonic() - last_log > WAIT_SECONDS:
-            last_log = time.monotonic()
-            log(f"process {process} waited {last_log - began:.0f} s; process 0 does not answer at {host}:{port}")
+        now = time.monotonic()
+        text = f"process {process} waited {now - began:.0f} s; process 0 does not answer at {host}:{port}"
+        check(now < until, f"{text}; see that it runs and that the port is open, or give another coordinator")
+        if now - last_log > WAIT_SECONDS:
+            last_log = now
+            log(text)
         time.sleep(0.2)
