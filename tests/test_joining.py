@@ -10,8 +10,6 @@ import pytest
 from test_cli import SMOKE, assert_refused, call
 
 from distill_jax import backend
-from distill_jax.config import ConfigError
-from distill_jax.sharding import distributed
 
 
 def closed_port() -> int:
@@ -20,27 +18,16 @@ def closed_port() -> int:
 
 
 @pytest.mark.unit
-def test_a_coordinator_that_does_not_answer_is_named(tmp_path, capsys):
-    port = closed_port()
-    flags = [f"--coordinator=127.0.0.1:{port}", "--processes=2", "--process=1", "--join_timeout=1"]
-    code = call("run", SMOKE, f"--workdir={tmp_path}/run", *flags)
-    out, err = capsys.readouterr()
-    assert_refused(code, out, err, f"process 0 does not answer at 127.0.0.1:{port}", "the port is open")
-    assert len(err.splitlines()) == 1 and not (tmp_path / "run").exists()
-
-
-@pytest.mark.unit
-def test_processes_that_do_not_come_are_named(tmp_path, capsys):
-    flags = [f"--coordinator=127.0.0.1:{closed_port()}", "--processes=3", "--process=0", "--join_timeout=1"]
-    code = call("run", SMOKE, f"--workdir={tmp_path}/run", *flags)
-    out, err = capsys.readouterr()
-    assert_refused(code, out, err, "of 3 processes these have not reported: 1, 2", "port")
-
-
-@pytest.mark.unit
-def test_a_coordinator_that_answers_and_stays_silent_is_not_waited_for_either():
-    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(ConfigError, match="does not answer"):
-        distributed.roll_call("127.0.0.1", silent.getsockname()[1], 2, 1, timeout=1)
+@pytest.mark.parametrize(
+    ("process", "message"), [(0, "of 3 processes these have not reported: 1, 2"), (1, "for process 0 at 127.0.0.1:")]
+)
+def test_who_waits_in_vain_says_for_whom_and_asks_to_be_started_again(process, message, tmp_path, capsys):
+    address = f"127.0.0.1:{closed_port()}"
+    flags = [f"--coordinator={address}", "--processes=3", f"--process={process}", "--patience=1"]
+    assert call("run", SMOKE, f"--workdir={tmp_path}/run", *flags) == 42
+    err = capsys.readouterr().err
+    assert len(err.splitlines()) == 1 and message in err and (process == 0 or address in err)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.unit
@@ -50,7 +37,7 @@ def test_a_coordinator_that_answers_and_stays_silent_is_not_waited_for_either():
         (["--coordinator=127.0.0.1:1", "--processes=2", "--process=2"], "--process=2: must be from 0 to"),
         (["--coordinator=127.0.0.1", "--processes=2"], "--coordinator=127.0.0.1: give HOST:PORT"),
         (["--processes=2"], "--processes=2: also give --coordinator"),
-        (["--join_timeout=-1"], "--join_timeout=-1: give seconds"),
+        (["--patience=0"], "patience"),
         (["--distributed"], "--distributed: no cluster was detected here"),
     ],
 )
