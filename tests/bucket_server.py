@@ -1,7 +1,7 @@
 """A bucket on this machine: gcp-storage-emulator, made strict about preconditions, and able to fail on purpose.
 
-The emulator keeps objects and their generations, and heeds no `ifGenerationMatch`; here one request at a time is looked
-at before the emulator sees it, so that what holds of Google Cloud Storage holds of it.
+The emulator keeps objects and their generations, but heeds no `ifGenerationMatch` and says of no download which
+generation it is of. Here one request at a time is looked at before the emulator sees it, and answered as Google does.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ import contextlib
 import json
 import logging
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator
-from email.parser import BytesParser
 from functools import partial
 from http.server import ThreadingHTTPServer
 from io import BytesIO
-from urllib.parse import parse_qs, unquote, urlparse
+from urllib.parse import parse_qs, quote, unquote, urlparse
 
 from gcp_storage_emulator.exceptions import NotFound
 from gcp_storage_emulator.handlers.buckets import create_bucket
@@ -63,7 +63,8 @@ class Bucket:
     @property
     def environment(self) -> dict[str, str]:
         """What sends gcsfs and TensorStore here."""
-        return {"STORAGE_EMULATOR_HOST": self.url, "TENSORSTORE_GCS_HTTP_URL": self.url}
+        no_credentials = {"NO_GCE_CHECK": "true", "GOOGLE_AUTH_TOKEN_FOR_TESTING": "none"}
+        return {"STORAGE_EMULATOR_HOST": self.url, "TENSORSTORE_GCS_HTTP_URL": self.url, **no_credentials}
 
 
 class _Server(ThreadingHTTPServer):
@@ -83,13 +84,13 @@ class _Handler(RequestHandler):
 
     def _handle(self, call: Callable[[], None]) -> None:
         length = int(self.headers.get("Content-Length") or 0)
-        body = self.rfile.read(length)
+        body = self._plain(self.rfile.read(length))
         self.rfile, connection = BytesIO(body), self.rfile
         try:
             with self.bucket.lock:
                 self.bucket.requests += 1
                 self.bucket.log.append((self.command, self.path))
-                status = self.bucket.refuse(self.command, self.path) or self._precondition(body)
+                status = self.bucket.refuse(self.command, self.path) or self._precondition()
                 if not status:
                     call()
             if status:
@@ -99,21 +100,42 @@ class _Handler(RequestHandler):
         finally:
             self.rfile = connection
 
-    def _precondition(self, body: bytes) -> int:
-        """Return 412 if a request is on condition of another generation."""
+    def _plain(self, body: bytes) -> bytes:
+        """Return what a multipart upload holds, as the body of a plain one: the emulator's parser loses bytes."""
+        if "uploadType=multipart" not in self.path:
+            return body
+        boundary = re.search('boundary="?([^";]+)', self.headers["Content-Type"])[1].encode()
+        _, metadata, content, _ = re.split(rb"\r?\n?--" + re.escape(boundary), body)
+        about, content = (re.split(rb"\r?\n\r?\n", part, maxsplit=1)[1] for part in (metadata, content))
+        self.path = self.path.replace(
+            "uploadType=multipart", f"uploadType=media&name={quote(json.loads(about)['name'])}"
+        )
+        del self.headers["Content-Length"], self.headers["Content-Type"]
+        self.headers["Content-Length"], self.headers["Content-Type"] = str(len(content)), "application/octet-stream"
+        return content
+
+    def _precondition(self) -> int:
+        """Return 412 or 304 if a request is on condition of another generation."""
         url = urlparse(self.path)
         query = {key: values[0] for key, values in parse_qs(url.query).items()}
-        if "ifGenerationMatch" not in query or query.get("upload_id"):
+        conditions = {"ifGenerationMatch", "ifGenerationNotMatch"} & set(query)
+        if not conditions or query.get("upload_id"):
             return 0
         name = query.get("name") or unquote(url.path.partition("/o/")[2])
-        if not name:  # in the metadata of a multipart upload
-            head = f"Content-Type: {self.headers['Content-Type']}\n\n".encode()
-            first = BytesParser().parsebytes(head + body).get_payload()[0]
-            name = json.loads(first.get_payload())["name"]
-        return 0 if self.bucket.generation(name) == query["ifGenerationMatch"] else 412
+        present = self.bucket.generation(name)
+        if present == query.get("ifGenerationNotMatch"):
+            return 304
+        return 412 if present != query.get("ifGenerationMatch", present) else 0
+
+    def end_headers(self) -> None:
+        """Say of which generation an object is that is downloaded, as the emulator does not."""
+        url = urlparse(self.path)
+        if self.command == "GET" and "alt=media" in url.query:
+            self.send_header("x-goog-generation", self.bucket.generation(unquote(url.path.partition("/o/")[2])))
+        super().end_headers()
 
     def _answer(self, status: int) -> None:
-        message = json.dumps({"error": {"code": status, "message": f"status {status}, on purpose"}}).encode()
+        message = b"" if status == 304 else json.dumps({"error": {"code": status, "message": "on purpose"}}).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(message)))

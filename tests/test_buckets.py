@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import pytest
 
+from distill_jax.api import read_summary
 from distill_jax.io import google_storage, storage
 from distill_jax.main import main
 from tests import bucket_server

@@ -7,6 +7,7 @@ import errno
 import logging
 import os
 import random
+from collections.abc import Callable
 from typing import Any
 
 import aiohttp
@@ -14,7 +15,7 @@ import gcsfs
 import google.auth.exceptions
 import requests.exceptions
 from gcsfs.core import quote
-from gcsfs.retry import HttpError
+from gcsfs.retry import ChecksumError, HttpError
 
 TRIES = 8
 FIRST_WAIT, LONGEST_WAIT = 1.0, 32.0  # seconds; twice as long each time, 1.5 minutes in all
@@ -50,6 +51,12 @@ class Bucket(gcsfs.core.GCSFileSystem):
                     raise as_os_error(error, where) from error
                 await asyncio.sleep(random.uniform(0.5, 1.0) * min(FIRST_WAIT * 2**attempt, LONGEST_WAIT))
 
+    async def _put_file(self, *arguments: Any, **how: Any) -> Any:
+        return await _arriving(super()._put_file, arguments[1], *arguments, **how)
+
+    async def _pipe_file(self, *arguments: Any, **how: Any) -> Any:
+        return await _arriving(super()._pipe_file, arguments[0], *arguments, **how)
+
     def replace_if(self, path: str, generation: str, data: bytes) -> bool:
         """Replace an object if it is still of this generation."""
         bucket, key, _ = self.split_path(path)
@@ -70,6 +77,19 @@ class Bucket(gcsfs.core.GCSFileSystem):
         """Ask for one name below a path: FileNotFoundError is of the bucket, as a prefix always exists."""
         bucket, key, _ = self.split_path(path)
         self.call("GET", "b/{}/o", bucket, prefix=key, maxResults=1)
+
+
+async def _arriving(upload: Callable[..., Any], where: str, *arguments: Any, **how: Any) -> Any:
+    """Upload what must arrive as it was sent: once more if the server's MD5 is another."""
+    try:
+        return await upload(*arguments, **how)
+    except ChecksumError:
+        if how.get("mode") == "create":  # it is there now, and not what it must be
+            how["mode"] = "overwrite"
+    try:
+        return await upload(*arguments, **how)
+    except ChecksumError as error:
+        raise OSError(errno.EIO, "what arrived is not what was sent, twice", f"gs://{where}") from error
 
 
 def _is_transient(error: BaseException) -> bool:
