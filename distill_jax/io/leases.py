@@ -20,7 +20,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from distill_jax.config import ConfigError, check
 from distill_jax.exit_codes import ExitCode
@@ -29,8 +29,9 @@ from distill_jax.io.files import read_json, read_sealed, write_json, write_seale
 from distill_jax.io.storage import Version
 from distill_jax.types import JsonObject
 
-WORKERS = ".workers"  # below a work directory in a bucket: a lease of each process
+HOLDERS = ".holders"  # below a work directory in a bucket: a lease of each process
 POLL_SECONDS = 1.0
+OWN_TEXT = "own_text"  # where a model's own text is written before its run begins
 
 
 class Leases:
@@ -185,6 +186,16 @@ def _started(pid: int) -> int | None:
     return None if status[0] == "Z" else int(status[19])
 
 
+def process_identity() -> JsonObject:
+    """Return what this machine knows this process by, for `is_running`."""
+    return _self()
+
+
+def is_running(process: Mapping[str, Any]) -> bool:
+    """Whether a process of this machine, by its identity, still runs."""
+    return _started(int(process["pid"])) == process["started"]
+
+
 @contextlib.contextmanager
 def held(workdir: Path, marker: Mapping[str, object], *, shared: bool = False) -> Iterator[None]:
     """Hold a work directory: for one process alone, or with others of the same marker.
@@ -256,16 +267,16 @@ def _registered(workdir: Path, marker: Mapping[str, object], *, shared: bool) ->
         yield
     finally:
         workers.close()
-        storage.remove_tree(workdir / WORKERS / workers.worker)
+        storage.remove_tree(workdir / HOLDERS / workers.worker)
 
 
 def _register(workers: Leases, workdir: Path, marker: Mapping[str, object], *, shared: bool) -> None:
     """Lease a name of one's own, and refuse to work beside living others that run something else."""
     where = f"--workdir={workdir}"
     _check_owner(workdir, _marker(workdir), marker)
-    workers.take(workdir / WORKERS / workers.worker)
-    for name in storage.names(workdir / WORKERS):
-        other = workdir / WORKERS / name
+    workers.take(workdir / HOLDERS / workers.worker)
+    for name in storage.names(workdir / HOLDERS):
+        other = workdir / HOLDERS / name
         record = workers.record(other)
         both = shared and bool(record.get("shared"))
         if name == workers.worker or (both and record["marker"] == marker):
@@ -318,7 +329,8 @@ def _marker(workdir: Path) -> JsonObject | None:
 
 def _check_owner(workdir: Path, present: JsonObject | None, marker: Mapping[str, object]) -> None:
     if present is None:
-        ours = ("nodes", "attempts", "report", "digests.json")  # by what nodes are of, a claim anew mixes nothing up
+        # By contents: a claim anew mixes nothing up.
+        ours = ("nodes", "attempts", "workers", "report", "digests.json", OWN_TEXT)
         foreign = [name for name in storage.names(workdir) if name not in ours and not name.startswith(".")]
         check(not foreign, f"--workdir={workdir} holds other files ({foreign[:1]}); choose a new directory")
         return

@@ -248,10 +248,9 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def check_room(directory: Path, needed: int, path: Path) -> None:
-    """Raise OSError if a file system has fewer bytes left than are needed; a bucket has room."""
-    if is_local(directory) and shutil.disk_usage(directory).free < needed:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+def free_bytes(directory: Path) -> float:
+    """Return how many bytes a file system has left; of a bucket infinity."""
+    return shutil.disk_usage(directory).free if is_local(directory) else float("inf")
 
 
 # Reading

@@ -19,7 +19,7 @@ from distill_jax.models.transformer import Params, TransformerConfig
 from distill_jax.sharding.mesh import padded, replicated, shardings, with_shardings
 from distill_jax.train.population import member
 from distill_jax.train.state import Hyper, State, filling, fresh_state
-from distill_jax.types import ArrayOrShape, PyTree
+from distill_jax.types import ArrayOrShape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,16 +98,15 @@ class ShardedMembers(Layout):
         """Return where each leaf of a state lies: what is no weight or moment lies everywhere."""
         lead, everywhere = ("population",), replicated(self.mesh)
         params = shardings(self.mesh, lora.logical_axes(self.cfg, shape.params), shape.params, lead=lead)
-        weights: object = jax.tree.structure(shape.params)
+        weights = dict(jax.tree_util.tree_leaves_with_path(params))
 
-        def is_params(node: PyTree) -> bool:
-            return weights == jax.tree.structure(node)
-
-        def of_optimizer(node: PyTree) -> PyTree:
-            return params if is_params(node) else everywhere
+        def of_optimizer(path: tuple[object, ...], _: ArrayOrShape) -> NamedSharding:
+            # A moment lies where its weight does, whose path its own ends with; Muon has moments of some weights only.
+            ends = (path[i:] for i in range(len(path)))
+            return next((weights[end] for end in ends if end in weights), everywhere)
 
         rest = jax.tree.map(lambda _: everywhere, shape.replace(params=None, opt=None))
-        return rest.replace(params=params, opt=jax.tree.map(of_optimizer, shape.opt, is_leaf=is_params))
+        return rest.replace(params=params, opt=jax.tree_util.tree_map_with_path(of_optimizer, shape.opt))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,8 @@ import math
 
 import optax
 
-from distill_jax.config import Settings
+from distill_jax.config import Settings, added
+from distill_jax.train.optimizers import OPTIMIZERS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,14 +40,15 @@ class LoopSettings(Settings):
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer(Settings):
-    """Settings of AdamW and of its learning rate.
+    """Settings of the optimiser and of its learning rate.
 
     Attributes:
       learning_rate: peak.
       final_learning_rate: end of the cosine; equal to the peak for a constant rate.
       warmup: steps of linear warm-up from 0.
-      weight_decay, beta1, beta2, epsilon: AdamW's.
+      weight_decay, beta1, beta2, epsilon: AdamW's; of others the decay and the momenta.
       clip_norm: of all gradients together; 0 does not clip.
+      optimizer: a key of `OPTIMIZERS`: "adamw", "sgd" (with momentum), "lion", "muon" or "sign".
     """
 
     learning_rate: float = 4e-4
@@ -57,12 +59,15 @@ class Optimizer(Settings):
     beta1: float = 0.9
     beta2: float = 0.95
     epsilon: float = 1e-8
+    optimizer: str = added("adamw")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("learning_rate", "final_learning_rate", "warmup", "weight_decay", "clip_norm"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} = {getattr(self, name)}: must not be negative")
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer = {self.optimizer!r}: choose one of {', '.join(OPTIMIZERS)}")
 
     @property
     def final_fraction(self) -> float:
@@ -75,10 +80,9 @@ class Optimizer(Settings):
         return Optimizer(**own | {"learning_rate": 1.0, "final_learning_rate": self.final_fraction})
 
     def transform(self) -> optax.GradientTransformation:
-        """Return AdamW without its learning rate."""
+        """Return the optimiser without its learning rate."""
         clip = [optax.clip_by_global_norm(self.clip_norm)] if self.clip_norm else []
-        adam = optax.scale_by_adam(self.beta1, self.beta2, self.epsilon)
-        return optax.chain(*clip, adam, optax.add_decayed_weights(self.weight_decay))
+        return optax.chain(*clip, OPTIMIZERS[self.optimizer](self), optax.add_decayed_weights(self.weight_decay))
 
     def schedule(self, steps: int) -> optax.Schedule:
         """Return the learning rate as a fraction of its peak: linear warm-up, then a cosine that stays at its end."""
