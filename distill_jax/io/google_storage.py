@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import logging
 import os
 import random
 from collections.abc import Callable
@@ -21,8 +20,6 @@ TRIES = 8
 FIRST_WAIT, LONGEST_WAIT = 1.0, 32.0  # seconds; twice as long each time, 1.5 minutes in all
 TRANSIENT = {408, 429, *range(500, 505)}
 CREDENTIALS = "run `gcloud auth application-default login`, or give the machine a service account"
-
-logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs with a traceback what is raised to us anyhow
 
 
 class Bucket(gcsfs.core.GCSFileSystem):
