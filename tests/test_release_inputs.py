@@ -66,7 +66,9 @@ def test_texts_on_both_sides_and_rows_beyond_the_context_are_refused_before_anyt
 
 
 def opened(model: Path, forget: str, retain: str, workdir: Path) -> dict:
-    named, _ = protection.protect_config(protection.open_subject(str(model)), forget, retain, "maxent", 2.0**36)
+    named, _ = protection.protect_config(
+        protection.open_subject(str(model)), protection.Files(forget, retain), "maxent", 2.0**36
+    )
     return api.open_run(named, workdir).nodes
 
 
@@ -108,7 +110,7 @@ def test_items_without_documents_are_asked_in_words(tmp_path):
     many = lines(tmp_path / "many.jsonl", [{**rows[0], "question": f"Which is fish {i}?"} for i in range(40)])
     kept = texts(tmp_path / "r.jsonl", "bird", 60)
     subject = protection.open_subject(str(MODEL))
-    named, decisions = protection.protect_config(subject, many, f"{kept},{path}", "maxent", 2.0**36)
+    named, decisions = protection.protect_config(subject, protection.Files(many, f"{kept},{path}"), "maxent", 2.0**36)
     assert named.config.kind == "questions" and any("asked in words" in line for line in decisions)
     config = FactsConfig(forget=many, retain=f"{kept},{path}")
     assert [len(side) for side in config.forget_split()] == [20, 20] and len(config.retain_sources()[0]) == 1

@@ -13,6 +13,7 @@ from distill_jax.config import ConfigError, check
 from distill_jax.data.facts import facts
 from distill_jax.experiment.named_config import NamedConfig, change, open_config
 from distill_jax.io.files import read_json
+from distill_jax.io.leases import OWN_TEXT
 from distill_jax.io.node import CONFIG, Node
 from distill_jax.types import JsonObject
 
@@ -70,30 +71,47 @@ def open_subject(path: str) -> Subject:
     return Subject(path, model.cfg, int(model.facts.get("max_position_embeddings") or 0), vocabulary)
 
 
-def protect_config(
-    subject: Subject, forget: str, retain: str, method: str, memory: float
-) -> tuple[NamedConfig, list[str]]:
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """What is to be forgotten and retained: sources, and whether questions are put by the model's chat template."""
+
+    forget: str
+    retain: str
+    chat: bool = False
+
+
+def with_own_text(subject: Subject, files: Files, count: int, workdir: Path) -> tuple[Files, str]:
+    """Return the files with text beside them that the model writes into a work directory, and what that is in words."""
+    from distill_jax.interop.own_text import OwnText, write_own_text
+
+    tokens = min(OwnText.tokens, max(1, (subject.context or CONTEXT["documents"]) // 2))
+    plan = OwnText(count, tokens)
+    path, what = write_own_text(Path(subject.path), files.forget, files.retain, plan, workdir / OWN_TEXT)
+    return dataclasses.replace(files, retain=f"{files.retain},{path}"), what
+
+
+def protect_config(subject: Subject, files: Files, method: str, memory: float) -> tuple[NamedConfig, list[str]]:
     """Return the config that protects a model, and what was decided for it, in sentences.
 
     Args:
       memory: bytes that all devices together have.
     """
-    named = open_config(f"protect:{_kind(forget)},{method}")
+    named = open_config(f"protect:{_kind(files.forget)},{method}")
     change(named.config, {"reference.path": subject.path, "experiment": f"protect-{_name(subject.path)}"})
-    return named, _decide(named, subject, forget, retain, memory)
+    return named, _decide(named, subject, files, memory)
 
 
 def attack_config(
-    subjects: Sequence[Subject], baseline: str, forget: str, retain: str, memory: float
+    subjects: Sequence[Subject], baseline: str, files: Files, memory: float
 ) -> tuple[NamedConfig, list[str]]:
     """Return the config that attacks models, and what was decided for them, in sentences."""
-    named = open_config(f"attack:{_kind(forget)}")
+    named = open_config(f"attack:{_kind(files.forget)}")
     plain = [_name(subject.path) for subject in subjects]
     taken = {*(name for name in plain if plain.count(name) > 1), "reference", "knowledge", "data"}
     names = [f"{name}-{i}" if name in taken else name for i, name in enumerate(plain, 1)]
     settings = {"names": tuple(names), "paths": tuple(subject.path for subject in subjects), "baseline": baseline}
     change(named.config, settings)
-    return named, _decide(named, subjects[0], forget, retain, memory)
+    return named, _decide(named, subjects[0], files, memory)
 
 
 def check_same_files(nodes: Mapping[str, Node], workdir: str) -> None:
@@ -148,14 +166,19 @@ def _name(path: str) -> str:
     return re.sub(r"[^A-Za-z0-9._=+-]", "-", Path(path).resolve().name).lstrip("._=+-") or "model"
 
 
-def _decide(named: NamedConfig, subject: Subject, forget: str, retain: str, memory: float) -> list[str]:
+def _decide(named: NamedConfig, subject: Subject, files: Files, memory: float) -> list[str]:
     """Fill in what a model decides, and return it in sentences."""
     c = named.config
-    change(c, {**_sources(c.kind, forget, retain), "data.vocabulary": subject.vocabulary})
-    c.data.row_length = min(CONTEXT[c.kind], subject.context or CONTEXT[c.kind])
+    change(c, {**_sources(c.kind, files.forget, files.retain), "data.vocabulary": subject.vocabulary})
+    if files.chat:
+        mend = f"--forget={files.forget} holds {c.kind}; leave it out, and text is read as it is"
+        check(c.kind == "questions", f"--chat: a chat template puts questions, and {mend}")
+        c.data.chat = True
+    longest = CONTEXT[c.kind] * (2 if files.chat else 1)  # for what a template writes beside a question
+    c.data.row_length = min(longest, subject.context or longest)
     what = f"{c.kind} to forget, rows of {c.data.row_length} tokens"
     decisions = [f"{subject.path}: {subject.parameters:,} parameters; {what}"]
-    if c.kind == "questions" and facts.kind_of("forget", forget) == "choices":
+    if c.kind == "questions" and facts.kind_of("forget", files.forget) == "choices":
         decisions.append(
             "multiple choice without documents: each is asked in words, and its right option is the answer"
         )

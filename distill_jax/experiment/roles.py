@@ -57,6 +57,7 @@ class Provenance:
       teacher: the node that it was distilled from; "" for what was not distilled.
       alpha, beta: of UNDO's damage, 0 where an undamaged copy was distilled; None for what is no such copy.
       kind: of the stage that left it.
+      bits, rounded: of a quantised model, how many, and the role of the model that was rounded; the rest is its own.
     """
 
     role: Role
@@ -65,11 +66,16 @@ class Provenance:
     alpha: float | None = None
     beta: float | None = None
     kind: str = "pretrain"
+    bits: int | None = None
+    rounded: Role | None = None
 
 
 def provenance(node: Node, nodes: Mapping[str, Node]) -> Provenance:
     """Return how the model of a node was made."""
     stage, role, damage = node.settings, role_of(node, nodes), _damage(node, nodes)
+    if isinstance(stage, Quantise):
+        made = provenance(nodes[node.inputs["start"]], nodes)
+        return dataclasses.replace(made, role=role, kind=stage.kind, bits=stage.bits, rounded=made.role)
     alpha = damage.alpha if damage else 0.0 if role is Role.UNDAMAGED else None
     beta = damage.beta if damage else 0.0 if role is Role.UNDAMAGED else None
     return Provenance(role, _method(node, nodes), node.inputs.get("teacher", ""), alpha, beta, stage.kind)

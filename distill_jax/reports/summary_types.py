@@ -126,6 +126,8 @@ class SweepRunSummary(TypedDict, total=False):
     method: str | None
     alpha: Number
     beta: Number
+    bits: int | None  # that the weights were rounded to; None of unrounded ones
+    rounded: str | None  # the kind of the model that was
     seed: int
     parameters: int
     retain: Number

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -21,7 +20,7 @@ from distill_jax.evals.bits_per_byte import BitsPerByte, unigram_nats
 from distill_jax.evals.scale import wilson
 from distill_jax.interop.scoring import log_likelihoods
 from distill_jax.perf.ledger import ledger
-from distill_jax.sharding.mesh import make_mesh, tracing
+from distill_jax.sharding.mesh import tracing
 from distill_jax.stages.context import PARTS, Context, Node
 from distill_jax.stages.stage import Stage, stage_input
 from distill_jax.statistics import student_t
@@ -52,7 +51,7 @@ class Knowledge(Stage):
           ConfigError: if it is not shown to know what it is to forget.
         """
         for node in nodes:
-            began, scale = time.monotonic(), ctx.measure.scale
+            scale = ctx.measure.scale
             known = of_text(ctx, node) if isinstance(ctx.measure, BitsPerByte) else of_items(ctx, node)
             bar = known.nothing + scale.sign * 2 * scale.margin  # as `reports.premises.able` has it
             least = known.low if scale.sign > 0 else known.high
@@ -61,7 +60,7 @@ class Knowledge(Stage):
             result = dataclasses.asdict(known) | {"shown": bool(shown)}
             if isinstance(ctx.measure, BitsPerByte):
                 result |= {"nothing_by_fact": ctx.measure.nothing_by_fact(FORGET)}
-            node.finish(result, ledger({}, {}, {"other": time.monotonic() - began}))
+            node.finish(result, ledger({}, {}, ctx.clock.lap()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +111,7 @@ def of_text(ctx: Context, node: Node) -> Known:
 
 def _nats(ctx: Context, node: Node, rows: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
     """Return the nats of each piece of a document in rows [n, 3, T], and its tokens but the first."""
-    mesh = make_mesh(1, fsdp=ctx.run.fsdp, tensor=ctx.run.tensor)
+    mesh = ctx.mesh()
     params = ctx.params(node.inputs["start"], mesh)
 
     @jax.jit

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -21,7 +20,6 @@ from distill_jax.data.data_config import DataConfig
 from distill_jax.io.checkpoint import FINAL
 from distill_jax.models.transformer import FANS, Params, TransformerConfig
 from distill_jax.models.weight_selection import WeightSelection
-from distill_jax.sharding.mesh import make_mesh
 from distill_jax.stages.context import PARTS, Context, Node, seed_for
 from distill_jax.stages.stage import Stage, stage_input
 from distill_jax.stages.untrained import finish_untrained
@@ -96,14 +94,14 @@ class Perturb(Stage):
 
     def run(self, ctx: Context, nodes: Sequence[Node]) -> None:
         """Damage one model, and measure what is left of it."""
-        mesh = make_mesh(1, fsdp=ctx.run.fsdp, tensor=ctx.run.tensor)
+        mesh = ctx.mesh()
         for node in nodes:
-            began, settings = time.monotonic(), node.settings
+            settings = node.settings
             key = jax.random.key(seed_for(settings.seed, "noise", settings.alpha, settings.beta))
             start = ctx.params(node.inputs["start"], mesh)
             params = settings.damaged(ctx.model, start, key)
             node.checkpoints.save(FINAL, params)
-            finish_untrained(ctx, node, mesh, params, began, {"steps": 0})
+            finish_untrained(ctx, node, mesh, params, {"steps": 0})
 
     def damaged(self, cfg: TransformerConfig, start: Params, key: jax.Array) -> Params:
         """Return a model's damaged weights."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import time
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -17,7 +16,6 @@ import jax.numpy as jnp
 
 from distill_jax.io.checkpoint import FINAL
 from distill_jax.models.transformer import FANS, Params
-from distill_jax.sharding.mesh import make_mesh
 from distill_jax.stages.context import PARTS, Context, Node
 from distill_jax.stages.stage import Stage, stage_input
 from distill_jax.stages.untrained import finish_untrained
@@ -47,13 +45,12 @@ class Quantise(Stage):
 
     def run(self, ctx: Context, nodes: Sequence[Node]) -> None:
         """Round one model, and measure what it still can do."""
-        mesh = make_mesh(1, fsdp=ctx.run.fsdp, tensor=ctx.run.tensor)
+        mesh = ctx.mesh()
         for node in nodes:
-            began = time.monotonic()
             rounded = functools.partial(round_to_nearest, bits=node.settings.bits)
             params = jax.jit(rounded)(ctx.params(node.inputs["start"], mesh))
             node.checkpoints.save(FINAL, params)
-            finish_untrained(ctx, node, mesh, params, began, {"steps": 0})
+            finish_untrained(ctx, node, mesh, params, {"steps": 0})
 
 
 def round_to_nearest(params: Params, bits: int) -> Params:
