@@ -11,7 +11,7 @@ import time
 import pytest
 
 from distill_jax.config import ConfigError, Interrupted
-from distill_jax.experiment.status import lines, read_status
+from distill_jax.experiment.workdir_status import lines, read_status
 from distill_jax.io import leases, presence
 from distill_jax.io.files import write_json, write_sealed
 from distill_jax.io.presence import Presence, read_workers

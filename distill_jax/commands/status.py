@@ -47,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _show(flags: Flags) -> bool:
     """Print the status once; return whether something may still change."""
-    from distill_jax.experiment.status import as_json, lines, read_status
+    from distill_jax.experiment.workdir_status import as_json, lines, read_status
 
     status = read_status(Path(flags.workdir))
     text = json.dumps(as_json(status)) if flags.json else "\n".join(lines(status, time.time()))
