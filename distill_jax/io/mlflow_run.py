@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from mlflow.entities import Metric, Param
 from mlflow.tracking import MlflowClient
 
+from distill_jax.io.storage import is_local
 from distill_jax.io.trackers import DIRECTORY, TrackedNode
 from distill_jax.types import JsonObject
 
@@ -64,7 +65,10 @@ def open_run(node: TrackedNode) -> MlflowRun:
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or (node.workdir.absolute() / DIRECTORY / "mlflow").as_uri()
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if not uri and not is_local(node.workdir):
+        raise RuntimeError("it writes to no bucket: name a server by MLFLOW_TRACKING_URI")
+    uri = uri or (node.workdir.absolute() / DIRECTORY / "mlflow").as_uri()
     client, group = MlflowClient(tracking_uri=uri), f"distill-jax {node.workdir}"
     experiment = client.get_experiment_by_name(group)
     experiment_id = experiment.experiment_id if experiment else client.create_experiment(group)

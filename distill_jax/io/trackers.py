@@ -21,6 +21,7 @@ from typing import Protocol
 from distill_jax.config import check, identity
 from distill_jax.io.files import read_json
 from distill_jax.io.node_files import CONFIG, LEDGER
+from distill_jax.io.storage import absolute
 from distill_jax.types import JsonObject
 
 TRACKERS = {
@@ -50,7 +51,7 @@ class TrackedNode:
     @property
     def identity(self) -> str:
         """Of its tracker run."""
-        return identity([str(self.workdir.absolute()), self.run])
+        return identity([str(absolute(self.workdir)), self.run])
 
     def config(self) -> JsonObject:
         """Return its settings and inputs."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import wandb
 
+from distill_jax.io.storage import is_local, make_directory
 from distill_jax.io.trackers import DIRECTORY, TrackedNode
 
 INIT_SECONDS = 60.0
@@ -41,9 +42,7 @@ def open_run(node: TrackedNode) -> WandbRun:
         raise RuntimeError(
             "there is no API key: run `wandb login`, or set WANDB_MODE=offline"
         )  # and it is not asked for
-    local = "://" not in str(where)
-    if local:
-        where.mkdir(parents=True, exist_ok=True)
+    make_directory(where)
     run = wandb.init(
         project=os.environ.get("WANDB_PROJECT", "distill-jax"),
         group=node.workdir.name,
@@ -51,7 +50,7 @@ def open_run(node: TrackedNode) -> WandbRun:
         id=node.identity,
         resume="allow",
         reinit="create_new",  # nodes that train together have a run each
-        dir=str(where) if local else None,
+        dir=str(where) if is_local(where) else None,
         config={**node.config(), "workdir": str(node.workdir)},
         settings=settings,
     )
