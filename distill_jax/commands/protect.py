@@ -31,6 +31,7 @@ class Flags(ClusterFlags):
     workdir: str = flag("", "DIR: where everything is written", path=True)
     method: str = flag("maxent", "how it is suppressed: maxent, graddiff or rmu")
     chat: bool = flag(False, CHAT)
+    own_text: int = flag(0, "N: documents that the model itself writes first, to be retained beside FILES")
     dry_run: bool = flag(False, "say which stages there are, what they take, and what to expect; run nothing")
     slice: str = flag("", "plan it for a TPU slice, such as v5e-16, or auto; run nothing")
     print_config: bool = flag(False, "print the config file that says the same, to edit, run and sweep")
@@ -38,6 +39,8 @@ class Flags(ClusterFlags):
     def __post_init__(self) -> None:
         super().__post_init__()
         check(bool(self.workdir or self.print_config or self.slice), config_line.WORKDIR)
+        check(self.own_text >= 0, f"--own_text={self.own_text}: must not be negative; 0 writes none")
+        check(bool(self.workdir or not self.own_text), f"--own_text={self.own_text}: name the --workdir to write it to")
 
 
 def usage(arguments: Sequence[str]) -> str:
@@ -107,8 +110,14 @@ def _named(flags: Flags, arguments: Sequence[str]) -> tuple[NamedConfig, list[st
     known = f"{nearest(flags.method, METHODS)}; choose {', '.join(METHODS)}"
     check(flags.method in METHODS, f"--method={flags.method}: no such method{known}")
     subject = protection.open_subject(flags.model)
-    files = protection.Files(flags.forget, flags.retain, flags.chat)
-    return protection.protect_config(subject, files, flags.method, room)
+    files, written = protection.Files(flags.forget, flags.retain, flags.chat), []
+    if flags.own_text and (flags.dry_run or flags.slice):
+        written = [f"own text: {flags.own_text:,} documents would be written first; what follows is without them"]
+    elif flags.own_text:
+        files, what = protection.with_own_text(subject, files, flags.own_text, Path(flags.workdir))
+        written = [what]
+    named, decisions = protection.protect_config(subject, files, flags.method, room)
+    return named, decisions + written
 
 
 def memory_of_devices(arguments: Sequence[str], slice_name: str = "") -> float:

@@ -13,6 +13,7 @@ from distill_jax.config import ConfigError, check
 from distill_jax.data.facts import facts
 from distill_jax.experiment.named_config import NamedConfig, change, open_config
 from distill_jax.io.files import read_json
+from distill_jax.io.leases import OWN_TEXT
 from distill_jax.io.node import CONFIG, Node
 from distill_jax.types import JsonObject
 
@@ -77,6 +78,16 @@ class Files:
     forget: str
     retain: str
     chat: bool = False
+
+
+def with_own_text(subject: Subject, files: Files, count: int, workdir: Path) -> tuple[Files, str]:
+    """Return the files with text beside them that the model writes into a work directory, and what that is in words."""
+    from distill_jax.interop.own_text import OwnText, write_own_text
+
+    tokens = min(OwnText.tokens, max(1, (subject.context or CONTEXT["documents"]) // 2))
+    plan = OwnText(count, tokens)
+    path, what = write_own_text(Path(subject.path), files.forget, files.retain, plan, workdir / OWN_TEXT)
+    return dataclasses.replace(files, retain=f"{files.retain},{path}"), what
 
 
 def protect_config(subject: Subject, files: Files, method: str, memory: float) -> tuple[NamedConfig, list[str]]:

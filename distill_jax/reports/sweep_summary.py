@@ -17,7 +17,7 @@ from distill_jax.experiment.sweep_graph import SweepShard
 from distill_jax.io.node import ROWS, Node
 from distill_jax.models.transformer import parameter_count
 from distill_jax.perf.ledger import CAUSES, training_flops
-from distill_jax.reports import findings, sweep_page
+from distill_jax.reports import findings, goodput_summary, sweep_page
 from distill_jax.reports.rendering import write_page
 from distill_jax.reports.report_metadata import report_metadata
 from distill_jax.reports.run_summary import first_passage
@@ -35,6 +35,8 @@ Spent = dict[str, float]
 
 def write_report(sweep: SweepGraph, workdir: Path) -> Path:
     """Write `report/sweep.json` and the page of what is finished of a sweep, and return the page's path."""
+    nodes = {node.directory: node for shard in sweep.shards for node in shard.nodes.values()}
+    goodput_summary.write(nodes.values(), workdir)
     return write_page(sweep_page.render, summarise(sweep) | report_metadata(), workdir / "report" / "sweep.json")
 
 

@@ -22,6 +22,7 @@ from distill_jax.io.metrics import Progress
 from distill_jax.io.node import Node
 from distill_jax.models import attention, lora, transformer
 from distill_jax.models.transformer import Params
+from distill_jax.perf.clock import Clock
 from distill_jax.sharding.mesh import parameter_table, shardings, tracing, with_shardings
 from distill_jax.train.population import draw_weights, weights_shape
 
@@ -80,13 +81,18 @@ Evaluator = Callable[..., np.ndarray]  # (params [P, ...], base=None) -> scores 
 
 @dataclasses.dataclass
 class Context:
-    """The surroundings of a stage in one run."""
+    """The surroundings of a stage in one run.
+
+    Attributes:
+      clock: on which the time of the nodes that are computed now is counted.
+    """
 
     model: Any
     nodes: dict[str, Node]
     data: Path
     progress: Progress
     run: RunSettings = dataclasses.field(default_factory=RunSettings)
+    clock: Clock = dataclasses.field(default_factory=Clock)
 
     def __post_init__(self) -> None:
         self._evaluators: dict[tuple[Mesh, tuple[str, ...]], Evaluator] = {}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -98,12 +97,12 @@ class Perturb(Stage):
         """Damage one model, and measure what is left of it."""
         mesh = make_mesh(1, fsdp=ctx.run.fsdp, tensor=ctx.run.tensor)
         for node in nodes:
-            began, settings = time.monotonic(), node.settings
+            settings = node.settings
             key = jax.random.key(seed_for(settings.seed, "noise", settings.alpha, settings.beta))
             start = ctx.params(node.inputs["start"], mesh)
             params = settings.damaged(ctx.model, start, key)
             node.checkpoints.save(FINAL, params)
-            finish_untrained(ctx, node, mesh, params, began, {"steps": 0})
+            finish_untrained(ctx, node, mesh, params, {"steps": 0})
 
     def damaged(self, cfg: TransformerConfig, start: Params, key: jax.Array) -> Params:
         """Return a model's damaged weights."""

@@ -102,4 +102,4 @@ class Relearn(AdaptingStage):
         result |= {"prompts_by_fact": ctx.measure.prompts_by_fact(PARTS)}
         if ctx.data_config.RETAIN_BY_ITEM:
             result |= {"prompts_by_kept_fact": ctx.measure.prompts_by_fact(PARTS, "retain")}
-        node.finish(result, ledger(spent, tokens, outcome.seconds, devices=outcome.mesh.size))
+        node.finish(result, ledger(spent, tokens, ctx.clock.lap(), devices=outcome.mesh.size))

@@ -11,12 +11,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from distill_jax.config import ConfigError, check
 from distill_jax.data.multiple_choice import items
 from distill_jax.data.text import sources
+from distill_jax.data.text.readers import documents
 from distill_jax.data.text.sources import Source
 from distill_jax.types import JsonObject
 
@@ -121,6 +122,21 @@ def read(question_sources: Sequence[Source]) -> list[Question]:
                 except ConfigError as error:
                     raise ConfigError(f"{where}: {error}") from error
     return out
+
+
+def texts(key: str, text: str) -> Iterator[str]:
+    """Yield all texts of sources of files: documents, and questions with their answers."""
+    for source in sources.parse(text, key):
+        if _kind(source, key) != "documents":
+            yield from (question.text for question in read([source]))
+        elif source.kind != "tfds":
+            yield from documents([source], skip_broken=True)
+
+
+def answers(key: str, text: str) -> list[str]:
+    """Return the answers of the questions among sources."""
+    asked = [source for source in sources.parse(text, key) if _kind(source, key) != "documents"]
+    return sorted({question.answer for question in read(asked)})
 
 
 def _question(row: JsonObject) -> Question:
