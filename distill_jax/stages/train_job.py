@@ -20,7 +20,7 @@ from distill_jax.models import lora
 from distill_jax.models.head import head_weights
 from distill_jax.models.lora import Adapters, Base
 from distill_jax.models.transformer import Params
-from distill_jax.sharding.mesh import batch_devices, batch_sharding, make_mesh, padded_rows, with_shardings
+from distill_jax.sharding.mesh import batch_devices, batch_sharding, padded_rows, with_shardings
 from distill_jax.stages.compiled_step import CompileKey, compiled_step
 from distill_jax.stages.context import Context, Node, seed_for
 from distill_jax.train.batch import PackedRows
@@ -139,11 +139,7 @@ class TrainJob:
     def mesh(self, ctx: Context, devices: Sequence[jax.Device] | None = None) -> Mesh:
         """Lay out the devices (all of the run's when left out) for these members."""
         spread = self.members[0].node.peers > 1 and (ctx.run.fsdp, ctx.run.tensor) == (1, 1)
-        fsdp, tensor = ctx.run.fsdp, ctx.run.tensor
-        try:
-            return make_mesh(len(self.members), spread=spread, fsdp=fsdp, tensor=tensor, devices=devices)
-        except ValueError as error:
-            raise ConfigError(f"{error}; change config.run.fsdp or config.run.tensor") from error
+        return ctx.mesh(len(self.members), spread=spread, devices=devices)
 
     def state(self, ctx: Context, mesh: Mesh, starts: Sequence[Params]) -> State:
         """Return the population before its first step."""
@@ -212,9 +208,9 @@ class TrainJob:
         shape, sharding = self._batch(ctx, mesh)
         verb = self.members[0].node.verb
 
-        def of_set(data: str) -> Callable[[int], PackedRows]:
+        def of_set(data: str, *order: str) -> Callable[[int], PackedRows]:
             path = ctx.data / f"{data}.array_record"
-            feeds = [Feed(path, self.settings.batch, seed_for(seed, verb, data)) for seed in self.seeds]
+            feeds = [Feed(path, self.settings.batch, seed_for(seed, verb, data, *order)) for seed in self.seeds]
             cached = self._states(ctx, data)
 
             def batch(step: int) -> PackedRows:
@@ -241,7 +237,11 @@ class TrainJob:
 
         if isinstance(self.reads, str):
             return of_set(self.reads)
-        by_part = {part: of_set(data) for part, data in self.reads.items()}
+        sets = list(self.reads.values())
+        by_part = {  # a second part of one set reads it in an order of its own
+            part: of_set(data, *((part,) if data in sets[:i] else ()))
+            for i, (part, data) in enumerate(self.reads.items())
+        }
 
         def batches_of_parts(step: int) -> dict[str, PackedRows]:
             return {part: feed(step) for part, feed in by_part.items()}
