@@ -109,7 +109,7 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     backend.import_jax()
     file, flags = _one_point(file, flags)
-    sweep = _load(file, named, Path(flags.workdir))
+    sweep = _load(file, named, config_line.workdir(flags.workdir))
     chosen = sweep if flags.index is None else sweep.of_point(flags.index)
     if flags.ray or flags.slurm is not None or flags.jobset is not None:
         return _place(arguments, flags, sweep, chosen)
@@ -155,7 +155,7 @@ def _start_workers(line: Sequence[str], flags: Flags, sweep: Sweep, chosen: Swee
     """Start workers, wait for them, and draw the report if nothing is missing at their end."""
     code = workers.run(line, flags.workers)
     if chosen.done:  # a worker that died has been replaced by the others
-        _report(sweep, Path(flags.workdir))
+        _report(sweep, config_line.workdir(flags.workdir))
         return 0
     if code == ExitCode.WORKERS_DIED:
         console.complain("no worker is left; the same command continues from their last checkpoints")
@@ -180,10 +180,10 @@ def _place(line: Sequence[str], flags: Flags, sweep: Sweep, chosen: Sweep) -> in
     if flags.dry_run:
         print(work_units.preview(units))
         return 0
-    with leases.held(Path(flags.workdir), sweep.marker(), shared=True):
+    with leases.held(config_line.workdir(flags.workdir), sweep.marker(), shared=True):
         code = ray_engine.run(units, command, flags.ray)
     if chosen.done:
-        _report(sweep, Path(flags.workdir))
+        _report(sweep, config_line.workdir(flags.workdir))
         return 0
     return code
 
@@ -196,14 +196,14 @@ def _work(flags: Flags, sweep: Sweep, chosen: Sweep) -> None:
 
     backend.find_devices()
     distributed.heed_signals()
-    with leases.held(Path(flags.workdir), sweep.marker(), shared=True):
+    with leases.held(config_line.workdir(flags.workdir), sweep.marker(), shared=True):
         held = leases.Leases(dead_after=flags.dead_after, heartbeat=min(10.0, flags.dead_after / 4))
         try:
             sweep_graph.run(chosen, held, flags.pack, int(os.environ.get(workers.COUNT, "1")))
         finally:
             held.close()
         if workers.COUNT not in os.environ and (sweep.done or not flags.unit):
-            _report(sweep, Path(flags.workdir))
+            _report(sweep, config_line.workdir(flags.workdir))
 
 
 def _report(sweep: Sweep, workdir: Path) -> None:
