@@ -7,9 +7,8 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
-from distill_jax.commands import command_line
+from distill_jax.commands import command_line, config_line
 from distill_jax.commands.command_line import flag
 
 ABOUT = """It reads files and writes none, takes no lease, and needs no --config; a run's own line may be used again.
@@ -49,7 +48,7 @@ def _show(flags: Flags) -> bool:
     """Print the status once; return whether something may still change."""
     from distill_jax.experiment.status import as_json, lines, read_status
 
-    status = read_status(Path(flags.workdir))
+    status = read_status(config_line.workdir(flags.workdir))
     text = json.dumps(as_json(status)) if flags.json else "\n".join(lines(status, time.time()))
     clear = "\x1b[H\x1b[2J" if flags.watch and not flags.json and sys.stdout.isatty() else ""
     print(f"{clear}{text}", flush=True)
