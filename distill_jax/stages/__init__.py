@@ -2,6 +2,7 @@
 
 from distill_jax.stages.cache import Cache
 from distill_jax.stages.distill import Distill
+from distill_jax.stages.erase import Erase
 from distill_jax.stages.export_model import Export
 from distill_jax.stages.finetune import Finetune
 from distill_jax.stages.given_model import Given
@@ -18,6 +19,7 @@ from distill_jax.stages.unlearn import Unlearn
 __all__ = [
     "Cache",
     "Distill",
+    "Erase",
     "Export",
     "Finetune",
     "Given",
