@@ -1,5 +1,6 @@
 """The stages of an experiment: one file each, its settings at the top and its `run` below."""
 
+from distill_jax.stages.attacks import Attack, EditWeights
 from distill_jax.stages.cache import Cache
 from distill_jax.stages.distill import Distill
 from distill_jax.stages.export_model import Export
@@ -16,8 +17,10 @@ from distill_jax.stages.stage import Stage, stage_input
 from distill_jax.stages.unlearn import Unlearn
 
 __all__ = [
+    "Attack",
     "Cache",
     "Distill",
+    "EditWeights",
     "Export",
     "Finetune",
     "Given",
