@@ -72,7 +72,7 @@ def test_settings_that_do_nothing_or_cannot_be_are_refused(settings, says):
 
 @pytest.mark.unit
 def test_attacks_are_told_apart_by_what_they_do_and_not_by_name():
-    """A thing that is called alike and does otherwise is another attack; rates, seeds and the model attacked are not."""
+    """What is called alike and does otherwise is another attack; with other rates, seeds or models it is the same."""
     one = Attack(start="maxent", **BASE)
     same = dataclasses.replace(one, start="oracle", seeds=5, learning_rates=(1e-5,))
     other = dataclasses.replace(one, optimizer="lion")

@@ -12,8 +12,9 @@ import numpy as np
 
 from distill_jax.evals.scale import Scale
 from distill_jax.io.node import Node
-from distill_jax.stages import Attack, EditWeights, Relearn
+from distill_jax.stages import Attack, EditWeights, Relearn, Search
 from distill_jax.stages.attacks.catalogue import attack_id
+from distill_jax.stages.attacks.refinement import Point
 from distill_jax.statistics.attack_choice import HALVES, Choice, Configuration, choose, expected_best, trials
 from distill_jax.statistics.estimates import band
 from distill_jax.statistics.robustness import FACTS, attack_table, facts_table
@@ -91,6 +92,8 @@ def _attacked(model: Node, own: Sequence[Node], record: Sequence[Node]) -> Attac
 def _configurations(node: Node, prompts: np.ndarray, seeds: int) -> list[Configuration]:
     if isinstance(node.settings, EditWeights):
         return [c for label in node.settings.edits for c in _edit(node, label, prompts, seeds)]
+    if isinstance(node.settings, Search):
+        return [c for one in node.result()["populations"] for c in _searched(node, one, prompts, seeds)]
     stage, rows = node.settings, node.rows()
     steps, rates, retain = attack_table(rows, "retain")
     heldout = facts_table(rows, prompts.astype(int).tolist())
@@ -105,6 +108,18 @@ def _configurations(node: Node, prompts: np.ndarray, seeds: int) -> list[Configu
         )
         for i, rate in enumerate(rates)
     ]  # fmt: skip
+
+
+def _searched(node: Node, tried: Mapping[str, Any], prompts: np.ndarray, seeds: int) -> list[Configuration]:
+    """Return one population of a search, each rate with the half of the facts that proposed it."""
+    part = node.subnode(tried["part"])
+    _, optimizer, batch = tried["part"].split("-")
+    stage = node.settings.population([Point(optimizer, int(batch), 1.0)])
+    found = _configurations(dataclasses.replace(part, settings=stage), prompts, seeds)
+    label = f"{attack_name(node)}: {optimizer}, batch {batch}"
+    return [
+        dataclasses.replace(c, name=label, proposed_by=by) for c, by in zip(found, tried["proposed_by"], strict=True)
+    ]
 
 
 def attack_name(node: Node) -> str:

@@ -1,6 +1,6 @@
 """The stages of an experiment: one file each, its settings at the top and its `run` below."""
 
-from distill_jax.stages.attacks import Attack, EditWeights
+from distill_jax.stages.attacks import Attack, EditWeights, Search
 from distill_jax.stages.cache import Cache
 from distill_jax.stages.distill import Distill
 from distill_jax.stages.export_model import Export
@@ -31,6 +31,7 @@ __all__ = [
     "Pretrain",
     "Quantise",
     "Relearn",
+    "Search",
     "Stage",
     "Unlearn",
     "stage_input",

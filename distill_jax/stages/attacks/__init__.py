@@ -2,5 +2,6 @@
 
 from distill_jax.stages.attacks.edit_weights import EditWeights
 from distill_jax.stages.attacks.finetuning import Attack
+from distill_jax.stages.attacks.search import Search
 
-__all__ = ["Attack", "EditWeights"]
+__all__ = ["Attack", "EditWeights", "Search"]
