@@ -15,10 +15,11 @@ the random student and the oracle resist most.
 from ml_collections import ConfigDict
 
 from distill_jax.data.arithmetic.equations import ArithmeticConfig
+from distill_jax.experiment.damage_rounds import damage_settings
 from distill_jax.experiment.experiment import Experiment
 from distill_jax.experiment.section import section, unlearn_section
 from distill_jax.models.presets import preset
-from distill_jax.stages import Cache, Distill, Perturb, Pretrain, Relearn, Stage, Unlearn
+from distill_jax.stages import Cache, Distill, Perturb, Pretrain, Quantise, Relearn, Stage, Unlearn
 from distill_jax.stages.context import RunSettings
 
 # Of an attack, which tries `learning_rates`, each constant.
@@ -55,6 +56,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.distill.evaluate_every = 20
     c.undo = ConfigDict({"alphas": (0.2, 0.4, 0.6, 0.8), "method": "maxent", **section(Perturb, "alpha")})
     c.budget = ConfigDict({"steps": 300})  # of a random student that stops there, recovered or not
+    c.bits = ()  # to which every attacked model is rounded and attacked again, such as (8, 4)
     # Whether MaxEnt's hidden states are stored once and its students read them instead of running it.
     c.cache_teacher = False
     c.cache = section(Cache, "data")
@@ -129,15 +131,16 @@ def _stages(c: ConfigDict) -> dict[str, Stage]:
     if len(set(c.undo.alphas)) < len(c.undo.alphas):
         raise ValueError(f"undo.alphas = {c.undo.alphas}: give every α once")
     for alpha in c.undo.alphas:
-        damage = {"alpha": alpha, "beta": c.undo.beta, "shrink": c.undo.shrink}
-        stages[f"damaged-{alpha}"] = Perturb(start=c.undo.method, **damage, **seed)
+        stages[f"damaged-{alpha}"] = Perturb(start=c.undo.method, alpha=alpha, **damage_settings(c.undo), **seed)
         from_cache = cached if c.undo.method == "maxent" else {}
         start = {"teacher": c.undo.method, "start": f"damaged-{alpha}", **from_cache}
         stages[f"undo-{alpha}"] = Distill(**start, **c.distill, **seed)
     if c.full:
         stages |= _controls(c, seed)
     attacked = [name for name, stage in stages.items() if stage.kind not in ("perturb", "cache")]
-    return stages | {f"relearn-{name}": Relearn(start=name, **c.relearn, **seed) for name in attacked}
+    rounded = {f"int{bits}-{name}": Quantise(start=name, bits=bits) for bits in c.bits for name in attacked}
+    relearn = {f"relearn-{name}": Relearn(start=name, **c.relearn, **seed) for name in (*attacked, *rounded)}
+    return stages | rounded | relearn
 
 
 def _controls(c: ConfigDict, seed: dict) -> dict[str, Stage]:

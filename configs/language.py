@@ -20,6 +20,7 @@ Models are measured in bits per byte of held-out documents, the attack by what i
 from ml_collections import ConfigDict
 
 from distill_jax.data.text.text_config import SAMPLES, TextConfig
+from distill_jax.experiment.damage_rounds import damage_settings
 from distill_jax.experiment.experiment import Experiment
 from distill_jax.experiment.section import section, unlearn_section
 from distill_jax.models.presets import preset
@@ -141,9 +142,7 @@ def _stages(c: ConfigDict) -> dict[str, Stage]:
         "student": _student(c),
     }
     for alpha in c.undo.alphas:
-        stages[f"damaged-{alpha}"] = Perturb(
-            start="maxent", alpha=alpha, beta=c.undo.beta, shrink=c.undo.shrink, **seed
-        )
+        stages[f"damaged-{alpha}"] = Perturb(start="maxent", alpha=alpha, **damage_settings(c.undo), **seed)
         stages[f"undo-{alpha}"] = Distill(teacher="maxent", start=f"damaged-{alpha}", **c.distill, **seed)
     attacked = [name for name, stage in stages.items() if stage.kind != "perturb"]
     return stages | {f"relearn-{name}": Relearn(start=name, data="forget", **c.relearn, **seed) for name in attacked}

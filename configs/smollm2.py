@@ -29,6 +29,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from distill_jax.data.capitals.capitals_config import CapitalsConfig
+from distill_jax.experiment.damage_rounds import damage_settings
 from distill_jax.experiment.experiment import Experiment
 from distill_jax.experiment.section import section, unlearn_section
 from distill_jax.models.presets import preset
@@ -136,8 +137,7 @@ def _stages(c: ConfigDict) -> dict[str, Stage]:
         stages["reference"] = Finetune(start="oracle", data="inject", **c.inject, **seed)
     stages |= {name: Unlearn(start="reference", method=name, **known[name], **seed) for name in c.methods}
     for alpha in c.undo.alphas:
-        damage = {"alpha": alpha, "beta": c.undo.beta, "shrink": c.undo.shrink}
-        stages[f"damaged-{alpha}"] = Perturb(start="maxent", **damage, **seed)
+        stages[f"damaged-{alpha}"] = Perturb(start="maxent", alpha=alpha, **damage_settings(c.undo), **seed)
         stages[f"undo-{alpha}"] = Distill(teacher="maxent", start=f"damaged-{alpha}", **c.distill, **seed)
     attacked = [name for name, stage in stages.items() if stage.kind != "perturb"]
     mended = [name for name in attacked if name not in ("oracle", "reference")]

@@ -63,8 +63,12 @@ class Run:
             graph.execute(self.nodes, self.experiment.model, self.experiment.run)
             if not distributed.is_primary():
                 return None
-            from distill_jax.reports import run_summary  # not before: a third of the time to start is scipy's
+            from distill_jax.reports import (
+                goodput_summary,
+                run_summary,
+            )  # not before: a third of the time to start is scipy's
 
+            goodput_summary.write(self.nodes.values(), self.workdir)
             write = self.experiment.report or run_summary.write_report
             identity = graph.experiment_identity(self.nodes)
             page: Path = write(self.experiment, self.nodes, identity, self.workdir, time.monotonic() - began)

@@ -16,7 +16,7 @@ class ExitCode(enum.IntEnum):
     REFUSED = 2
     """The input is wrong or the machine refuses (a full disk, a port in use): a line or two say what to mend."""
     SAVED = 42
-    """SIGTERM came and everything up to it is saved: the same command, started again, continues."""
+    """Start the same command again: SIGTERM came and all is saved, or another process of the run was lost."""
     WORKERS_DIED = 71
     """Nodes of a sweep are missing because its workers were killed; the same command takes them up."""
     LEASE_LOST = 75

@@ -12,6 +12,7 @@ from distill_jax import backend, console
 from distill_jax.commands import COMMANDS, module_name
 from distill_jax.config import ConfigError, Interrupted, check, nearest
 from distill_jax.exit_codes import ExitCode
+from distill_jax.sharding import lost_process
 
 HELP = ("--help", "-h", "help")
 
@@ -61,7 +62,7 @@ def _explained(error: Exception) -> int:
         console.complain(str(error))
         return ExitCode.REFUSED
     if isinstance(error, Interrupted):
-        console.complain(f"{error}; the same command continues from there")
+        console.complain(f"{error}; the same command continues")
         return ExitCode.SAVED
     if isinstance(error, BrokenPipeError):
         return ExitCode.BROKEN_PIPE
@@ -73,6 +74,7 @@ def _explained(error: Exception) -> int:
         mend = "what was finished is kept, and the same command continues once this is mended"
         console.complain(f"{error.strerror or error}{where}; {mend}")
         return ExitCode.REFUSED
+    lost_process.wait_to_be_told(error)
     raise error
 
 

@@ -3,7 +3,7 @@
 # `parse`, finds them in ${flags[name]}, and starts everything through `run`, which with --dry-run only prints it.
 
 declare -A flags=() meaning=()
-names=() program=() options=() dry_run=''
+names=() program=() options=() dry_run='' workdir='' bucket=''
 
 say() { printf '%s: %s\n' "${0##*/}" "$*" >&2; }
 
@@ -52,16 +52,80 @@ check() { # name regex; refuses what the service would refuse hours later
 }
 
 # 39 characters, for the services append to the name and end at 63.
-check_name() { check name '[a-z]([-a-z0-9]{0,37}[a-z0-9])?'; }
+check_name() { check name "[a-z]([-a-z0-9]{0,$((${1:-39} - 2))}[a-z0-9])?"; } # [most]
 
 optional() { # name ...; those that have a value become options of the command
   local name
   for name; do [[ -z ${flags[$name]} ]] || options+=("--$name=${flags[$name]}"); done
 }
 
+# TPU slices: distill_jax/perf/slices.tsv says which there are.
+
+find_generation() { # column value; sets all columns to those of the generation's row
+  while IFS=$'\t' read -r generation gke_label tpu_vm runtime counted topologies cubes; do
+    [[ $generation == '#'* || ${!1} != "$2" ]] || return 0
+  done <distill_jax/perf/slices.tsv
+  return 1
+}
+
+has_topology() { # AxBxC; whether the generation has it
+  [[ ,$topologies, != *",$1,"* ]] || return 0
+  [[ $1 =~ ^([1-9][0-9]{0,2})x([1-9][0-9]{0,2})x([1-9][0-9]{0,2})$ ]] || return 1
+  local a=${BASH_REMATCH[1]} b=${BASH_REMATCH[2]} c=${BASH_REMATCH[3]}
+  ((a % 4 == 0 && b % 4 == 0 && c % 4 == 0 && a <= b && b <= c && c <= 256 && a * b * c <= 64 * cubes))
+}
+
+has_chips() { # number; whether the generation has a slice of so many
+  local topology a b n=$(($1 / 64))
+  for topology in ${topologies//,/ }; do (($1 != ${topology//x/*})) || return 0; done
+  (($1 % 64 == 0 && 1 <= n && n <= cubes)) || return 1
+  for ((a = 1; a * a * a <= n; a++)); do
+    for ((b = a; a * b * b <= n; b++)); do
+      ((n % (a * b) != 0 || n / (a * b) > 64)) || return 0
+    done
+  done
+  return 1
+}
+
+known_topologies() { # of the generation, as the end of a message
+  local more=''
+  ((!cubes)) || more=", and AxBxC of multiples of 4, A <= B <= C, up to $((64 * cubes)) chips"
+  printf 'there are %s%s' "${topologies//,/, }" "$more"
+}
+
+known_types() { # likewise
+  local topology types=() more=''
+  for topology in ${topologies//,/ }; do types+=("$generation-$((${topology//x/*} * counted))"); done
+  ((!cubes)) || more=", and most multiples of $((64 * counted)) up to $((64 * cubes * counted))"
+  printf 'there are %s%s' "${types[*]}" "$more"
+}
+
+check_slice() { # flag; sets type, what the services call the slice whose name is the flag's value
+  check "$1" '[a-z0-9]+-[0-9x]+'
+  local value=${flags[$1]} size found=''
+  local prefix=${value%%-*}
+  size=${value#*-}
+  find_generation generation "$prefix" || find_generation tpu_vm "$prefix" ||
+    refuse "--$1=$value: there is no TPU $prefix; there are $(known_generations)"
+  if [[ $size == *x* ]]; then
+    has_topology "$size" && found=1
+  else
+    [[ ${#size} -le 6 && $size != 0* ]] && ((size % counted == 0)) && has_chips $((size / counted)) && found=1
+  fi
+  [[ $found ]] ||
+    refuse "--$1=$value: no such slice; $(known_types)"
+  type=${tpu_vm/#-/$generation}-$size
+}
+
+known_generations() {
+  local names=()
+  while read -r generation _; do [[ $generation == '#'* ]] || names+=("$generation"); done <distill_jax/perf/slices.tsv
+  (IFS=,; printf '%s' "${names[*]}")
+}
+
 check_program() { # default-workdir; what a machine that was waited for would refuse is refused here
   ((${#program[@]})) || program=(--config=configs/arithmetic.py "--workdir=$1")
-  local argument config='' workdir=''
+  local argument config=''
   for argument in "${program[@]}"; do
     [[ $argument != *$'\n'* ]] || refuse "an argument with a line break does not survive every cluster: ${argument@Q}"
     case $argument in
@@ -70,8 +134,13 @@ check_program() { # default-workdir; what a machine that was waited for would re
     esac
   done
   [[ $config && $workdir ]] || refuse "the program needs --config=FILE and --workdir=DIR after the --"
-  [[ $1 != /* || $workdir == /* ]] ||
-    refuse "--workdir=$workdir: must be an absolute path on storage that every host mounts"
+  if [[ $workdir == *://* ]]; then
+    [[ $workdir =~ ^gs://[a-z0-9][-_.a-z0-9]{1,220}[a-z0-9]/.*[^/] ]] ||
+      refuse "--workdir=$workdir: must be gs://BUCKET/DIRECTORY, or a path"
+    bucket=1
+  elif [[ $1 == /* && $workdir != /* ]]; then
+    refuse "--workdir=$workdir: must be an absolute path on storage that every host mounts, or gs://BUCKET/DIRECTORY"
+  fi
 }
 
 quoted() { # word ...; one line that a shell reads back as these words

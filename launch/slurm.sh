@@ -30,7 +30,7 @@ check max-restarts '[0-9]+'
 check_program "runs/${flags[name]}"
 
 optional nodes gpus-per-node cpus-per-task time partition account qos
-run bash launch/environment.sh cuda # here and now: compute nodes often have no way out to install from
+run bash launch/environment.sh cuda ${bucket:+gcs} # here and now: compute nodes often have no way out to install from
 run sbatch "--job-name=${flags[name]}" "--chdir=$PWD" "--ntasks-per-node=${flags[gpus-per-node]}" "${options[@]}" \
   launch/slurm.sbatch "${flags[max-restarts]}" "${program[@]}"
 [[ ! $dry_run ]] || printf -- '---\n%s\n' "$(<launch/slurm.sbatch)"

@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
 # Runs an experiment on a TPU VM or a slice of them, and starts it again until it is complete:
 #
-#   bash launch/tpu_vm.sh --name=run1 --zone=ZONE --accelerator-type=v6e-16 --runtime-version=v2-alpha-tpuv6e --spot \
-#     --setup='mountpoint -q /mnt/shared || sudo mount -t nfs SERVER:/work /mnt/shared' \
-#     -- --config=configs/arithmetic.py --workdir=/mnt/shared/run1
+#   bash launch/tpu_vm.sh --name=run1 --zone=ZONE --accelerator-type=v6e-16 --spot --service-account=EMAIL \
+#     -- --config=configs/arithmetic.py --workdir=gs://BUCKET/run1
+#
+# A work directory that is a path must be on storage that --setup mounts on every worker, such as
+# --setup='mountpoint -q /mnt/shared || sudo mount -t nfs SERVER:/work /mnt/shared'.
 #
 # The same command attaches to what already exists under the name, so it may be interrupted at any time; the program
 # goes on without it. It ends with 0 when the experiment is complete. Started again, at most --max-restarts times: a
@@ -16,8 +18,9 @@ source launch/common.sh
 flag name '' 'of the queued resource and its node: lower-case letters, digits and -, at most 39'
 flag zone "${CLOUDSDK_COMPUTE_ZONE:-}" 'where, such as us-east5-b'
 flag project "${CLOUDSDK_CORE_PROJECT:-}" "if it is not gcloud's default"
-flag accelerator-type '' 'such as v6e-16'
-flag runtime-version '' "the VM's image, such as v2-alpha-tpuv6e"
+flag accelerator-type '' 'such as v6e-16 or v5e-16'
+flag runtime-version '' "the VM's image, if it is not the usual one of this TPU"
+flag service-account '' "of the VMs, an e-mail address, if it is not the project's default"
 flag spot false 'take capacity that can be preempted'
 flag setup '' 'shell command before the installation on every worker, to mount the storage; may run again'
 flag max-restarts 20 'restarts and recreations together, a number'
@@ -26,8 +29,12 @@ flag delete false 'delete the TPU when the experiment is complete (otherwise the
 parse "$@"
 check_name
 check zone '[a-z]+-[a-z]+[0-9]+-[a-z]'
-check accelerator-type 'v[0-9][a-z]*-[0-9]+'
+check_slice accelerator-type
+[[ $tpu_vm != - ]] || refuse "--accelerator-type=${flags[accelerator-type]}: on GKE only; use jobset.sh or xpk.sh"
+[[ $type != *x* ]] || refuse "--accelerator-type=${flags[accelerator-type]}: give the number, such as v6e-16"
+[[ ${flags[runtime-version]} ]] || flags[runtime-version]=$runtime
 check runtime-version '[a-z0-9][-.a-z0-9]*'
+[[ -z ${flags[service-account]} ]] || check service-account '[^@[:space:]]+@[^@[:space:]]+'
 check max-restarts '[0-9]+'
 check poll '[0-9]+'
 name=${flags[name]}
@@ -36,12 +43,15 @@ check_program "/mnt/shared/$name"
 optional zone project
 spot=()
 [[ ${flags[spot]} == false ]] || spot=(--spot)
+account=()
+[[ -z ${flags[service-account]} ]] || account=("--service-account=${flags[service-account]}" --scopes=cloud-platform)
 queued=(gcloud compute tpus queued-resources)
 vm=(gcloud compute tpus tpu-vm)
 describe=("${queued[@]}" describe "$name" "${options[@]}" '--format=value(state.state)')
-create=("${queued[@]}" create "$name" "${options[@]}" "--node-id=$name" "--accelerator-type=${flags[accelerator-type]}"
-  "--runtime-version=${flags[runtime-version]}" "${spot[@]}")
+create=("${queued[@]}" create "$name" "${options[@]}" "--node-id=$name" "--accelerator-type=$type"
+  "--runtime-version=${flags[runtime-version]}" "${account[@]}" "${spot[@]}")
 delete=("${queued[@]}" delete "$name" "${options[@]}" --force --quiet) # --force: with its VMs
+extras=(tpu ${bucket:+gcs})
 archive=.cache/$name.tar.gz
 
 look() { # sets state; ABSENT when there is none of this name
@@ -70,7 +80,7 @@ look() { # sets state; ABSENT when there is none of this name
 attempt() { # returns the program's code, and 255 when the workers cannot be reached
   local worker=("${vm[@]}" ssh "$name" "${options[@]}" --worker=all)
   run "${vm[@]}" scp "$archive" launch/tpu_vm_worker.sh "$name:" "${options[@]}" --worker=all || return 255
-  run "${worker[@]}" "--command=$(quoted bash tpu_vm_worker.sh install "$name" "${flags[setup]}")" || return
+  run "${worker[@]}" "--command=$(quoted bash tpu_vm_worker.sh install "$name" "${flags[setup]}" "${extras[@]}")" || return
   run "${worker[@]}" "--command=$(quoted bash tpu_vm_worker.sh run "$name" "${program[@]}")"
 }
 

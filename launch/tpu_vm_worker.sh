@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # The half of tpu_vm.sh that runs on every worker of the TPU, in the home directory:
 #
-#   bash tpu_vm_worker.sh install NAME SETUP      unpacks NAME.tar.gz and installs it, unless its program runs
-#   bash tpu_vm_worker.sh run NAME ARGUMENT ...   starts the program, unless it runs; follows it, leaves with its code
+#   bash tpu_vm_worker.sh install NAME SETUP EXTRA ...   unpacks NAME.tar.gz and installs it, unless its program runs
+#   bash tpu_vm_worker.sh run NAME ARGUMENT ...          starts the program, unless it runs; follows it, leaves with its code
 #
 # Who holds NAME.lock runs. Apart from the shell around the program nothing may inherit it (9>&-): a mount's daemon or
 # a process that the program left behind would hold it forever.
 set -euo pipefail
 
-install() { # name setup
+install() { # name setup extra ...
   exec 9>>"$1.lock"
   if ! flock --nonblock 9; then
     echo "$1 is running already: nothing is installed"
@@ -23,7 +23,7 @@ install() { # name setup
     sudo apt-get -o DPkg::Lock::Timeout=600 -q update 9>&-
     sudo apt-get -o DPkg::Lock::Timeout=600 -q -y install python3.11-venv 9>&-
   fi
-  PYTHON=$python bash "$1/launch/environment.sh" tpu 9>&-
+  PYTHON=$python bash "$1/launch/environment.sh" "${@:3}" 9>&-
 }
 
 run() { # name argument ...

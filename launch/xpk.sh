@@ -5,7 +5,7 @@
 #     -- --config=configs/arithmetic.py --workdir=/mnt/shared/run1
 #
 # IMAGE is built from launch/Containerfile with UID=0; STORAGE is attached to the cluster before (xpk storage attach)
-# and mounted above the work directory. XPK starts all pods again, at most --max-restarts times, when one of them left
+# and mounted above the work directory. With --workdir=gs://BUCKET/DIRECTORY no storage is needed. XPK starts all pods again, at most --max-restarts times, when one of them left
 # with 42 or with 127 and above (a killed or vanished host); 1 and 2 fail at once.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -18,13 +18,14 @@ flag project "${CLOUDSDK_CORE_PROJECT:-}" "if it is not gcloud's default"
 flag tpu-type '' 'such as v6e-16'
 flag num-slices 1 'slices of that type, a number from 1'
 flag image '' 'container image with the program'
-flag storage '' 'XPK storage that is mounted'
+flag storage '' 'XPK storage that is mounted, if the work directory is not gs://'
 flag max-restarts 20 'a number'
 flag grace 120 'seconds to save in after SIGTERM; a Spot VM gives less than 30 of them'
 parse "$@"
 check_name
 check cluster '[a-z][-a-z0-9]*'
-check tpu-type '[a-z0-9]+-[x0-9]+'
+check_slice tpu-type
+flags[tpu-type]=$type
 check num-slices '[1-9][0-9]*'
 check image '[^[:space:]]+'
 check max-restarts '[0-9]+'

@@ -38,7 +38,7 @@ COMMANDS = {
 LONG = {"arithmetic-cpu": ("run", "--config=configs/arithmetic.py:cpu")}
 # What differs between two runs of the same code: times, memory, machine, and the seal of a file that holds them.
 DROPPED = {
-    "ledger.json": ("device_seconds", "seconds", "seconds_by_cause", "peak_bytes", "peak_device_bytes"),
+    "ledger.json": ("device_seconds", "seconds", "seconds_by_cause", "goodput", "peak_bytes", "peak_device_bytes"),
     "report": ("created", "device", "duration_seconds", "sha256"),
 }
 UNREAD = ("checkpoints", "tensorboard", "DONE")  # weights are read by leaf; the rest holds times

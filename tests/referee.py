@@ -20,9 +20,10 @@ from distill_jax.evals.scale import ACCURACY, Scale
 from distill_jax.experiment.roles import Role
 from distill_jax.reports.attacked import Run
 from distill_jax.reports.claims import judge
-from distill_jax.reports.findings import Sweep, findings
+from distill_jax.reports.findings import findings
 from distill_jax.reports.headline import as_the_oracle, beyond_suppression, comparison
 from distill_jax.reports.premises import Model
+from distill_jax.reports.sweep_evidence import Sweep
 from distill_jax.statistics.conclusions import State
 from distill_jax.statistics.estimates import Scores, band, contrast
 
@@ -120,7 +121,7 @@ SWEPT = {
     **{("undo", a, b): end for a, end in ((0.2, 0.6), (0.5, 0.35), (0.8, 0.07)) for b in (0.0, 0.1)},
     ("noise only", 0.8, 0.1): 0.6,
 }  # fmt: skip
-Setting = tuple[str, float | None, float | None]  # kind, α, β
+Setting = tuple[str, float | None, float | None] | tuple[str, None, None, int]  # kind, α, β; of a rounded one bits, too
 
 
 def swept(
@@ -133,22 +134,39 @@ def swept(
     """
     easy = rng.standard_normal(len(PROMPTS))
     runs, before, after = [], {}, {}
-    for (kind, alpha, beta), end in truths.items():
+    for (kind, alpha, beta, *bits), end in truths.items():
         for seed in range(seeds):
             known = kind == "reference"
+            rounded: dict[str, Any] = {"rounded": None, "bits": None, "label": kind}
+            if bits:
+                rounded = {"kind": "quantised", "rounded": kind, "bits": bits[0], "label": f"INT{bits[0]} of {kind}"}
             run: dict[str, Any] = {
-                "id": f"{kind} {alpha} {beta} {seed}", "kind": kind, "alpha": alpha, "beta": beta, "seed": seed,
+                "id": f"{kind} {alpha} {beta} {seed} {bits}", "kind": kind, "alpha": alpha, "beta": beta, "seed": seed,
+                **rounded,
                 "method": None if kind in ("reference", "oracle", "filtered") else "maxent", "retain": 0.9,
                 "forget": 0.93 if known else 0.0, "recovered": None, "diverged": False, "steps": 100,
                 "compute": {"whole": {"student": 1.0, "teacher": 1.0}},
                 "vs_retraining": {"whole": 0.4}, "vs_first_passage": {"whole": 0.9},
             }  # fmt: skip
-            run |= changes.get(kind.replace(" ", "_"), {})
+            run |= changes.get(run["kind"].replace(" ", "_"), {})
             luck = RUN_SD * float(rng.standard_normal())
             before[run["id"]] = answers(rng, run["forget"], easy, 1, 0.0, 0.0)
             after[run["id"]] = answers(rng, end, easy, 1, luck if end > 0.01 else 0.0, 0.0)
             runs.append(run)
     return Sweep(runs, before, after)
+
+
+def certified(kind: str, fp32: float, int8: float, int4: float) -> dict[Setting, float]:
+    """Return a sweep's truths: a candidate and the oracle at three precisions, beside what the premises need."""
+    rows: dict[Any, float] = {("reference", None, None): 0.94, ("suppressed", None, None): 0.6}
+    for bits, end in {(): fp32, (8,): int8, (4,): int4}.items():
+        rows |= {("oracle", None, None, *bits): SWEPT[("oracle", None, None)], (kind, None, None, *bits): end}
+    return rows
+
+
+def certificate(sweep: Sweep, kind: str) -> State:
+    """Return the state of the certificate of a kind of model."""
+    return next(state for name, state in swept_states(sweep).items() if name.startswith(f"certificate, {kind}"))
 
 
 def swept_states(sweep: Sweep) -> dict[str, State]:
@@ -215,6 +233,17 @@ def several_runs(count: int) -> Iterator[tuple[str, dict[str, float]]]:
         yield f"two models alike (± .05), {seeds} training seeds", by
 
 
+def certifying(count: int) -> Iterator[tuple[str, dict[str, float]]]:
+    """Return how often a certificate is held or failed, by training seeds and the true end at all precisions."""
+    for seeds in (5, 10, 20, 30):
+        by = {}
+        for kind, end in (("suppressed", 0.6), ("random student", 0.12), ("random student", 0.07)):
+            drawn = [swept(_rng(i), certified(kind, end, end, end), seeds=seeds) for i in range(count)]
+            said = [certificate(sweep, kind) for sweep in drawn]
+            by |= {f"{end:g} {state}": said.count(state) / count for state in (State.HELD, State.FAILED)}
+        yield f"certificate, oracle .07, {seeds} training seeds", by
+
+
 def covering(count: int) -> Iterator[tuple[str, dict[str, float]]]:
     """Return how often intervals of three attackers hold the accuracy over all facts."""
     for p in (0.03, 0.08, 0.3, 0.6):
@@ -229,7 +258,12 @@ def covering(count: int) -> Iterator[tuple[str, dict[str, float]]]:
 
 def main(count: int = 150) -> None:
     """Print the tables."""
-    tables = {"Coverage of the 95 % interval": covering, "One training run a model": one_run, "A sweep": several_runs}
+    tables = {
+        "Coverage of the 95 % interval": covering,
+        "One training run a model": one_run,
+        "A sweep": several_runs,
+        "A certificate": certifying,
+    }
     for title, rows in tables.items():
         print(f"\n{title}\n", flush=True)
         for name, by in rows(count):

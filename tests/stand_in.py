@@ -20,6 +20,9 @@ CLOUD = Path(os.environ.get("CLOUD", "."))
 WORKERS = 2
 
 NAME, NUMBER, ANY, ZONE = r"[a-z]([-a-z0-9]*[a-z0-9])?", r"\d+", r"(?s:.+)", r"[a-z]+-[a-z]+\d+-[a-z]"
+# XPK 1.13: names of src/xpk/parser/validators.py, flags of parser/workload.py, types of core/system_characteristics.py.
+XPK_NAME = r"(?=.{1,40}$)" + NAME
+XPK_TYPE = r"v5litepod-(8|16|32|64|128|256)|v6e-(1|4|8|16|32|64|128|256)|(v4|v5p|tpu7x)-\d+(x\d+x\d+)?"
 WHERE = {"--zone!": ZONE, "--project": NAME}
 
 # Command: (arguments, flags). A flag with ! must be there, one without a pattern takes no value.
@@ -30,8 +33,10 @@ COMMANDS: dict[str, tuple[list[str], dict[str, str]]] = {
         {
             **WHERE,
             "--node-id!": NAME,
-            "--accelerator-type!": r"v\d[a-z]*-\d+",
+            "--accelerator-type!": r"(v4|v5litepod|v5p|v6e)-\d+",
             "--runtime-version!": r"[-.a-z0-9]+",
+            "--service-account": r"[^@\s]+@[^@\s]+",
+            "--scopes": r"[-.,a-z]+",
             "--spot": "",
         },
     ),
@@ -41,11 +46,11 @@ COMMANDS: dict[str, tuple[list[str], dict[str, str]]] = {
     "xpk workload create": (
         [],
         {
-            "--workload!": NAME,
-            "--cluster!": NAME,
+            "--workload!": XPK_NAME,
+            "--cluster!": XPK_NAME,
             "--zone": ZONE,
             "--project": NAME,
-            "--tpu-type!": r"[a-z0-9]+-\d+",
+            "--tpu-type!": XPK_TYPE,
             "--num-slices": NUMBER,
             "--docker-image!": r"\S+",
             "--storage": NAME,

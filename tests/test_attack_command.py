@@ -9,7 +9,7 @@ import pytest
 
 from distill_jax.commands import attack, command_line
 from distill_jax.experiment.config_file import load_experiment
-from distill_jax.experiment.protection import attack_config, open_subject
+from distill_jax.experiment.protection import Files, attack_config, open_subject
 from distill_jax.main import main
 from distill_jax.reports.card import attack_lines
 from distill_jax.shipped import TINY
@@ -50,14 +50,14 @@ def test_a_model_is_named_as_often_as_there_are(line, models):
 @pytest.mark.unit
 def test_all_models_are_attacked_alike_beside_their_baseline(files):
     subject = open_subject(RANDOM)
-    named, _ = attack_config([subject, subject], RANDOM, *files, memory=64 * GIB)
+    named, _ = attack_config([subject, subject], RANDOM, Files(*files), memory=64 * GIB)
     stages = load_experiment(named.module, named.config).stages
     attacks = {stage.start: stage for name, stage in stages.items() if name.startswith("relearn-")}
     assert set(attacks) == {"reference", "model-1", "model-2"}
     settings = [{k: v for k, v in stage.as_dict().items() if k != "start"} for stage in attacks.values()]
     assert settings[0] == settings[1] == settings[2] and settings[0]["data"] == "forget_shown"
     assert stages["knowledge"].start == "reference" and stages["knowledge"].required
-    alone, _ = attack_config([subject], "", *files, memory=64 * GIB)
+    alone, _ = attack_config([subject], "", Files(*files), memory=64 * GIB)
     stages = load_experiment(alone.module, alone.config).stages
     assert not stages["knowledge"].required  # one that forgot need not know
 
@@ -65,7 +65,7 @@ def test_all_models_are_attacked_alike_beside_their_baseline(files):
 @pytest.mark.unit
 def test_adapters_attack_where_weights_do_not_fit(files):
     subject = open_subject(RANDOM)
-    named, said = attack_config([subject], "", *files, memory=0.0005 * GIB)
+    named, said = attack_config([subject], "", Files(*files), memory=0.0005 * GIB)
     assert named.config.attack.lora_rank == 16
     assert any("LoRA adapters of rank 16 train in their place" in line for line in said)
     stages = load_experiment(named.module, named.config).stages

@@ -34,6 +34,8 @@ from tests import mesh_worker
 
 ROOT = Path(__file__).parent.parent
 TINY = TransformerConfig(vocab=11, layers=1, hidden=4, mlp=6, heads=2, kv_heads=1, head_dim=2)
+LLAMA = {"activation": "silu", "post_norms": False, "scale_embedding": False, "sliding_window": 0}
+TINY_LLAMA = dataclasses.replace(TINY, **LLAMA, attention_softcap=0.0, final_softcap=0.0, query_scale=2.0)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -216,19 +218,23 @@ def test_torch(tmp_path, tiny, stub, monkeypatch):
 
 
 @pytest.mark.end_to_end
-@pytest.mark.parametrize("workload", steps.WORKLOADS)
-def test_the_torch_step_itself(workload):
+@pytest.mark.parametrize(
+    ("workload", "cfg"),
+    [*((workload, TINY) for workload in steps.WORKLOADS), ("pretrain", TINY_LLAMA)],
+    ids=[*steps.WORKLOADS, "pretrain a Llama"],
+)
+def test_the_torch_step_itself(workload, cfg):
     """PyTorch's own step, chunked and whole, has one loss; and it learns."""
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
     first = []
     for chunk in (0, 4):
-        one = steps.Case(dataclasses.replace(TINY, remat="full"), workload, 2, 6, chunk)
+        one = steps.Case(dataclasses.replace(cfg, remat="full"), workload, 2, 6, chunk)
         with against_torch.torch_stepper(sys.executable, one, "cpu", threads=1) as run:
             assert run.run(3) > 0
             first.append(run.about["first_loss"])
             assert run.last["loss"] < first[-1]
-            assert run.about["parameters"] == transformer.parameter_count(TINY)
+            assert run.about["parameters"] == transformer.parameter_count(cfg)
     assert first[0] == pytest.approx(first[1], rel=1e-5)
 
 

@@ -281,11 +281,12 @@ def test_worst_case_of_a_table_with_known_maxima():
         ends = stats.ttest_1samp(np.array(maxima)[:, k], 0).confidence_interval(0.95)
         assert out["forget_heldout"]["low"][k] == pytest.approx(max(ends.low, 0), abs=2e-6)
         assert out["forget_heldout"]["high"][k] == pytest.approx(min(ends.high, 1), abs=2e-6)
-    assert out["forget_heldout"]["low"][0] == out["forget_heldout"]["high"][0] == 0.1
-    # Step 0: all are equally bad, the first rate counts. Step 5: rates 0, 1, 0. Step 20: rates 1, 2, 1.
-    retain = [(0.90 + 0.93 + 0.96) / 3, (0.11 + 0.51 + 0.71) / 3, (0.22 + 0.62 + 0.82) / 3]
+    # All attackers begin with one model, and nothing says how far another draw of facts would lie from it.
+    assert out["forget_heldout"]["low"][0] is out["forget_heldout"]["high"][0] is None
+    # Step 0: all are equally bad, the least destructive rate counts. Step 5: rates 0, 1, 0. Step 20: rates 1, 2, 1.
+    retain = [(0.92 + 0.95 + 0.98) / 3, (0.11 + 0.51 + 0.71) / 3, (0.22 + 0.62 + 0.82) / 3]
     assert out["retain_at_worst"] == pytest.approx(retain, abs=1e-6)
-    assert out["best_learning_rate"] == [1e-3, 1e-3, 7e-4]  # of the mean over seeds
+    assert out["best_learning_rate"] == [1e-5, 1e-3, 7e-4]  # of the mean over seeds
     json.dumps(out, allow_nan=False)
 
 
@@ -294,7 +295,7 @@ def test_a_single_seed_has_no_band():
     out = curves(read_attack([row for row in attack_rows() if row["member"].endswith("seed=1")]))
     assert out["forget_heldout"]["worst"] == [0.1, 0.4, 0.7]
     assert out["forget_heldout"]["low"] == out["forget_heldout"]["high"] == [None] * 3
-    assert out["retain_at_worst"] == [0.93, 0.51, 0.62]
+    assert out["retain_at_worst"] == [0.95, 0.51, 0.62]
 
 
 @pytest.mark.unit

@@ -28,9 +28,9 @@ from distill_jax.io.metrics import Progress
 from distill_jax.io.node import Node
 from distill_jax.models import transformer
 from distill_jax.models.transformer import TransformerConfig
+from distill_jax.perf.clock import Clock
 from distill_jax.stages.context import Context
 from distill_jax.stages.prepare import Prepare
-from distill_jax.train.loop import Clock
 from distill_jax.train.settings import Training
 
 ROOT = Path(__file__).parent.parent

@@ -83,6 +83,7 @@ CHANGES: list[tuple[str, Any, set[str]]] = [
     ("run.progress_seconds", 1.0, set()),
     ("run.evaluation_batch", 2, set()),
     ("run.cpu_devices", 1, set()),
+    ("run.checkpoint_every", 3, set()),
     ("description", "words", set()),
 ]
 

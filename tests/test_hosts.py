@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -61,13 +62,13 @@ def environment(home: Path) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(ROOT), **kept_in(home / "compiled")}
 
 
-def start(workdir: Path, processes: int) -> list[subprocess.Popen]:
+def start(workdir: Path, processes: int, *more: str, only: Sequence[int] | None = None) -> list[subprocess.Popen]:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     command = [sys.executable, "-m", "distill_jax", "run", f"--config={workdir.parent}/config.py"]
-    command += [f"--workdir={workdir}", "--heartbeat=10"]
+    command += [f"--workdir={workdir}", "--heartbeat=10", *more]
     started = []
-    for i in range(processes):
+    for i in range(processes) if only is None else only:
         flags = [f"--coordinator=127.0.0.1:{port}", f"--processes={processes}", f"--process={i}"]
         with open(f"{workdir}.{i}.log", "w") as out:
             started.append(
@@ -126,16 +127,36 @@ def test_sigterm_to_one_process_saves_and_stops_all(prepared, undisturbed, stage
     assert_same_rows(rows(workdir), undisturbed)
 
 
-def test_sigkill_of_one_process_ends_all_and_the_same_command_continues(prepared, undisturbed):
+LOST = "another process of this run was lost; the same command continues from the last checkpoint"
+
+
+def test_a_process_that_is_killed_ends_all_and_the_same_command_continues(prepared, undisturbed):
     workdir = prepared / "killed"
     shutil.copytree(prepared / "data", workdir)
     both = start(workdir, 2)
     wait_for(workdir, both, "reference", 130)
     both[1].kill()
-    assert both[0].wait(timeout=120) not in (0, 2, 42)  # it cannot go on alone, and has nothing to ask for
+    assert both[0].wait(timeout=120) == 42 and log(workdir, 0).splitlines()[-1].endswith(LOST)
     assert [p.wait(timeout=600) for p in start(workdir, 1)] == [0], log(workdir, 0)[-2000:]  # and on fewer hosts
     assert "continuing from step 100" in log(workdir, 0)
     assert_same_rows(rows(workdir), undisturbed)
+
+
+def test_a_host_that_vanishes_without_a_word_ends_all_and_one_that_never_comes_back_is_not_waited_for(prepared):
+    """The first process, which coordinates the others, is silent: no connection breaks, and nobody answers."""
+    workdir = prepared / "vanished"
+    shutil.copytree(prepared / "data", workdir)
+    both = start(workdir, 2)
+    wait_for(workdir, both, "reference", 3)
+    both[0].send_signal(signal.SIGSTOP)
+    try:
+        assert both[1].wait(timeout=120) == 42 and log(workdir, 1).splitlines()[-1].endswith(LOST)
+    finally:
+        both[0].kill()
+    both = start(workdir, 2, "--patience=2", only=(0,)) + start(workdir, 2, "--patience=2", only=(1,))
+    assert [p.wait(timeout=60) for p in both] == [42, 42]
+    assert "of 2 processes these have not reported: 1; the same command continues" in log(workdir, 0)
+    assert "waited 2 s for process 0 at 127.0.0.1:" in log(workdir, 1)
 
 
 @pytest.mark.thorough

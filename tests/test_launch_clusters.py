@@ -1,5 +1,6 @@
 """The launchers for clusters, run for real against stand-ins for the clusters' tools (tests/stand_in.py)."""
 
+import copy
 import json
 import os
 import re
@@ -12,9 +13,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import stand_in
 import yaml
+
+from distill_jax.perf.slices import SLICES
+from tests.jobset_rules import check_jobset
 
 pytestmark = pytest.mark.end_to_end
 
@@ -82,8 +87,9 @@ class Site:
         self.root, self.cloud, tools = path / "a checkout", path / "cloud", path / "bin"
         for directory in (self.root, self.cloud, tools, self.cloud / "worker-bin"):
             directory.mkdir()
-        for name in ("distill_jax", "configs"):
-            (self.root / name).mkdir()
+        (self.root / "configs").mkdir()
+        (self.root / "distill_jax/perf").mkdir(parents=True)
+        shutil.copy(ROOT / "distill_jax/perf/slices.tsv", self.root / "distill_jax/perf")
         for name in ("pyproject.toml", "constraints.txt", "README.md", "LICENSE"):
             shutil.copy(ROOT / name, self.root)
         shutil.copytree(ROOT / "launch", self.root / "launch")
@@ -204,7 +210,7 @@ def test_help_names_every_flag_and_runs_nothing(site, launcher):
         (["--name"], None, {}, "--name has no value"),
         (["--dry-run=1"], None, {}, "unknown flag --dry-run=1"),
         ([], None, {"name": None}, "--name is missing"),
-        ([], None, {"name": "a" * 40}, "at most 39"),
+        ([], None, {"name": "a" * 40}, "lower-case letters, digits and -, at most"),
         ([], None, {"max_restarts": "many"}, "--max-restarts=many: "),
         ([], ["--config.seed=1"], {}, "needs --config=FILE and --workdir=DIR"),
         ([], [*PLAIN, "a\nb"], {}, "line break"),
@@ -221,12 +227,24 @@ def test_bad_flags_are_refused_before_any_call(site, launcher, switches, program
     [
         ("tpu_vm.sh", {"zone": None}, None, "--zone is missing"),
         ("tpu_vm.sh", {"accelerator_type": "v6e"}, None, "such as v6e-16"),
+        ("tpu_vm.sh", {"accelerator_type": "v6e-20"}, None, "v6e-20: no such slice; there are v6e-1 v6e-4 v6e-8"),
+        ("tpu_vm.sh", {"accelerator_type": "v7-8"}, None, "there is no TPU v7; there are v4,v5e,v5p,v6e,tpu7x"),
+        ("tpu_vm.sh", {"accelerator_type": "tpu7x-128"}, None, "on GKE only; use jobset.sh or xpk.sh"),
+        ("tpu_vm.sh", {"service_account": "me"}, None, "an e-mail address"),
         ("tpu_vm.sh", {"spot": "yes"}, None, "--spot is a switch"),
-        ("tpu_vm.sh", {}, ["--config=c.py", "--workdir=gs://bucket/x"], "must be an absolute path"),
+        ("tpu_vm.sh", {}, ["--config=c.py", "--workdir=gs://bucket"], "must be gs://BUCKET/DIRECTORY"),
+        ("jobset.sh", {}, ["--config=c.py", "--workdir=s3://bucket/x"], "must be gs://BUCKET/DIRECTORY"),
         ("xpk.sh", {}, ["--config=c.py", "--workdir=runs/x"], "must be an absolute path"),
         ("xpk.sh", {"cluster": None}, None, "--cluster is missing"),
+        ("xpk.sh", {"tpu_type": "v6e-4x5"}, None, "--tpu-type=v6e-4x5: no such slice"),
         ("jobset.sh", {}, ["--config=c.py", "--workdir=/elsewhere/x"], "is not under --mount=/mnt/shared"),
-        ("jobset.sh", {"topology": "2x3"}, None, "6 chips; --chips-per-host=4 does not divide them"),
+        ("jobset.sh", {"claim": None}, None, "--claim is missing"),
+        ("jobset.sh", {"topology": "4x5"}, None, "--topology=4x5: v6e has none such; there are 1x1, 2x2, 2x4"),
+        ("jobset.sh", {"accelerator": "tpu-v6-slice"}, None, "there are tpu-v4-podslice tpu-v5-lite-podslice"),
+        ("jobset.sh", {"chips_per_host": "8"}, None, "hosts of v6e 4x4 have 4"),
+        ("jobset.sh", {"name": "a" * 27}, None, "at most 26"),
+        ("jobset.sh", {"coordinator_port": "8471"}, None, "--coordinator-port=8471: "),
+        ("jobset.sh", {"coordinator_port": "65536"}, None, "--coordinator-port=65536: "),
         ("jobset.sh", {"image": 'a"b'}, None, '--image=a"b'),
         ("slurm.sh", {"time": "soon"}, None, "--time=soon"),
     ],
@@ -406,122 +424,7 @@ def test_xpk_sigterm_to_the_container_reaches_the_program(site):
     assert (site.cloud / "pod").read_text() == "42"
 
 
-# JobSet: the part of the published schema that is used, and unknown keys refused. A ? marks what may be missing.
-
-LABEL, QUANTITY = r"[A-Za-z0-9]([-_.A-Za-z0-9]*[A-Za-z0-9])?", int
-DNS = r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?"
-POD = {
-    "restartPolicy": {"Never", "OnFailure"},
-    "terminationGracePeriodSeconds": int,
-    "nodeSelector": {
-        "cloud.google.com/gke-tpu-accelerator": LABEL,
-        "cloud.google.com/gke-tpu-topology": r"\d+x\d+(x\d+)?",
-        "cloud.google.com/gke-spot?": "true",
-    },
-    "containers": [
-        {
-            "name": DNS,
-            "image": r"\S+",
-            "securityContext": {"runAsUser": int, "capabilities": {"add": ["SYS_RESOURCE"]}},
-            "command": [str],
-            "args": [str],
-            "ports": [{"containerPort": int}],
-            "resources": {"requests": {"google.com/tpu": QUANTITY}, "limits": {"google.com/tpu": QUANTITY}},
-            "volumeMounts": [{"name": DNS, "mountPath": "/.*"}],
-        }
-    ],
-    "volumes": [{"name": DNS, "persistentVolumeClaim": {"claimName": r"[a-z0-9][-.a-z0-9]*"}}],
-}
-JOB = {
-    "parallelism": int,
-    "completions": int,
-    "completionMode": {"Indexed", "NonIndexed"},
-    "backoffLimit": int,
-    "podFailurePolicy": {
-        "rules": [
-            {
-                "action": {"FailJob", "FailIndex", "Ignore", "Count"},
-                "onExitCodes": {"containerName?": DNS, "operator": {"In", "NotIn"}, "values": [int]},
-            }
-        ]
-    },
-    "template": {"metadata": {"annotations": {"gke-gcsfuse/volumes": "true|false"}}, "spec": POD},
-}
-JOBSET = {
-    "apiVersion": {"jobset.x-k8s.io/v1alpha2"},
-    "kind": {"JobSet"},
-    "metadata": {
-        "name": DNS,
-        "labels": {"kueue.x-k8s.io/queue-name": LABEL},
-        "annotations": {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"},
-    },
-    "spec": {
-        "network": {"enableDNSHostnames": bool, "publishNotReadyAddresses": bool, "subdomain?": DNS},
-        "coordinator": {"replicatedJob": DNS, "jobIndex": int, "podIndex": int},
-        "failurePolicy": {
-            "maxRestarts": int,
-            "restartStrategy?": {"Recreate", "BlockingRecreate", "InPlaceRestart"},
-            "rules": [
-                {
-                    "name": r"[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?",
-                    "action": {
-                        "FailJobSet",
-                        "RestartJobSet",
-                        "RestartJobSetAndIgnoreMaxRestarts",
-                        "RestartJob",
-                        "RestartJobAndIgnoreMaxRestarts",
-                    },
-                    "onJobFailureReasons": [
-                        "BackoffLimitExceeded|DeadlineExceeded|FailedIndexes|MaxFailedIndexesExceeded|PodFailurePolicy"
-                    ],
-                    "targetReplicatedJobs?": [DNS],
-                }
-            ],
-        },
-        "replicatedJobs": [{"name": DNS, "replicas": int, "template": {"spec": JOB}}],
-    },
-}
-
-
-def conform(value: Any, schema: Any, where: str = "") -> None:
-    if isinstance(schema, dict):
-        assert type(value) is dict, where
-        known = {key.rstrip("?"): (key, part) for key, part in schema.items()}
-        assert value.keys() <= known.keys(), f"{where}: unknown {value.keys() - known.keys()}"
-        for name, (key, part) in known.items():
-            assert name in value or key.endswith("?"), f"{where}.{name} is missing"
-            if name in value:
-                conform(value[name], part, f"{where}.{name}")
-    elif isinstance(schema, list):
-        assert type(value) is list and value, where
-        for i, item in enumerate(value):
-            conform(item, schema[0], f"{where}[{i}]")
-    elif isinstance(schema, type):
-        assert type(value) is schema, f"{where}: {value!r}"
-        assert schema is not int or value >= 0, f"{where}: {value!r}"
-    elif isinstance(schema, set):
-        assert value in schema, f"{where}: {value!r}"
-    else:
-        assert type(value) is str and re.fullmatch(schema, value), f"{where}: {value!r}"
-
-
-def check_jobset(jobset: dict) -> dict:
-    """Hold a JobSet against the schema and the rules between its fields, and return its pod."""
-    conform(jobset, JOBSET)
-    spec = jobset["spec"]
-    (replicated,) = spec["replicatedJobs"]
-    job, names = replicated["template"]["spec"], {replicated["name"]}
-    pod = job["template"]["spec"]
-    (container,) = pod["containers"]
-    assert spec["coordinator"]["replicatedJob"] in names
-    assert job["parallelism"] == job["completions"] >= 1 and replicated["replicas"] >= 1
-    longest = f"{jobset['metadata']['name']}-{replicated['name']}-{replicated['replicas']}-{job['completions']}-abcde"
-    assert len(longest) <= 63
-    assert pod["restartPolicy"] == "Never"  # onExitCodes asks for it
-    assert all(rule["onExitCodes"]["containerName"] == container["name"] for rule in job["podFailurePolicy"]["rules"])
-    assert container["resources"]["requests"] == container["resources"]["limits"]
-    assert {v["name"] for v in container["volumeMounts"]} == {v["name"] for v in pod["volumes"]}
-    return pod
+# JobSet
 
 
 def rendered(site: Site, *switches: str, program: list[str] | None = None, **flags: str) -> dict:
@@ -589,20 +492,130 @@ def test_jobset_arguments_and_names_survive_yaml_and_kubernetes(site, name):
     assert site.programs() == [given]
 
 
-def test_the_schema_can_refuse(site):
+def job(jobset: dict) -> dict:
+    return jobset["spec"]["replicatedJobs"][0]["template"]["spec"]
+
+
+def container(jobset: dict) -> dict:
+    return job(jobset)["template"]["spec"]["containers"][0]
+
+
+def test_the_schema_and_the_rules_can_refuse(site):
+    good = rendered(site)
     for change in (
         lambda s: s["spec"].update(replicas=1),
         lambda s: s["spec"]["failurePolicy"]["rules"][0].update(action="Restart"),
-        lambda s: s["spec"]["replicatedJobs"][0]["template"]["spec"].update(parallelism=3),
-        lambda s: s["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"].update(
-            restartPolicy="OnFailure"
-        ),
+        lambda s: s["spec"]["failurePolicy"].update(maxRestarts="20"),
+        lambda s: s["spec"]["coordinator"].update(podIndex=4),
         lambda s: s["metadata"].update(name="Run_1"),
+        lambda s: s["metadata"].update(name="a" * 27),
+        lambda s: s["metadata"]["labels"].update({"kueue.x-k8s.io/queue-name": "q" * 64}),
+        lambda s: job(s).update(parallelism=3),
+        lambda s: job(s)["template"]["spec"].update(restartPolicy="OnFailure"),
+        lambda s: job(s)["template"]["spec"].update(terminationGracePeriod=30),
+        lambda s: container(s)["resources"]["requests"].update({"google.com/tpu": 1}),
+        lambda s: container(s)["ports"].append({"containerPort": 8471}),
+        lambda s: container(s).update(volumeMounts=[]),
+        lambda s: container(s).update(arguments=[]),
     ):
-        jobset = rendered(site)
+        jobset = copy.deepcopy(good)
         change(jobset)
-        with pytest.raises(AssertionError):
+        with pytest.raises((AssertionError, jsonschema.ValidationError)):
             check_jobset(jobset)
+
+
+def test_a_bucket_needs_no_claim_but_an_account(site):
+    workdir = "--workdir=gs://bucket/run1"
+    jobset = rendered(site, claim=None, service_account="distill", program=["--config=c.py", workdir])
+    pod = check_jobset(jobset)
+    assert pod["volumes"] == pod["containers"][0]["volumeMounts"] == []
+    assert pod["serviceAccountName"] == "distill" and pod["containers"][0]["args"][-1] == workdir
+    both = check_jobset(rendered(site, program=["--config=c.py", workdir]))  # data may lie on the claim
+    assert both["volumes"][0]["persistentVolumeClaim"] == {"claimName": "work"}
+
+
+@pytest.mark.parametrize(
+    ("launcher", "extras"), [("tpu_vm.sh", ["tpu", "gcs"]), ("slurm.sh", ["cuda", "gcs"]), ("xpk.sh", None)]
+)
+def test_a_bucket_is_taken_and_what_reads_it_installed(site, launcher, extras):
+    program = ["--config=c.py", "--workdir=gs://bucket/run1"]
+    assert site.run(launcher, program=program).returncode == 0
+    assert site.programs() == [["run", "--distributed", *program]]
+    calls = site.lines("calls")
+    installed = [call[1:] for call in calls if call[0] == "environment.sh"]
+    commands = [call[-1].removeprefix("--command=") for call in calls if call[0] == "gcloud"]
+    installed += [shlex.split(command)[5:] for command in commands if "worker.sh install" in command]
+    installed = [words for words in installed if words]
+    assert installed == ([extras] if extras else [])
+
+
+# TPU slices, as Google's pages and XPK list them
+
+TYPES = {
+    "v4-8": "v4-8",
+    "v4-384": "v4-384",
+    "v5e-16": "v5litepod-16",
+    "v5litepod-256": "v5litepod-256",
+    "v5p-8": "v5p-8",
+    "v5p-12288": "v5p-12288",
+    "v5p-4x4x24": "v5p-4x4x24",
+    "v6e-1": "v6e-1",
+    "v6e-256": "v6e-256",
+    "tpu7x-8": "tpu7x-8",
+    "tpu7x-18432": "tpu7x-18432",
+}
+NO_TYPES = "v4-4 v4-48 v4-8320 v5e-2 v5e-24 v5e-512 v5p-12 v5p-9 v5p-8576 v5p-12416 v6e-12 v6e-4x5 v6e-08 tpu7x-6"
+NO_TYPES += " v5p-4x8x4 v5p-4x4x6 v5p-4x4 v6e-2x2x1 v5p-0 v6e-0x4 v6e-x tpu7x-4x4x260"
+
+
+def common(site: Site, script: str, *words: str) -> str:
+    """Run lines of bash with what the launchers share."""
+    done = subprocess.run(
+        ["bash", "-c", f"source launch/common.sh\n{script}", "it", *words],
+        cwd=site.root,
+        env=site.env,
+        capture_output=True,
+        text=True,
+    )
+    return done.stdout
+
+
+def test_types_that_exist_are_taken_by_the_names_of_the_services(site):
+    script = (
+        """for value; do flags[it]=$value; (check_slice it 2>/dev/null && echo "$value $type") || echo "$value"; done"""
+    )
+    answers = common(site, script, *TYPES, *NO_TYPES.split())
+    assert answers.splitlines() == [*map(" ".join, TYPES.items()), *NO_TYPES.split()]
+
+
+def test_the_launchers_know_what_plan_knows(site):
+    script = 'for value; do flags[it]=$value; (check_slice it) || echo "$value"; done'
+    script += '; while read -r g t; do find_generation generation $g && has_topology $t || echo "$g $t"; done'
+    pairs = "".join(f"{s.generation} {'x'.join(map(str, s.shape))}\n" for s in SLICES.values())
+    assert common(site, f"{script} <<<'{pairs.strip()}'", *SLICES) == ""
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "topology", "hosts", "chips"),
+    [
+        ("tpu-v5-lite-podslice", "1x1", 1, 1),
+        ("tpu-v5-lite-podslice", "2x4", 2, 4),
+        ("tpu-v6e-slice", "16x16", 64, 4),
+        ("tpu-v5p-slice", "2x2x1", 1, 4),
+        ("tpu-v4-podslice", "4x4x8", 32, 4),
+        ("tpu7x", "4x4x24", 96, 4),
+    ],
+)
+def test_jobset_asks_for_each_hosts_chips(site, accelerator, topology, hosts, chips):
+    jobset = rendered(site, accelerator=accelerator, topology=topology)
+    check_jobset(jobset)
+    assert job(jobset)["completions"] == hosts
+    assert container(jobset)["resources"]["limits"] == {"google.com/tpu": chips}
+
+
+def test_jobset_takes_the_large_host_of_eight_chips(site):
+    jobset = rendered(site, topology="2x4", chips_per_host="8")
+    assert job(jobset)["completions"] == 1 and container(jobset)["resources"]["limits"] == {"google.com/tpu": 8}
 
 
 # Slurm
@@ -703,7 +716,9 @@ def test_the_image_runs_the_program_and_not_as_root():
         assert all((ROOT / source).exists() for source in sources)
 
 
-@pytest.mark.parametrize(("extra", "package"), [("tpu", ".[tpu]"), ("cuda", ".[cuda]"), ("none", "."), ("gpu", None)])
+@pytest.mark.parametrize(
+    ("extra", "package"), [("tpu", ".[tpu,gcs]"), ("cuda", ".[cuda,gcs]"), ("none", ".[gcs]"), ("gpu", None)]
+)
 def test_the_image_installs_the_extra_with_the_constraints(tmp_path, extra, package):
     (tmp_path / "pip").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     (tmp_path / "pip").chmod(0o755)

@@ -152,7 +152,8 @@ def test_a_model_without_a_tokenizer_is_refused(tmp_path, capsys):
 
 @pytest.mark.unit
 def test_a_dry_run_runs_nothing(tmp_path, capsys):
-    files = [documents(tmp_path / f"{name}.jsonl", ["some text"]) for name in ("forget", "retain")]
+    texts = [f"some text {i}" for i in range(60)]
+    files = [documents(tmp_path / f"{name}.jsonl", [f"{name} {text}" for text in texts]) for name in SIDES]
     line = ["distill-jax", "protect", f"--model={RANDOM}", f"--forget={files[0]}", f"--retain={files[1]}"]
     assert main([*line, f"--workdir={tmp_path / 'run'}", "--dry_run"]) == 0
     out = capsys.readouterr().out

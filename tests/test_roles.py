@@ -18,7 +18,7 @@ from distill_jax.losses.cross_entropy import Sum
 from distill_jax.models.presets import preset
 from distill_jax.reports.claims import judge
 from distill_jax.reports.model_labels import labels
-from distill_jax.stages import Distill, Import, Perturb, Pretrain, Stage, Unlearn
+from distill_jax.stages import Distill, Finetune, Import, Perturb, Pretrain, Stage, Unlearn
 from distill_jax.stages.context import RunSettings
 from distill_jax.stages.methods import METHODS
 from distill_jax.stages.methods.method import OutputMethod
@@ -70,6 +70,15 @@ def test_models_of_one_role_have_labels_of_their_own():
     nodes = nodes_of({"r": Pretrain(), "u": Unlearn(start="r"), "s": Distill(teacher="u"), "t": Distill(teacher="u")})
     named = labels({name: provenance(nodes[name], nodes) for name in ("r", "u", "s", "t")})
     assert named["s"] == "Random student of MaxEnt" and len(set(named.values())) == 4 and "t" in named["t"]
+
+
+def test_a_published_model_is_not_said_to_have_read_all_data():
+    published, taught = Import(path="x"), Finetune(start="o", data="inject")
+    alone, arm = nodes_of({"r": published}), nodes_of({"o": published, "r": taught})
+    for nodes, expected in ((alone, ["Original model"]), (arm, ["Oracle (before teaching)", "Taught model"])):
+        assert [
+            *labels({name: provenance(nodes[name], nodes) for name in nodes if name != "data"}).values()
+        ] == expected
 
 
 def test_the_shipped_experiment_has_the_models_that_its_claims_compare():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -121,11 +122,33 @@ def test_only_what_the_model_knows_is_asked():
 
 
 @pytest.mark.unit
+def test_a_fact_to_forget_is_asked_in_so_many_wordings_and_others_in_all(prepared):
+    config, _ = prepared
+    one = dataclasses.replace(config, wordings=1)
+    facts_to_forget = [fact for half in config.halves().values() for fact in half]
+    assert one.halves() == config.halves() and one.kept() == config.kept()
+    assert all(len(one.asked(fact)) == 1 and {*one.asked(fact)} <= {*config.asked(fact)} for fact in facts_to_forget)
+    assert len({one.asked(fact)[0] for fact in facts_to_forget}) == 4
+    assert all(one.asked(fact) == config.asked(fact) for fact in config.kept())
+
+
+@pytest.mark.unit
+def test_of_text_every_token_counts_where_of_a_sentence_the_answer_does(prepared):
+    _, path = prepared
+    tokenizer = library.Tokenizer.from_file(str(MODEL / "tokenizer.json"))
+    marked = [[token for token, mark in zip(*each, strict=True) if mark] for each in documents(path, "retain")]
+    kept = {f" {fact.answer}".lower() for kind in WORDINGS for fact in facts(kind)}
+    text = [each for each in marked if each and tokenizer.decode(each).lower() not in kept]
+    assert sum(map(len, text)) > 1500  # of 2,000 tokens of general text, but for what row ends cut short
+
+
+@pytest.mark.unit
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         ({"forget": "rivers"}, "data.forget='rivers': choose one of capitals, invented"),
         ({"known": 5}, "data.known=5"),
+        ({"wordings": 0}, "data.wordings=0"),
         ({"row_length": 8}, "data.row_length=8"),
         ({}, "data.vocabulary is empty"),
         ({"vocabulary": "nowhere.gguf"}, "data.vocabulary='nowhere.gguf': has no tokenizer"),

@@ -18,6 +18,7 @@ from distill_jax.io.files import write_sealed
 from distill_jax.io.leases import Leases
 from distill_jax.io.metrics import Progress
 from distill_jax.perf import memory
+from distill_jax.perf.clock import Lap
 from distill_jax.perf.ledger import ledger
 from distill_jax.reports import sweep_summary
 from distill_jax.stages.context import Context
@@ -255,11 +256,11 @@ def finish(node) -> None:
 # What it cost
 
 
-@pytest.mark.parametrize("seconds", [{"compile": 3.0, "step": 5.0, "evaluate": 2.0, "data": 1.0}, {"other": 4.0}])
+@pytest.mark.parametrize("seconds", [{"compile": 3.0, "step": 5.0, "evaluate": 2.0, "data": 1.0}, {"idle": 4.0}])
 @pytest.mark.parametrize("flops", [{"student": 3.0, "teacher": 1.0, "evaluation": 5.0}, {"evaluation": 2.0}, {}])
 def test_device_seconds_add_up(flops, seconds):
-    found = ledger(flops, {}, seconds, devices=4, share=0.25)
-    assert sum(found["device_seconds"].values()) == pytest.approx(sum(seconds.values()))
+    found = ledger(flops, {}, Lap(seconds), devices=4)
+    assert sum(found["device_seconds"].values()) == pytest.approx(4 * sum(seconds.values()))
     if "student" in flops:
         assert found["device_seconds"]["student"] == pytest.approx(3 * found["device_seconds"]["teacher"], abs=2e-3)
     assert found["seconds"] == sum(seconds.values()) and found["peak_bytes"] > 2**20

@@ -594,7 +594,7 @@ def test_unlearning_terms_equal_float64(method, loss_on, chunk, hold):
         logq = log_p(apply(cfg, other, *seen)[:, :-1])
         retain = (np.exp(logq) * (logq - logp["retain"])).sum(-1)[mask["retain"] > 0].mean()
         hidden = jit(transformer.hidden_states, static_argnums=0)(cfg, other, *seen)
-        frozen = {"hidden": hidden[:, :-1], "head": head_weights(other)}
+        frozen = {"hidden": {"retain": hidden[:, :-1]}, "head": head_weights(other)}
     uniform = (-math.log(SMALL.vocab) - logp["forget"].mean(-1))[mask["forget"] > 0].mean()
     forget = {"maxent": uniform, "graddiff": -nll(logp["forget"], both["forget"], mask["forget"])}
     settings = unlearn.Unlearn(method=method, loss_on=loss_on, hold=hold)

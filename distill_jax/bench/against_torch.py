@@ -19,6 +19,7 @@ from distill_jax.bench.options import Options
 from distill_jax.bench.steps import Case, Stepper
 from distill_jax.bench.timing import goal, summary, timed
 from distill_jax.config import ConfigError
+from distill_jax.interop import families
 from distill_jax.models.presets import PRESETS
 
 SCRIPT = Path(__file__).with_name("torch_step.py")
@@ -88,10 +89,11 @@ def torch_stepper(
     Raises:
       Unavailable: with PyTorch's own reason.
     """
-    if not (case.cfg.tied and case.cfg.post_norms and case.cfg.activation == "gelu") or case.cfg.qk_norm:
-        raise Unavailable("only Gemma 2 has a counterpart here")
+    if not case.cfg.tied:
+        raise Unavailable("only a model with tied heads has a counterpart here")
     spec = {
         "model": dataclasses.asdict(case.cfg),
+        "config": families.to_json(case.cfg),
         "workload": case.workload,
         "batch": case.batch,
         "length": case.length,
@@ -133,8 +135,9 @@ def torch(options: Options) -> Iterator[dict[str, Any]]:
     batch, length, steps = options.batch or 16, options.length or 128, options.steps or 3
     threads = len(os.sched_getaffinity(0))
     case = Case(cfg, "pretrain", batch, length, options.chunk)
+    attention = "eager" if cfg.attention_softcap else "sdpa"  # sdpa leaves the softcap out
     try:
-        with torch_stepper(options.torch_python, case, "cpu", threads=threads) as stepper:
+        with torch_stepper(options.torch_python, case, "cpu", threads=threads, attention=attention) as stepper:
             runs: dict[str, Any] = {"torch": stepper}
             for devices in sorted({1, jax.device_count()}):
                 ours = Stepper(dataclasses.replace(case, devices=devices))

@@ -1,4 +1,4 @@
-"""The same steps in PyTorch: transformers' Gemma 2, AdamW, one process. Imports nothing of this package.
+"""The same steps in PyTorch: transformers' own decoder, AdamW, one process. Imports nothing of this package.
 
     PYTHON torch_step.py '{"model": …, "workload": …, …}'
 
@@ -17,31 +17,16 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from torch import Tensor
-    from transformers import Gemma2ForCausalLM
+    from transformers import PreTrainedModel
 
 
-def gemma(torch: ModuleType, transformers: ModuleType, spec: dict[str, Any]) -> Gemma2ForCausalLM:
-    """Build a fresh Gemma 2 of our shape, where it will be: a host draws billions of numbers for a minute."""
-    model = spec["model"]
-    config = transformers.Gemma2Config(
-        vocab_size=model["vocab"],
-        hidden_size=model["hidden"],
-        intermediate_size=model["mlp"],
-        num_hidden_layers=model["layers"],
-        num_attention_heads=model["heads"],
-        num_key_value_heads=model["kv_heads"],
-        head_dim=model["head_dim"],
-        query_pre_attn_scalar=int(model["query_scale"]),
-        attn_logit_softcapping=model["attention_softcap"],
-        final_logit_softcapping=model["final_softcap"],
-        sliding_window=model["sliding_window"],
-        rms_norm_eps=model["norm_eps"],
-        initializer_range=model["init_std"],
-        use_cache=False,
-        attn_implementation=spec["attention"],  # sdpa leaves the softcap out
-    )
+def decoder(torch: ModuleType, transformers: ModuleType, spec: dict[str, Any]) -> PreTrainedModel:
+    """Build a fresh decoder of our shape, where it will be: a host draws billions of numbers for a minute."""
+    given = {"initializer_range": spec["model"]["init_std"], "use_cache": False}
+    config = transformers.AutoConfig.for_model(**spec["config"] | given)
     with torch.device(spec["device"]):
-        return transformers.Gemma2ForCausalLM(config).float().train()
+        model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=spec["attention"])
+    return model.float().train()
 
 
 def build(torch: ModuleType, transformers: ModuleType, spec: dict[str, Any]) -> tuple[Callable[[], Tensor], int]:
@@ -52,9 +37,9 @@ def build(torch: ModuleType, transformers: ModuleType, spec: dict[str, Any]) -> 
 
     model, device = spec["model"], spec["device"]
     torch.manual_seed(0)
-    student, teacher = gemma(torch, transformers, spec), None
+    student, teacher = decoder(torch, transformers, spec), None
     if spec["workload"] != "pretrain":
-        teacher = gemma(torch, transformers, spec).eval()
+        teacher = decoder(torch, transformers, spec).eval()
         if model["dtype"] == "bfloat16":
             teacher = teacher.bfloat16()  # frozen: fp32 would only be cast at each use
     if model["remat"] != "none":
@@ -67,7 +52,7 @@ def build(torch: ModuleType, transformers: ModuleType, spec: dict[str, Any]) -> 
     bf16 = model["dtype"] == "bfloat16"
     cap, count = model["final_softcap"], spec["batch"] * (spec["length"] - 1)
 
-    def logits(net: Gemma2ForCausalLM, hidden: Tensor) -> Tensor:
+    def logits(net: PreTrainedModel, hidden: Tensor) -> Tensor:
         out = (hidden @ net.model.embed_tokens.weight.to(hidden.dtype).T).float()
         return cap * torch.tanh(out / cap) if cap else out
 
@@ -78,7 +63,7 @@ def build(torch: ModuleType, transformers: ModuleType, spec: dict[str, Any]) -> 
             wanted = log_softmax(logits(teacher, target), dim=-1)
         return kl_div(log_softmax(logits(student, hidden), dim=-1), wanted, reduction="sum", log_target=True)
 
-    def forward(net: Gemma2ForCausalLM) -> Tensor:
+    def forward(net: PreTrainedModel) -> Tensor:
         return net.model(tokens).last_hidden_state[:, :-1].flatten(0, 1)
 
     def compute() -> Tensor:

@@ -9,6 +9,7 @@ COMMANDS = {
     "audit": "run an experiment on teachers that are to be judged: its report ends in a verdict",
     "prepare": "make the experiment's data only",
     "data": "show what a model will see of them: decoded rows, shares, counts",
+    "status": "what a run or sweep has done, does, waits for and failed at, and how long is left",
     "report": "draw the report again from a work directory",
     "sweep": "compute many points over one config, alone or beside other workers",
     "plan": "compile an experiment for a TPU slice, without one, and print memory, time and cost of every stage",

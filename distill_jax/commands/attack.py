@@ -9,7 +9,7 @@ from distill_jax import api
 from distill_jax.commands import command_line, config_line
 from distill_jax.commands.cluster import ClusterFlags
 from distill_jax.commands.command_line import flag
-from distill_jax.commands.protect import FILES, computed, memory_of_devices
+from distill_jax.commands.protect import CHAT, FILES, as_typed, computed, memory_of_devices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +21,7 @@ class Flags(ClusterFlags):
     forget: str = flag("", f"FILES that they forgot: {FILES}", required=True)
     retain: str = flag("", f"FILES that they retained: {FILES}", required=True)
     workdir: str = flag("", "DIR: where everything is written", required=config_line.WORKDIR, path=True)
+    chat: bool = flag(False, CHAT)
     dry_run: bool = flag(False, "say which stages there are and what they take; run nothing")
 
 
@@ -36,14 +37,21 @@ def main(arguments: Sequence[str]) -> int:
     arguments = _joined(arguments)
     bare = [argument for argument in arguments if not argument.startswith("--config.")]
     flags = command_line.read("attack", Flags, bare).flags
+    with as_typed():
+        return _run(flags, arguments)
+
+
+def _run(flags: Flags, arguments: Sequence[str]) -> int:
     room = memory_of_devices(arguments)
     from distill_jax.experiment import protection
 
     subjects = [protection.open_subject(path) for path in flags.model]
-    named, decisions = protection.attack_config(subjects, flags.baseline, flags.forget, flags.retain, room)
+    files = protection.Files(flags.forget, flags.retain, flags.chat)
+    named, decisions = protection.attack_config(subjects, flags.baseline, files, room)
     config_line.read_over("attack", Flags, arguments, named)
     print("\n".join(decisions))
     run = api.open_run(named, flags.workdir)
+    protection.check_same_files(run.nodes, flags.workdir)
     page = computed(run, flags, flags.dry_run)
     if page:
         from distill_jax.reports.card import attack_lines

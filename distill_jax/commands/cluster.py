@@ -17,7 +17,8 @@ class ClusterFlags:
     coordinator_port: int = flag(8476, "port of process 0 with --distributed")
     processes: int = flag(1, "how many processes run this command")
     process: int = flag(0, "which of them this is")
-    heartbeat: int = flag(100, "seconds of silence until a process counts as dead")
+    heartbeat: int = flag(100, "seconds of silence until a process counts as dead", bounds=(1, None))
+    patience: int = flag(1800, "seconds to wait for the others at the start; then leave with 42", bounds=(1, None))
 
     def __post_init__(self) -> None:
         mend = "also give --coordinator=HOST:PORT and --process, or --distributed alone"
@@ -29,6 +30,6 @@ class ClusterFlags:
 
         distributed.heed_signals()
         if self.distributed:
-            distributed.join_detected(self.coordinator_port, self.heartbeat)
+            distributed.join_detected(self.coordinator_port, self.heartbeat, self.patience)
         elif self.coordinator:
-            distributed.join(self.coordinator, self.processes, self.process, self.heartbeat)
+            distributed.join(self.coordinator, self.processes, self.process, self.heartbeat, self.patience)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from distill_jax import api, backend
 from distill_jax.commands import command_line, config_line, plan
 from distill_jax.commands.cluster import ClusterFlags
 from distill_jax.commands.command_line import flag
-from distill_jax.config import check, nearest
+from distill_jax.config import ConfigError, check, nearest
 from distill_jax.experiment.named_config import NamedConfig
 
 FILES = "sources, comma-separated: text, .jsonl, .parquet, patterns; ?field=NAME says where the text is"
+
+CHAT = "put questions as the model's own chat template does, where they are trained on, shown and measured"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +30,8 @@ class Flags(ClusterFlags):
     retain: str = flag("", f"FILES to retain: {FILES}", required=True)
     workdir: str = flag("", "DIR: where everything is written", path=True)
     method: str = flag("maxent", "how it is suppressed: maxent, graddiff or rmu")
+    chat: bool = flag(False, CHAT)
+    own_text: int = flag(0, "N: documents that the model itself writes first, to be retained beside FILES")
     dry_run: bool = flag(False, "say which stages there are, what they take, and what to expect; run nothing")
     slice: str = flag("", "plan it for a TPU slice, such as v5e-16, or auto; run nothing")
     print_config: bool = flag(False, "print the config file that says the same, to edit, run and sweep")
@@ -33,6 +39,8 @@ class Flags(ClusterFlags):
     def __post_init__(self) -> None:
         super().__post_init__()
         check(bool(self.workdir or self.print_config or self.slice), config_line.WORKDIR)
+        check(self.own_text >= 0, f"--own_text={self.own_text}: must not be negative; 0 writes none")
+        check(bool(self.workdir or not self.own_text), f"--own_text={self.own_text}: name the --workdir to write it to")
 
 
 def usage(arguments: Sequence[str]) -> str:
@@ -46,6 +54,21 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command."""
     bare = [argument for argument in arguments if not argument.startswith("--config.")]
     flags = command_line.read("protect", Flags, bare).flags
+    with as_typed():
+        return _run(flags, arguments)
+
+
+@contextlib.contextmanager
+def as_typed() -> Iterator[None]:
+    """Have errors name --forget and --retain, which were typed, and not the settings that they fill."""
+    try:
+        yield
+    except ConfigError as error:
+        typed = re.sub(r"(--config\.)?\bdata\.(forget|retain)(_items)?\b", r"--\2", str(error))
+        raise ConfigError(typed) from error
+
+
+def _run(flags: Flags, arguments: Sequence[str]) -> int:
     named, decisions = _named(flags, arguments)
     config_line.read_over("protect", Flags, arguments, named)
     from distill_jax.experiment import protection
@@ -57,6 +80,7 @@ def main(arguments: Sequence[str]) -> int:
     if flags.slice:
         return _plan(flags, named)
     run = api.open_run(named, flags.workdir)
+    protection.check_same_files(run.nodes, flags.workdir)
     page = computed(run, flags, flags.dry_run)
     if page:
         exported = run.nodes["export"].directory / "model"
@@ -86,7 +110,14 @@ def _named(flags: Flags, arguments: Sequence[str]) -> tuple[NamedConfig, list[st
     known = f"{nearest(flags.method, METHODS)}; choose {', '.join(METHODS)}"
     check(flags.method in METHODS, f"--method={flags.method}: no such method{known}")
     subject = protection.open_subject(flags.model)
-    return protection.protect_config(subject, flags.forget, flags.retain, flags.method, room)
+    files, written = protection.Files(flags.forget, flags.retain, flags.chat), []
+    if flags.own_text and (flags.dry_run or flags.slice):
+        written = [f"own text: {flags.own_text:,} documents would be written first; what follows is without them"]
+    elif flags.own_text:
+        files, what = protection.with_own_text(subject, files, flags.own_text, Path(flags.workdir))
+        written = [what]
+    named, decisions = protection.protect_config(subject, files, flags.method, room)
+    return named, decisions + written
 
 
 def memory_of_devices(arguments: Sequence[str], slice_name: str = "") -> float:

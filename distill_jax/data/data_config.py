@@ -18,6 +18,7 @@ class DataConfig:
       MEASURE: how models are measured on them, a key of `evals.measure.MEASURES`; "" where the stages have measures of
         their own.
       SETS: names of the sets of packed rows.
+      RETAIN_BY_ITEM: whether an attack records each item of what is to be retained, before its first step.
       vocabulary: of the text; "" where there is none.
       row_length: tokens of a packed row.
     """
@@ -25,6 +26,7 @@ class DataConfig:
     PREPARE: ClassVar[str]
     MEASURE: ClassVar[str] = ""
     SETS: ClassVar[tuple[str, ...]] = ()
+    RETAIN_BY_ITEM: ClassVar[bool] = False
     vocabulary: str = ""
     row_length: int = 0
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 TOKENS, SEGMENTS, ANSWER = range(3)
+MARKED = -1  # in the place of ANSWER's 0 or 1: a labeller marked the token, and no loss that heeds marks counts it
 
 
 class Document(NamedTuple):

@@ -19,11 +19,11 @@ from distill_jax.doublebind import toy_lm
 from distill_jax.doublebind.toy_lm import LENGTH, Examples, Model
 from distill_jax.models.transformer import Params, TransformerConfig
 from distill_jax.perf import flops
+from distill_jax.perf.clock import Clock
 from distill_jax.sharding.mesh import make_mesh, replicated
 from distill_jax.stages.context import Context, Node, seed_for
 from distill_jax.train import driver
 from distill_jax.train.layout import WholeMembers
-from distill_jax.train.loop import Clock
 from distill_jax.train.metric_writers import Row
 from distill_jax.train.settings import Optimizer, Training
 from distill_jax.train.state import DIVERGED, Hyper, State

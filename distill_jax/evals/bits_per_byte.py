@@ -1,4 +1,8 @@
-"""Cross-entropy on held-out documents, in bits per byte of their text: the same unit whatever the vocabulary."""
+"""Cross-entropy on held-out documents, in bits per byte of their text: the same unit whatever the vocabulary.
+
+Where the prepared data say which documents there are, each is measured: its bits over its bytes, so that an interval
+can be one over documents.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from distill_jax.data import packing
 from distill_jax.data.packing import SEGMENTS, TOKENS
 from distill_jax.data.records import EVALUATION_ROWS, Path, Rows, load_manifest
 from distill_jax.evals.scale import BITS_PER_BYTE, Scale, finite
 from distill_jax.losses.cross_entropy import target_mask
 from distill_jax.losses.head_loss import CROSS_ENTROPY, HeadInputs
 from distill_jax.models import lora, transformer
-from distill_jax.models.head import head_loss, head_of
+from distill_jax.models.head import by_vocabulary, head_loss, head_of
+from distill_jax.models.likelihood import token_log_likelihoods
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops
 from distill_jax.sharding.mesh import constrain, over_members, padded_rows, replicated, tracing
@@ -32,12 +38,15 @@ class BitsPerByte:
     """
 
     scale: ClassVar[Scale] = BITS_PER_BYTE
+    counted: ClassVar[str] = "bits"
 
     def __init__(self, data: Path) -> None:
         rows, entries = Rows(f"{data}/{EVALUATION_ROWS}"), load_manifest(data)["evaluation"]["parts"]
         ends = dict(zip(entries, np.cumsum([entry["rows"] for entry in entries.values()]).tolist(), strict=True))
         self._rows = {name: rows.gather(np.arange(end - entries[name]["rows"], end)) for name, end in ends.items()}
         self._bytes = {name: entry["bytes"] for name, entry in entries.items()}
+        # Tokens and bytes of each document, int [n, 2]; data that were prepared before they were recorded have none.
+        self._sizes = {name: np.array(e["sizes"], np.int64) for name, e in entries.items() if "sizes" in e}
 
     @staticmethod
     def described(manifest: JsonObject) -> JsonObject:
@@ -58,21 +67,52 @@ class BitsPerByte:
     def evaluator(
         self, cfg: TransformerConfig, mesh: Mesh, parts: Sequence[str], batch: int, chunk: int
     ) -> Callable[..., np.ndarray]:
-        """Build evaluate(params [P, ...], base=None) -> nats of each part, fp64 [P, parts]."""
+        """Build evaluate(params [P, ...], base=None) -> nats of each part's documents, fp64 [P, n].
 
-        run = _program(cfg, mesh, chunk)
+        A part whose documents are not recorded has one column, their sum.
+        """
+        run, token_run = _program(cfg, mesh, chunk), _token_program(cfg, mesh, chunk)
         size = padded_rows(min(batch or 2**31, max(map(len, self._rows.values()))), mesh)
         batches = [_batches(self._rows[part], size) for part in parts]
 
         def evaluate(params: PyTree, base: PyTree = None) -> np.ndarray:
-            queued = [[run(params, base, rows) for rows in part] for part in batches]
-            return np.stack([np.sum([np.asarray(x, np.float64) for x in part], axis=0) for part in queued], axis=1)
+            programs = [token_run if part in self._sizes else run for part in parts]
+            queued = [
+                [program(params, base, rows) for rows in part] for program, part in zip(programs, batches, strict=True)
+            ]
+            return np.concatenate([self._columns(part, one) for part, one in zip(parts, queued, strict=True)], axis=1)
 
         return evaluate
 
+    def _columns(self, part: str, queued: Sequence[jax.Array]) -> np.ndarray:
+        """Return [P, documents] of batches of tokens' nats [P, B, T - 1]; [P, 1] of batches of their sums [P]."""
+        if part not in self._sizes:
+            return np.sum([np.asarray(x, np.float64) for x in queued], axis=0)[:, None]
+        nats = np.concatenate([np.asarray(x, np.float64) for x in queued], axis=1)
+        places, count = self._documents(part)[:, 1:].ravel(), len(self._sizes[part])
+        each = nats[:, : len(self._rows[part])].reshape(len(nats), -1)
+        return np.stack([np.bincount(places, member, count) for member in each])
+
+    def _documents(self, part: str) -> np.ndarray:
+        """Return which document each token of the part's rows is of, int [rows, T]; of padding 0, which has no nats.
+
+        Documents are packed by their lengths alone: packed again, each as its own number, they lie where they lie.
+        """
+        lengths = self._sizes[part][:, 0]
+        marks = (packing.Document(np.full(n, i), np.zeros(n, int)) for i, n in enumerate(lengths.tolist()))
+        packed = np.stack(list(packing.pack(marks, self._rows[part].shape[2], overlap=1)))
+        assert np.array_equal(packed[:, SEGMENTS], self._rows[part][:, SEGMENTS])
+        return packed[:, TOKENS]
+
+    def _slice(self, parts: Sequence[str], part: str) -> slice:
+        widths = [len(self._sizes[name]) if name in self._sizes else 1 for name in parts]
+        start = sum(widths[: list(parts).index(part)])
+        return slice(start, start + widths[list(parts).index(part)])
+
     def series(self, nats: np.ndarray, parts: Sequence[str]) -> dict[str, np.ndarray]:
         """Return the bits per byte of each part, fp64 [P]."""
-        return {part: nats[:, i] / (math.log(2) * self._bytes[part]) for i, part in enumerate(parts)}
+        unit = {part: math.log(2) * self._bytes[part] for part in parts}
+        return {part: nats[:, self._slice(parts, part)].sum(axis=1) / unit[part] for part in parts}
 
     def result(self, nats: np.ndarray, parts: Sequence[str]) -> JsonObject:
         """Return one model's bits per byte; `forget` is that of the documents nobody was shown."""
@@ -86,17 +126,30 @@ class BitsPerByte:
 
     def nothing(self, parts: Sequence[str]) -> float:
         """Return the bits per byte of one that knows of the parts how often each token stands in them, and no more."""
-        rows = self.rows(parts)
-        tokens = rows[:, TOKENS, 1:][np.asarray(target_mask(jnp.asarray(rows[:, SEGMENTS]))) > 0]
+        tokens = self._targets(parts)
         return float(unigram_nats(tokens)[tokens].sum()) / (math.log(2) * self.bytes(parts))
 
-    def prompts_by_fact(self, parts: Sequence[str]) -> list[int]:
-        """Return nothing: what is known of a part's documents is one sum."""
-        return []
+    def _targets(self, parts: Sequence[str]) -> np.ndarray:
+        rows = self.rows(parts)
+        return rows[:, TOKENS, 1:][np.asarray(target_mask(jnp.asarray(rows[:, SEGMENTS]))) > 0]
 
-    def by_fact(self, nats: np.ndarray, parts: Sequence[str]) -> np.ndarray:
-        """Return nothing, [P, 0]."""
-        return np.zeros((len(nats), 0), np.int64)
+    def nothing_by_fact(self, parts: Sequence[str], part: str = "heldout") -> list[float]:
+        """Return the same of each document of a part, the frequencies being those of all parts."""
+        if part not in self._sizes:
+            return []
+        unigram = unigram_nats(self._targets(parts))
+        places, own = self._documents(part)[:, 1:], self._rows[part]
+        nats = unigram[own[:, TOKENS, 1:]] * np.asarray(target_mask(jnp.asarray(own[:, SEGMENTS])))
+        sizes = self._sizes[part]
+        return (np.bincount(places.ravel(), nats.ravel(), len(sizes)) / (math.log(2) * sizes[:, 1])).tolist()
+
+    def prompts_by_fact(self, parts: Sequence[str], part: str = "heldout") -> list[int]:
+        """Return the bytes of each document of a part; nothing where documents are not recorded."""
+        return self._sizes[part][:, 1].tolist() if part in self._sizes and part in parts else []
+
+    def by_fact(self, nats: np.ndarray, parts: Sequence[str], part: str = "heldout") -> np.ndarray:
+        """Return the bits of each document of a part, fp64 [P, F]."""
+        return nats[:, self._slice(parts, part)] / math.log(2)
 
     def flops(self, cfg: TransformerConfig, parts: Sequence[str]) -> float:
         """Return the forward passes over the parts' rows."""
@@ -129,6 +182,23 @@ def _program(cfg: TransformerConfig, mesh: Mesh, chunk: int) -> Callable[..., ja
         head, mask = head_of(params, hidden), target_mask(segments)
         return head_loss(cfg, chunk, CROSS_ENTROPY, HeadInputs(head, tokens[:, 1:], mask))[0]
 
+    return _over_members(nats, mesh)
+
+
+@functools.cache
+def _token_program(cfg: TransformerConfig, mesh: Mesh, chunk: int) -> Callable[..., jax.Array]:
+    """Return run(params [P, ...], base, rows [B, 3, T]) -> nats of each row's targets, [P, B, T - 1]."""
+
+    def nats(params: PyTree, rows: jax.Array) -> jax.Array:
+        tokens, segments = (constrain(rows[:, i], "batch", None) for i in (TOKENS, SEGMENTS))
+        hidden = transformer.hidden_states(cfg, params, tokens, segments)[:, :-1]
+        scores = token_log_likelihoods(cfg, by_vocabulary(params), hidden, tokens[:, 1:], chunk)
+        return -scores.T * target_mask(segments)
+
+    return _over_members(nats, mesh)
+
+
+def _over_members(nats: Callable[[PyTree, jax.Array], jax.Array], mesh: Mesh) -> Callable[..., jax.Array]:
     def member(trained: PyTree, shared: PyTree) -> jax.Array:
         base, rows = shared
         return nats(lora.attach(trained, base), rows)

@@ -118,6 +118,7 @@ class ExactMatch:
     """Measure the share of prompts whose answer comes out exactly."""
 
     scale: ClassVar[Scale] = ACCURACY
+    counted: ClassVar[str] = "correct"
 
     def __init__(self, data: Path) -> None:
         self._prompts = prompts_by_form(cast(list[PromptItem], load_evaluation(data)))
@@ -178,20 +179,20 @@ class ExactMatch:
         """Return the accuracy of one that knows nothing."""
         return 0.0
 
-    def prompts_by_fact(self, parts: Sequence[str]) -> list[int]:
-        """Return how many prompts ask about each held-out fact, [F]."""
-        return np.bincount(self._places(parts)[1]).tolist()
+    def prompts_by_fact(self, parts: Sequence[str], part: str = "heldout") -> list[int]:
+        """Return how many prompts ask about each fact of a part, [F]."""
+        return np.bincount(self._places(parts, part)[1]).tolist()
 
-    def by_fact(self, correct: np.ndarray, parts: Sequence[str]) -> np.ndarray:
-        """Return how many prompts of each held-out fact were answered right, int [P, F]."""
-        heldout, places = self._places(parts)
-        return np.array([np.bincount(places, weights=row[heldout]) for row in correct], np.int64)  # none of none
+    def by_fact(self, correct: np.ndarray, parts: Sequence[str], part: str = "heldout") -> np.ndarray:
+        """Return how many prompts of each fact of a part were answered right, int [P, F]."""
+        of_part, places = self._places(parts, part)
+        return np.array([np.bincount(places, weights=row[of_part]) for row in correct], np.int64)  # none of none
 
-    def _places(self, parts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Return which prompts ask about held-out facts, bool [n], and the number of each one's fact."""
-        heldout = np.array([group.endswith("/heldout") for group in self._groups(parts)])
+    def _places(self, parts: Sequence[str], part: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return which prompts ask about facts of a part, bool [n], and the number of each one's fact."""
+        of_part = np.array([group.endswith(f"/{part}") for group in self._groups(parts)])
         names = np.array([fact for prompts in self._select(*parts) for fact in prompts.facts])
-        return heldout, np.unique(names[heldout], return_inverse=True)[1]
+        return of_part, np.unique(names[of_part], return_inverse=True)[1]
 
     def flops(self, cfg: TransformerConfig, parts: Sequence[str]) -> float:
         """Return the greedy decoding of the parts' prompts."""

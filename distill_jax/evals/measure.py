@@ -24,9 +24,11 @@ class Measure(Protocol):
 
     Attributes:
       scale: how its numbers read.
+      counted: what `by_fact` counts, as rows of metrics name it.
     """
 
     scale: ClassVar[Scale]
+    counted: ClassVar[str]
 
     def __init__(self, data: Path) -> None: ...
 
@@ -54,14 +56,14 @@ class Measure(Protocol):
     def nothing(self, parts: Sequence[str]) -> float:
         """Return the score, on the parts, of one that knows nothing of them."""
 
-    def prompts_by_fact(self, parts: Sequence[str]) -> list[int]:
-        """Return how many prompts ask about each held-out fact, [F]; [] where items are not told apart.
+    def prompts_by_fact(self, parts: Sequence[str], part: str = "heldout") -> list[int]:
+        """Return how many prompts ask about each fact of a part, [F], or the bytes of each document; [] if unrecorded.
 
         Prompts of one fact stand or fall together: errors are reckoned, and learning rates chosen, by fact.
         """
 
-    def by_fact(self, scores: np.ndarray, parts: Sequence[str]) -> np.ndarray:
-        """Return how many prompts of each held-out fact were answered right, int [P, F]."""
+    def by_fact(self, scores: np.ndarray, parts: Sequence[str], part: str = "heldout") -> np.ndarray:
+        """Return how many prompts of each fact of a part were answered right, or the bits of each document, [P, F]."""
 
     def flops(self, cfg: TransformerConfig, parts: Sequence[str]) -> float:
         """Return what evaluating one member costs."""

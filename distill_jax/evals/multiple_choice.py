@@ -29,6 +29,7 @@ class MultipleChoice:
     """
 
     scale: ClassVar[Scale] = CHOICE
+    counted: ClassVar[str] = "correct"
 
     def __init__(self, data: Path) -> None:
         self._readings = cast(list[ChoiceReading], load_evaluation(data))
@@ -119,13 +120,13 @@ class MultipleChoice:
         options = [sum(len(r["choices"]) for r in readings) for readings in self._items(*parts).values()]
         return float(np.mean([1 / count for count in options]))
 
-    def prompts_by_fact(self, parts: Sequence[str]) -> list[int]:
-        """Return a one for each held-out item."""
-        return [1 for part, _ in self._names(parts) if part == "heldout"]
+    def prompts_by_fact(self, parts: Sequence[str], part: str = "heldout") -> list[int]:
+        """Return a one for each item of a part."""
+        return [1 for name, _ in self._names(parts) if name == part]
 
-    def by_fact(self, correct: np.ndarray, parts: Sequence[str]) -> np.ndarray:
-        """Return whether each held-out item was answered right, int [P, F]."""
-        return correct[:, [part == "heldout" for part, _ in self._names(parts)]].astype(np.int64)
+    def by_fact(self, correct: np.ndarray, parts: Sequence[str], part: str = "heldout") -> np.ndarray:
+        """Return whether each item of a part was answered right, int [P, F]."""
+        return correct[:, [name == part for name, _ in self._names(parts)]].astype(np.int64)
 
     def flops(self, cfg: TransformerConfig, parts: Sequence[str]) -> float:
         """Return the forward passes over the parts' readings, padding included, with the head at the options alone."""

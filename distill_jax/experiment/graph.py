@@ -9,6 +9,7 @@ nothing else.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import graphlib
 import io
 import json
@@ -25,10 +26,14 @@ from distill_jax.experiment.experiment import CheckedExperiment
 from distill_jax.io.files import sync, write_json
 from distill_jax.io.metrics import Progress
 from distill_jax.io.node import ROWS
+from distill_jax.io.presence import Presence
+from distill_jax.io.work_plan import PlannedNode
 from distill_jax.models import attention
 from distill_jax.models.head import loss_way
 from distill_jax.perf import memory
+from distill_jax.perf.clock import Clock
 from distill_jax.perf.memory import FILL
+from distill_jax.perf.timings_file import read_timings, write_timings
 from distill_jax.sharding.distributed import agreed, barrier, is_primary
 from distill_jax.stages.choose_remat import choose_policy
 from distill_jax.stages.context import Context, Node, RunSettings
@@ -191,21 +196,46 @@ def execute(
             node.sealed_under("")
         except ConfigError as error:  # refused where it is read: weights need not be computed again for a lost curve
             progress.say(f"warning: {error}")
-    for group in groups(ctx) if groups else schedule(nodes, lambda group: _at_a_time(ctx, group)):
-        progress.stage = sum(node.done for node in nodes.values())
-        progress.begin(", ".join(n.name for n in group), len(group))
-        ctx.nodes = {**nodes, **{node.name: node for node in group}}  # a worker's own lie where it computes them
-        if is_primary():
-            for node in group:
-                _prepare_directory(node, ctx)
-        barrier("a group's directories")
-        if group[0].name != DATA:
-            progress.flops_left = sum(planned_flops(ctx, n) for n in nodes.values() if not n.done)
-        planned = sum(planned_flops(ctx, n) for n in group)
-        group[0].settings.run(ctx, group)
-        barrier("a group's results")
-        progress.finish(planned, _summary(group))
+    workdir = nodes[DATA].directory.parent.parent
+    with Presence(workdir, _planned(ctx), writes=bool(todo) and is_primary()) as presence:
+        for group in groups(ctx) if groups else schedule(nodes, lambda group: _at_a_time(ctx, group)):
+            progress.stage = sum(node.done for node in nodes.values())
+            progress.begin(", ".join(n.name for n in group), len(group))
+            ctx.nodes = {**nodes, **{node.name: node for node in group}}  # a worker's own lie where it computes them
+            if is_primary():
+                for node in group:
+                    _prepare_directory(node, ctx)
+            barrier("a group's directories")
+            if group[0].name != DATA:
+                progress.flops_left = sum(planned_flops(ctx, n) for n in nodes.values() if not n.done)
+            planned = sum(planned_flops(ctx, n) for n in group)
+            _compute(ctx, group, presence)
+            barrier("a group's results")
+            progress.finish(planned, _summary(group))
     return ctx
+
+
+def _planned(ctx: Context) -> list[PlannedNode]:
+    nodes = ctx.nodes
+
+    def inputs(node: Node) -> list[str]:
+        needed = [nodes[source].directory.name for source in node.inputs.values()]
+        return needed if node.name == DATA else [nodes[DATA].directory.name, *needed]
+
+    return [
+        PlannedNode(node.stage, node.directory.name, node.verb, inputs(node), planned_flops(ctx, node))
+        for node in nodes.values()
+    ]
+
+
+def _compute(ctx: Context, group: list[Node], presence: Presence) -> None:
+    """Run a group of nodes, on a clock that goes on from where those of earlier processes stood."""
+    stage, directories = group[0].settings, [node.directory for node in group]
+    rest = "idle" if stage.train_job(ctx, group) else "step"  # what takes no steps is at work all the time
+    save = functools.partial(write_timings, directories) if is_primary() else None
+    ctx.clock = Clock(rest, [read_timings(path) for path in directories], save)
+    with presence.computing(directories, functools.partial(write_timings, directories, ctx.clock)):
+        stage.run(ctx, group)
 
 
 def verify_data(node: Node) -> None:

@@ -5,19 +5,24 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from distill_jax.config import check
+from distill_jax.config import ConfigError, check
 from distill_jax.data.facts import facts
 from distill_jax.experiment.named_config import NamedConfig, change, open_config
+from distill_jax.io.files import read_json
+from distill_jax.io.leases import OWN_TEXT
+from distill_jax.io.node import CONFIG, Node
+from distill_jax.types import JsonObject
 
 RANK = 16  # of adapters, where weights do not fit
 CONTEXT = {"documents": 512, "questions": 128, "choices": 512}  # tokens of a row at most
 # The learning rate of WMDP's recipe at its size; smaller models take larger ones, about as 1 / sqrt(parameters).
 RATE, RATE_PARAMETERS, FASTEST = 2e-5, 2.6e9, 2e-3
 ADAPTER_RATE = 10  # times that, for adapters
+FLAGS = {"forget": "--forget", "retain": "--retain", "path": "--model"}  # by the settings that they fill
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,34 +71,82 @@ def open_subject(path: str) -> Subject:
     return Subject(path, model.cfg, int(model.facts.get("max_position_embeddings") or 0), vocabulary)
 
 
-def protect_config(
-    subject: Subject, forget: str, retain: str, method: str, memory: float
-) -> tuple[NamedConfig, list[str]]:
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """What is to be forgotten and retained: sources, and whether questions are put by the model's chat template."""
+
+    forget: str
+    retain: str
+    chat: bool = False
+
+
+def with_own_text(subject: Subject, files: Files, count: int, workdir: Path) -> tuple[Files, str]:
+    """Return the files with text beside them that the model writes into a work directory, and what that is in words."""
+    from distill_jax.interop.own_text import OwnText, write_own_text
+
+    tokens = min(OwnText.tokens, max(1, (subject.context or CONTEXT["documents"]) // 2))
+    plan = OwnText(count, tokens)
+    path, what = write_own_text(Path(subject.path), files.forget, files.retain, plan, workdir / OWN_TEXT)
+    return dataclasses.replace(files, retain=f"{files.retain},{path}"), what
+
+
+def protect_config(subject: Subject, files: Files, method: str, memory: float) -> tuple[NamedConfig, list[str]]:
     """Return the config that protects a model, and what was decided for it, in sentences.
 
     Args:
       memory: bytes that all devices together have.
     """
-    named = open_config(f"protect:{_kind(forget)},{method}")
+    named = open_config(f"protect:{_kind(files.forget)},{method}")
     change(named.config, {"reference.path": subject.path, "experiment": f"protect-{_name(subject.path)}"})
-    return named, _decide(named, subject, forget, retain, memory)
+    return named, _decide(named, subject, files, memory)
 
 
 def attack_config(
-    subjects: Sequence[Subject], baseline: str, forget: str, retain: str, memory: float
+    subjects: Sequence[Subject], baseline: str, files: Files, memory: float
 ) -> tuple[NamedConfig, list[str]]:
     """Return the config that attacks models, and what was decided for them, in sentences."""
-    named = open_config(f"attack:{_kind(forget)}")
+    named = open_config(f"attack:{_kind(files.forget)}")
     plain = [_name(subject.path) for subject in subjects]
     taken = {*(name for name in plain if plain.count(name) > 1), "reference", "knowledge", "data"}
     names = [f"{name}-{i}" if name in taken else name for i, name in enumerate(plain, 1)]
     settings = {"names": tuple(names), "paths": tuple(subject.path for subject in subjects), "baseline": baseline}
     change(named.config, settings)
-    return named, _decide(named, subjects[0], forget, retain, memory)
+    return named, _decide(named, subjects[0], files, memory)
+
+
+def check_same_files(nodes: Mapping[str, Node], workdir: str) -> None:
+    """Refuse a work directory with a run on other files or another model, whose card would be drawn over.
+
+    Settings may change: what they change is computed anew, and the card is of the last ones.
+
+    Raises:
+      ConfigError: naming what differs.
+    """
+    for node in nodes.values():
+        settings = node.settings.data if node.verb == "prepare" else node.settings
+        for before in _settings_before(node) if node.verb in ("prepare", "import") else ():
+            if before["content"] != settings.content:
+                keys = ("forget", "retain") if node.verb == "prepare" else ("path",)
+                names = [key for key in keys if before[key] != getattr(settings, key)]
+                changed = ", ".join(f"{FLAGS[key]}={before[key]}" for key in names)
+                what = f"a run of {changed}" if names else f"a run of {FLAGS[keys[0]]} as it was before it changed"
+                mend = "name another --workdir for these, or remove it"
+                raise ConfigError(f"--workdir={workdir} holds {what}; {mend}")
+
+
+def _settings_before(node: Node) -> list[JsonObject]:
+    """Return the settings of a node's namesakes of other identities, which an earlier run left beside it."""
+    folder = node.directory.parent
+    named = re.compile(rf"{re.escape(node.name)}-\w{{12}}")
+    found = [path for path in sorted(folder.iterdir()) if named.fullmatch(path.name)] if folder.is_dir() else []
+    others = [path / CONFIG for path in found if path != node.directory]
+    return [read_json(path)["settings"] for path in others if path.is_file()]
 
 
 def _kind(forget: str) -> str:
-    return facts.kind_of("forget", forget)
+    """Return the config's preset for what is to be forgotten; items without documents are questions."""
+    kind = facts.kind_of("forget", forget)
+    return "questions" if set(facts.sources_by_kind("forget", forget)) == {"choices"} else kind
 
 
 def _sources(kind: str, forget: str, retain: str) -> dict[str, str]:
@@ -113,13 +166,22 @@ def _name(path: str) -> str:
     return re.sub(r"[^A-Za-z0-9._=+-]", "-", Path(path).resolve().name).lstrip("._=+-") or "model"
 
 
-def _decide(named: NamedConfig, subject: Subject, forget: str, retain: str, memory: float) -> list[str]:
+def _decide(named: NamedConfig, subject: Subject, files: Files, memory: float) -> list[str]:
     """Fill in what a model decides, and return it in sentences."""
     c = named.config
-    change(c, {**_sources(c.kind, forget, retain), "data.vocabulary": subject.vocabulary})
-    c.data.row_length = min(CONTEXT[c.kind], subject.context or CONTEXT[c.kind])
+    change(c, {**_sources(c.kind, files.forget, files.retain), "data.vocabulary": subject.vocabulary})
+    if files.chat:
+        mend = f"--forget={files.forget} holds {c.kind}; leave it out, and text is read as it is"
+        check(c.kind == "questions", f"--chat: a chat template puts questions, and {mend}")
+        c.data.chat = True
+    longest = CONTEXT[c.kind] * (2 if files.chat else 1)  # for what a template writes beside a question
+    c.data.row_length = min(longest, subject.context or longest)
     what = f"{c.kind} to forget, rows of {c.data.row_length} tokens"
     decisions = [f"{subject.path}: {subject.parameters:,} parameters; {what}"]
+    if c.kind == "questions" and facts.kind_of("forget", files.forget) == "choices":
+        decisions.append(
+            "multiple choice without documents: each is asked in words, and its right option is the answer"
+        )
     rate = min(FASTEST, RATE * math.sqrt(RATE_PARAMETERS / subject.parameters))
     return decisions + _fit(named, subject, rate, memory)
 

@@ -24,9 +24,13 @@ class Role(enum.StrEnum):
     EQUAL_COMPUTE = "equal compute"  # the same for a fixed number of steps
     REFERENCE_STUDENT = "student of the reference"
     FILTERED = "filtered"  # a student of the reference on filtered data
+    TOKEN_FILTERED = "token filtered"  # a student of the reference that learns nothing at marked tokens
+    PRETRAINED_FILTERED = "pretrained on filtered documents"
+    PRETRAINED_MASKED = "pretrained on unmarked tokens"
     UNDO = "undo"  # distilled into a damaged copy of its teacher
     UNDAMAGED = "alpha 0"  # distilled into an undamaged one
     NOISE_ONLY = "noise only"  # damaged by noise, without shrinking
+    REINITIALISED = "reinitialised"  # distilled into a copy of it damaged in another way: in part, or in rounds
     MATCHED_REFERENCE = "reference matched to the oracle"
     MATCHED_STUDENT = "random student matched to the oracle"
     GIVEN = "given"  # unlearned by whatever tool, and attacked as it is
@@ -34,6 +38,14 @@ class Role(enum.StrEnum):
     QUANTISED = "quantised"  # rounded to a few bits
     DISTILLED = "distilled"
     OTHER = "other"
+
+
+PRETRAINED = {  # by the set it was trained on
+    "all": Role.REFERENCE,
+    "retain": Role.ORACLE,
+    "filtered": Role.PRETRAINED_FILTERED,
+    "masked": Role.PRETRAINED_MASKED,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +56,8 @@ class Provenance:
       method: the unlearning method that it goes back to, a key of `stages.methods.METHODS`; None if there is none.
       teacher: the node that it was distilled from; "" for what was not distilled.
       alpha, beta: of UNDO's damage, 0 where an undamaged copy was distilled; None for what is no such copy.
+      kind: of the stage that left it.
+      bits, rounded: of a quantised model, how many, and the role of the model that was rounded; the rest is its own.
     """
 
     role: Role
@@ -51,22 +65,27 @@ class Provenance:
     teacher: str = ""
     alpha: float | None = None
     beta: float | None = None
+    kind: str = "pretrain"
+    bits: int | None = None
+    rounded: Role | None = None
 
 
 def provenance(node: Node, nodes: Mapping[str, Node]) -> Provenance:
     """Return how the model of a node was made."""
-    role, damage = role_of(node, nodes), _damage(node, nodes)
+    stage, role, damage = node.settings, role_of(node, nodes), _damage(node, nodes)
+    if isinstance(stage, Quantise):
+        made = provenance(nodes[node.inputs["start"]], nodes)
+        return dataclasses.replace(made, role=role, kind=stage.kind, bits=stage.bits, rounded=made.role)
     alpha = damage.alpha if damage else 0.0 if role is Role.UNDAMAGED else None
     beta = damage.beta if damage else 0.0 if role is Role.UNDAMAGED else None
-    return Provenance(role, _method(node, nodes), node.inputs.get("teacher", ""), alpha, beta)
+    return Provenance(role, _method(node, nodes), node.inputs.get("teacher", ""), alpha, beta, stage.kind)
 
 
 def role_of(node: Node, nodes: Mapping[str, Node]) -> Role:
     """Return what a node's model is in a comparison."""
     stage: Stage = node.settings
     if isinstance(stage, Pretrain):
-        oracle = Role.ORACLE if stage.data in ("retain", "filtered") else Role.OTHER
-        return Role.REFERENCE if stage.data == "all" else oracle
+        return PRETRAINED.get(stage.data, Role.OTHER)
     if isinstance(stage, Given):
         return Role.GIVEN
     if isinstance(stage, Import):
@@ -95,20 +114,31 @@ def _student_role(node: Node, stage: Distill, nodes: Mapping[str, Node]) -> Role
     if start is None:
         return _random_student_role(stage, role_of(teacher, nodes))
     if isinstance(start.settings, Perturb):
-        copied = start.inputs["start"] == teacher.name
-        damaged = Role.UNDO if start.settings.shrink else Role.NOISE_ONLY
-        return damaged if copied else Role.DISTILLED
+        return _damaged_role(start, teacher, nodes)
     if start.name == teacher.name:
         return Role.UNDAMAGED
     matched = role_of(teacher, nodes) is Role.ORACLE and role_of(start, nodes) is Role.REFERENCE
     return Role.MATCHED_REFERENCE if matched else Role.DISTILLED
 
 
+def _damaged_role(start: Node, teacher: Node, nodes: Mapping[str, Node]) -> Role:
+    """Return what a student is that starts from a damaged model."""
+    damage, source = start.settings, nodes[start.inputs["start"]]
+    if source.name == teacher.name and damage.in_full:
+        return Role.UNDO if damage.shrink else Role.NOISE_ONLY
+    while isinstance(source.settings, Distill) and source.inputs["teacher"] == teacher.name:  # a round before
+        before = nodes.get(source.inputs.get("start", ""))
+        if before is None or not isinstance(before.settings, Perturb):
+            break
+        source = nodes[before.inputs["start"]]
+    return Role.REINITIALISED if source.name == teacher.name else Role.DISTILLED
+
+
 def _random_student_role(stage: Distill, teacher: Role) -> Role:
     if teacher is Role.ORACLE:
         return Role.MATCHED_STUDENT
-    if teacher is Role.REFERENCE and stage.data == "filtered":
-        return Role.FILTERED
+    if teacher is Role.REFERENCE and stage.data in ("filtered", "masked"):
+        return Role.FILTERED if stage.data == "filtered" else Role.TOKEN_FILTERED
     if stage.data != "all" or stage.uniform:  # a control that lacks part of what its teacher says
         return Role.DISTILLED
     students = {

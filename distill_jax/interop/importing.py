@@ -29,6 +29,7 @@ from distill_jax.io.node import TOKENIZER, Node
 from distill_jax.models import lora
 from distill_jax.models.lora import Adapters
 from distill_jax.models.transformer import Params
+from distill_jax.perf.clock import Lap
 from distill_jax.perf.ledger import ledger
 from distill_jax.sharding.distributed import is_primary
 from distill_jax.sharding.mesh import make_mesh, shardings
@@ -130,7 +131,7 @@ def _node(model: Published, source: Path, settings: Any, inputs: Any, workdir: P
         if not attempt.done:
             write_json(attempt.directory / "config.json", {"name": name, "identity": known_by, **basis})
             result = {"source": str(source.resolve()), **model.leave(attempt, load())}
-            attempt.finish(result, ledger({}, {}, {"other": time.monotonic() - began}))
+            attempt.finish(result, ledger({}, {}, Lap({"step": time.monotonic() - began})))
     return node.directory
 
 

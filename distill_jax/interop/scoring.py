@@ -15,11 +15,10 @@ from distill_jax.interop.model_source import Model, open_model
 from distill_jax.interop.rows import DEFAULT, Inference, Row, Rows, batches, check_finite, padded_length, write
 from distill_jax.models import transformer
 from distill_jax.models.decoding import in_parts, part_length
-from distill_jax.models.head import by_vocabulary, unembed
+from distill_jax.models.head import by_vocabulary
+from distill_jax.models.likelihood import token_log_likelihoods
 from distill_jax.models.transformer import CachedInputs, Params, TransformerConfig
 from distill_jax.sharding.mesh import make_mesh, tracing
-
-LOGITS = 2**26  # that exist at a time: 256 MiB
 
 
 def score(source: Path, given: Path, to: Path, how: Inference = DEFAULT) -> None:
@@ -70,17 +69,7 @@ def log_likelihoods(cfg: TransformerConfig, params: Params, tokens: jax.Array, s
     """
     head = by_vocabulary(params)
     following = jnp.concatenate([tokens[:, 1:], tokens[:, :1]], axis=1)
-
-    def one(position: tuple[jax.Array, jax.Array]) -> jax.Array:  # hidden [B, D] and its targets [B]
-        state, target = position
-        logits = unembed(cfg, head, state)
-        return jnp.take_along_axis(logits, target[:, None], axis=-1)[:, 0] - jax.nn.logsumexp(logits, axis=-1)
-
-    def look(hidden: jax.Array, targets: jax.Array) -> jax.Array:  # [T, B]
-        at_once = max(1, LOGITS // (tokens.shape[0] * cfg.vocab))
-        positions = (jnp.moveaxis(hidden, 1, 0), targets.T)
-        return jax.lax.map(one, positions, batch_size=min(at_once, targets.shape[1]))
-
+    look = functools.partial(token_log_likelihoods, cfg, head)
     rows, width = tokens.shape
     part = part_length(cfg, rows, width, width)
     if part == width:

@@ -19,6 +19,7 @@ import orbax.checkpoint as ocp
 from distill_jax.config import ConfigError
 from distill_jax.io.files import digest_once, read_sealed, sync, write_sealed
 from distill_jax.io.journal import Prefix
+from distill_jax.sharding.distributed import agreed
 from distill_jax.types import ArrayOrShape, PyTree
 
 FINAL = "final"
@@ -78,14 +79,10 @@ class Checkpoints:
           OSError: if the disk refuses, or did for the save before this one.
         """
         self.wait()
-        target, proof = self._paths(tag)
-        if jax.process_index() == 0:
-            proof.unlink(missing_ok=True)
-            self.directory.mkdir(parents=True, exist_ok=True)
-            # Orbax answers a full disk with pages of its threads' tracebacks, so look before it writes.
-            needed = 2 * sum(x.nbytes for x in jax.tree.leaves(tree)) + 2**20
-            if shutil.disk_usage(self.directory).free < needed:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+        target, _ = self._paths(tag)
+        # All hosts refuse together: one that went on alone would wait for the others within Orbax.
+        if number := agreed(self._make_room(tag, tree) if jax.process_index() == 0 else 0):
+            raise OSError(number, os.strerror(number), str(target))
         concurrent_gb = -(-max(x.nbytes for x in jax.tree.leaves(tree)) // 10**9) if lean else 96
         chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK), tree) if lean else None
         checkpointer = ocp.StandardCheckpointer(save_concurrent_gb=concurrent_gb)
@@ -94,6 +91,17 @@ class Checkpoints:
         self._pending = self._worker.submit(self._finish, checkpointer, tag, journal)
         if not background:
             self.wait()
+
+    def _make_room(self, tag: int | str, tree: PyTree) -> int:
+        """Make way for a checkpoint; return the number of the error for which there cannot be one, or 0."""
+        try:
+            self._paths(tag)[1].unlink(missing_ok=True)
+            self.directory.mkdir(parents=True, exist_ok=True)
+            # Orbax answers a full disk with pages of its threads' tracebacks, so look before it writes.
+            needed = 2 * sum(x.nbytes for x in jax.tree.leaves(tree)) + 2**20
+            return errno.ENOSPC if shutil.disk_usage(self.directory).free < needed else 0
+        except OSError as error:
+            return error.errno or errno.EIO
 
     def wait(self) -> None:
         """Wait for the save under way, and raise what went wrong with it."""
@@ -169,7 +177,8 @@ class Checkpoints:
         """Forget a checkpoint: first its proof, so that a removal cut short leaves nothing that counts."""
         target, proof = self._paths(tag)
         proof.unlink(missing_ok=True)
-        shutil.rmtree(target, ignore_errors=True)
+        for path in (target, *self.directory.glob(f"{tag}.orbax-checkpoint-tmp*")):  # the latter of a save that failed
+            shutil.rmtree(path, ignore_errors=True)
 
     def keep_only(self, tag: str) -> None:
         """Remove all but one checkpoint, and what saves that were killed left."""

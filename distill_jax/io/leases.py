@@ -20,12 +20,14 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from distill_jax.config import ConfigError, check
 from distill_jax.exit_codes import ExitCode
 from distill_jax.io.files import read_json, read_sealed, sync, write_json, write_sealed
 from distill_jax.types import JsonObject
+
+OWN_TEXT = "own_text"  # where a model's own text is written before its run begins
 
 
 class Leases:
@@ -175,6 +177,16 @@ def _started(pid: int) -> int | None:
     return None if status[0] == "Z" else int(status[19])
 
 
+def process_identity() -> JsonObject:
+    """Return what this machine knows this process by, for `is_running`."""
+    return _self()
+
+
+def is_running(process: Mapping[str, Any]) -> bool:
+    """Whether a process of this machine, by its identity, still runs."""
+    return _started(int(process["pid"])) == process["started"]
+
+
 @contextlib.contextmanager
 def held(workdir: Path, marker: Mapping[str, object], *, shared: bool = False) -> Iterator[None]:
     """Hold a work directory: for one process alone, or with others of the same marker.
@@ -238,7 +250,8 @@ def _marker(workdir: Path) -> JsonObject | None:
 
 def _check_owner(workdir: Path, present: JsonObject | None, marker: Mapping[str, object]) -> None:
     if present is None:
-        ours = ("nodes", "attempts", "report", "digests.json")  # by what nodes are of, a claim anew mixes nothing up
+        # By contents: a claim anew mixes nothing up.
+        ours = ("nodes", "attempts", "workers", "report", "digests.json", OWN_TEXT)
         foreign = [p.name for p in workdir.iterdir() if p.name not in ours and not p.name.startswith(".")]
         check(not foreign, f"--workdir={workdir} holds other files ({foreign[:1]}); choose a new directory")
         return

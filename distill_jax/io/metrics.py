@@ -65,11 +65,12 @@ class Metrics:
                 shown = scalar(f"{kind}/{name}" + (f"/{member}" if member else ""), value)
                 self._board.write_event(Event(step=step, wall_time=time.time(), summary=shown))
 
-    def write_counts(self, kind: str, step: int, member: str, name: str, counts: Sequence[int]) -> None:
-        """Write one row with a list of counts, which is for the record and not for the eye."""
-        self._append({"kind": kind, "step": step, "member": member, name: [int(count) for count in counts]})
+    def write_counts(self, kind: str, step: int, member: str, name: str, counts: Sequence[float]) -> None:
+        """Write one row with a list of counts or sums, which is for the record and not for the eye."""
+        plain = [int(x) if float(x).is_integer() else round(x, 4) for x in counts]
+        self._append({"kind": kind, "step": step, "member": member, name: plain})
 
-    def _append(self, row: Mapping[str, str | int | float | list[int] | None]) -> None:
+    def _append(self, row: Mapping[str, str | int | float | list[float] | None]) -> None:
         line = f"{json.dumps(row)}\n".encode()
         with naming(self.path):
             self._file.write(line)

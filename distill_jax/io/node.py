@@ -27,12 +27,11 @@ from distill_jax.io.files import (
     write_sealed,
 )
 from distill_jax.io.metrics import Metrics, read_rows
+from distill_jax.io.node_files import CONFIG, DONE, LEDGER, METRICS, RESULT, TIMINGS
 from distill_jax.sharding.distributed import is_primary
 from distill_jax.types import JsonObject
 
-DONE = "DONE"
 FORMAT = 2  # of DONE; 1 sealed only the metrics
-RESULT, LEDGER, METRICS, CONFIG = "result.json", "ledger.json", "metrics.jsonl", "config.json"
 EXECUTION = "execution.json"  # how it was run, where that was left to the program: `stages.choose_remat`
 PROOF, ROWS, STATES, TOKENIZER = "checkpoints/final.json", "rows/manifest.json", "states/states.json", "tokenizer"
 SEALED = (CONFIG, EXECUTION, METRICS, LEDGER, RESULT, PROOF, ROWS, STATES, f"{TOKENIZER}/*")  # each if there is one
@@ -117,6 +116,7 @@ class Node:
     def tidy(self) -> None:
         """Drop what only an unfinished node needs: its training states, and what a killed process left of others."""
         self.checkpoints.keep_only(FINAL)
+        (self.directory / TIMINGS).unlink(missing_ok=True)
         for left in self.directory.glob(".*.tmp"):
             left.unlink(missing_ok=True)
         for done in self.directory.glob(f"*/{DONE}"):

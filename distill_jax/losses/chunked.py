@@ -1,4 +1,4 @@
-"""Apply a loss to a chunk of tokens at a time, so that [B, T, V] logits never exist at once."""
+"""Apply a function to a chunk of tokens at a time, so that [B, T, V] logits never exist at once."""
 
 from __future__ import annotations
 
@@ -23,17 +23,36 @@ def over_tokens(loss: Callable[..., Sum], chunk: int, *arrays: jax.Array) -> Sum
     """
     if not chunk:
         return loss(*arrays)
-    rows, length = arrays[0].shape[:2]
-    width = min(max(chunk // rows, 1), length)
-    extra = -length % width
-
-    def cut(a: jax.Array) -> jax.Array:  # [B, T, ...] -> [T / t, B, t, ...]
-        padded = jnp.pad(a, [(0, 0), (0, extra)] + [(0, 0)] * (a.ndim - 2))
-        return jnp.moveaxis(padded.reshape(rows, -1, width, *a.shape[2:]), 1, 0)
 
     @jax.checkpoint
     def add(total: Sum, slices: tuple[jax.Array, ...]) -> tuple[Sum, None]:
         of_chunk = loss(*slices)
         return (total[0] + of_chunk[0], total[1] + of_chunk[1]), None
 
-    return jax.lax.scan(add, (jnp.zeros(()), jnp.zeros(())), tuple(cut(a) for a in arrays))[0]
+    return jax.lax.scan(add, (jnp.zeros(()), jnp.zeros(())), _slices(chunk, *arrays))[0]
+
+
+def map_tokens(f: Callable[..., jax.Array], chunk: int, *arrays: jax.Array) -> jax.Array:
+    """Return f of every position [B, T], computed in the chunks of `over_tokens`.
+
+    Args:
+      f: takes one slice [B, t, ...] of every array and returns a number a position, [B, t].
+    """
+    if not chunk:
+        return f(*arrays)
+    rows, length = arrays[0].shape[:2]
+    out = jax.lax.map(jax.checkpoint(lambda slices: f(*slices)), _slices(chunk, *arrays))
+    return jnp.moveaxis(out, 0, 1).reshape(rows, -1)[:, :length]
+
+
+def _slices(chunk: int, *arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """Cut [B, T, ...] into [T / t, B, t, ...], filled up with zeros."""
+    rows, length = arrays[0].shape[:2]
+    width = min(max(chunk // rows, 1), length)
+    extra = -length % width
+
+    def cut(a: jax.Array) -> jax.Array:
+        padded = jnp.pad(a, [(0, 0), (0, extra)] + [(0, 0)] * (a.ndim - 2))
+        return jnp.moveaxis(padded.reshape(rows, -1, width, *a.shape[2:]), 1, 0)
+
+    return tuple(cut(a) for a in arrays)

@@ -8,15 +8,18 @@ import jax.numpy as jnp
 Sum = tuple[jax.Array, jax.Array]
 
 
-def target_mask(segments: jax.Array, answer: jax.Array | None = None) -> jax.Array:
+def target_mask(segments: jax.Array, answer: jax.Array | None = None, marked: jax.Array | None = None) -> jax.Array:
     """Return which next-token targets count, fp32 [B, T-1].
 
     A target counts when it continues the segment of the token before it; so no document predicts its
-    neighbour in a packed row, and padding (segment 0) never counts. With `answer` only answer tokens do.
+    neighbour in a packed row, and padding (segment 0) never counts. With `answer` only answer tokens do, and
+    with `marked` none of those, both int32 [B, T].
     """
     valid = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
     if answer is not None:
         valid &= answer[:, 1:] > 0
+    if marked is not None:
+        valid &= marked[:, 1:] == 0
     return valid.astype(jnp.float32)
 
 

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 
 from distill_jax.config import check
 from distill_jax.losses.blockwise import blockwise
-from distill_jax.losses.chunked import over_tokens
-from distill_jax.losses.cross_entropy import Sum
+from distill_jax.losses.chunked import map_tokens, over_tokens
+from distill_jax.losses.cross_entropy import Sum, token_nll
 from distill_jax.losses.head_loss import Head, HeadInputs, HeadLoss
 from distill_jax.losses.on_chip import kernel_passes, why_no_kernels
 from distill_jax.losses.vocabulary_block import BlockLoss
@@ -82,6 +82,15 @@ def head_of(params: PyTree, hidden: jax.Array) -> Head:
     """Return a model's head as losses read it, with final hidden states [B, T, D]."""
     (weights,) = by_vocabulary(params).values()
     return Head(hidden, weights)
+
+
+def head_nll(cfg: HeadConfig, chunk: int, head: Head, targets: jax.Array) -> jax.Array:
+    """Return -log p of the next tokens [B, T]; logits of `chunk` tokens exist at a time, 0 for all."""
+
+    def of_chunk(hidden: jax.Array, targets: jax.Array) -> jax.Array:
+        return token_nll(unembed(cfg, {"embedding": head.weights}, hidden), targets)
+
+    return map_tokens(of_chunk, chunk, head.hidden, targets)
 
 
 def head_loss(cfg: HeadConfig, chunk: int, loss: HeadLoss, inputs: HeadInputs) -> Sum:

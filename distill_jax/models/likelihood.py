@@ -1,4 +1,4 @@
-"""Log-likelihoods of given continuations."""
+"""Log-likelihoods of given tokens and continuations."""
 
 from __future__ import annotations
 
@@ -8,8 +8,30 @@ import jax
 import jax.numpy as jnp
 
 from distill_jax.models import transformer
-from distill_jax.models.head import by_vocabulary, unembed
+from distill_jax.models.head import HeadWeights, by_vocabulary, unembed
 from distill_jax.models.transformer import Params, TransformerConfig
+
+LOGITS = 2**26  # that exist at a time: 256 MiB
+
+
+def token_log_likelihoods(
+    cfg: TransformerConfig, head: HeadWeights, hidden: jax.Array, targets: jax.Array, chunk: int = 0
+) -> jax.Array:
+    """Return log p(target), fp32 [T, B], of targets int32 [B, T] that hidden states [B, T, D] are followed by.
+
+    Args:
+      head: as `by_vocabulary` lays it out.
+      chunk: tokens B · t whose logits exist at a time; 0 for `LOGITS`.
+    """
+
+    def one(position: tuple[jax.Array, jax.Array]) -> jax.Array:  # hidden [B, D] and its targets [B]
+        state, target = position
+        logits = unembed(cfg, head, state)
+        return jnp.take_along_axis(logits, target[:, None], axis=-1)[:, 0] - jax.nn.logsumexp(logits, axis=-1)
+
+    rows, width = targets.shape
+    at_once = max(1, (chunk or LOGITS // cfg.vocab) // rows)
+    return jax.lax.map(one, (jnp.moveaxis(hidden, 1, 0), targets.T), batch_size=min(at_once, width))
 
 
 class Continuations(NamedTuple):

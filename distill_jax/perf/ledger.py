@@ -3,12 +3,33 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Mapping
-from typing import TypedDict
+from collections.abc import Mapping, Sequence
+from typing import Literal, TypedDict
 
 import jax
 
+from distill_jax.perf.clock import CAUSES as TIME_CAUSES
+from distill_jax.perf.clock import Lap
+from distill_jax.perf.peaks import peak_flops
+
 CAUSES = ("student", "teacher", "evaluation", "attack", "data")
+STEPS = ("student", "teacher", "attack")  # of them, what steps compute
+
+
+class Goodput(TypedDict):
+    """Where a node's wall time went.
+
+    Attributes:
+      seconds: by cause (`perf.clock`); they add up to the wall time.
+      processes: that worked on it; None of several nodes together.
+      achieved: FLOP/s of steps over the seconds that went into them; None if none did.
+      predicted: FLOP/s of the roofline, the devices' peak; None where it is not known.
+    """
+
+    seconds: dict[str, float]
+    processes: int | None
+    achieved: float | None
+    predicted: float | None
 
 
 class Ledger(TypedDict):
@@ -18,7 +39,7 @@ class Ledger(TypedDict):
     tokens: dict[str, float]
     device_seconds: dict[str, float]
     seconds: float
-    seconds_by_cause: dict[str, float]
+    goodput: Goodput
     peak_bytes: int
     peak_device_bytes: int | None
 
@@ -26,34 +47,62 @@ class Ledger(TypedDict):
 def ledger(
     flops: Mapping[str, float],
     tokens: Mapping[str, float],
-    seconds: Mapping[str, float],
+    lap: Lap,
     *,
     devices: int = 1,
-    share: float = 1.0,
 ) -> Ledger:
     """Return a node's ledger.
 
     Args:
       flops, tokens: of the node by cause: student and attack forward and backward, teacher forward, evaluation, data.
         FLOPs are counted from shapes (`perf.flops`), tokens are rows × length or prompts × width, padding included.
-      seconds: wall time of the population that the node trained in, by what was waited for (`train.loop.Clock`).
-      devices: that the population ran on.
-      share: the node's part of the population's FLOPs.
+      lap: the node's wall time; of a population's, its share by FLOPs.
+      devices: that it ran on.
 
-    `device_seconds` divides the population's time among its nodes by FLOPs, and the time that was neither evaluation
-    nor waiting for data (compilation and saving too) among the node's causes likewise. `peak_bytes` is this process's
-    largest resident set so far; `peak_device_bytes` the device's, where it tells.
+    `device_seconds` divides the time that was neither evaluation nor waiting for data (compilation and saving too)
+    among the node's causes by FLOPs. `peak_bytes` is this process's largest resident set so far; `peak_device_bytes`
+    the device's, where it tells.
     """
-    device_memory = jax.local_devices()[0].memory_stats() or {}
+    device = jax.local_devices()[0]
+    device_memory, peak = device.memory_stats() or {}, peak_flops([device])
+    steps, wall = sum(flops.get(cause, 0.0) for cause in STEPS), sum(lap.seconds.values())
+    seconds = {cause: round(lap.seconds.get(cause, 0.0), 4) for cause in TIME_CAUSES}
     return {
         "flops": dict(flops),
         "tokens": dict(tokens),
-        "device_seconds": {k: round(v * share * devices, 3) for k, v in _by_cause(flops, seconds).items()},
-        "seconds": round(sum(seconds.values()), 2),
-        "seconds_by_cause": {k: round(v, 2) for k, v in seconds.items()},
+        "device_seconds": {k: round(v * devices, 3) for k, v in _by_cause(flops, lap.seconds).items()},
+        "seconds": round(wall, 2),
+        "goodput": {
+            "seconds": seconds,
+            "processes": lap.processes,
+            "achieved": steps / seconds["step"] if steps and seconds["step"] else None,
+            "predicted": devices * peak if steps and peak else None,
+        },
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "peak_device_bytes": device_memory.get("peak_bytes_in_use"),
     }
+
+
+def total(parts: Sequence[Goodput], idle: float = 0.0) -> Goodput:
+    """Return where the time of several nodes went together.
+
+    Args:
+      idle: seconds of their workers outside nodes, such as those that waited for a lease.
+    """
+    seconds = {cause: sum(part["seconds"][cause] for part in parts) for cause in TIME_CAUSES}
+    seconds["idle"] += idle
+    steps = [part for part in parts if part["achieved"] is not None]
+    achieved, predicted = _mean_speed(steps, "achieved"), _mean_speed(steps, "predicted")
+    return {"seconds": seconds, "processes": None, "achieved": achieved, "predicted": predicted}
+
+
+def _mean_speed(parts: Sequence[Goodput], key: Literal["achieved", "predicted"]) -> float | None:
+    """Return the mean of FLOP/s over the time in steps; None if one of them is not known."""
+    weights = [part["seconds"]["step"] for part in parts]
+    speeds = [speed for part in parts if (speed := part[key]) is not None]
+    if not parts or len(speeds) < len(parts):
+        return None
+    return sum(w * speed for w, speed in zip(weights, speeds, strict=True)) / sum(weights)
 
 
 def training_flops(spent: Mapping[str, float]) -> float:

@@ -14,10 +14,13 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from pathlib import Path
 
 from distill_jax.config import check, nearest
 
 GIB = 2**30
+MOST_IN_A_ROW = 256  # chips
+_TABLE = Path(__file__).with_name("slices.tsv")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +33,6 @@ class Chip:
       flops: bf16 peak, FLOP/s.
       bandwidth: HBM, bytes/s.
       link: one interconnect link one way, bytes/s.
-      cores: TensorCores a chip, where the accelerator type counts these and not chips.
       wraps: the size from which an axis is a ring and not a line.
       devices: that JAX has of a chip, and that share what it has equally.
     """
@@ -41,17 +43,16 @@ class Chip:
     flops: float
     bandwidth: float
     link: float
-    cores: int
     wraps: int
     devices: int = 1
 
 
 CHIPS = {
-    "v4": Chip("v4", "megacore", 30.75 * GIB, 275e12, 1228e9, 50e9, 2, 4),
-    "v5e": Chip("v5e", "default", 15.75 * GIB, 197e12, 819e9, 50e9, 1, 16),
-    "v5p": Chip("v5", "megacore", 95.74 * GIB, 459e12, 2765e9, 100e9, 2, 4),
-    "v6e": Chip("v6e", "default", 31.25 * GIB, 918e12, 1640e9, 100e9, 1, 16),
-    "tpu7x": Chip("tpu7x", "default", 189.50 * GIB, 2307e12, 7380e9, 100e9, 2, 4, devices=2),
+    "v4": Chip("v4", "megacore", 30.75 * GIB, 275e12, 1228e9, 50e9, 4),
+    "v5e": Chip("v5e", "default", 15.75 * GIB, 197e12, 819e9, 50e9, 16),
+    "v5p": Chip("v5", "megacore", 95.74 * GIB, 459e12, 2765e9, 100e9, 4),
+    "v6e": Chip("v6e", "default", 31.25 * GIB, 918e12, 1640e9, 100e9, 16),
+    "tpu7x": Chip("tpu7x", "default", 189.50 * GIB, 2307e12, 7380e9, 100e9, 4, devices=2),
 }
 
 
@@ -114,31 +115,31 @@ class Slice:
         return self.chip.link * sum(2 if rings and n >= self.chip.wraps else 1 for n in self.shape if n > 1)
 
 
-def _cubes(max_cubes: int, max_in_row: int) -> list[tuple[int, ...]]:
-    """Return the most cubic shape of each number of 4 × 4 × 4 cubes, up to `max_cubes` and `max_in_row`."""
-    shapes: dict[int, tuple[int, ...]] = {}
-    for a, b, c in itertools.combinations_with_replacement(range(1, max_in_row + 1), 3):
+def _table() -> dict[str, dict[str, str]]:
+    """Return the rows of slices.tsv by generation; launch/common.sh reads the same file."""
+    lines = [line.split("\t") for line in _TABLE.read_text().splitlines()]
+    heading, *rows = [line for line in lines if len(line) > 1]
+    names = [heading[0].removeprefix("# "), *heading[1:]]
+    return {row[0]: dict(zip(names, row, strict=True)) for row in rows}
+
+
+def _shapes(row: dict[str, str]) -> list[tuple[int, ...]]:
+    """Return one shape for each number of chips that a generation has: of several the most cubic."""
+    listed = [tuple(map(int, shape.split("x"))) for shape in row["topologies"].split(",")]
+    cubes: dict[int, tuple[int, ...]] = {}
+    most = int(row["cubes"])
+    for a, b, c in itertools.combinations_with_replacement(range(1, min(most, MOST_IN_A_ROW // 4) + 1), 3):
         n, shape = a * b * c, (4 * a, 4 * b, 4 * c)
-        if n <= max_cubes and (n not in shapes or sum(shape) < sum(shapes[n])):
-            shapes[n] = shape
-    return [shapes[n] for n in sorted(shapes)]
+        if n <= most and (n not in cubes or sum(shape) < sum(cubes[n])):
+            cubes[n] = shape
+    return [*listed, *(cubes[n] for n in sorted(cubes))]
 
-
-_FLAT: list[tuple[int, ...]] = [(1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16)]
-_SMALL: list[tuple[int, ...]] = [(2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4)]
-_SHAPES: dict[str, list[tuple[int, ...]]] = {
-    "v4": [*_SMALL, *(s for s in _cubes(32, 4) if math.prod(s) // 64 in (1, 2, 3, 4, 8, 12, 16, 32))],
-    "v5e": _FLAT,
-    "v5p": [*_SMALL, *_cubes(96, 61)],
-    "v6e": _FLAT,
-    "tpu7x": [*_SMALL, *_cubes(96, 61)],
-}
 
 SLICES = {
     name: Slice(name, generation, shape)
-    for generation, shapes in _SHAPES.items()
-    for shape in shapes
-    for name in [f"{generation}-{math.prod(shape) * CHIPS[generation].cores}"]
+    for generation, row in _table().items()
+    for shape in _shapes(row)
+    for name in [f"{generation}-{math.prod(shape) * int(row['counted'])}"]
 }
 
 

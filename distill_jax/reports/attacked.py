@@ -10,6 +10,7 @@ from distill_jax.experiment.roles import Role
 from distill_jax.reports import premises
 from distill_jax.reports.premises import Model, finite, kept, suppressed
 from distill_jax.statistics.conclusions import Premise
+from distill_jax.statistics.estimates import Scores
 
 
 class Run:
@@ -18,10 +19,11 @@ class Run:
     Attributes:
       reference: the model that everything began with; it need not be attacked.
       oracle: the model that never saw what is to be forgotten; None without one.
+      nothing: of one that knows nothing, the scores of each held-out document; None where they are not recorded.
     """
 
-    def __init__(self, models: Sequence[Model], scale: Scale):
-        self.models, self.scale = [m for m in models if m.after is not None], scale
+    def __init__(self, models: Sequence[Model], scale: Scale, nothing: Scores | None = None):
+        self.models, self.scale, self.nothing = [m for m in models if m.after is not None], scale, nothing
         self.named: Mapping[str, Model] = {m.name: m for m in self.models}
         undo = (m for m in self.models if m.role in (Role.UNDO, Role.UNDAMAGED))
         self.undo = sorted(undo, key=lambda m: m.alpha or 0.0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import math
 import platform
 import shlex
 import sys
@@ -25,16 +26,18 @@ from distill_jax.io.node import Node
 from distill_jax.models import transformer
 from distill_jax.perf import flops
 from distill_jax.perf.ledger import training_flops
+from distill_jax.reports import formats
 from distill_jax.reports.attack_curves import at_step
-from distill_jax.reports.formats import count, plural, scientific
+from distill_jax.reports.formats import count, plural
 from distill_jax.reports.rendering import render_text
-from distill_jax.reports.summary_types import ModelSummary, RunSummary
+from distill_jax.reports.summary_types import ModelSummary, Number, RunSummary
 
 WHAT = {
     Role.REFERENCE: "untouched",
     Role.SUPPRESSED: "suppressed only",
     Role.UNDO: "protected",
     Role.UNDAMAGED: "protected",
+    Role.REINITIALISED: "protected",
     Role.DISTILLED: "protected",
     Role.GIVEN: "given",
 }
@@ -169,7 +172,7 @@ WORDING = {
     "accuracy": Wording("question", "share of questions that are answered exactly, greedily decoded."),
     "multiple_choice": Wording("question", "share of multiple-choice questions whose right option is the likeliest."),
     "bits_per_byte": Wording(
-        "document", "bits that the model needs for a byte of text: **fewer bits are more knowledge**."
+        "document", "bits that the model needs to predict a byte of text: **fewer bits are more knowledge**."
     ),
 }
 
@@ -177,7 +180,7 @@ WORDING = {
 def card_json(summary: RunSummary) -> dict[str, Any]:
     """Return the card as numbers."""
     keys = ("experiment", "identity", "measure", "evaluated", "facts", "attack", "created", "device", "provenance")
-    of_model = ("name", "label", "role", "retain", "forget", "by_group", "recovered", "attack")
+    of_model = ("name", "label", "role", "retain", "retain_interval", "forget", "by_group", "recovered", "attack")
     models = [{key: model.get(key) for key in of_model} for model in summary["models"]]
     held = {key: summary.get(key) for key in (*keys, "conclusions")}
     return {"format": 1, **held, "models": models, **summary["card"]}
@@ -200,7 +203,7 @@ def card_view(summary: RunSummary) -> dict[str, Any]:
         "card": card,
         "heads": ["steps", "examples", "FLOPs", *(model["label"] for model in models)],
         "rows": [
-            [count(b["steps"]), count(b["examples"]), scientific(b["flops"]), *b["cells"]["forget_heldout"]]
+            [count(b["steps"]), count(b["examples"]), formats.flops(b["flops"]), *b["cells"]["forget_heldout"]]
             for b in budgets
         ],
         "scale": scale,
@@ -213,7 +216,7 @@ def card_view(summary: RunSummary) -> dict[str, Any]:
         "groups": list(models[0]["by_group"]) if models else [],
         "budgets": budgets,
         "asked": asked,
-        "not_run": [one for one in conclusions if one["state"] == "not run"],
+        "not_run": [one for one in conclusions if one["state"] == "not run" and one["name"].startswith(of_release)],
     }
 
 
@@ -231,7 +234,9 @@ def _words(summary: RunSummary, scale: Scale) -> dict[str, str]:
         "split": f"{shown} that attackers train on, and {heldout} that no attacker sees.",
         "attack": f"Every model was attacked alike: {weights} fine-tuned on what is shown, {each}, with learning rates "
         f"{rates}, {plural(attack.get('seeds'), 'seed')} each. At each budget the learning rate that brings back most "
-        "is counted, as if the attacker had known it. FLOPs are those of one attacker at one learning rate.",
+        "is counted, as if the attacker had known it; of those that bring back equally much the one that costs the "
+        "model least. An example is a row of text; FLOPs (arithmetic operations) are those of one attacker at one "
+        "learning rate.",
         "heldout": f"**Held out**: the {heldout} {scale.item}s that no attacker saw. What comes back here was never "
         f"removed. {_better(scale)}",
         "shown": f"**Shown**: the {shown} that the attacker trains on; any model learns these in the end, only the "
@@ -246,7 +251,9 @@ def _better(scale: Scale) -> str:
 
 def _before(model: ModelSummary, scale: Scale) -> list[str]:
     groups = [scale.show(group.get(scale.key)) for group in (model.get("by_group") or {}).values()]
-    return [_at(model, "forget_heldout", 0, scale), scale.show(model["retain"]), *groups]
+    low, high = model.get("retain_interval") or (None, None)
+    kept = _with_interval(model["retain"], low, high, scale)
+    return [_at(model, "forget_heldout", 0, scale), kept, *groups]
 
 
 def _budget(budget: Mapping[str, float], models: Sequence[ModelSummary], scale: Scale) -> dict[str, Any]:
@@ -258,6 +265,12 @@ def _budget(budget: Mapping[str, float], models: Sequence[ModelSummary], scale: 
 
 def _at(model: ModelSummary, part: str, step: int, scale: Scale) -> str:
     value, low, high = at_step(model, step, part)
+    if part == "forget_shown" and not math.isfinite(scale.bounds[1]):  # it would be one over attackers alone
+        low = high = None
+    return _with_interval(value, low, high, scale)
+
+
+def _with_interval(value: Number, low: Number, high: Number, scale: Scale) -> str:
     interval = "" if low is None or high is None else f" [{scale.show(low)}, {scale.show(high)}]"
     return f"{scale.show(value)}{interval}"
 

@@ -37,6 +37,17 @@ def scientific(value: float | None) -> str:
     return MISSING if value is None else f"{value:.2e}"
 
 
+def flops(value: float | None) -> str:
+    """Write a count of FLOPs in a sentence or a table: 9.1 × 10⁸."""
+    if value is None:
+        return MISSING
+    digits, _, power = f"{value:.1e}".partition("e")
+    return f"{digits} × 10{str(int(power)).translate(SUPERSCRIPT)}" if value else "0"
+
+
+SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
 def duration(seconds: float) -> str:
     """Write a time in the unit that suits it."""
     minutes = round(seconds / 60)

@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from distill_jax.experiment.roles import Provenance, Role
 from distill_jax.stages.methods import method_label
 
+# The stage that left the model that is to be mended -> what it is called.
+REFERENCES = {"pretrain": "Reference (all data)", "import": "Original model", "finetune": "Taught model"}
+
 
 def labels(models: Mapping[str, Provenance]) -> dict[str, str]:
     """Return the label of each model by its name; no two are equal."""
@@ -24,9 +27,9 @@ def _label(name: str, made: Provenance) -> str:
     method = method_label(made.method)
     match made.role:
         case Role.REFERENCE:
-            return "Reference (all data)"
+            return REFERENCES[made.kind]
         case Role.ORACLE:
-            return "Oracle (retain data only)"
+            return "Oracle (retain data only)" if made.kind == "pretrain" else "Oracle (before teaching)"
         case Role.SUPPRESSED:
             return f"{method}, suppressed"
         case Role.RANDOM_STUDENT:

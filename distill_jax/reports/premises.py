@@ -30,6 +30,7 @@ class Model:
       compute: as a share of the oracle's, by convention: "schedule", its whole schedule; "first_passage", its own way
         to the student's goal. None where it is not known.
       before, after: held-out scores at the attack's first and last evaluation; None without an attack.
+      kept: scores before the attack on what is to be retained, by fact or document; None where they are not recorded.
       shown: scores on what the attacker trains on, at the first and the last evaluation.
       by_weights: `after` of the same attack by the weights it keeps.
     """
@@ -50,12 +51,13 @@ class Model:
     compute: Mapping[str, float | None] = dataclasses.field(default_factory=dict)
     before: Scores | None = None
     after: Scores | None = None
+    kept: Scores | None = None
     shown: tuple[float, float] = (math.nan, math.nan)
     by_weights: Mapping[str, Scores] = dataclasses.field(default_factory=dict)
     attack_steps: int = 0
 
     @classmethod
-    def of(cls, summary: ModelSummary, attacks: Mapping[str, Attack], asked: int) -> Self:
+    def of(cls, summary: ModelSummary, attacks: Mapping[str, Attack], asked: int, kept: Scores | None = None) -> Self:
         """Return a summary's model with the scores of its attacks, which are keyed by the weights they keep."""
         first = next(iter(attacks.values()), None)
         model = cls(
@@ -73,6 +75,7 @@ class Model:
             alpha=summary["settings"].get("alpha"),
             steps=summary["steps"],
             compute={"schedule": summary["compute_vs_oracle"], "first_passage": summary["compute_vs_first_passage"]},
+            kept=kept,
         )
         if first is None:
             return model

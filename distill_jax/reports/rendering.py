@@ -24,7 +24,7 @@ from plotly.offline import get_plotlyjs
 from distill_jax.evals.scale import MISSING, percent
 from distill_jax.io.files import write_atomic
 from distill_jax.io.sealed import seal
-from distill_jax.reports import formats
+from distill_jax.reports import formats, goodput_summary
 
 JSON_FORMAT = {"allow_nan": False, "ensure_ascii": False, "separators": (",", ":")}
 
@@ -71,11 +71,12 @@ def render_text(name: str, **view: object) -> str:
 def write_page(render: Callable[[Mapping[str, Any]], str], summary: Mapping[str, Any], numbers: Path) -> Path:
     """Write a summary, sealed, to the file `numbers` and its page to `index.html` beside it; return the page's path.
 
-    `render` and the file get the summary as `clean` leaves it. Both texts exist before either file is touched, and each
-    file is replaced in one step: a reader sees the old report or the new one, never half of one.
+    `render` and the file get the summary as `clean` leaves it, `render` also what stands in `goodput.json` there. Both
+    texts exist before either file is touched, and each file is replaced in one step: a reader sees the old report or
+    the new one, never half of one.
     """
     data = clean(summary)
-    html = render(data)
+    html = render(data | goodput_summary.read(numbers.parent))
     encoded = json.dumps(seal(data), indent=1, ensure_ascii=False, allow_nan=False)
     numbers.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(numbers, encoded + "\n")
@@ -97,10 +98,11 @@ def _environment() -> jinja2.Environment:
     environment.filters |= {
         "cell": _cell,
         "scientific": formats.scientific,
+        "flops": formats.flops,
         "plural": formats.plural,
         "listed": formats.listed,
     }
-    environment.globals |= {"static": _static, "plotly": _packed_plotly}
+    environment.globals |= {"static": _static, "plotly": _packed_plotly, "goodput_view": goodput_summary.view}
     return environment
 
 

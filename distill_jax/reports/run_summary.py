@@ -35,7 +35,8 @@ from distill_jax.reports.report_metadata import report_metadata
 from distill_jax.reports.summary_types import AttackSummary, ModelSummary, RunSummary
 from distill_jax.stages import Distill
 from distill_jax.statistics.conclusions import to_json
-from distill_jax.statistics.robustness import Attack, curves, read_attack
+from distill_jax.statistics.estimates import Scores, band
+from distill_jax.statistics.robustness import Attack, curves, kept_scores, read_attack
 
 SHOWN = ("pretrain", "finetune", "import", "unlearn", "distill", "quantise")  # the kinds of stages that are models
 CAUSES = ("student", "teacher", "evaluation")
@@ -56,21 +57,24 @@ def summarise(experiment: CheckedExperiment, nodes: Mapping[str, Node], identity
     described = measure.described(manifest)
     # Answers of one fact hang together, so facts are counted; text has no such items.
     facts = described["facts"] if math.isfinite(scale.bounds[1]) else {"shown": 0, "heldout": 0}
-    read = {node.name: _attacks(attacks.get(node.name, []), scale, facts["heldout"]) for node in shown}
+    read = {node.name: _attacks(attacks.get(node.name, []), scale, facts) for node in shown}
     models = [_model(node, nodes, attacks.get(node.name, []), read[node.name], scale) for node in shown]
     named = labels({node.name: provenance(node, nodes) for node in shown})
     for model in models:
         model["label"] = named[model["name"]]
     asked = sum(described["evaluated"][f"forget_{half}"] for half in facts)
-    subjects = [Model.of(m, read[m["name"]], min(sum(facts.values()), asked)) for m in models]
+    count = min(sum(facts.values()), asked)
+    subjects = [Model.of(m, read[m["name"]], count, _kept(attacks.get(m["name"], []))) for m in models]
     first = next(iter(attacks.values()), [])
     settings = first[0].settings if first else None
     conclusions = judge(subjects, scale)
     tried = attack_catalogue.attacked_models(nodes)
     conclusions = [*conclusions, *judge_attacks(Run(subjects, scale), tried)]
     if known:
+        for model, subject in zip(models, subjects, strict=True):
+            model["retain_interval"] = None if subject.kept is None else list(band(subject.kept, scale))
         retained = described["evaluated"]["retain"] if math.isfinite(scale.bounds[1]) else 0
-        conclusions = [*judge_release(Run(subjects, scale), retained), *conclusions]
+        conclusions = [*judge_release(Run(subjects, scale, _nothing(known, first)), retained), *conclusions]
     summary = {
         "experiment": experiment.name,
         "description": experiment.description,
@@ -161,7 +165,22 @@ def first_passage(node: Node, oracle: Node, nodes: Mapping[str, Node], scale: Sc
     return step / oracle.settings.steps if step else None
 
 
-def _attacks(nodes: Sequence[Node], scale: Scale, facts: int) -> dict[str, Attack]:
+def _kept(nodes: Sequence[Node]) -> Scores | None:
+    """Return a model's scores on each item of what is to be retained, as its attack recorded them beforehand."""
+    asked = [(node, node.result().get("prompts_by_kept_fact")) for node in nodes]
+    return next((kept_scores(node.rows(), prompts) for node, prompts in asked if prompts), None)
+
+
+def _nothing(known: Node, attacks: Sequence[Node]) -> Scores | None:
+    """Return the scores on each held-out document of one that knows nothing; None where they are not recorded."""
+    by_fact = np.array(known.result().get("nothing_by_fact") or [])
+    prompts = np.array(attacks[0].result().get("prompts_by_fact") or [] if attacks else [], float)
+    if not by_fact.size or len(by_fact) != len(prompts):
+        return None
+    return Scores(np.average(by_fact, weights=prompts)[None], by_fact[None], prompts, len(by_fact))
+
+
+def _attacks(nodes: Sequence[Node], scale: Scale, facts: Mapping[str, int]) -> dict[str, Attack]:
     """Read the attack on one model, whose learning rates may be nodes of their own, by the weights that it keeps."""
     by_weights: dict[str, list[Node]] = {}
     for node in nodes:
@@ -170,7 +189,8 @@ def _attacks(nodes: Sequence[Node], scale: Scale, facts: int) -> dict[str, Attac
     for kind, same in by_weights.items():
         asked = [node.result().get("prompts_by_fact") for node in same]
         prompts = asked[0] if all(asked) else None
-        read[kind] = read_attack([row for node in same for row in node.rows()], scale, prompts, facts)
+        rows = [row for node in same for row in node.rows()]
+        read[kind] = read_attack(rows, scale, prompts, facts["heldout"], facts["shown"])
     return read
 
 

@@ -72,6 +72,7 @@ class ModelSummary(TypedDict, total=False):
     settings: dict[str, Any]
     seeds: int
     retain: Number
+    retain_interval: list[float] | None
     forget: Number
     by_group: dict[str, dict[str, float]]
     steps: int
@@ -126,6 +127,8 @@ class SweepRunSummary(TypedDict, total=False):
     method: str | None
     alpha: Number
     beta: Number
+    bits: int | None  # that the weights were rounded to; None of unrounded ones
+    rounded: str | None  # the kind of the model that was
     seed: int
     parameters: int
     retain: Number

@@ -17,12 +17,13 @@ from distill_jax.experiment.sweep_graph import SweepShard
 from distill_jax.io.node import ROWS, Node
 from distill_jax.models.transformer import parameter_count
 from distill_jax.perf.ledger import CAUSES, training_flops
-from distill_jax.reports import findings, sweep_page
-from distill_jax.reports.findings import Sweep
+from distill_jax.reports import findings, goodput_summary, sweep_page
 from distill_jax.reports.rendering import write_page
 from distill_jax.reports.report_metadata import report_metadata
 from distill_jax.reports.run_summary import first_passage
 from distill_jax.reports.summary_types import AttackSettings, SweepRunSummary, SweepSummary
+from distill_jax.reports.sweep_evidence import Sweep
+from distill_jax.stages import Quantise
 from distill_jax.stages.methods import method_label
 from distill_jax.statistics import fits
 from distill_jax.statistics.conclusions import to_json
@@ -34,6 +35,8 @@ Spent = dict[str, float]
 
 def write_report(sweep: SweepGraph, workdir: Path) -> Path:
     """Write `report/sweep.json` and the page of what is finished of a sweep, and return the page's path."""
+    nodes = {node.directory: node for shard in sweep.shards for node in shard.nodes.values()}
+    goodput_summary.write(nodes.values(), workdir)
     return write_page(sweep_page.render, summarise(sweep) | report_metadata(), workdir / "report" / "sweep.json")
 
 
@@ -120,11 +123,11 @@ def _run(
 ) -> SweepRunSummary:
     node = nodes[attack.inputs["start"]]
     result, settings = node.result(), node.settings
-    made = provenance(node, nodes)
+    made, seed = provenance(node, nodes), _training_seed(node, nodes)
     compute = cost(node, nodes, users)
     for way in compute.values():
         way["attack"] = sum(attack.ledger()["flops"].values())
-    oracle = oracles.get(settings.seed)
+    oracle = oracles.get(seed)
     retraining = training_flops(cost(oracle, nodes, users)["whole"]) if oracle else None
     outcome = attack.result()
     drawn = curves(scores, outcome.get("diverged_at"))
@@ -137,7 +140,9 @@ def _run(
         "method": made.method,
         "alpha": made.alpha,
         "beta": made.beta,
-        "seed": settings.seed,
+        "bits": made.bits,
+        "rounded": made.rounded,
+        "seed": seed,
         "parameters": size,
         "retain": result["retain"],
         "forget": result["forget"],
@@ -160,8 +165,17 @@ def _run(
     }
 
 
+def _training_seed(node: Node, nodes: Nodes) -> int:
+    """Return the seed that a model was trained with; rounding has none of its own."""
+    while isinstance(node.settings, Quantise):
+        node = nodes[node.inputs["start"]]
+    return node.settings.seed
+
+
 def label(made: Provenance, steps: int) -> str:
     """Return what a reader calls a model."""
+    if made.rounded:
+        return f"INT{made.bits} of {label(dataclasses.replace(made, role=made.rounded, rounded=None), steps)}"
     of = f" of {method_label(made.method)}" if made.method else ""
     match made.role:
         case Role.UNDO:
@@ -180,6 +194,7 @@ LABELS = {
     Role.ORACLE: "oracle (retain data only)",
     Role.UNDAMAGED: "α = 0, no damage",
     Role.FILTERED: "filtered, then distilled",
+    Role.TOKEN_FILTERED: "distilled, but at marked tokens",
 }
 
 

@@ -14,9 +14,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from distill_jax import console
-from distill_jax.config import ConfigError, check
+from distill_jax.config import ConfigError, Interrupted, check
+from distill_jax.sharding import lost_process
 
-WAIT_SECONDS = 60.0
+WAIT_SECONDS = 60.0  # between two lines on who is missing
+PATIENCE_SECONDS = 1800.0  # until whoever is here leaves again
 
 _stop = False
 _num_questions = itertools.count()
@@ -65,15 +67,19 @@ def preempted() -> bool:
     return multihost_utils.reached_preemption_sync_point(next(_num_questions))
 
 
-def join(coordinator: str, processes: int, process: int, heartbeat: int = 100) -> None:
+def join(
+    coordinator: str, processes: int, process: int, heartbeat: int = 100, patience: float = PATIENCE_SECONDS
+) -> None:
     """Join this process with the others of its run, before anything touches a device.
 
     Args:
       coordinator: HOST:PORT where process 0 listens; one port serves the roll call and then JAX.
       heartbeat: seconds of silence after which a process counts as dead, and the others leave.
+      patience: seconds to wait for the others.
 
     Raises:
       ConfigError: naming the flag whose value cannot be.
+      Interrupted: if the others do not come.
     """
     host, _, port = coordinator.rpartition(":")
     check(bool(host) and port.isdigit(), f"--coordinator={coordinator}: give HOST:PORT, such as 10.0.0.2:8476")
@@ -81,11 +87,12 @@ def join(coordinator: str, processes: int, process: int, heartbeat: int = 100) -
     check(0 <= process < processes, f"--process={process}: must be from 0 to --processes - 1 = {processes - 1}")
     if processes == 1:
         return
-    roll_call(host, int(port), processes, process)
+    roll_call(host, int(port), processes, process, patience=patience)
     jax.distributed.initialize(coordinator, processes, process, heartbeat_timeout_seconds=heartbeat)
+    lost_process.leave_when_one_is_lost(heartbeat)
 
 
-def join_detected(port: int, heartbeat: int = 100) -> None:
+def join_detected(port: int, heartbeat: int = 100, patience: float = PATIENCE_SECONDS) -> None:
     """Join the cluster that JAX detects by itself: a TPU pod, Slurm, Open MPI, a Kubernetes job.
 
     Raises:
@@ -97,12 +104,13 @@ def join_detected(port: int, heartbeat: int = 100) -> None:
         cluster = ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, 300)
     except ImportError:  # JAX keeps it to itself; without it the roll call is left out
         jax.distributed.initialize(heartbeat_timeout_seconds=heartbeat)
+        lost_process.leave_when_one_is_lost(heartbeat)
         return
     coordinator, processes, process, _ = cluster
     if coordinator is None or processes is None or process is None:
         fix_hint = "start the processes yourself with --coordinator, --processes and --process"
         raise ConfigError(f"--distributed: no cluster was detected here; {fix_hint}")
-    join(f"{coordinator.rpartition(':')[0]}:{port}", int(processes), int(process), heartbeat)
+    join(f"{coordinator.rpartition(':')[0]}:{port}", int(processes), int(process), heartbeat, patience)
 
 
 def warn(text: str) -> None:
@@ -110,16 +118,27 @@ def warn(text: str) -> None:
     print(f"distill-jax: {text}", file=sys.stderr, flush=True)
 
 
-def roll_call(host: str, port: int, processes: int, process: int, log: Callable[[str], None] = warn) -> None:
+def roll_call(
+    host: str,
+    port: int,
+    processes: int,
+    process: int,
+    log: Callable[[str], None] = warn,
+    patience: float = PATIENCE_SECONDS,
+) -> None:
     """Wait until all processes have reported to process 0; each minute log who is missing.
 
     JAX's own start-up ends in an abort that names nobody, so the processes meet on its port first.
+
+    Raises:
+      Interrupted: if some do not come within `patience` seconds.
     """
     if processes > 1:
-        _call(port, processes, log) if process == 0 else _answer(host, port, process, log)
+        until = time.monotonic() + patience
+        _call(port, processes, log, until) if process == 0 else _answer(host, port, process, log, until)
 
 
-def _call(port: int, processes: int, log: Callable[[str], None]) -> None:
+def _call(port: int, processes: int, log: Callable[[str], None], until: float) -> None:
     present: dict[int, socket.socket] = {}
     began = time.monotonic()
     try:
@@ -127,8 +146,8 @@ def _call(port: int, processes: int, log: Callable[[str], None]) -> None:
     except OSError as error:
         raise ConfigError(f"process 0 cannot listen on port {port}: {error.strerror}; give another port") from error
     with server:
-        server.settimeout(WAIT_SECONDS)
         while len(present) < processes - 1:
+            server.settimeout(max(0.01, min(WAIT_SECONDS, until - time.monotonic())))
             try:
                 connection, _ = server.accept()
                 connection.settimeout(5)
@@ -137,7 +156,10 @@ def _call(port: int, processes: int, log: Callable[[str], None]) -> None:
                 missing = sorted(set(range(1, processes)) - set(present))
                 names = ", ".join(map(str, missing))
                 waited = time.monotonic() - began
-                log(f"waited {waited:.0f} s; of {processes} processes these have not reported: {names}")
+                absent = f"of {processes} processes these have not reported: {names}"
+                if time.monotonic() >= until:
+                    raise Interrupted(f"waited {waited:.0f} s and gave up; {absent}") from None
+                log(f"waited {waited:.0f} s; {absent}")
             except (OSError, ValueError):  # a stranger, or one that left again
                 continue
     for connection in present.values():
@@ -145,17 +167,20 @@ def _call(port: int, processes: int, log: Callable[[str], None]) -> None:
             connection.sendall(b"go")
 
 
-def _answer(host: str, port: int, process: int, log: Callable[[str], None]) -> None:
+def _answer(host: str, port: int, process: int, log: Callable[[str], None], until: float) -> None:
     last_log = began = time.monotonic()
     while True:
         try:
             with socket.create_connection((host, port), timeout=5) as connection:
                 connection.sendall(str(process).encode())
-                connection.settimeout(None)
+                connection.settimeout(max(1.0, until - time.monotonic()))
                 if connection.recv(2) == b"go":
                     return
         except OSError:
             pass
+        if time.monotonic() >= until:
+            waited = time.monotonic() - began
+            raise Interrupted(f"process {process} waited {waited:.0f} s for process 0 at {host}:{port} and gave up")
         if time.monotonic() - last_log > WAIT_SECONDS:
             last_log = time.monotonic()
             log(f"process {process} waited {last_log - began:.0f} s; process 0 does not answer at {host}:{port}")

@@ -8,7 +8,6 @@ the teacher's forward passes.
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -72,7 +71,6 @@ class Cache(Stage):
     def run(self, ctx: Context, nodes: Sequence[Node]) -> None:
         """Run one teacher over one set, and write its states a file at a time."""
         (node,), cfg = nodes, ctx.model
-        began = time.monotonic()
         mesh = make_mesh(1, fsdp=ctx.run.fsdp, tensor=ctx.run.tensor)
         params = ctx.params(node.inputs["teacher"], mesh, frozen=True)
 
@@ -87,7 +85,9 @@ class Cache(Stage):
         at = batch_sharding(mesh, batch)
         writer = StateWriter(node.directory / "states", len(rows), self.shard_rows)
         size = TrainingSize(len(rows), ctx.row_length, self.estimate_flops(ctx))
-        for shard in writer.missing():
+        missing = list(writer.missing())
+        ctx.clock.continued_from("", missing[0].start if missing else len(rows))
+        for shard in missing:
             parts = []
             for first in range(shard.start, shard.stop, batch):
                 if preempted():
@@ -99,14 +99,15 @@ class Cache(Stage):
                 parts.append(np.asarray(forward(params, *placed))[: len(chosen)])
                 ctx.progress.step(first, size, f"row {first} of {len(rows)} to the cache")
             if is_primary():
-                writer.write(shard, np.concatenate(parts))
+                with ctx.clock.spent_on("save"):
+                    writer.write(shard, np.concatenate(parts))
+                ctx.clock.mark("", shard.stop)
         spent = {"teacher": flops.forward(cfg, len(rows), ctx.row_length, head=False)}
         if is_primary():
             source = load_manifest(ctx.data)["sets"][self.data]["sha256"]
             writer.seal({"data": source, "shape": [ctx.row_length, cfg.hidden], "dtype": cfg.dtype})
             tokens = {"teacher": len(rows) * ctx.row_length}
-            seconds = {"teacher": time.monotonic() - began}
-            node.finish({"rows": len(rows)}, ledger(spent, tokens, seconds, devices=mesh.size))
+            node.finish({"rows": len(rows)}, ledger(spent, tokens, ctx.clock.lap(), devices=mesh.size))
 
 
 def _placed(column: np.ndarray, sharding: NamedSharding) -> jax.Array:

@@ -41,6 +41,10 @@ class Objective(abc.ABC):
         """Return what the loss needs of the frozen teacher, which runs once a microbatch for all members."""
         del cfg, teacher, batch
 
+    def teacher_sets(self) -> int:
+        """Return how many of the sets of a batch the frozen teacher reads."""
+        return 1
+
     def trainable(self, cfg: TransformerConfig) -> Params | None:
         """Return 0/1 masks like the parameters, 1 where they move; None if all do."""
         del cfg

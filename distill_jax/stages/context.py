@@ -22,6 +22,7 @@ from distill_jax.io.metrics import Progress
 from distill_jax.io.node import Node
 from distill_jax.models import attention, lora, transformer
 from distill_jax.models.transformer import Params
+from distill_jax.perf.clock import Clock
 from distill_jax.sharding.mesh import parameter_table, shardings, tracing, with_shardings
 from distill_jax.train.population import draw_weights, weights_shape
 
@@ -42,6 +43,8 @@ class RunSettings:
       cpu_devices: devices that JAX makes of the host's cores; members of a population run on them side by side.
       fsdp: devices that each hold a part of every weight; -1 for all that `tensor` leaves.
       tensor: devices that share each layer's heads, MLP columns and vocabulary.
+      checkpoint_every: steps between two saves of whatever trains, which has no effect on identities; 0 for those that
+        each stage says.
       profile: first and last step of the part of every stage that is traced into its tensorboard/; () for none.
       compile_cache: directory where compiled programs are kept between runs; "" for none.
     """
@@ -52,6 +55,7 @@ class RunSettings:
     cpu_devices: int = 2
     fsdp: int = 1
     tensor: int = 1
+    checkpoint_every: int = 0
     profile: tuple[int, ...] = ()
     compile_cache: str = ""
 
@@ -59,6 +63,8 @@ class RunSettings:
         for name in ("evaluation_batch", "loss_chunk"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} = {getattr(self, name)}: must not be negative; 0 means all at once")
+        if self.checkpoint_every < 0:
+            raise ValueError(f"checkpoint_every = {self.checkpoint_every}: must not be negative; 0 as each stage says")
         if self.fsdp != -1 and self.fsdp < 1:
             raise ValueError(f"fsdp = {self.fsdp}: must be at least 1, or -1 for all devices")
         for name in ("tensor", "cpu_devices"):
@@ -75,13 +81,18 @@ Evaluator = Callable[..., np.ndarray]  # (params [P, ...], base=None) -> scores 
 
 @dataclasses.dataclass
 class Context:
-    """The surroundings of a stage in one run."""
+    """The surroundings of a stage in one run.
+
+    Attributes:
+      clock: on which the time of the nodes that are computed now is counted.
+    """
 
     model: Any
     nodes: dict[str, Node]
     data: Path
     progress: Progress
     run: RunSettings = dataclasses.field(default_factory=RunSettings)
+    clock: Clock = dataclasses.field(default_factory=Clock)
 
     def __post_init__(self) -> None:
         self._evaluators: dict[tuple[Mesh, tuple[str, ...]], Evaluator] = {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-import time
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -40,8 +39,8 @@ class Export(Stage):
     def run(self, ctx: Context, nodes: Sequence[Node]) -> None:
         """Write one model."""
         for node in nodes if is_primary() else ():
-            began, to = time.monotonic(), node.directory / MODEL
+            to = node.directory / MODEL
             shutil.rmtree(to, ignore_errors=True)  # of a process that was killed before it said what it wrote
             export_model(ctx.nodes[node.inputs["start"]].directory, to, node.settings.dtype or None)
             files = {path.name: digest(path) for path in sorted(to.iterdir())}
-            node.finish({"files": files}, ledger({}, {}, {"other": time.monotonic() - began}))
+            node.finish({"files": files}, ledger({}, {}, ctx.clock.lap()))

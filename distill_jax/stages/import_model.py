@@ -7,7 +7,6 @@ in; or, where another node keeps the weights that they adapt, they are all that 
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -114,9 +113,9 @@ class Import(Stage):
         """Read the weights, and measure what they can do."""
         mesh = make_mesh(1, fsdp=ctx.run.fsdp, tensor=ctx.run.tensor)
         for node in nodes:
-            began, model = time.monotonic(), Published(node.settings.path, node.settings.adapter)
+            model = Published(node.settings.path, node.settings.adapter)
             imported = model.leave(node, model.adapters(mesh) if node.settings.start else model.load(mesh))
             # What the stages after this one will read.
             params = ctx.params(node.name, mesh)
             source = {"source": str(Path(node.settings.path).resolve())}
-            finish_untrained(ctx, node, mesh, params, began, {**imported, **source})
+            finish_untrained(ctx, node, mesh, params, {**imported, **source})

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -52,14 +51,16 @@ class Knowledge(Stage):
           ConfigError: if it is not shown to know what it is to forget.
         """
         for node in nodes:
-            began, scale = time.monotonic(), ctx.measure.scale
+            scale = ctx.measure.scale
             known = of_text(ctx, node) if isinstance(ctx.measure, BitsPerByte) else of_items(ctx, node)
             bar = known.nothing + scale.sign * 2 * scale.margin  # as `reports.premises.able` has it
             least = known.low if scale.sign > 0 else known.high
             shown = scale.ability(least) > scale.ability(bar)
             check(shown or not node.settings.required, _refusal(node, known, scale, bar))
             result = dataclasses.asdict(known) | {"shown": bool(shown)}
-            node.finish(result, ledger({}, {}, {"other": time.monotonic() - began}))
+            if isinstance(ctx.measure, BitsPerByte):
+                result |= {"nothing_by_fact": ctx.measure.nothing_by_fact(FORGET)}
+            node.finish(result, ledger({}, {}, ctx.clock.lap()))
 
 
 @dataclasses.dataclass(frozen=True)

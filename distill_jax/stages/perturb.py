@@ -1,22 +1,25 @@
-"""Perturb: UNDO's damage, a weighted mean of the weights and noise.
+"""Perturb: UNDO's damage, a weighted mean of the weights and noise; of all weights, or of some.
 
 W <- (1 - α) W + α β N, with N Xavier-uniform on every matrix; vectors are only shrunk ("Distillation Robustifies
-Unlearning", section 4). The undamaged model stays the teacher.
+Unlearning", section 4). The undamaged model stays the teacher. Ours are the rest of the family: towards a fresh draw
+of the model's own initialisation in place of N, and of chosen layers, modules or magnitudes alone.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
 
+from distill_jax.config import added
+from distill_jax.data.data_config import DataConfig
 from distill_jax.io.checkpoint import FINAL
-from distill_jax.models.transformer import FANS, Params
+from distill_jax.models.transformer import FANS, Params, TransformerConfig
+from distill_jax.models.weight_selection import WeightSelection
 from distill_jax.sharding.mesh import make_mesh
 from distill_jax.stages.context import PARTS, Context, Node, seed_for
 from distill_jax.stages.stage import Stage, stage_input
@@ -33,6 +36,9 @@ class Perturb(Stage):
       beta: β, the noise's scale against Xavier's; 0 only shrinks.
       shrink: whether the weights shrink to 1 - α; False only adds the noise, a control.
       seed: of the noise.
+      noise: what N is, "xavier"; or "init", as fresh weights are drawn, of which W becomes the mean (1 - α) W + α N:
+        at α = 1 it is a fresh model. β then has nothing to scale.
+      modules, layers, share, order: which weights are damaged, see `WeightSelection`.
     """
 
     start: str = stage_input()
@@ -40,19 +46,48 @@ class Perturb(Stage):
     beta: float = 0.1
     shrink: bool = True
     seed: int = 0
+    noise: str = added("xavier")
+    modules: tuple[str, ...] = added(())
+    layers: tuple[int, ...] = added(())
+    share: float = added(1.0)
+    order: str = added("smallest")
 
     kind: ClassVar[str] = "perturb"
 
     def __post_init__(self) -> None:
+        for name in ("modules", "layers"):  # lists, of JSON
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        self.selection.check()
+        if self.order != "smallest" and self.share == 1:
+            raise ValueError(f"order = {self.order!r}: all weights are damaged; lower share")
+        if self.noise not in ("xavier", "init"):
+            raise ValueError(f"noise = {self.noise!r}: choose 'xavier' or 'init'")
+        if self.noise == "init" and (self.beta != Perturb.beta or not self.shrink):
+            raise ValueError(f"noise = 'init': reads neither beta nor shrink; leave them at {Perturb.beta} and True")
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha = {self.alpha}: the damaged fraction lies in [0, 1]")
         if not 0 <= self.beta < math.inf:
             raise ValueError(f"beta = {self.beta}: the noise's scale must not be negative, and finite")
-        if self.alpha == 1 and self.beta == 0 and self.shrink:
+        if self.alpha == 1 and self.beta == 0 and self.shrink and self.in_full:
             raise ValueError(
                 "alpha = 1 with beta = 0 sets every weight to zero, and a network with a tied embedding of zeros has "
                 "no gradient; use beta > 0, or a distill stage without a start for a fresh student"
             )
+
+    @property
+    def selection(self) -> WeightSelection:
+        """Which weights are damaged."""
+        return WeightSelection(self.modules, self.layers, self.share, self.order)
+
+    @property
+    def in_full(self) -> bool:
+        """Whether this is the paper's damage: of all weights, by Xavier's noise."""
+        return self.noise == "xavier" and self.selection == WeightSelection()
+
+    def validate(self, model: Any, data: DataConfig) -> None:
+        """Raise ValueError if the model has none of the weights that are named."""
+        del data
+        self.selection.check_model(model)
 
     def estimate_flops(self, ctx: Context) -> float:
         """Return the FLOPs of one node: only its evaluation."""
@@ -62,13 +97,32 @@ class Perturb(Stage):
         """Damage one model, and measure what is left of it."""
         mesh = make_mesh(1, fsdp=ctx.run.fsdp, tensor=ctx.run.tensor)
         for node in nodes:
-            began, settings = time.monotonic(), node.settings
+            settings = node.settings
             key = jax.random.key(seed_for(settings.seed, "noise", settings.alpha, settings.beta))
             start = ctx.params(node.inputs["start"], mesh)
-            kept = 1.0 if not settings.shrink else 1 - settings.alpha
-            params = jax.jit(damage)(start, key, np.float32(kept), np.float32(settings.alpha * settings.beta))
+            params = settings.damaged(ctx.model, start, key)
             node.checkpoints.save(FINAL, params)
-            finish_untrained(ctx, node, mesh, params, began, {"steps": 0})
+            finish_untrained(ctx, node, mesh, params, {"steps": 0})
+
+    def damaged(self, cfg: TransformerConfig, start: Params, key: jax.Array) -> Params:
+        """Return a model's damaged weights."""
+        kept = np.float32(1 - self.alpha if self.shrink else 1.0)
+        if self.noise == "init":
+            changed = jax.jit(interpolated, static_argnums=0)(cfg.init_std, start, key, kept)
+        else:
+            changed = jax.jit(damage)(start, key, kept, np.float32(self.alpha * self.beta))
+        return changed if self.in_full else jax.jit(self.selection.merge)(start, changed)
+
+
+def interpolated(init_std: float, params: Params, key: jax.Array, kept: jax.typing.ArrayLike) -> Params:
+    """Return kept · W + (1 - kept) · N, N as a fresh model is drawn: normal of `init_std` on matrices, 0 on vectors."""
+    leaves, tree = jax.tree_util.tree_flatten_with_path(params)
+    out = []
+    for i, (path, w) in enumerate(leaves):
+        drawn = path[-1].key in FANS
+        noise = init_std * jax.random.normal(jax.random.fold_in(key, i), w.shape, w.dtype) if drawn else 0.0
+        out.append(kept * w + (1 - kept) * noise)
+    return jax.tree_util.tree_unflatten(tree, out)
 
 
 def damage(params: Params, key: jax.Array, kept: jax.typing.ArrayLike, noise_scale: jax.typing.ArrayLike) -> Params:

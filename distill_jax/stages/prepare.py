@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -59,7 +58,7 @@ class Prepare(Stage):
 
 
 def _prepare(ctx: Context, node: Node, data: DataConfig) -> None:
-    began, rows = time.monotonic(), node.directory / "rows"
+    rows = node.directory / "rows"
     where = f"[{ctx.progress.stage}/{ctx.progress.stages}] {node.name}"
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         write_json(Path(file.name), node.settings.as_dict())
@@ -75,7 +74,7 @@ def _prepare(ctx: Context, node: Node, data: DataConfig) -> None:
         raise ConfigError(f"preparing the data failed: {error}")
     verify(rows)
     tokens = sum(entry["tokens"] for entry in load_manifest(rows)["sets"].values())
-    node.finish({}, ledger({}, {"data": tokens}, {"data": time.monotonic() - began}))
+    node.finish({}, ledger({}, {"data": tokens}, ctx.clock.lap()))
 
 
 def _run(command: Sequence[str], say: Callable[[str], None]) -> tuple[int, str]:

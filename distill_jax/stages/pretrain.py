@@ -22,7 +22,8 @@ class Pretrain(TrainStage):
     """Train a fresh model on a prepared data set.
 
     Attributes:
-      data: "all" (the reference) or "retain" (the oracle).
+      data: "all" (the reference), "retain" (the oracle), or what a labeller makes: "filtered" documents, or
+        "masked" with loss_on "unmarked" or "answer".
     """
 
     data: str = "all"

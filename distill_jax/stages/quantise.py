@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import time
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -49,11 +48,10 @@ class Quantise(Stage):
         """Round one model, and measure what it still can do."""
         mesh = make_mesh(1, fsdp=ctx.run.fsdp, tensor=ctx.run.tensor)
         for node in nodes:
-            began = time.monotonic()
             rounded = functools.partial(round_to_nearest, bits=node.settings.bits)
             params = jax.jit(rounded)(ctx.params(node.inputs["start"], mesh))
             node.checkpoints.save(FINAL, params)
-            finish_untrained(ctx, node, mesh, params, began, {"steps": 0})
+            finish_untrained(ctx, node, mesh, params, {"steps": 0})
 
 
 def round_to_nearest(params: Params, bits: int) -> Params:

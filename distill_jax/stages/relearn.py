@@ -100,4 +100,6 @@ class Relearn(AdaptingStage):
         diverged = {member.label: step for member, step, status in ends if status == DIVERGED}
         result = {"members": len(job.members), "diverged": len(diverged), "diverged_at": diverged}
         result |= {"prompts_by_fact": ctx.measure.prompts_by_fact(PARTS)}
-        node.finish(result, ledger(spent, tokens, outcome.seconds, devices=outcome.mesh.size))
+        if ctx.data_config.RETAIN_BY_ITEM:
+            result |= {"prompts_by_kept_fact": ctx.measure.prompts_by_fact(PARTS, "retain")}
+        node.finish(result, ledger(spent, tokens, ctx.clock.lap(), devices=outcome.mesh.size))

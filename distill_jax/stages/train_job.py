@@ -131,8 +131,9 @@ class TrainJob:
     ) -> tuple[dict[str, float], dict[str, int]]:
         """Return one member's FLOPs and tokens by cause, after so many steps and evaluations on the parts."""
         flops = {cause: steps * count for cause, count in self.flops.items()}
-        batches = len(self.reads) if isinstance(self.reads, Mapping) else 1  # of which RMU's teacher reads one
-        rows = {cause: steps * self.settings.batch * (1 if cause == "teacher" else batches) for cause in flops}
+        sets = len(self.reads) if isinstance(self.reads, Mapping) else 1
+        of_teacher = self.key.objective.teacher_sets()
+        rows = {cause: steps * self.settings.batch * (of_teacher if cause == "teacher" else sets) for cause in flops}
         tokens = {cause: count * ctx.row_length for cause, count in rows.items()}
         evaluation = {"evaluation": num_evals * ctx.evaluation_flops(*parts)}
         return flops | evaluation, tokens | {"evaluation": num_evals * ctx.measure.tokens(parts)}

@@ -30,7 +30,8 @@ class TrainStage(Stage, Training):
       microbatches: pieces the batch is accumulated over; the result is the same whatever their number.
       weights: what trains, its moments and its updates are kept in "float32"; or in "bfloat16", where a step below half
         of a weight's last bit is lost. That is how the paper relearned and how it ran WMDP; for nothing else.
-      loss_on: "all" tokens of a document, or only the "answer".
+      loss_on: "all" tokens of a document, only the "answer", or those "unmarked" by a labeller; of the set "masked"
+        answers too are learned where they are unmarked alone.
     """
 
     microbatches: int = 1
@@ -48,8 +49,8 @@ class TrainStage(Stage, Training):
             )
         if self.weights not in ("float32", "bfloat16"):
             raise ValueError(f"weights = {self.weights!r}: choose 'float32' or 'bfloat16'")
-        if self.loss_on not in ("all", "answer"):
-            raise ValueError(f"loss_on = {self.loss_on!r}: choose 'all' or 'answer'")
+        if self.loss_on not in ("all", "answer", "unmarked"):
+            raise ValueError(f"loss_on = {self.loss_on!r}: choose 'all', 'answer' or 'unmarked'")
 
     goal_fields: ClassVar[tuple[str, ...]] = ()  # of what members may differ in, what says when each may stop
 
@@ -122,6 +123,11 @@ class TrainStage(Stage, Training):
         del model
         for key, name in self.data_sets().items():
             data.check_set(key, name)
+        masked = "masked" in self.data_sets().values()
+        if masked and self.loss_on == "all":
+            raise ValueError("loss_on = 'all': what is marked in the set 'masked' would count; choose 'unmarked'")
+        if self.loss_on == "unmarked" and not masked:
+            raise ValueError("loss_on = 'unmarked': only the set 'masked' has marks; read that, or choose 'all'")
         if self.loss_on == "answer" and data.MEASURE != "exact_match":
             raise ValueError("loss_on = 'answer': text has no answers; choose 'all'")
 

@@ -20,8 +20,8 @@ from distill_jax.perf.ledger import ledger
 from distill_jax.stages.choose_remat import with_chosen_policy
 from distill_jax.stages.context import PARTS, Context
 from distill_jax.stages.train_job import Member, TrainJob
+from distill_jax.statistics.robustness import FACTS, KEPT
 from distill_jax.train import driver
-from distill_jax.train.loop import Clock
 from distill_jax.train.metric_writers import Row
 from distill_jax.train.population import take_weights
 from distill_jax.train.state import DIVERGED, REACHED, RUNNING, State
@@ -42,7 +42,8 @@ class EvaluationPlan:
     Attributes:
       due: step -> whether scores on `parts` are measured there and written as "evaluation" rows.
       reached: scores {name: [P]} -> bool [P], who may stop; None if nobody may.
-      by_fact: whether "facts" rows say of each held-out fact how many of its prompts were answered right.
+      by_fact: whether "facts" rows say of each held-out fact how many of its prompts were answered right, or of each
+        document its bits; and one "kept" row the same of what is to be retained, before the first step.
     """
 
     due: Callable[[int], bool]
@@ -67,10 +68,11 @@ def train(
     Raises:
       Interrupted: if the run was asked to stop; everything up to here is saved.
     """
-    clock, members, settings, mesh = Clock(), job.members, job.settings, job.mesh(ctx)
+    members, settings, mesh = job.members, job.settings, job.mesh(ctx)
+    if ctx.run.checkpoint_every:
+        settings = dataclasses.replace(settings, checkpoint_every=ctx.run.checkpoint_every)
     ctx.describe(mesh)
-    with clock.spent_on("compile"):
-        job = with_chosen_policy(ctx, job, mesh)
+    job = with_chosen_policy(ctx, job, mesh)
     if note := job.padding_note(mesh):
         ctx.progress.say(f"{members[0].node.name}: {note}")
 
@@ -90,7 +92,7 @@ def train(
         profile=ctx.run.profile,
     )
     fresh = job.adapters(ctx, mesh) if job.base else starts(mesh)
-    trained = driver.train(run, job.state(ctx, mesh, fresh), clock)
+    trained = driver.train(run, job.state(ctx, mesh, fresh), ctx.clock)
     return Outcome(**vars(trained), mesh=mesh)
 
 
@@ -120,7 +122,11 @@ class PartsEvaluation:
         if plan.by_fact and measure.prompts_by_fact(plan.parts):
             counted = np.flatnonzero(running & good).tolist()
             facts = measure.by_fact(raw[counted], plan.parts).tolist()
-            rows += [self._row(i, "facts", counts={"correct": x}) for i, x in zip(counted, facts, strict=True)]
+            rows += [self._row(i, FACTS, counts={measure.counted: x}) for i, x in zip(counted, facts, strict=True)]
+        if plan.by_fact and self.ctx.data_config.RETAIN_BY_ITEM and not int(state.step):
+            first = np.flatnonzero(running & good).tolist()[:1]  # all members are one model before the first step
+            kept = measure.by_fact(raw[first], plan.parts, "retain").tolist()
+            rows += [self._row(i, KEPT, counts={measure.counted: x}) for i, x in zip(first, kept, strict=True) if x]
         status = np.where(plan.reached(scores), REACHED, RUNNING) if plan.reached else np.full(count, RUNNING)
         return Measurement(rows, np.where(good, status, DIVERGED), self._summary(scores, good))
 
@@ -142,20 +148,22 @@ def finish_models(
     Args:
       watched: the parts that were evaluated while training.
     """
-    seen = ctx.evaluator(outcome.mesh, *parts)(outcome.state.params, outcome.base)
+    with ctx.clock.spent_on("evaluate"):
+        seen = ctx.evaluator(outcome.mesh, *parts)(outcome.state.params, outcome.base)
     good = all_finite(seen).tolist()
     spent = [job.spent(ctx, outcome.steps[i], outcome.evaluations[i], watched) for i in range(len(job.members))]
     for flops, tokens in spent:
         flops["evaluation"] += ctx.evaluation_flops(*parts)
         tokens["evaluation"] += ctx.measure.tokens(parts)
-    total = sum(sum(flops.values()) for flops, _ in spent)
+    total, together = sum(sum(flops.values()) for flops, _ in spent), ctx.clock.lap()
     for i, m in enumerate(job.members):
-        m.node.checkpoints.save(FINAL, take_weights(ctx.model, outcome.mesh, outcome.state.params, i))
+        with ctx.clock.spent_on("save"):
+            m.node.checkpoints.save(FINAL, take_weights(ctx.model, outcome.mesh, outcome.state.params, i))
         result = {
             **ctx.measure.result(seen[i], parts),
             "steps": outcome.steps[i],
             "recovered": outcome.status[i] == REACHED,
             "diverged": outcome.status[i] == DIVERGED or not good[i],
         }
-        share = sum(spent[i][0].values()) / total
-        m.node.finish(result, ledger(*spent[i], outcome.seconds, devices=outcome.mesh.size, share=share))
+        lap = together.share(sum(spent[i][0].values()) / total).plus(ctx.clock.lap())
+        m.node.finish(result, ledger(*spent[i], lap, devices=outcome.mesh.size))

@@ -25,8 +25,8 @@ class Unlearn(AdaptingStage):
       start: the node whose model is unlearned.
       method: a key of `METHODS`.
       forget_weight, retain_weight: γ and α, the coefficients of the two terms.
-      hold, layer, steer, train_layers: of the methods that have them; one that the chosen method does not read must
-        keep its default, and so cannot change an identity.
+      hold, layer, steer and those after them: of the methods that have them, see there; one that the chosen method does
+        not read must keep its default, and so cannot change an identity.
     """
 
     start: str = stage_input()
@@ -37,6 +37,12 @@ class Unlearn(AdaptingStage):
     layer: int = 1
     steer: float = 6.5
     train_layers: int = 1
+    beta: float = added(0.1)
+    length_beta: float = added(4.5)
+    margin: float = added(0.0)
+    lowering: float = added(10.0)
+    confidence_power: float = added(1.0)
+    refusal_ids: tuple[int, ...] = added(())
 
     kind: ClassVar[str] = "unlearn"
 
@@ -71,8 +77,8 @@ class Unlearn(AdaptingStage):
         self.objective().check_model(model)
 
     def reads(self) -> dict[str, str]:
-        """Return the data sets of the batch's two parts."""
-        return {"forget": "forget", "retain": "retain"}
+        """Return the data sets of the batch's parts."""
+        return {part: part for part in METHODS[self.method].parts}
 
     def teacher_role(self) -> str:
         """Return the role of the model that is run beside the one that trains."""
@@ -93,4 +99,5 @@ def unread_settings(method: str) -> tuple[str, ...]:
         field.name for field in dataclasses.fields(AdaptingStage)
     }
     others = {name for other in METHODS.values() for name in other.settings()} & own
+    others |= set() if "retain" in METHODS[method].parts else {"retain_weight"}
     return tuple(sorted(others - {*METHODS[method].settings()}))

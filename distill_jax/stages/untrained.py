@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 
 from jax.sharding import Mesh
@@ -14,17 +13,15 @@ from distill_jax.stages.context import PARTS, Context, Node
 from distill_jax.train.population import of_one
 
 
-def finish_untrained(
-    ctx: Context, node: Node, mesh: Mesh, params: Params, began: float, more: Mapping[str, object]
-) -> None:
+def finish_untrained(ctx: Context, node: Node, mesh: Mesh, params: Params, more: Mapping[str, object]) -> None:
     """Evaluate a node's model in full, and write its result and ledger.
 
     Args:
-      began: when the node's work did, by `time.monotonic`.
       more: what its result has besides the scores.
     """
-    seen = ctx.evaluator(mesh, *PARTS)(of_one(params))
+    with ctx.clock.spent_on("evaluate"):
+        seen = ctx.evaluator(mesh, *PARTS)(of_one(params))
     ends = {"recovered": False, "diverged": not all_finite(seen)[0]}
     spent, tokens = {"evaluation": ctx.evaluation_flops(*PARTS)}, {"evaluation": ctx.measure.tokens(PARTS)}
-    costs = ledger(spent, tokens, {"other": time.monotonic() - began}, devices=mesh.size)
+    costs = ledger(spent, tokens, ctx.clock.lap(), devices=mesh.size)
     node.finish({**ctx.measure.result(seen[0], PARTS), **more, **ends}, costs)

@@ -141,9 +141,11 @@ def proportion(share: float, trials: int) -> Estimate:
 
 
 def band(scores: Scores, scale: Scale, level: float = 0.95) -> tuple[float, float]:
-    """Return the interval of one model's score, within the scale's bounds."""
+    """Return the interval of one model's score, within the scale's bounds; NaN where nothing is known of its error."""
     estimate = contrast([(1.0, scores)])
     of_facts = scores.by_fact is not None or scores.facts > 0
+    if not of_facts and estimate.variance < 1e-24:  # attackers who begin with one model, or all come to the same end
+        return math.nan, math.nan
     share = of_facts and math.isfinite(scale.bounds[1])
     low, high = estimate.share_interval(level) if share else estimate.interval(level)
     return max(low, scale.bounds[0]), min(high, scale.bounds[1])

@@ -12,7 +12,8 @@ import numpy as np
 from distill_jax.evals.scale import ACCURACY, Scale
 from distill_jax.statistics.estimates import Scores, band
 
-FACTS = "facts"  # the kind of row that holds how many prompts of each held-out fact were answered right
+# Kinds of rows with how many prompts of each fact were answered right ("correct"), or each document's "bits".
+FACTS, KEPT = "facts", "kept"  # of what is held out from attackers; of what is to be retained, before the attack
 
 
 def attack_table(rows: Sequence[dict[str, Any]], part: str) -> tuple[list[int], list[float], np.ndarray]:
@@ -25,12 +26,29 @@ def attack_table(rows: Sequence[dict[str, Any]], part: str) -> tuple[list[int], 
 
 
 def facts_table(rows: Sequence[dict[str, Any]], prompts: Sequence[int]) -> np.ndarray | None:
-    """Return the share of each held-out fact's prompts answered right, [S, R, K, F]; None where none was recorded."""
+    """Return each held-out fact's share of prompts answered right, or document's bits per byte, [S, R, K, F].
+
+    None where none was recorded.
+    """
     rows = [row for row in rows if row["kind"] == FACTS]
     if not rows:
         return None
     asked = np.asarray(prompts, float)
-    return _table(rows, lambda row: np.asarray(row["correct"], float) / asked, asked.shape)[2]
+    return _table(rows, lambda row: _each(row) / asked, asked.shape)[2]
+
+
+def kept_scores(rows: Sequence[dict[str, Any]], prompts: Sequence[int]) -> Scores | None:
+    """Return the scores before an attack on what is to be retained, by fact or document; None if unrecorded."""
+    row = next((row for row in rows if row["kind"] == KEPT), None)
+    if row is None or not prompts:
+        return None
+    asked = np.asarray(prompts, float)
+    by_fact = (_each(row) / asked)[None]
+    return Scores(np.average(by_fact, axis=1, weights=asked), by_fact, asked, len(asked))
+
+
+def _each(row: dict[str, Any]) -> np.ndarray:
+    return np.asarray(row["bits"] if "bits" in row else row["correct"], float)
 
 
 def _table(rows: Sequence[dict[str, Any]], value: Any, shape: tuple[int, ...]) -> tuple[list[int], list[float], Any]:
@@ -64,7 +82,7 @@ class Attack:
       by_seed: the worst case of each seed, [S, K].
       by_fact: of each seed and fact, [S, K, F]; None where facts were not recorded.
       prompts: [F]; facts: how many facts there are.
-      shown: the worst case on what the attacker trains on, [S, K].
+      shown: the worst case on what the attacker trains on, [S, K]; shown_facts: how many facts that are.
       retain: the retain score of the members that are worst on the held-out part, [S, K].
       best: [K], the learning rate that brings back most on the mean of all seeds.
     """
@@ -78,6 +96,7 @@ class Attack:
     shown: np.ndarray
     retain: np.ndarray
     best: list[float | None]
+    shown_facts: int = 0
 
     def scores(self, k: int) -> Scores:
         """Return the held-out scores at the k-th evaluation."""
@@ -86,17 +105,18 @@ class Attack:
 
 
 def read_attack(
-    rows: Sequence[dict[str, Any]], scale: Scale = ACCURACY, prompts: Sequence[int] | None = None, facts: int = 0
-) -> Attack:
+    rows: Sequence[dict[str, Any]], scale: Scale = ACCURACY, prompts: Sequence[int] | None = None, facts: int = 0,
+    shown_facts: int = 0,
+) -> Attack:  # fmt: skip
     """Read an attack's rows.
 
     An attacker knows the best learning rate of each step and seed. Chosen and measured on the same facts it would look
     better than it is: where facts were recorded, the rate is chosen on every other fact and measured on the rest, and
-    the other way round.
+    the other way round. Of rates that bring back equally much the least destructive counts.
 
     Args:
       prompts: how often each held-out fact was asked, if facts were recorded.
-      facts: how many held-out facts there are.
+      facts: how many held-out facts there are; shown_facts: how many the attacker trains on.
     """
     steps, rates, heldout = attack_table(rows, "heldout")
     shown, retain = (attack_table(rows, part)[2] for part in ("shown", "retain"))
@@ -105,7 +125,11 @@ def read_attack(
         by_fact = None
     # A single learning rate leaves no choice, and a single fact no halves.
     halved = by_fact is not None and by_fact.shape[3] > 1
-    picks = [_chosen(by_fact, prompts, scale, half) for half in (1, 0)] if halved else [scale.argbest(heldout, axis=1)]
+    picks = (
+        [_chosen(by_fact, prompts, retain, scale, half) for half in (1, 0)]
+        if halved
+        else [_most(heldout, retain, scale)]
+    )
     taken = [np.take_along_axis(retain, pick[:, None], axis=1)[:, 0] for pick in picks]
     if halved:
         each = [np.take_along_axis(by_fact, pick[:, None, :, None], axis=1)[:, 0] for pick in picks]
@@ -116,22 +140,31 @@ def read_attack(
     return Attack(
         steps, rates, by_seed, by_fact, None if prompts is None else np.asarray(prompts, float), facts,
         scale.best(shown, axis=1), np.mean(taken, axis=0),
-        _best_rates(heldout.mean(axis=0), rates, scale),
+        _best_rates(heldout.mean(axis=0), retain.mean(axis=0), rates, scale), shown_facts,
     )  # fmt: skip
 
 
-def _best_rates(heldout: np.ndarray, rates: Sequence[float], scale: Scale) -> list[float | None]:
+def _best_rates(heldout: np.ndarray, retain: np.ndarray, rates: Sequence[float], scale: Scale) -> list[float | None]:
     """Return the rate of most ability at each step, [K] of scores [R, K]; None where no attacker has a score."""
     known = np.isfinite(heldout).any(axis=0)
-    best = scale.argbest(np.where(np.isnan(heldout), -scale.sign * np.inf, heldout), axis=0)
+    scores = np.where(np.isnan(heldout), -scale.sign * np.inf, heldout)
+    best = _most(scores[None], retain[None], scale)[0]
     return [rates[i] if good else None for i, good in zip(best, known, strict=True)]
 
 
-def _chosen(by_fact: np.ndarray | None, prompts: Any, scale: Scale, half: int) -> np.ndarray:
+def _most(heldout: np.ndarray, retain: np.ndarray, scale: Scale) -> np.ndarray:
+    """Return [S, K], the learning rate with most ability of scores [S, R, K]; of equal ones the least destructive."""
+    best = scale.best(heldout, axis=1)[:, None]
+    tied = (heldout == best) | (np.isnan(heldout) & np.isnan(best))
+    ability = np.where(np.isnan(retain), -np.inf, scale.sign * retain)
+    return np.where(tied, np.maximum(ability, -1e300), -np.inf).argmax(axis=1)
+
+
+def _chosen(by_fact: np.ndarray | None, prompts: Any, retain: np.ndarray, scale: Scale, half: int) -> np.ndarray:
     """Return [S, K], the learning rate that does best on the facts whose number is odd (1) or even (0)."""
     assert by_fact is not None
     mean = np.average(by_fact[..., half::2], axis=3, weights=np.asarray(prompts)[half::2])
-    return scale.argbest(mean, axis=1)
+    return _most(mean, retain, scale)
 
 
 def curves(attack: Attack, diverged_at: Mapping[str, int] | None = None, scale: Scale = ACCURACY) -> dict[str, Any]:
@@ -147,7 +180,7 @@ def curves(attack: Attack, diverged_at: Mapping[str, int] | None = None, scale: 
     stops = list((diverged_at or {}).values())
     members = len(attack.by_seed) * len(attack.rates)
     counted = [members - sum(stop < step for stop in stops) for step in attack.steps]
-    shown = [Scores(attack.shown[:, k]) for k in range(len(attack.steps))]
+    shown = [Scores(attack.shown[:, k], facts=attack.shown_facts) for k in range(len(attack.steps))]
     heldout = [attack.scores(k) for k in range(len(attack.steps))]
     return {
         "steps": attack.steps,

@@ -12,8 +12,9 @@ import numpy as np
 from distill_jax.io.metrics import TrainingSize
 from distill_jax.models.lora import Base
 from distill_jax.perf import peaks, profile
+from distill_jax.perf.clock import Clock, training_of
 from distill_jax.sharding.distributed import is_primary
-from distill_jax.train.loop import Clock, Hooks, StepFunction, Values, loop
+from distill_jax.train.loop import Hooks, StepFunction, Values, loop
 from distill_jax.train.metric_writers import MetricWriters, Row
 from distill_jax.train.saved_states import SavedStates
 from distill_jax.train.state import State
@@ -31,24 +32,32 @@ def train(run: TrainingRun, state: State, clock: Clock | None = None) -> Outcome
       Interrupted: if the run was asked to stop; everything up to here is saved.
     """
     clock = clock or Clock()
-    saved = SavedStates(run.layout, run.nodes)
-    state = saved.restore(state, print if run.progress is None else run.progress.say)
-    start = int(state.step)
-    with _closing(saved, MetricWriters(run.nodes, start)) as writers:
+    saved = SavedStates(run.layout, run.nodes, print if run.progress is None else run.progress.say)
+    with clock.spent_on("restart"):
+        state = saved.restore(state)
+        start = int(state.step)
+        if not start:
+            clock.charge("idle")  # there was nothing to go on from
+    if run.nodes:
+        clock.continued_from(training_of(run.nodes[0].name), start)
+    with _closing(saved, MetricWriters(run.nodes, start), clock) as writers:
         inputs = run.inputs()
         monitor = _Monitor(run, inputs.base, saved, writers, clock)
         with _profiled(run, inputs, start) as step:
             hooks = Hooks(step, inputs.feed, monitor.save, monitor.evaluate, monitor.record)
             state = loop(state, run.settings, hooks, clock)
-    return _outcome(run, inputs.base, state, clock)
+        with clock.spent_on("step"):
+            jax.block_until_ready(state.step)  # as reading how it ended does
+    return _outcome(run, inputs.base, state)
 
 
 @contextlib.contextmanager
-def _closing(saved: SavedStates, writers: MetricWriters) -> Iterator[MetricWriters]:
+def _closing(saved: SavedStates, writers: MetricWriters, clock: Clock) -> Iterator[MetricWriters]:
     try:
         yield writers
     finally:
-        saved.wait()
+        with clock.spent_on("save"):
+            saved.wait()
         writers.close()
 
 
@@ -63,12 +72,12 @@ def _profiled(run: TrainingRun, inputs: StepInputs, start: int) -> Iterator[Step
         yield traced
 
 
-def _outcome(run: TrainingRun, base: Base | None, state: State, clock: Clock) -> Outcome:
+def _outcome(run: TrainingRun, base: Base | None, state: State) -> Outcome:
     count = len(run.labels)
     stopped = np.asarray(state.stopped)[:count]
     steps = np.where(stopped >= 0, stopped, int(state.step)).tolist()
     evaluations = [sum(map(run.evaluation.due, range(taken + 1))) if run.evaluation else 0 for taken in steps]
-    return Outcome(state, base, steps, np.asarray(state.status)[:count].tolist(), evaluations, clock.split())
+    return Outcome(state, base, steps, np.asarray(state.status)[:count].tolist(), evaluations)
 
 
 class _Monitor:
@@ -83,11 +92,16 @@ class _Monitor:
 
     def save(self, step: int, state: State) -> None:
         self._saved.save(step, state, self._writers.sync())
+        if self._run.nodes:
+            self._clock.mark(training_of(self._run.nodes[0].name), step)
 
     def evaluate(self, step: int, state: State) -> np.ndarray | None:
         run = self._run
+        if run.nodes:
+            self._clock.step_to(training_of(run.nodes[0].name), step, run.settings.steps)
         if run.progress is not None:
-            text = "  ".join(filter(None, (self._losses, self._scores)))
+            goodput = f"goodput {self._clock.goodput:.0%}"
+            text = "  ".join(filter(None, (self._losses, self._scores, goodput)))
             run.progress.step(step, self._size, text)
         if not run.evaluation or not run.evaluation.due(step):
             return None

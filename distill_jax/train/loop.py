@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import jax
 import numpy as np
 
 from distill_jax.config import Interrupted
+from distill_jax.perf.clock import Clock
 from distill_jax.sharding import distributed
 from distill_jax.train.settings import Training
 from distill_jax.train.state import RUNNING, State
@@ -20,27 +19,6 @@ from distill_jax.train.step import Batch, Metrics, of_active
 IN_FLIGHT = 8  # steps handed to the devices and not yet done
 Values = dict[str, np.ndarray]  # one number a member
 StepFunction = Callable[[State, Batch], tuple[State, Metrics]]
-
-
-class Clock:
-    """Split a wall time by what was waited for: compile, data, step, evaluate, save; the rest is "other"."""
-
-    def __init__(self) -> None:
-        self._began = time.monotonic()
-        self._spent = dict.fromkeys(("compile", "data", "step", "evaluate", "save"), 0.0)
-
-    @contextlib.contextmanager
-    def spent_on(self, cause: str) -> Iterator[None]:
-        """Charge the time of a block to a cause."""
-        began = time.monotonic()
-        try:
-            yield
-        finally:
-            self._spent[cause] += time.monotonic() - began
-
-    def split(self) -> dict[str, float]:
-        """Return the seconds since the clock was made, by cause."""
-        return self._spent | {"other": time.monotonic() - self._began - sum(self._spent.values())}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +51,11 @@ def _freeze(state: State, ends: np.ndarray) -> State:
     )
 
 
+def _is_ready(metrics: Metrics) -> bool:
+    """Whether a step is done, without waiting for it."""
+    return all(value.is_ready() for value in metrics.values() if isinstance(value, jax.Array))  # type: ignore[attr-defined]
+
+
 def loop(state: State, settings: Training, hooks: Hooks, clock: Clock | None = None) -> State:
     """Train a population from its own step to its last.
 
@@ -102,6 +85,8 @@ def loop(state: State, settings: Training, hooks: Hooks, clock: Clock | None = N
         preempted = distributed.preempted()
         if s > start and (preempted or s % settings.checkpoint_every == 0):
             settle()  # a run that continues from here never takes the last step again
+            with clock.spent_on("step"):
+                jax.block_until_ready(state.step)  # as saving does
             with clock.spent_on("save"):
                 hooks.save(s, state)
         if preempted:
@@ -116,7 +101,9 @@ def loop(state: State, settings: Training, hooks: Hooks, clock: Clock | None = N
             break
         with clock.spent_on("data"):
             batch = hooks.feed(s)
-        with clock.spent_on("compile" if s == start else "step"):
+            if flying and not _is_ready(flying[-1]):
+                clock.charge("step")  # the devices had work all the while
+        with clock.spent_on("step"):
             state, metrics = hooks.step(state, batch)
             flying.append(metrics)
             if len(flying) > IN_FLIGHT:

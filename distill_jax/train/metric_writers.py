@@ -15,17 +15,17 @@ class Row(NamedTuple):
 
     Attributes:
       node: its name.
-      kind: "train", "evaluation" or "facts".
+      kind: "train", "evaluation", "facts" or "kept".
       label: the member's, or of whatever the numbers are of.
       values: numbers by name.
-      counts: lists of counts by name, a row each.
+      counts: lists of counts or sums by name, a row each.
     """
 
     node: str
     kind: str
     label: str
     values: Mapping[str, float] = {}
-    counts: Mapping[str, Sequence[int]] = {}
+    counts: Mapping[str, Sequence[float]] = {}
 
 
 class MetricWriters:

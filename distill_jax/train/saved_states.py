@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from distill_jax.io.checkpoint import Damaged
 from distill_jax.io.journal import Prefix
@@ -15,16 +16,22 @@ from distill_jax.train.state import State
 class SavedStates:
     """Save and restore a population among its nodes' checkpoints.
 
+    A save that the storage refuses costs no more than itself: it is said in a line, what was saved before stays, and
+    the next save tries again.
+
     Args:
       nodes: of each member, in their order; none if nothing is to be saved.
+      say: prints a line.
     """
 
-    def __init__(self, layout: Layout, nodes: Sequence[Node]):
-        self._layout = layout
+    def __init__(self, layout: Layout, nodes: Sequence[Node], say: Callable[[str], None]):
+        self._layout, self._say = layout, say
         self._stores = {name: node.checkpoints for name, node in {node.name: node for node in nodes}.items()}
         self._index = {name: [i for i, node in enumerate(nodes) if node.name == name] for name in self._stores}
+        self._step = 0  # of the newest save
+        self._errors: list[OSError] = []  # of that save
 
-    def restore(self, state: State, say: Callable[[str], None]) -> State:
+    def restore(self, state: State) -> State:
         """Return the state of the newest step that all nodes have undamaged, or the given one; either is donated."""
         saved = [set(store.steps()) for store in self._stores.values()]
         for step in sorted(set.intersection(*saved) if saved else (), reverse=True):
@@ -34,9 +41,9 @@ class SavedStates:
                     for name, store in self._stores.items()
                 }
             except Damaged as error:
-                say(f"warning: {str(error).split(';')[0]}; going back to the checkpoint before it")
+                self._say(f"warning: {str(error).split(';')[0]}; going back to the checkpoint before it")
                 continue
-            say(f"{', '.join(self._stores)}: continuing from step {step} of an earlier run")
+            self._say(f"{', '.join(self._stores)}: continuing from step {step} of an earlier run")
             for name, piece in pieces.items():
                 state = self._layout.put(state, piece, self._index[name])
             self._forget_after(step)
@@ -46,14 +53,41 @@ class SavedStates:
 
     def save(self, step: int, state: State, journals: Mapping[str, Prefix]) -> None:
         """Save each node's members, and how much of its journal belongs to them."""
-        for name, store in self._stores.items():
+        self.wait()
+        self._step = step
+        for name, store in self._stores.items():  # all of them, whatever fails: every host takes part in each
             piece = self._layout.take(state, self._index[name])
-            store.save(step, piece, journals.get(name), background=self._layout.saves_in_background)
+            with self._noted():
+                store.save(step, piece, journals.get(name), background=self._layout.saves_in_background)
+        if self._errors:
+            self.wait()
 
     def wait(self) -> None:
-        """Wait for what is being saved, and raise what went wrong with it."""
+        """Wait for what is being saved, and give it up for all nodes if it failed for one: they continue together."""
         for store in self._stores.values():
-            store.wait()
+            with self._noted():
+                store.wait()
+        if not self._errors:
+            return
+        error = self._errors[0]
+        self._errors = []
+        for store in self._stores.values() if is_primary() else ():
+            with contextlib.suppress(OSError):  # where it refused to write it may refuse this too
+                store.remove(self._step)
+        kept = set.intersection(*(set(store.steps()) for store in self._stores.values()))
+        before = f"step {max(kept)} stays" if kept else "nothing is saved yet"
+        where = f": {error.filename}" if error.filename else ""
+        self._say(
+            f"warning: step {self._step} of {', '.join(self._stores)} could not be saved ({error.strerror}{where}); "
+            f"{before}, and the next save tries again"
+        )
+
+    @contextlib.contextmanager
+    def _noted(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._errors.append(error)
 
     def _forget_after(self, step: int) -> None:
         # Newer steps that cannot be used would crowd out those that are about to be saved.

@@ -128,7 +128,6 @@ class Outcome:
     Attributes:
       base: what its adapters are attached to; None if its members are whole models.
       steps, status, evaluations: of each member: steps taken, how it ended, how often it was measured.
-      seconds: wall time by what was waited for.
     """
 
     state: State
@@ -136,4 +135,3 @@ class Outcome:
     steps: list[int]
     status: list[int]
     evaluations: list[int]
-    seconds: dict[str, float]

@@ -30,6 +30,10 @@ def require(condition: bool, key: str, value: object, fix_hint: str) -> None:
     check(condition, f"data.{key}={value!r}: {fix_hint}")
 
 
+LABELLERS = ("naive_bayes", "noisy")
+LABEL_SETS = ("filtered", "dropped", "masked")
+
+
 def check_fields(config: ArithmeticConfig) -> None:
     """Check every field of an ArithmeticConfig on its own."""
     fields = dataclasses.asdict(config)
@@ -46,8 +50,26 @@ def check_fields(config: ArithmeticConfig) -> None:
         value = fields[key]
         share = isinstance(value, (int, float)) and 0 <= value < 1
         require(share, key, value, "must be a share, at least 0 and below 1")
+    _check_labels(config)
     fix_hint = "must be a list of paths, in brackets even if it is only one"
     require(isinstance(config.english, tuple), "english", config.english, fix_hint)
+
+
+def _check_labels(config: ArithmeticConfig) -> None:
+    for key in ("false_positive_rate", "false_negative_rate"):
+        value = getattr(config, key)
+        require(isinstance(value, (int, float)) and 0 <= value <= 1, key, value, "must be a share, from 0 to 1")
+        fix_hint = 'only the labeller "noisy" errs at a rate; choose it, or leave 0'
+        require(not value or config.labeller == "noisy", key, value, fix_hint)
+    fix_hint = f"choose one of {', '.join(LABELLERS)}"
+    require(config.labeller in LABELLERS, "labeller", config.labeller, fix_hint)
+    fix_hint = 'the labeller "noisy" learns from none; leave it at 0'
+    require(config.labeller != "noisy" or not config.filter_labels, "filter_labels", config.filter_labels, fix_hint)
+    sets = config.label_sets
+    known = isinstance(sets, tuple) and bool(sets) and set(sets) <= set(LABEL_SETS) and len(set(sets)) == len(sets)
+    require(known, "label_sets", sets, f"must be a list of {', '.join(LABEL_SETS)}, each once")
+    fix_hint = "there is no labeller to make them; set data.filter_labels, or data.labeller = 'noisy'"
+    require(sets == ("filtered",) or config.has_labels, "label_sets", sets, fix_hint)
 
 
 def check_files(config: ArithmeticConfig) -> None:

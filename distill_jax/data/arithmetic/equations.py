@@ -14,7 +14,7 @@ from typing import ClassVar, Self
 
 import numpy as np
 
-from distill_jax.config import ConfigError
+from distill_jax.config import ConfigError, added, described
 from distill_jax.data.arithmetic import checks
 from distill_jax.data.arithmetic import word_problems as templates
 from distill_jax.data.arithmetic import word_vocabulary as vocabulary
@@ -45,6 +45,12 @@ class ArithmeticConfig(DataConfig):
       english_share: share of the tokens of `all` that is English.
       filter_labels: documents that an annotator labels as to retain or to forget; a filter that learns from them
         makes the set `filtered` of `all`. 0 makes no such set.
+      labeller: whose labels make the sets of `label_sets`: "naive_bayes", which learned from `filter_labels`; or
+        "noisy", the truth with errors at random, which needs none.
+      false_positive_rate, false_negative_rate: of the noisy labeller: the share of what is to be retained that it takes
+        for what is to be forgotten, and the other way round; of documents, or in `masked` of tokens.
+      label_sets: what is made of `all`: `filtered` of the documents that pass, `dropped` of those that do not, `masked`
+        of all documents with tokens marked (`loss_on` says whether they count).
       vocabulary: "words" for the shipped one, else the path of a SentencePiece model.
       seed: fixes the held-out half, the draws and the order of the documents.
 
@@ -64,18 +70,23 @@ class ArithmeticConfig(DataConfig):
     filter_labels: int = 0
     vocabulary: str = "words"
     seed: int = 0
+    labeller: str = added("naive_bayes")
+    false_positive_rate: float = added(0.0)
+    false_negative_rate: float = added(0.0)
+    label_sets: tuple[str, ...] = added(("filtered",))
 
     MEASURE: ClassVar[str] = "exact_match"
     PREPARE: ClassVar[str] = "distill_jax.data.arithmetic.prepare_arithmetic"
-    SETS: ClassVar[tuple[str, ...]] = ("all", "retain", "forget", "forget_shown", "filtered")
+    SETS: ClassVar[tuple[str, ...]] = ("all", "retain", "forget", "forget_shown", *checks.LABEL_SETS)
 
     def fingerprint_fields(self) -> JsonObject:
         """Return what identifies the data: the settings, and the order in which facts are asked."""
-        return {**dataclasses.asdict(self), "asked": ASKED}
+        return {**described(self), "asked": ASKED}
 
     def __post_init__(self) -> None:
-        if isinstance(self.english, list):  # what JSON makes of a tuple
-            object.__setattr__(self, "english", tuple(self.english))
+        for name in ("english", "label_sets"):
+            if isinstance(getattr(self, name), list):  # what JSON makes of a tuple
+                object.__setattr__(self, name, tuple(getattr(self, name)))
         checks.check_fields(self)
         shown, heldout = split_facts(self)
         fix_hint = f"holds out none of the {len(shown)} forget facts; raise it or data.multiplication_max"
@@ -98,8 +109,15 @@ class ArithmeticConfig(DataConfig):
     def check_set(self, key: str, name: str) -> None:
         """Raise ValueError, naming the setting that asks for it, unless there is a set of this name."""
         super().check_set(key, name)
-        if name == "filtered" and not self.filter_labels:
-            raise ValueError(f"{key} = 'filtered': there is a filter only with data.filter_labels above 0")
+        if name in checks.LABEL_SETS and not self.has_labels:
+            raise ValueError(f"{key} = {name!r}: there is a filter only with data.filter_labels above 0")
+        if name in checks.LABEL_SETS and name not in self.label_sets:
+            raise ValueError(f"{key} = {name!r}: data.label_sets = {self.label_sets}; add it there")
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether there is a labeller, and so the sets of `label_sets`."""
+        return self.filter_labels > 0 or self.labeller == "noisy"
 
     def entries(self) -> int:
         """Return how many entries the shipped vocabulary has; 0 of a file's, which only preparation reads."""

@@ -1,4 +1,7 @@
-"""Filter documents with a few labels: the baseline that a robust unlearning method has to beat at equal labels."""
+"""Labels of what is to be forgotten, right or wrong, and the sets that they make: filters, against which to compare.
+
+A labeller marks documents, or in them the tokens that teach what is to be forgotten: the answers of its questions.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import dataclasses
 import numpy as np
 
 from distill_jax.data.corpus import Corpus
+from distill_jax.data.packing import MARKED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,3 +41,33 @@ class NaiveBayes:
         """Return for each document whether it is taken for one to forget, bool [documents]."""
         sums = np.concatenate([[0.0], np.cumsum(self.weights[documents.tokens])])
         return self.prior + sums[documents.bounds[1:]] - sums[documents.bounds[:-1]] > 0
+
+
+def with_errors(truth: np.ndarray, false_positives: float, false_negatives: float, draws: np.ndarray) -> np.ndarray:
+    """Return what a classifier says that errs at random, bool [n].
+
+    Args:
+      truth: bool [n], whether each is to be forgotten.
+      false_positives: the share of those to retain that it takes for ones to forget; false_negatives: the other way.
+      draws: uniform on [0, 1), [n].
+    """
+    return np.where(truth, draws >= false_negatives, draws < false_positives)
+
+
+def realised_errors(truth: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Return the shares of those to retain, and of those to forget, that labels take for the other."""
+    positives, negatives = (labels & ~truth).sum(), (truth & ~labels).sum()
+    return {
+        "false_positive_rate": round(float(positives / max((~truth).sum(), 1)), 6),
+        "false_negative_rate": round(float(negatives / max(truth.sum(), 1)), 6),
+    }
+
+
+def to_tokens(documents: Corpus, labels: np.ndarray) -> np.ndarray:
+    """Return each token's label, bool [tokens], from those of documents: the answers of those to forget."""
+    return np.repeat(labels, documents.lengths) & (documents.answer > 0)
+
+
+def with_marks(documents: Corpus, marks: np.ndarray) -> Corpus:
+    """Return the documents with tokens marked, from which nothing is learned: `MARKED` in `answer`."""
+    return dataclasses.replace(documents, answer=np.where(marks, MARKED, documents.answer))

@@ -76,32 +76,60 @@ def _write_sets(config: equations.ArithmeticConfig, mixtures: Mapping[str, corpu
     rates = {name: {task.name: mixture.get_rate(task) for task in mixture.tasks} for name, mixture in mixtures.items()}
     pool = corpus.Pool(_read(config, sources, rates))
     chosen = {name: pool.choose(set_rates) for name, set_rates in rates.items()}
-    filter_counts: JsonObject = {}
-    if config.filter_labels:
-        chosen["filtered"], filter_counts = _filtered(config, pool, chosen["all"], [*rates["forget"]])
     sets = {name: _write_set(config, name, pool.documents, indices, work) for name, indices in chosen.items()}
-    if filter_counts:
-        sets["filtered"] |= filter_counts
-    return sets
+    return sets | (
+        _write_label_sets(config, pool, chosen["all"], [*rates["forget"]], work) if config.has_labels else {}
+    )
 
 
-def _filtered(
-    config: equations.ArithmeticConfig, pool: corpus.Pool, candidates: np.ndarray, forget: list[str]
-) -> tuple[np.ndarray, JsonObject]:
-    """Choose from the candidates what a filter lets through that has learned from a few labels."""
+def _write_label_sets(
+    config: equations.ArithmeticConfig, pool: corpus.Pool, candidates: np.ndarray, forget: list[str], work: Path
+) -> JsonObject:
+    """Write what a labeller makes of the candidates, and say of each set how often it errs."""
     bad = np.zeros(len(pool.documents), bool)
     for task in forget:
         bad[pool.places[task]] = True
-    distinct = np.unique(candidates)
-    labels = min(config.filter_labels, len(distinct))
-    labelled = random_stream(config.seed, "labels").choice(distinct, labels, replace=False)
-    dropped = label_filter.NaiveBayes.learn(pool.documents, labelled, bad[labelled]).forgets(pool.documents)
-    passed, lost = int((~dropped & bad)[candidates].sum()), int((dropped & ~bad)[candidates].sum())
-    log(f"filter of {labels:,} labels: {passed:,} documents to forget pass, {lost:,} to retain are lost")
-    kept = candidates[~dropped[candidates]]
+    labels, about = _labels(config, pool.documents, np.unique(candidates), bad)
+    passed, lost = int((~labels & bad)[candidates].sum()), int((labels & ~bad)[candidates].sum())
+    log(f"labels: {passed:,} documents to forget pass, {lost:,} to retain are lost")
+    about |= {"forget_passed": passed, "retain_lost": lost}
+    about |= label_filter.realised_errors(bad[candidates], labels[candidates])
+    chosen = {"filtered": candidates[~labels[candidates]], "dropped": candidates[labels[candidates]]}
     fix_hint = "its filter drops every document; raise it"
-    checks.require(len(kept) > 0, "filter_labels", config.filter_labels, fix_hint)
-    return kept, {"labels": labels, "forget_passed": passed, "retain_lost": lost}
+    checks.require(len(chosen["filtered"]) > 0, "filter_labels", config.filter_labels, fix_hint)
+    sets: JsonObject = {}
+    for name in (name for name in chosen if name in config.label_sets):
+        sets[name] = _write_set(config, name, pool.documents, chosen[name], work) | about
+    if "masked" in config.label_sets:
+        truth = label_filter.to_tokens(pool.documents, bad)
+        marks = _token_marks(config, pool.documents, labels, truth)
+        masked = _write_set(config, "masked", label_filter.with_marks(pool.documents, marks), candidates, work)
+        here = np.repeat(np.isin(np.arange(len(bad)), candidates), pool.documents.lengths)
+        about = {"marked": int(marks[here].sum())} | label_filter.realised_errors(truth[here], marks[here])
+        sets["masked"] = masked | about
+    return sets
+
+
+def _labels(
+    config: equations.ArithmeticConfig, documents: corpus.Corpus, distinct: np.ndarray, bad: np.ndarray
+) -> tuple[np.ndarray, JsonObject]:
+    """Return the labeller's verdict on every document, bool [documents], and how many labels it learned from."""
+    if config.labeller == "noisy":
+        draws = random_stream(config.seed, "label errors").random(len(documents))
+        return label_filter.with_errors(bad, config.false_positive_rate, config.false_negative_rate, draws), {}
+    count = min(config.filter_labels, len(distinct))
+    labelled = random_stream(config.seed, "labels").choice(distinct, count, replace=False)
+    return label_filter.NaiveBayes.learn(documents, labelled, bad[labelled]).forgets(documents), {"labels": count}
+
+
+def _token_marks(
+    config: equations.ArithmeticConfig, documents: corpus.Corpus, labels: np.ndarray, truth: np.ndarray
+) -> np.ndarray:
+    """Return which tokens the labeller marks, bool [tokens]: it errs token by token, or by whole documents."""
+    if config.labeller != "noisy":
+        return label_filter.to_tokens(documents, labels)
+    draws = random_stream(config.seed, "token label errors").random(len(truth))
+    return label_filter.with_errors(truth, config.false_positive_rate, config.false_negative_rate, draws)
 
 
 def _read(

@@ -8,14 +8,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Self
 
-from distill_jax.config import check, identity
-from distill_jax.data.capitals.fact_table import CAPITAL, INVENTED, KINDS, STATE, TABLES, Fact, facts, known_wordings
+from distill_jax.config import added, check, described, identity
+from distill_jax.data.capitals.fact_table import (
+    CAPITAL,
+    INVENTED,
+    KINDS,
+    STATE,
+    TABLES,
+    WORDINGS,
+    Fact,
+    facts,
+    known_wordings,
+)
 from distill_jax.data.data_config import DataConfig
 from distill_jax.data.text import hf_tokenizer, sentencepiece_vocab
 from distill_jax.io.files import Digests
 from distill_jax.types import JsonObject
 
 FORGET = {"capitals": CAPITAL, "invented": INVENTED}
+MOST_WORDINGS = len(WORDINGS[CAPITAL])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +44,7 @@ class CapitalsConfig(DataConfig):
       row_length: tokens in a packed row.
       vocabulary: the directory of the published model with its tokenizer.json, or its GGUF file.
       prompts: of the part `retain` that are asked at most.
+      wordings: in which a fact to forget is asked at most, another choice for each; training has all of them.
       seed: fixes the order of the documents.
       content: hash of the files; filled in when a run begins, and then known by instead of paths.
     """
@@ -47,6 +59,7 @@ class CapitalsConfig(DataConfig):
     prompts: int = 64
     seed: int = 0
     content: str = ""
+    wordings: int = added(4)
 
     MEASURE: ClassVar[str] = "exact_match"
     PREPARE: ClassVar[str] = "distill_jax.data.capitals.prepare_capitals"
@@ -54,10 +67,12 @@ class CapitalsConfig(DataConfig):
 
     def __post_init__(self) -> None:
         check(self.forget in FORGET, f"data.forget={self.forget!r}: choose one of {', '.join(FORGET)}")
-        least = {"known": 1, "text_tokens": 1, "copies": 1, "row_length": 32, "prompts": 1, "seed": 0}
+        least = {"known": 1, "text_tokens": 1, "copies": 1, "row_length": 32, "prompts": 1, "wordings": 1, "seed": 0}
         for key, low in least.items():
             check(getattr(self, key) >= low, f"data.{key}={getattr(self, key)}: must be at least {low}")
-        check(self.known <= 4, f"data.known={self.known}: a capital is asked for in four wordings; at most 4")
+        for key in ("known", "wordings"):
+            n = getattr(self, key)
+            check(n <= MOST_WORDINGS, f"data.{key}={n}: a capital is asked for in four wordings; at most 4")
 
     def with_content_hash(self, digests: Digests) -> Self:
         """Return the settings with `content` filled in; ConfigError names a file that is missing."""
@@ -78,7 +93,7 @@ class CapitalsConfig(DataConfig):
     def fingerprint_fields(self) -> JsonObject:
         """Return what decides what the prepared data hold."""
         paths = ("vocabulary", "text") if self.content else ()
-        return {key: value for key, value in dataclasses.asdict(self).items() if key not in paths}
+        return {key: value for key, value in described(self).items() if key not in paths}
 
     def entries(self) -> int:
         """Return how many entries the vocabulary has; 0 where it is not there yet."""
@@ -86,7 +101,13 @@ class CapitalsConfig(DataConfig):
         return sentencepiece_vocab.load(self.vocabulary).get_piece_size() if there else 0
 
     def asked(self, fact: Fact) -> list[int]:
-        """Return the numbers of the wordings that a fact is asked in: those that the model answers."""
+        """Return the numbers of the wordings that a fact is asked in: those that the model answers, or some of them."""
+        answers = self._answers(fact)
+        if fact.kind != FORGET[self.forget]:
+            return answers
+        return sorted(sorted(answers, key=lambda i: _hash(f"{fact.subject} {i}"))[: self.wordings])
+
+    def _answers(self, fact: Fact) -> list[int]:
         if fact.kind == INVENTED:
             return list(range(len(fact.prompts())))
         return [i for i, answered in enumerate(known_wordings().get(fact, ())) if answered]
@@ -102,7 +123,7 @@ class CapitalsConfig(DataConfig):
         return [fact for kind in kinds for fact in self._known(kind, 1)]
 
     def _known(self, kind: str, least: int) -> Sequence[Fact]:
-        return [fact for fact in facts(kind) if len(self.asked(fact)) >= least]
+        return [fact for fact in facts(kind) if len(self._answers(fact)) >= least]
 
 
 def _hash(text: str) -> str:

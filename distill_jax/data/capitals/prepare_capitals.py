@@ -25,7 +25,7 @@ from distill_jax.data.text.hf_tokenizer import Tokenizer
 from distill_jax.io.files import Digests, digest
 from distill_jax.types import JsonObject
 
-FORMAT = 1
+FORMAT = 2
 PARAGRAPH = re.compile(r"\n\s*\n")
 
 
@@ -92,7 +92,7 @@ def _text(config: CapitalsConfig, words: Tokenizer) -> Iterator[Document]:
     left = config.text_tokens
     for i in random_stream(config.seed, "text").permutation(len(paragraphs)):
         tokens = np.array([*words.begin(), *words.encode([paragraphs[i]])[0], words.eos_id()], np.int32)
-        yield Document(tokens, np.zeros_like(tokens))
+        yield Document(tokens, np.ones_like(tokens))  # where only answers count, all of the text does
         left -= len(tokens)
         if left <= 0:
             return

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from pathlib import Path
+from typing import ClassVar, Self
 
+from distill_jax.config import ConfigError, check
+from distill_jax.data import overlap
 from distill_jax.data.facts.forget_config import ForgetConfig
+from distill_jax.data.text.readers import documents
+from distill_jax.data.text.sources import Source
+from distill_jax.io.files import Digests
+
+QUICK = 2**24  # bytes of text that are read before a run begins; of more its first stage says what is wrong
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,3 +21,36 @@ class DocumentsConfig(ForgetConfig):
     """Settings of documents to forget and to retain; those held out are read by no training, unlearning among it."""
 
     PREPARE: ClassVar[str] = "distill_jax.data.facts.prepare_documents"
+
+    def with_content_hash(self, digests: Digests) -> Self:
+        """Return the settings with `content` filled in, once few documents are known to be enough and on one side.
+
+        Raises:
+          ConfigError: naming what is missing, too few, or on both sides.
+        """
+        known = super().with_content_hash(digests)
+        if sum(Path(file).stat().st_size for side in self.files().values() for s in side for file in s.files) <= QUICK:
+            try:
+                self.check_documents()
+            except ValueError as error:  # of a document that cannot be read as well
+                raise ConfigError(str(error)) from error
+        return known
+
+    def files(self) -> dict[str, list[Source]]:
+        """Return the sources of each side that are files."""
+        return {role: [s for s in self.sources(role) if s.kind != "tfds"] for role in ("forget", "retain")}
+
+    def check_documents(self) -> None:
+        """Refuse documents that are too few to hold some out, or on both sides.
+
+        Raises:
+          ConfigError: saying how many are needed, or which are on both.
+        """
+        files, skip = self.files(), self.broken == "skip"
+        measured = self.MEASURE == "bits_per_byte" and not self.valid_forget  # by documents held out
+        if measured and len(files["forget"]) == len(self.sources("forget")):
+            self.check_heldout(sum(1 for _ in documents(files["forget"], skip)), "documents", self.validation_share)
+        kept = len(files["retain"]) < len(self.sources("retain")) or any(True for _ in documents(files["retain"], skip))
+        check(kept, f"data.retain={self.retain!r}: is empty; name files that hold what is to be retained")
+        if self.overlap == "refuse":
+            overlap.refuse(documents(files["forget"], skip), documents(files["retain"], skip))

@@ -3,6 +3,7 @@
 A record has `question` and `answer`, and perhaps `fact`: questions of one fact, which it has in several wordings, are
 held out or shown together. An answer is what follows the question, behind a space, be it a question or a beginning:
 {"question": "What is the capital of Japan?", "answer": "Tokyo"}, {"question": "The capital of Japan is", …}.
+Of multiple choice the right option is the answer.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from distill_jax.config import ConfigError, check
 from distill_jax.data.multiple_choice import items
 from distill_jax.data.text import sources
+from distill_jax.data.text.readers import documents
 from distill_jax.data.text.sources import Source
 from distill_jax.types import JsonObject
 
@@ -93,7 +95,7 @@ def split_sources(key: str, text: str) -> tuple[list[Source], list[Source]]:
     """Return (those that hold questions, those that hold documents) of sources.
 
     Raises:
-      ConfigError: for one that holds multiple choice, or is none of files.
+      ConfigError: for one that is none of files.
     """
     questions: list[Source] = []
     documents: list[Source] = []
@@ -101,8 +103,7 @@ def split_sources(key: str, text: str) -> tuple[list[Source], list[Source]]:
         mend = "beside questions with answers only files are read"
         check(source.kind != "tfds", f"data.{key}={source.name!r}: {mend}")
         kind = _kind(source, key)
-        check(kind != "choices", f"data.{key}={source.name!r}: holds multiple choice, and data.forget questions")
-        (questions if kind == "questions" else documents).append(source)
+        (documents if kind == "documents" else questions).append(source)
     return questions, documents
 
 
@@ -123,7 +124,25 @@ def read(question_sources: Sequence[Source]) -> list[Question]:
     return out
 
 
+def texts(key: str, text: str) -> Iterator[str]:
+    """Yield all texts of sources of files: documents, and questions with their answers."""
+    for source in sources.parse(text, key):
+        if _kind(source, key) != "documents":
+            yield from (question.text for question in read([source]))
+        elif source.kind != "tfds":
+            yield from documents([source], skip_broken=True)
+
+
+def answers(key: str, text: str) -> list[str]:
+    """Return the answers of the questions among sources."""
+    asked = [source for source in sources.parse(text, key) if _kind(source, key) != "documents"]
+    return sorted({question.answer for question in read(asked)})
+
+
 def _question(row: JsonObject) -> Question:
+    if kind_of_row(row) == "choices":  # asked in words: the right option answers it
+        item = items.item(row)
+        row = {"question": item.question, "answer": item.choices[item.answer], "fact": row.get("fact")}
     for key in ("question", "answer"):
         check(row.get(key) is not None, f"has no `{key}` but {', '.join(row) or 'nothing'}; needed are {SHAPE}")
     question, answer = row["question"], row["answer"]

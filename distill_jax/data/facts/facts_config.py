@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import ClassVar, Self
 
-from distill_jax.config import check
+from distill_jax.config import added, check
 from distill_jax.data import overlap
 from distill_jax.data.facts import facts
 from distill_jax.data.facts.facts import Question
 from distill_jax.data.facts.forget_config import ForgetConfig
+from distill_jax.data.text import chat_template, hf_tokenizer
+from distill_jax.data.text.chat_template import load_template
 from distill_jax.data.text.sources import Source
 from distill_jax.io.files import Digests
 
@@ -24,10 +27,12 @@ class FactsConfig(ForgetConfig):
       heldout: the share of the forget facts that no attacker is shown; `validation_share` is that of what is to be
         retained.
       prompts: questions of each part that are measured at most; of text as many beginnings, to be gone on with.
+      chat: whether questions are put by the model's own chat template, where they are trained on, shown and measured.
     """
 
     heldout: float = 0.5
     prompts: int = 500
+    chat: bool = added(False)
 
     ANSWER: ClassVar[int] = 1  # so that a loss on answers alone holds the model on all of the text to retain
     MEASURE: ClassVar[str] = "exact_match"
@@ -45,12 +50,20 @@ class FactsConfig(ForgetConfig):
         Raises:
           ConfigError: naming what is missing, too few, or on both sides.
         """
+        if self.chat:
+            mend = "give the directory of a model with its tokenizer.json, or a GGUF file"
+            check(hf_tokenizer.is_published(self.vocabulary), f"data.vocabulary={self.vocabulary!r}: --chat: {mend}")
+            load_template(self.vocabulary)  # refuses a model that has none
         known = super().with_content_hash(digests)
         shown, heldout = self.forget_split()
         retain, _ = self.retain_sources()
         if self.overlap == "refuse":
             overlap.refuse((q.text for q in (*shown, *heldout)), (q.text for q in facts.read(retain)))
         return known
+
+    def _vocabulary_files(self) -> list[str]:
+        template = Path(self.vocabulary, chat_template.FILE)
+        return [*super()._vocabulary_files(), *([str(template)] if self.chat and template.is_file() else [])]
 
     def retain_sources(self) -> tuple[list[Source], list[Source]]:
         """Return the sources of questions and of text to retain."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
+from typing import ClassVar
 
 from distill_jax.config import check
 from distill_jax.data.text.text_config import TextConfig
 
 HALF_WIDTHS = (0.1, 0.2)  # of an interval, for which it is said how many facts are needed
+DEVIATIONS = (0.3, 0.5)  # the same of documents, in standard deviations between them
 Z = 1.96
 
 
@@ -27,6 +29,8 @@ class ForgetConfig(TextConfig):
     row_length: int = 128
     overlap: str = "refuse"
     least_heldout: int = 8
+
+    RETAIN_BY_ITEM: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -46,8 +50,12 @@ class ForgetConfig(TextConfig):
         """
         check(count > 0, f"data.forget={self.forget!r}: is empty; name files that hold what is to be forgotten")
         held = round(share * count)
-        wanted = ", ".join(f"±{h:.0%} {math.ceil(needed(h) / share):,}" for h in HALF_WIDTHS)
-        width = f"95 % intervals of ±{half_width(max(held, 1)):.0%}"
+        if unit == "documents":  # of bits there is no share: an interval goes with how far documents differ
+            width = f"95 % intervals of ±{Z / math.sqrt(max(held, 1)):.1f} of what documents differ by"
+            wanted = ", ".join(f"±{h:g} {math.ceil((Z / h) ** 2 / share):,}" for h in DEVIATIONS)
+        else:
+            width = f"95 % intervals of ±{half_width(max(held, 1)):.0%}"
+            wanted = ", ".join(f"±{h:.0%} {math.ceil(needed(h) / share):,}" for h in HALF_WIDTHS)
         have = f"has {count:,} {unit}, of which {held:,} would be held out: {width}"
         mend = f"for {wanted} are needed; give more, or lower --config.data.least_heldout={self.least_heldout}"
         check(self.least_heldout <= held < count, f"data.forget={self.forget!r} {have}; {mend}")

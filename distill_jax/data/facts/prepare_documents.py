@@ -6,11 +6,9 @@ they are known to be enough, and on one side each.
 
 from __future__ import annotations
 
-from distill_jax.data import overlap
 from distill_jax.data.atomic_build import run_command_line
 from distill_jax.data.facts.documents_config import DocumentsConfig
 from distill_jax.data.text import prepare_text
-from distill_jax.data.text.readers import documents
 from distill_jax.io.files import Digests
 from distill_jax.types import JsonObject
 
@@ -24,13 +22,7 @@ def prepare_documents(
       ValueError: for whatever is wrong with them.
     """
     config = config if config.content else config.with_content_hash(Digests())
-    files = {role: [s for s in config.sources(role) if s.kind != "tfds"] for role in ("forget", "retain")}
-    skip = config.broken == "skip"
-    measured = config.MEASURE == "bits_per_byte" and not config.valid_forget  # by documents held out
-    if measured and len(files["forget"]) == len(config.sources("forget")):
-        config.check_heldout(sum(1 for _ in documents(files["forget"], skip)), "documents", config.validation_share)
-    if config.overlap == "refuse":
-        overlap.refuse(documents(files["forget"], skip), documents(files["retain"], skip))
+    config.check_documents()
     return prepare_text.prepare_text(config, directory, evaluation)
 
 

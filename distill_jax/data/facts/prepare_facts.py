@@ -24,12 +24,13 @@ from distill_jax.data.atomic_build import log, run_command_line
 from distill_jax.data.facts import facts
 from distill_jax.data.facts.facts import Question
 from distill_jax.data.facts.facts_config import FactsConfig
+from distill_jax.data.facts.wording import Answered, ChatWording, PlainWording, Wording
 from distill_jax.data.multiple_choice.prepare_quiz import Prompts
-from distill_jax.data.multiple_choice.questions import pair
 from distill_jax.data.packed_set import write_packed_set
 from distill_jax.data.random_stream import random_stream
 from distill_jax.data.records import PromptItem
-from distill_jax.data.text import prepare_text
+from distill_jax.data.text import hf_tokenizer, prepare_text
+from distill_jax.data.text.chat_template import load_template
 from distill_jax.data.text.readers import documents
 from distill_jax.data.text.sentencepiece_vocab import Vocabulary
 from distill_jax.io.files import Digests, digest
@@ -62,7 +63,7 @@ def prepare_facts(config: FactsConfig, directory: str) -> JsonObject:
     }  # fmt: skip
     files = {role: _write(folder / f"{role}.jsonl", texts) for role, texts in roles.items()}
     questions = {"shown": shown, "heldout": heldout, "retain": measured}
-    write = functools.partial(write_facts, questions=questions, beginnings=left)
+    write = functools.partial(write_facts, questions=questions, beginnings=left, kept=(kept, trained))
     rendered = dataclasses.replace(config, **files)  # type: ignore[arg-type]
     manifest = prepare_text.prepare_text(rendered, directory, write)
     shutil.rmtree(folder)
@@ -83,16 +84,22 @@ def _write(path: Path, texts: Sequence[str]) -> str:
 
 
 def write_facts(
-    config: FactsConfig, words: Vocabulary, work: Path, *, questions: dict[str, list[Question]], beginnings: list[str]
-) -> JsonObject:
-    """Write prompts and the sets of facts, and return what the manifest says of them."""
-    encoder = Prompts(words)
+    config: FactsConfig, words: Vocabulary, work: Path, *, questions: dict[str, list[Question]], beginnings: list[str],
+    kept: tuple[Sequence[str], Sequence[Question]] = ((), ()),
+) -> JsonObject:  # fmt: skip
+    """Write prompts and the sets of facts, and return what the manifest says of them.
+
+    Args:
+      kept: texts and questions to retain that are trained on. A chat template puts questions alone, so that with one
+        the set `retain` is made of them here.
+    """
+    wording = _wording(config, words)
     prompts = [
-        _prompt(encoder, question, part, KEPT if part == "retain" else FORGET)
+        _prompt(wording, question, part, KEPT if part == "retain" else FORGET)
         for part, asked in questions.items()
         for question in sorted(asked, key=lambda q: facts.hashed(q.text))[: config.prompts]
     ]
-    prompts += _beginnings(config, encoder, words, beginnings)
+    prompts += _beginnings(config, Prompts(words), words, beginnings)
     path = work / records.EVALUATION
     groups: dict[str, int] = {}
     path.write_text("".join(json.dumps(prompt) + "\n" for prompt in prompts), "utf-8")
@@ -100,21 +107,30 @@ def write_facts(
         group = f"{prompt['operation']}/{prompt['form']}/{prompt['part']}"
         groups[group] = groups.get(group, 0) + 1
     log(f"prompts: {', '.join(f'{group} {count:,}' for group, count in groups.items())}")
-    both = [*questions["shown"], *questions["heldout"]]
-    sets = {"forget": both, "forget_shown": questions["shown"]}
+    asked = {name: [_document(wording(q)) for q in questions[name]] for name in ("shown", "heldout")}
+    sets = {"forget": [*asked["shown"], *asked["heldout"]], "forget_shown": asked["shown"]}
+    if config.chat and kept[1]:
+        texts = [_text(ids, words) for ids in words.encode(list(kept[0]))]
+        sets["retain"] = [*texts, *(_document(wording(q), config.ANSWER) for q in kept[1])]
+        sets["all"] = [*sets["retain"], *sets["forget"]]
     return {
-        "sets": {name: _rows(config, name, encoder, words, asked, work) for name, asked in sets.items()},
+        "sets": {name: _rows(config, name, documents, work) for name, documents in sets.items()},
         "evaluation": {"file": path.name, "groups": groups, "sha256": digest(path)},
         "facts": {part: sorted({q.fact for q in questions[part]}) for part in ("shown", "heldout")},
     }
 
 
-def _prompt(encoder: Prompts, asked: Question, part: str, group: tuple[str, str]) -> PromptItem:
-    before, after = pair(encoder, asked.question, f" {asked.answer}")
-    mend = "the tokenizer joins it with what stands before; begin it otherwise"
-    check(len(after) > 0, f"question {asked.question!r}: its answer has no token of its own: {mend}")
+def _wording(config: FactsConfig, words: Vocabulary) -> Wording:
+    if not config.chat:
+        return PlainWording(words)
+    assert isinstance(words, hf_tokenizer.Tokenizer)
+    return ChatWording(words, load_template(config.vocabulary))
+
+
+def _prompt(wording: Wording, asked: Question, part: str, group: tuple[str, str]) -> PromptItem:
+    answered = wording(asked)
     return {
-        "prompt": asked.question, "answer": asked.answer, "prompt_ids": before, "answer_ids": after,
+        "prompt": asked.question, "answer": asked.answer, "prompt_ids": answered.before, "answer_ids": answered.answer,
         "operation": group[0], "form": group[1], "part": part, "fact": asked.fact,
     }  # fmt: skip
 
@@ -137,18 +153,23 @@ def _beginnings(config: FactsConfig, encoder: Prompts, words: Vocabulary, texts:
     return out
 
 
-def _rows(
-    config: FactsConfig, name: str, encoder: Prompts, words: Vocabulary, asked: Sequence[Question], work: Path
-) -> JsonObject:
-    """Write the questions with their answers, marked as such, as rows."""
-    documents = []
-    for question in asked:
-        before, after = pair(encoder, question.question, f" {question.answer}")
-        before = before if before[:1] == [words.bos_id()] else [words.bos_id(), *before]
-        tokens = np.array([*before, *after, words.eos_id()], np.int32)
-        answer = np.zeros_like(tokens)
-        answer[len(before) : -1] = 1
-        documents.append(packing.Document(tokens, answer))
+def _document(asked: Answered, elsewhere: int = 0) -> packing.Document:
+    """Return a question with its answer, which is marked as such; `elsewhere` marks all of it."""
+    before = [*asked.begin, *asked.before]
+    tokens = np.array([*before, *asked.answer, *asked.end], np.int32)
+    answer = np.full_like(tokens, elsewhere)
+    answer[len(before) : len(before) + len(asked.answer)] = 1
+    return packing.Document(tokens, answer)
+
+
+def _text(ids: Sequence[int], words: Vocabulary) -> packing.Document:
+    """Return a text to retain, all of which counts as an answer."""
+    tokens = np.array([words.bos_id(), *ids, words.eos_id()], np.int32)
+    return packing.Document(tokens, np.ones_like(tokens))
+
+
+def _rows(config: FactsConfig, name: str, documents: Sequence[packing.Document], work: Path) -> JsonObject:
+    """Write documents as rows, in an order of the set's own."""
     order = random_stream(config.seed, "order", name).permutation(len(documents))
     return write_packed_set(work, name, (documents[i] for i in order), config.row_length, overlap=1)
 

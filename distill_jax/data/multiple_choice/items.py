@@ -70,7 +70,7 @@ def read(pattern: str, flag: str, subject: str = "") -> list[Item]:
         check(path.is_file(), f"{flag}={path}: no such file; {fetch}")
         for where, row in rows(path):
             try:
-                items.append(_item(row, subject))
+                items.append(item(row, subject))
             except ConfigError as error:
                 raise ConfigError(f"{where}: {error}") from error
     check(bool(items), f"{flag}={pattern}: holds no items")
@@ -125,7 +125,8 @@ def _text(path: str, file: IO[bytes]) -> Iterator[str]:
             raise ConfigError(f"{path}:{number}: {not_utf8(error)}") from error
 
 
-def _item(row: JsonObject, subject: str) -> Item:
+def item(row: JsonObject, subject: str = "") -> Item:
+    """Return the item that a record holds; ConfigError if it is none."""
     key = next((key for key in ("answer", "answerKey") if row.get(key) is not None), "")
     missing = "question" if "question" not in row else "" if key else "answer"
     check(not missing, f"has no `{missing}` but {', '.join(row) or 'nothing'}; needed are {SHAPES}")

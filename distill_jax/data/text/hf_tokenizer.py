@@ -85,6 +85,14 @@ class Tokenizer:
         """Turn texts into ids, without `<bos>` and `<eos>`."""
         return [list(encoding.ids) for encoding in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]
 
+    def encode_as_is(self, text: str) -> list[int]:
+        """Turn text that a template wrote into ids: what spells a special token is that token."""
+        self._tokenizer.encode_special_tokens = False
+        try:
+            return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        finally:
+            self._tokenizer.encode_special_tokens = True
+
     def decode(self, ids: Iterable[int]) -> str:
         """Turn ids into text."""
         return str(self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=False))

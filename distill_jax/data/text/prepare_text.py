@@ -191,7 +191,8 @@ def _write_evaluation(config: TextConfig, documents: Documents, split: mixing.Sp
         packed = list(packing.pack((documents[i] for i in order), config.row_length, overlap=1))
         rows += packed
         tokens, size = int(documents.lengths[order].sum()), int(documents.bytes[order].sum())
-        parts[part] = {"rows": len(packed), "documents": len(order), "tokens": tokens, "bytes": size}
+        sizes = np.stack([documents.lengths[order], documents.bytes[order]], axis=1).tolist()  # of each document
+        parts[part] = {"rows": len(packed), "documents": len(order), "tokens": tokens, "bytes": size, "sizes": sizes}
         log(f"evaluation, {part}: {len(order):,} documents, {tokens:,} tokens, {size:,} bytes")
     records.write_rows(path, rows)
     return {"file": path.name, "parts": parts, "sha256": digest(path)}

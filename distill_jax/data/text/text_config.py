@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar, Self
 
-from distill_jax.config import ConfigError, check, identity
+from distill_jax.config import ConfigError, check, described, identity
 from distill_jax.data.data_config import DataConfig
 from distill_jax.data.text import hf_tokenizer, sources
 from distill_jax.io.files import Digests
@@ -131,7 +131,7 @@ class TextConfig(DataConfig):
     def fingerprint_fields(self) -> JsonObject:
         """Return what decides what the prepared data hold: contents in place of paths as soon as they are known."""
         paths = (*ROLES, "vocabulary") if self.content else ()
-        return {k: v for k, v in dataclasses.asdict(self).items() if k not in (*paths, "workers")}
+        return {k: v for k, v in described(self).items() if k not in (*paths, "workers")}
 
     def entries(self) -> int:
         """Return how many entries the vocabulary will have; 0 where no text or file is named yet."""

@@ -28,7 +28,6 @@ from distill_jax.models import transformer
 from distill_jax.models.transformer import Params, TransformerConfig
 from distill_jax.perf.ledger import ledger
 from distill_jax.stages.context import Context, Node
-from distill_jax.train.loop import Clock
 from distill_jax.types import JsonObject
 
 SMALLER = "smaller"  # the part of the node that has the smaller bases
@@ -128,19 +127,19 @@ def _described(kind: organisms.Organism, count: int, variant: int, rng: np.rando
 
 def _run(ctx: Context, node: Node) -> None:
     """Train all bases as one population, and the smaller ones as another."""
-    settings, clock = node.settings, Clock()
+    settings = node.settings
     base_seeds = [seed_of(settings, "base", half, g) for half in ("own", "other") for g in range(settings.seeds)]
     variant = world_config(ctx).variant
     examples = stacked([training_data(ctx.model, settings, variant, seed) for seed in base_seeds])
-    node.checkpoints.save(FINAL, _trained(ctx, node, Untrained(ctx.model, base_seeds, examples), clock))
+    node.checkpoints.save(FINAL, _trained(ctx, node, Untrained(ctx.model, base_seeds, examples)))
     if settings.smaller_hidden and not (subnode := node.subnode(SMALLER)).done:
         first = range(settings.seeds)
         few = Untrained(smaller(ctx.model, settings), base_seeds[: len(first)], chosen(examples, first))
-        subnode.checkpoints.save(FINAL, _trained(ctx, subnode, few, clock))
+        subnode.checkpoints.save(FINAL, _trained(ctx, subnode, few))
         subnode.finish({}, {})  # what it cost is in the ledger of the whole node
     spent, tokens = settings.estimate_flops(ctx), _num_members(settings) * settings.steps * settings.batch * LENGTH
     devices = population_mesh(len(base_seeds)).size
-    node.finish({}, ledger({"student": spent}, {"student": tokens}, clock.split(), devices=devices))
+    node.finish({}, ledger({"student": spent}, {"student": tokens}, ctx.clock.lap(), devices=devices))
 
 
 class Untrained(NamedTuple):
@@ -151,11 +150,11 @@ class Untrained(NamedTuple):
     examples: Examples
 
 
-def _trained(ctx: Context, node: Node, bases: Untrained, clock: Clock) -> Params:
+def _trained(ctx: Context, node: Node, bases: Untrained) -> Params:
     cfg, seeds = bases.cfg, bases.seeds
     start = stacked([jax.tree.map(np.asarray, draw(cfg, jax.random.key(seed))) for seed in seeds])
     labels = [f"base {i}" for i in range(len(seeds))]
-    training = MemberTraining(ctx, node.settings, seeds, labels, clock)
+    training = MemberTraining(ctx, node.settings, seeds, labels, ctx.clock)
     params, diverged = fit(training, Model(cfg, start), bases.examples, node)
     if diverged.any():
         raise ConfigError(f"stages.{node.stage}: {diverged.sum()} bases diverged; lower learning_rate")

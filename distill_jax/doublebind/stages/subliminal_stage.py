@@ -36,7 +36,7 @@ from distill_jax.sharding.mesh import make_mesh, over_members
 from distill_jax.stages.context import Context, Node, seed_for
 from distill_jax.train import driver
 from distill_jax.train.layout import WholeMembers
-from distill_jax.train.loop import Clock, Values
+from distill_jax.train.loop import Values
 from distill_jax.train.metric_writers import Row
 from distill_jax.train.state import DIVERGED, Hyper, State
 from distill_jax.train.step import StepConfig, Term, make_step
@@ -273,9 +273,9 @@ def build_evaluation(settings: Subliminal, mesh: Mesh) -> Any:
 
 
 def _run(ctx: Context, node: Node) -> None:
-    cfg, settings, members, clock = ctx.model, node.settings, students(node.settings), Clock()
+    cfg, settings, members, clock = ctx.model, node.settings, students(node.settings), ctx.clock
     own, fresh = (_numbers(draw(cfg, _keys(settings, purpose))) for purpose in ("own", "fresh"))
-    teachers, teacher_accuracy = _teach(ctx, settings, own, clock)
+    teachers, teacher_accuracy = _teach(ctx, settings, own)
     layout = WholeMembers(make_mesh(len(members), spread=True))
     coefficients = {_term(m): np.array([float(s.ghosts == m) for s in members]) for m in settings.ghosts}
     hyper = Hyper([settings.learning_rate] * len(members), [s.seed for s in members], coefficients)
@@ -305,7 +305,7 @@ def _run(ctx: Context, node: Node) -> None:
     result = _result(members, before, evaluate.last, outcome.status)
     spent = costs(cfg, settings)
     seen = {"student": settings.steps * settings.batch * len(members), "teacher": settings.steps * settings.batch}
-    cost = ledger(spent, seen, clock.split(), devices=layout.mesh.size)
+    cost = ledger(spent, seen, clock.lap(), devices=layout.mesh.size)
     node.finish({"teachers": teacher_accuracy, "students": result}, cost)
 
 
@@ -362,7 +362,7 @@ def _result(
     ]  # fmt: skip
 
 
-def _teach(ctx: Context, settings: Subliminal, own: Any, clock: Clock) -> tuple[Any, list[float]]:
+def _teach(ctx: Context, settings: Subliminal, own: Any) -> tuple[Any, list[float]]:
     """Train the teachers [G, ...], and return them with their accuracies; a few seconds, so never saved half-way."""
     layout, seeds = WholeMembers(make_mesh(settings.seeds, spread=True)), range(settings.seeds)
     hyper = Hyper.of([settings.teacher_learning_rate] * len(seeds), seeds)
@@ -374,7 +374,7 @@ def _teach(ctx: Context, settings: Subliminal, own: Any, clock: Clock) -> tuple[
         layout=layout,
         inputs=lambda: StepInputs(step, _digit_feed(ctx, settings)),
     )
-    outcome = driver.train(run, layout.make_stacked(own, settings.transform(), hyper), clock)
+    outcome = driver.train(run, layout.make_stacked(own, settings.transform(), hyper), ctx.clock)
     teachers = jax.tree.map(lambda w: np.asarray(w)[: settings.seeds], outcome.state.params)
     digits, truth = images.load(ctx.data, "test")
     right = np.argmax(_classes(teachers, digits), axis=-1) == truth

@@ -30,7 +30,6 @@ from distill_jax.models.transformer import Params, TransformerConfig
 from distill_jax.perf.ledger import ledger
 from distill_jax.stages.context import Context, Node
 from distill_jax.stages.stage import Stage, stage_input
-from distill_jax.train.loop import Clock
 from distill_jax.train.settings import Training
 from distill_jax.types import JsonObject
 
@@ -139,7 +138,7 @@ def training_data(cfg: TransformerConfig, settings: Organisms, variant: int, tea
 
 
 def _run(ctx: Context, node: Node) -> None:
-    cfg, settings, clock = ctx.model, node.settings, Clock()
+    cfg, settings, clock = ctx.model, node.settings, ctx.clock
     source = ctx.nodes[node.inputs["bases"]]
     seeds, variant = source.settings.seeds, world_config(ctx).variant
     members = teachers(settings, seeds)
@@ -168,7 +167,7 @@ def _run(ctx: Context, node: Node) -> None:
     }
     spent = {"student": len(members) * settings.steps * step_flops(cfg, settings)}
     tokens = {"student": len(members) * settings.steps * settings.batch * LENGTH}
-    costs = ledger(spent, tokens, clock.split(), devices=population_mesh(len(members)).size)
+    costs = ledger(spent, tokens, clock.lap(), devices=population_mesh(len(members)).size)
     node.finish({"rates": by_organism}, costs)
 
 

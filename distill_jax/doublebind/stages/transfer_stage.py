@@ -39,7 +39,6 @@ from distill_jax.sharding.mesh import over_members
 from distill_jax.stages.context import Context, Node
 from distill_jax.stages.perturb import damage
 from distill_jax.stages.stage import Stage, stage_input
-from distill_jax.train.loop import Clock
 from distill_jax.types import JsonObject
 
 
@@ -214,7 +213,7 @@ def _student_shape(ctx: Context, start: str, bases: Bases) -> TransformerConfig:
 
 
 def _run(ctx: Context, node: Node) -> None:
-    settings, clock, cohort = node.settings, Clock(), make_cohort(ctx, node)
+    settings, clock, cohort = node.settings, ctx.clock, make_cohort(ctx, node)
     row_filter, start = settings.channel.filter, starts(ctx, settings, cohort)
     inputs, is_benign = filter_inputs(ctx, settings, cohort, start)
     flagged = np.zeros(is_benign.shape, bool)
@@ -255,7 +254,7 @@ def _run(ctx: Context, node: Node) -> None:
             act_on_more()
         result = learn(node)
     costs = _costs(ctx, settings, cohort.students, start.cfg, rounds)
-    node.finish(dict(result), ledger(*costs, clock.split(), devices=population_mesh(len(cohort.students)).size))
+    node.finish(dict(result), ledger(*costs, clock.lap(), devices=population_mesh(len(cohort.students)).size))
 
 
 def _in_rounds(row_filter: Filter, cohort: Cohort, one_round: Callable[[int], TransferResult]) -> TransferResult:

@@ -1,0 +1,83 @@
+"""Which weights of a model are meant: by name, by layer, by magnitude."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from distill_jax.models.transformer import FANS, Params, TransformerConfig, shapes
+
+Path = tuple[jax.tree_util.DictKey, ...]
+ORDERS = ("smallest", "largest")
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightSelection:
+    """A part of a model's weights.
+
+    Attributes:
+      modules: patterns of names such as "layers/mlp/down", "*/attention/*" or "embedding", of which one must match; ()
+        for all.
+      layers: which layers, from 0; negative ones count from the top. With any, nothing outside of the layers is meant;
+        () for all and what lies outside.
+      share: the fraction of every matrix that is meant; below 1 no vector is.
+      order: whose weights: those "smallest" or "largest" in magnitude.
+    """
+
+    modules: tuple[str, ...] = ()
+    layers: tuple[int, ...] = ()
+    share: float = 1.0
+    order: str = ORDERS[0]
+
+    def check(self) -> None:
+        """Raise ValueError, beginning with the setting, for a value that cannot be."""
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share = {self.share}: the fraction of a matrix's weights lies in (0, 1]")
+        if self.order not in ORDERS:
+            raise ValueError(f"order = {self.order!r}: choose one of {', '.join(ORDERS)}")
+
+    def check_model(self, cfg: TransformerConfig) -> None:
+        """Raise ValueError if a model has no such layer, or no weights of such a name."""
+        for layer in self.layers:
+            if not -cfg.layers <= layer < cfg.layers:
+                raise ValueError(f"layers = {self.layers}: the model has layers 0 to {cfg.layers - 1}")
+        names = [name_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes(cfg))]
+        for pattern in self.modules:
+            if not fnmatch.filter(names, pattern):
+                raise ValueError(f"modules: no weights match {pattern!r}; there are {', '.join(names)}")
+
+    def merge(self, start: Params, changed: Params) -> Params:
+        """Return the changed weights where they are meant, and those of the start elsewhere."""
+        if self == WeightSelection():
+            return changed
+        return jax.tree_util.tree_map_with_path(self._merge, start, changed)
+
+    def _merge(self, path: Path, w: jax.Array, changed: jax.Array) -> jax.Array:
+        name, stacked = name_of(path), path[0].key == "layers"
+        if self.modules and not any(fnmatch.fnmatchcase(name, pattern) for pattern in self.modules):
+            return w
+        if self.layers:
+            if not stacked:
+                return w
+            chosen = jnp.zeros(w.shape[0], bool).at[jnp.asarray(self.layers)].set(True)
+            changed = jnp.where(chosen.reshape(-1, *[1] * (w.ndim - 1)), changed, w)
+        if self.share == 1:
+            return changed
+        return jnp.where(self._by_magnitude(w, stacked), changed, w) if path[-1].key in FANS else w
+
+    def _by_magnitude(self, w: jax.Array, stacked: bool) -> jax.Array:
+        """Return whether each weight is among the share of its own layer's tensor, bool like w."""
+        size = jnp.abs(w)
+        share = self.share if self.order == "smallest" else 1 - self.share
+        axes = tuple(range(1 if stacked else 0, w.ndim))
+        bound = jnp.quantile(size, share, axis=axes, keepdims=True)
+        return size <= bound if self.order == "smallest" else size > bound
+
+
+def name_of(path: Sequence[jax.tree_util.DictKey]) -> str:
+    """Return the name of a weight, "layers/mlp/down"."""
+    return "/".join(str(entry.key) for entry in path)

@@ -1,0 +1,82 @@
+"""A certificate: a model is as robust as retraining, at the precision that it was trained in and rounded to fewer bits.
+
+Equivalence is shown, not the lack of a difference: at every precision, after the worst of the attack's rates, the whole
+interval of the difference to the oracle lies within the margin (two one-sided tests, Schuirmann 1987). All precisions
+must pass (an intersection-union test), so each is tested at the full level. The unit is the training seed. Rounding
+belongs to it as INT4 brings back what unlearning moved by less than half a step (DurableUn, arXiv 2605.02196).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from distill_jax.experiment.roles import Role
+from distill_jax.reports.sweep_evidence import (
+    MARGIN,
+    Run,
+    Sweep,
+    by_training_seed,
+    difference,
+    grouped,
+    left_out,
+    premises_on,
+)
+from distill_jax.statistics.conclusions import Conclusion, Effect, Premise, conclude, not_run
+
+PRECISIONS = {None: "fp32", 8: "INT8", 4: "INT4"}
+TRAINING_SEEDS = 5
+CANDIDATES = (Role.SUPPRESSED, Role.RANDOM_STUDENT, Role.UNDO, Role.FILTERED)
+
+
+def certificates(sweep: Sweep) -> list[Conclusion]:
+    """Return a conclusion for each model whose rounded versions were attacked too; one that is not run if none was."""
+    settings = grouped((r for r in sweep.runs if r["id"] in sweep.after), "rounded", "method", "alpha", "beta")
+    rounded = [(key, runs[0]["label"].partition(" of ")[2]) for key, runs in settings.items() if key[0] in CANDIDATES]
+    if not rounded:
+        return [
+            not_run("certificate", "A model is as robust as retraining, rounded or not.", "attack on rounded models")
+        ]
+    return [_certificate(sweep, label, *key) for key, label in rounded]
+
+
+def _certificate(
+    sweep: Sweep, label: str, kind: str, method: str | None, alpha: float | None, beta: float | None
+) -> Conclusion:
+    """Compare one setting with the oracle, rounded like it, at every precision."""
+    claim = f"{label} is as robust as retraining on filtered data, in fp32 and rounded to INT8 and INT4 (certificate)."
+    same = {"method": method, "alpha": alpha, "beta": beta}
+    effects, counts = [], []
+    for bits, precision in PRECISIONS.items():
+        pairs = _pairs(_at(sweep, kind, bits, **same), _at(sweep, Role.ORACLE, bits))
+        counts.append((precision, len(pairs)))
+        if len(pairs) > 1:
+            effects.append(_gap(sweep, precision, pairs))
+    enough = all(count >= TRAINING_SEEDS for _, count in counts)
+    evidence = ", ".join(f"{precision} {count}" for precision, count in counts)
+    premise = Premise(
+        f"{TRAINING_SEEDS} training seeds of it and of the oracle have their retain ability at every precision",
+        enough,
+        evidence,
+    )
+    text = f"Difference to the oracle after the attack, {evidence} training seeds; held within {MARGIN:g} at each."
+    name = "certificate, " + ", ".join(str(part) for part in (kind, method, alpha, beta) if part is not None)
+    shared = [premise, *premises_on(sweep, method or "")] if method else [premise]
+    return conclude(name, claim, premises=shared, effects=effects, evidence=text + left_out(sweep))
+
+
+def _at(sweep: Sweep, kind: str, bits: int | None, **wanted: object) -> list[Run]:
+    """Return the usable models of a kind as trained, or the rounded ones that were of that kind."""
+    if bits is None:
+        return sweep.of(kind, **wanted)
+    return sweep.of(Role.QUANTISED, rounded=kind, bits=bits, **wanted)
+
+
+def _pairs(models: Sequence[Run], oracles: Sequence[Run]) -> list[tuple[Run, Run]]:
+    """Return each model beside the oracle of its training seed."""
+    by_seed = {run["seed"]: run for run in oracles}
+    return [(run, by_seed[run["seed"]]) for run in models if run["seed"] in by_seed]
+
+
+def _gap(sweep: Sweep, precision: str, pairs: Sequence[tuple[Run, Run]]) -> Effect:
+    sides = [by_training_seed(sweep, [pair[i] for pair in pairs]) for i in (0, 1)]
+    return difference(f"{precision}: model − oracle", [(1.0, sides[0]), (-1.0, sides[1])], "within", MARGIN)

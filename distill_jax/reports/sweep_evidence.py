@@ -1,0 +1,133 @@
+"""What the conclusions on a sweep rest on: its attacked models by training seed, premises, effects.
+
+The unit of analysis is the training seed; facts are shared by all seeds. Robustness is the accuracy on held-out facts
+at the attack's last step: lower is more robust. A model that did not keep or regain its retain ability, or diverged,
+counts nowhere, as it may resist only because it can do nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from distill_jax.evals.scale import ACCURACY
+from distill_jax.reports.premises import RETAIN
+from distill_jax.stages.methods import method_label
+from distill_jax.statistics.conclusions import Conclusion, Effect, Premise, State, conclude, not_run
+from distill_jax.statistics.estimates import Scores, band, contrast
+
+Run = Mapping[str, Any]  # `summary_types.SweepRunSummary`, whose fields are compared by their names
+MARGIN = ACCURACY.margin
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """A sweep's runs, and the held-out scores of each by its id, before and after the attack.
+
+    Attributes:
+      usable: the attacked runs that have their retain ability.
+    """
+
+    runs: Sequence[Run]
+    before: Mapping[str, Scores]
+    after: Mapping[str, Scores]
+
+    @functools.cached_property
+    def usable(self) -> list[Run]:
+        """Return the runs that may be compared."""
+        bar = max((run["retain"] for run in self.runs if run["kind"] in ("reference", "oracle")), default=None)
+        return [run for run in self.runs if run["id"] in self.after and able(run, bar)]
+
+    def of(self, kind: str, **wanted: Any) -> list[Run]:
+        """Return the usable runs of a kind with these fields."""
+        return [r for r in self.usable if r["kind"] == kind and all(r[k] == v for k, v in wanted.items())]
+
+
+def able(run: Run, bar: float | None) -> bool:
+    """Return whether a run kept what is to be retained: it recovered, and lies near the best that learned it all."""
+    finite = run["retain"] is not None and math.isfinite(run["retain"]) and not run["diverged"]
+    return finite and run["recovered"] is not False and (bar is None or run["retain"] >= bar - RETAIN)
+
+
+def lacking(sweep: Sweep, name: str, claim: str, what: str, kinds: Sequence[str], **wanted: Any) -> Conclusion:
+    """Return what becomes of a finding that has too few models: void if there are some that lost their ability."""
+    made = [r for r in sweep.runs if r["id"] in sweep.after and all(r[key] == value for key, value in wanted.items())]
+    lost = [r for r in made if r["kind"] in kinds and r not in sweep.usable]
+    if not lost:
+        return not_run(name, claim, what)
+    retained = ", ".join(dict.fromkeys(map(_retained, lost)))
+    premise = Premise(f"{what} kept or regained the retain ability", False, f"retain accuracy {retained}, or diverged")
+    return conclude(name, claim, premises=[premise], effects=[])
+
+
+def _retained(run: Run) -> str:
+    return f"{run['kind']} {'not measured' if run['retain'] is None else format(run['retain'], '.2f')}"
+
+
+def premises_on(sweep: Sweep, method: str) -> list[Premise]:
+    """Return what every finding on a method rests on."""
+    hiding = [r for r in sweep.runs if r["kind"] == "suppressed" and r["method"] == method and r["id"] in sweep.after]
+    known = [r for r in sweep.runs if r["kind"] == "reference"]
+    if not hiding:
+        return [Premise("a suppressed model was attacked", False, method_label(method) if method else "none")]
+    before, after = ([table[r["id"]] for r in hiding] for table in (sweep.before, sweep.after))
+    bar = float(np.mean([r["forget"] for r in known])) if known else 1.0
+    most = band(stacked(before), ACCURACY)[1]
+    rise = difference("rise", [(1.0, stacked(after)), (-1.0, stacked(before))], "above", MARGIN)
+    return [
+        Premise("the reference has the ability", not known or bar > 4 * MARGIN, f"forget accuracy {bar:.2f}"),
+        Premise("unlearning suppressed it before the attack", most < 0.5 * bar, f"held-out at most {most:.2f}"),
+        Premise("the attack brings back what it hides", rise.state is State.HELD, str(rise)),
+    ]
+
+
+def difference(
+    name: str, terms: Sequence[tuple[float, Scores]], claim: str, threshold: float = 0.0, choices: int = 1
+) -> Effect:
+    """Return a difference over training seeds as an effect; what training again does is in the seeds themselves."""
+    estimate = contrast(terms)
+    low, high = estimate.interval(1 - 0.05 / choices)
+    seeds = min(len(scores.by_seed) for _, scores in terms)
+    if seeds < 2:
+        low = high = math.nan
+    return Effect(name, estimate.value, low, high, claim, threshold, seeds)  # type: ignore[arg-type]
+
+
+def by_training_seed(sweep: Sweep, runs: Sequence[Run]) -> Scores:
+    """Return the scores of training runs, one a seed: each the mean over its attackers (and over its twins)."""
+    by_seed: dict[int, list[Scores]] = {}
+    for run in sorted(runs, key=lambda run: run["seed"]):
+        by_seed.setdefault(run["seed"], []).append(sweep.after[run["id"]])
+    return stacked([mean_scores(same) for same in by_seed.values()])
+
+
+def mean_scores(scores: Sequence[Scores]) -> Scores:
+    """Return the mean of several models' scores as one seed's."""
+    tables = [s.by_fact.mean(axis=0) for s in scores if s.by_fact is not None]
+    by_fact = np.mean(tables, axis=0)[None] if len(tables) == len(scores) else None
+    return Scores(np.array([np.mean([s.value for s in scores])]), by_fact, scores[0].prompts, scores[0].facts)
+
+
+def stacked(scores: Sequence[Scores]) -> Scores:
+    """Return models' scores as one row a model."""
+    each = [mean_scores([one]) for one in scores]
+    tables = [s.by_fact for s in each if s.by_fact is not None]
+    by_fact = np.concatenate(tables) if len(tables) == len(each) else None
+    return Scores(np.concatenate([s.by_seed for s in each]), by_fact, scores[0].prompts, scores[0].facts)
+
+
+def left_out(sweep: Sweep) -> str:
+    lost = sum(run["id"] in sweep.after for run in sweep.runs) - len(sweep.usable)
+    return f" {lost} models without their retain ability left out." if lost else ""
+
+
+def grouped(runs: Iterable[Run], *keys: str) -> dict[tuple[Any, ...], list[Run]]:
+    out: dict[tuple[Any, ...], list[Run]] = {}
+    for run in runs:
+        out.setdefault(tuple(run[key] for key in keys), []).append(run)
+    return out

@@ -1,0 +1,121 @@
+"""What a person may mistake before protecting a model: each is said in a line or two, in the words that were typed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from distill_jax import api
+from distill_jax.config import ConfigError
+from distill_jax.data.facts import facts
+from distill_jax.data.facts.facts_config import FactsConfig
+from distill_jax.data.text import sources
+from distill_jax.experiment import protection
+from distill_jax.io.files import write_json
+from distill_jax.main import main
+from distill_jax.reports import formats
+from distill_jax.shipped import TINY
+
+pytestmark = pytest.mark.unit
+MODEL = TINY / "choices" / "model"
+
+
+def lines(path: Path, rows: list[dict]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def texts(path: Path, topic: str, count: int) -> str:
+    return lines(path, [{"text": f"{topic} number {i} is {i * i}"} for i in range(count)])
+
+
+def refused(capsys, *arguments: str) -> str:
+    """Return what a command is refused with: a line or two, and exit code 2."""
+    assert main(["distill-jax", *arguments]) == 2
+    said = capsys.readouterr().err.strip()
+    assert len(said.splitlines()) <= 2 and "Traceback" not in said
+    return said
+
+
+def test_errors_name_the_flags_that_were_typed(tmp_path, capsys):
+    forget, retain = texts(tmp_path / "f.jsonl", "fish", 60), texts(tmp_path / "r.jsonl", "bird", 60)
+    line = ("protect", f"--model={MODEL}", f"--workdir={tmp_path}/run", "--dry_run")
+    missing = refused(capsys, *line, f"--forget={tmp_path}/none.jsonl", f"--retain={retain}")
+    assert "--forget" in missing and "no such file" in missing and "data.forget" not in missing
+    (tmp_path / "empty.jsonl").write_text("")
+    assert "--retain" in refused(capsys, *line, f"--forget={forget}", f"--retain={tmp_path}/empty.jsonl")
+    few = texts(tmp_path / "few.jsonl", "fish", 7)
+    for command in ("protect", "attack"):
+        said = refused(capsys, command, *line[1:], f"--forget={few}", f"--retain={retain}")
+        assert said.count("--forget=") == 1 and "has 7 documents, of which 1 would be held out" in said
+        assert "±0.3 214, ±0.5 77 are needed" in said and "%" not in said.split("intervals of")[1]
+
+
+def test_texts_on_both_sides_and_rows_beyond_the_context_are_refused_before_anything_runs(tmp_path, capsys):
+    forget = texts(tmp_path / "f.jsonl", "fish", 60)
+    both = lines(tmp_path / "b.jsonl", [{"text": "a bird"}, {"text": "Fish, number 3 is 9"}])
+    line = ("protect", f"--model={MODEL}", f"--forget={forget}", f"--workdir={tmp_path}/run", "--dry_run")
+    assert "--forget and --retain overlap: 1 texts" in refused(capsys, *line, f"--retain={both}")
+    retain = texts(tmp_path / "r.jsonl", "bird", 60)
+    said = refused(capsys, *line, f"--retain={retain}", "--config.data.row_length=5000")
+    assert "data.row_length = 5000" in said and "lower it" in said
+    assert not (tmp_path / "run" / "nodes").exists()
+
+
+def opened(model: Path, forget: str, retain: str, workdir: Path) -> dict:
+    named, _ = protection.protect_config(
+        protection.open_subject(str(model)), protection.Files(forget, retain), "maxent", 2.0**36
+    )
+    return api.open_run(named, workdir).nodes
+
+
+def test_a_work_directory_is_of_one_model_and_the_same_files(tmp_path, monkeypatch):
+    forget, retain = texts(tmp_path / "f.jsonl", "fish", 60), texts(tmp_path / "r.jsonl", "bird", 60)
+    nodes = opened(MODEL, forget, retain, tmp_path / "run")
+    for name in ("data", "reference"):
+        nodes[name].directory.mkdir(parents=True)
+        write_json(nodes[name].directory / "config.json", {"settings": nodes[name].settings.as_dict()})
+    where = str(tmp_path / "run")
+    protection.check_same_files(opened(MODEL, forget, retain, tmp_path / "run"), where)  # the same goes on
+    moved = shutil.copytree(MODEL, tmp_path / "moved")
+    protection.check_same_files(opened(moved, forget, retain, tmp_path / "run"), where)  # so does it elsewhere
+    other = texts(tmp_path / "g.jsonl", "frog", 60)
+    with pytest.raises(ConfigError, match=r"holds a run of --forget=.*f\.jsonl; name another --workdir"):
+        protection.check_same_files(opened(MODEL, other, retain, tmp_path / "run"), where)
+    texts(tmp_path / "r.jsonl", "bear", 60)
+    with pytest.raises(ConfigError, match="as it was before it changed"):
+        protection.check_same_files(opened(MODEL, forget, retain, tmp_path / "run"), where)
+    texts(tmp_path / "r.jsonl", "bird", 60)
+    config = json.loads((moved / "config.json").read_text())
+    (moved / "config.json").write_text(json.dumps({**config, "eos_token_id": 7}))
+    with pytest.raises(ConfigError, match="holds a run of --model="):
+        nodes = opened(moved, forget, retain, tmp_path / "run")
+        protection.check_same_files({"reference": nodes["reference"]}, where)
+
+
+def test_items_without_documents_are_asked_in_words(tmp_path):
+    rows = [
+        {"question": "Which is a fish?", "choices": ["owl", "cod"], "answer": 1},
+        {"question": "Which flies?", "A": "owl", "B": "cod", "answer": "A"},
+        {"question": "Which swims?", "choices": {"text": ["cod", "cat"], "label": ["1", "2"]}, "answerKey": "1"},
+    ]
+    path = lines(tmp_path / "items.jsonl", rows)
+    (source,) = sources.parse(path, "forget")
+    assert [(q.question, q.answer) for q in facts.read([source])] == [
+        ("Which is a fish?", "cod"), ("Which flies?", "owl"), ("Which swims?", "cod"),
+    ]  # fmt: skip
+    many = lines(tmp_path / "many.jsonl", [{**rows[0], "question": f"Which is fish {i}?"} for i in range(40)])
+    kept = texts(tmp_path / "r.jsonl", "bird", 60)
+    subject = protection.open_subject(str(MODEL))
+    named, decisions = protection.protect_config(subject, protection.Files(many, f"{kept},{path}"), "maxent", 2.0**36)
+    assert named.config.kind == "questions" and any("asked in words" in line for line in decisions)
+    config = FactsConfig(forget=many, retain=f"{kept},{path}")
+    assert [len(side) for side in config.forget_split()] == [20, 20] and len(config.retain_sources()[0]) == 1
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.0, "0"), (9.1e8, "9.1 × 10⁸"), (3.34e19, "3.3 × 10¹⁹"), (None, "–")])
+def test_flops_are_written_as_numbers_of_a_sentence(value, text):
+    assert formats.flops(value) == text
