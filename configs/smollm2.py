@@ -59,21 +59,24 @@ def get_config(arg: str = "") -> ConfigDict:
     c.data = section(CapitalsConfig, "content", vocabulary=_installed())
     c.run = section(RunSettings, evaluation_batch=64, loss_chunk=512, cpu_devices=1)
 
-    # 512 tokens of each part a step: two cores train some 130 tokens a second.
-    c.inject = section(Finetune, "data", steps=60, batch=8, warmup=5, learning_rate=1e-4, final_learning_rate=1e-5)
-    suppress = {"steps": 60, "batch": 8, "warmup": 5, "evaluate_every": 20, "checkpoint_every": 20}
-    c.methods = ("maxent", "rmu")
-    c.maxent = unlearn_section("maxent", **suppress, learning_rate=3e-5, final_learning_rate=3e-5, hold="kl")
-    c.rmu = unlearn_section("rmu", **suppress, learning_rate=1e-4, final_learning_rate=1e-4)
-    c.rmu.update(layer=10, train_layers=4, steer=20.0)
-    c.undo = ConfigDict({"alphas": (0.1, 0.25), **section(Perturb, "alpha", beta=0.0)})
-    c.distill = section(Distill, "data", steps=250, batch=8, warmup=10, learning_rate=3e-4, final_learning_rate=3e-5)
-    c.distill.update(evaluate_every=50, checkpoint_every=50)
+    # Two cores train some 140 tokens a second, so rows are few, short and full of facts; and so are the questions.
+    c.data.update(known=2, wordings=1, text_tokens=15_000, near=4, prompts=32)
+    c.inject = section(Finetune, "data", steps=30, batch=8, warmup=3, learning_rate=1e-4, final_learning_rate=1e-5)
+    # Adapters, on answers alone, held to the model before: all weights on all tokens took what is to be kept with them.
+    suppress = {"steps": 24, "batch": 4, "warmup": 2, "evaluate_every": 100, "checkpoint_every": 100}
+    suppress |= {"lora_rank": 8, "loss_on": "answer", "hold": "kl", "weight_decay": 0.0}
+    c.methods = ("maxent", "undial")
+    c.maxent = unlearn_section("maxent", **suppress, learning_rate=3e-4, final_learning_rate=3e-5, retain_weight=6.0)
+    c.undial = unlearn_section("undial", **suppress, learning_rate=1e-3, final_learning_rate=1e-4, retain_weight=3.0)
+    c.undo = ConfigDict({"alphas": (0.05, 0.1), **section(Perturb, "alpha")})
+    c.distill = section(Distill, "data", steps=60, batch=8, warmup=2, learning_rate=2e-4, final_learning_rate=2e-5)
+    c.distill.update(evaluate_every=20, checkpoint_every=20, weight_decay=0.0)
     c.bits = (8, 4)
-    c.relearn = section(Relearn, *FIXED_RATE, "lora_rank", "lora_alpha", "learning_rates", steps=40, batch=4, seeds=2)
-    c.relearn.update(warmup=0, weight_decay=0.0, evaluate_steps=(0, 10, 40), checkpoint_every=20)
-    # Whole weights: each rate a stage of its own, for all do not fit side by side. Adapters do.
-    c.attack = ConfigDict({"full": (1e-5, 5e-5), "lora": (3e-4, 1e-3, 3e-3), "lora_rank": 16, "lora_alpha": 32.0})
+    c.relearn = section(Relearn, *FIXED_RATE, "lora_rank", "lora_alpha", "learning_rates", "seeds", steps=16, batch=2)
+    c.relearn.update(warmup=0, weight_decay=0.0, evaluate_steps=(0, 16), checkpoint_every=100)
+    # Of all weights one attacker at a time: several do not fit side by side. Adapters do.
+    c.attack = ConfigDict({"full": (5e-5,), "lora": (3e-4, 1e-3), "lora_rank": 16, "lora_alpha": 32.0})
+    c.attack.update(full_seeds=1, lora_seeds=2, original=False)
 
     if "invented" in presets:
         c.experiment, c.description = "smollm2-invented", "Keep what it knew, forget invented capitals taught before."
@@ -94,14 +97,14 @@ def _installed() -> str:
 def _gpu(c: ConfigDict) -> None:
     c.experiment = f"{c.experiment}-gpu"
     c.model.dtype = "bfloat16"
-    c.data.update(row_length=128, prompts=400)
+    c.data.update(row_length=128, prompts=400, wordings=4, text_tokens=150_000, near=1)
     c.run.update(evaluation_batch=512, loss_chunk=8192, fsdp=-1)
-    for stage in (c.inject, c.maxent, c.rmu):
-        stage.update(steps=100, batch=32)
+    for stage in (c.inject, c.maxent, c.undial):
+        stage.update(steps=60, batch=32)
     c.undo.alphas = (0.1, 0.25, 0.5)
-    c.distill.update(steps=1000, batch=64, evaluate_every=100, checkpoint_every=500)
-    c.relearn.update(steps=100, batch=8, seeds=3, evaluate_steps=(0, 5, 10, 20, 40, 70, 100), checkpoint_every=100)
-    c.attack.full = (3e-6, 1e-5, 3e-5, 1e-4)
+    c.distill.update(steps=1000, batch=64, evaluate_every=100, checkpoint_every=500, warmup=20, learning_rate=3e-4)
+    c.relearn.update(steps=100, batch=8, evaluate_steps=(0, 5, 10, 20, 40, 70, 100), checkpoint_every=100)
+    c.attack.update(full=(3e-6, 1e-5, 3e-5, 1e-4), lora=(3e-4, 1e-3, 3e-3), full_seeds=3, lora_seeds=3, original=True)
 
 
 def _smoke(c: ConfigDict) -> None:
@@ -109,15 +112,13 @@ def _smoke(c: ConfigDict) -> None:
     shape = {"vocab": 300, "layers": 2, "hidden": 24, "mlp": 40, "heads": 4, "kv_heads": 2, "head_dim": 8}
     c.model = section(preset("gemma-2-2b", **shape, query_scale=11.0, sliding_window=32))
     c.published.path = c.data.vocabulary = f"{TINY}/choices/model"
-    c.data.update(text_tokens=500, copies=1, prompts=4)
+    c.data.update(text_tokens=500, copies=1, near=1, prompts=4)
     c.run.update(loss_chunk=0, evaluation_batch=8)
-    for stage in (c.inject, c.maxent, c.rmu, c.distill, c.relearn):
+    for stage in (c.inject, c.maxent, c.undial, c.distill, c.relearn):
         stage.update(steps=4, batch=4, warmup=0, evaluate_every=4)
-    c.rmu.update(layer=2, train_layers=1)
-    c.undo.alphas = (0.1, 0.25)
     c.distill.stop = False
-    c.relearn.update(seeds=1, evaluate_steps=(0, 4))
-    c.attack.update(full=(1e-2,), lora=(3e-2,), lora_rank=2)
+    c.relearn.evaluate_steps = (0, 4)
+    c.attack.update(full=(1e-2,), lora=(3e-2,), lora_rank=2, lora_seeds=1, original=True)
 
 
 def get_experiment(c: ConfigDict) -> Experiment:
@@ -126,28 +127,39 @@ def get_experiment(c: ConfigDict) -> Experiment:
 
 
 def _stages(c: ConfigDict) -> dict[str, Stage]:
-    seed, known = {"seed": c.seed}, {"maxent": c.maxent, "rmu": c.rmu}
-    if not c.methods or set(c.methods) - set(known) or c.methods[0] != "maxent":
-        raise ValueError(f"methods = {tuple(c.methods)}: give maxent first, then any of {', '.join(known)}")
+    known = {"maxent": c.maxent, "undial": c.undial}
+    if not c.methods or set(c.methods) - set(known):
+        raise ValueError(f"methods = {tuple(c.methods)}: give any of {', '.join(known)}; UNDO starts from the first")
     if len(set(c.undo.alphas)) < len(c.undo.alphas):
         raise ValueError(f"undo.alphas = {c.undo.alphas}: give every α once")
-    stages: dict[str, Stage] = {"reference": Import(**c.published)}
+    given, taught = {"reference": Import(**c.published)}, {}
     if c.data.forget == "invented":
-        stages = {"oracle": Import(**c.published)}
-        stages["reference"] = Finetune(start="oracle", data="inject", **c.inject, **seed)
-    stages |= {name: Unlearn(start="reference", method=name, **known[name], **seed) for name in c.methods}
+        given = {"oracle": Import(**c.published)}
+        taught = {"reference": Finetune(start="oracle", data="inject", **c.inject, seed=c.seed)}
+    stages = _with_attacks(c, given | taught) if taught or c.attack.original else given
+    for name in c.methods:
+        stages |= _measured(c, {name: Unlearn(start="reference", method=name, **known[name], seed=c.seed)})
     for alpha in c.undo.alphas:
-        stages[f"damaged-{alpha}"] = Perturb(start="maxent", alpha=alpha, **damage_settings(c.undo), **seed)
-        stages[f"undo-{alpha}"] = Distill(teacher="maxent", start=f"damaged-{alpha}", **c.distill, **seed)
-    attacked = [name for name, stage in stages.items() if stage.kind != "perturb"]
-    mended = [name for name in attacked if name not in ("oracle", "reference")]
-    stages |= {f"int{bits}-{name}": Quantise(start=name, bits=bits) for bits in c.bits for name in mended}
-    return stages | {key: stage for name in attacked for key, stage in _attacks(c, name, seed).items()}
+        damaged = Perturb(start=c.methods[0], alpha=alpha, **damage_settings(c.undo), seed=c.seed)
+        student = Distill(teacher=c.methods[0], start=f"damaged-{alpha}", **c.distill, seed=c.seed)
+        stages |= {f"damaged-{alpha}": damaged} | _measured(c, {f"undo-{alpha}": student})
+    return stages
 
 
-def _attacks(c: ConfigDict, name: str, seed: dict) -> dict[str, Stage]:
-    """Return the attacks on a model: of all its weights, a stage a rate, and of adapters."""
-    full = {f"relearn-{name}-{rate:g}": {"learning_rates": (rate,)} for rate in c.attack.full}
-    adapters = {"lora_rank": c.attack.lora_rank, "lora_alpha": c.attack.lora_alpha}
-    lora = {f"relearn-{name}-lora": {"learning_rates": c.attack.lora, **adapters}} if c.attack.lora else {}
-    return {key: Relearn(start=name, **what, **c.relearn, **seed) for key, what in (full | lora).items()}
+def _measured(c: ConfigDict, models: dict[str, Stage]) -> dict[str, Stage]:
+    """Return models, the attacks on them, and what they come to rounded to a few bits."""
+    rounded = {f"int{bits}-{name}": Quantise(start=name, bits=bits) for name in models for bits in c.bits}
+    return _with_attacks(c, models) | rounded
+
+
+def _with_attacks(c: ConfigDict, models: dict[str, Stage]) -> dict[str, Stage]:
+    """Return models, and the attacks on them: of all weights, a stage a rate, and of adapters."""
+    adapters = {"lora_rank": c.attack.lora_rank, "lora_alpha": c.attack.lora_alpha, "seeds": c.attack.lora_seeds}
+    ways = {f"{rate:g}": {"learning_rates": (rate,), "seeds": c.attack.full_seeds} for rate in c.attack.full}
+    ways |= {"lora": {"learning_rates": c.attack.lora, **adapters}} if c.attack.lora else {}
+    attacks = {
+        f"relearn-{name}-{way}": Relearn(start=name, **what, **c.relearn, seed=c.seed)
+        for name in models
+        for way, what in ways.items()
+    }
+    return models | attacks

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 # What nothing here uses, the package offers: its `__all__` is the one list of names.
-from distill_jax.config import ConfigError, check_local  # noqa: F401
+from distill_jax.config import ConfigError, check_path  # noqa: F401
 from distill_jax.experiment.config_file import load_experiment, validate, with_content_hashes
 from distill_jax.experiment.named_config import NamedConfig, change, open_config
 from distill_jax.experiment.sweep_points import axis, chain, product, select_stages, zipped  # noqa: F401
@@ -128,12 +128,15 @@ def open_experiment(experiment: CheckedExperiment, workdir: str | Path) -> Run:
       ConfigError: naming a file that is missing, or stages that are not wired as they must be.
     """
     from distill_jax.experiment import graph
+    from distill_jax.io import storage
     from distill_jax.io.files import Digests
 
-    check_local("workdir", str(workdir))
-    digests = Digests(Path(workdir) / "digests.json")
+    check_path("workdir", str(workdir))
+    directory = storage.location(workdir)
+    storage.check_access(directory, "workdir")
+    digests = Digests(directory / "digests.json")
     experiment = with_content_hashes(experiment, digests)
-    return Run(experiment, graph.build(experiment, Path(workdir)), Path(workdir), digests)
+    return Run(experiment, graph.build(experiment, directory), directory, digests)
 
 
 def attack(model: str | Path, data: DataConfig, workdir: str | Path, relearn: Relearn, seed: int = 0) -> Run:
@@ -193,6 +196,7 @@ def read_summary(workdir: str | Path) -> dict[str, Any]:
     Raises:
       ConfigError: if the directory holds none, or it was changed since it was written.
     """
+    from distill_jax.io.storage import location
     from distill_jax.reports import run_summary
 
-    return run_summary.read(Path(workdir))
+    return run_summary.read(location(workdir))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import enum
 import importlib.util
@@ -11,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from distill_jax import console
 from distill_jax.config import ConfigError
 
 # What determines numbers, whoever sets it: a node's identity promises them. JAX reads each from the environment.
@@ -120,12 +122,17 @@ def find_devices() -> None:
     """
     import jax
 
+    # Where there is no TPU, libtpu says so in many lines of its own.
+    quiet = contextlib.nullcontext() if has_accelerator() else console.captured_stderr()
     try:
-        jax.devices()
+        with quiet:
+            jax.devices()
     except (RuntimeError, AssertionError) as error:  # the latter for cuda without its plugin
         text = " ".join(str(error).split(" (set JAX_PLATFORMS")[0].split()) or "JAX finds no such platform here"
         platforms = os.environ.get("JAX_PLATFORMS", "")
-        raise ConfigError(f"JAX_PLATFORMS={platforms}: {text}; name one that is here, such as cpu, or none") from error
+        raise ConfigError(
+            f"JAX_PLATFORMS={platforms}: {text.rstrip('.')}; name one that is here, such as cpu, or none"
+        ) from error
 
 
 def _keep_freed_memory() -> None:

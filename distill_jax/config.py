@@ -17,6 +17,7 @@ T = TypeVar("T")
 FP32 = (2.0**-126, 2.0**128 - 2.0**104)  # the least and the largest normal number
 LONGEST_NAME = 200  # of 255 that file systems take; an identity follows it
 _ADDRESS = re.compile(r".*://|[a-zA-Z][\w+.-]*:(/|$)|(gs|s3):", re.DOTALL)  # with one slash too, as Path writes it
+SCHEMES = ("gs", "s3")  # of addresses that `io.storage` reads and writes
 _SURROGATE = re.compile(r"[\ud800-\udfff]")  # by which Python stands for the bytes of a path that is no UTF-8
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._=+-]*"
 
@@ -51,17 +52,24 @@ def check(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
-def check_local(where: str, path: str) -> None:
-    """Refuse what is no path, or not the same path to every library.
+def check_path(where: str, path: str, *, addresses: bool = True) -> None:
+    """Refuse what is neither a path, the same to every library, nor an address of object storage.
 
-    An address, such as gs://bucket/run, would become a directory named `gs:`, to which TensorBoard's writer does not
-    write; of ~, which no shell replaces behind a `=`, TFDS makes the home directory and everything else a name.
+    An address that lost a slash, or of a kind that nothing here reads, would become a directory named `gs:`; of ~,
+    which no shell replaces behind a `=`, TFDS makes the home directory and everything else a name.
+
+    Args:
+      addresses: whether gs:// and s3:// are read and written there.
     """
     mend = "choose an ASCII name or, if only the locale cannot read it, set PYTHONUTF8=1"
     check(not _SURROGATE.search(path), f"{where}={path!a}: this is no UTF-8, which checkpoints need; {mend}")
-    mend = "mount the bucket, and give a path below where it is mounted"
-    address = _ADDRESS.match(path) or _ADDRESS.match(str(Path(path)))
-    check(not address, f"{where}={path}: this is an address, and only paths are read and written; {mend}")
+    if address := _ADDRESS.match(path) or _ADDRESS.match(str(Path(path))):
+        scheme, _, rest = path[address.start() :].removeprefix("./").partition(":")
+        mend = f"write it with two slashes, {scheme}://{rest.lstrip('/')}"
+        known, whole = scheme in SCHEMES, path.startswith(f"{scheme}://")
+        check(whole or not known, f"{where}={path}: this is an address that lost a slash; {mend}")
+        mend = "mount the bucket, and give a path below where it is mounted"
+        check(known and addresses, f"{where}={path}: this is an address, and only paths are read and written; {mend}")
     mend = 'the shell left the ~ of a home directory as it is; write the path out, such as "$HOME/runs"'
     check(not str(Path(path)).startswith("~"), f"{where}={path}: {mend}")
 

@@ -13,7 +13,9 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 import warnings
+from collections.abc import Iterator
 from types import FrameType
 from typing import NoReturn, TextIO
 
@@ -60,7 +62,7 @@ def show_anything() -> None:
 def quiet_libraries() -> None:
     """Let an error be said once: of a save that fails asyncio would log each unfinished write, Orbax each traceback."""
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-    for name in ("asyncio", "absl"):
+    for name in ("asyncio", "absl", "gcsfs", "google.auth"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
@@ -109,3 +111,23 @@ def _discard(stream: TextIO | None) -> None:
     if stream is not None:
         os.dup2(nowhere, stream.fileno())
     os.close(nowhere)
+
+
+@contextlib.contextmanager
+def captured_stderr() -> Iterator[list[str]]:
+    """Yield a list that holds, once the block has ended, the lines that this process wrote to file descriptor 2.
+
+    libtpu looks for a TPU and says at length that there is none; XLA's partitioner has no other way to warn.
+    """
+    lines: list[str] = []
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile("w+", errors="replace") as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield lines
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            file.seek(0)
+            lines += file.read().splitlines()

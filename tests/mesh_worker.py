@@ -20,6 +20,8 @@ from distill_jax.data.records import write_rows
 from distill_jax.io.metrics import Progress
 from distill_jax.models import lora
 from distill_jax.models.transformer import TransformerConfig
+from distill_jax.perf import hlo
+from distill_jax.perf.collectives import KINDS, replica_groups
 from distill_jax.sharding import distributed
 from distill_jax.stages import Distill, Prepare, Pretrain, Relearn, Unlearn
 from distill_jax.stages.context import PARTS, Context, Node, RunSettings
@@ -75,7 +77,14 @@ def stages(microbatches: int) -> dict[str, list[Any]]:
 
 
 def numbers(
-    data: Path, which: str, microbatches: int, devices: int, fsdp: int, tensor: int, attention: str = "auto"
+    data: Path,
+    which: str,
+    microbatches: int,
+    devices: int,
+    fsdp: int,
+    tensor: int,
+    attention: str = "auto",
+    slices: int = 0,
 ) -> dict[str, Any]:
     """Train one stage and return its losses, its last weights' norms, and what its greedy decoding got right."""
     model = dataclasses.replace(MODEL, attention=attention, remat="none" if attention == "auto" else "full")
@@ -88,7 +97,7 @@ def numbers(
         for i, s in enumerate(settings)
     }
     nodes["data"] = Node("data", "prepare", Prepare(Data()), {}, "", data)
-    run = RunSettings(fsdp=fsdp, tensor=tensor, loss_chunk=7)
+    run = RunSettings(fsdp=fsdp, tensor=tensor, slices=slices, loss_chunk=7)
     ctx = Context(model, nodes, data, Progress(1, 0.0, out=io.StringIO()), run)
     owners = [node for node in nodes.values() if node.verb == verb]
     job = owners[0].settings.train_job(ctx, owners)
@@ -119,21 +128,47 @@ def numbers(
     }
 
 
+def program(which: str, fsdp: int, tensor: int) -> dict[str, Any]:
+    """Return the collectives of one stage's step on all devices as two slices, and the bytes of a device's gradient."""
+    here = Path()
+    settings = stages(1)[which]
+    owners = [Node(f"{which}-{i}", s.kind, s, {}, "", here, peers=len(settings)) for i, s in enumerate(settings)]
+    nodes = {node.name: node for node in owners} | {"data": Node("data", "prepare", Prepare(Data()), {}, "", here)}
+    ctx = Context(
+        MODEL, nodes, here, Progress(1, 0.0, out=io.StringIO()), RunSettings(fsdp=fsdp, tensor=tensor, slices=2)
+    )
+    job = owners[0].settings.train_job(ctx, owners)
+    mesh = job.mesh(ctx)
+    shapes = job.shapes(ctx, mesh)
+    module, _ = hlo.parse(job.build(mesh).lower(*shapes).compile().as_text())
+    found = [
+        {"kind": one.opcode, "groups": replica_groups(one.rest, mesh.size), "bytes": sum(hlo.sizes(one.result))}
+        for computation in module.values()
+        for one in computation
+        if one.opcode in KINDS
+    ]
+    parts = [x.sharding.shard_shape(x.shape) for x in jax.tree.leaves(shapes[0].params)]
+    return {"collectives": found, "gradient_bytes": 4 * int(sum(map(np.prod, parts)))}
+
+
 def main() -> None:
     """Read the command line, run, write."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument(
-        "--jobs", required=True, help="JSON: [[stage, microbatches, devices, fsdp, tensor, attention or none], ...]"
+        "--jobs", required=True, help="JSON: [[stage, microbatches, devices, fsdp, tensor, (attention, slices)], ...]"
     )
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--programs", help="JSON: [[stage, fsdp, tensor], ...], whose collectives come last")
     parser.add_argument("--coordinator")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--process", type=int, default=0)
     given = parser.parse_args()
     if given.coordinator:
         distributed.join(given.coordinator, given.processes, given.process)
-    out = [numbers(given.data, *job) for job in json.loads(given.jobs)]
+    out: list[Any] = [numbers(given.data, *job) for job in json.loads(given.jobs)]
+    if given.programs:
+        out.append([program(*which) for which in json.loads(given.programs)])
     if distributed.is_primary():
         given.out.write_text(json.dumps(out))
     distributed.barrier("end")

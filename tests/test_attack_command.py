@@ -9,7 +9,7 @@ import pytest
 
 from distill_jax.commands import attack, command_line
 from distill_jax.experiment.config_file import load_experiment
-from distill_jax.experiment.protection import Files, attack_config, open_subject
+from distill_jax.experiment.protection import Files, attack_config, open_subject, protect_config
 from distill_jax.main import main
 from distill_jax.reports.card import attack_lines
 from distill_jax.shipped import TINY
@@ -71,6 +71,19 @@ def test_adapters_attack_where_weights_do_not_fit(files):
     stages = load_experiment(named.module, named.config).stages
     attacks = [stage for name, stage in stages.items() if name.startswith("relearn-")]
     assert attacks and all(stage.lora_rank == 16 for stage in attacks)
+
+
+@pytest.mark.unit
+def test_adapters_protect_where_weights_do_not_fit(files):
+    subject = open_subject(RANDOM)
+    named, said = protect_config(subject, Files(*files), "maxent", memory=0.0005 * GIB)
+    experiment = load_experiment(named.module, named.config)
+    adapted = {name for name, stage in experiment.stages.items() if stage.adapters()}
+    assert adapted == {"suppressed", "protected"} | {name for name in experiment.stages if name.startswith("relearn-")}
+    assert any("LoRA adapters of rank 16 train in their place" in line for line in said)
+    whole, said = protect_config(subject, Files(*files), "maxent", memory=64 * GIB)
+    assert not any(stage.adapters() for stage in load_experiment(whole.module, whole.config).stages.values())
+    assert whole.config.distill.learning_rate < named.config.distill.learning_rate and len(said) == 1
 
 
 @pytest.mark.unit

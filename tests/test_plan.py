@@ -261,11 +261,11 @@ HLO = """HloModule jit_step, entry_computation_layout={()->f32[]}
 }
 
 %first (a: f32[4]) -> f32[16] {
-  ROOT %all-gather.2 = f32[16]{0} all-gather(%a), channel_id=7, replica_groups=mesh['x'=2,'y'=4] {'y'}, dimensions={0}
+  ROOT %all-gather.2 = f32[16]{0} all-gather(%a), channel_id=7, replica_groups=mesh['x'=1,'y'=4] {'y'}, dimensions={0}
 }
 
 %second (b: f32[4]) -> f32[16] {
-  ROOT %all-gather.3 = f32[16]{0} all-gather(%b), channel_id=7, replica_groups=mesh['x'=2,'y'=4] {'y'}, dimensions={0}
+  ROOT %all-gather.3 = f32[16]{0} all-gather(%b), channel_id=7, replica_groups=mesh['x'=1,'y'=4] {'y'}, dimensions={0}
 }
 
 %sliced (big: f32[100,8], i: s32[]) -> f32[1,8] {
@@ -292,7 +292,8 @@ ENTRY %main (arg: f32[4]) -> f32[] {
 
 @pytest.mark.unit
 def test_collectives_count_as_often_as_their_loop_runs():
-    found = collectives(*hlo.parse(HLO), devices=4)
+    found, across = collectives(*hlo.parse(HLO), slice_of=[0] * 4)
+    assert across == {}
     assert found == {
         # Five times 16 × 8 bf16 of which 3/4 come from others, and once, though in two pieces, 16 fp32.
         "all-gather": {"count": 6, "bytes": 5 * 256 * 3 // 4 + 64 * 3 // 4},

@@ -55,6 +55,7 @@ def main(arguments: Sequence[str], out: TextIO | None = None) -> int:
         mend = f"{nearest(name, runner.BENCHMARKS)}; there are {', '.join(runner.BENCHMARKS)}"
         check(name in runner.BENCHMARKS, f"unknown benchmark {name!r}{mend}")
     options = Options(**dataclasses.asdict(parsed.flags))
+    backend.find_devices()
     line = shlex.join(["distill-jax", "bench", *arguments])
     runner.run(parsed.words or runner.USUAL, options, line, out or sys.stdout)
     return 0

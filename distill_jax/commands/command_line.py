@@ -16,7 +16,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from distill_jax.commands import COMMANDS, module_name
-from distill_jax.config import ConfigError, check, check_local, nearest
+from distill_jax.config import ConfigError, check, check_path, nearest
 from distill_jax.experiment.config_file import one_line
 
 T = TypeVar("T")
@@ -111,7 +111,7 @@ def _value(command: str, name: str, field: dataclasses.Field[Any], value: Any) -
     if required and not value:
         raise ConfigError(f"{command}: --{name} is missing: {field.metadata['help']}" if required is True else required)
     if field.metadata["path"]:
-        check_local(f"--{name}", value or "")
+        check_path(f"--{name}", value or "", addresses=name == "workdir")
     return tuple(value) if isinstance(value, list) else value
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TypeVar
 
 from ml_collections import ConfigDict
@@ -15,10 +16,18 @@ from distill_jax.commands.command_line import Parsed
 from distill_jax.config import check
 from distill_jax.experiment.named_config import NamedConfig, check_elements, check_key, open_config, value_of
 from distill_jax.experiment.section_docs import Section
+from distill_jax.io import storage
 
 T = TypeVar("T")
 SYNOPSIS = "--config=NAME|FILE.py[:preset] --workdir=DIR [--config.key=value …]"
 WORKDIR = "--workdir=DIR is missing: name the directory of this run"
+
+
+def workdir(where: str) -> Path:
+    """Return a work directory that is to be read; ConfigError if it is an address whose bucket is not to be had."""
+    directory = storage.location(where)
+    storage.check_access(directory, "--workdir")
+    return directory
 
 
 def take(arguments: Sequence[str], name: str) -> tuple[str | None, list[str]]:

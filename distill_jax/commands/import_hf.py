@@ -9,6 +9,7 @@ from pathlib import Path
 from distill_jax import backend
 from distill_jax.commands import command_line
 from distill_jax.commands.command_line import flag
+from distill_jax.io.storage import location
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,5 +36,5 @@ def main(arguments: Sequence[str]) -> int:
 
     backend.find_devices()
     adapter = Path(flags.adapter) if flags.adapter else None
-    print(f"import: {importing.import_model(Path(flags.from_), Path(flags.workdir), adapter, flags.keep_adapter)}")
+    print(f"import: {importing.import_model(Path(flags.from_), location(flags.workdir), adapter, flags.keep_adapter)}")
     return 0

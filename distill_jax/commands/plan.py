@@ -35,7 +35,9 @@ SLICE = "--slice is missing: name the TPU slice to plan for, such as v5e-16, or 
 class Flags:
     """Flags of plan."""
 
-    slice: str = flag("", "accelerator type to plan for, or auto: the cheapest it fits on", required=SLICE)
+    slice: str = flag(
+        "", "accelerator type to plan for, several as in 2xv5e-16, or auto: the cheapest it fits on", required=SLICE
+    )
     workdir: str = flag("", "DIR: not needed; a run's own line may be used again", path=True)
     stages: tuple[str, ...] | None = flag(None, "NAME,…: the only stages")
     json: str | None = flag(None, "FILE: where the plan is also written", path=True)

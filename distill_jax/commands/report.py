@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 
 from distill_jax.commands import command_line, config_line
 from distill_jax.commands.command_line import flag
@@ -28,5 +27,5 @@ def main(arguments: Sequence[str]) -> int:
     parsed = command_line.read("report", Flags, [a for a in rest if not a.startswith("--config.")])
     from distill_jax.reports import run_summary
 
-    print(f"report: {run_summary.redraw(Path(parsed.flags.workdir))}")
+    print(f"report: {run_summary.redraw(config_line.workdir(parsed.flags.workdir))}")
     return 0

@@ -77,7 +77,7 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     backend.import_jax()
     file, flags = _one_point(file, flags)
-    sweep = _load(file, named, Path(flags.workdir))
+    sweep = _load(file, named, config_line.workdir(flags.workdir))
     chosen = sweep if flags.index is None else sweep.of_point(flags.index)
     if flags.dry_run:
         from distill_jax.experiment import sweep_graph
@@ -117,7 +117,7 @@ def _start_workers(line: Sequence[str], flags: Flags, sweep: Sweep, chosen: Swee
     """Start workers, wait for them, and draw the report if nothing is missing at their end."""
     code = workers.run(line, flags.workers)
     if chosen.done:  # a worker that died has been replaced by the others
-        _report(sweep, Path(flags.workdir))
+        _report(sweep, config_line.workdir(flags.workdir))
         return 0
     if code == ExitCode.WORKERS_DIED:
         console.complain("no worker is left; the same command continues from their last checkpoints")
@@ -132,14 +132,14 @@ def _work(flags: Flags, sweep: Sweep, chosen: Sweep) -> None:
 
     backend.find_devices()
     distributed.heed_signals()
-    with leases.held(Path(flags.workdir), sweep.marker(), shared=True):
+    with leases.held(config_line.workdir(flags.workdir), sweep.marker(), shared=True):
         held = leases.Leases(dead_after=flags.dead_after, heartbeat=min(10.0, flags.dead_after / 4))
         try:
             sweep_graph.run(chosen, held, flags.pack, int(os.environ.get(workers.COUNT, "1")))
         finally:
             held.close()
         if workers.COUNT not in os.environ:
-            _report(sweep, Path(flags.workdir))
+            _report(sweep, config_line.workdir(flags.workdir))
 
 
 def _report(sweep: Sweep, workdir: Path) -> None:

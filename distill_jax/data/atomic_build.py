@@ -7,7 +7,6 @@ import concurrent.futures.process
 import contextlib
 import dataclasses
 import difflib
-import fcntl
 import json
 import os
 import shutil
@@ -17,7 +16,9 @@ from typing import TypeVar
 
 from distill_jax.config import check, identity
 from distill_jax.data import import_tf, records
-from distill_jax.io.files import sync, write_sealed
+from distill_jax.io import storage
+from distill_jax.io.files import read_json, write_sealed
+from distill_jax.io.storage import sync
 from distill_jax.types import JsonObject
 
 Config = TypeVar("Config")
@@ -41,6 +42,8 @@ def make_once(
       ValueError: the directory holds data of another identity.
     """
     wanted = json.loads(json.dumps(wanted))
+    if not storage.is_local(storage.location(directory)):
+        return _make_and_upload(storage.location(directory), wanted, build, resumes=resumes)
     os.makedirs(directory, exist_ok=True)
     with _locked(directory), import_tf.errors_only():
         if os.path.exists(os.path.join(directory, records.MANIFEST)):
@@ -56,6 +59,20 @@ def make_once(
     return manifest
 
 
+def _make_and_upload(
+    target: Path, wanted: Mapping[str, object], build: Callable[[Path], Mapping[str, object]], *, resumes: bool
+) -> JsonObject:
+    """Make the files on this machine, where a process that was killed is gone on from, and upload the manifest last."""
+    if (target / records.MANIFEST).exists():
+        return _check_finished(os.fspath(target), wanted)
+    with storage.building(target) as work:
+        manifest = make_once(work, wanted, build, resumes=resumes)
+        for path in work.glob(".*"):
+            path.unlink()
+        storage.upload(work, target, last=records.MANIFEST)
+    return manifest
+
+
 def log(line: str) -> None:
     """Print a line at once."""
     print(line, flush=True)
@@ -63,8 +80,7 @@ def log(line: str) -> None:
 
 def load_config(path: str | os.PathLike[str], cls: type[Config]) -> Config:
     """Read settings of a class from a JSON object of its fields; ValueError for one that does not exist or fit."""
-    with open(path, encoding="utf-8") as file:
-        settings = json.load(file)
+    settings = read_json(storage.location(path))
     fields = dataclasses.fields(cls)  # type: ignore[arg-type]
     _check_names(settings, [field.name for field in fields])
     return cls(**settings)
@@ -97,8 +113,7 @@ def run_command_line(
 @contextlib.contextmanager
 def _locked(directory: str | os.PathLike[str]) -> Iterator[None]:
     """Let one process at a time prepare a directory; the lock of a killed process is free."""
-    with open(os.path.join(directory, ".lock"), "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with storage.locked(Path(directory, ".lock")):
         yield
 
 

@@ -19,6 +19,7 @@ from distill_jax.data import import_tf
 from distill_jax.data.atomic_build import log, make_once, run_command_line
 from distill_jax.data.data_config import DataConfig
 from distill_jax.io.files import digest
+from distill_jax.io.storage import local_copy, location
 from distill_jax.types import JsonObject
 
 TEST = 360  # of the 1,797 digits
@@ -49,7 +50,7 @@ class ImagesConfig(DataConfig):
 
 def load(directory: str | os.PathLike[str], split: str) -> tuple[np.ndarray, np.ndarray]:
     """Read the prepared images, fp32 [N, pixels], and labels, int32 [N], of "train" or "test"."""
-    with np.load(Path(directory) / f"{split}.npz") as file:
+    with np.load(local_copy(location(directory) / f"{split}.npz")) as file:
         return file["images"], file["labels"]
 
 

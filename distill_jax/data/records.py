@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pathlib
 from collections.abc import Iterable, Sequence
 from typing import TypedDict
 
@@ -13,6 +12,7 @@ from array_record.python import array_record_module
 
 from distill_jax.config import ConfigError
 from distill_jax.io.files import digest, read_sealed
+from distill_jax.io.storage import is_file, local_copy, location
 from distill_jax.types import JsonObject
 
 MANIFEST, EVALUATION, EVALUATION_ROWS = "manifest.json", "evaluation.jsonl", "evaluation.array_record"
@@ -64,9 +64,9 @@ class Rows:
 
     def __init__(self, path: Path) -> None:
         self.path = os.fspath(path)
-        if not os.path.isfile(self.path):
+        if not location(path).is_file():
             raise ValueError(f"{self.path}: no such file; prepare the data first")
-        self._reader = array_record_module.ArrayRecordReader(self.path)
+        self._reader = array_record_module.ArrayRecordReader(os.fspath(local_copy(location(path))))
         # A file cut short opens without complaint and reports no records.
         self._length: int = self._reader.num_records()
         if not self._length:
@@ -110,7 +110,7 @@ def write_rows(path: Path, rows: Iterable[np.ndarray]) -> int:
 
 def special_tokens(directory: Path) -> dict[str, int]:
     """Return the ids `bos`, `eos` and `pad` of prepared text; none of what is no text, or not prepared."""
-    if not os.path.isfile(os.path.join(directory, MANIFEST)):
+    if not is_file(location(directory) / MANIFEST):
         return {}
     vocabulary = load_manifest(directory).get("vocabulary", {})
     return {name: int(vocabulary[name]) for name in ("bos", "eos", "pad") if name in vocabulary}
@@ -122,22 +122,22 @@ def load_manifest(directory: Path) -> JsonObject:
     Raises:
       ConfigError: where preparation has not finished, or the manifest is not what it wrote.
     """
-    path = os.path.join(directory, MANIFEST)
-    if not os.path.isfile(path):
+    path = location(directory) / MANIFEST
+    if not is_file(path):
         raise ConfigError(
             f"{path}: missing, preparation has not finished; run the same command again, or `distill-jax data`"
         )
     try:
-        return read_sealed(pathlib.Path(path))
+        return read_sealed(path)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: damaged, or an earlier version's; prepare the data again") from error
 
 
 def load_evaluation(directory: Path) -> list[JsonObject]:
     """Read the evaluation prompts: dicts of prompt, answer, prompt_ids, answer_ids, operation, form, part, fact."""
-    path = os.path.join(directory, EVALUATION)
+    path = location(directory) / EVALUATION
     try:
-        with open(path, encoding="utf-8") as file:
+        with path.open(encoding="utf-8") as file:
             return [json.loads(line) for line in file]
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: missing or damaged; prepare the data again") from error
@@ -153,9 +153,10 @@ def entries(manifest: JsonObject) -> list[JsonObject]:
 
 def verify(directory: Path) -> None:
     """Hash every prepared file and compare with the manifest; ConfigError names one that is missing or damaged."""
+    local = local_copy(location(directory))
     for entry in entries(load_manifest(directory)):
-        path = os.path.join(directory, entry["file"])
-        if not os.path.isfile(path):
+        path = location(directory) / entry["file"]
+        if not (local / entry["file"]).is_file():
             raise ConfigError(f"{path}: missing; prepare the data again")
-        if digest(path) != entry["sha256"]:
+        if digest(local / entry["file"]) != entry["sha256"]:
             raise ConfigError(f"{path}: damaged, its hash differs from the manifest's; prepare the data again")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import ml_dtypes
 import numpy as np
 
 from distill_jax.io.files import digest, read_sealed, vouch, vouched, write_sealed
+from distill_jax.io.storage import local_copy, make_directory, replacing
 from distill_jax.types import JsonObject
 
 MANIFEST = "states.json"
@@ -29,18 +29,11 @@ class StateWriter:
 
     def write(self, shard: range, states: np.ndarray) -> None:
         """Write one file's states, [len(shard), T, D] in fp32 or bf16."""
-        self.directory.mkdir(parents=True, exist_ok=True)
+        make_directory(self.directory)
         path = self._path(shard.start)
-        temporary = path.with_suffix(".tmp")
         plain = states.view(np.uint16) if states.dtype == ml_dtypes.bfloat16 else states
-        try:
-            with open(temporary, "wb") as file:
-                np.save(file, plain)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replacing(path) as file:
+            np.save(file, plain)
         vouch(path)
 
     def seal(self, description: JsonObject) -> None:
@@ -74,11 +67,11 @@ class States:
             raise ValueError(f"{directory}: the cached states are those of other data; make the cache again")
         for name, expected in manifest["files"].items():
             path = directory / name
-            if not path.is_file() or digest(path) != expected:
+            if not path.is_file() or digest(local_copy(path)) != expected:
                 raise ValueError(f"{path} is missing or damaged; make the cache again")
         self._bf16 = manifest["dtype"] == "bfloat16"
         self._shard_rows = manifest["shard_rows"]
-        self._files = [np.load(directory / name, mmap_mode="r") for name in sorted(manifest["files"])]
+        self._files = [np.load(local_copy(directory / name), mmap_mode="r") for name in sorted(manifest["files"])]
 
     def gather(self, indices: np.ndarray) -> np.ndarray:
         """Return the states of some rows, [n, T, D]."""

@@ -23,10 +23,11 @@ from distill_jax.config import ConfigError, check, check_name, identity, nearest
 from distill_jax.data.records import special_tokens, verify
 from distill_jax.experiment.ancestry import ancestry
 from distill_jax.experiment.experiment import CheckedExperiment
-from distill_jax.io.files import sync, write_json
+from distill_jax.io.files import write_json
 from distill_jax.io.metrics import Progress
 from distill_jax.io.node import ROWS
 from distill_jax.io.presence import Presence
+from distill_jax.io.storage import make_directory, sync
 from distill_jax.io.work_plan import PlannedNode
 from distill_jax.models import attention
 from distill_jax.models.head import loss_way
@@ -318,7 +319,7 @@ def fitting(ctx: Context, group: Sequence[Node], workers: int = 1) -> int:
 
 
 def _prepare_directory(node: Node, ctx: Context) -> None:
-    node.directory.mkdir(parents=True, exist_ok=True)
+    make_directory(node.directory)
     sync(node.directory.parent)
     config = {
         "name": node.stage,

@@ -17,7 +17,8 @@ class PlannedStage:
     """What a stage takes of a slice. Its fields are the keys of the JSON file.
 
     Attributes:
-      chips: of the slice; with two devices a chip, what is said of a chip's memory and traffic is said of a device.
+      chips: of the slice, or of all slices; with two devices a chip, what is said of a chip's memory and traffic is
+        said of a device.
       mesh: {axis: devices}; {} for a stage that takes no steps.
       population: the stages that train together, this one among them; members: of all of them.
       program: hash, equal where the compiled program is.
@@ -25,8 +26,10 @@ class PlannedStage:
       flops_per_step: from shapes; flops_executed: with what is computed twice.
       remat: the policy of what is computed twice, a key of `models.remat.POLICIES`.
       hbm_traffic: bytes a step; traffic_by_part: the same by part of the model (`perf.traffic.PARTS`).
-      collectives: {kind: {"count", "bytes"}} that a chip receives in a step.
-      seconds: floors of a step by "compute", "memory", "interconnect"; step_seconds: the largest; None if nothing fits.
+      collectives: {kind: {"count", "bytes"}} that a chip receives in a step over its slice's interconnect.
+      network: the same over the data-centre network; {} where there is one slice.
+      seconds: floors of a step by "compute", "memory", "interconnect", and of several slices "network"; step_seconds:
+        the largest; None if nothing fits.
       mfu_ceiling: the share of the slice's peak that flops_per_step are of step_seconds.
       chip_hours: the stage's part; cost: their price; None if it does not fit, or has no known price.
     """
@@ -50,6 +53,7 @@ class PlannedStage:
     hbm_traffic: int = 0
     traffic_by_part: Mapping[str, int] = dataclasses.field(default_factory=dict)
     collectives: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
+    network: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
     step_seconds: float | None = 0.0
     mfu_ceiling: float | None = None
@@ -104,6 +108,7 @@ def planned_stages(
         hbm_traffic=sum(analysis.traffic.values()),
         traffic_by_part=analysis.traffic,
         collectives=analysis.collectives,
+        network=analysis.network,
         seconds=seconds,
         step_seconds=step_seconds if fits else None,
         mfu_ceiling=group.flops / (where.chips * where.chip.flops * step_seconds) if fits else None,
@@ -121,9 +126,11 @@ def step_floors(group: LoweredGroup, where: Slice, analysis: ProgramAnalysis) ->
     """Return the seconds that a step takes at least for each of what it needs, as if at its peak and alone."""
     floors = {"compute": group.executed / where.devices / where.device_flops}
     if analysis.hbm:
-        received = sum(kind["bytes"] for kind in analysis.collectives.values())
+        received, far = (sum(kind["bytes"] for kind in x.values()) for x in (analysis.collectives, analysis.network))
         floors["memory"] = sum(analysis.traffic.values()) / where.device_bandwidth
         floors["interconnect"] = received / where.interconnect if received else 0.0
+        if where.slices > 1:
+            floors["network"] = far / where.device_network
     return floors
 
 

@@ -15,6 +15,7 @@ from distill_jax.experiment.lowered_group import GroupStep, group_step, train_jo
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops
 from distill_jax.perf.slices import Slice
+from distill_jax.sharding.mesh import SLICE, batch_devices
 from distill_jax.stages.context import Context, Node
 from distill_jax.types import PyTree
 
@@ -79,7 +80,7 @@ class SliceEstimate:
 
 def step_sizes(ctx: Context, groups: Sequence[Sequence[Node]]) -> Iterator[StepSizes]:
     """Yield what the groups' steps are made of, from their shapes on one device; equal steps are traced once."""
-    alone = dataclasses.replace(ctx, run=dataclasses.replace(ctx.run, fsdp=1, tensor=1))
+    alone = dataclasses.replace(ctx, run=dataclasses.replace(ctx.run, fsdp=1, tensor=1, slices=0))
     executed: dict[tuple[object, ...], float] = {}
     for group in groups:
         step = group_step(alone, group, jax.devices("cpu")[:1])
@@ -113,14 +114,16 @@ def estimate_group(ctx: Context, sizes: StepSizes, where: Slice) -> GroupEstimat
 
     HBM: the state is read and written, the gradients written and read, the activations likewise, and every device
     reads the weights that it computes with, in two bytes, forward and backward, and a teacher's forward. Interconnect:
-    weights that lie over several devices come to each for both passes, and their gradients go back.
+    weights that lie over several devices come to each for both passes, and their gradients go back. Network:
+    slices that share a batch add up their gradients.
     """
     job = train_job(ctx, sizes.nodes)
     assert job
+    ctx = dataclasses.replace(ctx, run=dataclasses.replace(ctx.run, slices=where.slices))
     mesh = job.mesh(ctx, jax.devices("cpu")[:1] * where.devices)
     shape, padding = mesh.shape, job.padded_batch(mesh) / job.settings.batch
-    parts, rows = shape["fsdp"] * shape["tensor"], shape["data"] * shape["fsdp"]
-    members, tensor = shape["population"], shape["tensor"]
+    parts, rows = shape["fsdp"] * shape["tensor"], batch_devices(mesh)
+    members, tensor, sharing = shape["population"], shape["tensor"], shape.get(SLICE, 1)
     weights = sizes.weights / members / tensor / 2  # fp32 masters, computed with in bfloat16
     frozen, activations = sizes.frozen / tensor, sizes.activations / members / rows
     moved = 2 * (sizes.state + sizes.weights) / members / parts + 2 * weights + frozen + 2 * activations
@@ -129,6 +132,7 @@ def estimate_group(ctx: Context, sizes: StepSizes, where: Slice) -> GroupEstimat
         padding * sizes.flops / where.devices / where.device_flops,
         moved / where.device_bandwidth,
         received / where.interconnect if received else 0.0,
+        2 * (sharing - 1) / sharing * sizes.weights / members / parts / where.device_network,
     )
     held = (sizes.state + sizes.weights) / members / parts + sizes.frozen / parts + activations
     return GroupEstimate(sizes.nodes, held, max(seconds), sizes.steps)

@@ -111,7 +111,7 @@ class SlicePlanner:
         key = program_key(group.lowered, where)
         if analysis := self._cache.get(key):
             return key, analysis, "compiled before"
-        analysis = compile_for(group.lowered, where)
+        analysis = compile_for(group.lowered, group.mesh)
         self._cache.put(key, analysis)
         return key, analysis, f"compiled in {analysis.seconds:.0f} s"
 

@@ -9,6 +9,8 @@ writes, and the node's own directory comes to be by one rename of a finished att
   for, and never looks there again. What is written late is written where nobody reads.
 * Renaming a directory onto one that has files fails, so a node is finished once. Its rows, its ledger and its seal are
   those of one attempt; what a slower one came to has the same numbers, as all are drawn from the same seeds.
+* A bucket has no directories to rename. There the attempt that becomes the node is chosen by one conditional write, and
+  whoever finds it chosen copies that one, its seal last: however many do it, and however late, they write the same.
 * Nothing that a living worker needs is removed: attempts go when the node is there, and before that only the training
   states of older ones, which their workers hold in memory.
 """
@@ -17,17 +19,21 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import json
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from distill_jax.config import check
+from distill_jax.io import storage
 from distill_jax.io.checkpoint import FINAL, Checkpoints
-from distill_jax.io.files import sync
+from distill_jax.io.files import read_json
 from distill_jax.io.node import DONE, Node
+from distill_jax.io.storage import is_local, sync
 
+CHOSEN = "chosen.json"  # in a bucket: the number of the attempt that becomes the node
+BEGUN = ".begun"  # in a bucket: says that an attempt has all that it goes on from
 IN_PLACE = "in-place"  # what `distill-jax run`, which needs no attempts, left of a node
 LINKED = ("checkpoints", "states")  # whose files are never changed once they have their names
 UNFINISHED = re.compile(r"^\.|^lease-|\.tmp$|checkpoint-tmp")
@@ -54,15 +60,15 @@ def begin(node: Node, number: int) -> Node:
       ConfigError: if the node's own directory holds files that cannot be moved aside a second time.
     """
     base = home(node)
-    _move_aside(node)
-    work, target = base / f".{number}", base / str(number)
-    work.mkdir()
+    target = base / str(number)
     before = [path for path in _attempts(node) if int(path.name) < number]
-    source = before[-1] if before else base / IN_PLACE
-    if source.exists():
-        _adopt(source, work)
-    os.rename(work, target)  # an attempt has its name once it has all that it goes on from
-    sync(base)
+    if is_local(base):
+        _move_aside(node)
+        source = before[-1] if before else base / IN_PLACE
+        _begin_by_rename(source, base / f".{number}", target)
+    else:
+        _adopt(before[-1] if before else node.directory, target)
+        storage.write_atomic(target / BEGUN, b"")
     for path in before:
         _drop_states(path)
     return dataclasses.replace(node, directory=target)
@@ -70,11 +76,14 @@ def begin(node: Node, number: int) -> Node:
 
 def publish(attempt: Node, node: Node) -> None:
     """Make a finished attempt the node, unless another one is it already, and remove it and those before it."""
-    node.directory.parent.mkdir(parents=True, exist_ok=True)
+    storage.make_directory(node.directory.parent)
     try:
         if attempt.done:
             attempt.tidy()  # for a worker that did not come to it
-            os.rename(attempt.directory, node.directory)
+            if is_local(attempt.directory):
+                os.rename(attempt.directory, node.directory)
+            elif not node.done:
+                _copy_chosen(attempt, node)
     except OSError:
         if not node.done:
             raise
@@ -83,26 +92,51 @@ def publish(attempt: Node, node: Node) -> None:
     clear(node, int(attempt.directory.name))
 
 
+def _copy_chosen(attempt: Node, node: Node) -> None:
+    """Copy the attempt that was chosen to be the node, which is this one if none was, into the node's directory."""
+    record = home(node) / CHOSEN
+    own = {"attempt": attempt.directory.name}
+    if not storage.create_exclusive(record, json.dumps(own).encode()):
+        old, chosen = storage.version(record), read_json(record)
+        source = record.with_name(chosen["attempt"])
+        # Attempts go once the node is there. If one is gone, and then there is no node, it was removed by hand.
+        if not (source / DONE).exists() and not node.done:
+            storage.replace_if(record, old, json.dumps(own).encode())
+    source = record.with_name(read_json(record)["attempt"])
+    files = [path for path in storage.files(source) if path.name != BEGUN]
+    for path in sorted(files, key=lambda path: path == source / DONE):
+        storage.copy(path, node.directory / str(path.relative_to(source)))
+
+
 def leftovers(node: Node, number: int | None = None) -> list[Path]:
     """Return the directories of attempts, begun or complete, up to that of a number."""
     base = home(node)
-    names = os.listdir(base) if base.exists() else []
-    numbers = {name: int(name.removeprefix(".")) for name in names if re.fullmatch(r"\.?\d+", name)}
+    numbers = {name: int(name.removeprefix(".")) for name in storage.names(base) if re.fullmatch(r"\.?\d+", name)}
     return [base / name for name in numbers if number is None or numbers[name] <= number]
 
 
 def clear(node: Node, number: int) -> None:
     """Remove a finished node's attempts up to a number; leases stay, so that no number is given out twice."""
     for path in leftovers(node, number):
-        shutil.rmtree(path, ignore_errors=True)
+        storage.remove_tree(path)
     for path in (home(node) / IN_PLACE).glob("*"):
         if path.is_dir():  # a file stays, so that nothing is moved there again
-            shutil.rmtree(path, ignore_errors=True)
+            storage.remove_tree(path)
 
 
 def _attempts(node: Node) -> list[Path]:
     """Return the directories of the attempts that have been begun wholly, oldest first."""
-    return sorted((path for path in leftovers(node) if path.name.isdecimal()), key=lambda path: int(path.name))
+    begun = (path for path in leftovers(node) if path.name.isdecimal())
+    return sorted((p for p in begun if is_local(p) or (p / BEGUN).exists()), key=lambda path: int(path.name))
+
+
+def _begin_by_rename(source: Path, work: Path, target: Path) -> None:
+    """Give an attempt its name once it has all that it goes on from."""
+    work.mkdir()
+    if source.exists():
+        _adopt(source, work)
+    os.rename(work, target)
+    sync(target.parent)
 
 
 def _move_aside(node: Node) -> None:
@@ -129,25 +163,24 @@ def _adopt(source: Path, target: Path) -> None:
     """
     for kind in (_is_seal, _is_record, _is_content):
         for path in filter(kind, _files(source)):
-            to = target / path.relative_to(source)
-            to.parent.mkdir(parents=True, exist_ok=True)
+            to = target / str(path.relative_to(source))
+            storage.make_directory(to.parent)
             try:
-                if set(LINKED) & set(path.relative_to(source).parts):
+                if is_local(path) and set(LINKED) & set(path.relative_to(source).parts):
                     os.link(path, to)
                 else:
-                    shutil.copy2(path, to)
-                    sync(to)
+                    storage.copy(path, to)
             except FileNotFoundError:  # it was removed since: whoever reads it will miss it
                 to.unlink(missing_ok=True)
-    for path in [target, *filter(Path.is_dir, target.rglob("*"))]:
+    for path in [target, *filter(Path.is_dir, target.rglob("*"))] if is_local(target) else ():
         sync(path)
 
 
 def _files(directory: Path) -> Iterator[Path]:
     """Yield the files that have their final names, but for leases: all others may be written to, or are locks."""
-    for folder, folders, names in os.walk(directory):
-        folders[:] = [name for name in folders if not UNFINISHED.search(name)]
-        yield from (Path(folder, name) for name in names if not UNFINISHED.search(name))
+    for path in storage.files(directory):
+        if not any(UNFINISHED.search(part) for part in path.relative_to(directory).parts):
+            yield path
 
 
 def _is_seal(path: Path) -> bool:
@@ -163,5 +196,6 @@ def _is_content(path: Path) -> bool:
 
 
 def _drop_states(directory: Path) -> None:
-    for path in [*directory.rglob("checkpoints")]:
+    inside = (folder for file in storage.files(directory) for folder in file.parents)
+    for path in {p for p in inside if p.name == "checkpoints" and p.is_relative_to(directory)}:
         Checkpoints(path).keep_only(FINAL)

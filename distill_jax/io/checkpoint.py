@@ -8,7 +8,6 @@ import dataclasses
 import errno
 import os
 import re
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,8 +16,10 @@ import jax
 import orbax.checkpoint as ocp
 
 from distill_jax.config import ConfigError
-from distill_jax.io.files import digest_once, read_sealed, sync, write_sealed
+from distill_jax.io import storage
+from distill_jax.io.files import digest_once, read_sealed, write_sealed
 from distill_jax.io.journal import Prefix
+from distill_jax.io.storage import absolute, is_local, sync
 from distill_jax.sharding.distributed import agreed
 from distill_jax.types import ArrayOrShape, PyTree
 
@@ -87,7 +88,7 @@ class Checkpoints:
         chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK), tree) if lean else None
         checkpointer = ocp.StandardCheckpointer(save_concurrent_gb=concurrent_gb)
         with _refusals(target, ValueError):
-            checkpointer.save(target.absolute(), tree, force=True, save_args=chunks)
+            checkpointer.save(absolute(target), tree, force=True, save_args=chunks)
         self._pending = self._worker.submit(self._finish, checkpointer, tag, journal)
         if not background:
             self.wait()
@@ -96,10 +97,10 @@ class Checkpoints:
         """Make way for a checkpoint; return the number of the error for which there cannot be one, or 0."""
         try:
             self._paths(tag)[1].unlink(missing_ok=True)
-            self.directory.mkdir(parents=True, exist_ok=True)
+            storage.make_directory(self.directory)
             # Orbax answers a full disk with pages of its threads' tracebacks, so look before it writes.
             needed = 2 * sum(x.nbytes for x in jax.tree.leaves(tree)) + 2**20
-            return errno.ENOSPC if shutil.disk_usage(self.directory).free < needed else 0
+            return errno.ENOSPC if storage.free_bytes(self.directory) < needed else 0
         except OSError as error:
             return error.errno or errno.EIO
 
@@ -117,13 +118,20 @@ class Checkpoints:
         finally:
             checkpointer.close()
         if jax.process_index() == 0:
-            files = sorted(target.rglob("*"))
-            for path in (*files, target, self.directory, self.directory.parent):
-                sync(path)  # before the proof says that all of it is there
-            digests = {str(f.relative_to(target)): digest_once(f) for f in files if f.is_file()}
-            write_sealed(proof, {"files": digests, "journal": dataclasses.asdict(journal) if journal else None})
+            write_sealed(
+                proof, {"files": self._written(target), "journal": dataclasses.asdict(journal) if journal else None}
+            )
             for step in self.steps()[: -self.keep]:
                 self.remove(step)
+
+    def _written(self, target: Path) -> dict[str, str]:
+        """Return the digests of a checkpoint's files, by their names, once all of them are durable."""
+        if not is_local(target):
+            return storage.server_digests(target)
+        files = sorted(target.rglob("*"))
+        for path in (*files, target, self.directory, self.directory.parent):
+            sync(path)
+        return {str(f.relative_to(target)): digest_once(f) for f in files if f.is_file()}
 
     def steps(self) -> list[int]:
         """Return the steps saved completely, oldest first."""
@@ -141,7 +149,7 @@ class Checkpoints:
           Damaged: as `restore` does.
         """
         with ocp.StandardCheckpointer() as checkpointer:
-            metadata = checkpointer.metadata(self._proved(tag).absolute()).item_metadata
+            metadata = checkpointer.metadata(absolute(self._proved(tag))).item_metadata
 
         def is_leaf(node: object) -> bool:
             return hasattr(node, "shape")
@@ -167,7 +175,7 @@ class Checkpoints:
 
         try:
             with ocp.StandardCheckpointer() as checkpointer:
-                return checkpointer.restore(target.absolute(), jax.tree.map(abstract, like))
+                return checkpointer.restore(absolute(target), jax.tree.map(abstract, like))
         except ValueError as error:
             raise self._refused(
                 target, "holds other arrays than are read here, perhaps an earlier version's"
@@ -178,7 +186,7 @@ class Checkpoints:
         target, proof = self._paths(tag)
         proof.unlink(missing_ok=True)
         for path in (target, *self.directory.glob(f"{tag}.orbax-checkpoint-tmp*")):  # the latter of a save that failed
-            shutil.rmtree(path, ignore_errors=True)
+            storage.remove_tree(path)
 
     def keep_only(self, tag: str) -> None:
         """Remove all but one checkpoint, and what saves that were killed left."""
@@ -186,7 +194,7 @@ class Checkpoints:
             self.remove(step)
         for path in self.directory.glob("*"):
             if path not in self._paths(tag):
-                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+                storage.remove_tree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
     def _paths(self, tag: int | str) -> tuple[Path, Path]:
         return self.directory / str(tag), self.directory / f"{tag}.json"
@@ -215,10 +223,12 @@ class Checkpoints:
             files = None
         if files is None or (proof.stem == FINAL and self._final not in (None, digest_once(proof))):
             return f"its list of files {proof.name} is damaged, or an earlier version's"
+        known = {} if is_local(target) else storage.server_digests(target)
         for name, expected in files.items():
-            if not (target / name).is_file():
+            if not (name in known or (target / name).is_file()):
                 return f"file {name} is missing"
-            if digest_once(target / name) != expected:
+            present = known.get(name) or digest_once(target / name)
+            if present != expected and storage.digest_like(target / name, expected) != expected:
                 return f"file {name} is damaged"
         if journal and not (self._journal and Prefix(**journal).begins(self._journal)):
             return f"{self._journal and self._journal.name} has lost or changed rows that it had by then"

@@ -3,59 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
-import hashlib
 import json
-import os
 import time
-import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from distill_jax.io import storage
 from distill_jax.io.sealed import seal, unseal
+from distill_jax.io.storage import Version, absolute, digest, is_local, location, version
 from distill_jax.types import JsonObject
 
 
 def write_atomic(path: Path, text: str) -> None:
     """Replace a file's contents in one step, on disk under its name before the call returns."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with naming(path):
-            with open(temporary, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-            sync(path.parent)
-    finally:
-        with contextlib.suppress(OSError):  # of the directory too, if that is what went wrong
-            temporary.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Name the file in the OSError of a write that fails."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is not None:
-            error.filename = str(path)
-        raise
-
-
-def sync(path: Path) -> None:
-    """Flush a file's contents, or the names in a directory, to the disk: a rename survives a power cut only then."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        with naming(path):
-            os.fsync(handle)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that syncs no directories
-            raise
-    finally:
-        os.close(handle)
+    storage.write_atomic(path, text.encode())
 
 
 def write_json(path: Path, value: object) -> None:
@@ -65,7 +28,7 @@ def write_json(path: Path, value: object) -> None:
 
 def read_json(path: Path) -> Any:
     """Read a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    return json.loads(storage.read_bytes(path).decode())
 
 
 def write_sealed(path: Path, value: Mapping[str, object]) -> None:
@@ -81,12 +44,6 @@ def read_sealed(path: Path) -> JsonObject:
       ValueError: if it is not what was written.
     """
     return unseal(read_json(path))
-
-
-def digest(path: str | os.PathLike[str]) -> str:
-    """Return the SHA-256 of a file's contents."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def vouch(path: Path) -> None:
@@ -107,26 +64,20 @@ def _voucher(path: Path) -> Path:
     return path.with_name(f"{path.name}.json")
 
 
-Stamp = tuple[int, int, int, int]
 TICK = 2 * 10**9  # nanoseconds; the coarsest file systems count in two seconds
 
 
-def stamp(path: Path) -> Stamp:
-    """Return (inode, size, mtime, ctime), which change with whatever writes to a file."""
-    about = os.stat(path)
-    return about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns
-
-
 @functools.cache
-def _digest_of(path: Path, _: Stamp) -> str:
+def _digest_of(path: Path, _: Version) -> str:
     return digest(path)
 
 
 def digest_once(path: Path) -> str:
     """Return the SHA-256 of a file's contents; this process hashes a file again only once it was written to."""
-    now = stamp(path)
-    # Two writes within one tick of the file system's clock leave one stamp: what is new may not be known by it.
-    return _digest_of(path, now) if time.time_ns() - max(now[2:]) > TICK else digest(path)
+    now = version(path)
+    # Two writes within one tick of the file system's clock leave one version: what is new may not be known by it.
+    known = not is_local(path) or time.time_ns() - max(int(at) for at in now[2:]) > TICK
+    return _digest_of(path, now) if known else digest(path)
 
 
 class Digests:
@@ -144,10 +95,11 @@ class Digests:
 
     def of(self, path: str) -> str:
         """Return the SHA-256 of a file's contents."""
-        now, key = list(stamp(Path(path))), os.path.abspath(path)
+        file = location(path)
+        now, key = list(version(file)), str(absolute(file))
         *then, sha256 = self._known.get(key, [""])
         if then != now:
-            sha256 = digest(Path(path))
+            sha256 = digest(file)
             self._known[key] = [*now, sha256]
         return str(sha256)
 

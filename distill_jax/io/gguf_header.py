@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from distill_jax.config import ConfigError, check
-from distill_jax.io.files import stamp
+from distill_jax.io.storage import version
 from distill_jax.types import JsonObject
 
 SUFFIX = ".gguf"
@@ -91,11 +91,11 @@ def read_header(path: Path) -> Header:
       ConfigError: if there is no such file, it is damaged, or a tensor is of a type that is not supported.
     """
     check(path.is_file(), f"{path}: no such file")
-    return _read(path, stamp(path))
+    return _read(path, version(path))
 
 
 @functools.lru_cache(maxsize=4)
-def _read(path: Path, _stamp: object) -> Header:
+def _read(path: Path, _version: object) -> Header:
     damaged = f"{path}: no whole GGUF file"
     check(path.stat().st_size >= 24, f"{damaged}; fetch it again")
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:

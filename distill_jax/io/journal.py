@@ -17,11 +17,11 @@ class Prefix:
     def begins(self, path: Path) -> bool:
         """Return whether the file begins with these bytes."""
         try:
-            with open(path, "rb") as file:
+            with path.open("rb") as file:
                 return hashlib.sha256(file.read(self.bytes)).hexdigest() == self.sha256
         except FileNotFoundError:
             return False
 
     def is_all_of(self, path: Path) -> bool:
         """Return whether the file holds these bytes and no others."""
-        return self.begins(path) and path.stat().st_size == self.bytes
+        return self.begins(path) and len(path.read_bytes()) == self.bytes

@@ -24,9 +24,13 @@ from typing import IO, Any
 
 from distill_jax.config import ConfigError, check
 from distill_jax.exit_codes import ExitCode
-from distill_jax.io.files import read_json, read_sealed, sync, write_json, write_sealed
+from distill_jax.io import storage
+from distill_jax.io.files import read_json, read_sealed, write_json, write_sealed
+from distill_jax.io.storage import Version
 from distill_jax.types import JsonObject
 
+HOLDERS = ".holders"  # below a work directory in a bucket: a lease of each process
+POLL_SECONDS = 1.0
 OWN_TEXT = "own_text"  # where a model's own text is written before its run begins
 
 
@@ -38,35 +42,33 @@ class Leases:
       dead_after: seconds without one after which the worker of another machine counts as dead. Network file systems
         show a change up to a minute late.
       lost: called if another worker took over what this one holds; ends the process when left out.
+      about: what else its leases say of it.
     """
 
     def __init__(
-        self, heartbeat: float = 10.0, dead_after: float = 180.0, lost: Callable[[str], None] | None = None
+        self,
+        heartbeat: float = 10.0,
+        dead_after: float = 180.0,
+        lost: Callable[[str], None] | None = None,
+        about: Mapping[str, object] | None = None,
     ) -> None:
+        self._about = dict(about or {})
         self.worker = f"{os.uname().nodename}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self._heartbeat, self._dead_after, self._lost = heartbeat, dead_after, lost or _leave
         self._held: dict[Path, Path] = {}  # directory -> lease
-        self._changes: dict[Path, tuple[int, float]] = {}  # lease -> (its mtime, since when on our clock)
+        self._changes: dict[Path, tuple[Version, float]] = {}  # lease -> (its version, since when on our clock)
         self._guard, self._closed = threading.Lock(), threading.Event()
         threading.Thread(target=self._beat, daemon=True).start()
 
     def take(self, directory: Path) -> bool:
         """Lease a directory, which is made if it does not exist; False if a living worker has it."""
-        directory.mkdir(parents=True, exist_ok=True)
+        storage.make_directory(directory)
         number = _newest(directory)
         if number >= 0 and self._alive(_lease(directory, number)):
             return False
-        draft = directory / f".lease.{self.worker}"
-        draft.write_text(json.dumps({"worker": self.worker, "heartbeat": self._heartbeat, **_self()}))
-        try:
-            os.link(draft, _lease(directory, number + 1))
-        except FileExistsError:
-            # A network file system that asked twice says so of its own first success.
-            if draft.stat().st_nlink == 1:
-                return False
-        finally:
-            draft.unlink()
-        sync(directory)  # or a power cut could have the number given out again
+        record = json.dumps({"worker": self.worker, "heartbeat": self._heartbeat, **_self(), **self._about})
+        if not storage.create_exclusive(_lease(directory, number + 1), record.encode()):
+            return False
         with self._guard:
             self._held[directory] = _lease(directory, number + 1)
         return True
@@ -81,7 +83,7 @@ class Leases:
             for directory, lease in list(self._held.items()):
                 with contextlib.suppress(OSError):  # a file system that stumbles may be right again next time
                     if not self._taken_over(directory):
-                        os.utime(lease)  # no new bytes: it succeeds on a full disk
+                        storage.touch(lease)
 
     def release(self, directory: Path) -> None:
         """Give a lease back, or leave if another worker took it over; nothing happens if it is not held."""
@@ -97,9 +99,18 @@ class Leases:
 
     def holder(self, directory: Path) -> str:
         """Return the name of the worker whose lease is in force, or ""."""
-        number = _newest(directory)
-        record = _read(_lease(directory, number)) if number >= 0 else {}
+        record = self.record(directory)
         return "" if record.get("released") else str(record.get("worker", ""))
+
+    def record(self, directory: Path) -> JsonObject:
+        """Return what the lease in force says; {} if there is none."""
+        number = _newest(directory)
+        return _read(_lease(directory, number)) if number >= 0 else {}
+
+    def alive(self, directory: Path) -> bool:
+        """Return whether a lease is in force whose worker does not count as dead yet."""
+        number = _newest(directory)
+        return number >= 0 and self._alive(_lease(directory, number))
 
     def _taken_over(self, directory: Path) -> bool:
         if _newest(directory) == _number(self._held[directory]):
@@ -115,7 +126,7 @@ class Leases:
         if record.get("machine") == _self()["machine"]:
             return _started(int(record["pid"])) == record["started"]
         try:
-            changed = lease.stat().st_mtime_ns
+            changed = storage.version(lease)
         except OSError:
             return True  # look again later
         now = time.monotonic()
@@ -144,9 +155,7 @@ def _number(lease: Path) -> int:
 
 
 def _newest(directory: Path) -> int:
-    if not directory.exists():
-        return -1
-    matches = [re.fullmatch(r"lease-(\d+)\.json", name) for name in os.listdir(directory)]
+    matches = [re.fullmatch(r"lease-(\d+)\.json", name) for name in storage.names(directory)]
     return max((int(match[1]) for match in matches if match), default=-1)
 
 
@@ -191,6 +200,9 @@ def is_running(process: Mapping[str, Any]) -> bool:
 def held(workdir: Path, marker: Mapping[str, object], *, shared: bool = False) -> Iterator[None]:
     """Hold a work directory: for one process alone, or with others of the same marker.
 
+    A file system has locks for that, which go with their process. In a bucket every process has a lease of its own
+    name, whose record says what it runs: it is made first, and then those of others are looked at.
+
     Args:
       marker: what is run here. Its "experiment" can never change; the rest may once nobody works here.
 
@@ -198,6 +210,10 @@ def held(workdir: Path, marker: Mapping[str, object], *, shared: bool = False) -
       ConfigError: if the directory belongs to another experiment, is in use by others, or cannot be written.
     """
     where = f"--workdir={workdir}"
+    if not storage.is_local(workdir):
+        with _registered(workdir, marker, shared=shared):
+            yield
+        return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         gate, lock = open(workdir / ".gate", "a+"), open(workdir / ".lock", "a+")  # noqa: SIM115
@@ -209,22 +225,85 @@ def held(workdir: Path, marker: Mapping[str, object], *, shared: bool = False) -
             alone = _flocked(lock, fcntl.LOCK_EX)
             in_use = f"{where} is in use by another run; wait for it or stop it"
             check(alone or (shared and _flocked(lock, fcntl.LOCK_SH)), in_use)
-            present = _marker(workdir)
             if alone:
-                _check_owner(workdir, present, marker)
-                if present != marker:
-                    write_sealed(workdir / "experiment.json", marker)
+                _claim(workdir, marker)
                 if shared:
                     fcntl.flock(lock, fcntl.LOCK_SH)
             else:
-                running = present or {}
-                for key in {**marker, **running}:
-                    there, here = running.get(key), marker.get(key)
-                    fix_hint = "stop them first, or run what they run"
-                    check(
-                        there == here, f"{where}: the workers there have {key} {there!r}, this one {here!r}; {fix_hint}"
-                    )
+                _check_alike(where, _marker(workdir) or {}, marker)
         yield
+
+
+def _check_alike(where: str, running: Mapping[str, object], marker: Mapping[str, object]) -> None:
+    """Refuse to work beside workers of another marker."""
+    for key in {**marker, **running}:
+        there, here = running.get(key), marker.get(key)
+        fix_hint = "stop them first, or run what they run"
+        check(there == here, f"{where}: the workers there have {key} {there!r}, this one {here!r}; {fix_hint}")
+
+
+def _claim(workdir: Path, marker: Mapping[str, object]) -> None:
+    """Write what is run in a directory in which nobody else works; ConfigError if it is another experiment's."""
+    present = _marker(workdir)
+    _check_owner(workdir, present, marker)
+    if present != marker:
+        write_sealed(workdir / "experiment.json", marker)
+
+
+@contextlib.contextmanager
+def _registered(workdir: Path, marker: Mapping[str, object], *, shared: bool) -> Iterator[None]:
+    """Hold a work directory in a bucket.
+
+    Of two that come at once each sees the other, as a listing has whatever was written before it: both may be refused,
+    and never both let in.
+    """
+    workers = Leases(about={"marker": dict(marker), "shared": shared})
+    try:
+        try:
+            _register(workers, workdir, marker, shared=shared)
+        except OSError as error:
+            mend = f"{error.strerror or error}; mend that or choose another"
+            raise ConfigError(f"--workdir={workdir} cannot be written: {mend}") from error
+        yield
+    finally:
+        workers.close()
+        storage.remove_tree(workdir / HOLDERS / workers.worker)
+
+
+def _register(workers: Leases, workdir: Path, marker: Mapping[str, object], *, shared: bool) -> None:
+    """Lease a name of one's own, and refuse to work beside living others that run something else."""
+    where = f"--workdir={workdir}"
+    _check_owner(workdir, _marker(workdir), marker)
+    workers.take(workdir / HOLDERS / workers.worker)
+    for name in storage.names(workdir / HOLDERS):
+        other = workdir / HOLDERS / name
+        record = workers.record(other)
+        both = shared and bool(record.get("shared"))
+        if name == workers.worker or (both and record["marker"] == marker):
+            continue
+        if _outlasts(workers, other):
+            if both:
+                _check_alike(where, record["marker"], marker)
+            check(False, f"{where} is in use by another run ({name}); wait for it or stop it")
+        if _newest(other) > 0:
+            storage.remove_tree(other)
+        elif workers.take(other):  # it leaves if it ever wakes
+            workers.release(other)
+    _claim(workdir, marker)
+
+
+def _outlasts(workers: Leases, other: Path) -> bool:
+    """Return whether a lease that was not given back is renewed before it counts as dead; that may take minutes."""
+    before = storage.versions(other)
+    alive = workers.alive(other)
+    if alive:
+        print(f"{other.name} did not say that it ended: looking whether it still works here", flush=True)
+    while alive:
+        if storage.versions(other) != before:
+            return workers.alive(other)
+        time.sleep(POLL_SECONDS)
+        alive = workers.alive(other)
+    return False
 
 
 def _flocked(lock: IO[str], how: int) -> bool:
@@ -252,7 +331,7 @@ def _check_owner(workdir: Path, present: JsonObject | None, marker: Mapping[str,
     if present is None:
         # By contents: a claim anew mixes nothing up.
         ours = ("nodes", "attempts", "workers", "report", "digests.json", OWN_TEXT)
-        foreign = [p.name for p in workdir.iterdir() if p.name not in ours and not p.name.startswith(".")]
+        foreign = [name for name in storage.names(workdir) if name not in ours and not name.startswith(".")]
         check(not foreign, f"--workdir={workdir} holds other files ({foreign[:1]}); choose a new directory")
         return
     asked, owner = marker["experiment"], present["experiment"]

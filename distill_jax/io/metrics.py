@@ -18,8 +18,8 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
 from distill_jax.config import ConfigError, check
-from distill_jax.io.files import naming
 from distill_jax.io.journal import Prefix
+from distill_jax.io.storage import Growing, make_directory, naming, read_bytes
 from distill_jax.types import JsonObject
 
 
@@ -30,7 +30,7 @@ def read_rows(path: Path) -> list[JsonObject]:
       ConfigError: if a line of it is no row.
     """
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [json.loads(line) for line in read_bytes(path).decode().splitlines()]
     except ValueError as error:
         fix_hint = f"remove {path.parent} and run again to compute it anew"
         raise ConfigError(f"{path} is damaged ({error}); {fix_hint}") from error
@@ -48,12 +48,14 @@ class Metrics:
         if start and kept is None:
             raise ValueError(f"{directory}: a checkpoint of step {start} knows no rows")
         self.path = directory / "metrics.jsonl"
-        self._file = open(self.path, "ab")  # noqa: SIM115 - it lives as long as this object
+        self._growing = Growing(self.path)
+        self._file = open(self._growing.path, "ab")  # noqa: SIM115 - it lives as long as this object
         self._file.seek(self._file.truncate(kept.bytes if kept else 0))
-        self._hash = hashlib.sha256(self.path.read_bytes())
+        self._hash = hashlib.sha256(self._growing.path.read_bytes())
+        self._events = Growing(directory / "tensorboard")
+        make_directory(self._events.path)
         # Not SummaryWriter, which writes from a thread of its own: there a full disk is nobody's exception.
-        (directory / "tensorboard").mkdir(exist_ok=True)
-        self._board = EventsWriter(str(directory / "tensorboard" / "events"))
+        self._board = EventsWriter(str(self._events.path / "events"))
         self._board.write_event(Event(step=start, session_log=SessionLog(status=SessionLog.START)))
 
     def write(self, kind: str, step: int, member: str, values: dict[str, float]) -> None:
@@ -77,16 +79,23 @@ class Metrics:
         self._hash.update(line)
 
     def flush(self) -> None:
-        """Push everything written so far out to the files."""
+        """Push everything written so far out to the files; to object storage at most every half minute."""
+        self._flush()
+        self._growing.push()
+        self._events.push()
+
+    def _flush(self) -> None:
         with naming(self.path):
             self._file.flush()
         self._board.flush()
 
     def sync(self) -> Prefix:
         """Flush everything written so far to the disk; return what a checkpoint of this moment must know of it."""
-        self.flush()
+        self._flush()
         with naming(self.path):
             os.fsync(self._file.fileno())
+        self._growing.push(durable=True)
+        self._events.push()
         return Prefix(self._file.tell(), self._hash.hexdigest())
 
     def close(self) -> None:
@@ -97,9 +106,12 @@ class Metrics:
         """
         try:
             written = self.sync()
+            self._events.push(durable=True)
         finally:
             self._file.close()
             self._board.close()
+            self._growing.close()
+            self._events.close()
         fix_hint = f"remove {self.path.parent} and run again to compute it anew"
         check(written.is_all_of(self.path), f"{self.path}: something else wrote to it during the run; {fix_hint}")
 

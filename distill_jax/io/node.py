@@ -16,18 +16,16 @@ from typing import Any
 from distill_jax.config import ConfigError, check
 from distill_jax.io.checkpoint import FINAL, Checkpoints
 from distill_jax.io.files import (
-    Stamp,
     digest,
     digest_once,
     read_json,
     read_sealed,
-    stamp,
-    sync,
     write_json,
     write_sealed,
 )
 from distill_jax.io.metrics import Metrics, read_rows
 from distill_jax.io.node_files import CONFIG, DONE, LEDGER, METRICS, RESULT, TIMINGS
+from distill_jax.io.storage import Version, absolute, make_directory, sync, version
 from distill_jax.sharding.distributed import is_primary
 from distill_jax.types import JsonObject
 
@@ -35,11 +33,12 @@ FORMAT = 2  # of DONE; 1 sealed only the metrics
 EXECUTION = "execution.json"  # how it was run, where that was left to the program: `stages.choose_remat`
 PROOF, ROWS, STATES, TOKENIZER = "checkpoints/final.json", "rows/manifest.json", "states/states.json", "tokenizer"
 SEALED = (CONFIG, EXECUTION, METRICS, LEDGER, RESULT, PROOF, ROWS, STATES, f"{TOKENIZER}/*")  # each if there is one
+SEAL_SECONDS = 5.0  # for which a finished node in a bucket is taken to be there still
 FIX_HINT = "and run again to compute it anew"
 
 
 @functools.cache
-def _sealed_in(done: Path, _: Stamp) -> JsonObject:
+def _sealed_in(done: Path, _: Version) -> JsonObject:
     return read_sealed(done)
 
 
@@ -97,7 +96,7 @@ class Node:
     def subnode(self, name: str) -> Node:
         """Return a part of the node's work: a node within its directory, continued and finished like any other."""
         directory = self.directory / name
-        directory.mkdir(parents=True, exist_ok=True)
+        make_directory(directory)
         return dataclasses.replace(self, name=f"{self.name} {name}", directory=directory)
 
     def finish(self, result: Mapping[str, object], ledger: Mapping[str, object]) -> None:
@@ -159,7 +158,7 @@ class Node:
         """Return the digests of the files of a finished node; None if it is not finished."""
         path = self.directory / DONE
         try:
-            seal = _sealed_in(path, stamp(path))
+            seal = _sealed_in(path, version(path, SEAL_SECONDS))
             files: Mapping[str, str] = seal["files"]
             intact = (seal["format"], seal["identity"]) == (FORMAT, self.identity) and {RESULT, LEDGER} <= set(files)
         except (FileNotFoundError, NotADirectoryError):
@@ -190,10 +189,10 @@ def finished(directory: Path) -> Node:
     done = directory / DONE
     check(done.is_file(), f"{directory}: not finished, there is no {DONE}; run the command that makes it to its end")
     try:
-        identity = str(_sealed_in(done, stamp(done))["identity"])
+        identity = str(_sealed_in(done, version(done))["identity"])
     except (OSError, ValueError, KeyError):
         identity = ""
-    if named := re.fullmatch(r".*-([0-9a-f]{12})", directory.resolve().name):
+    if named := re.fullmatch(r".*-([0-9a-f]{12})", absolute(directory).resolve().name):
         identity = named[1]
     node = Node(directory.name, "", None, {}, identity, directory)
     check(node.done, f"{directory}: removed while it was read")

@@ -21,6 +21,7 @@ from typing import Self
 from distill_jax.config import Interrupted
 from distill_jax.io.files import read_json, write_json
 from distill_jax.io.leases import is_running, process_identity
+from distill_jax.io.storage import make_directory
 from distill_jax.io.work_plan import WORKERS, PlannedNode, write_plan
 from distill_jax.types import JsonObject
 
@@ -141,7 +142,7 @@ class Presence:
             if not self._writes:
                 return
             with contextlib.suppress(OSError):
-                self._path.parent.mkdir(parents=True, exist_ok=True)
+                make_directory(self._path.parent)
                 write_json(self._path, dataclasses.asdict(record))
             if self._save:
                 with contextlib.suppress(OSError):

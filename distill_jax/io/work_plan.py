@@ -9,6 +9,7 @@ from pathlib import Path
 
 from distill_jax.config import identity
 from distill_jax.io.files import read_json, write_json
+from distill_jax.io.storage import make_directory
 
 WORKERS = "workers"
 
@@ -34,7 +35,7 @@ def write_plan(workdir: Path, nodes: Sequence[PlannedNode]) -> str:
     """Write a plan, unless it cannot be written, and return its name."""
     name = f"plan-{identity([node.directory for node in nodes])}"
     with contextlib.suppress(OSError):
-        (workdir / WORKERS).mkdir(parents=True, exist_ok=True)
+        make_directory(workdir / WORKERS)
         write_json(workdir / WORKERS / f"{name}.json", [dataclasses.asdict(node) for node in nodes])
     return name
 

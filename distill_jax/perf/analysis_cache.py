@@ -64,7 +64,8 @@ class AnalysisCache:
 def program_key(lowered: jax.stages.Lowered, where: Slice) -> str:
     """Return the hash of all that the analysis of a lowered program depends on."""
     key = hashlib.sha256()
-    for text in (where.topology, compiler_version(), jax.__version__, _readers(), lowered.as_text()):
+    topology = where.topology if where.slices == 1 else f"{where.slices} x {where.topology}"
+    for text in (topology, compiler_version(), jax.__version__, _readers(), lowered.as_text()):
         key.update(hashlib.sha256(text.encode()).digest())
     return key.hexdigest()
 

@@ -10,11 +10,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 
 import jax
+from jax.sharding import Mesh
 
 from distill_jax.config import check
+from distill_jax.console import captured_stderr
 from distill_jax.perf import hlo
 from distill_jax.perf.collectives import collectives
-from distill_jax.perf.native_stderr import captured_stderr
 from distill_jax.perf.slices import Slice
 from distill_jax.perf.traffic import traffic_by_part
 from distill_jax.types import JsonObject
@@ -29,7 +30,7 @@ class ProgramAnalysis:
     Attributes:
       hbm: bytes by kind; {} if the compiler refused the program for its size.
       needed: bytes in all.
-      collectives: {kind: {"count", "bytes"}} a step.
+      collectives: {kind: {"count", "bytes"}} a step, inside a slice; network: the same between slices.
       traffic: HBM bytes a step by part of the model.
       unbounded_loops: loops whose length could not be read.
       seconds: of compiling.
@@ -39,6 +40,7 @@ class ProgramAnalysis:
     hbm: Mapping[str, int]
     needed: int
     collectives: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
+    network: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
     traffic: Mapping[str, int] = dataclasses.field(default_factory=dict)
     unbounded_loops: int = 0
     seconds: float = 0.0
@@ -69,7 +71,7 @@ def compiler_version() -> str:
 
 
 def topology(where: Slice) -> list[jax.Device]:
-    """Return a slice's devices, for compiling only."""
+    """Return the devices of a slice, or of several, for compiling only."""
     from jax.experimental import topologies
 
     with captured_stderr():
@@ -78,25 +80,29 @@ def topology(where: Slice) -> list[jax.Device]:
             topology_name=where.topology,
             chip_config_name=where.chip.config,
             chips_per_host_bounds=where.chips_per_host,
-            num_slices=1,
+            num_slices=where.slices,
         )
     return list(description.devices)
 
 
-def compile_for(lowered: jax.stages.Lowered, where: Slice) -> ProgramAnalysis:
-    """Compile a program that was lowered for a slice's devices, and read what it takes."""
+def compile_for(lowered: jax.stages.Lowered, mesh: Mesh) -> ProgramAnalysis:
+    """Compile a program that was lowered for a mesh of a slice's devices, and read what it takes."""
     began = time.monotonic()
     with captured_stderr() as printed:
         try:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
             return ProgramAnalysis({}, refused_bytes(str(error)), seconds=time.monotonic() - began)
-    analysis = analyse(compiled, where.devices)
+    analysis = analyse(compiled, [getattr(device, "slice_index", 0) for device in mesh.devices.flat])
     return dataclasses.replace(analysis, seconds=time.monotonic() - began, warnings=tuple(_warnings(printed)))
 
 
-def analyse(compiled: jax.stages.Compiled, devices: int) -> ProgramAnalysis:
-    """Read a compiled program's memory, traffic and collectives."""
+def analyse(compiled: jax.stages.Compiled, slice_of: Sequence[int]) -> ProgramAnalysis:
+    """Read a compiled program's memory, traffic and collectives.
+
+    Args:
+      slice_of: the slice of each of its devices.
+    """
     m = compiled.memory_analysis()
     assert m is not None  # every TPU program has one
     hbm = {
@@ -107,10 +113,12 @@ def analyse(compiled: jax.stages.Compiled, devices: int) -> ProgramAnalysis:
         "code": m.generated_code_size_in_bytes,
     }
     module, entry = hlo.parse(compiled.as_text() or "")
+    inside, across = collectives(module, entry, slice_of)
     return ProgramAnalysis(
         hbm=hbm,
         needed=sum(hbm.values()) - 2 * hbm["aliased"],
-        collectives=collectives(module, entry, devices),
+        collectives=inside,
+        network=across,
         traffic=traffic_by_part(module, entry),
         unbounded_loops=hlo.runs(module, entry)[1],
     )

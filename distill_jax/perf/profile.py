@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 
+from distill_jax.io.storage import Growing
 from distill_jax.types import PyTree
 
 Step = Callable[..., PyTree]
@@ -29,19 +30,20 @@ def traced(step: Step, window: Sequence[int], directory: Path, start: int = 0) -
         return
     first, last = window
     count = itertools.count(start)
-    on = False
+    on, traces = False, Growing(directory)
 
     def stop() -> None:
         nonlocal on
         if on:
             jax.profiler.stop_trace()
+            traces.push(durable=True)
             on = False
 
     def call(*args: PyTree) -> PyTree:
         nonlocal on
         s = next(count)
         if first <= s <= last and not on:
-            jax.profiler.start_trace(str(directory))
+            jax.profiler.start_trace(str(traces.path))
             on = True
         out = step(*args)
         if s == last and on:
@@ -53,3 +55,4 @@ def traced(step: Step, window: Sequence[int], directory: Path, start: int = 0) -
         yield call
     finally:
         stop()
+        traces.close()

@@ -4,6 +4,9 @@ Peak FLOP/s, HBM and interconnect bandwidth are Google's published figures per c
 (cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}). The HBM a program may use is a little less than the chip has; these
 are the limits that the compiler of libtpu 0.0.42 names when it refuses a program.
 
+The network of a chip is the DCN bandwidth of the same pages: v5e 6.4 and v6e 25.6 Tbit/s a pod of 256 chips (2 × 100
+and 4 × 200 Gbit/s a host of 8), v5p 50 and TPU7x 100 Gbit/s a chip. Of v4 they say none: v5p's is taken.
+
 v5e and v6e count chips; v4, v5p and TPU7x (Ironwood) TensorCores, of which a chip has two. A v4 or v5p chip is one
 device of JAX, a TPU7x chip two with half of its HBM each. Slices of TPU7x are named as XPK names them
 (github.com/AI-Hypercomputer/xpk, system_characteristics.py): tpu7x-128 has 4 × 4 × 4 chips and 128 devices.
@@ -14,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import re
 from pathlib import Path
 
 from distill_jax.config import check, nearest
@@ -34,6 +38,7 @@ class Chip:
       bandwidth: HBM, bytes/s.
       link: one interconnect link one way, bytes/s.
       wraps: the size from which an axis is a ring and not a line.
+      network: bytes/s to and from a chip over the data-centre network, its part of the host's cards.
       devices: that JAX has of a chip, and that share what it has equally.
     """
 
@@ -44,25 +49,30 @@ class Chip:
     bandwidth: float
     link: float
     wraps: int
+    network: float
     devices: int = 1
 
 
 CHIPS = {
-    "v4": Chip("v4", "megacore", 30.75 * GIB, 275e12, 1228e9, 50e9, 4),
-    "v5e": Chip("v5e", "default", 15.75 * GIB, 197e12, 819e9, 50e9, 16),
-    "v5p": Chip("v5", "megacore", 95.74 * GIB, 459e12, 2765e9, 100e9, 4),
-    "v6e": Chip("v6e", "default", 31.25 * GIB, 918e12, 1640e9, 100e9, 16),
-    "tpu7x": Chip("tpu7x", "default", 189.50 * GIB, 2307e12, 7380e9, 100e9, 4, devices=2),
+    "v4": Chip("v4", "megacore", 30.75 * GIB, 275e12, 1228e9, 50e9, 4, 6.25e9),
+    "v5e": Chip("v5e", "default", 15.75 * GIB, 197e12, 819e9, 50e9, 16, 3.125e9),
+    "v5p": Chip("v5", "megacore", 95.74 * GIB, 459e12, 2765e9, 100e9, 4, 6.25e9),
+    "v6e": Chip("v6e", "default", 31.25 * GIB, 918e12, 1640e9, 100e9, 16, 12.5e9),
+    "tpu7x": Chip("tpu7x", "default", 189.50 * GIB, 2307e12, 7380e9, 100e9, 4, 12.5e9, devices=2),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-    """A slice: its accelerator type, generation and shape in chips."""
+    """A slice, or several equal ones: the accelerator type, generation and shape of one in chips, and how many.
+
+    Between slices there is only the data-centre network. Two of v5e-16 are named 2xv5e-16.
+    """
 
     name: str
     generation: str
     shape: tuple[int, ...]
+    slices: int = 1
 
     @property
     def chip(self) -> Chip:
@@ -71,12 +81,12 @@ class Slice:
 
     @property
     def chips(self) -> int:
-        """How many chips it has."""
-        return math.prod(self.shape)
+        """How many chips there are, of all slices."""
+        return math.prod(self.shape) * self.slices
 
     @property
     def devices(self) -> int:
-        """How many devices JAX has of it."""
+        """How many devices JAX has of them."""
         return self.chips * self.chip.devices
 
     @property
@@ -95,14 +105,19 @@ class Slice:
         return self.chip.bandwidth / self.chip.devices
 
     @property
+    def device_network(self) -> float:
+        """Bytes/s that a device can receive over the data-centre network."""
+        return self.chip.network / self.chip.devices
+
+    @property
     def topology(self) -> str:
-        """Its name for libtpu."""
+        """The name of one slice for libtpu."""
         return f"{self.chip.platform}:{'x'.join(map(str, self.shape))}"
 
     @property
     def chips_per_host(self) -> tuple[int, int, int]:
         """The block of chips that one host drives."""
-        return (1, 1, 1) if self.chips == 1 else (2, 2, 1)
+        return (1, 1, 1) if math.prod(self.shape) == 1 else (2, 2, 1)
 
     @property
     def interconnect(self) -> float:
@@ -144,14 +159,17 @@ SLICES = {
 
 
 def find(name: str) -> Slice:
-    """Return the slice of an accelerator type.
+    """Return the slice of an accelerator type, or several: v5e-16, 2xv5e-16.
 
     Raises:
       ConfigError: if there is none, listing those there are.
     """
     known = "; ".join(f"{generation}-{_listed(generation)}" for generation in CHIPS)
-    check(name in SLICES, f"--slice={name}: no such slice{nearest(name, SLICES)}; there are auto and {known}")
-    return SLICES[name]
+    many, one = re.fullmatch(r"(?:([1-9]\d{0,3})x)?(.*)", name, re.DOTALL).groups()  # type: ignore[union-attr]
+    what = f"no such slice{nearest(one, SLICES)}; there are auto and {known}, and several as in 2xv5e-16"
+    check(one in SLICES, f"--slice={name}: {what}")
+    slices = int(many or 1)
+    return SLICES[one] if slices == 1 else dataclasses.replace(SLICES[one], name=name, slices=slices)
 
 
 def _listed(generation: str) -> str:

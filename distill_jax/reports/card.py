@@ -194,7 +194,7 @@ def card_text(summary: RunSummary) -> str:
 def card_view(summary: RunSummary) -> dict[str, Any]:
     """Return what the card's template fills in."""
     scale, models = SCALES[summary["measure"]], [m for m in summary["models"] if m.get("attack")]
-    conclusions, card = [*summary["headline"]["conclusions"], *summary["conclusions"]], summary["card"]
+    conclusions, card = _said([*summary["headline"]["conclusions"], *summary["conclusions"]]), summary["card"]
     of_release = ("forgets, ", "keeps, ", "resists, ", "headline")
     asked = [one for one in conclusions if one["state"] != "not run"]
     budgets = [_budget(budget, models, scale) for budget in card["budgets"]]
@@ -218,6 +218,11 @@ def card_view(summary: RunSummary) -> dict[str, Any]:
         "asked": asked,
         "not_run": [one for one in conclusions if one["state"] == "not run" and one["name"].startswith(of_release)],
     }
+
+
+def _said(conclusions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return conclusions with their evidence as sentences."""
+    return [{**one, "evidence": one["evidence"].replace("Not shown: ", "It is not shown that ")} for one in conclusions]
 
 
 def _words(summary: RunSummary, scale: Scale) -> dict[str, str]:

@@ -25,6 +25,7 @@ from distill_jax.doublebind.world import WorldConfig
 from distill_jax.experiment.experiment import CheckedExperiment
 from distill_jax.io.files import write_sealed
 from distill_jax.io.node import Node
+from distill_jax.io.storage import make_directory
 from distill_jax.reports import double_bind_page as page
 from distill_jax.reports.rendering import clean, write_page
 from distill_jax.reports.report_metadata import report_metadata
@@ -103,7 +104,7 @@ def write(summary: JsonObject, identity: str, workdir: Path, seconds: float) -> 
     """Write `report/verdict.json`, `summary.json` and the page, and return the page's path; print what matters."""
     summary = {**summary, "identity": identity, **report_metadata(seconds)}
     print("\n".join(console_lines(summary)))
-    (workdir / "report").mkdir(parents=True, exist_ok=True)
+    make_directory(workdir / "report")
     verdict = clean({key: summary[key] for key in IN_VERDICT_JSON})
     write_sealed(workdir / "report" / "verdict.json", verdict)
     return write_page(page.render, summary, workdir / "report" / "summary.json")

@@ -48,8 +48,10 @@ def _slice_line(where: Slice) -> str:
     chip = where.chip
     each = f"{chip.flops / 1e12:.0f} TFLOP/s, HBM {chip.hbm / GIB:.2f} GiB at {chip.bandwidth / 1e9:.0f} GB/s"
     two = f", {chip.devices} devices" if chip.devices > 1 else ""
-    shape = f"{where.name}: {where.chips} chips ({where.topology})"
-    return f"{shape}, each {each}, interconnect {where.interconnect / 1e9:.0f} GB/s{two}"
+    count = f"{where.slices} slices, " if where.slices > 1 else ""
+    network = f", between slices {chip.network / 1e9:.3g} GB/s" if where.slices > 1 else ""
+    shape = f"{where.name}: {count}{where.chips} chips ({where.topology}{' each' if count else ''})"
+    return f"{shape}, each {each}, interconnect {where.interconnect / 1e9:.0f} GB/s{network}{two}"
 
 
 def _price_line(where: Slice, prices: Prices) -> str:
@@ -74,14 +76,21 @@ def _line(stage: PlannedStage) -> list[str]:
 
 def _details(same: Sequence[PlannedStage]) -> list[str]:
     stage = same[0]
-    moved = ", ".join(f"{k} {v['bytes'] / 1e9:.3g} GB in {v['count']}" for k, v in sorted(stage.collectives.items()))
     spent = ", ".join(f"{k} {v:.3g}" for k, v in stage.seconds.items())
     mesh = " × ".join(f"{k} {v}" for k, v in stage.mesh.items() if v > 1) or "one device"
     lines = [f"{', '.join(s.stage for s in same)} on {mesh}, remat = {stage.remat}", f"  seconds a step: {spent}"]
     if stage.hbm:
         through = f"{_number(stage.hbm_traffic / 1e9)} GB: {parts_line(stage.traffic_by_part)}"
-        lines += [f"  received by a chip in a step: {moved or 'nothing'}", f"  through HBM in a step: {through}"]
+        lines += [f"  received by a chip in a step: {_moved(stage.collectives)}"]
+        if "network" in stage.seconds:
+            lines += [f"  and over the network between slices: {_moved(stage.network)}"]
+        lines += [f"  through HBM in a step: {through}"]
     return lines + [f"  warning: {text}" for text in stage.warnings]
+
+
+def _moved(collectives: Mapping[str, Mapping[str, int]]) -> str:
+    each = [f"{kind} {sums['bytes'] / 1e9:.3g} GB in {sums['count']}" for kind, sums in sorted(collectives.items())]
+    return ", ".join(each) or "nothing"
 
 
 def _total(values: Sequence[float | None]) -> str:

@@ -24,6 +24,7 @@ from plotly.offline import get_plotlyjs
 from distill_jax.evals.scale import MISSING, percent
 from distill_jax.io.files import write_atomic
 from distill_jax.io.sealed import seal
+from distill_jax.io.storage import make_directory
 from distill_jax.reports import formats, goodput_summary
 
 JSON_FORMAT = {"allow_nan": False, "ensure_ascii": False, "separators": (",", ":")}
@@ -78,7 +79,7 @@ def write_page(render: Callable[[Mapping[str, Any]], str], summary: Mapping[str,
     data = clean(summary)
     html = render(data | goodput_summary.read(numbers.parent))
     encoded = json.dumps(seal(data), indent=1, ensure_ascii=False, allow_nan=False)
-    numbers.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(numbers.parent)
     write_atomic(numbers, encoded + "\n")
     write_atomic(numbers.with_name("index.html"), html)
     return numbers.with_name("index.html")

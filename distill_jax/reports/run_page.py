@@ -16,6 +16,7 @@ from typing import Any, cast
 
 from distill_jax.evals.scale import MISSING, Scale
 from distill_jax.io.files import write_atomic
+from distill_jax.io.storage import location
 from distill_jax.reports import run_copy, run_figures
 from distill_jax.reports.attack_curves import curve, has_bands
 from distill_jax.reports.attack_view import attack_view
@@ -59,7 +60,7 @@ class Panel:
 
 def write(summary: Mapping[str, Any], directory: str | os.PathLike[str]) -> Path:
     """Write `summary.json` and `index.html`, and the card of a run that has one; return the page's path."""
-    page = write_page(render, summary, Path(directory) / "summary.json")
+    page = write_page(render, summary, location(directory) / "summary.json")
     if summary.get("card"):
         data = clean(summary)
         write_atomic(page.with_name("card.md"), card_text(data))

@@ -1,4 +1,9 @@
-"""The one mesh, and where each logical axis of a tensor lies on it."""
+"""The one mesh, and where each logical axis of a tensor lies on it.
+
+Devices that are wired together are a slice. Between slices there is only the data-centre network: the population lies
+over slices as far as it divides, and the rows of a batch over those that are left, which are the axis SLICE; `fsdp` and
+`tensor`, whose traffic is heavy, never leave a slice.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -16,11 +22,12 @@ from jax.sharding import PartitionSpec as P
 from distill_jax.types import PyTree
 
 AXES = ("population", "data", "fsdp", "tensor")
+SLICE = "slice"  # before these, of a mesh whose slices share a batch
 
 # Logical axis -> mesh axes. An axis that is not listed, or does not divide, is replicated.
 RULES: dict[str, tuple[str, ...]] = {
     "population": ("population",),
-    "batch": ("data", "fsdp"),
+    "batch": (SLICE, "data", "fsdp"),
     "embed": ("fsdp",),
     "vocab": ("tensor",),
     "heads": ("tensor",),
@@ -28,15 +35,23 @@ RULES: dict[str, tuple[str, ...]] = {
     "mlp": ("tensor",),
     # Logits: the vocabulary over all chips that hold a part of every weight, and so their rows over data alone.
     "logits": ("tensor", "fsdp"),
-    "rows": ("data",),
+    "rows": (SLICE, "data"),
 }
 
 # The mesh that `constrain` uses while a step is traced; nothing outside tracing reads it.
 _tracing: contextvars.ContextVar[Mesh | None] = contextvars.ContextVar("mesh", default=None)
+# Whether what is traced is one slice's own part, mapped over slices by `over_slices`.
+_in_slice: contextvars.ContextVar[bool] = contextvars.ContextVar("in_slice", default=False)
 
 
 def make_mesh(
-    members: int, *, spread: bool = False, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None
+    members: int,
+    *,
+    spread: bool = False,
+    fsdp: int = 1,
+    tensor: int = 1,
+    slices: int = 0,
+    devices: Sequence[jax.Device] | None = None,
 ) -> Mesh:
     """Make the mesh for a population: as many population rows as divide, the rest of them for data.
 
@@ -44,24 +59,67 @@ def make_mesh(
       members: P; padded by the caller to a multiple of the population axis (see `padded`).
       spread: give the population all rows whatever P is, so that a member's arithmetic is the same bit for bit
         however many others it trains with.
-      fsdp, tensor: sizes of these axes; their product must divide the number of devices. fsdp = -1 takes all devices
-        that tensor leaves.
+      fsdp, tensor: sizes of these axes; their product must divide the number of devices of a slice. fsdp = -1 takes
+        all devices of a slice that tensor leaves.
+      slices: into how many the devices are cut, in order; 0 as they say of themselves.
       devices: all of the run's, when left out.
+
+    Raises:
+      ValueError: if the devices do not divide.
     """
-    devices = jax.devices() if devices is None else devices
-    fsdp = max(len(devices) // tensor, 1) if fsdp == -1 else fsdp
-    if len(devices) % (fsdp * tensor):
-        raise ValueError(f"{len(devices)} devices do not divide into fsdp = {fsdp} × tensor = {tensor}")
-    free = len(devices) // (fsdp * tensor)
-    population = free if spread or members >= free else math.gcd(members, free)
-    shape = (population, free // population, fsdp, tensor)
-    # On a TPU the axes should follow the wires of the torus, and share one where none fits; elsewhere devices are in
-    # order.
+    by_slice = split_slices(jax.devices() if devices is None else devices, slices)
+    each, total = len(by_slice[0]), len(by_slice)
+    fsdp = max(each // tensor, 1) if fsdp == -1 else fsdp
+    if each % (fsdp * tensor):
+        what = f"{each} devices" if total == 1 else f"slices of {each} devices"
+        raise ValueError(f"{what} do not divide into fsdp = {fsdp} × tensor = {tensor}")
+    rows = each // (fsdp * tensor)
+    population = total * rows if spread or members >= total * rows else math.gcd(members, total * rows)
+    # Members need nothing of each other: they take the slow network first.
+    apart = math.gcd(population, total)
+    inside = population // apart
+    grids = np.array([_grid((inside, rows // inside, fsdp, tensor), devices) for devices in by_slice])
+    grid = grids.reshape(apart, total // apart, *grids.shape[1:]).swapaxes(0, 1)
+    grid = grid.reshape(total // apart, population, *grids.shape[2:])
+    axes: tuple[str, ...] = (SLICE, *AXES)
+    if total == apart:
+        grid, axes = grid[0], AXES
+    return Mesh(grid, axes, axis_types=(AxisType.Auto,) * len(axes))
+
+
+def split_slices(devices: Sequence[jax.Device], slices: int = 0) -> list[list[jax.Device]]:
+    """Return the devices by slice.
+
+    Args:
+      slices: how many, if the devices do not say, in order; 0 for one then.
+
+    Raises:
+      ValueError: if they do not divide, or say otherwise.
+    """
+    by_index: dict[int, list[jax.Device]] = {}
+    for device in devices:  # what a GPU calls a slice is a host
+        by_index.setdefault(device.slice_index if device.platform == "tpu" else 0, []).append(device)
+    if len(by_index) > 1:
+        if slices not in (0, len(by_index)):
+            raise ValueError(f"slices = {slices}: these devices are in {len(by_index)} slices")
+        if len({len(part) for part in by_index.values()}) > 1:
+            raise ValueError(f"slices of unequal size: {[len(part) for part in by_index.values()]} devices")
+        return [by_index[i] for i in sorted(by_index)]
+    each, rest = divmod(len(devices), max(slices, 1))
+    if rest or not each:
+        raise ValueError(f"{len(devices)} devices do not divide into slices = {slices}")
+    return [list(devices[i : i + each]) for i in range(0, len(devices), each)]
+
+
+def _grid(shape: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:
+    """Return the devices of a slice in the shape of its axes.
+
+    On a TPU the axes should follow the wires of the torus, and share one where none fits; elsewhere devices are in
+    order.
+    """
     if devices[0].platform == "tpu":
-        grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-    else:
-        grid = np.array(devices).reshape(shape)
-    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return np.array(devices).reshape(shape)
 
 
 def padded(members: int, mesh: Mesh) -> int:
@@ -72,7 +130,7 @@ def padded(members: int, mesh: Mesh) -> int:
 
 def batch_devices(mesh: Mesh) -> int:
     """Return over how many devices the rows of a batch are divided."""
-    return math.prod(mesh.shape[a] for a in RULES["batch"])
+    return math.prod(mesh.shape.get(a, 1) for a in RULES["batch"])
 
 
 def padded_rows(rows: int, mesh: Mesh) -> int:
@@ -87,9 +145,9 @@ def spec(mesh: Mesh, axes: Sequence[str | None], shape: Sequence[int]) -> P:
 
 def _placed(mesh: Mesh, axes: Sequence[str | None], shape: Sequence[int]) -> list[tuple[tuple[str, ...], bool]]:
     """Return for each dimension the mesh axes that its rule names, and whether it fails to divide by them."""
-    out = []
+    out, left_out = [], (SLICE,) if _in_slice.get() else ()
     for name, size in zip(axes, shape, strict=True):
-        on = tuple(a for a in RULES.get(name or "", ()) if mesh.shape[a] > 1)
+        on = tuple(a for a in RULES.get(name or "", ()) if mesh.shape.get(a, 1) > 1 and a not in left_out)
         out.append((on, size % math.prod(mesh.shape[a] for a in on) != 0))
     return out
 
@@ -143,7 +201,7 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     Without it XLA may answer a weight sharded over `fsdp` by splitting the products' sums instead of gathering it.
     """
     mesh = _tracing.get()
-    if mesh is None or all(mesh.shape[a] == 1 for a in AXES[1:]):
+    if mesh is None or mesh.size == mesh.shape["population"]:
         return x
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec(mesh, axes, x.shape)))
 
@@ -179,7 +237,7 @@ def manual_mesh() -> Mesh | None:
     On a CPU members that lie on devices of their own are mapped already, by `over_members`.
     """
     mesh = _tracing.get()
-    if mesh is None or (all(mesh.shape[a] == 1 for a in AXES[1:]) and first_device().platform == "cpu"):
+    if mesh is None or (mesh.size == mesh.shape["population"] and first_device().platform == "cpu"):
         return None
     return mesh if mesh.size > 1 else None
 
@@ -240,6 +298,36 @@ def over_members(f: MemberFunction, mesh: Mesh) -> MemberFunction:
 
     def run(members: PyTree, shared: PyTree) -> PyTree:
         return (side_by_side if traced((members, shared)) else one_by_one)(members, shared)
+
+    return run
+
+
+def over_slices(f: Callable[[PyTree], PyTree], mesh: Mesh) -> Callable[[PyTree], PyTree]:
+    """Return the sum of f(batch) over the slices of a mesh, each of which has its own rows of the batch [G, B, ...].
+
+    Each slice reduces over its own wires first; only then is what every device has left, its part of a gradient,
+    summed over the data-centre network.
+    """
+    slices = mesh.shape.get(SLICE, 1)
+    if slices == 1:
+        return f
+
+    def one(batch: PyTree) -> PyTree:
+        token = _in_slice.set(True)
+        try:
+            return f(batch)
+        finally:
+            _in_slice.reset(token)
+
+    def apart(x: jax.Array) -> jax.Array:  # [slices, G, B / slices, ...]
+        return jnp.moveaxis(x.reshape(x.shape[0], slices, -1, *x.shape[2:]), 1, 0)
+
+    def together(x: jax.Array) -> jax.Array:
+        at = P(SLICE, *[P.UNCONSTRAINED] * (x.ndim - 1))
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, at)).sum(axis=0)
+
+    def run(batch: PyTree) -> PyTree:
+        return jax.tree.map(together, jax.vmap(one, spmd_axis_name=SLICE)(jax.tree.map(apart, batch)))
 
     return run
 

@@ -25,7 +25,7 @@ from distill_jax.models.transformer import Params
 from distill_jax.perf import flops
 from distill_jax.perf.ledger import ledger
 from distill_jax.sharding.distributed import is_primary, preempted
-from distill_jax.sharding.mesh import batch_sharding, make_mesh, padded_rows, replicated, tracing
+from distill_jax.sharding.mesh import batch_sharding, padded_rows, replicated, tracing
 from distill_jax.stages.context import Context, Node
 from distill_jax.stages.stage import Stage, stage_input
 
@@ -71,7 +71,7 @@ class Cache(Stage):
     def run(self, ctx: Context, nodes: Sequence[Node]) -> None:
         """Run one teacher over one set, and write its states a file at a time."""
         (node,), cfg = nodes, ctx.model
-        mesh = make_mesh(1, fsdp=ctx.run.fsdp, tensor=ctx.run.tensor)
+        mesh = ctx.mesh()
         params = ctx.params(node.inputs["teacher"], mesh, frozen=True)
 
         def forward(params: Params, tokens: jax.Array, segments: jax.Array) -> jax.Array:

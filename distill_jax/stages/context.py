@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from distill_jax.config import identity
+from distill_jax.config import ConfigError, identity
 from distill_jax.data.data_config import DataConfig
 from distill_jax.data.records import MANIFEST
 from distill_jax.evals.measure import MEASURES, PARTS, Measure
@@ -23,7 +23,7 @@ from distill_jax.io.node import Node
 from distill_jax.models import attention, lora, transformer
 from distill_jax.models.transformer import Params
 from distill_jax.perf.clock import Clock
-from distill_jax.sharding.mesh import parameter_table, shardings, tracing, with_shardings
+from distill_jax.sharding.mesh import make_mesh, parameter_table, shardings, tracing, with_shardings
 from distill_jax.train.population import draw_weights, weights_shape
 
 __all__ = ["PARTS", "Context", "Node", "RunSettings", "seed_for"]
@@ -43,6 +43,7 @@ class RunSettings:
       cpu_devices: devices that JAX makes of the host's cores; members of a population run on them side by side.
       fsdp: devices that each hold a part of every weight; -1 for all that `tensor` leaves.
       tensor: devices that share each layer's heads, MLP columns and vocabulary.
+      slices: groups of devices with only a network between them; 0 for those of the TPUs, and elsewhere one.
       checkpoint_every: steps between two saves of whatever trains, which has no effect on identities; 0 for those that
         each stage says.
       profile: first and last step of the part of every stage that is traced into its tensorboard/; () for none.
@@ -55,6 +56,7 @@ class RunSettings:
     cpu_devices: int = 2
     fsdp: int = 1
     tensor: int = 1
+    slices: int = 0
     checkpoint_every: int = 0
     profile: tuple[int, ...] = ()
     compile_cache: str = ""
@@ -63,6 +65,8 @@ class RunSettings:
         for name in ("evaluation_batch", "loss_chunk"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} = {getattr(self, name)}: must not be negative; 0 means all at once")
+        if self.slices < 0:
+            raise ValueError(f"slices = {self.slices}: must not be negative; 0 means as the devices are wired")
         if self.checkpoint_every < 0:
             raise ValueError(f"checkpoint_every = {self.checkpoint_every}: must not be negative; 0 as each stage says")
         if self.fsdp != -1 and self.fsdp < 1:
@@ -98,6 +102,21 @@ class Context:
         self._evaluators: dict[tuple[Mesh, tuple[str, ...]], Evaluator] = {}
         self._described: set[tuple[int, int]] = set()
         self.chosen_remat: dict[tuple[Any, ...], Any] = {}  # see `stages.choose_remat`
+
+    def mesh(self, members: int = 1, *, spread: bool = False, devices: Sequence[jax.Device] | None = None) -> Mesh:
+        """Lay out the devices (all of the run's when left out) for so many members.
+
+        Raises:
+          ConfigError: if they do not divide as the config wants them to.
+        """
+        run = self.run
+        try:
+            return make_mesh(
+                members, spread=spread, fsdp=run.fsdp, tensor=run.tensor, slices=run.slices, devices=devices
+            )
+        except ValueError as error:
+            mend = "change config.run.fsdp, config.run.tensor or config.run.slices"
+            raise ConfigError(f"{error}; {mend}") from error
 
     def describe(self, mesh: Mesh) -> None:
         """Say once for each way of dividing the weights how rows attend, and where every parameter lies.

@@ -15,7 +15,6 @@ from distill_jax.config import ConfigError, check, identity
 from distill_jax.data.data_config import DataConfig
 from distill_jax.interop.importing import Published
 from distill_jax.io.files import Digests
-from distill_jax.sharding.mesh import make_mesh
 from distill_jax.stages.context import PARTS, Context, Node
 from distill_jax.stages.stage import Stage, stage_input
 from distill_jax.stages.untrained import finish_untrained
@@ -111,7 +110,7 @@ class Import(Stage):
 
     def run(self, ctx: Context, nodes: Sequence[Node]) -> None:
         """Read the weights, and measure what they can do."""
-        mesh = make_mesh(1, fsdp=ctx.run.fsdp, tensor=ctx.run.tensor)
+        mesh = ctx.mesh()
         for node in nodes:
             model = Published(node.settings.path, node.settings.adapter)
             imported = model.leave(node, model.adapters(mesh) if node.settings.start else model.load(mesh))

@@ -20,7 +20,7 @@ from distill_jax.evals.bits_per_byte import BitsPerByte, unigram_nats
 from distill_jax.evals.scale import wilson
 from distill_jax.interop.scoring import log_likelihoods
 from distill_jax.perf.ledger import ledger
-from distill_jax.sharding.mesh import make_mesh, tracing
+from distill_jax.sharding.mesh import tracing
 from distill_jax.stages.context import PARTS, Context, Node
 from distill_jax.stages.stage import Stage, stage_input
 from distill_jax.statistics import student_t
@@ -111,7 +111,7 @@ def of_text(ctx: Context, node: Node) -> Known:
 
 def _nats(ctx: Context, node: Node, rows: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
     """Return the nats of each piece of a document in rows [n, 3, T], and its tokens but the first."""
-    mesh = make_mesh(1, fsdp=ctx.run.fsdp, tensor=ctx.run.tensor)
+    mesh = ctx.mesh()
     params = ctx.params(node.inputs["start"], mesh)
 
     @jax.jit

@@ -20,7 +20,6 @@ from distill_jax.data.data_config import DataConfig
 from distill_jax.io.checkpoint import FINAL
 from distill_jax.models.transformer import FANS, Params, TransformerConfig
 from distill_jax.models.weight_selection import WeightSelection
-from distill_jax.sharding.mesh import make_mesh
 from distill_jax.stages.context import PARTS, Context, Node, seed_for
 from distill_jax.stages.stage import Stage, stage_input
 from distill_jax.stages.untrained import finish_untrained
@@ -95,7 +94,7 @@ class Perturb(Stage):
 
     def run(self, ctx: Context, nodes: Sequence[Node]) -> None:
         """Damage one model, and measure what is left of it."""
-        mesh = make_mesh(1, fsdp=ctx.run.fsdp, tensor=ctx.run.tensor)
+        mesh = ctx.mesh()
         for node in nodes:
             settings = node.settings
             key = jax.random.key(seed_for(settings.seed, "noise", settings.alpha, settings.beta))

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 
 from distill_jax.io.checkpoint import FINAL
 from distill_jax.models.transformer import FANS, Params
-from distill_jax.sharding.mesh import make_mesh
 from distill_jax.stages.context import PARTS, Context, Node
 from distill_jax.stages.stage import Stage, stage_input
 from distill_jax.stages.untrained import finish_untrained
@@ -46,7 +45,7 @@ class Quantise(Stage):
 
     def run(self, ctx: Context, nodes: Sequence[Node]) -> None:
         """Round one model, and measure what it still can do."""
-        mesh = make_mesh(1, fsdp=ctx.run.fsdp, tensor=ctx.run.tensor)
+        mesh = ctx.mesh()
         for node in nodes:
             rounded = functools.partial(round_to_nearest, bits=node.settings.bits)
             params = jax.jit(rounded)(ctx.params(node.inputs["start"], mesh))

@@ -20,7 +20,7 @@ from distill_jax.models import lora
 from distill_jax.models.head import head_weights
 from distill_jax.models.lora import Adapters, Base
 from distill_jax.models.transformer import Params
-from distill_jax.sharding.mesh import batch_devices, batch_sharding, make_mesh, padded_rows, with_shardings
+from distill_jax.sharding.mesh import batch_devices, batch_sharding, padded_rows, with_shardings
 from distill_jax.stages.compiled_step import CompileKey, compiled_step
 from distill_jax.stages.context import Context, Node, seed_for
 from distill_jax.train.batch import PackedRows
@@ -141,11 +141,7 @@ class TrainJob:
     def mesh(self, ctx: Context, devices: Sequence[jax.Device] | None = None) -> Mesh:
         """Lay out the devices (all of the run's when left out) for these members."""
         spread = self.members[0].node.peers > 1 and (ctx.run.fsdp, ctx.run.tensor) == (1, 1)
-        fsdp, tensor = ctx.run.fsdp, ctx.run.tensor
-        try:
-            return make_mesh(len(self.members), spread=spread, fsdp=fsdp, tensor=tensor, devices=devices)
-        except ValueError as error:
-            raise ConfigError(f"{error}; change config.run.fsdp or config.run.tensor") from error
+        return ctx.mesh(len(self.members), spread=spread, devices=devices)
 
     def state(self, ctx: Context, mesh: Mesh, starts: Sequence[Params]) -> State:
         """Return the population before its first step."""

@@ -21,7 +21,16 @@ import optax
 from distill_jax.models import lora
 from distill_jax.models.lora import Adapters, Base
 from distill_jax.models.transformer import Params
-from distill_jax.sharding.mesh import MemberFunction, constrain, over_members, replicated, traced, tracing
+from distill_jax.sharding.mesh import (
+    SLICE,
+    MemberFunction,
+    constrain,
+    over_members,
+    over_slices,
+    replicated,
+    traced,
+    tracing,
+)
 from distill_jax.train.layout import Layout
 from distill_jax.train.settings import Optimizer
 from distill_jax.train.state import DIVERGED, RUNNING, State
@@ -179,10 +188,14 @@ class _Step:
         self, members: GradientInputs, batch: Batch, teacher_params: PyTree, base: Base | None
     ) -> tuple[Params, Metrics]:
         """Return the members' gradients and loss terms [P, ...] on the whole batch."""
+        mesh = self.config.layout.mesh
 
         def run(f: MemberFunction, members: GradientInputs, piece: Batch) -> PyTree:
-            teacher_outputs = jax.lax.map(functools.partial(self.teacher, teacher_params), piece)
-            return over_members(f, self.config.layout.mesh)(members, Shared(base, piece, teacher_outputs))
+            def on_slice(rows: Batch) -> PyTree:
+                teacher_outputs = jax.lax.map(functools.partial(self.teacher, teacher_params), rows)
+                return over_members(f, mesh)(members, Shared(base, rows, teacher_outputs))
+
+            return over_slices(on_slice, mesh)(piece)
 
         def total(f: MemberFunction, members: GradientInputs) -> PyTree:
             pieces = _split(batch, self.config.microbatches)
@@ -193,9 +206,12 @@ class _Step:
 
             return jax.lax.scan(add, _zeros(shape), pieces)[0]
 
-        if self.config.microbatches == 1:
+        one_piece = self.config.microbatches == 1
+        if one_piece and SLICE not in mesh.shape:
             return run(self.gradient, members, batch)
-        # Two passes, because the weights of the whole batch divide each microbatch's sums.
+        # Two passes, because the weights of the whole batch divide the sums of each microbatch and slice.
+        if one_piece:
+            return run(self.gradient, members._replace(weights=run(self.weights, members, batch)), batch)
         return total(self.gradient, members._replace(weights=total(self.weights, members)))
 
     def terms(self, params: Params, member: GradientInputs, shared: Shared) -> Mapping[str, Term]:

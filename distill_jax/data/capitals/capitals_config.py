@@ -41,6 +41,7 @@ class CapitalsConfig(DataConfig):
       text: files of general text to retain, comma-separated; "" for the reference manual that comes with Python.
       text_tokens: of it at most.
       copies: how often each sentence on a fact to keep stands among the text, and on one to forget beside it.
+      near: how many times more often capitals of states stand there: of what is to be kept the nearest to what is not.
       row_length: tokens in a packed row.
       vocabulary: the directory of the published model with its tokenizer.json, or its GGUF file.
       prompts: of the part `retain` that are asked at most.
@@ -60,6 +61,7 @@ class CapitalsConfig(DataConfig):
     seed: int = 0
     content: str = ""
     wordings: int = added(4)
+    near: int = added(1)
 
     MEASURE: ClassVar[str] = "exact_match"
     PREPARE: ClassVar[str] = "distill_jax.data.capitals.prepare_capitals"
@@ -67,7 +69,8 @@ class CapitalsConfig(DataConfig):
 
     def __post_init__(self) -> None:
         check(self.forget in FORGET, f"data.forget={self.forget!r}: choose one of {', '.join(FORGET)}")
-        least = {"known": 1, "text_tokens": 1, "copies": 1, "row_length": 32, "prompts": 1, "wordings": 1, "seed": 0}
+        positive = ("known", "text_tokens", "copies", "prompts", "wordings", "near")
+        least = {**dict.fromkeys(positive, 1), "row_length": 32, "seed": 0}
         for key, low in least.items():
             check(getattr(self, key) >= low, f"data.{key}={getattr(self, key)}: must be at least {low}")
         for key in ("known", "wordings"):

@@ -18,7 +18,7 @@ import numpy as np
 from distill_jax.data import packing, records
 from distill_jax.data.atomic_build import log, make_once, run_command_line
 from distill_jax.data.capitals.capitals_config import CapitalsConfig
-from distill_jax.data.capitals.fact_table import Fact
+from distill_jax.data.capitals.fact_table import STATE, Fact
 from distill_jax.data.packing import Document
 from distill_jax.data.random_stream import random_stream
 from distill_jax.data.text.hf_tokenizer import Tokenizer
@@ -57,7 +57,8 @@ def _build(config: CapitalsConfig, work: Path) -> JsonObject:
 def documents(config: CapitalsConfig, words: Tokenizer) -> dict[str, list[Document]]:
     """Return the documents of every set."""
     shown, heldout = ([sentence(words, *each) for each in said(part)] for part in config.halves().values())
-    kept = [sentence(words, *each) for each in said(config.kept())]
+    often = [fact for fact in config.kept() for _ in range(config.near if fact.kind == STATE else 1)]
+    kept = [sentence(words, *each) for each in said(often)]
     text = list(_text(config, words))
     retain = [*text, *kept * config.copies]
     forget = [*shown, *heldout]

@@ -1,0 +1,480 @@
+"""The one door to stored files: paths of a file system, and addresses of object storage (gs://, s3://), alike.
+
+`location` makes a path of either: a `pathlib.Path`, or an `epath.Path`, which has the same methods (`exists`,
+`is_file`, `iterdir`, `glob` without **, `open` to read, `read_text`, `unlink`, `name`, `parent`, `/`). What differs
+between the two is a function here:
+
+                    on a file system                        in a bucket
+  write_atomic      temporary file, fsync, rename           one upload: an object is whole or not there
+  create_exclusive  hard link, which only one can make      upload on the condition that there is no such object
+  version           inode, size and times                   generation (gs), entity tag (s3)
+  digests           SHA-256 of what is read                 the MD5 that the server keeps, or else the same
+  growing           the file itself                         a local file, uploaded whole from time to time
+  uploading         the place itself                        a local place, uploaded when it is complete
+  local_copy        the file itself                         a copy in a local cache of bounded size
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import errno
+import fcntl
+import functools
+import hashlib
+import os
+import pathlib
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from typing import IO, Any, cast
+
+from distill_jax.config import ConfigError, check
+
+Path = pathlib.Path  # or an epath.Path, of which mypy is told nothing: see `location`
+Version = tuple[int | str, ...]
+SCHEMES = {"gs": ("gcsfs", "pip install 'distill-jax[gcs]'"), "s3": ("s3fs", "pip install s3fs")}
+PUSH_SECONDS = 30.0  # between two uploads of a file that grows
+CACHE_GIB = "DISTILL_JAX_CACHE_GIB"  # environment variable: what the local cache may hold
+
+
+def location(where: str | os.PathLike[str]) -> Path:
+    """Return a path, or an address of object storage as something with a path's methods.
+
+    Raises:
+      ConfigError: if the library that reads such addresses is not installed.
+    """
+    text = os.fspath(where)
+    scheme = text.partition("://")[0]
+    return _remote(text, scheme) if scheme in SCHEMES and "://" in text else pathlib.Path(text)
+
+
+def is_local(path: Path) -> bool:
+    """Return whether a path is one of a file system."""
+    return isinstance(path, pathlib.Path)
+
+
+def absolute(path: Path) -> Path:
+    """Return a path that does not depend on the current directory."""
+    return path.absolute() if is_local(path) else path
+
+
+def check_access(path: Path, flag: str) -> None:
+    """Refuse an address whose bucket is not there or cannot be read; a path is looked at when it is used.
+
+    Raises:
+      ConfigError: naming the flag, the address and the mend.
+    """
+    if is_local(path):
+        return
+    bucket = path.parts[2] if len(path.parts) > 2 else ""
+    check(bool(bucket), f"{flag}={path}: an address names a bucket, such as gs://bucket/run")
+    try:
+        _system(path).first_names(str(path)) if _is_google(path) else _system(path).ls(bucket)
+    except FileNotFoundError as error:
+        mend = f"make it (gcloud storage buckets create gs://{bucket}), or name one that is there"
+        raise ConfigError(f"{flag}={path}: there is no such bucket; {mend}") from error
+    except OSError as error:
+        raise ConfigError(f"{flag}={path}: {error.strerror or error}") from error
+
+
+@functools.cache
+def _prepare(scheme: str) -> None:
+    """Bring the library of a scheme, and have epath (and Orbax, by it) use it as we do."""
+    library, mend = SCHEMES[scheme]
+    os.environ["EPATH_USE_TF"] = "false"  # TensorFlow takes 13 s to import, and has credentials of its own
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # which asks another service, by gRPC
+    import fsspec
+
+    try:
+        if scheme == "gs":
+            from distill_jax.io.google_storage import Bucket
+
+            for name in ("gs", "gcs"):
+                fsspec.register_implementation(name, Bucket, clobber=True)
+        fsspec.get_filesystem_class(scheme)
+    except ImportError as error:
+        raise ConfigError(f"{scheme}://: {library} is not installed, which reads such addresses; {mend}") from error
+
+
+def _remote(text: str, scheme: str) -> Path:
+    _prepare(scheme)
+    from etils import epath
+
+    return cast(Path, epath.Path(text))
+
+
+def _system(path: Path) -> Any:
+    """Return the fsspec file system of an address."""
+    import fsspec
+
+    scheme = str(path).partition("://")[0]
+    return fsspec.filesystem("gcs" if scheme == "gs" else scheme)
+
+
+# Writing
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory and its parents unless they are there; a bucket has none."""
+    if is_local(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Replace a file's contents in one step, durable under its name before the call returns."""
+    if not is_local(path):
+        _system(path).pipe_file(str(path), data)
+        return
+    with replacing(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Yield a file to write to, which becomes that of the path in one step at the end, durable under its name."""
+    if not is_local(path):
+        with tempfile.NamedTemporaryFile(prefix="distill-jax-") as file:
+            yield file
+            file.flush()
+            _system(path).put_file(file.name, str(path))
+        return
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with naming(path):
+            with open(temporary, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            sync(path.parent)
+    finally:
+        with contextlib.suppress(OSError):  # of the directory too, if that is what went wrong
+            temporary.unlink(missing_ok=True)
+
+
+def create_exclusive(path: Path, data: bytes) -> bool:
+    """Make a file unless there is one, which of all callers everywhere only one can; return whether it was this one.
+
+    Args:
+      data: no other caller's, so that a request whose answer was lost is known by it.
+    """
+    if not is_local(path):
+        try:
+            _system(path).pipe_file(str(path), data, mode="create")
+        except FileExistsError:
+            return read_bytes(path) == data
+        return True
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    draft.write_bytes(data)
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        # A network file system that asked twice says so of its own first success.
+        if draft.stat().st_nlink == 1:
+            return False
+    finally:
+        draft.unlink()
+    sync(path.parent)  # or a power cut could have the name given out again
+    return True
+
+
+def replace_if(path: Path, old: Version, data: bytes) -> bool:
+    """Replace an object if it still is of a version; return whether it was.
+
+    Raises:
+      OSError: for any other storage than gs://, which has its own ways.
+    """
+    if not _is_google(path):
+        raise OSError(errno.ENOTSUP, "only gs:// replaces on a condition", str(path))
+    return bool(_system(path).replace_if(str(path), str(old[0]), data))
+
+
+def touch(path: Path) -> None:
+    """Give a file a new version, with the same contents."""
+    if is_local(path):
+        os.utime(path)  # no new bytes: it succeeds on a full disk
+    else:
+        _system(path).pipe_file(str(path), read_bytes(path))
+
+
+def copy(path: Path, to: Path) -> None:
+    """Copy a file; within object storage the server does it."""
+    if is_local(path) and is_local(to):
+        shutil.copy2(path, to)
+        sync(to)
+    elif is_local(path):
+        _system(to).put_file(str(path), str(to))
+    elif is_local(to):
+        _system(path).get_file(str(path), str(to))
+    else:
+        _system(path).cp_file(str(path), str(to))
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a directory and all in it, as far as it can be."""
+    if is_local(path):
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            _system(path).rm(str(path), recursive=True)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name the file in the OSError of a write that fails."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None:
+            error.filename = str(path)
+        raise
+
+
+def sync(path: Path) -> None:
+    """Flush a file's contents, or the names in a directory, to the disk: a rename survives a power cut only then."""
+    if not is_local(path):
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        with naming(path):
+            os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that syncs no directories
+            raise
+    finally:
+        os.close(handle)
+
+
+def free_bytes(directory: Path) -> float:
+    """Return how many bytes a file system has left; of a bucket infinity."""
+    return shutil.disk_usage(directory).free if is_local(directory) else float("inf")
+
+
+# Reading
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return a file's contents; of an object by one request."""
+    return path.read_bytes() if is_local(path) else bytes(_system(path).cat_file(str(path)))
+
+
+def is_file(path: Path) -> bool:
+    """Return whether there is a file; of an object by one request."""
+    try:
+        return path.is_file() if is_local(path) else bool(version(path))
+    except FileNotFoundError:
+        return False
+
+
+def version(path: Path, max_age: float = 0.0) -> Version:
+    """Return what changes with whatever writes to a file.
+
+    Args:
+      max_age: seconds for which an object that was there may be taken as it was, and no request is made.
+
+    Raises:
+      FileNotFoundError: if there is none.
+    """
+    if is_local(path):
+        about = os.stat(path)
+        return about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns
+    known, at = _versions.get(path, ((), -float("inf")))
+    if time.monotonic() - at > max_age:
+        known = _version(_system(path).metadata(str(path)) if _is_google(path) else _system(path).info(str(path)))
+        _versions[path] = known, time.monotonic()
+    return known
+
+
+_versions: dict[Path, tuple[Version, float]] = {}  # of objects, and when they were asked for
+
+
+def _is_google(path: Path) -> bool:
+    return str(path).startswith("gs://")
+
+
+def _version(info: Mapping[str, Any]) -> Version:
+    return str(info.get("generation") or info.get("ETag")), int(info["size"])
+
+
+def versions(directory: Path) -> dict[str, Version]:
+    """Return the versions of all files below a directory, by name."""
+    if is_local(directory):
+        return {str(path.relative_to(directory)): version(path) for path in files(directory)}
+    return {name: _version(info) for name, info in _objects(directory).items()}
+
+
+def names(directory: Path) -> list[str]:
+    """Return the names in a directory; none if there is no such directory."""
+    try:
+        return os.listdir(directory) if is_local(directory) else [path.name for path in directory.iterdir()]
+    except FileNotFoundError:
+        return []
+
+
+def files(directory: Path) -> list[Path]:
+    """Return all files below a directory, sorted."""
+    if is_local(directory):
+        return sorted(pathlib.Path(folder, name) for folder, _, names in os.walk(directory) for name in names)
+    return sorted(directory / name for name in _objects(directory))
+
+
+def _objects(directory: Path) -> dict[str, Any]:
+    """Return what the server says of each object below an address, by its name relative to that."""
+    found = _system(directory).find(str(directory), detail=True)
+    start = len(str(directory).partition("://")[2].rstrip("/")) + 1  # an object's own name, in full, gives ""
+    return {name[start:]: info for name, info in found.items() if not name.endswith("/")}
+
+
+def digest(path: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of a file's contents."""
+    with location(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_like(path: Path, other: str) -> str:
+    """Return a file's digest of the kind that another one is: "md5:…" or SHA-256."""
+    if not other.startswith("md5:"):
+        return digest(path)
+    with path.open("rb") as file:
+        return f"md5:{hashlib.file_digest(file, 'md5').hexdigest()}"
+
+
+def server_digests(directory: Path) -> dict[str, str]:
+    """Return the digest of every object below an address, by relative name: "md5:…" as the server keeps it.
+
+    Nothing is read again for that. Of one without an MD5 (composed of several, or of s3) it is the SHA-256.
+    """
+    return {
+        name: f"md5:{base64.b64decode(info['md5Hash']).hex()}" if "md5Hash" in info else digest(directory / name)
+        for name, info in _objects(directory).items()
+    }
+
+
+# Local files that stand for objects
+
+
+class Growing:
+    """A file that grows, or a directory of such files: its path, or a local one that is uploaded whole.
+
+    An object cannot be appended to. It is written anew at most every PUSH_SECONDS and whenever it must be durable;
+    in parts it would be many objects, which a reader puts together and a proof lists.
+    """
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+        self._temporary = None if is_local(target) else tempfile.TemporaryDirectory(prefix="distill-jax-")
+        self.path = pathlib.Path(self._temporary.name, target.name) if self._temporary else target
+        self._pushed = -float("inf")
+        if self._temporary and target.is_file():
+            copy(target, self.path)
+
+    def push(self, *, durable: bool = False) -> None:
+        """Upload what the local file holds, unless it was a moment ago and need not be durable."""
+        if self._temporary and (durable or time.monotonic() - self._pushed > PUSH_SECONDS):
+            upload(self.path, self.target)
+            self._pushed = time.monotonic()
+
+    def close(self) -> None:
+        """Remove the local file."""
+        if self._temporary:
+            self._temporary.cleanup()
+
+
+@contextlib.contextmanager
+def uploading(target: Path, last: str = "") -> Iterator[Path]:
+    """Yield a place to write to, a file or a directory; of an address, a local one that is uploaded at the end.
+
+    Args:
+      last: name of the file of a directory that says that all are there.
+    """
+    if is_local(target):
+        yield target
+        return
+    with tempfile.TemporaryDirectory(prefix="distill-jax-") as temporary:
+        local = pathlib.Path(temporary, target.name)
+        yield local
+        upload(local, target, last)
+
+
+@contextlib.contextmanager
+def building(target: Path) -> Iterator[Path]:
+    """Yield a local directory for what goes to an address: that of the process before, if it was killed."""
+    work = cache_directory().with_name("building") / hashlib.sha256(str(target).encode()).hexdigest()[:32]
+    work.mkdir(parents=True, exist_ok=True)
+    yield work
+    shutil.rmtree(work, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock of this machine; that of a killed process is free."""
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def upload(source: Path, target: Path, last: str = "") -> None:
+    """Copy a file, or all files below a directory, to an address; the one named `last` comes last."""
+    if source.is_file():
+        return copy(source, target)
+    for path in sorted(files(source), key=lambda path: str(path.relative_to(source)) == last):
+        copy(path, target / str(path.relative_to(source)))
+
+
+def cache_directory() -> Path:
+    """Return the directory of local copies."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return pathlib.Path(base).expanduser() / "distill_jax" / "objects"
+
+
+def local_copy(path: Path) -> Path:
+    """Return a file or directory on this machine: the path itself, or a copy of what an address holds now.
+
+    Copies are kept, by the objects' versions, as long as the cache has room for them; the oldest go first.
+
+    Raises:
+      FileNotFoundError: if there is nothing at the address.
+    """
+    if is_local(path):
+        return path
+    objects = _objects(path)
+    if not objects:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+    contents = sorted((name, _version(info)) for name, info in objects.items())
+    key = hashlib.sha256(repr((str(path), contents)).encode()).hexdigest()[:32]
+    entry = cache_directory() / key
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    with locked(entry.parent / ".lock"):  # two processes of a machine load a thing once
+        if not entry.exists():
+            _make_room(entry.parent, sum(int(info["size"]) for info in objects.values()))
+            _download(path, list(objects), entry)
+        os.utime(entry)
+    return entry / path.name
+
+
+def _download(path: Path, names: list[str], entry: Path) -> None:
+    temporary = entry.with_name(f".{entry.name}.{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        for name in names:
+            to = temporary / path.name / name
+            to.parent.mkdir(parents=True, exist_ok=True)
+            copy(path / name, to)
+        os.rename(temporary, entry)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _make_room(cache: Path, needed: int) -> None:
+    """Remove the copies that were not asked for the longest, but none of the last hour, which may be in use."""
+    limit = float(os.environ.get(CACHE_GIB) or 64) * 2**30
+    entries = sorted((p for p in cache.iterdir() if p.is_dir()), key=lambda p: p.stat().st_mtime)
+    sizes = {entry: sum(p.stat().st_size for p in entry.rglob("*") if p.is_file()) for entry in entries}
+    for entry in entries:
+        old = time.time() - entry.stat().st_mtime > 3600
+        if old and sum(sizes.values()) + needed > limit:
+            shutil.rmtree(entry, ignore_errors=True)
+            del sizes[entry]
