@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from distill_jax.io.node import Node
+from distill_jax.perf.clock import Clock, Lap
 from distill_jax.perf.ledger import ledger
 from distill_jax.reports.attack_catalogue import attacked_models
 from distill_jax.stages import Relearn, Search
@@ -101,7 +102,7 @@ class Asked:
     """A context, and attacks on its model that train nothing: Lion brings back most, at 1e-3."""
 
     def __init__(self, node: Node) -> None:
-        self.nodes, self.ran = {"maxent": node}, []
+        self.nodes, self.ran, self.clock = {"maxent": node}, [], Clock()
 
     def run(self, stage: Relearn, ctx: object, nodes: Sequence[Node]) -> None:
         (node,) = nodes
@@ -118,7 +119,9 @@ class Asked:
         metrics.close()
         facts = {"prompts_by_fact": [10] * 8, "diverged_at": {}}
         members = len(stage.learning_rates) * stage.seeds
-        node.finish({"members": members, "diverged": 0, **facts}, ledger({"attack": 7.0}, {"attack": 1}, {}))
+        node.finish(
+            {"members": members, "diverged": 0, **facts}, ledger({"attack": 7.0}, {"attack": 1}, Lap({"step": 1.5}))
+        )
 
 
 def test_a_search_trains_parts_that_are_kept_and_counts_every_trial(tmp_path, monkeypatch):
@@ -133,6 +136,7 @@ def test_a_search_trains_parts_that_are_kept_and_counts_every_trial(tmp_path, mo
     monkeypatch.setattr(Relearn, "run", lambda self, ctx, nodes: asked.run(self, ctx, nodes))
     stage.run(asked, [node])
     assert node.done and node.ledger()["flops"] == {"attack": 7.0 * len(asked.ran)}
+    assert node.ledger()["goodput"]["seconds"]["step"] == pytest.approx(1.5 * len(asked.ran))
     models = attacked_models({"maxent": model, node.name: node})
     configurations = models["maxent"].configurations
     assert len(configurations) == 9 and node.result()["members"] == 18

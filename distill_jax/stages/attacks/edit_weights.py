@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-import time
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
@@ -84,21 +83,19 @@ class EditWeights(Stage):
     def run(self, ctx: Context, nodes: Sequence[Node]) -> None:
         """Edit one model and measure each result."""
         for node in nodes:
-            began, mesh = time.monotonic(), make_mesh(1, fsdp=ctx.run.fsdp, tensor=ctx.run.tensor)
+            mesh = make_mesh(1, fsdp=ctx.run.fsdp, tensor=ctx.run.tensor)
             params = ctx.params(node.inputs["start"], mesh)
             evaluate, edits = ctx.evaluator(mesh, *PARTS), node.settings.edits
-            scores = [evaluate(of_one(edit_of(name)(params)))[0] for name in edits]
-            finish_measured(ctx, node, edits, np.stack(scores), began, mesh.size)
+            with ctx.clock.spent_on("evaluate"):
+                scores = [evaluate(of_one(edit_of(name)(params)))[0] for name in edits]
+            finish_measured(ctx, node, edits, np.stack(scores), mesh.size)
 
 
-def finish_measured(
-    ctx: Context, node: Node, labels: Sequence[str], scores: np.ndarray, began: float, devices: int
-) -> None:
+def finish_measured(ctx: Context, node: Node, labels: Sequence[str], scores: np.ndarray, devices: int) -> None:
     """Write what an attack without training found, as the rows of step 0 of its members, and finish the node.
 
     Args:
       scores: an evaluator's on all parts, [members, n].
-      began: when the node's work did, by `time.monotonic`.
     """
     measure, good = ctx.measure, all_finite(scores)
     series, metrics = measure.series(scores, PARTS), node.continued_metrics(0)
@@ -113,4 +110,4 @@ def finish_measured(
     spent, tokens = ctx.evaluation_flops(*PARTS), ctx.measure.tokens(PARTS)
     costs = ({"evaluation": len(labels) * spent}, {"evaluation": len(labels) * tokens})
     facts = {"prompts_by_fact": measure.prompts_by_fact(PARTS)}
-    node.finish(result | facts, ledger(*costs, {"other": time.monotonic() - began}, devices=devices))
+    node.finish(result | facts, ledger(*costs, ctx.clock.lap(), devices=devices))

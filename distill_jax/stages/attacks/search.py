@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
+from distill_jax.perf.clock import Lap
 from distill_jax.perf.ledger import ledger
 from distill_jax.stages.attacks import catalogue
 from distill_jax.stages.attacks.finetuning import Attack
@@ -76,7 +76,7 @@ class Search(Attack):
 
     def run(self, ctx: Context, nodes: Sequence[Node]) -> None:
         """Search for the strongest attack on one model."""
-        (node,), began = nodes, time.monotonic()
+        (node,) = nodes
         floor = self.ability * (ctx.nodes[node.inputs["start"]].result()["retain"] or 0.0)
         populations: list[tuple[str, list[Point]]] = []
 
@@ -99,14 +99,13 @@ class Search(Attack):
         parts = [node.subnode(name) for name, _ in populations]
         results, costs = [part.result() for part in parts], [part.ledger() for part in parts]
         totals = {key: sum(result[key] for result in results) for key in ("members", "diverged")}
-        facts = {"prompts_by_fact": results[0]["prompts_by_fact"]}
+        result = {**totals, "prompts_by_fact": results[0]["prompts_by_fact"], "populations": tried}
         spent, tokens = (_total([cost[kind] for cost in costs]) for kind in ("flops", "tokens"))
-        node.finish(
-            {**totals, **facts, "populations": tried}, ledger(spent, tokens, {"other": time.monotonic() - began})
-        )
+        seconds = _total([ctx.clock.lap().seconds, *(cost["goodput"]["seconds"] for cost in costs)])
+        node.finish(result, ledger(spent, tokens, Lap(seconds)))
 
 
-def _total(parts: Sequence[dict[str, float]]) -> dict[str, float]:
+def _total(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
     total = collections.Counter[str]()
     for part in parts:
         total.update(part)
