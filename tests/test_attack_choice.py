@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from distill_jax.evals.scale import ACCURACY
+from distill_jax.reports.attack_catalogue import AttackedModel, summary
 from distill_jax.statistics.attack_choice import (
     GRID,
     Configuration,
@@ -136,3 +137,24 @@ def test_a_trial_below_the_floor_ends_with_nothing():
 def test_a_level_that_is_never_reached_is_censored():
     assert cost_to_reach([1.0, 2.0, 4.0], [0.1, 0.5, 0.6], 0.5, ACCURACY) == (2.0, True)
     assert cost_to_reach([1.0, 2.0, 4.0], [0.1, 0.2, 0.3], 0.5, ACCURACY) == (4.0, False)
+
+
+def slowdown_of(model: float, oracle: float) -> list[dict]:
+    """Return the slowdown of a model and an oracle that rise to so much at 2e7 FLOPs."""
+
+    def attacked(end: float) -> AttackedModel:
+        rising = np.broadcast_to(np.array([0.0, end / 2, end])[:, None], (SEEDS, STEPS, FACTS))
+        return AttackedModel([configuration(rising)], [], PROMPTS, 0.0, 1.0)
+
+    found = summary({"m": attacked(model), "o": attacked(oracle)}, ACCURACY, "o")
+    return found["models"]["m"]["slowdown"]
+
+
+def test_compute_to_a_level_is_a_share_of_the_oracles_attackers_or_bounded_by_it():
+    """Levels of .1, .2 and .5: a model that ends at .6 against oracles at .6, .25 and .05, and the other way round."""
+    assert [(one["share"], one["bound"]) for one in slowdown_of(0.6, 0.6)] == [(1.0, None)] * 3
+    assert [(one["share"], one["bound"]) for one in slowdown_of(0.6, 0.25)] == [
+        *((1.0, None), (0.5, None), (1.0, "at most")),
+    ]
+    robust = slowdown_of(0.05, 0.25)
+    assert [(one["share"], one["bound"]) for one in robust] == [(2.0, "at least"), (1.0, "at least"), (None, None)]

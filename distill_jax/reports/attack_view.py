@@ -33,7 +33,10 @@ def attack_view(
     ]
     share = scale.show(catalogue["ability"])
     counts = [(labels[name], count(model["trials"]), count(model["attacks"])) for name, model in tried.items()]
-    return {"heads": HEADS, "rows": rows, "share": share, "counts": counts}, {PLACE: _trials(catalogue, models, scale)}
+    compute = [[labels[name], *(_share(one) for one in model["slowdown"])] for name, model in tried.items()]
+    levels = ["model", *(f"{scale.show(level)} back" for level in catalogue["levels"])]
+    view = {"heads": HEADS, "rows": rows, "share": share, "counts": counts, "levels": levels, "compute": compute}
+    return view, {PLACE: _trials(catalogue, models, scale)}
 
 
 def _budget(limit: Mapping[str, Any]) -> str:
@@ -47,6 +50,14 @@ def _row(ends: Mapping[str, Any], scale: Scale) -> list[str]:
     interval = f"{scale.show(best['low'])}–{scale.show(best['high'])}" if best else MISSING
     kept = [scale.show(one["retain"] if one else None) for one in (best, free)]
     return [*plain, interval, kept[0], _attack(best), scale.show(free["worst"] if free else None), kept[1]]
+
+
+def _share(level: Mapping[str, Any]) -> str:
+    if not level["reached"]:
+        return f"not within {scientific(level['flops'])} FLOPs"
+    bound = f"{level['bound']} " if level["bound"] else ""
+    share = "" if level["share"] is None else f" ({bound}{level['share']:.2g} × the oracle’s)"
+    return f"{scientific(level['flops'])} FLOPs{share}"
 
 
 def _attack(best: Mapping[str, Any] | None) -> str:

@@ -95,7 +95,8 @@ def summarise(experiment: CheckedExperiment, nodes: Mapping[str, Node], identity
         "conclusions": [to_json(conclusion) for conclusion in conclusions],
     }
     if tried:
-        summary["attack_catalogue"] = attack_catalogue.summary(tried, scale)
+        oracle = _oracle(nodes)
+        summary["attack_catalogue"] = attack_catalogue.summary(tried, scale, oracle.name if oracle else None)
     if known:
         summary["card"] = robustness_card(cast(RunSummary, summary), experiment, nodes)
     return cast(RunSummary, summary)
