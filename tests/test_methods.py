@@ -30,6 +30,7 @@ CFG = TransformerConfig(
 )
 # Settings without a default, and those at whose default a model that knows nothing has no gradient.
 NEEDED = {"dpo": {"refusal_ids": (3, 5), "loss_on": "answer"}, "simnpo": {"length_beta": 0.5, "margin": 0.3}}
+NEEDED["selective"] = {"epsilon": 1.0}
 HELD = [("cross_entropy", name) for name in METHODS] + [
     ("kl", name) for name in METHODS if "hold" in METHODS[name].settings()
 ]
@@ -191,7 +192,7 @@ def steered(at, document, counted):
 
 FORMULAS = {
     "maxent": maxent, "graddiff": ascent, "gradascent": ascent, "wga": wga, "npo": npo, "simnpo": simnpo,
-    "undial": undial, "dpo": dpo, "rmu": steered,
+    "undial": undial, "dpo": dpo, "rmu": steered, "selective": wga,
 }  # fmt: skip
 
 

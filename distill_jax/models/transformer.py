@@ -439,12 +439,17 @@ def by_segments(cfg: TransformerConfig, segments: jax.Array) -> Attends:
 
 
 class DecoderInputs(NamedTuple):
-    """What a decoder reads: tokens and positions, int32 [B, T]; with a cache also the slot of the first."""
+    """What a decoder reads: tokens and positions, int32 [B, T]; with a cache also the slot of the first.
+
+    Attributes:
+      disturbance: what is added to the residual stream that enters the first layer [B, T, D], or None.
+    """
 
     tokens: jax.Array
     positions: jax.Array
     cache: Cache | None = None
     slot: jax.Array | int = 0
+    disturbance: jax.Array | None = None
 
 
 @jax.named_scope("Transformer")  # as the plan reads, which says what part of a model costs what
@@ -457,6 +462,8 @@ def residual(
     if cfg.scale_embedding:  # in the compute dtype, as the published Gemma weights expect
         x = x * jnp.asarray(cfg.hidden**0.5, dtype)
     x = constrain(x, "batch", None, None)
+    if inputs.disturbance is not None:
+        x = x + inputs.disturbance.astype(dtype)
     angles = rotary(cfg, inputs.positions)
     local_angles = rotary(cfg, inputs.positions, local=True) if cfg.local_rope_theta else angles
 
@@ -605,9 +612,15 @@ def _final_norm(cfg: TransformerConfig, params: Params, x: jax.Array) -> jax.Arr
     return RMSNorm(cfg).apply({"params": params["final_norm"]}, x)  # type: ignore[return-value]
 
 
-def hidden_states(cfg: TransformerConfig, params: Params, tokens: jax.Array, segments: jax.Array) -> jax.Array:
+def hidden_states(
+    cfg: TransformerConfig,
+    params: Params,
+    tokens: jax.Array,
+    segments: jax.Array,
+    disturbance: jax.Array | None = None,
+) -> jax.Array:
     """Return the normalised final hidden states [B, T, D] of packed tokens [B, T] with segments [B, T]."""
-    inputs = DecoderInputs(tokens, segment_positions(segments))
+    inputs = DecoderInputs(tokens, segment_positions(segments), disturbance=disturbance)
     return _final_norm(cfg, params, residual(cfg, params, inputs, by_segments(cfg, segments))[0])
 
 

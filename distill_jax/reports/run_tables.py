@@ -132,7 +132,7 @@ def _goal(met: float) -> str:
 def _read_settings(settings: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """Return the settings without those that are there for other unlearning methods than the model's."""
     method = settings.get("method")
-    unread = unread_settings(method) if method in METHODS else ()
+    unread = unread_settings(method, settings.get("robust") or "") if method in METHODS else ()
     return [(key, value) for key, value in settings.items() if key not in unread]
 
 

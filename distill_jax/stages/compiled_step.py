@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from distill_jax.losses.head_loss import HeadLoss
 from distill_jax.models.transformer import Params, TransformerConfig
+from distill_jax.train.gradient_rules import GradientRule
 from distill_jax.train.layout import ShardedMembers
 from distill_jax.train.settings import Optimizer
 from distill_jax.train.step import Batch, StepConfig, Term, make_step
@@ -44,6 +45,10 @@ class Objective(abc.ABC):
     def teacher_sets(self) -> int:
         """Return how many of the sets of a batch the frozen teacher reads."""
         return 1
+
+    def gradient_rule(self) -> GradientRule | None:
+        """Return how the gradient is made of those of the terms; None for that of their sum."""
+        return None
 
     def trainable(self, cfg: TransformerConfig) -> Params | None:
         """Return 0/1 masks like the parameters, 1 where they move; None if all do."""
@@ -84,5 +89,7 @@ def compiled_step(key: CompileKey, mesh: Mesh) -> jax.stages.Wrapped:
     return make_step(
         functools.partial(objective.loss_terms, cfg, key.chunk),
         functools.partial(objective.teacher_outputs, cfg),
-        StepConfig(key.optimizer, key.steps, layout, key.microbatches, objective.trainable(cfg)),
+        StepConfig(
+            key.optimizer, key.steps, layout, key.microbatches, objective.trainable(cfg), objective.gradient_rule()
+        ),
     )

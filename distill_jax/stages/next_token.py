@@ -44,4 +44,5 @@ def hidden_and_mask(
     cfg: TransformerConfig, params: Params, rows: PackedRows, loss_on: str
 ) -> tuple[jax.Array, jax.Array]:
     """Return the final hidden states that predict a next token [B, T-1, D], and which predictions count [B, T-1]."""
-    return transformer.hidden_states(cfg, params, rows.tokens, rows.segments)[:, :-1], rows.target_mask(loss_on)
+    hidden = transformer.hidden_states(cfg, params, rows.tokens, rows.segments, rows.disturbance)
+    return hidden[:, :-1], rows.target_mask(loss_on)

@@ -210,10 +210,10 @@ class TrainJob:
         shape, sharding = self._batch(ctx, mesh)
         verb = self.members[0].node.verb
 
-        def of_set(data: str) -> Callable[[int], PackedRows]:
+        def of_set(data: str, *order: str) -> Callable[[int], PackedRows]:
             path = ctx.data / f"{data}.array_record"
             batch_size, rows_read = self.settings.batch, self.rows.get(data, 0)
-            feeds = [Feed(path, batch_size, seed_for(seed, verb, data), rows_read) for seed in self.seeds]
+            feeds = [Feed(path, batch_size, seed_for(seed, verb, data, *order), rows_read) for seed in self.seeds]
             cached = self._states(ctx, data)
 
             def batch(step: int) -> PackedRows:
@@ -240,7 +240,11 @@ class TrainJob:
 
         if isinstance(self.reads, str):
             return of_set(self.reads)
-        by_part = {part: of_set(data) for part, data in self.reads.items()}
+        sets = list(self.reads.values())
+        by_part = {  # a second part of one set reads it in an order of its own
+            part: of_set(data, *((part,) if data in sets[:i] else ()))
+            for i, (part, data) in enumerate(self.reads.items())
+        }
 
         def batches_of_parts(step: int) -> dict[str, PackedRows]:
             return {part: feed(step) for part, feed in by_part.items()}

@@ -13,8 +13,11 @@ from distill_jax.config import added
 from distill_jax.data.data_config import DataConfig
 from distill_jax.stages.context import Context
 from distill_jax.stages.methods import METHODS, UnlearningMethod
+from distill_jax.stages.robust import ROBUSTIFIERS
 from distill_jax.stages.stage import stage_input
 from distill_jax.stages.train_stage import AdaptingStage
+
+DESCENT = 0.1  # an epsilon from which on AdamW's step is nearly along the gradient, whose entries are far smaller
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +30,8 @@ class Unlearn(AdaptingStage):
       forget_weight, retain_weight: γ and α, the coefficients of the two terms.
       hold, layer, steer and those after them: of the methods that have them, see there; one that the chosen method does
         not read must keep its default, and so cannot change an identity.
+      robust: a key of `ROBUSTIFIERS`, what makes the method robust in training; "" for nothing.
+      sam_radius and those after it: of the robustifiers, as of methods.
     """
 
     start: str = stage_input()
@@ -43,6 +48,13 @@ class Unlearn(AdaptingStage):
     lowering: float = added(10.0)
     confidence_power: float = added(1.0)
     refusal_ids: tuple[int, ...] = added(())
+    selective_rank: int = added(8)
+    robust: str = added("")
+    sam_radius: float = added(0.01)
+    tar_steps: int = added(4)
+    tar_length: float = added(0.1)
+    latent_radius: float = added(0.5)
+    latent_steps: int = added(4)
 
     kind: ClassVar[str] = "unlearn"
 
@@ -50,26 +62,33 @@ class Unlearn(AdaptingStage):
         super().__post_init__()
         if self.method not in METHODS:
             raise ValueError(f"method = {self.method!r}: choose one of {', '.join(METHODS)}")
-        method = METHODS[self.method]
-        for name in unread_settings(self.method):
+        if self.robust and self.robust not in ROBUSTIFIERS:
+            raise ValueError(f"robust = {self.robust!r}: choose one of {', '.join(ROBUSTIFIERS)}, or ''")
+        label = METHODS[self.method].label
+        for name in unread_settings(self.method, self.robust):
             default = getattr(Unlearn, name)
             if getattr(self, name) != default:
-                fix_hint = f"{method.label} does not read it; leave it at {default!r}"
-                raise ValueError(f"{name} = {getattr(self, name)!r}: {fix_hint}")
-        if self.lora_rank and not method.takes_adapters:
-            fix_hint = f"{method.label} trains chosen weights themselves; use 0, or another method"
-            raise ValueError(f"lora_rank = {self.lora_rank}: {fix_hint}")
-        self.objective()  # which checks its own settings
+                raise ValueError(f"{name} = {getattr(self, name)!r}: {label} does not read it; leave it at {default!r}")
+        objective = self.objective()  # which checks its own settings
+        if self.lora_rank and not objective.takes_adapters:
+            label = objective.label if self.robust else label
+            raise ValueError(
+                f"lora_rank = {self.lora_rank}: {label} trains weights themselves; use 0, or another method"
+            )
+        if METHODS[self.method].needs_descent and self.epsilon < DESCENT:
+            fix_hint = f"{label} takes steps along the gradient; set it to 1.0, and a learning rate of plain descent"
+            raise ValueError(f"epsilon = {self.epsilon}: {fix_hint}")
 
     def objective(self) -> UnlearningMethod:
-        """Return the method with these settings."""
-        return METHODS[self.method].of(self)
+        """Return the method with these settings, made robust if that is asked."""
+        method = METHODS[self.method].of(self)
+        return ROBUSTIFIERS[self.robust].around(method, self) if self.robust else method
 
     def per_member_fields(self) -> tuple[str, ...]:
         """Return what members of one population may differ in: not what the method reads, nor a start they share."""
         shares_start = self.lora_rank or self.objective().needs_frozen
         free = ("learning_rate", "forget_weight", "retain_weight", "seed", *(() if shares_start else ("start",)))
-        return tuple(name for name in free if name not in self.objective().settings())
+        return tuple(name for name in free if name not in self.objective().read_settings())
 
     def validate(self, model: Any, data: DataConfig) -> None:
         """Raise ValueError if the data have no answers to train on, or the method cannot be applied to the model."""
@@ -78,7 +97,7 @@ class Unlearn(AdaptingStage):
 
     def reads(self) -> dict[str, str]:
         """Return the data sets of the batch's parts."""
-        return {part: part for part in METHODS[self.method].parts}
+        return self.objective().reads()
 
     def teacher_role(self) -> str:
         """Return the role of the model that is run beside the one that trains."""
@@ -93,11 +112,15 @@ class Unlearn(AdaptingStage):
         return self.objective().step_flops(ctx.model, self.batch, ctx.row_length, self.lora_rank)
 
 
-def unread_settings(method: str) -> tuple[str, ...]:
-    """Return the settings that are there for other methods than this."""
+def unread_settings(method: str, robust: str | None = None) -> tuple[str, ...]:
+    """Return the settings that are there for other methods than this, and for other robustifiers if one is said."""
     own = {field.name for field in dataclasses.fields(Unlearn)} - {
         field.name for field in dataclasses.fields(AdaptingStage)
     }
     others = {name for other in METHODS.values() for name in other.settings()} & own
     others |= set() if "retain" in METHODS[method].parts else {"retain_weight"}
-    return tuple(sorted(others - {*METHODS[method].settings()}))
+    unread = others - {*METHODS[method].settings()}
+    if robust is not None:
+        robust_settings = {name for other in ROBUSTIFIERS.values() for name in other.own_settings()}
+        unread |= robust_settings - {*(ROBUSTIFIERS[robust].own_settings() if robust else ())}
+    return tuple(sorted(unread))

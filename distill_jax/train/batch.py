@@ -18,12 +18,14 @@ class PackedRows(NamedTuple):
       segments: int32, the document of each token, from 1 up; 0 is padding.
       answer: int32, 1 where a token belongs to an answer, -1 where a labeller marked it.
       states: the teacher's final hidden states [..., T, D] where a cache holds them, else None.
+      disturbance: what an adversary adds to the residual stream that enters the first layer [..., T, D], or None.
     """
 
     tokens: jax.Array
     segments: jax.Array
     answer: jax.Array
     states: jax.Array | None = None
+    disturbance: jax.Array | None = None
 
     def target_mask(self, loss_on: str) -> jax.Array:
         """Return which of the T - 1 predicted tokens count: "all" of a document, of its "answer", or the "unmarked"."""

