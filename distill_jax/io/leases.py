@@ -330,7 +330,7 @@ def _marker(workdir: Path) -> JsonObject | None:
 def _check_owner(workdir: Path, present: JsonObject | None, marker: Mapping[str, object]) -> None:
     if present is None:
         # By contents: a claim anew mixes nothing up.
-        ours = ("nodes", "attempts", "workers", "report", "digests.json", OWN_TEXT)
+        ours = ("nodes", "attempts", "workers", "trackers", "report", "digests.json", OWN_TEXT)
         foreign = [name for name in storage.names(workdir) if name not in ours and not name.startswith(".")]
         check(not foreign, f"--workdir={workdir} holds other files ({foreign[:1]}); choose a new directory")
         return

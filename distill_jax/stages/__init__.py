@@ -3,6 +3,7 @@
 from distill_jax.stages.attacks import Attack, EditWeights, Search
 from distill_jax.stages.cache import Cache
 from distill_jax.stages.distill import Distill
+from distill_jax.stages.erase import Erase
 from distill_jax.stages.export_model import Export
 from distill_jax.stages.finetune import Finetune
 from distill_jax.stages.given_model import Given
@@ -21,6 +22,7 @@ __all__ = [
     "Cache",
     "Distill",
     "EditWeights",
+    "Erase",
     "Export",
     "Finetune",
     "Given",
