@@ -1,5 +1,6 @@
 """The stages of an experiment: one file each, its settings at the top and its `run` below."""
 
+from distill_jax.stages.attacks import Attack, EditWeights, Search
 from distill_jax.stages.cache import Cache
 from distill_jax.stages.distill import Distill
 from distill_jax.stages.erase import Erase
@@ -17,8 +18,10 @@ from distill_jax.stages.stage import Stage, stage_input
 from distill_jax.stages.unlearn import Unlearn
 
 __all__ = [
+    "Attack",
     "Cache",
     "Distill",
+    "EditWeights",
     "Erase",
     "Export",
     "Finetune",
@@ -30,6 +33,7 @@ __all__ = [
     "Pretrain",
     "Quantise",
     "Relearn",
+    "Search",
     "Stage",
     "Unlearn",
     "stage_input",
