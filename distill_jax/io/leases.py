@@ -221,7 +221,8 @@ def held(workdir: Path, marker: Mapping[str, object], *, shared: bool = False) -
         raise ConfigError(f"{where} cannot be written: {error.strerror}; choose another") from error
     with lock:
         with gate:
-            fcntl.flock(gate, fcntl.LOCK_EX)  # one at a time looks at who is here
+            with storage.needed(workdir, "locks, by which a run knows that it is alone"):
+                fcntl.flock(gate, fcntl.LOCK_EX)  # one at a time looks at who is here
             alone = _flocked(lock, fcntl.LOCK_EX)
             in_use = f"{where} is in use by another run; wait for it or stop it"
             check(alone or (shared and _flocked(lock, fcntl.LOCK_SH)), in_use)
@@ -296,6 +297,8 @@ def _outlasts(workers: Leases, other: Path) -> bool:
     """Return whether a lease that was not given back is renewed before it counts as dead; that may take minutes."""
     before = storage.versions(other)
     alive = workers.alive(other)
+    if workers.record(other).get("machine") == process_identity()["machine"]:
+        return alive  # nothing needs to be waited for
     if alive:
         print(f"{other.name} did not say that it ended: looking whether it still works here", flush=True)
     while alive:
