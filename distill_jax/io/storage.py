@@ -23,6 +23,7 @@ import fcntl
 import functools
 import glob as globbing
 import hashlib
+import io
 import os
 import pathlib
 import shutil
@@ -278,6 +279,12 @@ def free_bytes(directory: Path) -> float:
 def read_bytes(path: Path) -> bytes:
     """Return a file's contents; of an object by one request."""
     return path.read_bytes() if is_local(path) else bytes(_system(path).cat_file(str(path)))
+
+
+def open_bytes(path: Path) -> IO[bytes]:
+    """Open a file to read, as Python's own `open` does: fsspec's files lack a part of it, such as `readline(limit)`."""
+    file = path.open("rb")
+    return cast(IO[bytes], file if is_local(path) else io.BufferedReader(cast(Any, file), 2**20))
 
 
 def is_file(path: Path) -> bool:
