@@ -6,6 +6,8 @@
 Each method suppressed and as the teacher of a random student; MaxEnt and NPO made robust in training, and distilled
 then; MaxEnt re-initialised in part, in rounds, or recovered by training; and filters, by a labeller that errs at the
 rates below, before pretraining and in distillation. Every seed is a training run of its own; the data are the same.
+It has not been run. By the FLOPs of its dry run and by the CPU preset's own speed and early stops, two cores
+that do nothing else take about two and a half hours.
 
   distill-jax sweep --sweep=configs/sweeps/robustness_arithmetic.py --workdir=runs/robustness --workers=2
 """
