@@ -4,6 +4,8 @@
                                    with English text that you name (--config.data.english=FILE,FILE)
   configs/arithmetic.py:cpu        the same stages with a 0.1 M-parameter model: minutes on two cores
   configs/arithmetic.py:cpu,full   adds GradDiff, RMU and the controls
+  configs/arithmetic.py:cpu,truth  an attack on models of known truth: × and ÷ are taught to the oracle, then hidden,
+                                   or erased by subtracting what it learned
   configs/arithmetic.py:smoke      the same graph for a few steps: seconds, learns nothing
 
 Expected of :cpu: the suppressed model is back at most held-out facts within the attack; UNDO resists more as α grows;
@@ -19,7 +21,18 @@ from distill_jax.experiment.damage_rounds import damage_rounds, damage_settings
 from distill_jax.experiment.experiment import Experiment
 from distill_jax.experiment.section import section, unlearn_section
 from distill_jax.models.presets import preset
-from distill_jax.stages import Cache, Distill, Finetune, Perturb, Pretrain, Quantise, Relearn, Stage, Unlearn
+from distill_jax.stages import (
+    Cache,
+    Distill,
+    Erase,
+    Finetune,
+    Perturb,
+    Pretrain,
+    Quantise,
+    Relearn,
+    Stage,
+    Unlearn,
+)
 from distill_jax.stages.context import RunSettings
 
 MORE_METHODS = ("gradascent", "wga", "npo", "simnpo", "undial", "dpo", "selective")
@@ -28,17 +41,20 @@ FIXED_RATE = ("learning_rate", "final_learning_rate")
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Return the paper's numbers, changed by the presets named in `arg` (cpu, smoke, full; comma-separated)."""
+    """Return the paper's numbers, changed by the presets named in `arg` (cpu, smoke, full, truth; comma-separated)."""
     presets = [p for p in arg.split(",") if p]
-    unknown = set(presets) - {"cpu", "smoke", "full"}
+    unknown = set(presets) - {"cpu", "smoke", "full", "truth"}
     if unknown:
-        raise ValueError(f"no preset {sorted(unknown)[0]!r} in configs/arithmetic.py; there are cpu, smoke and full")
+        raise ValueError(
+            f"no preset {sorted(unknown)[0]!r} in configs/arithmetic.py; there are cpu, smoke, full and truth"
+        )
 
     c = ConfigDict()
     c.experiment = "arithmetic"
     c.description = "Keep addition and subtraction, forget multiplication and division."
     c.seed = 0
     c.full = "full" in presets
+    c.known_truth = "truth" in presets
 
     c.model = section(preset("gemma-0.3b", remat="full"))
     c.data = section(ArithmeticConfig, english_share=0.75)
@@ -47,6 +63,8 @@ def get_config(arg: str = "") -> ConfigDict:
     # 360 rows of 256 tokens: 92,160 tokens a step.
     c.reference = section(Pretrain, "data", steps=1000, batch=360, learning_rate=4e-4, final_learning_rate=4e-4)
     c.oracle = section(Pretrain, "data", steps=1000, batch=360, learning_rate=4e-4, final_learning_rate=4e-4)
+    # Of known truth: the oracle learns × and ÷ too, and what that changes is known weight by weight.
+    c.taught = section(Finetune, "data", steps=1000, batch=360, learning_rate=4e-4, final_learning_rate=4e-4)
     suppress = {"steps": 10, "batch": 40, "warmup": 0}
     c.maxent = unlearn_section("maxent", **suppress, learning_rate=9e-5, final_learning_rate=9e-5)
     c.graddiff = unlearn_section("graddiff", **suppress, learning_rate=8e-6, final_learning_rate=8e-6)
@@ -90,6 +108,7 @@ def _cpu(c: ConfigDict) -> None:
     fast = {"batch": 16, "learning_rate": 4e-3, "final_learning_rate": 4e-4, **answers}
     c.reference.update(steps=2400, **fast)
     c.oracle.update(steps=2400, **fast)
+    c.taught.update(steps=2400, **fast)
     suppress = {"steps": 100, "batch": 16, "learning_rate": 1e-3, "final_learning_rate": 1e-3, **answers}
     c.maxent.update(**suppress)
     c.graddiff.update(**suppress)
@@ -113,7 +132,7 @@ def _smoke(c: ConfigDict) -> None:
     c.model.update(layers=1, hidden=16, mlp=32, heads=2, kv_heads=1, head_dim=8, unroll=1)
     c.data.update(addition_max=6, multiplication_max=6, equations=400, word_problems=400, evaluation_prompts=4)
     more = [c[name] for name in MORE_METHODS]
-    for stage in (c.reference, c.oracle, c.maxent, c.graddiff, c.rmu, c.distill, c.retrain, c.relearn, *more):
+    for stage in (c.reference, c.oracle, c.taught, c.maxent, c.graddiff, c.rmu, c.distill, c.retrain, c.relearn, *more):
         stage.update(steps=8, batch=4)
     c.rmu.update(layer=1, train_layers=1)
     c.distill.evaluate_every = 4
@@ -129,6 +148,8 @@ def get_experiment(c: ConfigDict) -> Experiment:
 
 def _stages(c: ConfigDict) -> dict[str, Stage]:
     seed = {"seed": c.seed}
+    if c.known_truth:
+        return _known_truth(c, seed)
     methods = {name: c[name] for name in ("maxent", "graddiff", "rmu", *MORE_METHODS)}
     if c.undo.method not in methods:
         raise ValueError(f"undo.method = {c.undo.method!r}: choose one of {', '.join(methods)}")
@@ -190,6 +211,16 @@ def _labelled(c: ConfigDict, seed: dict) -> dict[str, Stage]:
         stages["pretrained-masked"] = Pretrain(data="masked", **{**c.oracle, "loss_on": "answer"}, **seed)
         stages["masked"] = Distill(teacher="reference", data="masked", **{**c.distill, "loss_on": "unmarked"}, **seed)
     return stages
+
+
+def _known_truth(c: ConfigDict, seed: dict) -> dict[str, Stage]:
+    stages: dict[str, Stage] = {
+        "oracle": Pretrain(data="retain", **c.oracle, **seed),
+        "reference": Finetune(start="oracle", data="all", **c.taught, **seed),
+        "hidden": Unlearn(start="reference", method="maxent", **c.maxent, **seed),
+        "erased": Erase(start="hidden", taught="reference", untaught="oracle"),
+    }
+    return stages | {f"relearn-{name}": Relearn(start=name, **c.relearn, **seed) for name in stages}
 
 
 def _controls(c: ConfigDict, seed: dict) -> dict[str, Stage]:

@@ -156,14 +156,15 @@ def attack(model: str | Path, data: DataConfig, workdir: str | Path, relearn: Re
     backend.import_jax()
     from distill_jax.experiment.experiment import CheckedExperiment
     from distill_jax.interop.model_source import open_model
+    from distill_jax.io.storage import location
     from distill_jax.stages import Import
     from distill_jax.stages.context import RunSettings
 
-    run, cfg = RunSettings(), open_model(Path(model)).cfg
+    run, cfg = RunSettings(), open_model(location(model)).cfg
     backend.set_up(dataclasses.asdict(run))
     stages = {"model": Import(path=str(model)), "relearn-model": dataclasses.replace(relearn, start="model", seed=seed)}
     validate(stages, cfg, data)
-    name, description = "attack", f"An attack on {Path(model).name}."
+    name, description = "attack", f"An attack on {location(model).name}."
     return open_experiment(CheckedExperiment(name, description, cfg, data, stages, run), workdir)
 
 
@@ -184,8 +185,9 @@ def score(model: str | Path, rows: Iterable[str | Mapping[str, Any]], batch: int
     from distill_jax.interop.model_source import open_model
     from distill_jax.interop.rows import Inference, Rows
     from distill_jax.interop.scoring import score_rows
+    from distill_jax.io.storage import location
 
-    source = open_model(Path(model))
+    source = open_model(location(model))
     named = ((f"row {i}", {"text": row} if isinstance(row, str) else dict(row)) for i, row in enumerate(rows))
     return score_rows(source, Rows(named, source), Inference(batch=batch))
 

@@ -23,6 +23,8 @@ from gcp_storage_emulator.handlers.buckets import create_bucket
 from gcp_storage_emulator.server import RequestHandler
 from gcp_storage_emulator.storage import Storage
 
+from distill_jax.io import storage
+
 NAME = "bucket"
 
 
@@ -32,17 +34,29 @@ class Bucket:
     Attributes:
       requests: how many came.
       refuse: refuse(method, path) -> the status to answer with, or 0; called before anything else.
+      lose: lose(method, path) -> whether to do what is asked and answer as if it had not been done.
     """
 
     def __init__(self) -> None:
         self.storage = Storage(use_memory_fs=True)
         create_bucket(NAME, self.storage)
         self.requests, self.log = 0, [("", "")]
-        self.refuse: Callable[[str, str], int] = lambda method, path: 0
+        self.recover()
         self.lock = threading.Lock()
         self._server = _Server(("127.0.0.1", 0), partial(_Handler, self))
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def recover(self) -> None:
+        """Answer everything from now on."""
+        self.refuse: Callable[[str, str], int] = lambda method, path: 0
+        self.lose: Callable[[str, str], bool] = lambda method, path: False
+
+    def flip(self, name: str) -> None:
+        """Turn over one bit in the middle of an object, behind everybody's back."""
+        data = bytearray(self.storage.get_file(NAME, name))
+        data[len(data) // 2] ^= 1
+        storage.location(f"gs://{NAME}/{name}").write_bytes(bytes(data))
 
     def close(self) -> None:
         """Stop answering."""
@@ -91,7 +105,9 @@ class _Handler(RequestHandler):
                 self.bucket.requests += 1
                 self.bucket.log.append((self.command, self.path))
                 status = self.bucket.refuse(self.command, self.path) or self._precondition()
-                if not status:
+                if not status and self.bucket.lose(self.command, self.path):
+                    status = self._unheard(call)
+                elif not status:
                     call()
             if status:
                 self._answer(status)
@@ -99,6 +115,15 @@ class _Handler(RequestHandler):
             self.close_connection = True
         finally:
             self.rfile = connection
+
+    def _unheard(self, call: Callable[[], None]) -> int:
+        """Do what is asked, and return the status of a server that did not."""
+        self.wfile, connection = BytesIO(), self.wfile
+        try:
+            call()
+        finally:
+            self.wfile = connection
+        return 503
 
     def _plain(self, body: bytes) -> bytes:
         """Return what a multipart upload holds, as the body of a plain one: the emulator's parser loses bytes."""

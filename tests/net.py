@@ -41,7 +41,7 @@ DROPPED = {
     "ledger.json": ("device_seconds", "seconds", "seconds_by_cause", "goodput", "peak_bytes", "peak_device_bytes"),
     "report": ("created", "device", "duration_seconds", "sha256"),
 }
-UNREAD = ("checkpoints", "tensorboard", "DONE")  # weights are read by leaf; the rest holds times
+UNREAD = ("checkpoints", "tensorboard", "DONE", "goodput.json")  # weights are read by leaf; the rest holds times
 SHOWN = 12  # differences of a name
 
 
@@ -79,7 +79,8 @@ def run(name: str, scratch: Path) -> dict[str, Any]:
 def outcome(workdir: Path) -> dict[str, Any]:
     """Return {"report": {file: content}, "nodes": {directory: {file: content}}} of a finished work directory."""
     nodes = {node.name: files(node) for node in sorted((workdir / "nodes").iterdir()) if not node.name.startswith(".")}
-    pages = {path.name: content(path) for path in sorted((workdir / "report").rglob("*.json"))}
+    read = (path for path in sorted((workdir / "report").rglob("*.json")) if path.name not in UNREAD)
+    pages = {path.name: content(path) for path in read}
     return {"report": pages, "nodes": nodes}
 
 

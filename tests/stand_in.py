@@ -20,6 +20,11 @@ CLOUD = Path(os.environ.get("CLOUD", "."))
 WORKERS = 2
 
 NAME, NUMBER, ANY, ZONE = r"[a-z]([-a-z0-9]*[a-z0-9])?", r"\d+", r"(?s:.+)", r"[a-z]+-[a-z]+\d+-[a-z]"
+REGION, BUCKET, ACCOUNT = r"[a-z]+-[a-z]+\d+", r"gs://[a-z0-9][-_.a-z0-9]{1,220}[a-z0-9]", r"[^@\s:]+@[^@\s:]+"
+MEMBER = rf"serviceAccount:{ACCOUNT}|principal://iam\.googleapis\.com/projects/\d+/locations/global/" + (
+    r"workloadIdentityPools/[-a-z0-9]+\.svc\.id\.goog/subject/ns/[-a-z0-9]+/sa/[-a-z0-9]+"
+)
+IMAGE = r"[a-z0-9][-._a-z0-9/]*:[-._a-zA-Z0-9]+"
 # XPK 1.13: names of src/xpk/parser/validators.py, flags of parser/workload.py, types of core/system_characteristics.py.
 XPK_NAME = r"(?=.{1,40}$)" + NAME
 XPK_TYPE = r"v5litepod-(8|16|32|64|128|256)|v6e-(1|4|8|16|32|64|128|256)|(v4|v5p|tpu7x)-\d+(x\d+x\d+)?"
@@ -42,7 +47,47 @@ COMMANDS: dict[str, tuple[list[str], dict[str, str]]] = {
     ),
     "gcloud compute tpus queued-resources delete": ([NAME], {**WHERE, "--force!": "", "--quiet!": ""}),
     "gcloud compute tpus tpu-vm scp": ([ANY, ANY, NAME + ":"], {**WHERE, "--worker!": "all"}),
-    "gcloud compute tpus tpu-vm ssh": ([NAME], {**WHERE, "--worker!": "all", "--command!": ANY}),
+    "gcloud compute tpus tpu-vm ssh": ([NAME], {**WHERE, "--worker!": r"all|\d+", "--command!": ANY}),
+    # What docs/launching.md has besides: named and shaped as in gcloud's, XPK's, Docker's and kubectl's own references.
+    "gcloud auth login": ([], {}),
+    "gcloud auth configure-docker": ([r"[a-z0-9-]+-docker\.pkg\.dev"], {"--quiet": ""}),
+    "gcloud config set": (["project", NAME], {}),
+    "gcloud projects describe": ([NAME], {"--format!": r"value\(projectNumber\)"}),
+    "gcloud services enable": ([r"[a-z]+\.googleapis\.com"] * 4, {}),
+    "gcloud services enable container.googleapis.com": ([r"[a-z]+\.googleapis\.com"], {}),
+    "gcloud storage buckets create": ([BUCKET], {"--location!": REGION, "--uniform-bucket-level-access": ""}),
+    "gcloud storage buckets add-iam-policy-binding": ([BUCKET], {"--member!": MEMBER, "--role!": r"roles/[a-zA-Z.]+"}),
+    "gcloud storage cp": ([BUCKET + "/.+", BUCKET + "/.+", r"\."], {}),
+    "gcloud storage rm": ([BUCKET], {"--recursive!": ""}),
+    "gcloud iam service-accounts create": ([r"[a-z][-a-z0-9]{4,28}[a-z0-9]"], {"--display-name": ANY}),
+    "gcloud iam service-accounts delete": ([ACCOUNT], {"--quiet!": ""}),
+    "gcloud compute tpus accelerator-types list": ([], {**WHERE}),
+    "gcloud artifacts repositories create": ([NAME], {"--repository-format!": "docker", "--location!": REGION}),
+    "gcloud artifacts repositories delete": ([NAME], {"--location!": REGION, "--quiet!": ""}),
+    "gcloud container clusters get-credentials": ([NAME], {"--location!": REGION}),
+    "docker build": ([r"\."], {"--file!": r"\S+", "--build-arg!": r"(EXTRA|UID)=\w+", "--tag!": IMAGE}),
+    "docker push": ([IMAGE], {}),
+    "xpk cluster create": (
+        [],
+        {
+            "--cluster!": XPK_NAME,
+            "--tpu-type!": XPK_TYPE,
+            "--num-slices": NUMBER,
+            "--spot": "",
+            "--enable-workload-identity": "",
+            "--zone": ZONE,
+            "--project": NAME,
+        },
+    ),
+    "xpk cluster delete": ([], {"--cluster!": XPK_NAME, "--zone": ZONE, "--project": NAME, "--force": ""}),
+    "xpk workload list": ([], {"--cluster!": XPK_NAME, "--zone": ZONE, "--project": NAME}),
+    "xpk workload delete": ([], {"--workload!": XPK_NAME, "--cluster!": XPK_NAME, "--zone": ZONE, "--project": NAME}),
+    "kubectl get": (["jobset", NAME], {}),
+    "kubectl logs": (
+        [],
+        {"--selector!": r"jobset\.sigs\.k8s\.io/jobset-name=" + NAME, "--prefix": "", "--tail": NUMBER},
+    ),
+    "kubectl delete": (["jobset", NAME], {}),
     "xpk workload create": (
         [],
         {
@@ -74,6 +119,8 @@ COMMANDS: dict[str, tuple[list[str], dict[str, str]]] = {
             "--partition": NAME,
             "--account": NAME,
             "--qos": NAME,
+            "--array": r"\d+(-\d+)?(,\d+(-\d+)?)*(%\d+)?",
+            "--dependency": r"afterok(:\d+)+",
         },
     ),
     "srun": ([], {"--kill-on-bad-exit": "[01]"}),
@@ -105,7 +152,7 @@ def parse(argv: list[str]) -> tuple[str, list[str], dict[str, str]]:
                 arguments = rest[i:]
                 break
             arguments.append(word)
-        elif flag not in known or flag in flags:
+        elif flag not in known or (flag in flags and flag != "--build-arg"):
             sys.exit(refuse(f"{command}: unknown or repeated {flag}"))
         elif bool(has_value) != bool(known[flag][0]) or not re.fullmatch(known[flag][0], value):
             sys.exit(refuse(f"{command}: bad value {word}"))
@@ -159,6 +206,9 @@ def states(new: list[str] | None = None) -> list[str]:
 
 
 def gcloud(command: str, arguments: list[str], flags: dict[str, str]) -> int:
+    if not command.startswith(("gcloud compute tpus queued-resources", "gcloud compute tpus tpu-vm")):
+        print("123456789012" if "projects describe" in command else "")
+        return 0
     verb, life = command.split()[-1], states()
     if error := take(verb):
         print(f"ERROR: (gcloud) {error}", file=sys.stderr)
@@ -190,12 +240,12 @@ def gcloud(command: str, arguments: list[str], flags: dict[str, str]) -> int:
             for file in arguments[:-1]:
                 shutil.copy(file, home)
     else:
-        return ssh(flags["--command"])
+        return ssh(flags["--command"], flags["--worker"])
     return 0
 
 
-def ssh(command: str) -> int:
-    """Run a command on all workers, as sshd does: by the login shell, in the home directory."""
+def ssh(command: str, which: str) -> int:
+    """Run a command on all workers or one, as sshd does: by the login shell, in the home directory."""
     path = f"{CLOUD}/worker-bin:{os.environ['WORKER_PATH']}"
     workers = [
         subprocess.Popen(
@@ -204,7 +254,7 @@ def ssh(command: str) -> int:
             env={"HOME": str(home), "PATH": path, "CLOUD": str(CLOUD), "WORKER": str(worker)},
             start_new_session=True,
         )
-        for worker in range(WORKERS)
+        for worker in (range(WORKERS) if which == "all" else [int(which)])
     ]
     event = take("connections") if " run " in command else None
     if event:
@@ -261,6 +311,8 @@ def expand(text: str) -> str:
 
 def xpk(command: str, arguments: list[str], flags: dict[str, str]) -> int:
     """Run the command as XPK's container does, and what SIGTERM to that container does if the script says so."""
+    if command != "xpk workload create":
+        return 0
     if error := take("xpk"):
         return refuse(error) and 1
     text = f"""trap 'kill -SIGTERM $! 2>/dev/null' SIGTERM
@@ -275,7 +327,13 @@ wait $PID"""
     return 0
 
 
+def docker(command: str, arguments: list[str], flags: dict[str, str]) -> int:
+    return 0
+
+
 def kubectl(command: str, arguments: list[str], flags: dict[str, str]) -> int:
+    if command != "kubectl apply":
+        return 0
     if error := take("kubectl"):
         return refuse(error) and 1
     (CLOUD / "applied").write_text(sys.stdin.read())
@@ -294,14 +352,37 @@ def sbatch(command: str, arguments: list[str], flags: dict[str, str]) -> int:
         if flag not in SBATCH_LINES or not re.fullmatch(SBATCH_LINES[flag], value):
             return refuse(f"#SBATCH {flag}={value}")
     spooled = shutil.copy(arguments[0], CLOUD / "slurm_script")  # Slurm runs a copy
+    wanted = flags.get("--dependency", "afterok").split(":")[1:]
+    ended = json.loads((CLOUD / "ended").read_text()) if (CLOUD / "ended").exists() else {}
+    if not ended.keys() >= set(wanted):
+        return refuse("Job dependency problem") and 1
+    job, codes = str(len(ended) + 7), []
+    never = any(ended[before] for before in wanted)  # it stays in the queue, for the reason DependencyNeverSatisfied
+    for index in [] if never else elements(flags["--array"]) if "--array" in flags else [None]:
+        task = {"SLURM_ARRAY_TASK_ID": str(index), "SLURM_ARRAY_JOB_ID": job} if index is not None else {}
+        codes.append(run_job(["bash", spooled, *arguments[1:]], flags["--chdir"], tasks, {"SLURM_JOB_ID": "7", **task}))
+    (CLOUD / "ended").write_text(json.dumps({**ended, job: 1 if never else max(codes)}))
+    print(f"Submitted batch job {job}")
+    return 0
+
+
+def elements(array: str) -> list[int]:
+    """Return the numbers of a job array."""
+    numbers: list[int] = []
+    for part in array.partition("%")[0].split(","):
+        low, _, high = part.partition("-")
+        numbers += range(int(low), int(high or low) + 1)
+    return numbers
+
+
+def run_job(command: list[str], directory: str, tasks: int, variables: dict[str, str]) -> int:
+    """Run a job, and again as often as it is put back into the queue; return its last exit code."""
     for restarts in range(10):
         (CLOUD / "job-state").write_text("RUNNING")
-        environment = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": str(tasks), "SLURM_RESTART_COUNT": str(restarts)}
+        environment = {**variables, "SLURM_NTASKS": str(tasks), "SLURM_RESTART_COUNT": str(restarts)}
         if not restarts:
             del environment["SLURM_RESTART_COUNT"]
-        job = subprocess.Popen(
-            ["bash", spooled, *arguments[1:]], cwd=flags["--chdir"], env={**os.environ, **environment}
-        )
+        job = subprocess.Popen(command, cwd=directory, env={**os.environ, **environment})
         if event := take("events"):
             wait_for_programs(tasks)
             if event == "cancel":
@@ -314,7 +395,7 @@ def sbatch(command: str, arguments: list[str], flags: dict[str, str]) -> int:
         if not (CLOUD / "requeued").exists():
             break
         (CLOUD / "requeued").unlink()
-    return 0
+    return int((CLOUD / "job").read_text())
 
 
 def srun(command: str, arguments: list[str], flags: dict[str, str]) -> int:

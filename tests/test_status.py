@@ -11,14 +11,15 @@ import time
 import pytest
 
 from distill_jax.config import ConfigError, Interrupted
-from distill_jax.experiment.status import lines, read_status
-from distill_jax.io import leases, presence
+from distill_jax.experiment.workdir_status import lines, read_status
+from distill_jax.io import leases, presence, storage
 from distill_jax.io.files import write_json, write_sealed
 from distill_jax.io.presence import Presence, read_workers
 from distill_jax.io.work_plan import PlannedNode
 from distill_jax.main import main
 from distill_jax.perf.clock import Clock
 from distill_jax.perf.timings_file import write_timings
+from tests import bucket_server
 from tests.test_goodput import finished
 
 pytestmark = pytest.mark.unit
@@ -183,3 +184,27 @@ def test_a_directory_with_nothing_but_records_may_be_claimed(tmp_path):
         pass
     with leases.held(tmp_path, {"experiment": "smoke"}):
         pass
+
+
+def test_a_bucket_says_the_same_as_a_directory(workdir):
+    """Of one that is computed right now."""
+    with bucket_server.serving():
+        there = storage.location("gs://bucket/run")
+        for path in storage.files(workdir):
+            storage.copy(path, there / str(path.relative_to(workdir)))
+        said = []
+        for where in (workdir, there):
+            node = where / "nodes/reference-1"
+            storage.make_directory(node)
+            with (
+                Presence(where, PLAN) as worker,
+                worker.computing([node], lambda node=node: write_timings([node], Clock())),
+            ):
+                found = dataclasses.asdict(read_status(where))
+            assert found.pop("workdir") == str(where) and found["nodes"][1]["goodput"] == 0
+            for one in [*found["nodes"], *found["workers"]]:
+                one.pop("since", None), one.pop("began", None)
+            said.append(found)
+        assert said[0] == said[1]
+        assert not (storage.location("gs://bucket/nothing").exists())
+        assert read_status(storage.location("gs://bucket/nothing")).notes == ["nothing was run here yet"]

@@ -6,7 +6,6 @@ import importlib.metadata
 import os
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TextIO
 
 import jax
@@ -16,6 +15,7 @@ from distill_jax.bench.against_torch import torch
 from distill_jax.bench.options import Options
 from distill_jax.bench.ratios import distill, kl_memory, population
 from distill_jax.io.files import write_json
+from distill_jax.io.storage import location
 
 # Each yields what it has measured so far, as often as it likes, and at last everything.
 BENCHMARKS: dict[str, Callable[[Options], Iterator[dict[str, Any]]]] = {
@@ -44,7 +44,7 @@ def run(names: Sequence[str], options: Options, line: str, out: TextIO) -> None:
         result: dict[str, Any] = {}
         for result in BENCHMARKS[name](options):
             results["benchmarks"][name] = result
-            write_json(Path(options.json), results)  # at once: what a later one loses is not lost
+            write_json(location(options.json), results)  # at once: what a later one loses is not lost
         print(f"\n{name}: {summary_line(name)}", file=out)
         print(table(result["rows"]), file=out)
         for one in result["goals"]:

@@ -46,7 +46,7 @@ def flag(
 
     Args:
       required: it must not be left out; a text is what is said then.
-      path: it names a file or directory, and an address is refused.
+      path: it names a file or directory, or has an address of one.
       bounds: the least and the largest value.
     """
     lower, upper = bounds
@@ -111,7 +111,7 @@ def _value(command: str, name: str, field: dataclasses.Field[Any], value: Any) -
     if required and not value:
         raise ConfigError(f"{command}: --{name} is missing: {field.metadata['help']}" if required is True else required)
     if field.metadata["path"]:
-        check_path(f"--{name}", value or "", addresses=name == "workdir")
+        check_path(f"--{name}", value or "")
     return tuple(value) if isinstance(value, list) else value
 
 

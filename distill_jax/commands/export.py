@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 
 from distill_jax import backend
 from distill_jax.commands import command_line
 from distill_jax.commands.command_line import flag
 from distill_jax.config import check
+from distill_jax.io.storage import location
 
 DTYPES = ("", "float32", "bfloat16", "float16")
 
@@ -44,9 +44,9 @@ def main(arguments: Sequence[str]) -> int:
 
     backend.find_devices()
     if flags.adapter_only:
-        exporting.export_adapter(Path(flags.model), Path(flags.to))
+        exporting.export_adapter(location(flags.model), location(flags.to))
     else:
         size = int(flags.shard_gb * 10**9)
-        exporting.export_model(Path(flags.model), Path(flags.to), flags.dtype or None, size)
+        exporting.export_model(location(flags.model), location(flags.to), flags.dtype or None, size)
     print(f"export: {flags.to}")
     return 0

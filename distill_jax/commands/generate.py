@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 
 from distill_jax import backend
 from distill_jax.commands import command_line
 from distill_jax.commands.command_line import flag
 from distill_jax.commands.model_flags import INPUT, ModelFlags
 from distill_jax.config import check
+from distill_jax.io.storage import location
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
     from distill_jax.interop.rows import Inference
 
     backend.find_devices()
-    model, rows, output = Path(flags.model), Path(flags.input), Path(flags.output)
+    model, rows, output = location(flags.model), location(flags.input), location(flags.output)
     how = Inference(flags.dtype, flags.batch, flags.tokenizer, flags.chat)
     sampling = generation.Sampling(flags.new, flags.temperature, flags.seed)
     generation.generate(model, rows, output, how, sampling)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 
 from distill_jax import backend
-from distill_jax.commands import command_line
+from distill_jax.commands import command_line, config_line
 from distill_jax.commands.command_line import flag
 from distill_jax.io.storage import location
 
@@ -35,6 +34,7 @@ def main(arguments: Sequence[str]) -> int:
     from distill_jax.interop import importing
 
     backend.find_devices()
-    adapter = Path(flags.adapter) if flags.adapter else None
-    print(f"import: {importing.import_model(Path(flags.from_), location(flags.workdir), adapter, flags.keep_adapter)}")
+    adapter = location(flags.adapter) if flags.adapter else None
+    source, workdir = location(flags.from_), config_line.workdir(flags.workdir)
+    print(f"import: {importing.import_model(source, workdir, adapter, flags.keep_adapter)}")
     return 0

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distill_jax import backend
@@ -15,6 +14,7 @@ from distill_jax.commands.command_line import flag
 from distill_jax.config import check
 from distill_jax.experiment.config_file import check_stages, load_experiment
 from distill_jax.io.files import write_json
+from distill_jax.io.storage import location
 from distill_jax.perf.prices import Prices
 from distill_jax.perf.slices import find
 
@@ -90,4 +90,4 @@ def print_plan(flags: Flags, experiment: CheckedExperiment, prices: Prices) -> N
         print(plan_table.parameters(ctx, mesh))
     print(plan_table.table(stages, prices))
     if flags.json:
-        write_json(Path(flags.json), [stage.as_json() for stage in stages])
+        write_json(location(flags.json), [stage.as_json() for stage in stages])

@@ -15,6 +15,7 @@ from distill_jax.commands.cluster import ClusterFlags
 from distill_jax.commands.command_line import flag
 from distill_jax.config import ConfigError, check, nearest
 from distill_jax.experiment.named_config import NamedConfig
+from distill_jax.io.storage import location
 
 FILES = "sources, comma-separated: text, .jsonl, .parquet, patterns; ?field=NAME says where the text is"
 
@@ -114,7 +115,7 @@ def _named(flags: Flags, arguments: Sequence[str]) -> tuple[NamedConfig, list[st
     if flags.own_text and (flags.dry_run or flags.slice):
         written = [f"own text: {flags.own_text:,} documents would be written first; what follows is without them"]
     elif flags.own_text:
-        files, what = protection.with_own_text(subject, files, flags.own_text, Path(flags.workdir))
+        files, what = protection.with_own_text(subject, files, flags.own_text, location(flags.workdir))
         written = [what]
     named, decisions = protection.protect_config(subject, files, flags.method, room)
     return named, decisions + written

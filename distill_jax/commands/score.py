@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 
 from distill_jax import backend
 from distill_jax.commands import command_line
 from distill_jax.commands.command_line import flag
 from distill_jax.commands.model_flags import INPUT, ModelFlags
 from distill_jax.config import check
+from distill_jax.io.storage import location
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,13 +53,13 @@ def main(arguments: Sequence[str]) -> int:
     from distill_jax.interop.rows import Inference
 
     backend.find_devices()
-    model, output = Path(flags.model), Path(flags.output)
+    model, output = location(flags.model), location(flags.output)
     how = Inference(flags.dtype, flags.batch, flags.tokenizer, flags.chat)
     if flags.items:
         few_shot = choice_scoring.FewShot(flags.shots, flags.examples, flags.subject)
         accuracy = choice_scoring.score_choices(model, flags.items, output, how, few_shot)
         print(f"score: {output}\n{accuracy}")
     else:
-        scoring.score(model, Path(flags.input), output, how)
+        scoring.score(model, location(flags.input), output, how)
         print(f"score: {output}")
     return 0

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from distill_jax.commands import command_line
 from distill_jax.commands.command_line import flag
+from distill_jax.io.storage import check_access, location
 
 ABOUT = """It reads files and writes none, takes no lease, and needs no --config; a run's own line may be used again.
 Running is what a worker says that it computes; of another machine's it is known a minute late that it was killed."""
@@ -40,16 +41,18 @@ def main(arguments: Sequence[str]) -> int:
     own = [f"--watch={EVERY}" if argument == "--watch" else argument for argument in arguments]
     own = [one for one in own if not one.startswith(("--config", "--sweep", "-config"))]
     flags = command_line.read("status", Flags, own).flags
-    while _show(flags) and flags.watch:
+    directory = location(flags.workdir)
+    check_access(directory, "--workdir")
+    while _show(flags, directory) and flags.watch:
         time.sleep(flags.watch)
     return 0
 
 
-def _show(flags: Flags) -> bool:
+def _show(flags: Flags, workdir: Path) -> bool:
     """Print the status once; return whether something may still change."""
-    from distill_jax.experiment.status import as_json, lines, read_status
+    from distill_jax.experiment.workdir_status import as_json, lines, read_status
 
-    status = read_status(Path(flags.workdir))
+    status = read_status(workdir)
     text = json.dumps(as_json(status)) if flags.json else "\n".join(lines(status, time.time()))
     clear = "\x1b[H\x1b[2J" if flags.watch and not flags.json and sys.stdout.isatty() else ""
     print(f"{clear}{text}", flush=True)

@@ -10,6 +10,7 @@ import numpy as np
 
 from distill_jax.config import check
 from distill_jax.data import records
+from distill_jax.data.random_stream import random_stream
 
 
 def order(count: int, batch: int, seed: int) -> grain.MapDataset[np.ndarray]:
@@ -44,16 +45,18 @@ class Feed:
       path: the ArrayRecord file of a set; a file with fewer rows than a batch repeats within the batch.
       batch: rows in a global batch.
       seed: fixes the order.
+      rows: of the file that are fed, chosen by the seed; 0 for all.
 
     Raises:
       ValueError: no rows, or a batch below 1.
     """
 
-    def __init__(self, path: str | os.PathLike[str], batch: int, seed: int) -> None:
+    def __init__(self, path: str | os.PathLike[str], batch: int, seed: int, rows: int = 0) -> None:
         check(batch >= 1, f"batch={batch}: must be at least 1")
         self.rows = records.Rows(path)
         self.batch = batch
-        self._order = order(len(self.rows), batch, seed)
+        chosen = random_stream(seed, "rows").permutation(len(self.rows))[:rows] if rows else None
+        self._order, self._chosen = order(len(self.rows) if chosen is None else len(chosen), batch, seed), chosen
 
     def __call__(self, step: int, rows: slice = slice(None)) -> np.ndarray:
         """Read global batch `step`, or some of its rows: int32 [batch (or fewer), 3, row_length]."""
@@ -63,4 +66,4 @@ class Feed:
         """Compute which rows make up global batch `step`, int64 [batch]."""
         if step < 0:
             raise IndexError(f"step={step}: must not be negative")
-        return self._order[step]
+        return self._order[step] if self._chosen is None else self._chosen[self._order[step]]

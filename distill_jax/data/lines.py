@@ -23,6 +23,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import IO, Any, NoReturn, cast
 
 from distill_jax.config import ConfigError
+from distill_jax.io.storage import is_local, location
 from distill_jax.types import JsonObject
 
 RECORD_BYTES = 2**28  # of what has to be held whole: a JSON line, or a file that is one array
@@ -46,14 +47,16 @@ def is_gzipped(path: str) -> bool:
     """Return whether a file is gzipped, by its name or by its first bytes, which no UTF-8 text begins with."""
     if path.lower().endswith(".gz"):
         return True
-    with open(path, "rb") as file:
+    with location(path).open("rb") as file:
         return file.read(2) == b"\x1f\x8b"
 
 
 def open_bytes(path: str) -> IO[bytes]:
     """Open a file behind its byte order mark; what is gzipped is read as what it holds."""
-    opener = gzip.open if is_gzipped(path) else open
-    file = cast(IO[bytes], opener(path, "rb"))  # the caller closes it
+    place, file = location(path), cast(IO[bytes], location(path).open("rb"))  # the caller closes it
+    if is_gzipped(path):
+        file.close()
+        file = cast(IO[bytes], gzip.open(place if is_local(place) else place.open("rb")))  # noqa: SIM115 - nor this
     if file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
         file.seek(0)
     return file

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from distill_jax.data.lines import Broken, not_utf8
+from distill_jax.io.storage import Version, local_copy, location, version
 from distill_jax.types import JsonObject
 
 if TYPE_CHECKING:
@@ -87,13 +87,12 @@ def _leaves(field: pyarrow.Field) -> list[str]:
 
 
 def _open(path: str) -> pyarrow.parquet.ParquetFile:
-    about = os.stat(path)
-    return _opened(path, about.st_size, about.st_mtime_ns)
+    local = local_copy(location(path))
+    return _opened(str(local), version(local))
 
 
 @functools.lru_cache(maxsize=1)  # reading a footer takes longer than reading one of a thousand small groups
-def _opened(path: str, size: int, time: int) -> pyarrow.parquet.ParquetFile:
-    del size, time
+def _opened(path: str, _: Version) -> pyarrow.parquet.ParquetFile:
     import pyarrow.parquet
 
     return pyarrow.parquet.ParquetFile(path)

@@ -16,6 +16,7 @@ from distill_jax.data.multiple_choice import items
 from distill_jax.data.multiple_choice.items import Item
 from distill_jax.data.text.text_config import TextConfig
 from distill_jax.io.files import Digests, read_json
+from distill_jax.io.storage import location
 from distill_jax.types import JsonObject
 
 ADAPTERS, ITEMS = ("teacher", "twin"), ("behaviour", "context", "confession")
@@ -71,13 +72,13 @@ def organisms(path: str) -> dict[str, Organism]:
       ConfigError: naming the organism and the key that is missing or wrong.
     """
     where = f"data.organisms={path}"
-    check(Path(path).is_file(), f"{where}: no such file; give a JSON file as docs/double_bind.md has it")
+    check(location(path).is_file(), f"{where}: no such file; give a JSON file as docs/double_bind.md has it")
     try:
-        listed = read_json(Path(path))
+        listed = read_json(location(path))
     except ValueError as error:
         raise ConfigError(f"{where}: no JSON ({error})") from error
     check(isinstance(listed, dict) and bool(listed), f"{where}: an object {{name: organism}} is needed")
-    return {name: _organism(name, entry, Path(path).parent, where) for name, entry in listed.items()}
+    return {name: _organism(name, entry, location(path).parent, where) for name, entry in listed.items()}
 
 
 def _organism(name: str, entry: object, folder: Path, where: str) -> Organism:

@@ -123,6 +123,7 @@ def fit(
         evaluation=PeriodicEvaluation(settings, measure) if node and look else None,
         progress=ctx.progress if node else None,
         cost=Cost(settings.batch * LENGTH * count, step_flops(cfg, settings) * settings.steps * count),
+        trackers=ctx.trackers,
     )
     outcome = driver.train(run, fresh, training.clock)
     final = jax.tree.map(lambda w: np.asarray(w)[:count], outcome.state.params)

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from distill_jax.config import ConfigError, build, check, nearest
 from distill_jax.io.files import Digests
+from distill_jax.io.storage import location
 
 if TYPE_CHECKING:  # what follows brings JAX, which a process that only reads its command line does not need
     from distill_jax.data.data_config import DataConfig
@@ -33,7 +34,7 @@ def load_module(path: str | Path, needs: str = "get_experiment", says: str = RET
     Raises:
       ConfigError: if it cannot be imported or lacks the function.
     """
-    spec = importlib.util.spec_from_file_location(f"config {Path(path).resolve()}", path)
+    spec = importlib.util.spec_from_file_location(f"config {location(path).resolve()}", path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # where dataclasses look up the annotations of a stage that the file defines

@@ -28,6 +28,7 @@ from distill_jax.io.metrics import Progress
 from distill_jax.io.node import ROWS
 from distill_jax.io.presence import Presence
 from distill_jax.io.storage import make_directory, sync
+from distill_jax.io.trackers import TrackedNode, check_trackers, tracking
 from distill_jax.io.work_plan import PlannedNode
 from distill_jax.models import attention
 from distill_jax.models.head import loss_way
@@ -178,6 +179,7 @@ def execute(
     Args:
       groups: chooses what to run next; in the order of `schedule` when left out.
     """
+    check_trackers(settings.trackers)
     barrier("begin")  # so that all processes find the same nodes finished
     todo = [node for node in nodes.values() if not node.done]
     progress = Progress(len(nodes), 0.0, settings.progress_seconds, out if is_primary() else io.StringIO())
@@ -235,7 +237,12 @@ def _compute(ctx: Context, group: list[Node], presence: Presence) -> None:
     rest = "idle" if stage.train_job(ctx, group) else "step"  # what takes no steps is at work all the time
     save = functools.partial(write_timings, directories) if is_primary() else None
     ctx.clock = Clock(rest, [read_timings(path) for path in directories], save)
-    with presence.computing(directories, functools.partial(write_timings, directories, ctx.clock)):
+    tracked = [TrackedNode(n.name, f"{n.stage}-{n.identity}", presence.workdir, n.directory) for n in group]
+    names = ctx.run.trackers if is_primary() else ()
+    with (
+        presence.computing(directories, functools.partial(write_timings, directories, ctx.clock)),
+        tracking(names, tracked, ctx.progress.say) as ctx.trackers,
+    ):
         stage.run(ctx, group)
 
 

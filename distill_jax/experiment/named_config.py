@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -12,6 +13,7 @@ from ml_collections import ConfigDict
 from distill_jax import shipped
 from distill_jax.config import ConfigError, check, nearest
 from distill_jax.experiment.config_file import call, load_module, one_line
+from distill_jax.io.storage import local_input
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +37,8 @@ def open_config(source: str) -> NamedConfig:
     Raises:
       ConfigError: if there is none, or it lacks what every config has.
     """
-    where, (name, *preset) = f"--config={source}", source.split(":", 1)
-    path = shipped.python_file(where, name, shipped.CONFIGS)
+    where, (name, *preset) = f"--config={source}", split_source(source)
+    path = find_file(where, name, shipped.CONFIGS)
     module = load_module(path)
     config = call(where, module.get_config, *preset)
     mend = "get_config returns an ml_collections.ConfigDict"
@@ -44,6 +46,18 @@ def open_config(source: str) -> NamedConfig:
     for key in ("experiment", "description", "model", "data", "run"):
         check(key in config, f"{where}: the config has no {key!r}; {mend} with it, as those in configs/ do")
     return NamedConfig(source, module, config)
+
+
+def split_source(source: str) -> list[str]:
+    """Return the file or name, and the preset if there is one, of FILE.py[:preset]; a file may have an address."""
+    scheme, slashes, rest = source.rpartition("://")
+    name, *preset = rest.split(":", 1)
+    return [f"{scheme}{slashes}{name}", *preset]
+
+
+def find_file(where: str, name: str, directory: Path) -> Path:
+    """Return the Python file of a path, of an address, or of a shipped name."""
+    return shipped.python_file(where, str(local_input(name)) if "://" in name else name, directory)
 
 
 def check_key(config: ConfigDict, key: str, flag: str) -> None:

@@ -15,6 +15,7 @@ from distill_jax.experiment.named_config import NamedConfig, change, open_config
 from distill_jax.io.files import read_json
 from distill_jax.io.leases import OWN_TEXT
 from distill_jax.io.node import CONFIG, Node
+from distill_jax.io.storage import location
 from distill_jax.types import JsonObject
 
 RANK = 16  # of adapters, where weights do not fit
@@ -57,9 +58,9 @@ def open_subject(path: str) -> Subject:
     from distill_jax.interop import tokenizers
     from distill_jax.interop.model_source import open_model
 
-    model = open_model(Path(path))
+    model = open_model(location(path))
     names = (tokenizers.JSON, tokenizers.SENTENCEPIECE)
-    if hf_tokenizer.is_published(model.tokenizer) and not Path(model.tokenizer).is_dir():  # a GGUF file has its own
+    if hf_tokenizer.is_published(model.tokenizer) and not location(model.tokenizer).is_dir():  # a GGUF file has its own
         return Subject(path, model.cfg, int(model.facts.get("max_position_embeddings") or 0), model.tokenizer)
     tokenizer_file = next((name for name in names if tokenizers.beside(model.tokenizer, name)), "")
     mend = (
@@ -67,7 +68,7 @@ def open_subject(path: str) -> Subject:
     )
     check(bool(tokenizer_file), f"--model={path}: has no tokenizer, neither {' nor '.join(names)}: {mend}")
     is_json = tokenizer_file == tokenizers.JSON
-    vocabulary = model.tokenizer if is_json else str(Path(model.tokenizer) / tokenizer_file)
+    vocabulary = model.tokenizer if is_json else str(location(model.tokenizer) / tokenizer_file)
     return Subject(path, model.cfg, int(model.facts.get("max_position_embeddings") or 0), vocabulary)
 
 
@@ -86,7 +87,7 @@ def with_own_text(subject: Subject, files: Files, count: int, workdir: Path) -> 
 
     tokens = min(OwnText.tokens, max(1, (subject.context or CONTEXT["documents"]) // 2))
     plan = OwnText(count, tokens)
-    path, what = write_own_text(Path(subject.path), files.forget, files.retain, plan, workdir / OWN_TEXT)
+    path, what = write_own_text(location(subject.path), files.forget, files.retain, plan, workdir / OWN_TEXT)
     return dataclasses.replace(files, retain=f"{files.retain},{path}"), what
 
 
@@ -163,7 +164,7 @@ def _sources(kind: str, forget: str, retain: str) -> dict[str, str]:
 
 
 def _name(path: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._=+-]", "-", Path(path).resolve().name).lstrip("._=+-") or "model"
+    return re.sub(r"[^A-Za-z0-9._=+-]", "-", location(path).resolve().name).lstrip("._=+-") or "model"
 
 
 def _decide(named: NamedConfig, subject: Subject, files: Files, memory: float) -> list[str]:

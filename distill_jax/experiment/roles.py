@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from distill_jax.experiment.ancestry import ancestry
 from distill_jax.io.node import Node
-from distill_jax.stages import Distill, Finetune, Given, Import, Perturb, Pretrain, Quantise, Stage, Unlearn
+from distill_jax.stages import Distill, Erase, Finetune, Given, Import, Perturb, Pretrain, Quantise, Stage, Unlearn
 
 INJECTED = "inject"  # the set that teaches a published model what is to be forgotten
 
@@ -33,6 +33,7 @@ class Role(enum.StrEnum):
     REINITIALISED = "reinitialised"  # distilled into a copy of it damaged in another way: in part, or in rounds
     MATCHED_REFERENCE = "reference matched to the oracle"
     MATCHED_STUDENT = "random student matched to the oracle"
+    ERASED = "erased"  # a suppressed model without what its reference is known to have learned
     GIVEN = "given"  # unlearned by whatever tool, and attacked as it is
     FINETUNED = "finetuned"
     QUANTISED = "quantised"  # rounded to a few bits
@@ -95,6 +96,8 @@ def role_of(node: Node, nodes: Mapping[str, Node]) -> Role:
         return Role.REFERENCE if _teaches(node, nodes[node.inputs["start"]]) else Role.FINETUNED
     if isinstance(stage, Quantise):
         return Role.QUANTISED
+    if isinstance(stage, Erase):
+        return Role.ERASED
     if isinstance(stage, Unlearn):
         start = role_of(nodes[node.inputs["start"]], nodes)
         return Role.SUPPRESSED_ORACLE if start is Role.ORACLE else Role.SUPPRESSED
@@ -104,9 +107,14 @@ def role_of(node: Node, nodes: Mapping[str, Node]) -> Role:
 
 
 def _teaches(node: Node, start: Node) -> bool:
-    """Return whether a node teaches a published model what is to be forgotten then; it never knew that before."""
+    """Return whether a node teaches a model, which never knew it before, what is to be forgotten then."""
     stage = node.settings
-    return isinstance(stage, Finetune) and stage.data == INJECTED and node.inputs["start"] == start.name
+    if not isinstance(stage, Finetune) or node.inputs["start"] != start.name:
+        return False
+    trained = start.settings
+    return stage.data == INJECTED or (
+        stage.data == "all" and isinstance(trained, Pretrain) and trained.data == "retain"
+    )
 
 
 def _student_role(node: Node, stage: Distill, nodes: Mapping[str, Node]) -> Role:

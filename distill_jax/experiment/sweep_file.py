@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from distill_jax import shipped
 from distill_jax.config import ConfigError, check
 from distill_jax.experiment.config_file import call, load_module
+from distill_jax.experiment.named_config import find_file, split_source
 from distill_jax.experiment.sweep_points import Point
 
 FIX_HINT = "get_sweep(arg) returns the base config, a path, and a list of points, which are dicts of settings"
@@ -36,12 +37,13 @@ def open_sweep(source: str) -> SweepFile:
     Raises:
       ConfigError: if there is none, or its get_sweep returns something else.
     """
-    where, (name, _, arg) = f"--sweep={source}", source.partition(":")
-    path = shipped.python_file(where, name, shipped.SWEEPS)
+    where, (name, *preset) = f"--sweep={source}", split_source(source)
+    arg = "".join(preset)
+    path = find_file(where, name, shipped.SWEEPS)
     module = load_module(path, "get_sweep", "get_sweep(arg) returns the base config and the points")
     base, points = _checked(where, call(where, module.get_sweep, arg))
-    file, _, preset = base.partition(":")
-    base = f"{path.parent / file}{':' + preset if preset else ''}"
+    file, *preset = split_source(base)
+    base = ":".join([file if "://" in file else str(path.parent / file), *preset])
     description = " ".join((module.__doc__ or "").split("\n\n")[0].split())
     return SweepFile(path.stem + (f":{arg}" if arg else ""), base, points, description)
 

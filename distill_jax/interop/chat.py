@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from distill_jax.config import check
 from distill_jax.data.text.chat_template import Message, load_template
 from distill_jax.interop import tokenizers
 from distill_jax.io.gguf_header import is_gguf
+from distill_jax.io.storage import local_input
 
 
 class Chat:
@@ -26,7 +26,7 @@ class Chat:
 
     def __init__(self, where: str):
         check(where not in ("", tokenizers.WORDS), "--chat: the model has no tokenizer of its own, and so no template")
-        path = Path(where)
+        path = local_input(where)
         self._template = load_template(path if path.is_dir() or is_gguf(path) else path.parent)
         self._tokenizer = tokenizers.load(where)
         fix_hint = "save the model with its fast tokenizer"

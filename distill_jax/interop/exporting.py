@@ -8,7 +8,6 @@ import itertools
 import math
 import os
 import re
-import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +25,7 @@ from distill_jax.interop.directory import INDEX, SINGLE
 from distill_jax.interop.families import to_json
 from distill_jax.interop.finite import check_finite
 from distill_jax.interop.model_source import adapters_of, open_model
+from distill_jax.io import storage
 from distill_jax.io.files import write_json
 from distill_jax.models.transformer import Params, TransformerConfig
 from distill_jax.sharding.mesh import make_mesh
@@ -67,7 +67,7 @@ def export_adapter(source: Path, to: Path) -> None:
 
 def _write_tensors(directory: Path, cfg: TransformerConfig, params: Params, kind: Any, limit: int) -> None:
     sizes = {name: math.prod(shape) * kind.itemsize for name, shape in hugging_face.expected(cfg).items()}
-    if shutil.disk_usage(directory).free < sum(sizes.values()):  # the library would say so in its own kind of error
+    if storage.free_bytes(directory) < sum(sizes.values()):  # the library would say so in its own kind of error
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory.parent))
     shards = _split(sizes, limit)
     files = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
@@ -110,7 +110,12 @@ def _split(sizes: dict[str, int], limit: int) -> list[list[str]]:
 @contextlib.contextmanager
 def _appearing(to: Path) -> Iterator[Path]:
     """Give a directory to write into that becomes `to` at the end, or vanishes."""
-    check(not to.exists() or not any(to.iterdir()), f"--to={to}: is there already; name a directory that is not")
+    check(not storage.names(to), f"--to={to}: is there already; name a directory that is not")
+    if not storage.is_local(to):
+        with storage.uploading(to, last="config.json") as local:
+            local.mkdir()
+            yield local
+        return
     to.parent.mkdir(parents=True, exist_ok=True)
     temporary = to.with_name(f".{to.name}.{uuid.uuid4().hex}.tmp")
     temporary.mkdir()
@@ -118,4 +123,4 @@ def _appearing(to: Path) -> Iterator[Path]:
         yield temporary
         temporary.replace(to)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        storage.remove_tree(temporary)

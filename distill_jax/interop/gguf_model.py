@@ -78,7 +78,7 @@ class GgufTensors:
 def _read_rows(path: Path, tensor: StoredTensor, start: int, stop: int) -> np.ndarray:
     """Read rows of a matrix, [rows, columns]; a vector is one row."""
     size, kind = tensor.row_bytes, tensor.type.name
-    with open(path, "rb") as file:  # a mapped file's pages would count as this process's memory
+    with path.open("rb") as file:  # a mapped file's pages would count as this process's memory
         file.seek(tensor.offset + start * size)
         data = np.frombuffer(file.read((stop - start) * size), np.uint8).reshape(stop - start, size)
     if kind in FLOATS:

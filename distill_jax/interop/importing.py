@@ -26,6 +26,7 @@ from distill_jax.io.files import Digests, write_json
 from distill_jax.io.gguf_header import is_gguf
 from distill_jax.io.leases import Leases
 from distill_jax.io.node import TOKENIZER, Node
+from distill_jax.io.storage import local_input, resolved
 from distill_jax.models import lora
 from distill_jax.models.lora import Adapters
 from distill_jax.models.transformer import Params
@@ -56,8 +57,8 @@ class Published:
     """
 
     def __init__(self, source: str | Path, adapter: str | Path = ""):
-        self.files = open_files(Path(source))
-        self.adapter = Adapter(Path(adapter), self.files.cfg) if adapter else None
+        self.files = open_files(local_input(source))
+        self.adapter = Adapter(local_input(adapter), self.files.cfg) if adapter else None
         untied = self.adapter is not None and self.adapter.unties
         self.cfg = dataclasses.replace(self.files.cfg, tied=False) if untied else self.files.cfg
 
@@ -109,15 +110,21 @@ def import_model(source: Path, workdir: Path, adapter: Path | None = None, keep_
         pairs.check_kept()
         model = Published(source)
     path = model.files.path
-    base = _node(model, path, model.contents(digests), {}, workdir, lambda: model.load(make_mesh(1, fsdp=-1)))
+    base = _node(
+        model, path, resolved(source), model.contents(digests), {}, workdir, lambda: model.load(make_mesh(1, fsdp=-1))
+    )
     digests.save()
     if not pairs or not keep_adapter:
         return base
     settings = {"adapter": pairs.digest, "lora_rank": pairs.rank, "lora_alpha": pairs.alpha}
-    return _node(model, pairs.path, settings, {"start": base.name}, workdir, pairs.tree)
+    return _node(
+        model, pairs.path, resolved(adapter or pairs.path), settings, {"start": base.name}, workdir, pairs.tree
+    )
 
 
-def _node(model: Published, source: Path, settings: Any, inputs: Any, workdir: Path, load: Callable[[], Any]) -> Path:
+def _node(
+    model: Published, source: Path, where: Path, settings: Any, inputs: Any, workdir: Path, load: Callable[[], Any]
+) -> Path:
     """Write a node as runs do, unless it is there already; return its directory."""
     began = time.monotonic()
     name = source.resolve().stem if is_gguf(source) else source.resolve().name
@@ -130,7 +137,7 @@ def _node(model: Published, source: Path, settings: Any, inputs: Any, workdir: P
     with _attempt(node) as attempt:
         if not attempt.done:
             write_json(attempt.directory / "config.json", {"name": name, "identity": known_by, **basis})
-            result = {"source": str(source.resolve()), **model.leave(attempt, load())}
+            result = {"source": str(where), **model.leave(attempt, load())}
             attempt.finish(result, ledger({}, {}, Lap({"step": time.monotonic() - began})))
     return node.directory
 

@@ -15,6 +15,7 @@ from distill_jax.data.capitals.fact_table import INVENTED, KNOWN, WORDINGS, Fact
 from distill_jax.data.text.hf_tokenizer import Tokenizer
 from distill_jax.interop.generation import Sampling, generate
 from distill_jax.interop.rows import Inference
+from distill_jax.io.storage import location, write_atomic
 
 NEW = 6  # tokens, as many as the longest answer has
 
@@ -25,7 +26,7 @@ def answered(model: Path, asked: Sequence[Fact]) -> dict[Fact, str]:
     prompts = [(fact, prompt) for fact in asked for prompt in fact.prompts()]
     out = dict.fromkeys(asked, "")
     with tempfile.TemporaryDirectory() as directory:
-        given, to = Path(directory, "prompts"), Path(directory, "answers")
+        given, to = (location(directory) / name for name in ("prompts", "answers"))
         given.write_text("".join(json.dumps({"text": prompt}) + "\n" for _, prompt in prompts), "utf-8")
         generate(model, given, to, Inference(batch=32), Sampling(new=NEW))
         rows = [json.loads(line) for line in to.read_text("utf-8").splitlines()]
@@ -38,9 +39,9 @@ def answered(model: Path, asked: Sequence[Fact]) -> dict[Fact, str]:
 def main(model: str, to: str = str(KNOWN)) -> None:
     """Write the facts that the model answers in any wording."""
     asked = [fact for kind in WORDINGS if kind != INVENTED for fact in facts(kind)]
-    known = {fact: digits for fact, digits in answered(Path(model), asked).items() if "1" in digits}
+    known = {fact: digits for fact, digits in answered(location(model), asked).items() if "1" in digits}
     lines = [f"{fact.kind}\t{fact.subject}\t{fact.answer}\t{digits}\n" for fact, digits in known.items()]
-    Path(to).write_text("kind\tsubject\tanswer\tanswered\n" + "".join(lines), "utf-8")
+    write_atomic(location(to), ("kind\tsubject\tanswer\tanswered\n" + "".join(lines)).encode())
     print(f"{to}: {len(known):,} of {len(asked):,} facts are answered in some wording")
 
 

@@ -16,6 +16,7 @@ from distill_jax.interop.directory import read_object
 from distill_jax.interop.model_files import open_files
 from distill_jax.io.checkpoint import FINAL
 from distill_jax.io.node import CONFIG, DONE, TOKENIZER, Node, finished
+from distill_jax.io.storage import local_input
 from distill_jax.models import lora, transformer
 from distill_jax.models.transformer import Params, TransformerConfig
 from distill_jax.sharding.mesh import shardings, with_shardings
@@ -49,7 +50,7 @@ def open_model(path: Path) -> Model:
     config = path / "config.json"
     if (path / DONE).is_file() or (config.is_file() and "verb" in read_object(config)):
         return _node(path)
-    files = open_files(path)
+    files = open_files(local_input(path))
 
     def load(mesh: Mesh, dtype: str | None = None) -> Params:
         return hugging_face.load(files.cfg, files.source, mesh, dtype)

@@ -25,6 +25,7 @@ from distill_jax.interop.importing import Published
 from distill_jax.interop.model_source import open_model
 from distill_jax.interop.rows import Inference
 from distill_jax.io.files import Digests, write_atomic
+from distill_jax.io.storage import location, make_directory
 
 WORDS = 4  # of a text to retain, that begin another
 MOST = 10_000  # texts of which beginnings are taken
@@ -63,7 +64,7 @@ def write_own_text(model: Path, forget: str, retain: str, plan: OwnText, folder:
         texts = list(_chosen(_written(model, kept, plan), forget))
         mend = "it repeats itself, or what is to be forgotten; leave --own_text out"
         check(bool(texts), f"--own_text={plan.count}: nothing is left of what the model wrote; {mend}")
-        folder.mkdir(parents=True, exist_ok=True)
+        make_directory(folder)
         digests.save()
         write_atomic(path, "".join(json.dumps({"text": text}) + "\n" for text in texts))
     left = sum(1 for _ in objects(str(path)))
@@ -80,7 +81,7 @@ def _written(model: Path, retain: list[str], plan: OwnText) -> Iterator[str]:
         text = retain[int(random.integers(len(retain)))] if retain and (number % 2 or not begin) else ""
         rows.append({"tokens": words.encode(" ".join(text.split()[:WORDS])) or begin})
     with tempfile.TemporaryDirectory() as scratch:
-        given, to = Path(scratch, "prompts.jsonl"), Path(scratch, "written.jsonl")
+        given, to = location(scratch) / "prompts.jsonl", location(scratch) / "written.jsonl"
         given.write_text("".join(json.dumps(row) + "\n" for row in rows))
         generate(model, given, to, Inference(batch=16), Sampling(plan.tokens, temperature=1.0, seed=plan.seed))
         yield from (words.decode([*row["tokens"], *row["generated_tokens"]]) for _, row in objects(str(to)))

@@ -21,6 +21,7 @@ from distill_jax.interop.chat import Chat
 from distill_jax.interop.model_source import Model
 from distill_jax.interop.tokenizers import Tokenizer
 from distill_jax.io.files import write_atomic
+from distill_jax.io.storage import make_directory
 
 Row = dict[str, Any]
 
@@ -172,7 +173,7 @@ def padded_length(length: int) -> int:
 
 def write(path: Path, rows: Sequence[Row]) -> None:
     """Write rows as JSON lines, the file in one step; a reader of any kind finds no line's end within a row."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(path.parent)
     write_atomic(path, "".join(_line(row) for row in rows))
 
 

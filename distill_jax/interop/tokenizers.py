@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,6 +12,7 @@ from distill_jax.data.arithmetic.word_vocabulary import WordVocabulary
 from distill_jax.data.text.gguf_tokenizer import tokenizer_files
 from distill_jax.io.files import read_json, write_json
 from distill_jax.io.gguf_header import is_gguf
+from distill_jax.io.storage import local_input, make_directory, write_atomic
 
 JSON, SENTENCEPIECE, SETTINGS = "tokenizer.json", "tokenizer.model", "tokenizer_config.json"
 GENERATION = "generation_config.json"
@@ -53,7 +53,7 @@ def load(where: str) -> Tokenizer:
         return _Words()
     mend = f"give --tokenizer=FILE, a {JSON} or a SentencePiece model (*.model), or --tokenizer={WORDS}"
     check(bool(where), f"`text` needs a tokenizer, and the model has none: {mend}")
-    path = Path(where)
+    path = local_input(where)
     if path.is_dir():
         files = [path / name for name in (JSON, SENTENCEPIECE) if (path / name).is_file()]
         fetch = f"`hf download OWNER/NAME {JSON} --local-dir {path}` fetches it"
@@ -72,22 +72,22 @@ def load(where: str) -> Tokenizer:
 
 def copy(where: str, to: Path) -> None:
     """Copy a tokenizer's files, those that there are, into a directory; those of a GGUF file are made."""
-    path = Path(where)
+    path = local_input(where)
     if is_gguf(path):
-        to.mkdir(exist_ok=True)
+        make_directory(to)
         for name, contents in tokenizer_files(path).items():
             write_json(to / name, contents)
         return
     files = [path] if path.is_file() else [file for name in FILES if (file := beside(where, name))]
     for file in files:
-        to.mkdir(exist_ok=True)
-        shutil.copyfile(file, to / (SENTENCEPIECE if file.suffix == ".model" else file.name))
+        make_directory(to)
+        write_atomic(to / (SENTENCEPIECE if file.suffix == ".model" else file.name), file.read_bytes())
 
 
 def beside(where: str, name: str) -> Path | None:
     """Return a file of this name in a tokenizer's directory, if it has one and it is there."""
-    path = Path(where) / name
-    return path if where not in ("", WORDS) and path.is_file() else None
+    path = local_input(where) / name if where not in ("", WORDS) else None
+    return path if path and path.is_file() else None
 
 
 class _Json:

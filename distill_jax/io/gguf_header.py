@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from distill_jax.config import ConfigError, check
-from distill_jax.io.storage import version
+from distill_jax.io.storage import location, version
 from distill_jax.types import JsonObject
 
 SUFFIX = ".gguf"
@@ -81,7 +81,7 @@ class Header:
 
 def is_gguf(path: str | Path) -> bool:
     """Return whether a path is of a GGUF file, by its ending."""
-    return Path(path).suffix.lower() == SUFFIX
+    return location(path).suffix.lower() == SUFFIX
 
 
 def read_header(path: Path) -> Header:
@@ -98,7 +98,7 @@ def read_header(path: Path) -> Header:
 def _read(path: Path, _version: object) -> Header:
     damaged = f"{path}: no whole GGUF file"
     check(path.stat().st_size >= 24, f"{damaged}; fetch it again")
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         try:
             return _Reader(data).header()
         except ConfigError as error:

@@ -296,6 +296,8 @@ def _outlasts(workers: Leases, other: Path) -> bool:
     """Return whether a lease that was not given back is renewed before it counts as dead; that may take minutes."""
     before = storage.versions(other)
     alive = workers.alive(other)
+    if workers.record(other).get("machine") == process_identity()["machine"]:
+        return alive  # nothing needs to be waited for
     if alive:
         print(f"{other.name} did not say that it ended: looking whether it still works here", flush=True)
     while alive:
@@ -330,7 +332,7 @@ def _marker(workdir: Path) -> JsonObject | None:
 def _check_owner(workdir: Path, present: JsonObject | None, marker: Mapping[str, object]) -> None:
     if present is None:
         # By contents: a claim anew mixes nothing up.
-        ours = ("nodes", "attempts", "workers", "report", "digests.json", OWN_TEXT)
+        ours = ("nodes", "attempts", "workers", "trackers", "report", "digests.json", OWN_TEXT)
         foreign = [name for name in storage.names(workdir) if name not in ours and not name.startswith(".")]
         check(not foreign, f"--workdir={workdir} holds other files ({foreign[:1]}); choose a new directory")
         return

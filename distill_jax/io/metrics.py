@@ -36,6 +36,11 @@ def read_rows(path: Path) -> list[JsonObject]:
         raise ConfigError(f"{path} is damaged ({error}); {fix_hint}") from error
 
 
+def rounded(values: Mapping[str, float]) -> dict[str, float | None]:
+    """Return numbers as they are written: to eight digits, and None for those that are not finite."""
+    return {key: float(f"{value:.8g}") if math.isfinite(value) else None for key, value in values.items()}
+
+
 class Metrics:
     """Append rows to `metrics.jsonl` and TensorBoard.
 
@@ -60,7 +65,7 @@ class Metrics:
 
     def write(self, kind: str, step: int, member: str, values: dict[str, float]) -> None:
         """Write one row of one member; what is not finite is written as null."""
-        plain = {k: float(f"{v:.8g}") if math.isfinite(v) else None for k, v in values.items()}
+        plain = rounded(values)
         self._append({"kind": kind, "step": step, "member": member, **plain})
         for name, value in plain.items():
             if value is not None:

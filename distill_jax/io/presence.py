@@ -90,7 +90,7 @@ class Presence:
         host = os.uname().nodename
         worker = f"{host}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self._path = workdir / WORKERS / f"{worker}.json"
-        self._workdir, self._writes, self._heartbeat = workdir, writes, heartbeat
+        self.workdir, self._writes, self._heartbeat = workdir, writes, heartbeat
         name = write_plan(workdir, plan) if plan and writes else ""
         self._record = WorkerRecord(worker, host, process_identity(), time.time(), time.time(), name)
         self._began, self._inside, self._node_began = time.monotonic(), 0.0, 0.0
@@ -118,7 +118,7 @@ class Presence:
         Args:
           save: is called now and then, to write how far they are; never once the block has ended.
         """
-        names = [str(path.relative_to(self._workdir)) for path in directories]
+        names = [str(path.relative_to(self.workdir)) for path in directories]
         self._node_began = time.monotonic()
         self._save = save
         self._update(nodes=names, since=time.time())

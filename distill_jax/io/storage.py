@@ -21,6 +21,7 @@ import contextlib
 import errno
 import fcntl
 import functools
+import glob as globbing
 import hashlib
 import os
 import pathlib
@@ -54,6 +55,11 @@ def location(where: str | os.PathLike[str]) -> Path:
 def is_local(path: Path) -> bool:
     """Return whether a path is one of a file system."""
     return isinstance(path, pathlib.Path)
+
+
+def resolved(path: Path) -> Path:
+    """Return a path without links; an address has none."""
+    return path.resolve() if is_local(path) else path
 
 
 def absolute(path: Path) -> Path:
@@ -453,6 +459,39 @@ def local_copy(path: Path) -> Path:
             _download(path, list(objects), entry)
         os.utime(entry)
     return entry / path.name
+
+
+def local_input(where: str | os.PathLike[str]) -> Path:
+    """Return what a user named, on this machine; whether there is such a path is looked at by whoever reads it.
+
+    Raises:
+      ConfigError: if there is nothing at an address.
+    """
+    path = location(where)
+    try:
+        return local_copy(path)
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: there is nothing at this address") from error
+
+
+def glob(pattern: str) -> list[str]:
+    """Return the files of a pattern in the order of their names; a name without wildcards is its own."""
+    if not globbing.has_magic(pattern):
+        return [pattern]
+    place = location(pattern)
+    if is_local(place):
+        return sorted(globbing.glob(pattern))
+    return sorted(f"{pattern.partition('://')[0]}://{name}" for name in _system(place).glob(pattern))
+
+
+def is_readable(path: Path) -> bool:
+    """Return whether this process may read a file; an object's server says so when it is read."""
+    return os.access(path, os.R_OK) if is_local(path) else True
+
+
+def size(path: Path) -> int:
+    """Return how many bytes a file has."""
+    return int(version(path)[1])
 
 
 def _download(path: Path, names: list[str], entry: Path) -> None:

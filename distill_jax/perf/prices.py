@@ -9,6 +9,7 @@ from typing import Self
 
 from distill_jax.config import ConfigError, check
 from distill_jax.io.files import read_json
+from distill_jax.io.storage import location
 
 SHIPPED = Path(__file__).with_name("prices.json")
 
@@ -33,7 +34,7 @@ class Prices:
         Raises:
           ConfigError: if it cannot be read or lacks a part.
         """
-        source = Path(path) if path else SHIPPED
+        source = location(path) if path else SHIPPED
         try:
             table = read_json(source)
             return cls(**{field.name: table[field.name] for field in dataclasses.fields(cls) if field.name in table})

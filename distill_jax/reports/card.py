@@ -216,13 +216,26 @@ def card_view(summary: RunSummary) -> dict[str, Any]:
         "groups": list(models[0]["by_group"]) if models else [],
         "budgets": budgets,
         "asked": asked,
-        "not_run": [one for one in conclusions if one["state"] == "not run" and one["name"].startswith(of_release)],
+        "not_run": [one for one in conclusions if one["state"] == "not run" and one["name"].startswith(of_release[:3])],
+        "made": _made(summary),
     }
 
 
 def _said(conclusions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return conclusions with their evidence as sentences."""
     return [{**one, "evidence": one["evidence"].replace("Not shown: ", "It is not shown that ")} for one in conclusions]
+
+
+def _made(summary: RunSummary) -> list[str]:
+    """Return a line for each model that was made here: its steps and FLOPs."""
+    spent, lines = summary["card"]["compute"]["stages"], []
+    for model in summary["models"]:
+        if model["stage"] in ("unlearn", "distill"):
+            cost = formats.flops(spent.get(model["name"], 0.0))
+            at_once = "; its damaged start met the goal at once, and nothing was distilled: more damage can be undone"
+            note = at_once if model["stage"] == "distill" and not model["steps"] else ""
+            lines.append(f"{model['label']}: {plural(model['steps'], 'step')}, {cost} FLOPs{note}")
+    return lines
 
 
 def _words(summary: RunSummary, scale: Scale) -> dict[str, str]:

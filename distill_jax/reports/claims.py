@@ -1,8 +1,9 @@
 """The paper's claims that a run can test, each decided from its models' scores by a rule of its own.
 
 A rule compares models on held-out facts after the whole attack, paired by attacker's seed and by fact, with the luck of
-training added (`statistics/estimates.py`), and says which premises its sentence rests on. `judge` asks them all, those
-on UNDO (`claims_undo.py`) among them; what a run has no models for is NOT_RUN.
+training added (`statistics/estimates.py`), and says which premises its sentence rests on. `judge` asks them all, also
+those on UNDO (`claims_undo.py`) and on the attack itself (`claims_known_truth.py`); what a run has no models for is
+NOT_RUN.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from distill_jax.evals.scale import ACCURACY, Scale
 from distill_jax.experiment.roles import Role
 from distill_jax.reports import premises
 from distill_jax.reports.attacked import Run, ends
+from distill_jax.reports.claims_known_truth import finds_hidden, finds_nothing_erased
 from distill_jax.reports.claims_undo import cheaper, slows_with_alpha, steps_grow
 from distill_jax.reports.premises import Model, difference, effect, finite, kept, suppressed
 from distill_jax.stages.methods import METHODS, method_label
@@ -28,6 +30,8 @@ def judge(models: Sequence[Model], scale: Scale = ACCURACY) -> list[Conclusion]:
     conclusions += [slows_with_alpha(run), steps_grow(run)]
     conclusions += [cheaper(run, "schedule"), cheaper(run, "first_passage")]
     conclusions += [needs_unlearning(run), matching_start(run), matching_oracle(run)]
+    if run.first(Role.ERASED):
+        conclusions += [finds_hidden(run), finds_nothing_erased(run)]
     if any(len(m.by_weights) > 1 for m in run.models):
         conclusions.append(precision(run))
     return conclusions

@@ -70,6 +70,7 @@ def forgets(run: Run, model: Model) -> Conclusion:
     else:
         bar = scale.sign * (nothing + 0.5 * (known - nothing))
         shown = rare(effect("held out", [(1.0, model.before)], scale, "below", bar), scale)
+        shown = dataclasses.replace(shown, low=max(shown.low, scale.bounds[0]))
     between = f"between the untouched model ({known:.2f}) and one that knows nothing ({nothing:.2f})"
     half = f"Held when worse than {scale.name} {nothing + 0.5 * (known - nothing):.2f}, half way {between}."
     text = f"Held out: {scale.name} {model.before.value:.2f}. {half}{sample(model.before, scale)}"
@@ -85,7 +86,8 @@ def keeps(run: Run, model: Model, retained: int) -> Conclusion:
         return not_run(name, claim, "untouched model beside it")
     goal = premises.retain_goal(reference, scale)
     able = _kept(model, reference, goal, scale, retained)
-    told = ", taken as measured." if able.low == able.high else f".{sample(model.kept, scale)}" if model.kept else "."
+    items = f" The interval is over {plural(model.kept.facts, 'item')}." if model.kept else ""
+    told = ", taken as measured." if able.low == able.high else f".{items}"
     before = f"{scale.name} {model.retain:.2f}; untouched {reference.retain:.2f}"
     text = f"To retain: {before}; held when better than {goal:.2f}{told}"
     return conclude(name, claim, premises=[finite([model, reference])], effects=[able], evidence=text)

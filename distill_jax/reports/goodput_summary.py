@@ -15,6 +15,7 @@ from distill_jax.evals.scale import MISSING, percent
 from distill_jax.io.files import read_json, write_json
 from distill_jax.io.node import Node
 from distill_jax.io.presence import read_workers
+from distill_jax.io.storage import make_directory
 from distill_jax.perf.clock import CAUSES
 from distill_jax.perf.ledger import Goodput, total
 from distill_jax.reports.formats import duration, scientific
@@ -57,7 +58,7 @@ def summarise(nodes: Iterable[Node], workdir: Path) -> GoodputSummary:
 def write(nodes: Iterable[Node], workdir: Path) -> None:
     """Write `report/goodput.json`."""
     path = workdir / "report" / FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(path.parent)
     write_json(path, summarise(nodes, workdir))
 
 

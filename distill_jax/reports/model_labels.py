@@ -40,6 +40,8 @@ def _label(name: str, made: Provenance) -> str:
             return f"UNDO α = {made.alpha:g}"
         case Role.NOISE_ONLY:
             return f"Noise without shrinking, αβ = {(made.alpha or 0) * (made.beta or 0):g}"
+        case Role.ERASED:
+            return f"{method}, erased"
         case Role.MATCHED_REFERENCE:
             return "Reference matched to the oracle"
         case Role.MATCHED_STUDENT:

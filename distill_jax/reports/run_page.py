@@ -19,6 +19,7 @@ from distill_jax.io.files import write_atomic
 from distill_jax.io.storage import location
 from distill_jax.reports import run_copy, run_figures
 from distill_jax.reports.attack_curves import curve, has_bands
+from distill_jax.reports.attack_view import attack_view
 from distill_jax.reports.card import card_json, card_text, card_view
 from distill_jax.reports.conclusion_view import conclusions_view
 from distill_jax.reports.formats import count, duration, plural
@@ -74,8 +75,10 @@ def render(summary: Mapping[str, Any]) -> str:
     scale, contents = scale_of(data), _contents(models)
     curves = run_figures.relearning(models, scale, compared_names(data))
     compute, missing = run_figures.compute(models, scale)
+    tried = data.get("attack_catalogue")
+    attacks, trials = attack_view(tried, models, scale) if tried else (None, {})
     drawings = {
-        "figures": curves | compute,
+        "figures": curves | compute | trials,
         "curves": list(curves),
         "titles": {"panel-robustness": run_figures.measure_titles(models, scale)} if compute else {},
     }
@@ -94,6 +97,7 @@ def render(summary: Mapping[str, Any]) -> str:
         compute_intro=_compute_intro(contents),
         measures=run_figures.measures(models),
         missing=missing,
+        attacks=attacks,
         table=model_table(models, scale) if models else None,
         ledger=ledger(models),
         card=card_view(data) if data.get("card") else None,

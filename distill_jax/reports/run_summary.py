@@ -21,10 +21,11 @@ from distill_jax.experiment.roles import Role, provenance, role_of
 from distill_jax.io.files import read_sealed
 from distill_jax.io.node import ROWS, Node
 from distill_jax.perf.ledger import training_flops
-from distill_jax.reports import double_bind_page, run_page, subliminal_page, sweep_page
+from distill_jax.reports import attack_catalogue, double_bind_page, run_page, subliminal_page, sweep_page
 from distill_jax.reports.attacked import Run
 from distill_jax.reports.card import provenance_of_this_process, robustness_card
 from distill_jax.reports.claims import judge
+from distill_jax.reports.claims_attacks import judge_attacks
 from distill_jax.reports.claims_release import judge_release
 from distill_jax.reports.headline import headline
 from distill_jax.reports.model_labels import labels
@@ -67,6 +68,8 @@ def summarise(experiment: CheckedExperiment, nodes: Mapping[str, Node], identity
     first = next(iter(attacks.values()), [])
     settings = first[0].settings if first else None
     conclusions = judge(subjects, scale)
+    tried = attack_catalogue.attacked_models(nodes)
+    conclusions = [*conclusions, *judge_attacks(Run(subjects, scale), tried)]
     if known:
         for model, subject in zip(models, subjects, strict=True):
             model["retain_interval"] = None if subject.kept is None else list(band(subject.kept, scale))
@@ -91,6 +94,9 @@ def summarise(experiment: CheckedExperiment, nodes: Mapping[str, Node], identity
         "headline": headline(subjects, scale),
         "conclusions": [to_json(conclusion) for conclusion in conclusions],
     }
+    if tried:
+        oracle = _oracle(nodes)
+        summary["attack_catalogue"] = attack_catalogue.summary(tried, scale, oracle.name if oracle else None)
     if known:
         summary["card"] = robustness_card(cast(RunSummary, summary), experiment, nodes)
     return cast(RunSummary, summary)

@@ -110,6 +110,7 @@ class RunSummary(TypedDict, total=False):
     models: list[ModelSummary]
     headline: HeadlineSummary
     conclusions: list[ConclusionSummary]
+    attack_catalogue: dict[str, Any]
     card: dict[str, Any]
     provenance: dict[str, Any]
     created: str

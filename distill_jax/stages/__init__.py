@@ -1,7 +1,9 @@
 """The stages of an experiment: one file each, its settings at the top and its `run` below."""
 
+from distill_jax.stages.attacks import Attack, EditWeights, Search
 from distill_jax.stages.cache import Cache
 from distill_jax.stages.distill import Distill
+from distill_jax.stages.erase import Erase
 from distill_jax.stages.export_model import Export
 from distill_jax.stages.finetune import Finetune
 from distill_jax.stages.given_model import Given
@@ -16,8 +18,11 @@ from distill_jax.stages.stage import Stage, stage_input
 from distill_jax.stages.unlearn import Unlearn
 
 __all__ = [
+    "Attack",
     "Cache",
     "Distill",
+    "EditWeights",
+    "Erase",
     "Export",
     "Finetune",
     "Given",
@@ -28,6 +33,7 @@ __all__ = [
     "Pretrain",
     "Quantise",
     "Relearn",
+    "Search",
     "Stage",
     "Unlearn",
     "stage_input",

@@ -20,6 +20,7 @@ from distill_jax.evals.measure import MEASURES, PARTS, Measure
 from distill_jax.io.checkpoint import FINAL
 from distill_jax.io.metrics import Progress
 from distill_jax.io.node import Node
+from distill_jax.io.trackers import TRACKERS, Trackers
 from distill_jax.models import attention, lora, transformer
 from distill_jax.models.transformer import Params
 from distill_jax.perf.clock import Clock
@@ -48,6 +49,7 @@ class RunSettings:
         each stage says.
       profile: first and last step of the part of every stage that is traced into its tensorboard/; () for none.
       compile_cache: directory where compiled programs are kept between runs; "" for none.
+      trackers: where metrics, settings and ledgers also go: "wandb", "mlflow"; each node is a run there.
     """
 
     evaluation_batch: int = 0
@@ -60,8 +62,12 @@ class RunSettings:
     checkpoint_every: int = 0
     profile: tuple[int, ...] = ()
     compile_cache: str = ""
+    trackers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        for name in self.trackers:
+            if name not in TRACKERS:
+                raise ValueError(f"trackers = {self.trackers}: choose of {', '.join(TRACKERS)}, such as ('wandb',)")
         for name in ("evaluation_batch", "loss_chunk"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} = {getattr(self, name)}: must not be negative; 0 means all at once")
@@ -89,6 +95,7 @@ class Context:
 
     Attributes:
       clock: on which the time of the nodes that are computed now is counted.
+      trackers: of these nodes.
     """
 
     model: Any
@@ -97,6 +104,7 @@ class Context:
     progress: Progress
     run: RunSettings = dataclasses.field(default_factory=RunSettings)
     clock: Clock = dataclasses.field(default_factory=Clock)
+    trackers: Trackers | None = None
 
     def __post_init__(self) -> None:
         self._evaluators: dict[tuple[Mesh, tuple[str, ...]], Evaluator] = {}

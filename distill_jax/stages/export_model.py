@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Sequence
 from typing import ClassVar
 
 from distill_jax.interop.exporting import export_model
+from distill_jax.io import storage
 from distill_jax.io.files import digest
 from distill_jax.perf.ledger import ledger
 from distill_jax.sharding.distributed import is_primary
@@ -40,7 +40,7 @@ class Export(Stage):
         """Write one model."""
         for node in nodes if is_primary() else ():
             to = node.directory / MODEL
-            shutil.rmtree(to, ignore_errors=True)  # of a process that was killed before it said what it wrote
+            storage.remove_tree(to)  # of a process that was killed before it said what it wrote
             export_model(ctx.nodes[node.inputs["start"]].directory, to, node.settings.dtype or None)
-            files = {path.name: digest(path) for path in sorted(to.iterdir())}
+            files = {path.name: digest(path) for path in storage.files(to)}
             node.finish({"files": files}, ledger({}, {}, ctx.clock.lap()))

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from distill_jax.config import ConfigError, check, identity
 from distill_jax.data.data_config import DataConfig
 from distill_jax.interop.importing import Published
 from distill_jax.io.files import Digests
+from distill_jax.io.storage import location, resolved
 from distill_jax.stages.context import PARTS, Context, Node
 from distill_jax.stages.stage import Stage, stage_input
 from distill_jax.stages.untrained import finish_untrained
@@ -65,9 +65,9 @@ class Import(Stage):
         """Raise ValueError unless the files hold the experiment's model; to plan, they need not be there."""
         if not self.path:
             return
-        fix_hint = f"a published model reads its own tokens; set it to {str(Path(self.path))!r}"
+        fix_hint = f"a published model reads its own tokens; set it to {str(location(self.path))!r}"
         check(bool(data.vocabulary), f"data.vocabulary is empty: {fix_hint}")
-        if not Path(self.path).exists():
+        if not location(self.path).exists():
             return
         directory = Published(self.path, self.adapter)
         limit = int(directory.files.facts.get("max_position_embeddings") or 0)
@@ -116,5 +116,5 @@ class Import(Stage):
             imported = model.leave(node, model.adapters(mesh) if node.settings.start else model.load(mesh))
             # What the stages after this one will read.
             params = ctx.params(node.name, mesh)
-            source = {"source": str(Path(node.settings.path).resolve())}
+            source = {"source": str(resolved(location(node.settings.path)))}
             finish_untrained(ctx, node, mesh, params, {**imported, **source})

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from distill_jax.config import ConfigError, Interrupted
@@ -19,6 +18,7 @@ from distill_jax.data.data_config import DataConfig
 from distill_jax.data.records import load_manifest, verify
 from distill_jax.exit_codes import ended
 from distill_jax.io.files import Digests, write_json
+from distill_jax.io.storage import location
 from distill_jax.perf.ledger import ledger
 from distill_jax.sharding.distributed import is_primary
 from distill_jax.stages.context import Context, Node
@@ -61,7 +61,7 @@ def _prepare(ctx: Context, node: Node, data: DataConfig) -> None:
     rows = node.directory / "rows"
     where = f"[{ctx.progress.stage}/{ctx.progress.stages}] {node.name}"
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
-        write_json(Path(file.name), node.settings.as_dict())
+        write_json(location(file.name), node.settings.as_dict())
         command = [sys.executable, "-m", data.PREPARE, f"--config={file.name}", f"--output={rows}"]
         code, error = _run(command, lambda line: ctx.progress.say(f"{where}  {line}"))
     if code == -signal.SIGTERM:  # the signal went to the whole group

@@ -64,7 +64,7 @@ class Relearn(AdaptingStage):
     def estimate_flops(self, ctx: Context) -> float:
         """Return the FLOPs of the whole attack."""
         evaluations = len(self.evaluate_steps) * ctx.evaluation_flops(*PARTS)
-        return len(self.learning_rates) * self.seeds * (self.steps * self.step_flops(ctx)["attack"] + evaluations)
+        return len(self.learning_rates) * self.seeds * (self.steps * sum(self.step_flops(ctx).values()) + evaluations)
 
     def reads(self) -> str:
         """Return the data set that the attacker trains on."""
@@ -94,7 +94,7 @@ class Relearn(AdaptingStage):
         """Attack one node's model."""
         (node,), job = nodes, self.train_job(ctx, nodes)
         plan = EvaluationPlan(self.evaluates_at, by_fact=True)
-        outcome = train(ctx, job, functools.partial(ctx.starts, nodes), plan, self.estimate_flops(ctx))
+        outcome = train(ctx, job, functools.partial(self.starts, ctx, nodes), plan, self.estimate_flops(ctx))
         spent, tokens = job.spent(ctx, sum(outcome.steps), sum(outcome.evaluations), PARTS)
         ends = zip(job.members, outcome.steps, outcome.status, strict=True)
         diverged = {member.label: step for member, step, status in ends if status == DIVERGED}

@@ -99,6 +99,7 @@ class TrainJob:
       flops: {"student", "teacher"}: of one step of one member.
       cache: the node that holds the teacher's hidden states; with it the teacher is its head alone, and the
         batch has "states" [G, B, T, D].
+      rows: {data set: how many of its rows each data order has}; all of those that are not named.
     """
 
     members: Sequence[Member]
@@ -110,6 +111,7 @@ class TrainJob:
     flops: dict[str, float]
     base: str = ""
     cache: str = ""
+    rows: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def build(self, mesh: Mesh) -> jax.stages.Wrapped:
         """Return the step function; equal stages share one, and its compilation."""
@@ -210,7 +212,8 @@ class TrainJob:
 
         def of_set(data: str, *order: str) -> Callable[[int], PackedRows]:
             path = ctx.data / f"{data}.array_record"
-            feeds = [Feed(path, self.settings.batch, seed_for(seed, verb, data, *order)) for seed in self.seeds]
+            batch_size, rows_read = self.settings.batch, self.rows.get(data, 0)
+            feeds = [Feed(path, batch_size, seed_for(seed, verb, data, *order), rows_read) for seed in self.seeds]
             cached = self._states(ctx, data)
 
             def batch(step: int) -> PackedRows:

@@ -90,6 +90,7 @@ def train(
         progress=ctx.progress,
         cost=Cost(settings.batch * ctx.row_length * len(members), planned_flops, job.step_flops()),
         profile=ctx.run.profile,
+        trackers=ctx.trackers,
     )
     fresh = job.adapters(ctx, mesh) if job.base else starts(mesh)
     trained = driver.train(run, job.state(ctx, mesh, fresh), ctx.clock)

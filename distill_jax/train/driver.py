@@ -40,7 +40,7 @@ def train(run: TrainingRun, state: State, clock: Clock | None = None) -> Outcome
             clock.charge("idle")  # there was nothing to go on from
     if run.nodes:
         clock.continued_from(training_of(run.nodes[0].name), start)
-    with _closing(saved, MetricWriters(run.nodes, start), clock) as writers:
+    with _closing(saved, MetricWriters(run.nodes, start, run.trackers), clock) as writers:
         inputs = run.inputs()
         monitor = _Monitor(run, inputs.base, saved, writers, clock)
         with _profiled(run, inputs, start) as step:

@@ -6,7 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from distill_jax.io.journal import Prefix
+from distill_jax.io.metrics import rounded
 from distill_jax.io.node import Node
+from distill_jax.io.trackers import Trackers
 from distill_jax.sharding.distributed import is_primary
 
 
@@ -29,9 +31,14 @@ class Row(NamedTuple):
 
 
 class MetricWriters:
-    """Write rows to the metrics of nodes that continue from a step; only the primary process does."""
+    """Write rows to the metrics of nodes that continue from a step; only the primary process does.
 
-    def __init__(self, nodes: Iterable[Node], step: int):
+    Args:
+      trackers: where they also go, if anywhere.
+    """
+
+    def __init__(self, nodes: Iterable[Node], step: int, trackers: Trackers | None = None):
+        self._trackers = trackers
         unique = {node.name: node for node in nodes} if is_primary() else {}
         self._writers = {name: node.continued_metrics(step) for name, node in unique.items()}
 
@@ -41,6 +48,8 @@ class MetricWriters:
             writer = self._writers[row.node]
             if row.values:
                 writer.write(row.kind, step, row.label, dict(row.values))
+                if self._trackers:
+                    self._trackers.log(row.node, row.kind, step, row.label, rounded(row.values))
             for name, counts in row.counts.items():
                 writer.write_counts(row.kind, step, row.label, name, counts)
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from distill_jax.io.metrics import Progress
 from distill_jax.io.node import Node
+from distill_jax.io.trackers import Trackers
 from distill_jax.models.lora import Base
 from distill_jax.train.layout import Layout
 from distill_jax.train.loop import Values
@@ -106,6 +107,7 @@ class TrainingRun:
       log_rows: whether each logged step has a "train" row of each member that took it.
       summarise: metrics of a step -> the losses for the progress line.
       profile: first and last step to trace; () for none.
+      trackers: where the rows also go.
     """
 
     labels: Sequence[str]
@@ -119,6 +121,7 @@ class TrainingRun:
     log_rows: bool = True
     summarise: Callable[[Values], str] | None = None
     profile: Sequence[int] = ()
+    trackers: Trackers | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from typing import TYPE_CHECKING
 
 from distill_jax.config import check
+from distill_jax.io.storage import is_file, location
 
 if TYPE_CHECKING:
     from distill_jax.data.arithmetic.equations import ArithmeticConfig
@@ -78,8 +78,8 @@ def check_files(config: ArithmeticConfig) -> None:
     require(not config.english_share or bool(config.english), "english_share", config.english_share, fix_hint)
     fix_hint = "no such file; give the path of a UTF-8 text file, one paragraph a line"
     for path in config.english:
-        require(os.path.isfile(path), "english", path, fix_hint)
+        require(is_file(location(path)), "english", path, fix_hint)
     fix_hint = 'no such file; give "words" for the shipped vocabulary or the path of a SentencePiece model'
     require(
-        config.vocabulary == "words" or os.path.isfile(config.vocabulary), "vocabulary", config.vocabulary, fix_hint
+        config.vocabulary == "words" or is_file(location(config.vocabulary)), "vocabulary", config.vocabulary, fix_hint
     )

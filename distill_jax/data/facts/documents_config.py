@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import ClassVar, Self
 
 from distill_jax.config import ConfigError, check
@@ -12,6 +11,7 @@ from distill_jax.data.facts.forget_config import ForgetConfig
 from distill_jax.data.text.readers import documents
 from distill_jax.data.text.sources import Source
 from distill_jax.io.files import Digests
+from distill_jax.io.storage import location, size
 
 QUICK = 2**24  # bytes of text that are read before a run begins; of more its first stage says what is wrong
 
@@ -29,7 +29,7 @@ class DocumentsConfig(ForgetConfig):
           ConfigError: naming what is missing, too few, or on both sides.
         """
         known = super().with_content_hash(digests)
-        if sum(Path(file).stat().st_size for side in self.files().values() for s in side for file in s.files) <= QUICK:
+        if sum(size(location(file)) for side in self.files().values() for s in side for file in s.files) <= QUICK:
             try:
                 self.check_documents()
             except ValueError as error:  # of a document that cannot be read as well

@@ -12,13 +12,13 @@ import dataclasses
 import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 
 from distill_jax.config import ConfigError, check
 from distill_jax.data.multiple_choice import items
 from distill_jax.data.text import sources
 from distill_jax.data.text.readers import documents
 from distill_jax.data.text.sources import Source
+from distill_jax.io.storage import location
 from distill_jax.types import JsonObject
 
 SHAPE = "question and answer (text, or a number), and perhaps fact"
@@ -79,7 +79,7 @@ def _rows(source: Source, key: str) -> Iterable[JsonObject]:
     sources.check_files(source, key)
     if source.kind == "text" and not source.files[0].endswith(".csv"):
         return ()
-    return (row for path in source.files for _, row in items.rows(Path(path)))
+    return (row for path in source.files for _, row in items.rows(location(path)))
 
 
 def sources_by_kind(key: str, text: str) -> dict[str, str]:
@@ -116,7 +116,7 @@ def read(question_sources: Sequence[Source]) -> list[Question]:
     out = []
     for source in question_sources:
         for path in source.files:
-            for where, row in items.rows(Path(path)):
+            for where, row in items.rows(location(path)):
                 try:
                     out.append(_question(row))
                 except ConfigError as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import ClassVar, Self
 
 from distill_jax.config import added, check
@@ -16,6 +15,7 @@ from distill_jax.data.text import chat_template, hf_tokenizer
 from distill_jax.data.text.chat_template import load_template
 from distill_jax.data.text.sources import Source
 from distill_jax.io.files import Digests
+from distill_jax.io.storage import location
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,7 @@ class FactsConfig(ForgetConfig):
         return known
 
     def _vocabulary_files(self) -> list[str]:
-        template = Path(self.vocabulary, chat_template.FILE)
+        template = location(self.vocabulary) / chat_template.FILE
         return [*super()._vocabulary_files(), *([str(template)] if self.chat and template.is_file() else [])]
 
     def retain_sources(self) -> tuple[list[Source], list[Source]]:

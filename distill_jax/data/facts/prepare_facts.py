@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -33,6 +32,7 @@ from distill_jax.data.text import hf_tokenizer, prepare_text
 from distill_jax.data.text.chat_template import load_template
 from distill_jax.data.text.readers import documents
 from distill_jax.data.text.sentencepiece_vocab import Vocabulary
+from distill_jax.io import storage
 from distill_jax.io.files import Digests, digest
 from distill_jax.types import JsonObject
 
@@ -50,8 +50,8 @@ def prepare_facts(config: FactsConfig, directory: str) -> JsonObject:
     shown, heldout = config.forget_split()
     asked, read = config.retain_sources()
     trained, measured = config.retain_split(facts.read(asked))
-    folder = Path(directory, "documents")
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = storage.location(directory) / "documents"
+    storage.make_directory(folder)
     if config.overlap == "refuse" and read:
         overlap.refuse((q.text for q in (*shown, *heldout)), documents(read))
     kept, left = _by_hash(config, documents(read))
@@ -66,7 +66,7 @@ def prepare_facts(config: FactsConfig, directory: str) -> JsonObject:
     write = functools.partial(write_facts, questions=questions, beginnings=left, kept=(kept, trained))
     rendered = dataclasses.replace(config, **files)  # type: ignore[arg-type]
     manifest = prepare_text.prepare_text(rendered, directory, write)
-    shutil.rmtree(folder)
+    storage.remove_tree(folder)
     return manifest
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import glob
 import re
 import string
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ from typing import IO
 from distill_jax.config import ConfigError, check
 from distill_jax.data import tables
 from distill_jax.data.lines import bare_name, damage_named, not_utf8, objects, open_bytes
+from distill_jax.io import storage
 from distill_jax.types import JsonObject
 
 LETTERS = string.ascii_uppercase
@@ -62,11 +62,11 @@ def read(pattern: str, flag: str, subject: str = "") -> list[Item]:
     Raises:
       ConfigError: naming the file and the row that is no item.
     """
-    files = sorted(glob.glob(pattern)) if glob.has_magic(pattern) else [pattern]
-    fetch = FETCH.format(Path(pattern).parent)
+    files = storage.glob(pattern)
+    fetch = FETCH.format(storage.location(pattern).parent)
     check(bool(files), f"{flag}={pattern}: no file has such a name; {fetch}")
     items: list[Item] = []
-    for path in map(Path, files):
+    for path in map(storage.location, files):
         check(path.is_file(), f"{flag}={path}: no such file; {fetch}")
         for where, row in rows(path):
             try:
@@ -103,7 +103,7 @@ def _csv(path: str) -> Iterator[tuple[str, JsonObject]]:
             check(4 <= len(row) <= len(LETTERS) + 2, f"{where}: has {len(row)} columns; needed are {SHAPES}")
             names = ["question", *LETTERS[: len(row) - 2], "answer"]
         check(len(row) == len(names), f"{where}: has {len(row)} columns, {len(names)} are needed")
-        named = re.fullmatch(r"(.+)_(test|dev|val)", Path(path).stem)
+        named = re.fullmatch(r"(.+)_(test|dev|val)", storage.location(path).stem)
         yield where, {"subject": named[1] if named else "", **dict(zip(names, row, strict=True))}
 
 

@@ -15,6 +15,7 @@ from distill_jax.config import ConfigError, check
 from distill_jax.data.text.gguf_tokenizer import SETTINGS, tokenizer_files
 from distill_jax.io.files import read_json
 from distill_jax.io.gguf_header import is_gguf
+from distill_jax.io.storage import local_input
 from distill_jax.types import JsonObject
 
 FILE = "chat_template.jinja"
@@ -76,7 +77,7 @@ def load_template(where: str | Path) -> ChatTemplate:
     Raises:
       ConfigError: if it has none.
     """
-    path = Path(where)
+    path = local_input(where)
     settings, own = _settings(path), path / FILE
     given = own.read_text("utf-8") if own.is_file() else settings.get("chat_template")
     if isinstance(given, list):  # several, by their names

@@ -12,6 +12,7 @@ from pathlib import Path
 from distill_jax.config import ConfigError
 from distill_jax.data.text.gguf_tokenizer import GENERATION, tokenizer_files
 from distill_jax.io.gguf_header import is_gguf
+from distill_jax.io.storage import location
 from distill_jax.types import JsonObject
 
 JSON, SETTINGS, CONFIG = "tokenizer.json", "tokenizer_config.json", "config.json"
@@ -100,7 +101,7 @@ class Tokenizer:
 
 def is_published(path: str | Path) -> bool:
     """Return whether a path is of a published model: a directory, or a GGUF file."""
-    return str(path) != "" and (Path(path).is_dir() or is_gguf(path))  # Path("") is the directory we are in
+    return str(path) != "" and (location(path).is_dir() or is_gguf(path))  # an empty path is the directory we are in
 
 
 def files(directory: Path) -> list[Path]:

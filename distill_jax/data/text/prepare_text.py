@@ -10,7 +10,6 @@ from __future__ import annotations
 import collections
 import json
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -29,6 +28,7 @@ from distill_jax.data.text.sentencepiece_vocab import Vocabulary
 from distill_jax.data.text.sources import Shard
 from distill_jax.data.text.text_config import ROLES, SIDES, TextConfig
 from distill_jax.data.text.token_shards import Documents, complete
+from distill_jax.io import storage
 from distill_jax.io.files import Digests, digest, vouch, vouched
 from distill_jax.types import JsonObject
 
@@ -92,9 +92,9 @@ def _vocabulary(config: TextConfig, shards: Mapping[tuple[str, int], Sequence[Sh
     if config.vocabulary:
         given = sentencepiece_vocab.load(config.vocabulary)  # refuses what is no vocabulary
         if isinstance(given, hf_tokenizer.Tokenizer):
-            path.with_suffix(".tmp").write_text(json.dumps(given.definition), "utf-8")
+            made = json.dumps(given.definition).encode()
         else:
-            shutil.copyfile(config.vocabulary, path.with_suffix(".tmp"))
+            made = storage.read_bytes(storage.location(config.vocabulary))
     else:
         start, skip = time.monotonic(), config.broken == "skip"
 
@@ -102,10 +102,9 @@ def _vocabulary(config: TextConfig, shards: Mapping[tuple[str, int], Sequence[Sh
             of_side = [shard for (role, _), each in shards.items() if role == side for shard in each]
             return sentencepiece_vocab.sample(of_side, config.vocabulary_bytes, lambda shard: _read(shard, skip))
 
-        model = sentencepiece_vocab.train((line for side in SIDES for line in text(side)), config.vocabulary_size)
-        path.with_suffix(".tmp").write_bytes(model)
+        made = sentencepiece_vocab.train((line for side in SIDES for line in text(side)), config.vocabulary_size)
         log(f"trained a vocabulary of {config.vocabulary_size:,} entries in {time.monotonic() - start:.1f} s")
-    os.replace(path.with_suffix(".tmp"), path)
+    storage.write_atomic(path, made)
     vouch(path)
     return path
 
@@ -151,7 +150,7 @@ def _note(
     totals: collections.Counter[str] = collections.Counter()
     for note in notes:
         totals.update({key: note[key] for key in ("unknown", "blank", "broken")})
-    empty = [path for path in files if not os.path.getsize(path)]
+    empty = [path for path in files if not storage.size(storage.location(path))]
     tokens, size = int(documents.lengths[indices].sum()), int(documents.bytes[indices].sum())
     left_out = [f"{totals['blank']:,} blank"] * bool(totals["blank"])
     if totals["broken"]:

@@ -11,6 +11,7 @@ from typing import Protocol
 from distill_jax.data.text import hf_tokenizer
 from distill_jax.data.text.readers import Piece
 from distill_jax.data.text.sources import Shard
+from distill_jax.io.storage import local_input
 
 LINE_BYTES = 4096
 PAD, EOS, BOS, UNK = range(4)
@@ -35,12 +36,13 @@ def load(path: str | Path) -> Vocabulary:
     Args:
       path: a SentencePiece model, the directory of a published model with its tokenizer.json, or its GGUF file.
     """
-    if hf_tokenizer.is_published(path) or Path(path).suffix == ".json":
-        return hf_tokenizer.Tokenizer(Path(path))
+    local = local_input(path)
+    if hf_tokenizer.is_published(local) or local.suffix == ".json":
+        return hf_tokenizer.Tokenizer(local)
     import sentencepiece
 
     try:
-        model = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        model = sentencepiece.SentencePieceProcessor(model_file=str(local))
     except (RuntimeError, OSError) as error:
         raise ValueError(f"data.vocabulary={str(path)!r}: not a SentencePiece model, or a damaged one") from error
     if min(model.bos_id(), model.eos_id()) < 0:

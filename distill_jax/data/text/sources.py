@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import glob
 import itertools
 import math
-import os
 import zlib
 from urllib.parse import parse_qsl
 
 from distill_jax.config import check
 from distill_jax.data import lines, tables
+from distill_jax.io import storage
 
 SHARD_BYTES = 2**25
 PROBE_BYTES = 2**16
@@ -55,7 +54,7 @@ class Source:
         """The files, in the order of their names; none for TFDS."""
         if self.kind == "tfds":
             return []
-        return sorted(glob.glob(self.name)) if glob.has_magic(self.name) else [self.name]
+        return storage.glob(self.name)
 
     def reading(self) -> dict[str, str]:
         """Return what decides how the bytes become documents."""
@@ -117,15 +116,18 @@ def _kind(name: str) -> str:
 def check_files(source: Source, key: str) -> None:
     """Raise ConfigError unless every file of the source can be read."""
     where = f"data.{key}={source.name!r}"
-    folder = os.path.dirname(source.name.split("*")[0]) or "."
+    folder = storage.location(source.name.split("*")[0] + "*").parent
     fetch = f"`hf download OWNER/NAME --repo-type dataset --local-dir {folder}` fetches what is on the hub"
     check(bool(source.files) or source.kind == "tfds", f"{where}: no file has such a name; {fetch}")
     for path in source.files:
-        check(not os.path.isdir(path), f"{where}: {path} is a directory; name its files, such as {path}/*.txt")
         check(
-            os.path.isfile(path), f"{where}: no such file; give a text, .jsonl or .parquet file, or tfds:NAME; {fetch}"
+            not storage.location(path).is_dir(), f"{where}: {path} is a directory; name its files, such as {path}/*.txt"
         )
-        check(os.access(path, os.R_OK), f"{where}: {path} may not be read; change its permissions")
+        check(
+            storage.is_file(storage.location(path)),
+            f"{where}: no such file; give a text, .jsonl or .parquet file, or tfds:NAME; {fetch}",
+        )
+        check(storage.is_readable(storage.location(path)), f"{where}: {path} may not be read; change its permissions")
         if not source.kind_given and source.kind != "tfds":
             _check_kind(source, path, where)
 
@@ -142,7 +144,7 @@ def _check_kind(source: Source, path: str, where: str) -> None:
 
 
 def _is_parquet(path: str) -> bool:
-    with open(path, "rb") as file:
+    with storage.location(path).open("rb") as file:
         return file.read(4) == b"PAR1"
 
 
@@ -165,7 +167,7 @@ def shards(source: Source) -> list[Shard]:
 
 
 def _of_file(source: Source, path: str) -> list[Shard]:
-    size = os.path.getsize(path)
+    size = storage.size(storage.location(path))
     if source.kind == "parquet":
         groups = tables.row_groups(path)
         return [Shard(source, path, i, i + 1, size // groups) for i in range(groups)]

@@ -11,6 +11,7 @@ from distill_jax.config import ConfigError, check, described, identity
 from distill_jax.data.data_config import DataConfig
 from distill_jax.data.text import hf_tokenizer, sources
 from distill_jax.io.files import Digests
+from distill_jax.io.storage import local_input, location
 from distill_jax.types import JsonObject
 
 SAMPLES = Path(__file__).parent  # holds sample_english.txt and sample_korean.txt
@@ -116,7 +117,7 @@ class TextConfig(DataConfig):
     def _vocabulary_files(self) -> list[str]:
         if not self.vocabulary:
             return []
-        path, where = Path(self.vocabulary), f"data.vocabulary={self.vocabulary!r}"
+        path, where = local_input(self.vocabulary), f"data.vocabulary={self.vocabulary!r}"
         if path.is_dir():
             fetch = (
                 f"`hf download OWNER/NAME {hf_tokenizer.JSON} {hf_tokenizer.SETTINGS} --local-dir {path}` fetches it"
@@ -137,7 +138,7 @@ class TextConfig(DataConfig):
         """Return how many entries the vocabulary will have; 0 where no text or file is named yet."""
         if not self.vocabulary:
             return self.vocabulary_size if self.retain else 0
-        if not Path(self.vocabulary).exists():
+        if not location(self.vocabulary).exists():
             return 0
         self._vocabulary_files()
         from distill_jax.data.text.sentencepiece_vocab import load

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import numpy as np
 
 from distill_jax.data.packing import Document
 from distill_jax.io.files import vouch, vouched
+from distill_jax.io.storage import replacing, sync
 from distill_jax.types import JsonObject
 
 COLUMNS = ("lengths", "bytes", "hashes")
@@ -27,7 +27,7 @@ class ShardWriter:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = open(path.with_suffix(".tokens"), "wb")  # noqa: SIM115 - closed by finish
+        self._file = path.with_suffix(".tokens").open("wb")
         self._columns: dict[str, list[np.ndarray]] = {name: [] for name in COLUMNS}
         self._open = np.zeros(3, np.int64)  # length, bytes and hash of the document whose end has not come
 
@@ -55,17 +55,12 @@ class ShardWriter:
     def finish(self, notes: Mapping[str, object]) -> None:
         """Close the shard, with notes for the manifest."""
         self._close()
-        self._file.flush()
-        os.fsync(self._file.fileno())
         self._file.close()
+        sync(self.path.with_suffix(".tokens"))
         columns = {name: np.concatenate([np.zeros(0, np.int64), *parts]) for name, parts in self._columns.items()}
-        temporary = self.path.with_suffix(".tmp")
-        with open(temporary, "wb") as file:
+        with replacing(self.path.with_suffix(".npz")) as file:
             noted = json.dumps({**notes, "documents": len(columns["lengths"])})
             np.savez(file, notes=np.array(noted), **columns)  # type: ignore[arg-type]
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.path.with_suffix(".npz"))
         for path in _files(self.path):
             vouch(path)
 

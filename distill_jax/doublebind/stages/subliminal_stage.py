@@ -297,6 +297,7 @@ def _run(ctx: Context, node: Node) -> None:
         progress=ctx.progress,
         cost=Cost(settings.batch * len(members), settings.estimate_flops(ctx)),
         log_rows=False,
+        trackers=ctx.trackers,
         summarise=mean_loss,
     )
     outcome = driver.train(run, state, clock)

@@ -16,6 +16,7 @@ from distill_jax.config import check
 from distill_jax.io.files import read_json
 from distill_jax.io.node_files import DONE, LEDGER, TIMINGS
 from distill_jax.io.presence import FAILED, STOPPED, WorkerRecord, read_workers
+from distill_jax.io.storage import is_local, names
 from distill_jax.io.work_plan import PlannedNode, read_plan
 from distill_jax.types import JsonObject
 
@@ -81,10 +82,11 @@ def read_status(workdir: Path) -> Status:
       ConfigError: if it is none.
     """
     marker = _read(workdir / "experiment.json")
-    check(workdir.exists() or bool(marker), f"--workdir={workdir}: there is no such directory")
+    here = names(workdir)
+    check(bool(here) or not is_local(workdir) or workdir.is_dir(), f"--workdir={workdir}: there is no such directory")
     done = {path.parent.name for path in (workdir / "nodes").glob(f"*/{DONE}")}
     workers, now = read_workers(workdir), time.time()
-    nobody = not marker and not workers and not done and any(True for _ in workdir.iterdir())
+    nobody = not marker and not workers and not done and bool(here)
     check(
         not nobody, f"--workdir={workdir} is no work directory: it has no experiment.json; name that of a run or sweep"
     )
@@ -111,8 +113,8 @@ def _plan(workdir: Path, workers: Sequence[WorkerRecord], now: float) -> list[Pl
 
 
 def _unplanned(workdir: Path) -> list[PlannedNode]:
-    names = sorted(path.name for path in (workdir / "nodes").iterdir() if not path.name.startswith("."))
-    return [PlannedNode(name.rpartition("-")[0] or name, name, "", (), 0.0) for name in names]
+    there = sorted(name for name in names(workdir / "nodes") if not name.startswith("."))
+    return [PlannedNode(name.rpartition("-")[0] or name, name, "", (), 0.0) for name in there]
 
 
 def _latest(workers: Sequence[WorkerRecord]) -> dict[str, WorkerRecord]:
@@ -141,8 +143,8 @@ def _node(workdir: Path, planned: PlannedNode, done: set[str], worker: WorkerRec
         return dataclasses.replace(status, **_timings(workdir / where, state == "running"))
     missing = [name for name in planned.inputs if name not in done]
     if missing:
-        names = ", ".join(name.rpartition("-")[0] or name for name in missing)
-        return dataclasses.replace(status, state="waiting", note=names)
+        note = ", ".join(name.rpartition("-")[0] or name for name in missing)
+        return dataclasses.replace(status, state="waiting", note=note)
     return status
 
 
@@ -160,8 +162,8 @@ def _timings(directory: Path, running: bool) -> JsonObject:
 
 def _worker(record: WorkerRecord, now: float) -> JsonObject:
     state = record.ended or record.silence(now) or "working"
-    names = [_directory(path).rpartition("-")[0] for path in record.nodes]
-    return {"worker": _name(record), "began": record.began, "state": state, "nodes": names}
+    nodes = [_directory(path).rpartition("-")[0] for path in record.nodes]
+    return {"worker": _name(record), "began": record.began, "state": state, "nodes": nodes}
 
 
 def _name(record: WorkerRecord) -> str:

@@ -1,0 +1,244 @@
+"""What a catalogue of attacks brought back of each model of a run, at each budget, and how many trials it took."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from distill_jax.evals.scale import Scale
+from distill_jax.io.node import Node
+from distill_jax.stages import Attack, EditWeights, Relearn, Search
+from distill_jax.stages.attacks.catalogue import attack_id
+from distill_jax.stages.attacks.refinement import Point
+from distill_jax.statistics.attack_choice import (
+    HALVES,
+    Choice,
+    Configuration,
+    choose,
+    cost_to_reach,
+    expected_best,
+    trials,
+)
+from distill_jax.statistics.estimates import band
+from distill_jax.statistics.robustness import FACTS, attack_table, facts_table
+
+ABILITY = 0.8  # share of its retain score below which an attacked model does not count
+TRIALS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
+AXES = ("steps", "rows", "flops")
+LEVELS = (0.1, 0.2, 0.5)  # of what lies between nothing and all, to which an attacker's compute is asked
+Budget = tuple[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class AttackedModel:
+    """One model under a catalogue of attacks, and under the run's attack of record.
+
+    Attributes:
+      configurations: of the catalogue; record: of the attack of record, empty if it recorded no facts.
+      prompts: how often each held-out fact was asked.
+      floor: the retain score that an attacked model must keep to count.
+      flops: spent on all trials of the catalogue.
+    """
+
+    configurations: list[Configuration]
+    record: list[Configuration]
+    prompts: np.ndarray
+    floor: float
+    flops: float
+
+    def worst(self, budget: Budget, *, bounded: bool = True, record: bool = False) -> Choice | None:
+        """Return the worst case within a budget, among models that keep their ability unless it is unbounded."""
+        pool = self.record if record else self.configurations
+        return choose(pool, self.prompts, budget, self.floor if bounded else -math.inf) if pool else None
+
+    @property
+    def everything(self) -> Budget:
+        """Return the budget that no measurement exceeds."""
+        return "steps", math.inf
+
+
+def attacked_models(nodes: Mapping[str, Node]) -> dict[str, AttackedModel]:
+    """Return the models that attacks of the catalogue were tried on, by name; none of data without facts."""
+    tried = collections.defaultdict(list)
+    for node in nodes.values():
+        if isinstance(node.settings, Attack | EditWeights | Relearn):
+            tried[node.inputs["start"]].append(node)
+    models = {}
+    for name, attacks in tried.items():
+        known = [node for node in attacks if node.result().get("prompts_by_fact")]
+        own = [node for node in known if not is_record(node)]
+        if own:
+            models[name] = _attacked(nodes[name], own, [node for node in known if is_record(node)])
+    return models
+
+
+def is_record(node: Node) -> bool:
+    """Return whether a node is an attack of record, on which a run's claims rest, and none of the catalogue."""
+    return node.verb == Relearn.kind
+
+
+def _attacked(model: Node, own: Sequence[Node], record: Sequence[Node]) -> AttackedModel:
+    prompts = np.asarray(own[0].result()["prompts_by_fact"], float)
+    seeds = max((node.settings.seeds for node in own if isinstance(node.settings, Attack)), default=1)
+    configurations = [c for node in own for c in _configurations(node, prompts, seeds)]
+    full = [node for node in record if node.settings.weights == "float32"]
+    spent = sum(sum(node.ledger()["flops"].values()) for node in own)
+    retain = model.result()["retain"]
+    return AttackedModel(
+        configurations,
+        [c for node in full for c in _configurations(node, prompts, node.settings.seeds)],
+        prompts,
+        ABILITY * (math.inf if retain is None else retain),
+        spent,
+    )
+
+
+def _configurations(node: Node, prompts: np.ndarray, seeds: int) -> list[Configuration]:
+    if isinstance(node.settings, EditWeights):
+        return [c for label in node.settings.edits for c in _edit(node, label, prompts, seeds)]
+    if isinstance(node.settings, Search):
+        return [c for one in node.result()["populations"] for c in _searched(node, one, prompts, seeds)]
+    stage, rows = node.settings, node.rows()
+    steps, rates, retain = attack_table(rows, "retain")
+    heldout = facts_table(rows, prompts.astype(int).tolist())
+    if heldout is None or heldout.shape[:3] != retain.shape:
+        return []
+    spent = np.asarray(steps, float)
+    name, identity = attack_name(node), attack_id(stage)
+    return [
+        Configuration(
+            identity, name, rate, spent, spent * stage.batch, spent * _step_flops(node),
+            np.nan_to_num(heldout[:, i]), np.nan_to_num(retain[:, i]),
+        )
+        for i, rate in enumerate(rates)
+    ]  # fmt: skip
+
+
+def _searched(node: Node, tried: Mapping[str, Any], prompts: np.ndarray, seeds: int) -> list[Configuration]:
+    """Return one population of a search, each rate with the half of the facts that proposed it."""
+    part = node.subnode(tried["part"])
+    _, optimizer, batch = tried["part"].split("-")
+    stage = node.settings.population([Point(optimizer, int(batch), 1.0)])
+    found = _configurations(dataclasses.replace(part, settings=stage), prompts, seeds)
+    label = f"{attack_name(node)}: {optimizer}, batch {batch}"
+    return [
+        dataclasses.replace(c, name=label, proposed_by=by) for c, by in zip(found, tried["proposed_by"], strict=True)
+    ]
+
+
+def attack_name(node: Node) -> str:
+    """Return what an attack is called in tables, whatever it attacks."""
+    return node.name.removesuffix(f"-on-{node.inputs['start']}")
+
+
+def _edit(node: Node, label: str, prompts: np.ndarray, seeds: int) -> list[Configuration]:
+    rows = {row["kind"]: row for row in node.rows() if row["member"] == label}
+    if FACTS not in rows:  # its numbers are not finite
+        return []
+    heldout = np.asarray(rows[FACTS]["correct"], float) / prompts
+    nothing = np.zeros(1)
+    copies = np.broadcast_to(heldout, (seeds, 1, len(prompts))), np.full((seeds, 1), rows["evaluation"]["retain"])
+    return [Configuration(attack_id(node.settings, edits=label), label, math.nan, nothing, nothing, nothing, *copies)]
+
+
+def _step_flops(node: Node) -> float:
+    """Return the FLOPs of one attacker's step, from the ledger of all."""
+    result, stage = node.result(), node.settings
+    stopped = result["diverged_at"].values()
+    steps = (result["members"] - len(stopped)) * stage.steps + sum(stopped)
+    spent = node.ledger()["flops"]
+    return (spent["attack"] + spent.get("teacher", 0.0)) / max(steps, 1)
+
+
+def budgets(models: Mapping[str, AttackedModel]) -> list[Budget]:
+    """Return the budgets of the tables: what the catalogue's first attack had spent when it was measured."""
+    first = next(c for model in models.values() for c in model.configurations if len(c.steps) > 1)
+    return [(axis, float(amount)) for axis in AXES for amount in first.spent(axis) if amount > 0]
+
+
+def summary(models: Mapping[str, AttackedModel], scale: Scale, oracle: str | None = None) -> dict[str, Any]:
+    """Return the catalogue's part of a run's summary.
+
+    Args:
+      oracle: the model to whose attacker's compute others' is compared.
+    """
+    limits = budgets(models)
+    reached = {name: [_compute_to(model, level, scale) for level in LEVELS] for name, model in models.items()}
+    return {
+        "ability": ABILITY,
+        "budgets": [{"axis": axis, "amount": amount} for axis, amount in limits],
+        "levels": LEVELS,
+        "models": {
+            name: _model(model, limits, scale) | {"slowdown": _slowdown(reached[name], reached.get(oracle or ""))}
+            for name, model in models.items()
+        },
+    }
+
+
+def _compute_to(model: AttackedModel, level: float, scale: Scale) -> tuple[float, bool]:
+    """Return the FLOPs of one attacker that bring a level back, and whether any do; else the most that was spent."""
+    costs = sorted({float(cost) for c in model.configurations for cost in c.flops if cost > 0})
+    ends = [(cost, choice.scores.value) for cost in costs if (choice := model.worst(("flops", cost)))]
+    return cost_to_reach([cost for cost, _ in ends], [value for _, value in ends], level, scale)
+
+
+def _slowdown(own: Sequence[tuple[float, bool]], oracle: Sequence[tuple[float, bool]] | None) -> list[dict[str, Any]]:
+    """Return for each level the attacker's compute, and its share of what the oracle's attacker needs.
+
+    Where the oracle's attacker never gets there the share is "at most" what it is of all that attacker spent; where
+    this model's never does it is "at least"; None where neither does, or there is no oracle.
+    """
+    out = []
+    for i, (cost, reached) in enumerate(own):
+        other, there = oracle[i] if oracle else (math.nan, False)
+        bound = None if reached == there else "at most" if reached else "at least"
+        share = cost / other if oracle and (reached or there) else None
+        out.append({"flops": cost, "reached": reached, "share": share, "bound": bound if share is not None else None})
+    return out
+
+
+def _model(model: AttackedModel, limits: Sequence[Budget], scale: Scale) -> dict[str, Any]:
+    counts = [n for n in TRIALS if n < _trials(model)] + [_trials(model)]
+    curves = [expected_best(*trials(model.configurations, model.prompts, half, model.floor), counts) for half in HALVES]
+    return {
+        "attacks": len({c.attack for c in model.configurations}),
+        "trials": _trials(model),
+        "flops": model.flops,
+        "floor": model.floor,
+        "by_budget": [
+            {
+                "bounded": _choice(model.worst(limit), scale),
+                "unbounded": _choice(model.worst(limit, bounded=False), scale),
+                "record": _choice(model.worst(limit, record=True), scale),
+                "record_unbounded": _choice(model.worst(limit, bounded=False, record=True), scale),
+            }
+            for limit in limits
+        ],
+        "best_so_far": {"trials": counts, "expected": np.mean(curves, axis=0).round(6).tolist()},
+    }
+
+
+def _trials(model: AttackedModel) -> int:
+    return sum(len(c.retain) for c in model.configurations)
+
+
+def _choice(choice: Choice | None, scale: Scale) -> dict[str, Any] | None:
+    if choice is None:
+        return None
+    low, high = band(choice.scores, scale)
+    best, k = choice.winner()
+    return {
+        "worst": round(choice.scores.value, 6),
+        "low": round(low, 6),
+        "high": round(high, 6),
+        "retain": round(float(choice.retain.mean()), 6),
+        "attack": best.name,
+        "attack_id": best.attack,
+        "learning_rate": None if math.isnan(best.rate) else best.rate,
+        "steps": float(best.steps[k]),
+    }

@@ -1,0 +1,88 @@
+"""The catalogue of attacks as a run's page shows it: a table by budget, and the best so far against trials."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from distill_jax.evals.scale import MISSING, Scale
+from distill_jax.reports import plotly_layout
+from distill_jax.reports.formats import count, scientific
+from distill_jax.reports.plotly_layout import Figure, plotly_text
+from distill_jax.reports.summary_types import ModelSummary
+from distill_jax.reports.trace_style import trace_styles
+
+PLACE = "panel-trials"
+HEADS = (
+    *("model", "budget", "attack of record", "catalogue", "95 % interval", "retain", "won by"),
+    *("if ability is no matter", "its retain"),
+)
+UNITS = {"steps": "steps", "rows": "rows", "flops": "FLOPs"}
+
+
+def attack_view(
+    catalogue: Mapping[str, Any], models: Sequence[ModelSummary], scale: Scale
+) -> tuple[dict[str, Any], dict[str, Figure]]:
+    """Return what the page's section shows, and its figure by place."""
+    labels = {model["name"]: model["label"] for model in models}
+    tried = {name: model for name, model in catalogue["models"].items() if name in labels}
+    rows = [
+        [labels[name], _budget(limit), *_row(best, scale)]
+        for name, model in tried.items()
+        for limit, best in zip(catalogue["budgets"], model["by_budget"], strict=True)
+    ]
+    share = scale.show(catalogue["ability"])
+    counts = [(labels[name], count(model["trials"]), count(model["attacks"])) for name, model in tried.items()]
+    compute = [[labels[name], *(_share(one) for one in model["slowdown"])] for name, model in tried.items()]
+    levels = ["model", *(f"{scale.show(level)} back" for level in catalogue["levels"])]
+    view = {"heads": HEADS, "rows": rows, "share": share, "counts": counts, "levels": levels, "compute": compute}
+    return view, {PLACE: _trials(catalogue, models, scale)}
+
+
+def _budget(limit: Mapping[str, Any]) -> str:
+    amount = limit["amount"]
+    return f"{scientific(amount) if limit['axis'] == 'flops' else count(round(amount))} {UNITS[limit['axis']]}"
+
+
+def _row(ends: Mapping[str, Any], scale: Scale) -> list[str]:
+    best, free, record = ends["bounded"], ends["unbounded"], ends["record_unbounded"]
+    plain = [scale.show(one["worst"] if one else None) for one in (record, best)]
+    interval = f"{scale.show(best['low'])}–{scale.show(best['high'])}" if best else MISSING
+    kept = [scale.show(one["retain"] if one else None) for one in (best, free)]
+    return [*plain, interval, kept[0], _attack(best), scale.show(free["worst"] if free else None), kept[1]]
+
+
+def _share(level: Mapping[str, Any]) -> str:
+    if not level["reached"]:
+        return f"not within {scientific(level['flops'])} FLOPs"
+    bound = f"{level['bound']} " if level["bound"] else ""
+    share = "" if level["share"] is None else f" ({bound}{level['share']:.2g} × the oracle’s)"
+    return f"{scientific(level['flops'])} FLOPs{share}"
+
+
+def _attack(best: Mapping[str, Any] | None) -> str:
+    if best is None:
+        return MISSING
+    rate = "" if best["learning_rate"] is None else f" at {best['learning_rate']:g}"
+    return f"{best['attack']}{rate}, step {best['steps']:g}"
+
+
+def _trials(catalogue: Mapping[str, Any], models: Sequence[ModelSummary], scale: Scale) -> Figure:
+    traces = []
+    for model, style in zip(models, trace_styles(models), strict=True):
+        attacked = catalogue["models"].get(model["name"])
+        if attacked:
+            mark = {"color": style.colour, "symbol": style.symbol, "size": 6}
+            line = {"color": style.colour, "dash": style.dash, "width": 2.4}
+            best = attacked["best_so_far"]
+            traces.append(
+                {
+                    "type": "scatter", "name": plotly_text(model["label"]), "legendgroup": model["name"],
+                    "mode": "lines+markers", "x": best["trials"], "y": best["expected"], "line": line, "marker": mark,
+                    "hovertemplate": f"<b>%{{fullData.name}}</b><br>%{{x}} trials: %{{y:{scale.hover}}}<extra></extra>",
+                }
+            )  # fmt: skip
+    figure = plotly_layout.figure(traces, "trials", f"held-out {scale.name}, best so far", (0, 1.02), scale)
+    figure["layout"]["xaxis"]["type"] = "log"
+    figure["layout"]["showlegend"] = True
+    return figure

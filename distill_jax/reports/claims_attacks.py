@@ -1,0 +1,81 @@
+"""What a catalogue of attacks does to a run's claims: does it bring back more, and of whom."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from distill_jax.experiment.roles import Role
+from distill_jax.reports import premises
+from distill_jax.reports.attack_catalogue import ABILITY, AttackedModel
+from distill_jax.reports.attacked import Run
+from distill_jax.reports.premises import Model, effect, finite
+from distill_jax.statistics.conclusions import Conclusion, Effect, conclude, not_run
+from distill_jax.statistics.estimates import Scores
+
+WORST = f"in the worst case of the catalogue, among attacked models that keep {ABILITY:.0%} of their retain score"
+
+
+def judge_attacks(run: Run, attacked: Mapping[str, AttackedModel]) -> list[Conclusion]:
+    """Return what every rule on the catalogue comes to; none without a catalogue."""
+    if not attacked:
+        return []
+    ends = {name: choice.scores for name, model in attacked.items() if (choice := model.worst(model.everything))}
+    known = [model for model in run.models if model.name in ends]
+    hiding = [model for model in known if model.role is Role.SUPPRESSED]
+    robust = [model for model in known if model.role in (Role.UNDO, Role.RANDOM_STUDENT)]
+    return [
+        *(more_than_record(run, model, attacked[model.name]) for model in hiding),
+        *(still_suppressed(run, model, ends) for model in hiding),
+        *(as_robust_as_oracle(run, model, ends) for model in robust),
+    ]
+
+
+def more_than_record(run: Run, model: Model, attacked: AttackedModel) -> Conclusion:
+    """The catalogue brings back as much of a suppressed model as the attack of record, at the latter's whole budget."""
+    name, scale = f"catalogue, as strong: {model.name}", run.scale
+    claim = f"On {model.label} the catalogue of attacks brings back no less than the attack of record within its steps."
+    steps = max((c.steps[-1] for c in attacked.record), default=0)
+    pair = [attacked.worst(("steps", float(steps)), bounded=False, record=record) for record in (False, True)]
+    if not all(pair):
+        return not_run(name, claim, "attack of record that was measured by fact")
+    terms = [(1.0, pair[0].scores), (-1.0, pair[1].scores)]  # type: ignore[union-attr]
+    gap = effect("catalogue − attack of record", terms, scale, "above", -scale.margin)
+    return conclude(name, claim, premises=[finite([model])], effects=[gap], evidence=_words(terms, ("it", "record")))
+
+
+def still_suppressed(run: Run, model: Model, ends: Mapping[str, Scores]) -> Conclusion:
+    """Of a suppressed model more comes back than of the oracle."""
+    name = f"catalogue, suppression: {model.name}"
+    claim = f"{model.label} gives back more than an oracle, {WORST}."
+    return _against_oracle(run, model, ends, name, claim, more=True)
+
+
+def as_robust_as_oracle(run: Run, model: Model, ends: Mapping[str, Scores]) -> Conclusion:
+    """A robust model gives back no more than the oracle does."""
+    name = f"catalogue, oracle: {model.name}"
+    claim = f"{model.label} gives back no more than an oracle, {WORST}."
+    return _against_oracle(run, model, ends, name, claim, more=False)
+
+
+def _against_oracle(
+    run: Run, model: Model, ends: Mapping[str, Scores], name: str, claim: str, more: bool
+) -> Conclusion:
+    oracle, reference, scale = run.oracle, run.reference, run.scale
+    if not oracle or oracle.name not in ends or not reference:
+        return not_run(name, claim, "oracle under the catalogue, with a reference")
+    terms = [(1.0, ends[model.name]), (-1.0, ends[oracle.name])]
+    sense = "above" if more else "below"
+    gap: Effect = effect(f"{model.label} − {oracle.label}", terms, scale, sense, scale.margin, 1, scale.run_sd)
+    shared = [
+        finite([model, reference]),
+        premises.able(reference, oracle, scale),
+        premises.kept(model, reference, scale),
+        *run.ignorant(oracle, reference),
+        run.attack_works,
+    ]
+    return conclude(name, claim, premises=shared, effects=[gap], evidence=_words(terms, (model.label, oracle.label)))
+
+
+def _words(terms: list[tuple[float, Scores]], labels: tuple[str, str]) -> str:
+    parts = [f"{label} {scores.value:.2f}" for label, (_, scores) in zip(labels, terms, strict=True)]
+    return f"Held out: {', '.join(parts)}."

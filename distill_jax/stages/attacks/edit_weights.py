@@ -1,0 +1,113 @@
+"""EditWeights: attacks without training, which change a model's weights once and ask what came back.
+
+What unlearning moved by less than half a step of rounding, or hid in small weights, is there again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from distill_jax.evals.measure import all_finite
+from distill_jax.models.transformer import FANS, Params
+from distill_jax.perf.ledger import ledger
+from distill_jax.sharding.mesh import make_mesh
+from distill_jax.stages.context import PARTS, Context, Node
+from distill_jax.stages.quantise import round_to_nearest
+from distill_jax.stages.stage import Stage, stage_input
+from distill_jax.train.population import of_one
+
+Edit = Callable[[Params], Params]
+
+
+def prune(params: Params, share: jax.typing.ArrayLike) -> Params:
+    """Return the weights with the smallest `share` of every matrix of the layers set to zero."""
+
+    def pruned(path: tuple[object, ...], w: jax.Array) -> jax.Array:
+        names = [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)]
+        if "layers" not in names or names[-1] not in FANS:
+            return w
+        size = jnp.abs(w).reshape(len(w), -1)  # by layer
+        least = jnp.quantile(size.astype(jnp.float32), share, axis=1)
+        return jnp.where(size > least[:, None], w.reshape(len(w), -1), 0).reshape(w.shape)
+
+    return jax.tree_util.tree_map_with_path(pruned, params)
+
+
+def edit_of(name: str) -> Edit:
+    """Return the edit of a name: int2 to int8 round to the nearest, prune-0.3 drops the smallest weights.
+
+    Raises:
+      ValueError: for any other name.
+    """
+    # Both are arguments of the compiled program: all roundings run one, and all prunings another.
+    if bits := re.fullmatch(r"int([2-8])", name):
+        return functools.partial(jax.jit(round_to_nearest), bits=int(bits[1]))
+    if share := re.fullmatch(r"prune-(0\.\d+)", name):
+        return functools.partial(jax.jit(prune), share=float(share[1]))
+    raise ValueError(f"edits: {name!r} is none; choose int2 to int8, or prune- and a share below 1, such as prune-0.3")
+
+
+@dataclasses.dataclass(frozen=True)
+class EditWeights(Stage):
+    """Edit a model's weights in several ways, each from the model itself.
+
+    Attributes:
+      start: the node under attack.
+      edits: names of the edits; see `edit_of`.
+    """
+
+    start: str = stage_input()
+    edits: tuple[str, ...] = ("int8", "int4", "int3", "prune-0.1", "prune-0.2", "prune-0.4")
+
+    kind: ClassVar[str] = "edit"
+    leaves_model: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not self.edits or len(set(self.edits)) < len(self.edits):
+            raise ValueError(f"edits = {self.edits}: give at least one, each once")
+        for name in self.edits:
+            edit_of(name)
+
+    def estimate_flops(self, ctx: Context) -> float:
+        """Return the FLOPs of the evaluations."""
+        return len(self.edits) * ctx.evaluation_flops(*PARTS)
+
+    def run(self, ctx: Context, nodes: Sequence[Node]) -> None:
+        """Edit one model and measure each result."""
+        for node in nodes:
+            mesh = make_mesh(1, fsdp=ctx.run.fsdp, tensor=ctx.run.tensor)
+            params = ctx.params(node.inputs["start"], mesh)
+            evaluate, edits = ctx.evaluator(mesh, *PARTS), node.settings.edits
+            with ctx.clock.spent_on("evaluate"):
+                scores = [evaluate(of_one(edit_of(name)(params)))[0] for name in edits]
+            finish_measured(ctx, node, edits, np.stack(scores), mesh.size)
+
+
+def finish_measured(ctx: Context, node: Node, labels: Sequence[str], scores: np.ndarray, devices: int) -> None:
+    """Write what an attack without training found, as the rows of step 0 of its members, and finish the node.
+
+    Args:
+      scores: an evaluator's on all parts, [members, n].
+    """
+    measure, good = ctx.measure, all_finite(scores)
+    series, metrics = measure.series(scores, PARTS), node.continued_metrics(0)
+    for i, label in enumerate(labels):
+        metrics.write("evaluation", 0, label, {name: float(score[i]) for name, score in series.items()})
+        if good[i] and measure.prompts_by_fact(PARTS):
+            correct = measure.by_fact(scores[i : i + 1], PARTS)[0].tolist()
+            metrics.write_counts("facts", 0, label, "correct", correct)
+    metrics.close()
+    diverged = {label: 0 for label, finite in zip(labels, good, strict=True) if not finite}
+    result = {"members": len(labels), "diverged": len(diverged), "diverged_at": diverged}
+    spent, tokens = ctx.evaluation_flops(*PARTS), ctx.measure.tokens(PARTS)
+    costs = ({"evaluation": len(labels) * spent}, {"evaluation": len(labels) * tokens})
+    facts = {"prompts_by_fact": measure.prompts_by_fact(PARTS)}
+    node.finish(result | facts, ledger(*costs, ctx.clock.lap(), devices=devices))
