@@ -70,8 +70,9 @@ def get_config(arg: str = "") -> ConfigDict:
     c.methods = METHODS
     c.maxent = unlearn_section("maxent", **suppress, learning_rate=3e-4, final_learning_rate=3e-5, retain_weight=6.0)
     c.undial = unlearn_section("undial", **suppress, learning_rate=1e-3, final_learning_rate=1e-4, retain_weight=3.0)
-    c.undo = ConfigDict({"alphas": (0.05, 0.1), **section(Perturb, "alpha")})
-    c.distill = section(Distill, "data", steps=60, batch=8, warmup=2, learning_rate=2e-4, final_learning_rate=2e-5)
+    # More damage takes more steps. Students of equally many would train side by side: that takes 16 GiB.
+    c.undo = ConfigDict({"alphas": (0.05, 0.1), "steps": (40, 60), **section(Perturb, "alpha")})
+    c.distill = section(Distill, "data", "steps", batch=8, warmup=2, learning_rate=2e-4, final_learning_rate=2e-5)
     c.distill.update(evaluate_every=20, checkpoint_every=20, weight_decay=0.0)
     c.bits = (8, 4)
     c.relearn = section(Relearn, *FIXED_RATE, "lora_rank", "lora_alpha", "learning_rates", "seeds", steps=16, batch=2)
@@ -99,12 +100,12 @@ def _installed() -> str:
 def _gpu(c: ConfigDict) -> None:
     c.experiment = f"{c.experiment}-gpu"
     c.model.dtype = "bfloat16"
-    c.data.update(row_length=128, prompts=400, wordings=4, text_tokens=150_000, near=1)
+    c.data.update(row_length=128, prompts=400, wordings=4, text_tokens=150_000)
     c.run.update(evaluation_batch=512, loss_chunk=8192, fsdp=-1)
     for stage in (c.inject, c.maxent, c.undial):
         stage.update(steps=60, batch=32)
-    c.undo.alphas = (0.1, 0.25, 0.5)
-    c.distill.update(steps=1000, batch=64, evaluate_every=100, checkpoint_every=500, warmup=20, learning_rate=3e-4)
+    c.undo.update(alphas=(0.1, 0.25, 0.5), steps=(1000, 1000, 1000))
+    c.distill.update(batch=64, evaluate_every=100, checkpoint_every=500, warmup=20, learning_rate=3e-4)
     c.relearn.update(steps=100, batch=8, evaluate_steps=(0, 5, 10, 20, 40, 70, 100), checkpoint_every=100)
     c.attack.update(full=(3e-6, 1e-5, 3e-5, 1e-4), lora=(3e-4, 1e-3, 3e-3), full_seeds=3, lora_seeds=3, original=True)
 
@@ -116,8 +117,11 @@ def _smoke(c: ConfigDict) -> None:
     c.published.path = c.data.vocabulary = f"{TINY}/choices/model"
     c.data.update(text_tokens=500, copies=1, near=1, prompts=4)
     c.run.update(loss_chunk=0, evaluation_batch=8)
+    c.undo.steps = (4, 4)
+    for stage in (c.inject, c.maxent, c.undial, c.relearn):
+        stage.steps = 4
     for stage in (c.inject, c.maxent, c.undial, c.distill, c.relearn):
-        stage.update(steps=4, batch=4, warmup=0, evaluate_every=4)
+        stage.update(batch=4, warmup=0, evaluate_every=4)
     c.distill.stop = False
     c.relearn.evaluate_steps = (0, 4)
     c.attack.update(full=(1e-2,), lora=(3e-2,), lora_rank=2, lora_seeds=1, original=True)
@@ -137,9 +141,9 @@ def _stages(c: ConfigDict) -> dict[str, Stage]:
     stages = _with_attacks(c, given | taught) if taught or c.attack.original else given
     for name in c.methods:
         stages |= _measured(c, {name: Unlearn(start="reference", method=name, **c[name], seed=c.seed)})
-    for alpha in c.undo.alphas:
+    for alpha, steps in zip(c.undo.alphas, c.undo.steps, strict=True):
         damaged = Perturb(start=c.methods[0], alpha=alpha, **damage_settings(c.undo), seed=c.seed)
-        student = Distill(teacher=c.methods[0], start=f"damaged-{alpha}", **c.distill, seed=c.seed)
+        student = Distill(teacher=c.methods[0], start=f"damaged-{alpha}", **c.distill, steps=steps, seed=c.seed)
         stages |= {f"damaged-{alpha}": damaged} | _measured(c, {f"undo-{alpha}": student})
     return stages
 
@@ -151,6 +155,8 @@ def _check(c: ConfigDict) -> None:
         bool(c.methods) and not unknown, f"methods = {tuple(c.methods)}: give any of {', '.join(METHODS)}, UNDO's first"
     )
     check(len(set(c.undo.alphas)) == len(c.undo.alphas), f"undo.alphas = {c.undo.alphas}: give every α once")
+    both = f"undo.steps = {c.undo.steps}: undo.alphas = {c.undo.alphas}; give each α its steps"
+    check(len(c.undo.steps) == len(c.undo.alphas), both)
     for key in ("lora_rank", "lora_seeds", "full_seeds"):
         off = "full" if key == "full_seeds" else "lora"
         mend = f"must be at least 1; without that attack, attack.{off}=()"

@@ -20,6 +20,7 @@ flag accelerator '' 'node label cloud.google.com/gke-tpu-accelerator, such as tp
 flag topology '' 'of one slice, in chips, such as 4x4'
 flag chips-per-host '' "1, 4 or 8, if the topology has hosts of different sizes and not the usual ones"
 flag slices 1 'slices of that topology, a number from 1'
+flag levels '' 'of a sweep: how many units, each on a slice of its own, there are on each level, such as 1,2,2'
 flag spot false 'only Spot nodes'
 flag image '' 'container image with the program'
 flag service-account default "Kubernetes' account of the pods, to which a bucket gives its permissions"
@@ -30,7 +31,7 @@ flag max-restarts 20 'a number'
 flag grace 120 'seconds to save in after SIGTERM; a Spot VM gives less than 30 of them'
 flag coordinator-port 8482 'open between the hosts, for jax.distributed'
 parse "$@"
-check_name 26 # NAME-slice-0-0.NAME is a label of every pod, and ends at 63
+check_name "$((${#flags[levels]} ? 23 : 26))" # NAME-slice-0-0.NAME is a label of every pod, and ends at 63
 check_program "${flags[mount]}/${flags[name]}"
 required=(namespace queue service-account)
 [[ $bucket && ! ${flags[claim]} ]] || required+=(claim)
@@ -38,6 +39,7 @@ for name in "${required[@]}"; do check "$name" '[a-z0-9]([-.a-z0-9]*[a-z0-9])?';
 check accelerator 'tpu[-a-z0-9]+'
 check topology '[1-9][0-9]*(x[1-9][0-9]*){1,2}'
 check slices '[1-9][0-9]*'
+[[ -z ${flags[levels]} ]] || check levels '[1-9][0-9]*(,[1-9][0-9]*)*'
 check image '[^[:space:]"\\]+'
 check mount '/[^[:space:]"\\]+'
 check max-restarts '[0-9]+'
@@ -59,18 +61,46 @@ host=$((chips == 1 ? 1 : 4))
 [[ ${flags[chips-per-host]} == "$host" || (${flags[topology]} == 2x4 && ${flags[chips-per-host]} == 8) ]] ||
   refuse "--chips-per-host=${flags[chips-per-host]}: hosts of $generation ${flags[topology]} have $host"
 
+if [[ ${command[0]} == run ]]; then
+  [[ ! ${flags[levels]} ]] || refuse "--levels=${flags[levels]}: is of a sweep, which is named by --sweep after the --"
+  command+=("--coordinator_port=${flags[coordinator-port]}")
+else
+  [[ ${flags[levels]} ]] || refuse "--levels is missing: ${meaning[levels]}; distill-jax sweep --jobset=FLAGS says it"
+  ((chips == flags[chips-per-host])) ||
+    refuse "--topology=${flags[topology]}: a unit of a sweep is one process, and this has several hosts"
+fi
+
 args=''
-for word in run --distributed "--coordinator_port=${flags[coordinator-port]}" "${program[@]}"; do
+for word in "${command[@]}" "${program[@]}"; do
   word=${word//'$'/'$$'} # Kubernetes puts variables for $(NAME), and $ for $$
   word=${word//\\/\\\\}
   args+=", \"${word//\"/\\\"}\""
 done
 
 yaml=$(<launch/jobset.yaml)
+if [[ ${flags[levels]} ]]; then # the last part of the file once a level, each of which waits for the one before it
+  each=${yaml#*"  replicatedJobs:"$'\n'} yaml=${yaml%"$each"} level=0 after=''
+  for slices in ${flags[levels]//,/ }; do
+    one=${each//@job@/level-$level} one=${one//@slices@/$slices} one=${one//@after@/$after}
+    yaml+=${one//@args@/"@args_$level@"}$'\n'
+    after="dependsOn: [{name: level-$level, status: Complete}]"
+    ((++level))
+  done
+  index="env: [{name: JOB_INDEX, valueFrom: {fieldRef: {fieldPath: \"metadata.labels['jobset.sigs.k8s.io/job-index']\"}}}]"
+  # A JobSet with many slices looks to the TPU runtime like one program on all of them.
+  alone='unset "${!MEGASCALE_@}" && ' first=level-0
+else
+  index='' alone='' first=slice level=0
+fi
 fill() { yaml=${yaml//"@$1@"/"$2"}; } # quoted, for bash 5.2 would put the match for an & in the value
 fill name "${flags[name]}"
 fill queue "${flags[queue]}"
 fill max_restarts "${flags[max-restarts]}"
+fill first "$first"
+fill job slice
+fill after ''
+fill index "$index"
+fill alone "$alone"
 fill slices "${flags[slices]}"
 fill hosts "$((chips / flags[chips-per-host]))"
 fill gcsfuse "${flags[gcsfuse]}"
@@ -90,6 +120,7 @@ fi
 fill mounts "[$mounts]"
 fill volumes "[$volumes]"
 fill args "[${args#, }]" # last: an argument may have an @ of its own
+while ((--level >= 0)); do fill "args_$level" "[${args#, }, \"--unit=$level.\$(JOB_INDEX)\"]"; done
 
 optional namespace context
 run kubectl apply "${options[@]}" --filename=- <<<"$yaml"

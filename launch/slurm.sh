@@ -20,6 +20,8 @@ flag partition '' "if it is not the cluster's default or SBATCH_PARTITION"
 flag account '' "if it is not yours by default or SBATCH_ACCOUNT"
 flag qos '' 'if not the default or SBATCH_QOS'
 flag max-restarts 20 'a number'
+flag array '' 'of a sweep: which jobs there are, such as 0-11 or 0-11%4; @index@ in an argument is a number of them'
+flag dependency '' 'what must be over before, such as afterok:17'
 parse "$@"
 check_name
 check nodes '[1-9][0-9]*'
@@ -27,10 +29,17 @@ check gpus-per-node '[1-9][0-9]*'
 check max-restarts '[0-9]+'
 [[ -z ${flags[cpus-per-task]} ]] || check cpus-per-task '[1-9][0-9]*'
 [[ -z ${flags[time]} ]] || check time '([0-9]+-)?[0-9]+(:[0-9]+){0,2}'
+[[ -z ${flags[array]} ]] || check array '[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*(%[1-9][0-9]*)?'
+[[ -z ${flags[dependency]} ]] || check dependency 'afterok(:[A-Z0-9_]+)+'
 check_program "runs/${flags[name]}"
+tasks=${flags[gpus-per-node]}
+if [[ ${command[0]} == sweep ]]; then # one process has all GPUs of a node
+  ((flags[nodes] == 1)) || refuse "--nodes=${flags[nodes]}: a unit of a sweep is one process, of one node"
+  tasks=1
+fi
 
-optional nodes gpus-per-node cpus-per-task time partition account qos
+optional nodes gpus-per-node cpus-per-task time partition account qos array dependency
 run bash launch/environment.sh cuda ${bucket:+gcs} # here and now: compute nodes often have no way out to install from
-run sbatch "--job-name=${flags[name]}" "--chdir=$PWD" "--ntasks-per-node=${flags[gpus-per-node]}" "${options[@]}" \
-  launch/slurm.sbatch "${flags[max-restarts]}" "${program[@]}"
+run sbatch "--job-name=${flags[name]}" "--chdir=$PWD" "--ntasks-per-node=$tasks" "${options[@]}" \
+  launch/slurm.sbatch "${flags[max-restarts]}" "${command[@]}" "${program[@]}"
 [[ ! $dry_run ]] || printf -- '---\n%s\n' "$(<launch/slurm.sbatch)"

@@ -27,7 +27,7 @@ MOST_PODS = 100_000  # of an indexed Job
 
 
 def check_jobset(jobset: dict[str, Any]) -> dict[str, Any]:
-    """Return the JobSet's pod, or fail where Kubernetes would refuse it."""
+    """Return the pod of the JobSet's first Job, or fail where Kubernetes would refuse it."""
     jsonschema.Draft202012Validator(SCHEMA).validate(jobset)
     spec, metadata = jobset["spec"], jobset["metadata"]
     assert (jobset["apiVersion"], jobset["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
@@ -38,13 +38,14 @@ def check_jobset(jobset: dict[str, Any]) -> dict[str, Any]:
     assert len(jobs) == len(spec["replicatedJobs"])
     for job in jobs.values():
         check_job(metadata["name"], job)
+    check_order(spec["replicatedJobs"])
     check_coordinator(metadata["name"], spec["coordinator"], jobs)
     for rule in spec["failurePolicy"]["rules"]:
         matches(RULE_NAME, rule["name"])
         assert set(rule["onJobFailureReasons"]) <= REASONS
     assert spec["failurePolicy"]["maxRestarts"] >= 0
-    (job,) = jobs.values()
-    return check_pod(job["template"]["spec"])
+    pods = [check_pod(job["template"]["spec"]) for job in jobs.values()]
+    return pods[0]
 
 
 def check_job(name: str, job: dict[str, Any]) -> None:
@@ -55,6 +56,13 @@ def check_job(name: str, job: dict[str, Any]) -> None:
     assert 1 <= template["parallelism"] == template["completions"] <= MOST_PODS and job["replicas"] >= 1
     matches(DNS_LABEL, f"{name}-{job['name']}-{job['replicas'] - 1}-{template['completions'] - 1}-abcde")
     check_labels(template["template"]["metadata"])
+
+
+def check_order(jobs: list[dict[str, Any]]) -> None:
+    """Hold what a replicated Job waits for: none for the first, and only those before it for the others."""
+    assert "dependsOn" not in jobs[0]
+    for i, job in enumerate(jobs):
+        assert {one["name"] for one in job.get("dependsOn", [])} <= {before["name"] for before in jobs[:i]}
 
 
 def check_coordinator(name: str, coordinator: dict[str, Any], jobs: dict[str, Any]) -> None:

@@ -119,6 +119,8 @@ COMMANDS: dict[str, tuple[list[str], dict[str, str]]] = {
             "--partition": NAME,
             "--account": NAME,
             "--qos": NAME,
+            "--array": r"\d+(-\d+)?(,\d+(-\d+)?)*(%\d+)?",
+            "--dependency": r"afterok(:\d+)+",
         },
     ),
     "srun": ([], {"--kill-on-bad-exit": "[01]"}),
@@ -350,14 +352,37 @@ def sbatch(command: str, arguments: list[str], flags: dict[str, str]) -> int:
         if flag not in SBATCH_LINES or not re.fullmatch(SBATCH_LINES[flag], value):
             return refuse(f"#SBATCH {flag}={value}")
     spooled = shutil.copy(arguments[0], CLOUD / "slurm_script")  # Slurm runs a copy
+    wanted = flags.get("--dependency", "afterok").split(":")[1:]
+    ended = json.loads((CLOUD / "ended").read_text()) if (CLOUD / "ended").exists() else {}
+    if not ended.keys() >= set(wanted):
+        return refuse("Job dependency problem") and 1
+    job, codes = str(len(ended) + 7), []
+    never = any(ended[before] for before in wanted)  # it stays in the queue, for the reason DependencyNeverSatisfied
+    for index in [] if never else elements(flags["--array"]) if "--array" in flags else [None]:
+        task = {"SLURM_ARRAY_TASK_ID": str(index), "SLURM_ARRAY_JOB_ID": job} if index is not None else {}
+        codes.append(run_job(["bash", spooled, *arguments[1:]], flags["--chdir"], tasks, {"SLURM_JOB_ID": "7", **task}))
+    (CLOUD / "ended").write_text(json.dumps({**ended, job: 1 if never else max(codes)}))
+    print(f"Submitted batch job {job}")
+    return 0
+
+
+def elements(array: str) -> list[int]:
+    """Return the numbers of a job array."""
+    numbers: list[int] = []
+    for part in array.partition("%")[0].split(","):
+        low, _, high = part.partition("-")
+        numbers += range(int(low), int(high or low) + 1)
+    return numbers
+
+
+def run_job(command: list[str], directory: str, tasks: int, variables: dict[str, str]) -> int:
+    """Run a job, and again as often as it is put back into the queue; return its last exit code."""
     for restarts in range(10):
         (CLOUD / "job-state").write_text("RUNNING")
-        environment = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": str(tasks), "SLURM_RESTART_COUNT": str(restarts)}
+        environment = {**variables, "SLURM_NTASKS": str(tasks), "SLURM_RESTART_COUNT": str(restarts)}
         if not restarts:
             del environment["SLURM_RESTART_COUNT"]
-        job = subprocess.Popen(
-            ["bash", spooled, *arguments[1:]], cwd=flags["--chdir"], env={**os.environ, **environment}
-        )
+        job = subprocess.Popen(command, cwd=directory, env={**os.environ, **environment})
         if event := take("events"):
             wait_for_programs(tasks)
             if event == "cancel":
@@ -370,7 +395,7 @@ def sbatch(command: str, arguments: list[str], flags: dict[str, str]) -> int:
         if not (CLOUD / "requeued").exists():
             break
         (CLOUD / "requeued").unlink()
-    return 0
+    return int((CLOUD / "job").read_text())
 
 
 def srun(command: str, arguments: list[str], flags: dict[str, str]) -> int:

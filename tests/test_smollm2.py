@@ -239,6 +239,7 @@ def test_roles_follow_from_how_a_model_was_made(named):
     [
         ({"methods": ("rmu",)}, "methods = ('rmu',): give any of maxent, undial"),
         ({"undo.alphas": (0.1, 0.1)}, "undo.alphas = (0.1, 0.1): give every α once"),
+        ({"undo.alphas": (0.1,)}, "undo.steps = (4, 4): undo.alphas = (0.1,); give each α its steps"),
         ({"attack.lora_rank": 0}, "attack.lora_rank = 0: must be at least 1; without that attack, attack.lora=()"),
         ({"attack.full_seeds": 0}, "attack.full_seeds = 0: must be at least 1; without that attack, attack.full=()"),
     ],
@@ -275,7 +276,12 @@ def finished(tmp_path_factory) -> tuple[Path, str]:
     if not path.exists():
         convert(MODEL, path, **metadata)
     flags = [f"--config.published.path={path}", f"--config.data.vocabulary={path}", "--config.model.query_scale=8.0"]
-    flags += ["--config.methods=('maxent',)", "--config.undo.alphas=(0.25,)", "--config.bits=(4,)"]
+    flags += [
+        "--config.methods=('maxent',)",
+        "--config.undo.alphas=(0.25,)",
+        "--config.undo.steps=(4,)",
+        "--config.bits=(4,)",
+    ]
     return finished_once(tmp_path_factory, "smollm2", "run", "--config=smollm2:smoke,invented", *flags)
 
 

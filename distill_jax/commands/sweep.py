@@ -19,7 +19,17 @@ from distill_jax.experiment.sweep_file import SweepFile, open_sweep
 
 if TYPE_CHECKING:
     from distill_jax.experiment.sweep_graph import Sweep
+    from distill_jax.experiment.work_units import Resources
 
+ENGINE = (
+    "ray",
+    "slurm",
+    "jobset",
+    "cpus",
+    "gpus",
+    "slice",
+    "workers",
+)  # flags that are no matter of the workers that an engine starts
 WORKERS_A_CORE = 16  # at most: each is a process of some hundred MB
 ABOUT = """Computes what is missing of all the sweep's points, then draws the trade-off report. Any number of workers
 may run this command on one directory: each node is computed once, and a dead worker's nodes are taken over."""
@@ -45,8 +55,30 @@ class Flags:
         180.0, "seconds of silence until another machine's worker counts as dead", bounds=(1, None)
     )
 
+    ray: str = flag("", "ADDRESS: have this Ray cluster run it: auto, HOST:PORT, ray://HOST:PORT, or local")
+    slurm: str | None = flag(None, "'FLAGS of launch/slurm.sh': submit it to Slurm, a job array a level of the graph")
+    jobset: str | None = flag(None, "'FLAGS of launch/jobset.sh': apply it as a JobSet, a replicated job a level")
+    cpus: int = flag(1, "with --ray, cores of a population", bounds=(1, None))
+    gpus: int = flag(0, "with --ray or --slurm, GPUs of a population", bounds=(0, None))
+    slice: str = flag("", "with --ray, TPU slice of a population, of one host, such as v5e-8")
+    unit: str = flag("", "LEVEL.INDEX: only this part, as an engine's task; --ray=auto --dry-run lists them")
+
     def __post_init__(self) -> None:
         check(bool(self.workdir) or self.count, config_line.WORKDIR)
+        engines = [self.workers > 1, bool(self.ray), self.slurm is not None, self.jobset is not None, bool(self.unit)]
+        check(sum(engines) <= 1, "--workers, --ray, --slurm, --jobset and --unit: give one of them")
+        check(not (self.unit and self.index is not None), "--unit and --index: give one of them")
+
+    def resources(self) -> Resources:
+        """Return what a population needs of a machine."""
+        from distill_jax.experiment.work_units import Resources
+        from distill_jax.perf import slices
+
+        where = slices.find(self.slice) if self.slice else None
+        fix_hint = "name a slice of one host, such as v5e-8; what needs more is for `distill-jax run`"
+        one_host = where is None or where.chips <= 4 or where.shape == (2, 4)
+        check(one_host, f"--slice={self.slice}: has several hosts; {fix_hint}")
+        return Resources(self.cpus, self.gpus, where)
 
 
 def usage(arguments: Sequence[str]) -> str:
@@ -79,6 +111,12 @@ def main(arguments: Sequence[str]) -> int:
     file, flags = _one_point(file, flags)
     sweep = _load(file, named, config_line.workdir(flags.workdir))
     chosen = sweep if flags.index is None else sweep.of_point(flags.index)
+    if flags.ray or flags.slurm is not None or flags.jobset is not None:
+        return _place(arguments, flags, sweep, chosen)
+    if flags.unit:
+        from distill_jax.experiment import work_units
+
+        chosen = work_units.of_unit(sweep, flags.unit, flags.pack)
     if flags.dry_run:
         from distill_jax.experiment import sweep_graph
 
@@ -124,6 +162,32 @@ def _start_workers(line: Sequence[str], flags: Flags, sweep: Sweep, chosen: Swee
     return code
 
 
+def _place(line: Sequence[str], flags: Flags, sweep: Sweep, chosen: Sweep) -> int:
+    """Have an engine run the units of a sweep; with Ray, wait for them and draw the report if all is there then."""
+    from distill_jax.experiment import work_units
+    from distill_jax.experiment.engines import cluster_engine, ray_engine
+    from distill_jax.io import leases
+
+    units = work_units.work_units(chosen, flags.resources(), flags.pack)
+    command = ["sweep", *line]
+    for name in ENGINE:
+        _, command = config_line.take(command, name)
+    command = [word for word in command if word not in ("--dry-run", "--dry_run")]
+    if flags.slurm is not None:
+        return cluster_engine.slurm(units, command, flags.slurm, sweep.name, flags.dry_run)
+    if flags.jobset is not None:
+        return cluster_engine.jobset(units, command, flags.jobset, sweep.name, flags.dry_run)
+    if flags.dry_run:
+        print(work_units.preview(units))
+        return 0
+    with leases.held(config_line.workdir(flags.workdir), sweep.marker(), shared=True):
+        code = ray_engine.run(units, command, flags.ray)
+    if chosen.done:
+        _report(sweep, config_line.workdir(flags.workdir))
+        return 0
+    return code
+
+
 def _work(flags: Flags, sweep: Sweep, chosen: Sweep) -> None:
     """Compute, as one worker, what is missing."""
     from distill_jax.experiment import sweep_graph
@@ -138,7 +202,7 @@ def _work(flags: Flags, sweep: Sweep, chosen: Sweep) -> None:
             sweep_graph.run(chosen, held, flags.pack, int(os.environ.get(workers.COUNT, "1")))
         finally:
             held.close()
-        if workers.COUNT not in os.environ:
+        if workers.COUNT not in os.environ and (sweep.done or not flags.unit):
             _report(sweep, config_line.workdir(flags.workdir))
 
 

@@ -54,7 +54,7 @@ def run(argv: Sequence[str], count: int) -> int:
                     process.kill()
     if signal.SIGINT in came:
         return ExitCode.INTERRUPTED
-    return ExitCode.SAVED if came else _together(codes)
+    return ExitCode.SAVED if came else combined(codes)
 
 
 def _environment(count: int) -> dict[str, str]:
@@ -105,7 +105,7 @@ def _passing_on_signals(processes: Collection[subprocess.Popen[str]]) -> Iterato
             signal.signal(number, handler)
 
 
-def _together(codes: Sequence[int]) -> int:
+def combined(codes: Sequence[int]) -> int:
     """Return the exit code of workers that left something undone, by what there is to do about it."""
     for code in (ExitCode.INTERRUPTED, ExitCode.SAVED, ExitCode.REFUSED, ExitCode.BUG):
         if code in codes:

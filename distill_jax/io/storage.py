@@ -176,7 +176,8 @@ def create_exclusive(path: Path, data: bytes) -> bool:
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     draft.write_bytes(data)
     try:
-        os.link(draft, path)
+        with needed(path.parent, "hard links, by which workers agree who computes what"):
+            os.link(draft, path)
     except FileExistsError:
         # A network file system that asked twice says so of its own first success.
         if draft.stat().st_nlink == 1:
@@ -226,6 +227,18 @@ def remove_tree(path: Path) -> None:
     else:
         with contextlib.suppress(OSError):
             _system(path).rm(str(path), recursive=True)
+
+
+@contextlib.contextmanager
+def needed(directory: Path, what: str) -> Iterator[None]:
+    """Raise ConfigError where a file system does not have what it is asked for."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOTSUP, errno.ENOSYS, errno.EPERM, errno.ENOLCK):
+            raise
+        mend = "name a directory on another one or, of a bucket that is mounted, its address"
+        raise ConfigError(f"{directory}: its file system has no {what}; {mend}") from error
 
 
 @contextlib.contextmanager

@@ -1,0 +1,115 @@
+"""A sweep as job arrays of Slurm and as a JobSet: the graph as it is submitted, against strict stand-ins."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+import stand_in
+import yaml
+
+from distill_jax import main
+from distill_jax.experiment.engines import cluster_engine
+from tests.jobset_rules import check_jobset
+from tests.test_launch_clusters import Site
+
+pytestmark = pytest.mark.end_to_end
+
+SWEEP = """
+from distill_jax import axis, chain, product, select_stages
+
+def get_sweep(arg=""):
+    return "arithmetic:smoke", select_stages(axis("seed", 0, 1), "relearn-reference")
+"""
+LEVELS = {0: 1, 1: 2, 2: 2}  # data; two references, each a unit by --pack=1; an attack on each
+JOBSET = "--queue=q --accelerator=tpu-v6e-slice --topology=2x2 --image=repo/distill:1 --claim=work"
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch) -> Site:
+    """A checkout of the launch scripts, from which the sweep is submitted, and the cluster behind it."""
+    site = Site(tmp_path)
+    (site.root / "sweep.py").write_text(SWEEP)
+    monkeypatch.chdir(site.root)
+    monkeypatch.setattr(cluster_engine, "LAUNCH", site.root / "launch")
+    for name, value in site.env.items():
+        monkeypatch.setenv(name, value)
+    return site
+
+
+def sweep(workdir: str, *flags: str) -> int:
+    return main.main(["distill-jax", "sweep", "--sweep=sweep.py", f"--workdir={workdir}", "--pack=1", *flags])
+
+
+def test_slurm_gets_an_array_a_level_each_after_the_last(site, capfd):
+    code = sweep("runs/x", "--gpus=2", "--slurm=--partition=gpu --time=4:00:00", "--config.relearn.seeds=1")
+    assert code == 0, capfd.readouterr().err
+    calls = [stand_in.parse(call)[2] for call in site.lines("calls") if call[0] == "sbatch"]
+    assert [call["--array"] for call in calls] == ["0", "0,1", "0,1"]
+    assert [call.get("--dependency") for call in calls] == [None, "afterok:7", "afterok:8"]
+    assert [call["--gpus-per-node"] for call in calls] == ["1", "2", "2"]  # data ask for none, and Slurm gives one
+    assert {(call["--ntasks-per-node"], call["--partition"]) for call in calls} == {("1", "gpu")}
+    common = ["sweep", "--sweep=sweep.py", "--workdir=runs/x", "--pack=1", "--config.relearn.seeds=1"]
+    units = [f"--unit={level}.{index}" for level, count in LEVELS.items() for index in range(count)]
+    assert site.programs() == [[*common, unit] for unit in units]
+
+
+def test_slurm_starts_no_level_after_one_that_failed(site):
+    site.plan(**{"codes-0": [0, 0, 2]})
+    assert sweep("runs/x", "--slurm=") == 0
+    assert [words[-1] for words in site.programs()] == ["--unit=0.0", "--unit=1.0", "--unit=1.1"]
+
+
+def test_a_preempted_unit_is_put_back_into_the_queue_by_itself(site):
+    site.plan(**{"codes-0": [0, 42]})
+    assert sweep("runs/x", "--slurm=") == 0
+    units = [words[-1] for words in site.programs()]
+    assert units == [f"--unit={unit}" for unit in ("0.0", "1.0", "1.0", "1.1", "2.0", "2.1")]
+
+
+def test_a_dry_run_prints_all_submissions_and_makes_none(site, capfd):
+    assert sweep("runs/x", "--slurm=", "--dry-run") == 0
+    lines = capfd.readouterr().out.splitlines()
+    submissions = [shlex.split(line) for line in lines if line.startswith("sbatch ")]
+    assert [words[-1] for words in submissions] == [f"--unit={level}.@index@" for level in LEVELS]
+    assert "--dependency=afterok:LEVEL_1" in submissions[2]
+    assert sweep("/mnt/shared/x", f"--jobset={JOBSET}", "--dry-run") == 0
+    assert "kind: JobSet" in capfd.readouterr().out
+    assert site.lines("calls") == []
+
+
+def test_a_jobset_has_a_replicated_job_a_level_each_after_the_last(site, capfd):
+    assert sweep("/mnt/shared/x", f"--jobset={JOBSET}", "--config.arg='@job@ $(x)'") == 2  # no such setting
+    assert sweep("/mnt/shared/x", f"--jobset={JOBSET}") == 0, capfd.readouterr().err
+    jobset = yaml.safe_load((site.cloud / "applied").read_text())
+    check_jobset(jobset)
+    jobs = jobset["spec"]["replicatedJobs"]
+    assert {job["name"]: job["replicas"] for job in jobs} == {f"level-{level}": n for level, n in LEVELS.items()}
+    assert [job.get("dependsOn") for job in jobs] == [
+        None,
+        [{"name": "level-0", "status": "Complete"}],
+        [{"name": "level-1", "status": "Complete"}],
+    ]
+    for level, job in enumerate(jobs):
+        (container,) = job["template"]["spec"]["template"]["spec"]["containers"]
+        ((name, field),) = [(v["name"], v["valueFrom"]["fieldRef"]["fieldPath"]) for v in container["env"]]
+        assert field == "metadata.labels['jobset.sigs.k8s.io/job-index']"
+        assert container["args"] == ["sweep", *ARGUMENTS, f"--unit={level}.$({name})"]
+        assert job["template"]["spec"]["completions"] == 1
+
+
+ARGUMENTS = ["--sweep=sweep.py", "--workdir=/mnt/shared/x", "--pack=1"]
+
+
+@pytest.mark.parametrize(
+    ("workdir", "flags", "says"),
+    [
+        ("/mnt/shared/x", f"--jobset={JOBSET} --topology=4x4", "a unit of a sweep is one process"),
+        ("runs/x", "--slurm=--nodes=2", "a unit of a sweep is one process"),
+        ("runs/x", "--slurm=--nmae=2", "unknown flag --nmae=2"),
+    ],
+)
+def test_what_a_unit_cannot_have_is_refused(site, capfd, workdir, flags, says):
+    assert sweep(workdir, flags) == 2
+    assert says in capfd.readouterr().err and site.programs() == []
