@@ -68,7 +68,7 @@ def begin(node: Node, number: int) -> Node:
         _begin_by_rename(source, base / f".{number}", target)
     else:
         _adopt(before[-1] if before else node.directory, target)
-        storage.write_atomic(target / BEGUN, b"")
+        storage.write_atomic(target / BEGUN, b"{}")
     for path in before:
         _drop_states(path)
     return dataclasses.replace(node, directory=target)

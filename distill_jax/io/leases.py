@@ -221,7 +221,8 @@ def held(workdir: Path, marker: Mapping[str, object], *, shared: bool = False) -
         raise ConfigError(f"{where} cannot be written: {error.strerror}; choose another") from error
     with lock:
         with gate:
-            fcntl.flock(gate, fcntl.LOCK_EX)  # one at a time looks at who is here
+            with storage.needed(workdir, "locks, by which a run knows that it is alone"):
+                fcntl.flock(gate, fcntl.LOCK_EX)  # one at a time looks at who is here
             alone = _flocked(lock, fcntl.LOCK_EX)
             in_use = f"{where} is in use by another run; wait for it or stop it"
             check(alone or (shared and _flocked(lock, fcntl.LOCK_SH)), in_use)

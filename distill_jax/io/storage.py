@@ -36,6 +36,8 @@ from distill_jax.config import ConfigError, check
 
 Path = pathlib.Path  # or an epath.Path, of which mypy is told nothing: see `location`
 Version = tuple[int | str, ...]
+# For epath, which asks once, perhaps for a local path: TensorFlow takes 13 s to import, and has credentials of its own.
+os.environ["EPATH_USE_TF"] = "false"
 SCHEMES = {"gs": ("gcsfs", "pip install 'distill-jax[gcs]'"), "s3": ("s3fs", "pip install s3fs")}
 PUSH_SECONDS = 30.0  # between two uploads of a file that grows
 CACHE_GIB = "DISTILL_JAX_CACHE_GIB"  # environment variable: what the local cache may hold
@@ -90,7 +92,6 @@ def check_access(path: Path, flag: str) -> None:
 def _prepare(scheme: str) -> None:
     """Bring the library of a scheme, and have epath (and Orbax, by it) use it as we do."""
     library, mend = SCHEMES[scheme]
-    os.environ["EPATH_USE_TF"] = "false"  # TensorFlow takes 13 s to import, and has credentials of its own
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # which asks another service, by gRPC
     import fsspec
 
@@ -176,7 +177,8 @@ def create_exclusive(path: Path, data: bytes) -> bool:
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     draft.write_bytes(data)
     try:
-        os.link(draft, path)
+        with needed(path.parent, "hard links, by which workers agree who computes what"):
+            os.link(draft, path)
     except FileExistsError:
         # A network file system that asked twice says so of its own first success.
         if draft.stat().st_nlink == 1:
@@ -226,6 +228,18 @@ def remove_tree(path: Path) -> None:
     else:
         with contextlib.suppress(OSError):
             _system(path).rm(str(path), recursive=True)
+
+
+@contextlib.contextmanager
+def needed(directory: Path, what: str) -> Iterator[None]:
+    """Raise ConfigError where a file system does not have what it is asked for."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOTSUP, errno.ENOSYS, errno.EPERM, errno.ENOLCK):
+            raise
+        mend = "name a directory on another one or, of a bucket that is mounted, its address"
+        raise ConfigError(f"{directory}: its file system has no {what}; {mend}") from error
 
 
 @contextlib.contextmanager
