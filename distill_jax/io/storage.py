@@ -37,6 +37,8 @@ from distill_jax.config import ConfigError, check
 
 Path = pathlib.Path  # or an epath.Path, of which mypy is told nothing: see `location`
 Version = tuple[int | str, ...]
+# For epath, which asks once, perhaps for a local path: TensorFlow takes 13 s to import, and has credentials of its own.
+os.environ["EPATH_USE_TF"] = "false"
 SCHEMES = {"gs": ("gcsfs", "pip install 'distill-jax[gcs]'"), "s3": ("s3fs", "pip install s3fs")}
 PUSH_SECONDS = 30.0  # between two uploads of a file that grows
 CACHE_GIB = "DISTILL_JAX_CACHE_GIB"  # environment variable: what the local cache may hold
@@ -91,7 +93,6 @@ def check_access(path: Path, flag: str) -> None:
 def _prepare(scheme: str) -> None:
     """Bring the library of a scheme, and have epath (and Orbax, by it) use it as we do."""
     library, mend = SCHEMES[scheme]
-    os.environ["EPATH_USE_TF"] = "false"  # TensorFlow takes 13 s to import, and has credentials of its own
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # which asks another service, by gRPC
     import fsspec
 

@@ -15,7 +15,7 @@ from distill_jax.reports.trace_style import trace_styles
 PLACE = "panel-trials"
 HEADS = (
     *("model", "budget", "attack of record", "catalogue", "95 % interval", "retain", "won by"),
-    *("if ability is no matter", "its retain"),
+    *("if ability is no matter: record", "its retain", "catalogue", "its retain"),
 )
 UNITS = {"steps": "steps", "rows": "rows", "flops": "FLOPs"}
 
@@ -45,11 +45,20 @@ def _budget(limit: Mapping[str, Any]) -> str:
 
 
 def _row(ends: Mapping[str, Any], scale: Scale) -> list[str]:
-    best, free, record = ends["bounded"], ends["unbounded"], ends["record_unbounded"]
-    plain = [scale.show(one["worst"] if one else None) for one in (record, best)]
-    interval = f"{scale.show(best['low'])}–{scale.show(best['high'])}" if best else MISSING
-    kept = [scale.show(one["retain"] if one else None) for one in (best, free)]
-    return [*plain, interval, kept[0], _attack(best), scale.show(free["worst"] if free else None), kept[1]]
+    def score(end: str, key: str) -> str:
+        return scale.show(ends[end][key] if ends[end] else None)
+
+    best = ends["bounded"]
+    interval = f"{score('bounded', 'low')}–{score('bounded', 'high')}" if best else MISSING
+    free = [score(end, key) for end in ("record_unbounded", "unbounded") for key in ("worst", "retain")]
+    return [
+        score("record", "worst"),
+        score("bounded", "worst"),
+        interval,
+        score("bounded", "retain"),
+        _attack(best),
+        *free,
+    ]
 
 
 def _share(level: Mapping[str, Any]) -> str:
@@ -63,6 +72,8 @@ def _share(level: Mapping[str, Any]) -> str:
 def _attack(best: Mapping[str, Any] | None) -> str:
     if best is None:
         return MISSING
+    if not best["steps"] and best["learning_rate"] is not None:
+        return "no attack: the model as it is"
     rate = "" if best["learning_rate"] is None else f" at {best['learning_rate']:g}"
     return f"{best['attack']}{rate}, step {best['steps']:g}"
 

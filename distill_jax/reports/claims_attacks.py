@@ -9,7 +9,7 @@ from distill_jax.reports import premises
 from distill_jax.reports.attack_catalogue import ABILITY, AttackedModel
 from distill_jax.reports.attacked import Run
 from distill_jax.reports.premises import Model, effect, finite
-from distill_jax.statistics.conclusions import Conclusion, Effect, conclude, not_run
+from distill_jax.statistics.conclusions import Conclusion, conclude, not_run
 from distill_jax.statistics.estimates import Scores
 
 WORST = f"in the worst case of the catalogue, among attacked models that keep {ABILITY:.0%} of their retain score"
@@ -25,8 +25,8 @@ def judge_attacks(run: Run, attacked: Mapping[str, AttackedModel]) -> list[Concl
     robust = [model for model in known if model.role in (Role.UNDO, Role.RANDOM_STUDENT)]
     return [
         *(more_than_record(run, model, attacked[model.name]) for model in hiding),
-        *(still_suppressed(run, model, ends) for model in hiding),
-        *(as_robust_as_oracle(run, model, ends) for model in robust),
+        *(against_oracle(run, model, ends, more=True) for model in hiding),
+        *(against_oracle(run, model, ends, more=False) for model in robust),
     ]
 
 
@@ -43,29 +43,20 @@ def more_than_record(run: Run, model: Model, attacked: AttackedModel) -> Conclus
     return conclude(name, claim, premises=[finite([model])], effects=[gap], evidence=_words(terms, ("it", "record")))
 
 
-def still_suppressed(run: Run, model: Model, ends: Mapping[str, Scores]) -> Conclusion:
-    """Of a suppressed model more comes back than of the oracle."""
-    name = f"catalogue, suppression: {model.name}"
-    claim = f"{model.label} gives back more than an oracle, {WORST}."
-    return _against_oracle(run, model, ends, name, claim, more=True)
+def against_oracle(run: Run, model: Model, ends: Mapping[str, Scores], *, more: bool) -> Conclusion:
+    """Of a suppressed model more comes back than of the oracle; of a robust one no more.
 
-
-def as_robust_as_oracle(run: Run, model: Model, ends: Mapping[str, Scores]) -> Conclusion:
-    """A robust model gives back no more than the oracle does."""
-    name = f"catalogue, oracle: {model.name}"
-    claim = f"{model.label} gives back no more than an oracle, {WORST}."
-    return _against_oracle(run, model, ends, name, claim, more=False)
-
-
-def _against_oracle(
-    run: Run, model: Model, ends: Mapping[str, Scores], name: str, claim: str, more: bool
-) -> Conclusion:
+    Args:
+      ends: of each model the scores after the strongest attack; more: whether the claim is that more comes back.
+    """
+    name = f"catalogue, {'suppression' if more else 'oracle'}: {model.name}"
+    claim = f"{model.label} gives back {'more' if more else 'no more'} than an oracle, {WORST}."
     oracle, reference, scale = run.oracle, run.reference, run.scale
     if not oracle or oracle.name not in ends or not reference:
         return not_run(name, claim, "oracle under the catalogue, with a reference")
     terms = [(1.0, ends[model.name]), (-1.0, ends[oracle.name])]
     sense = "above" if more else "below"
-    gap: Effect = effect(f"{model.label} − {oracle.label}", terms, scale, sense, scale.margin, 1, scale.run_sd)
+    gap = effect(f"{model.label} − {oracle.label}", terms, scale, sense, scale.margin, 1, scale.run_sd)
     shared = [
         finite([model, reference]),
         premises.able(reference, oracle, scale),

@@ -51,7 +51,6 @@ FINETUNING = {
     # Batches.
     "small-batch": entry(0.5, batch=0.25),
     "large-batch": entry(batch=4),
-    "large-batch-muon": entry(2, batch=4, optimizer="muon"),
     # Data.
     "few-rows": entry(0.5, rows=8),
     "with-retain": entry(retain_weight=1.0),
