@@ -79,7 +79,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.relearn.update(warmup=0, weight_decay=0.0, evaluate_steps=(0, 16), checkpoint_every=100)
     # Of all weights one attacker at a time: several do not fit side by side. Adapters do.
     c.attack = ConfigDict({"full": (5e-5,), "lora": (3e-4, 1e-3), "lora_rank": 16, "lora_alpha": 32.0})
-    c.attack.update(full_seeds=1, lora_seeds=2, original=False)
+    c.attack.update(full_seeds=1, lora_seeds=1, original=False)
 
     if "invented" in presets:
         c.experiment, c.description = "smollm2-invented", "Keep what it knew, forget invented capitals taught before."

@@ -3,7 +3,7 @@
 # `parse`, finds them in ${flags[name]}, and starts everything through `run`, which with --dry-run only prints it.
 
 declare -A flags=() meaning=()
-names=() program=() command=(run --distributed) options=() dry_run='' workdir='' bucket=''
+names=() program=() command=(run --distributed) takes_sweeps='' options=() dry_run='' workdir='' bucket=''
 
 say() { printf '%s: %s\n' "${0##*/}" "$*" >&2; }
 
@@ -130,7 +130,7 @@ check_program() { # default-workdir; what a machine that was waited for would re
     [[ $argument != *$'\n'* ]] || refuse "an argument with a line break does not survive every cluster: ${argument@Q}"
     case $argument in
       --config=*) config=1 ;;
-      --sweep=*) config=1 command=(sweep) ;; # whose units are one process each
+      --sweep=*) [[ $takes_sweeps ]] && config=1 command=(sweep) ;; # whose units are one process each
       --workdir=*) workdir=${argument#*=} ;;
     esac
   done

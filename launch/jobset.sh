@@ -30,6 +30,7 @@ flag gcsfuse false 'the claim is a bucket: adds what its driver asks for'
 flag max-restarts 20 'a number'
 flag grace 120 'seconds to save in after SIGTERM; a Spot VM gives less than 30 of them'
 flag coordinator-port 8482 'open between the hosts, for jax.distributed'
+takes_sweeps=1
 parse "$@"
 check_name "$((${#flags[levels]} ? 23 : 26))" # NAME-slice-0-0.NAME is a label of every pod, and ends at 63
 check_program "${flags[mount]}/${flags[name]}"

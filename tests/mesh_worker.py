@@ -22,6 +22,8 @@ from distill_jax.models import lora
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import hlo
 from distill_jax.perf.collectives import KINDS, replica_groups
+from distill_jax.perf.compile_for import compile_for, topology
+from distill_jax.perf.slices import find
 from distill_jax.sharding import distributed
 from distill_jax.stages import Distill, Prepare, Pretrain, Relearn, Unlearn
 from distill_jax.stages.context import PARTS, Context, Node, RunSettings
@@ -128,27 +130,38 @@ def numbers(
     }
 
 
-def program(which: str, fsdp: int, tensor: int) -> dict[str, Any]:
-    """Return the collectives of one stage's step on all devices as two slices, and the bytes of a device's gradient."""
+def lowered(which: str, run: RunSettings, devices: Any = None) -> tuple[Any, Any, int]:
+    """Return one stage's lowered step, its mesh, and the bytes of a device's part of the gradient."""
     here = Path()
     settings = stages(1)[which]
     owners = [Node(f"{which}-{i}", s.kind, s, {}, "", here, peers=len(settings)) for i, s in enumerate(settings)]
     nodes = {node.name: node for node in owners} | {"data": Node("data", "prepare", Prepare(Data()), {}, "", here)}
-    ctx = Context(
-        MODEL, nodes, here, Progress(1, 0.0, out=io.StringIO()), RunSettings(fsdp=fsdp, tensor=tensor, slices=2)
-    )
+    ctx = Context(MODEL, nodes, here, Progress(1, 0.0, out=io.StringIO()), run)
     job = owners[0].settings.train_job(ctx, owners)
-    mesh = job.mesh(ctx)
+    mesh = job.mesh(ctx, devices)
     shapes = job.shapes(ctx, mesh)
-    module, _ = hlo.parse(job.build(mesh).lower(*shapes).compile().as_text())
+    parts = [x.sharding.shard_shape(x.shape) for x in jax.tree.leaves(shapes[0].params)]
+    return job.build(mesh).lower(*shapes), mesh, 4 * int(sum(map(np.prod, parts)))
+
+
+def program(which: str, fsdp: int, tensor: int) -> dict[str, Any]:
+    """Return the collectives of one stage's step on all devices as two slices, and the bytes of a device's gradient."""
+    step, mesh, gradient_bytes = lowered(which, RunSettings(fsdp=fsdp, tensor=tensor, slices=2))
+    module, _ = hlo.parse(step.compile().as_text())
     found = [
         {"kind": one.opcode, "groups": replica_groups(one.rest, mesh.size), "bytes": sum(hlo.sizes(one.result))}
         for computation in module.values()
         for one in computation
         if one.opcode in KINDS
     ]
-    parts = [x.sharding.shard_shape(x.shape) for x in jax.tree.leaves(shapes[0].params)]
-    return {"collectives": found, "gradient_bytes": 4 * int(sum(map(np.prod, parts)))}
+    return {"collectives": found, "gradient_bytes": gradient_bytes}
+
+
+def planned(where: str) -> dict[str, Any]:
+    """Return what a TPU's compiler says of one step on slices that are not there, all devices of one in fsdp."""
+    step, mesh, gradient_bytes = lowered("pretrain", RunSettings(fsdp=-1), topology(find(where)))
+    analysis = compile_for(step, mesh)
+    return {"network": analysis.network, "inside": analysis.collectives, "gradient_bytes": gradient_bytes}
 
 
 def main() -> None:

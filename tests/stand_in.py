@@ -50,6 +50,7 @@ COMMANDS: dict[str, tuple[list[str], dict[str, str]]] = {
     "gcloud compute tpus tpu-vm ssh": ([NAME], {**WHERE, "--worker!": r"all|\d+", "--command!": ANY}),
     # What docs/launching.md has besides: named and shaped as in gcloud's, XPK's, Docker's and kubectl's own references.
     "gcloud auth login": ([], {}),
+    "gcloud auth application-default login": ([], {}),
     "gcloud auth configure-docker": ([r"[a-z0-9-]+-docker\.pkg\.dev"], {"--quiet": ""}),
     "gcloud config set": (["project", NAME], {}),
     "gcloud projects describe": ([NAME], {"--format!": r"value\(projectNumber\)"}),

@@ -6,6 +6,7 @@ import collections
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -19,6 +20,7 @@ from distill_jax.experiment.named_config import open_config
 from distill_jax.io.files import write_json
 from distill_jax.main import main
 from distill_jax.reports import formats
+from distill_jax.sharding.mesh import split_slices
 from distill_jax.shipped import TINY
 
 pytestmark = pytest.mark.unit
@@ -141,3 +143,10 @@ def test_items_without_documents_are_asked_in_words(tmp_path):
 @pytest.mark.parametrize(("value", "text"), [(0.0, "0"), (9.1e8, "9.1 × 10⁸"), (3.34e19, "3.3 × 10¹⁹"), (None, "–")])
 def test_flops_are_written_as_numbers_of_a_sentence(value, text):
     assert formats.flops(value) == text
+
+
+def test_devices_of_a_topology_that_is_one_slice_name_none():
+    devices = [SimpleNamespace(platform="tpu", id=i) for i in range(4)]
+    assert split_slices(devices) == [devices] and split_slices(devices, 2) == [devices[:2], devices[2:]]
+    two = [SimpleNamespace(platform="tpu", slice_index=i // 2) for i in range(4)]
+    assert split_slices(two) == [two[:2], two[2:]]

@@ -282,6 +282,19 @@ def test_answer_says_what_was_reached_and_what_for() -> None:
 
 @pytest.mark.unit
 @pytest.mark.parametrize(
+    ("stage", "began"),
+    [("pretrain", "trained on everything"), ("import", "A published model was made"), ("finetune", "was taught")],
+)
+def test_answer_says_what_the_run_began_with(stage: str, began: str) -> None:
+    summary = example()
+    (reference,) = [model for model in summary["models"] if model["role"] == "reference"]
+    reference["stage"] = stage
+    text = Page(run_page.render(summary)).text
+    assert began in text and ("trained on everything" in text) == (stage == "pretrain")
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
     ("beyond", "oracle", "answer"),
     [
         (HELD, FAILED, "better than suppression alone, but less than the oracle"),

@@ -170,6 +170,49 @@ ENTRY %main (x: f32[64]) -> f32[64] {
 
 
 @pytest.mark.unit
+def test_transfers_by_the_hosts_are_counted():
+    """As libtpu 0.0.52 writes the sum over two slices of 4 chips, whose own groups it numbers from 0."""
+    attributes = '_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"'
+    ends = f"is_host_transfer=true, frontend_attributes={{{attributes}}}"
+    text = f"""
+HloModule m
+
+ENTRY %main (x: f32[2,8,128]) -> f32[2,8,128] {{
+  %x = f32[2,8,128]{{2,1,0:T(8,128)}} parameter(0)
+  %sum = f32[2,8,128]{{2,1,0:T(8,128)}} all-reduce(%x), channel_id=9, replica_groups={{{{0,1,2,3}}}}, to_apply=%add
+  %after = token[] after-all()
+  %send = (f32[2,8,128]{{2,1,0:T(8,128)}}, u32[], token[]) send(%sum, %after), channel_id=4, {ends}
+  %recv = (f32[2,8,128]{{2,1,0:T(8,128)}}, u32[], token[]) recv(%after), channel_id=1, {ends}
+  %done = (f32[2,8,128]{{2,1,0:T(8,128)}}, token[]) recv-done(%recv), channel_id=1
+  ROOT %out = f32[2,8,128]{{2,1,0:T(8,128)}} get-tuple-element(%done), index=0
+}}
+"""
+    inside, across = collectives(*hlo.parse(text), slice_of=[0] * 4 + [1] * 4)
+    assert inside == {"all-reduce": {"count": 1, "bytes": 8192 * 2 * 3 // 4}}
+    assert across == {"all-reduce": {"count": 1, "bytes": 8192}}
+
+
+@pytest.mark.end_to_end
+@pytest.mark.thorough
+def test_a_plan_for_two_slices_counts_the_gradient_once():
+    """What the TPU's compiler moves between two slices of four is each device's quarter of the gradient."""
+    code = """
+import json, sys
+from distill_jax.commands.plan import PLANNING
+import os
+os.environ.update(PLANNING)
+from tests import mesh_worker
+print(json.dumps(mesh_worker.planned("2xv5e-4")))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-2000:]
+    out = json.loads(done.stdout.splitlines()[-1])
+    ((kind, moved),) = out["network"].items()
+    assert kind == "all-reduce" and out["inside"]
+    assert out["gradient_bytes"] <= moved["bytes"] <= 3 * out["gradient_bytes"]  # filled up to whole tiles
+
+
+@pytest.mark.unit
 def test_several_slices_are_named_by_how_many():
     one, two = find("v5e-16"), find("2xv5e-16")
     assert (two.chips, two.devices, two.topology) == (32, 32, one.topology) and one.slices == 1

@@ -113,3 +113,9 @@ ARGUMENTS = ["--sweep=sweep.py", "--workdir=/mnt/shared/x", "--pack=1"]
 def test_what_a_unit_cannot_have_is_refused(site, capfd, workdir, flags, says):
     assert sweep(workdir, flags) == 2
     assert says in capfd.readouterr().err and site.programs() == []
+
+
+@pytest.mark.parametrize("launcher", ["tpu_vm.sh", "xpk.sh"])
+def test_launchers_of_one_program_on_all_hosts_take_no_sweep(site, launcher):
+    done = site.run(launcher, program=["--sweep=sweep.py", "--workdir=/mnt/shared/x"])
+    assert done.returncode == 2 and "needs --config=FILE" in done.stderr and site.lines("calls") == []

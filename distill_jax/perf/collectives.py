@@ -20,7 +20,8 @@ def collectives(module: hlo.Module, entry: str, slice_of: Sequence[int]) -> tupl
 
     Bytes are what one chip receives. A ring moves (n - 1) / n of the gathered tensor among n chips, twice that for an
     all-reduce. What the compiler split into start, steps and end shares one channel and counts once. A collective
-    whose groups have chips of several slices counts as crossing them with all its bytes.
+    whose groups have chips of several slices crosses them with all its bytes; a compiler for TPUs, whose program is
+    that of one slice, makes it a transfer by the hosts.
 
     Args:
       slice_of: the slice of each device, in the order of the program's devices.
@@ -29,10 +30,9 @@ def collectives(module: hlo.Module, entry: str, slice_of: Sequence[int]) -> tupl
     by_channel: dict[tuple[str, str, bool], tuple[int, float]] = {}
     for name, count in times.items():
         for one in module.get(name, ()):
-            kind = one.opcode.removesuffix("-start")
-            if kind not in KINDS:
+            kind, groups = _kind_and_groups(one, slice_of)
+            if not kind:
                 continue
-            groups = replica_groups(one.rest, len(slice_of))
             crosses = any(len({slice_of[i] for i in group}) > 1 for group in groups)
             channel = re.search(r"channel_id=(\d+)", one.rest)
             key = (kind, channel[1] if channel else f"{name}/{one.name}", crosses)
@@ -45,6 +45,19 @@ def collectives(module: hlo.Module, entry: str, slice_of: Sequence[int]) -> tupl
         so_far["count"] += count
         so_far["bytes"] += round(moved)
     return inside, across
+
+
+def _kind_and_groups(one: hlo.Instruction, slice_of: Sequence[int]) -> tuple[str, list[list[int]]]:
+    """Return what an instruction moves among which devices; ("", []) if it is no collective."""
+    kind = one.opcode.removesuffix("-start")
+    if kind in KINDS:
+        return kind, replica_groups(one.rest, len(slice_of))
+    transfer = re.search(r'_xla_megascale_transfer_type="(\w+)"', one.rest) if kind == "recv" else None
+    if not transfer:
+        return "", []
+    target = re.search(r'_xla_megascale_target="\{([\d,]+)\}x', one.rest)
+    firsts = [slice_of.index(i) for i in sorted(set(slice_of))]  # a device of each slice
+    return transfer[1].lower().replace("_", "-"), [firsts[: len(target[1].split(","))] if target else firsts]
 
 
 def _received(kind: str, one: hlo.Instruction, group: int) -> float:

@@ -119,7 +119,7 @@ def resists(run: Run, model: Model) -> Conclusion:
         return not_run(name, claim, "untouched model beside it")
     assert model.before and model.after
     terms = [(1.0, model.after), (-1.0, model.before)]
-    rise = rare(effect("rise of held out", terms, run.scale, "below", margin), run.scale)
+    rise = rare(effect("change of held out", terms, run.scale, "below", margin), run.scale)
     attack = run.attack_works if any(m.unlearned for m in run.models) else premises.teaches(model, run.scale)
     shared = [
         finite([model, reference]),

@@ -14,6 +14,13 @@ from distill_jax.reports.trace_style import trace_styles
 
 ROLES = ("suppressed", "undo", "student", "oracle", "best")
 
+# The stage that left the model which is to be mended -> how the run began.
+BEGAN = {
+    "pretrain": "A reference model was trained on everything and then made to suppress some of it.",
+    "import": "A published model was made to suppress some of what it knows.",
+    "finetune": "A published model was taught what it did not know, and then made to suppress that.",
+}
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -188,7 +195,8 @@ def _card(model: ModelSummary, note: str, steps: tuple[int, int, int] | None, sc
 def _what_was_done(summary: RunSummary, compared: Comparison) -> str:
     if not compared.suppressed:
         return ""
-    sentences = ["A reference model was trained on everything and then made to suppress some of it."]
+    stages = [model.get("stage") for model in summary["models"] if model.get("role") == "reference"]
+    sentences = [BEGAN.get(stages[0] or "", BEGAN["pretrain"]) if stages else BEGAN["pretrain"]]
     if compared.best:
         sentences.append("Its outputs were distilled into models whose weights had been damaged or drawn afresh.")
     attack, facts, scale = summary.get("attack") or {}, summary.get("facts") or {}, scale_of(summary)

@@ -62,7 +62,7 @@ class CopyText:
 
 
 _TERMS = {
-    "Reference": "The model trained on everything, before anything was removed.",
+    "Reference": "The model before anything was removed.",
     "Suppressed or unlearned model": "The reference after fine-tuning that makes it stop giving the forget answers. It "
     "may still hold them.",
     "Student": "A network with freshly drawn weights, trained only to copy the outputs of another model.",

@@ -36,7 +36,7 @@ from distill_jax.reports.summary_types import AttackSummary, ModelSummary, RunSu
 from distill_jax.stages import Distill
 from distill_jax.statistics.conclusions import to_json
 from distill_jax.statistics.estimates import Scores, band
-from distill_jax.statistics.robustness import Attack, curves, kept_scores, read_attack
+from distill_jax.statistics.robustness import Attack, curves, kept_scores, of_seeds, read_attack
 
 SHOWN = ("pretrain", "finetune", "import", "unlearn", "distill", "quantise")  # the kinds of stages that are models
 CAUSES = ("student", "teacher", "evaluation")
@@ -190,7 +190,9 @@ def _attacks(nodes: Sequence[Node], scale: Scale, facts: Mapping[str, int]) -> d
     for kind, same in by_weights.items():
         asked = [node.result().get("prompts_by_fact") for node in same]
         prompts = asked[0] if all(asked) else None
-        rows = [row for node in same for row in node.rows()]
+        # A seed that not all rates were tried with would have a worst case of fewer rates.
+        seeds = min(node.settings.seeds for node in same)
+        rows = [row for node in same for row in of_seeds(node.rows(), seeds)]
         read[kind] = read_attack(rows, scale, prompts, facts["heldout"], facts["shown"])
     return read
 

@@ -98,7 +98,8 @@ def split_slices(devices: Sequence[jax.Device], slices: int = 0) -> list[list[ja
     """
     by_index: dict[int, list[jax.Device]] = {}
     for device in devices:  # what a GPU calls a slice is a host
-        by_index.setdefault(device.slice_index if device.platform == "tpu" else 0, []).append(device)
+        of_slice = getattr(device, "slice_index", 0)  # a topology of one slice has none
+        by_index.setdefault(of_slice if device.platform == "tpu" else 0, []).append(device)
     if len(by_index) > 1:
         if slices not in (0, len(by_index)):
             raise ValueError(f"slices = {slices}: these devices are in {len(by_index)} slices")

@@ -65,6 +65,11 @@ def _table(rows: Sequence[dict[str, Any]], value: Any, shape: tuple[int, ...]) -
     return steps, rates, table
 
 
+def of_seeds(rows: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """Return the rows of the first `count` seeds' attackers, and those that are of no attacker."""
+    return [row for row in rows if not row.get("member") or _seed(row["member"]) < count]
+
+
 def _rate(label: str) -> float:
     return float(re.fullmatch(r"lr=([^,]+),seed=(\d+)", label)[1])  # type: ignore[index]
 
