@@ -17,7 +17,7 @@ the random student and the oracle resist most.
 from ml_collections import ConfigDict
 
 from distill_jax.data.arithmetic.equations import ArithmeticConfig
-from distill_jax.experiment.damage_rounds import damage_settings
+from distill_jax.experiment.damage_rounds import damage_rounds, damage_settings
 from distill_jax.experiment.experiment import Experiment
 from distill_jax.experiment.section import section, unlearn_section
 from distill_jax.models.presets import preset
@@ -35,7 +35,7 @@ from distill_jax.stages import (
 )
 from distill_jax.stages.context import RunSettings
 
-MORE_METHODS = ("gradascent", "wga", "npo", "simnpo", "undial", "dpo")
+MORE_METHODS = ("gradascent", "wga", "npo", "simnpo", "undial", "dpo", "selective")
 # Of an attack, which tries `learning_rates`, each constant.
 FIXED_RATE = ("learning_rate", "final_learning_rate")
 
@@ -74,10 +74,13 @@ def get_config(arg: str = "") -> ConfigDict:
     for name in MORE_METHODS:  # at this size never run
         c[name] = unlearn_section(name, **suppress, learning_rate=9e-5, final_learning_rate=9e-5)
     c.dpo.update(refusal_ids=(3,), loss_on="answer")  # <unk>, which no text has
+    c.selective.update(epsilon=1.0, learning_rate=0.1, final_learning_rate=0.1)  # along the gradient, of length 0.1
     c.methods = ()  # of `MORE_METHODS`, those that are run beside, with a random student each
     c.distill = section(Distill, "data", "stop", steps=1000, batch=360, learning_rate=7e-4, final_learning_rate=7e-5)
     c.distill.evaluate_every = 20
     c.undo = ConfigDict({"alphas": (0.2, 0.4, 0.6, 0.8), "method": "maxent", **section(Perturb, "alpha")})
+    c.undo.update(rounds=1, recover="distill")  # or "train" on retain data, by `retrain`
+    c.retrain = section(Finetune, "data", steps=100, batch=360, learning_rate=7e-4, final_learning_rate=7e-5)
     c.budget = ConfigDict({"steps": 300})  # of a random student that stops there, recovered or not
     c.bits = ()  # to which every attacked model is rounded and attacked again, such as (8, 4)
     # Whether MaxEnt's hidden states are stored once and its students read them instead of running it.
@@ -110,8 +113,11 @@ def _cpu(c: ConfigDict) -> None:
     c.maxent.update(**suppress)
     c.graddiff.update(**suppress)
     c.rmu.update(**{**suppress, "steps": 200}, layer=2, train_layers=2, retain_weight=4.0)
-    for name in MORE_METHODS:
+    for name in MORE_METHODS:  # these rates were tried, on this model and one seed (docs/choices.md)
         c[name].update(**suppress)
+    c.gradascent.update(learning_rate=5e-5, final_learning_rate=5e-5)
+    c.selective.update(learning_rate=0.1, final_learning_rate=0.1)
+    c.retrain.update(steps=400, **{**fast, "learning_rate": 2e-3, "final_learning_rate": 2e-4})
     # A teacher says something about every token: learning from all of them, a random student recovers in half the
     # steps and reads wordings it never met as well as its teacher does.
     recover = {"loss_on": "all", "learning_rate": 2e-3, "final_learning_rate": 2e-4}
@@ -126,7 +132,7 @@ def _smoke(c: ConfigDict) -> None:
     c.model.update(layers=1, hidden=16, mlp=32, heads=2, kv_heads=1, head_dim=8, unroll=1)
     c.data.update(addition_max=6, multiplication_max=6, equations=400, word_problems=400, evaluation_prompts=4)
     more = [c[name] for name in MORE_METHODS]
-    for stage in (c.reference, c.oracle, c.taught, c.maxent, c.graddiff, c.rmu, c.distill, c.relearn, *more):
+    for stage in (c.reference, c.oracle, c.taught, c.maxent, c.graddiff, c.rmu, c.distill, c.retrain, c.relearn, *more):
         stage.update(steps=8, batch=4)
     c.rmu.update(layer=1, train_layers=1)
     c.distill.evaluate_every = 4
@@ -160,19 +166,51 @@ def _stages(c: ConfigDict) -> dict[str, Stage]:
     if c.cache_teacher:
         stages["states-maxent"] = Cache(teacher="maxent", **c.cache)
     stages["student"] = Distill(teacher="maxent", **cached, **c.distill, **seed)
+    stages |= {f"student-{name}": Distill(teacher=name, **c.distill, **seed) for name in c.methods}
     if len(set(c.undo.alphas)) < len(c.undo.alphas):
         raise ValueError(f"undo.alphas = {c.undo.alphas}: give every α once")
     for alpha in c.undo.alphas:
-        stages[f"damaged-{alpha}"] = Perturb(start=c.undo.method, alpha=alpha, **damage_settings(c.undo), **seed)
-        from_cache = cached if c.undo.method == "maxent" else {}
-        start = {"teacher": c.undo.method, "start": f"damaged-{alpha}", **from_cache}
-        stages[f"undo-{alpha}"] = Distill(**start, **c.distill, **seed)
+        stages |= _undo(c, alpha, cached if c.undo.method == "maxent" else {})
     if c.full:
         stages |= _controls(c, seed)
-    attacked = [name for name, stage in stages.items() if stage.kind not in ("perturb", "cache")]
+    steps_on_the_way = [name for name in stages if "-recovered-" in name]
+    attacked = [
+        n for n, stage in stages.items() if stage.kind not in ("perturb", "cache") and n not in steps_on_the_way
+    ]
     rounded = {f"int{bits}-{name}": Quantise(start=name, bits=bits) for bits in c.bits for name in attacked}
     relearn = {f"relearn-{name}": Relearn(start=name, **c.relearn, **seed) for name in (*attacked, *rounded)}
     return stages | rounded | relearn
+
+
+def _undo(c: ConfigDict, alpha: float, cached: dict) -> dict[str, Stage]:
+    """Return the stages that damage the suppressed model and let it recover, once or in several rounds."""
+    method, seed = c.undo.method, {"seed": c.seed}
+    if c.undo.recover not in ("distill", "train"):
+        raise ValueError(f"undo.recover = {c.undo.recover!r}: choose 'distill' or 'train'")
+
+    def recover(start: str) -> Stage:
+        if c.undo.recover == "train":
+            return Finetune(start=start, data="retain", **c.retrain, **seed)
+        return Distill(teacher=method, start=start, **cached, **c.distill, **seed)
+
+    damage = {"alpha": alpha, **damage_settings(c.undo), **seed}
+    if c.undo.rounds != 1:
+        return damage_rounds(f"undo-{alpha}", method, c.undo.rounds, recover, **damage)
+    return {f"damaged-{alpha}": Perturb(start=method, **damage), f"undo-{alpha}": recover(f"damaged-{alpha}")}
+
+
+def _labelled(c: ConfigDict, seed: dict) -> dict[str, Stage]:
+    """Return what a labeller's sets are for: filters before pretraining, and students of the rest alone."""
+    stages: dict[str, Stage] = {}
+    if c.data.filter_labels or c.data.labeller == "noisy":
+        # With the same labels as an unlearning method: drop what a filter calls forbidden, and distil the reference.
+        stages["filtered"] = Distill(teacher="reference", data="filtered", **c.distill, **seed)
+    if c.data.labeller == "noisy":
+        stages["pretrained-filtered"] = Pretrain(data="filtered", **c.oracle, **seed)
+    if "masked" in c.data.label_sets:
+        stages["pretrained-masked"] = Pretrain(data="masked", **{**c.oracle, "loss_on": "answer"}, **seed)
+        stages["masked"] = Distill(teacher="reference", data="masked", **{**c.distill, "loss_on": "unmarked"}, **seed)
+    return stages
 
 
 def _known_truth(c: ConfigDict, seed: dict) -> dict[str, Stage]:
@@ -186,10 +224,8 @@ def _known_truth(c: ConfigDict, seed: dict) -> dict[str, Stage]:
 
 
 def _controls(c: ConfigDict, seed: dict) -> dict[str, Stage]:
-    # With the same labels as an unlearning method: drop what a filter calls forbidden, and distil the reference.
-    filtered = {"filtered": Distill(teacher="reference", data="filtered", **c.distill, **seed)}
     return {
-        **(filtered if c.data.filter_labels else {}),
+        **_labelled(c, seed),
         "student-graddiff": Distill(teacher="graddiff", **c.distill, **seed),
         "student-rmu": Distill(teacher="rmu", **c.distill, **seed),
         # α = 0: distilled from itself without damage.

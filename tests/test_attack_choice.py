@@ -158,3 +158,13 @@ def test_compute_to_a_level_is_a_share_of_the_oracles_attackers_or_bounded_by_it
     ]
     robust = slowdown_of(0.05, 0.25)
     assert [(one["share"], one["bound"]) for one in robust] == [(2.0, "at least"), (1.0, "at least"), (None, None)]
+
+
+def test_a_catalogue_that_trains_nothing_has_one_budget_and_no_compute():
+    """Edits of weights alone, on a run without an attack of record."""
+    edited = AttackedModel([configuration(np.ones((SEEDS, 1, FACTS)))], [], PROMPTS, 0.0, 0.0)
+    found = summary({"m": edited}, ACCURACY)
+    assert found["budgets"] == [{"axis": "steps", "amount": 0.0}]
+    (row,), slowdown = found["models"]["m"]["by_budget"], found["models"]["m"]["slowdown"]
+    assert row["bounded"]["worst"] == 1.0 and row["record"] is None
+    assert [(one["flops"], one["reached"], one["share"]) for one in slowdown] == [(0.0, True, None)] * 3

@@ -9,10 +9,12 @@ from __future__ import annotations
 import concurrent.futures
 import errno
 import fcntl
+import gzip
 import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +26,8 @@ import pytest
 
 from distill_jax.api import read_summary
 from distill_jax.config import ConfigError
+from distill_jax.data import lines
+from distill_jax.data.text.sources import Source, check_files
 from distill_jax.io import google_storage, storage
 from distill_jax.io.leases import Leases, held
 from distill_jax.main import main
@@ -322,3 +326,37 @@ def test_a_file_system_without_links_or_locks_is_refused_in_a_line(tmp_path, mon
     monkeypatch.setattr(fcntl, "flock", refuse)
     with pytest.raises(ConfigError, match="has no locks"), held(tmp_path / "run", {"experiment": "e"}):
         pass
+
+
+@pytest.mark.end_to_end
+def test_models_and_configs_are_read_and_written_by_their_addresses(config, finished, bucket, capsys, tmp_path):
+    """A node is exported into the bucket, imported from there, and is the model that a local copy of it is."""
+    (node,) = (storage.location(finished) / "nodes").glob("reference-*")
+    assert main(["distill-jax", "export", f"--model={node}", "--to=gs://bucket/published/tiny"]) == 0
+    storage.copy(storage.location("gs://bucket/published/tiny/config.json"), tmp_path / "config.json")
+    assert json.loads((tmp_path / "config.json").read_text())["model_type"]
+    line = ["distill-jax", "import", "--from=gs://bucket/published/tiny", "--workdir=gs://bucket/imported"]
+    assert main(line) == 0
+    address = capsys.readouterr().out.split("import: ")[-1].strip()
+    assert re.fullmatch(r"gs://bucket/imported/nodes/tiny-[0-9a-f]{12}", address)
+    shutil.copytree(storage.local_copy(storage.location("gs://bucket/published/tiny")), tmp_path / "tiny")
+    assert main([*line[:2], f"--from={tmp_path}/tiny", f"--workdir={tmp_path}/imported"]) == 0
+    assert capsys.readouterr().out.strip().endswith(Path(address).name)  # an identity is one of contents
+    storage.write_atomic(storage.location("gs://bucket/configs/mine.py"), config.read_bytes())
+    assert run("gs://bucket/configs/mine.py:smoke", finished) == 0
+    assert run("gs://bucket/configs/other.py", finished) == 2
+    assert "gs://bucket/configs/other.py: there is nothing at this address" in capsys.readouterr().err
+
+
+@pytest.mark.unit
+def test_corpora_are_read_by_their_addresses(place):
+    for name, text in {"a.txt": "one\ntwo\n", "b.txt": "three\n", "c.md": "four\n"}.items():
+        storage.write_atomic(place / name, text.encode())
+    storage.write_atomic(place / "d.txt", gzip.compress(b"five\n"))
+    source = Source(f"{place}/*.txt")
+    assert source.files == [f"{place}/{name}" for name in ("a.txt", "b.txt", "d.txt")]
+    check_files(source, "retain")
+    read = [line for path in source.files for _, line in lines.numbered(path)]
+    assert [line.strip() for line in read] == [b"one", b"two", b"three", b"five"]
+    with pytest.raises(ConfigError, match="no such file"):
+        check_files(Source(f"{place}/nothing.txt"), "retain")

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from distill_jax.config import Interrupted
+from distill_jax.io import presence
 from distill_jax.io.node import Node
 from distill_jax.io.node_files import TIMINGS
 from distill_jax.io.presence import Presence, read_workers
@@ -96,6 +97,7 @@ def test_spans_within_spans_count_once(seed):
 
 @pytest.mark.unit
 def test_what_jax_compiles_is_compiling_wherever_it_happens():
+    before = time.monotonic()
     clock, began = Clock(), time.monotonic()
 
     def traced(x):
@@ -104,9 +106,10 @@ def test_what_jax_compiles_is_compiling_wherever_it_happens():
 
     with clock.spent_on("evaluate"):
         jax.jit(lambda x: jax.jit(traced)(x) + 1)(jnp.ones(3))
-    seconds, wall = clock.split(), time.monotonic() - began
+    least = time.monotonic() - began
+    seconds, wall = clock.split(), time.monotonic() - before
     assert seconds["compile"] >= 0.3  # the inner trace is within the outer one, and counts once
-    assert sum(seconds.values()) == pytest.approx(wall, abs=0.01) and seconds["compile"] <= wall
+    assert least <= sum(seconds.values()) <= wall and seconds["compile"] < wall
 
 
 @pytest.mark.unit
@@ -240,7 +243,6 @@ with Presence(workdir, heartbeat=0.05) as presence, presence.computing([node], l
         time.sleep(0.2)
     clock.mark("", 5)
     with clock.spent_on("step"):
-        time.sleep(0.4)
         print("ready", flush=True)
         time.sleep(60)
 """
@@ -252,6 +254,8 @@ def test_a_killed_process_leaves_its_time_and_that_it_is_gone(tmp_path):
     assert process.stdout.readline() == "ready\n"
     (worker,) = read_workers(tmp_path)
     assert worker.nodes == ["nodes/x-0123456789ab"] and not worker.silence(time.time())
+    while read_timings(tmp_path / "nodes/x-0123456789ab").kept()["restart"] < 0.3:
+        time.sleep(0.05)  # it is written now and then
     process.send_signal(signal.SIGKILL)
     process.wait()
     process.stdout.close()
@@ -290,18 +294,20 @@ def finished(directory, name, seconds, flops=0.0):
     return node
 
 
-def test_two_workers_waiting_for_each_other_are_idle(tmp_path):
-    """One computes while the other waits for its lease: all that both were there adds up."""
+def test_two_workers_waiting_for_each_other_are_idle(tmp_path, monkeypatch):
+    """One computes for 20 s while the other waits for its lease: all that both were there adds up."""
+    now = [100.0]
+    monkeypatch.setattr(presence, "time", SimpleNamespace(monotonic=lambda: now[0], time=lambda: now[0]))
     made = [finished(tmp_path, "a", {"step": 3.0, "compile": 1.0}, 6e9), finished(tmp_path, "b", {"step": 1.0}, 1e9)]
     with Presence(tmp_path) as one, Presence(tmp_path) as other:
         with one.computing([made[0].directory], lambda: None):
-            time.sleep(0.2)
-        time.sleep(0.1)
+            now[0] += 20
+        now[0] += 3
         assert not other._record.nodes
     workers = read_workers(tmp_path)
     assert [worker.ended for worker in workers] == ["done", "done"]
     outside = sum(worker.outside for worker in workers)
-    assert outside == pytest.approx(0.1 + 0.3, abs=0.15)
+    assert outside == 3 + 23
     found = goodput_summary.summarise(made, tmp_path)
     assert found["workers"] == 2 and found["total"]["seconds"]["idle"] == pytest.approx(outside)
     assert sum(found["total"]["seconds"].values()) == pytest.approx(5.0 + outside)

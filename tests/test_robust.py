@@ -52,13 +52,17 @@ def gradient(params, only):
     return {"x": grads}, values
 
 
+def each(f, *trees):
+    return jax.vmap(f)(*trees)
+
+
 def unit(x):
     return x / np.sqrt((x**2).sum())
 
 
 @pytest.mark.parametrize("rest", [("retain",), ()])
 def test_sharpness_takes_the_forget_gradient_uphill_and_the_retain_gradient_where_it_is(rest):
-    grads, values = jit(lambda p: SharpnessAware(0.3, rest)(gradient, p))({"x": np.float32(AT)})
+    grads, values = jit(lambda p: SharpnessAware(0.3, rest)(gradient, p, each))({"x": np.float32(AT)})
     for x, found in zip(AT, np.asarray(grads["x"]), strict=True):
         expected = slope("forget", x + 0.3 * unit(slope("forget", x))) + sum(slope(term, x) for term in rest)
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
@@ -68,7 +72,7 @@ def test_sharpness_takes_the_forget_gradient_uphill_and_the_retain_gradient_wher
 
 
 def test_tampering_takes_the_mean_forget_gradient_along_the_attack():
-    grads, values = jit(lambda p: TamperResistant(3, 0.2, ("retain",))(gradient, p))({"x": np.float32(AT)})
+    grads, values = jit(lambda p: TamperResistant(3, 0.2, ("retain",))(gradient, p, each))({"x": np.float32(AT)})
     for x, found in zip(AT, np.asarray(grads["x"]), strict=True):
         path = [x]
         for _ in range(3):
@@ -107,7 +111,7 @@ def test_what_retain_data_use_of_a_matrix_is_out_of_the_update():
     def of(params, only):
         return jax.tree.map(lambda x: x[None], forget if only == ("forget",) else retain), {only[0]: jnp.zeros(1)}
 
-    grads, _ = jit(lambda: ProjectedOut(rank)(of, None))()
+    grads, _ = jit(lambda: ProjectedOut(rank)(of, None, each))()
     for (path, total), f, r in zip(
         jax.tree_util.tree_leaves_with_path(grads), jax.tree.leaves(forget), jax.tree.leaves(retain), strict=True
     ):

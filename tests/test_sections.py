@@ -17,8 +17,16 @@ pytestmark = pytest.mark.unit
 
 ROOT = Path(__file__).parents[1]
 # Presets that use every section, with what else it takes.
-EVERY = {
-    "arithmetic": ("smoke,full", {"cache_teacher": True, "data.filter_labels": 10}),
+EVERY: dict[str, tuple[str, dict[str, Any]]] = {
+    "arithmetic": (
+        "smoke,full",
+        {
+            "cache_teacher": True,
+            "data.filter_labels": 10,
+            "undo.recover": "train",
+            "methods": ("gradascent", "wga", "npo", "simnpo", "undial", "dpo", "selective"),
+        },
+    ),
     "language": ("smoke", {"methods": ("maxent", "graddiff", "rmu")}),
     "wmdp": ("smoke", {}),
     "auditbench": ("smoke", {}),

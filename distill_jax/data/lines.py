@@ -23,6 +23,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import IO, Any, NoReturn, cast
 
 from distill_jax.config import ConfigError
+from distill_jax.io import storage
 from distill_jax.io.storage import is_local, location
 from distill_jax.types import JsonObject
 
@@ -53,10 +54,10 @@ def is_gzipped(path: str) -> bool:
 
 def open_bytes(path: str) -> IO[bytes]:
     """Open a file behind its byte order mark; what is gzipped is read as what it holds."""
-    place, file = location(path), cast(IO[bytes], location(path).open("rb"))  # the caller closes it
+    place, file = location(path), storage.open_bytes(location(path))  # the caller closes it
     if is_gzipped(path):
         file.close()
-        file = cast(IO[bytes], gzip.open(place if is_local(place) else place.open("rb")))  # noqa: SIM115 - nor this
+        file = cast(IO[bytes], gzip.open(place if is_local(place) else storage.open_bytes(place)))  # noqa: SIM115 - nor this
     if file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
         file.seek(0)
     return file

@@ -6,6 +6,7 @@ a moment ago.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import time
@@ -208,8 +209,11 @@ def lines(status: Status, now: float) -> Iterator[str]:
         yield f"  worker {worker['worker']}, began {clock(worker['began'])}, {worker['state']}{what}"
     many = len(status.nodes) > 40
     shown = [node for node in status.nodes if not many or node.state not in ("done", "waiting", "ready")]
-    width = max((len(node.name) for node in shown), default=0)
-    yield from (f"  {node.state:8}  {node.name:{width}}  {_words(node, now)}".rstrip() for node in shown)
+    common = collections.Counter(node.name for node in status.nodes)  # points of a sweep have stages of one name
+    labels = [node.name if common[node.name] == 1 else node.directory for node in shown]
+    width = max(map(len, labels), default=0)
+    for node, label in zip(shown, labels, strict=True):
+        yield f"  {node.state:8}  {label:{width}}  {_words(node, now)}".rstrip()
 
 
 def _words(node: NodeStatus, now: float) -> str:

@@ -23,6 +23,7 @@ import fcntl
 import functools
 import glob as globbing
 import hashlib
+import io
 import os
 import pathlib
 import shutil
@@ -36,6 +37,8 @@ from distill_jax.config import ConfigError, check
 
 Path = pathlib.Path  # or an epath.Path, of which mypy is told nothing: see `location`
 Version = tuple[int | str, ...]
+# For epath, which asks once, perhaps for a local path: TensorFlow takes 13 s to import, and has credentials of its own.
+os.environ["EPATH_USE_TF"] = "false"
 SCHEMES = {"gs": ("gcsfs", "pip install 'distill-jax[gcs]'"), "s3": ("s3fs", "pip install s3fs")}
 PUSH_SECONDS = 30.0  # between two uploads of a file that grows
 CACHE_GIB = "DISTILL_JAX_CACHE_GIB"  # environment variable: what the local cache may hold
@@ -90,7 +93,6 @@ def check_access(path: Path, flag: str) -> None:
 def _prepare(scheme: str) -> None:
     """Bring the library of a scheme, and have epath (and Orbax, by it) use it as we do."""
     library, mend = SCHEMES[scheme]
-    os.environ["EPATH_USE_TF"] = "false"  # TensorFlow takes 13 s to import, and has credentials of its own
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # which asks another service, by gRPC
     import fsspec
 
@@ -278,6 +280,12 @@ def free_bytes(directory: Path) -> float:
 def read_bytes(path: Path) -> bytes:
     """Return a file's contents; of an object by one request."""
     return path.read_bytes() if is_local(path) else bytes(_system(path).cat_file(str(path)))
+
+
+def open_bytes(path: Path) -> IO[bytes]:
+    """Open a file to read, as Python's own `open` does: fsspec's files lack a part of it, such as `readline(limit)`."""
+    file = path.open("rb")
+    return cast(IO[bytes], file if is_local(path) else io.BufferedReader(cast(Any, file), 2**20))
 
 
 def is_file(path: Path) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from distill_jax.io.files import read_json, write_json
 from distill_jax.io.node_files import DONE, TIMINGS
+from distill_jax.io.storage import is_file
 from distill_jax.perf.clock import CAUSES, Clock, Timings
 
 
@@ -24,6 +25,6 @@ def read_timings(directory: Path) -> Timings:
 def write_timings(directories: Sequence[Path], clock: Clock) -> None:
     """Write what each node has taken so far, but of those that are finished meanwhile."""
     for directory, timings in zip(directories, clock.timings(), strict=True):
-        if not (directory / DONE).exists():
+        if not is_file(directory / DONE):
             with contextlib.suppress(OSError):
                 write_json(directory / TIMINGS, {**timings.as_json(), "training": clock.training()})

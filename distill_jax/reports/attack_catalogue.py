@@ -156,8 +156,11 @@ def _step_flops(node: Node) -> float:
 
 
 def budgets(models: Mapping[str, AttackedModel]) -> list[Budget]:
-    """Return the budgets of the tables: what the catalogue's first attack had spent when it was measured."""
-    first = next(c for model in models.values() for c in model.configurations if len(c.steps) > 1)
+    """Return the budgets of the tables: what the first attack that trains had spent when it was measured."""
+    trained = (c for model in models.values() for c in (*model.configurations, *model.record) if len(c.steps) > 1)
+    first = next(trained, None)
+    if first is None:
+        return [("steps", 0.0)]
     return [(axis, float(amount)) for axis in AXES for amount in first.spent(axis) if amount > 0]
 
 
@@ -182,7 +185,7 @@ def summary(models: Mapping[str, AttackedModel], scale: Scale, oracle: str | Non
 
 def _compute_to(model: AttackedModel, level: float, scale: Scale) -> tuple[float, bool]:
     """Return the FLOPs of one attacker that bring a level back, and whether any do; else the most that was spent."""
-    costs = sorted({float(cost) for c in model.configurations for cost in c.flops if cost > 0})
+    costs = sorted({float(cost) for c in model.configurations for cost in c.flops})
     ends = [(cost, choice.scores.value) for cost in costs if (choice := model.worst(("flops", cost)))]
     return cost_to_reach([cost for cost, _ in ends], [value for _, value in ends], level, scale)
 
@@ -197,7 +200,7 @@ def _slowdown(own: Sequence[tuple[float, bool]], oracle: Sequence[tuple[float, b
     for i, (cost, reached) in enumerate(own):
         other, there = oracle[i] if oracle else (math.nan, False)
         bound = None if reached == there else "at most" if reached else "at least"
-        share = cost / other if oracle and (reached or there) else None
+        share = cost / other if oracle and other and (reached or there) else None
         out.append({"flops": cost, "reached": reached, "share": share, "bound": bound if share is not None else None})
     return out
 

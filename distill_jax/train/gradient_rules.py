@@ -1,7 +1,8 @@
 """How a step's gradient is made of those of its loss terms, where it is not their sum at the weights as they are.
 
 A rule is given gradients of chosen terms, each over the whole global batch: it knows of no microbatches, and so is
-right under any number of them. Trees are of all members, [P, ...].
+right under any number of them. Trees are of all members, [P, ...]; what is done to a member's own is done by `each`,
+where the member lies, so that no device waits for another.
 """
 
 from __future__ import annotations
@@ -23,20 +24,19 @@ Metrics = dict[str, jax.Array]
 TermGradient = Callable[[Params, tuple[str, ...]], tuple[Params, Metrics]]
 
 
+Each = Callable[..., Params]  # (f, *trees [P, ...]) -> f of each member's own
+
+
 class GradientRule(Protocol):
     """Return the members' gradient and loss terms, given those of chosen terms at any weights."""
 
-    def __call__(self, gradient: TermGradient, params: Params) -> tuple[Params, Metrics]: ...
+    def __call__(self, gradient: TermGradient, params: Params, each: Each) -> tuple[Params, Metrics]: ...
 
 
-def moved(params: Params, direction: Params, length: float) -> Params:
-    """Return weights moved by a length along a direction, each member along its own; not where that is 0."""
-
-    def of_member(params: Params, direction: Params) -> Params:
-        scale = length / jnp.maximum(optax.tree.norm(direction), 1e-12)
-        return jax.tree.map(lambda w, g: (w + scale * g).astype(w.dtype), params, direction)
-
-    return jax.vmap(of_member)(params, direction)
+def moved(length: float, params: Params, direction: Params) -> Params:
+    """Return one member's weights moved by a length along a direction; not where that is 0."""
+    scale = length / jnp.maximum(optax.tree.norm(direction), 1e-12)
+    return jax.tree.map(lambda w, g: (w + scale * g).astype(w.dtype), params, direction)
 
 
 def _sum(a: Params, b: Params) -> Params:
@@ -57,9 +57,9 @@ class SharpnessAware:
     radius: float
     rest: tuple[str, ...]
 
-    def __call__(self, gradient: TermGradient, params: Params) -> tuple[Params, Metrics]:
+    def __call__(self, gradient: TermGradient, params: Params, each: Each) -> tuple[Params, Metrics]:
         uphill, values = gradient(params, ("forget",))
-        grads, _ = gradient(moved(params, uphill, self.radius), ("forget",))
+        grads, _ = gradient(each(functools.partial(moved, self.radius), params, uphill), ("forget",))
         if self.rest:
             other, more = gradient(params, self.rest)
             grads, values = _sum(grads, other), values | more
@@ -83,13 +83,13 @@ class TamperResistant:
     length: float
     rest: tuple[str, ...]
 
-    def __call__(self, gradient: TermGradient, params: Params) -> tuple[Params, Metrics]:
+    def __call__(self, gradient: TermGradient, params: Params, each: Each) -> tuple[Params, Metrics]:
         total, values = gradient(params, ("forget",))
 
         def step(carry: tuple[Params, Params], _: None) -> tuple[tuple[Params, Params], Metrics]:
             at, total = carry
             towards, attacked = gradient(at, ("attack",))
-            at = moved(at, towards, -self.length)
+            at = each(functools.partial(moved, -self.length), at, towards)
             return (at, _sum(total, gradient(at, ("forget",))[0])), attacked
 
         (_, total), attacked = jax.lax.scan(step, (params, total), None, length=self.steps)
@@ -114,11 +114,11 @@ class ProjectedOut:
 
     rank: int
 
-    def __call__(self, gradient: TermGradient, params: Params) -> tuple[Params, Metrics]:
+    def __call__(self, gradient: TermGradient, params: Params, each: Each) -> tuple[Params, Metrics]:
         forget, values = gradient(params, ("forget",))
         retain, more = gradient(params, ("retain",))
-        of_members = jax.vmap(functools.partial(jax.tree_util.tree_map_with_path, self._project))
-        return _sum(of_members(forget, retain), retain), values | more
+        project = functools.partial(jax.tree_util.tree_map_with_path, self._project)
+        return _sum(each(project, forget, retain), retain), values | more
 
     def _project(self, path: tuple[jax.tree_util.DictKey, ...], forget: jax.Array, retain: jax.Array) -> jax.Array:
         name, stacked = path[-1].key, path[0].key == "layers"

@@ -175,7 +175,13 @@ class _Step:
                 found, values = self.gradients(at, batch, teacher_params, base, only)
                 return self._masked(found), values  # the mask broadcasts over members
 
-            grads, losses = rule(of_terms, state.params)
+            def each(f: Callable[..., Params], *trees: Params) -> Params:
+                def of_member(trees: tuple[Params, ...], _: None) -> Params:
+                    return f(*trees)
+
+                return over_members(of_member, self.config.layout.mesh)(trees, None)
+
+            grads, losses = rule(of_terms, state.params, each)
         else:
             grads, losses = self.gradients(members, batch, teacher_params, base)
         loss = sum(losses.values())  # not finite as soon as one term is not

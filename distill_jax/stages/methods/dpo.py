@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from distill_jax.losses.cross_entropy import Sum
 from distill_jax.losses.preference import Documents, dpo
 from distill_jax.models.transformer import Params, TransformerConfig
-from distill_jax.stages.methods.method import DocumentMethod
+from distill_jax.stages.methods.method import DocumentMethod, start_head
 from distill_jax.train.batch import PackedRows
 from distill_jax.train.step import Batch
 from distill_jax.types import PyTree
@@ -82,7 +82,7 @@ class DPO(DocumentMethod):
 
         def advantage(rows: PackedRows, name: str) -> tuple[jax.Array, Documents]:
             nll, documents = self.nll(cfg, chunk, params, rows)
-            return self.start_nll(cfg, chunk, rows, teacher_outputs, name) - nll, documents
+            return self.start_nll(cfg, chunk, rows, start_head(teacher_outputs, name)) - nll, documents
 
         won, _ = advantage(self.refused(rows), "refusal")
         lost, documents = advantage(rows, "forget")

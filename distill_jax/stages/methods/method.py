@@ -213,8 +213,6 @@ class DocumentMethod(RetainingMethod):
         nll = head_nll(cfg, chunk, head_of(params, hidden), rows.tokens[:, 1:])
         return nll, Documents(rows.segments[:, 1:], mask)
 
-    def start_nll(
-        self, cfg: TransformerConfig, chunk: int, rows: PackedRows, teacher_outputs: PyTree, name: str = "forget"
-    ) -> jax.Array:
+    def start_nll(self, cfg: TransformerConfig, chunk: int, rows: PackedRows, start: Head) -> jax.Array:
         """Return -log p of every next token of the starting model, [B, T - 1], which gets no gradient."""
-        return jax.lax.stop_gradient(head_nll(cfg, chunk, start_head(teacher_outputs, name), rows.tokens[:, 1:]))
+        return jax.lax.stop_gradient(head_nll(cfg, chunk, start, rows.tokens[:, 1:]))

@@ -8,7 +8,7 @@ from typing import ClassVar
 from distill_jax.losses.cross_entropy import Sum
 from distill_jax.losses.preference import npo
 from distill_jax.models.transformer import Params, TransformerConfig
-from distill_jax.stages.methods.method import DocumentMethod
+from distill_jax.stages.methods.method import DocumentMethod, start_head
 from distill_jax.train.batch import PackedRows
 from distill_jax.types import PyTree
 
@@ -37,4 +37,5 @@ class NPO(DocumentMethod):
     ) -> Sum:
         """Return (sum, weight) over documents."""
         nll, documents = self.nll(cfg, chunk, params, rows)
-        return npo(nll, self.start_nll(cfg, chunk, rows, teacher_outputs), documents, self.beta)
+        start = self.start_nll(cfg, chunk, rows, start_head(teacher_outputs, "forget"))
+        return npo(nll, start, documents, self.beta)

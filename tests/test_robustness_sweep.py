@@ -1,0 +1,76 @@
+"""The sweep over methods, robust training, re-initialisations and filters; and one of its chains from end to end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import distill_jax
+from distill_jax.experiment import sweep_graph
+from distill_jax.experiment.config_file import load_module
+from distill_jax.experiment.roles import Role, provenance
+from distill_jax.experiment.sweep_file import open_sweep
+
+ROOT = Path(__file__).parents[1]
+SWEEP = ROOT / "configs/sweeps/robustness_arithmetic.py"
+CHAIN = f'''
+"""A method made robust in training as the teacher of a student, and a student that learns nothing at marked tokens."""
+
+import dataclasses
+
+from distill_jax.experiment.config_file import load_module
+from distill_jax.experiment.experiment import Experiment
+
+arithmetic = load_module("{ROOT}/configs/arithmetic.py")
+WANTED = ("reference", "npo", "student-npo", "masked")
+
+
+def get_config(arg=""):
+    c = arithmetic.get_config("smoke,full")
+    c.methods, c.npo.robust = ("npo",), "sam"
+    c.data.update(labeller="noisy", false_negative_rate=0.1, label_sets=("masked",))
+    return c
+
+
+def get_experiment(c):
+    stages = {{name: arithmetic.get_experiment(c).stages[name] for name in WANTED}}
+    students = {{name: dataclasses.replace(stages[name], stop=False) for name in ("student-npo", "masked")}}
+    return Experiment(stages=stages | students)
+'''
+
+
+@pytest.mark.unit
+def test_the_sweep_asks_for_what_it_says(tmp_path):
+    """Every model is one of its own, and all share a reference and an oracle of each training seed."""
+    file = open_sweep(f"{SWEEP}:smoke")
+    module = load_module(ROOT / "configs/arithmetic.py")
+    swept = sweep_graph.load(file.name, file.points, module, module.get_config("smoke,full"), tmp_path)
+    (shard,) = swept.shards
+    attacked = [shard.nodes[node.inputs["start"]] for node in shard.nodes.values() if node.verb == "relearn"]
+    assert len({node.identity for node in attacked}) == len(attacked)
+    made = [provenance(node, shard.nodes) for node in attacked]
+    roles = [one.role for one in made]
+    for role in (Role.REFERENCE, Role.ORACLE, Role.UNDO, Role.FILTERED, Role.TOKEN_FILTERED, Role.FINETUNED):
+        assert roles.count(role) == 1, role
+    assert roles.count(Role.REINITIALISED) == 6
+    suppressed = [node.settings for node, role in zip(attacked, roles, strict=True) if role is Role.SUPPRESSED]
+    assert {(s.method, s.robust) for s in suppressed} >= {("maxent", "sam"), ("npo", "tar"), ("npo", "latent")}
+    assert len({s.method for s in suppressed}) == 10  # all that are registered
+    assert roles.count(Role.RANDOM_STUDENT) == len(suppressed)  # each is a teacher too
+    assert len(open_sweep(str(SWEEP)).points) == 5 * len(file.points)
+
+
+@pytest.mark.end_to_end
+def test_a_robust_method_teaches_a_student_and_marked_tokens_teach_nothing(tmp_path):
+    config = tmp_path / "chain.py"
+    config.write_text(CHAIN)
+    run = distill_jax.open_run(str(config), str(tmp_path / "run"))
+    run.compute()
+    models = {model["name"]: model for model in run.summary()["models"]}
+    assert set(models) == {"reference", "npo", "student-npo", "masked"}
+    assert not any(model["diverged"] for model in models.values())
+    assert models["student-npo"]["steps"] == models["masked"]["steps"] == 8
+    assert models["npo"]["flops"]["student"] == pytest.approx(
+        1.5 * models["student-npo"]["flops"]["student"] * 2, rel=0.01
+    )  # two sets a step, and a second gradient of one of them
