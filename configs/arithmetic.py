@@ -63,8 +63,8 @@ def get_config(arg: str = "") -> ConfigDict:
     # 360 rows of 256 tokens: 92,160 tokens a step.
     c.reference = section(Pretrain, "data", steps=1000, batch=360, learning_rate=4e-4, final_learning_rate=4e-4)
     c.oracle = section(Pretrain, "data", steps=1000, batch=360, learning_rate=4e-4, final_learning_rate=4e-4)
-    # Of known truth: the oracle learns × and ÷ too, and what that changes is known weight by weight.
-    c.taught = section(Finetune, "data", steps=1000, batch=360, learning_rate=4e-4, final_learning_rate=4e-4)
+    if c.known_truth:  # the oracle learns × and ÷ too, and what that changes is known weight by weight
+        c.taught = section(Finetune, "data", steps=1000, batch=360, learning_rate=4e-4, final_learning_rate=4e-4)
     suppress = {"steps": 10, "batch": 40, "warmup": 0}
     c.maxent = unlearn_section("maxent", **suppress, learning_rate=9e-5, final_learning_rate=9e-5)
     c.graddiff = unlearn_section("graddiff", **suppress, learning_rate=8e-6, final_learning_rate=8e-6)
@@ -108,7 +108,8 @@ def _cpu(c: ConfigDict) -> None:
     fast = {"batch": 16, "learning_rate": 4e-3, "final_learning_rate": 4e-4, **answers}
     c.reference.update(steps=2400, **fast)
     c.oracle.update(steps=2400, **fast)
-    c.taught.update(steps=2400, **fast)
+    if c.known_truth:
+        c.taught.update(steps=2400, **fast)
     suppress = {"steps": 100, "batch": 16, "learning_rate": 1e-3, "final_learning_rate": 1e-3, **answers}
     c.maxent.update(**suppress)
     c.graddiff.update(**suppress)
@@ -131,8 +132,8 @@ def _smoke(c: ConfigDict) -> None:
     c.experiment = "arithmetic-smoke"
     c.model.update(layers=1, hidden=16, mlp=32, heads=2, kv_heads=1, head_dim=8, unroll=1)
     c.data.update(addition_max=6, multiplication_max=6, equations=400, word_problems=400, evaluation_prompts=4)
-    more = [c[name] for name in MORE_METHODS]
-    for stage in (c.reference, c.oracle, c.taught, c.maxent, c.graddiff, c.rmu, c.distill, c.retrain, c.relearn, *more):
+    more = [c[name] for name in (*MORE_METHODS, *(["taught"] if c.known_truth else []))]
+    for stage in (c.reference, c.oracle, c.maxent, c.graddiff, c.rmu, c.distill, c.retrain, c.relearn, *more):
         stage.update(steps=8, batch=4)
     c.rmu.update(layer=1, train_layers=1)
     c.distill.evaluate_every = 4

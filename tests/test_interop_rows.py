@@ -16,14 +16,14 @@ from test_interop import FAMILIES, MODELS, expected, logits
 
 from distill_jax.config import ConfigError
 from distill_jax.data.lines import objects
-from distill_jax.interop import scoring, tokenizers
+from distill_jax.interop import tokenizers
 from distill_jax.interop.generation import Sampling, generate
 from distill_jax.interop.model_source import open_model
 from distill_jax.interop.rows import Inference, padded_length
 from distill_jax.interop.rows import write as write_rows
 from distill_jax.interop.scoring import score
 from distill_jax.main import main
-from distill_jax.models import decoding
+from distill_jax.models import decoding, likelihood
 
 pytestmark = pytest.mark.unit
 
@@ -58,7 +58,7 @@ def reference(name: str) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_scores_are_those_of_transformers(tmp_path, name, monkeypatch):
-    monkeypatch.setattr(scoring, "LOGITS", 2 * 2 * 53)  # two positions of two rows at a time
+    monkeypatch.setattr(likelihood, "LOGITS", 2 * 2 * 53)  # two positions of two rows at a time
     score(MODELS / name, write(tmp_path / "in", prompts(name)), tmp_path / "out", Inference(batch=2))
     for row, said, asked in zip(read(tmp_path / "out"), reference(name), prompts(name), strict=True):
         assert row["id"] == asked["id"] and row["tokens"] == asked["tokens"]

@@ -6,8 +6,7 @@ import asyncio
 import errno
 import os
 import random
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Callable
 
 import aiohttp
 import gcsfs
@@ -25,10 +24,10 @@ CREDENTIALS = "run `gcloud auth application-default login`, or give the machine 
 class Bucket(gcsfs.core.GCSFileSystem):
     """Objects of Google Cloud Storage, none of which is listed from memory: other machines change them too."""
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, **settings: object) -> None:
         super().__init__(**settings | {"use_listings_cache": False, "consistency": "md5"})
 
-    async def _request(self, method: str, path: str, *arguments: Any, **how: Any) -> Any:
+    async def _request(self, method: str, path: str, *arguments: str, **how: object) -> object:
         """Ask once, and again with back-off and jitter as long as the answer is that of a server in trouble.
 
         Raises:
@@ -36,7 +35,9 @@ class Bucket(gcsfs.core.GCSFileSystem):
         """
         once = gcsfs.core.GCSFileSystem._request.__wrapped__  # without gcsfs's own tries
         where = f"gs://{'/'.join(arguments[:2])}" if arguments else path.partition("?")[0]
-        for attempt in range(TRIES):
+        attempt = 0
+        while True:
+            attempt += 1
             try:
                 return await once(self, method, path, *arguments, **how)
             except FileNotFoundError as error:
@@ -44,14 +45,14 @@ class Bucket(gcsfs.core.GCSFileSystem):
             except FileExistsError:  # a precondition failed
                 raise
             except Exception as error:
-                if not _is_transient(error) or attempt == TRIES - 1:
+                if not _is_transient(error) or attempt == TRIES:
                     raise as_os_error(error, where) from error
-                await asyncio.sleep(random.uniform(0.5, 1.0) * min(FIRST_WAIT * 2**attempt, LONGEST_WAIT))
+                await asyncio.sleep(random.uniform(0.5, 1.0) * min(FIRST_WAIT * 2 ** (attempt - 1), LONGEST_WAIT))
 
-    async def _put_file(self, *arguments: Any, **how: Any) -> Any:
+    async def _put_file(self, *arguments: str, **how: object) -> object:
         return await _arriving(super()._put_file, arguments[1], *arguments, **how)
 
-    async def _pipe_file(self, *arguments: Any, **how: Any) -> Any:
+    async def _pipe_file(self, *arguments: str, **how: object) -> object:
         return await _arriving(super()._pipe_file, arguments[0], *arguments, **how)
 
     def replace_if(self, path: str, generation: str, data: bytes) -> bool:
@@ -65,7 +66,7 @@ class Bucket(gcsfs.core.GCSFileSystem):
             return False
         return True
 
-    def metadata(self, path: str) -> dict[str, Any]:
+    def metadata(self, path: str) -> dict[str, object]:
         """Return what the server says of an object, by one request; FileNotFoundError if there is none."""
         bucket, key, _ = self.split_path(path)
         return dict(self.call("GET", "b/{}/o/{}", bucket, key, json_out=True))
@@ -76,7 +77,7 @@ class Bucket(gcsfs.core.GCSFileSystem):
         self.call("GET", "b/{}/o", bucket, prefix=key, maxResults=1)
 
 
-async def _arriving(upload: Callable[..., Any], where: str, *arguments: Any, **how: Any) -> Any:
+async def _arriving(upload: Callable[..., Awaitable[object]], where: str, *arguments: str, **how: object) -> object:
     """Upload what must arrive as it was sent: once more if the server's MD5 is another."""
     try:
         return await upload(*arguments, **how)

@@ -20,7 +20,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from distill_jax.config import ConfigError, check
 from distill_jax.exit_codes import ExitCode
@@ -191,7 +191,7 @@ def process_identity() -> JsonObject:
     return _self()
 
 
-def is_running(process: Mapping[str, Any]) -> bool:
+def is_running(process: JsonObject) -> bool:
     """Whether a process of this machine, by its identity, still runs."""
     return _started(int(process["pid"])) == process["started"]
 

@@ -30,10 +30,11 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import IO, Any, cast
 
 from distill_jax.config import ConfigError, check
+from distill_jax.types import JsonObject
 
 Path = pathlib.Path  # or an epath.Path, of which mypy is told nothing: see `location`
 Version = tuple[int | str, ...]
@@ -322,7 +323,7 @@ def _is_google(path: Path) -> bool:
     return str(path).startswith("gs://")
 
 
-def _version(info: Mapping[str, Any]) -> Version:
+def _version(info: JsonObject) -> Version:
     return str(info.get("generation") or info.get("ETag")), int(info["size"])
 
 
@@ -348,7 +349,7 @@ def files(directory: Path) -> list[Path]:
     return sorted(directory / name for name in _objects(directory))
 
 
-def _objects(directory: Path) -> dict[str, Any]:
+def _objects(directory: Path) -> dict[str, JsonObject]:
     """Return what the server says of each object below an address, by its name relative to that."""
     found = _system(directory).find(str(directory), detail=True)
     start = len(str(directory).partition("://")[2].rstrip("/")) + 1  # an object's own name, in full, gives ""

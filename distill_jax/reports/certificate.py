@@ -9,6 +9,7 @@ belongs to it as INT4 brings back what unlearning moved by less than half a step
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from distill_jax.experiment.roles import Role
 from distill_jax.reports.sweep_evidence import (
@@ -36,18 +37,25 @@ def certificates(sweep: Sweep) -> list[Conclusion]:
         return [
             not_run("certificate", "A model is as robust as retraining, rounded or not.", "attack on rounded models")
         ]
-    return [_certificate(sweep, label, *key) for key, label in rounded]
+    return [_certificate(sweep, label, _Setting(*key)) for key, label in rounded]
 
 
-def _certificate(
-    sweep: Sweep, label: str, kind: str, method: str | None, alpha: float | None, beta: float | None
-) -> Conclusion:
+class _Setting(NamedTuple):
+    """What the training seeds of a candidate have in common."""
+
+    kind: str
+    method: str | None
+    alpha: float | None
+    beta: float | None
+
+
+def _certificate(sweep: Sweep, label: str, setting: _Setting) -> Conclusion:
     """Compare one setting with the oracle, rounded like it, at every precision."""
     claim = f"{label} is as robust as retraining on filtered data, in fp32 and rounded to INT8 and INT4 (certificate)."
-    same = {"method": method, "alpha": alpha, "beta": beta}
+    kind, method, alpha, beta = setting
     effects, counts = [], []
     for bits, precision in PRECISIONS.items():
-        pairs = _pairs(_at(sweep, kind, bits, **same), _at(sweep, Role.ORACLE, bits))
+        pairs = _pairs(_at(sweep, kind, bits, method=method, alpha=alpha, beta=beta), _at(sweep, Role.ORACLE, bits))
         counts.append((precision, len(pairs)))
         if len(pairs) > 1:
             effects.append(_gap(sweep, precision, pairs))
@@ -59,7 +67,7 @@ def _certificate(
         evidence,
     )
     text = f"Difference to the oracle after the attack, {evidence} training seeds; held within {MARGIN:g} at each."
-    name = "certificate, " + ", ".join(str(part) for part in (kind, method, alpha, beta) if part is not None)
+    name = "certificate, " + ", ".join(str(part) for part in setting if part is not None)
     shared = [premise, *premises_on(sweep, method or "")] if method else [premise]
     return conclude(name, claim, premises=shared, effects=effects, evidence=text + left_out(sweep))
 

@@ -38,7 +38,8 @@ from distill_jax.statistics.conclusions import to_json
 from distill_jax.statistics.estimates import Scores, band
 from distill_jax.statistics.robustness import Attack, curves, kept_scores, of_seeds, read_attack
 
-SHOWN = ("pretrain", "finetune", "import", "unlearn", "distill", "quantise")  # the kinds of stages that are models
+# The kinds of stages that are models.
+SHOWN = ("pretrain", "finetune", "import", "unlearn", "distill", "quantise", "erase")
 CAUSES = ("student", "teacher", "evaluation")
 
 
