@@ -49,6 +49,9 @@ def get_config(arg: str = "") -> ConfigDict:
             f"no preset {sorted(unknown)[0]!r} in configs/arithmetic.py; there are cpu, smoke, full and truth"
         )
 
+    if {"full", "truth"} <= set(presets):
+        raise ValueError("presets full and truth in configs/arithmetic.py: these are other models; choose one of them")
+
     c = ConfigDict()
     c.experiment = "arithmetic"
     c.description = "Keep addition and subtraction, forget multiplication and division."
@@ -215,6 +218,10 @@ def _labelled(c: ConfigDict, seed: dict) -> dict[str, Stage]:
 
 
 def _known_truth(c: ConfigDict, seed: dict) -> dict[str, Stage]:
+    if c.methods or c.bits:
+        raise ValueError(
+            f"methods = {tuple(c.methods)}, bits = {tuple(c.bits)}: preset truth has neither; leave both ()"
+        )
     stages: dict[str, Stage] = {
         "oracle": Pretrain(data="retain", **c.oracle, **seed),
         "reference": Finetune(start="oracle", data="all", **c.taught, **seed),

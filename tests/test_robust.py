@@ -237,3 +237,16 @@ def test_a_robust_method_reads_what_its_method_reads(robust):
         assert stage.objective() != plain
         flops = [one.step_flops(CFG, 4, 12, 0)["student"] for one in (plain, stage.objective())]
         assert flops[1] > flops[0]
+
+
+def test_every_set_of_rows_of_the_forget_term_is_counted():
+    """DPO's forget term reads answers and refusals: its second gradient under SAM is of both, one of MaxEnt of one."""
+    counted = {
+        name: [
+            settings_of(name, robust=robust).objective().step_flops(CFG, 4, 12, 0)["student"] for robust in ("", "sam")
+        ]
+        for name in ("maxent", "dpo")
+    }
+    one = counted["maxent"][0] / 2
+    assert counted["maxent"] == pytest.approx([2 * one, 3 * one])
+    assert counted["dpo"] == pytest.approx([3 * one, 5 * one])
