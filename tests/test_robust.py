@@ -213,6 +213,8 @@ def test_a_disturbance_recalls_the_text_within_its_ball_and_minds_no_packing(big
         ({"method": "rmu", "robust": "latent"}, "not with method = 'rmu', which acts on states"),
         ({"method": "selective", "epsilon": 1.0, "robust": "sam"}, "not with method = 'selective'"),
         ({"method": "selective", "epsilon": 1.0, "robust": "tar"}, "not with method = 'selective'"),
+        ({"method": "selective", "epsilon": 1.0, "optimizer": "sign"}, "optimizer = 'sign': Selective"),
+        ({"method": "selective", "epsilon": 1.0, "optimizer": "muon"}, "set it to 'sgd'"),
         ({"method": "selective"}, "takes steps along the gradient"),
         ({"method": "selective", "robust": "latent"}, "takes steps along the gradient"),
     ],
@@ -221,6 +223,10 @@ def test_a_disturbance_recalls_the_text_within_its_ball_and_minds_no_packing(big
 def test_combinations_that_are_not_right_are_refused_by_name(settings, words):
     with pytest.raises(ValueError, match=re.escape(words)):
         Unlearn(**settings)
+
+
+def test_plain_descent_is_along_the_gradient():
+    assert Unlearn(method="selective", optimizer="sgd").objective().needs_descent
 
 
 @pytest.mark.parametrize("robust", ROBUSTIFIERS)

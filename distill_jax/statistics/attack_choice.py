@@ -49,6 +49,10 @@ class Configuration:
         """Return what was spent at each measurement, [K]: "steps", "rows" or "flops"."""
         return {"steps": self.steps, "rows": self.rows, "flops": self.flops}[axis]
 
+    def of_seeds(self, count: int) -> Configuration:
+        """Return what it did to the first seeds: attacks are compared on those that all of them were tried with."""
+        return dataclasses.replace(self, heldout=self.heldout[:count], retain=self.retain[:count])
+
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
