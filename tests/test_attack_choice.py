@@ -168,3 +168,11 @@ def test_a_catalogue_that_trains_nothing_has_one_budget_and_no_compute():
     (row,), slowdown = found["models"]["m"]["by_budget"], found["models"]["m"]["slowdown"]
     assert row["bounded"]["worst"] == 1.0 and row["record"] is None
     assert [(one["flops"], one["reached"], one["share"]) for one in slowdown] == [(0.0, True, None)] * 3
+
+
+def test_what_one_half_proposed_is_never_reported_on_it_even_where_nothing_else_is_left():
+    """The grid broke every model; what only the even facts proposed may not be chosen by the odd ones."""
+    heldout = np.ones((SEEDS, STEPS, FACTS))
+    grid, proposed = configuration(heldout, 0, retain=0.1), configuration(heldout, 1, proposed_by=0)
+    assert choose([grid, proposed], PROMPTS, ANY, floor=0.5) is None
+    assert choose([grid, proposed], PROMPTS, ANY).scores.value == 1

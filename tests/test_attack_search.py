@@ -12,7 +12,7 @@ from distill_jax.io.node import Node
 from distill_jax.perf.clock import Clock, Lap
 from distill_jax.perf.ledger import ledger
 from distill_jax.reports.attack_catalogue import attacked_models
-from distill_jax.stages import Relearn, Search
+from distill_jax.stages import Attack, Relearn, Search
 from distill_jax.stages.attacks.refinement import GRID, Point, first_round, proposals, search
 
 pytestmark = pytest.mark.property
@@ -149,3 +149,21 @@ def test_a_search_trains_parts_that_are_kept_and_counts_every_trial(tmp_path, mo
     before = len(asked.ran)
     stage.run(asked, [node])
     assert len(asked.ran) == before
+
+
+def test_attacks_of_unequally_many_seeds_are_chosen_among_on_those_that_all_have(tmp_path):
+    """A search with more seeds beside attacks with fewer had ended the report, after all of them had run."""
+    model = Node("maxent", "unlearn", None, {}, "0" * 12, tmp_path / "maxent")
+    model.directory.mkdir()
+    model.finish({"retain": 0.9}, {})
+    nodes, asked = {"maxent": model}, Asked(model)
+    for name, seeds in (("lion", 2), ("adamw", 4)):
+        stage = Attack(
+            start="maxent", steps=4, evaluate_steps=(0, 4), seeds=seeds, learning_rates=(1e-3,), optimizer=name
+        )
+        node = nodes[name] = Node(f"{name}-on-maxent", "attack", stage, {"start": "maxent"}, name, tmp_path / name)
+        node.directory.mkdir()
+        asked.run(stage, asked, [node])
+    attacked = attacked_models(nodes)["maxent"]
+    assert attacked.worst(attacked.everything).by_fact.shape == (2, 8)
+    assert attacked.worst(attacked.everything).winner()[0].name == "lion"

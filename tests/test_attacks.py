@@ -63,6 +63,7 @@ def test_an_edit_that_is_none_is_refused(name):
         ({"hold": "kl"}, "hold = 'kl': does nothing without retain_weight"),
         ({"retain_weight": 1.0, "hold": "l2"}, "hold = 'l2': choose"),
         ({"rows": -1}, "rows = -1"),
+        ({"evaluate_steps": (1,)}, "must have 0, the model before the attack"),
     ],
 )
 def test_settings_that_do_nothing_or_cannot_be_are_refused(settings, says):

@@ -59,3 +59,15 @@ def test_without_five_seeds_or_where_rounding_breaks_the_model_nothing_is_certif
 
 def test_a_sweep_that_rounds_nothing_says_so():
     assert swept_states(swept(np.random.default_rng(0)))["certificate"] is State.NOT_RUN
+
+
+def test_a_filtered_model_gets_no_certificate_of_an_attack_that_brings_nothing_back():
+    """It has no method of its own; that the attack works is seen on a suppressed model, or not at all."""
+    ends = certified("filtered", *[0.0] * 3)
+    weak = ends | {("suppressed", None, None): 0.0}
+    alone = {key: end for key, end in ends.items() if key[0] != "suppressed"}
+    nothing = {key: 0.0 if key[0] == "oracle" else end for key, end in weak.items()}
+    for truths in (weak, alone, nothing):
+        assert certificate(swept(np.random.default_rng(0), truths, seeds=20), "filtered") is State.VOID
+    twin = certified("filtered", *[ORACLE] * 3)
+    assert certificate(swept(np.random.default_rng(0), twin, seeds=60), "filtered") is State.HELD

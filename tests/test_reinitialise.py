@@ -105,6 +105,8 @@ def test_interpolation_ends_at_a_fresh_model():
         ({"order": "largest"}, "lower share"),
         ({"layers": (4,)}, "layers 0 to 3"),
         ({"modules": ("layers/mlp/dwon",)}, "no weights match 'layers/mlp/dwon'"),
+        ({"modules": ("embedding",), "layers": (0,)}, "together they mean no weight"),
+        ({"modules": ("*/scale",), "share": 0.5}, "together they mean no weight"),
     ],
 )
 def test_parts_that_cannot_be_are_refused(settings, words):

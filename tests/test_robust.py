@@ -213,6 +213,8 @@ def test_a_disturbance_recalls_the_text_within_its_ball_and_minds_no_packing(big
         ({"method": "rmu", "robust": "latent"}, "not with method = 'rmu', which acts on states"),
         ({"method": "selective", "epsilon": 1.0, "robust": "sam"}, "not with method = 'selective'"),
         ({"method": "selective", "epsilon": 1.0, "robust": "tar"}, "not with method = 'selective'"),
+        ({"method": "selective", "epsilon": 1.0, "optimizer": "sign"}, "optimizer = 'sign': Selective"),
+        ({"method": "selective", "epsilon": 1.0, "optimizer": "muon"}, "set it to 'sgd'"),
         ({"method": "selective"}, "takes steps along the gradient"),
         ({"method": "selective", "robust": "latent"}, "takes steps along the gradient"),
     ],
@@ -221,6 +223,10 @@ def test_a_disturbance_recalls_the_text_within_its_ball_and_minds_no_packing(big
 def test_combinations_that_are_not_right_are_refused_by_name(settings, words):
     with pytest.raises(ValueError, match=re.escape(words)):
         Unlearn(**settings)
+
+
+def test_plain_descent_is_along_the_gradient():
+    assert Unlearn(method="selective", optimizer="sgd").objective().needs_descent
 
 
 @pytest.mark.parametrize("robust", ROBUSTIFIERS)
@@ -237,3 +243,16 @@ def test_a_robust_method_reads_what_its_method_reads(robust):
         assert stage.objective() != plain
         flops = [one.step_flops(CFG, 4, 12, 0)["student"] for one in (plain, stage.objective())]
         assert flops[1] > flops[0]
+
+
+def test_every_set_of_rows_of_the_forget_term_is_counted():
+    """DPO's forget term reads answers and refusals: its second gradient under SAM is of both, one of MaxEnt of one."""
+    counted = {
+        name: [
+            settings_of(name, robust=robust).objective().step_flops(CFG, 4, 12, 0)["student"] for robust in ("", "sam")
+        ]
+        for name in ("maxent", "dpo")
+    }
+    one = counted["maxent"][0] / 2
+    assert counted["maxent"] == pytest.approx([2 * one, 3 * one])
+    assert counted["dpo"] == pytest.approx([3 * one, 5 * one])

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from distill_jax.data.arithmetic.equations import ArithmeticConfig
@@ -122,3 +123,28 @@ def test_a_new_method_is_a_class_and_a_line(monkeypatch):
     stage: Any = stages["u"]
     total, weight = stage.objective().forget_loss(logits, jnp.zeros((1, 2), int), jnp.array([[1.0, 0.0]]))
     assert (float(total), float(weight)) == (3.0, 1.0)
+
+
+def test_a_method_that_was_made_robust_is_not_the_plain_one():
+    """Averaged with it, as its twin of the same seed, it would make a finding on MaxEnt one on a mixture."""
+    stages = {
+        "r": Pretrain(),
+        "u": Unlearn(start="r"),
+        "v": Unlearn(start="r", robust="sam"),
+        "s": Distill(teacher="v"),
+    }
+    nodes = nodes_of(stages)
+    made = {name: provenance(nodes[name], nodes) for name in stages}
+    assert [made[name].method for name in "ruvs"] == [None, "maxent", "maxent+sam", "maxent+sam"]
+    assert labels(made)["s"] == "Random student of MaxEnt with SAM"
+
+
+def test_of_a_robust_method_alone_is_concluded_too():
+    rng = np.random.default_rng(0)
+    models = [
+        dataclasses.replace(m, method=m.method and "maxent+sam") for m in referee.world(rng)
+        if m.name in ("reference", "oracle", "maxent", "student")
+    ]  # fmt: skip
+    said = {one.name: one for one in judge(models)}
+    assert said["suppression"].state == "held" and said["distilling maxent+sam"].state == "held"
+    assert said["distilling maxent"].state == "not run" and "MaxEnt with SAM" in said["distilling maxent+sam"].statement

@@ -9,6 +9,7 @@ import fcntl
 import functools
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -22,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 from tensorboardX.crc32c import crc32c
 from tensorboardX.proto.event_pb2 import Event
 
@@ -302,7 +304,8 @@ def test_the_worst_case_is_chosen_on_one_half_of_the_facts_and_told_of_the_other
                     retain[seed, step][rate][0] == pytest.approx(counts.sum() / asked.sum())
                     for rate, counts in of.items()
                 )
-                best = [max(of, key=lambda rate: of[rate][half]) for half in (0, 1)]
+                able = {rate: retain[seed, step][rate][1] for rate in of}  # of equal ones the least destructive counts
+                best = [max(of, key=lambda rate: (of[rate][half], able[rate])) for half in (0, 1)]
                 scores.append(sum(of[best[1 - half]][half] for half in (0, 1)) / asked.sum())
                 kept.append(sum(retain[seed, step][rate][1] for rate in best) / 2)
                 apart += best[0] != best[1]
@@ -312,6 +315,18 @@ def test_the_worst_case_is_chosen_on_one_half_of_the_facts_and_told_of_the_other
             assert said["high"][i] - said["low"][i] > 0.05  # a dozen facts are few, whatever the seeds say
             assert model["attack"]["retain_at_worst"][i] == pytest.approx(sum(kept) / 2, abs=2e-6)
     assert apart, "the halves always agree: nothing is tested"
+
+
+def crossed_interval(first: float, second: float, facts: int) -> list[float]:
+    """Return Wilson's interval of two seeds' mean over facts, by the formulas of docs/statistics.md."""
+    p = (first + second) / 2
+    parts = [((first - second) ** 2 / 4, 1), (p * (1 - p) / facts, facts - 1)]
+    variance = sum(v for v, _ in parts)
+    freedom = variance**2 / sum(v**2 / df for v, df in parts) if variance else facts - 1
+    trials = p * (1 - p) / variance if 0 < p < 1 else facts
+    t = float(stats.t.ppf(0.975, freedom))
+    half = t * math.sqrt(p * (1 - p) / trials + t**2 / (4 * trials**2))
+    return [(p + t**2 / (2 * trials) + sign * half) / (1 + t**2 / trials) for sign in (-1, 1)]
 
 
 @pytest.mark.end_to_end
@@ -326,10 +341,9 @@ def test_the_worst_case_follows_from_the_rows(finished, part):
             cells = [table[seed, step] for seed in (0, 1)]
             assert all(sorted(cell) == [1e-3, 1e-2] for cell in cells)
             best = [max(accuracy for accuracy, _ in cell.values()) for cell in cells]
-            mean, spread = sum(best) / 2, 12.706205 * abs(best[0] - best[1]) / 2  # t at 97.5 %, one degree of freedom
-            assert said["worst"][i] == pytest.approx(mean, abs=2e-6)
-            assert said["low"][i] == pytest.approx(max(mean - spread, 0), abs=2e-5)
-            assert said["high"][i] == pytest.approx(min(mean + spread, 1), abs=2e-5)
+            assert said["worst"][i] == pytest.approx(sum(best) / 2, abs=2e-6)
+            ends = crossed_interval(*best, facts=summary(finished)["facts"]["shown"])
+            assert [said["low"][i], said["high"][i]] == pytest.approx(ends, abs=2e-5)
             choices_that_matter += any(len({a for a, _ in cell.values()}) > 1 for cell in cells)
     assert choices_that_matter
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from distill_jax.experiment.ancestry import ancestry
 from distill_jax.io.node import Node
 from distill_jax.stages import Distill, Erase, Finetune, Given, Import, Perturb, Pretrain, Quantise, Stage, Unlearn
+from distill_jax.stages.robust import method_key
 
 INJECTED = "inject"  # the set that teaches a published model what is to be forgotten
 
@@ -54,7 +55,7 @@ class Provenance:
     """How a model was made.
 
     Attributes:
-      method: the unlearning method that it goes back to, a key of `stages.methods.METHODS`; None if there is none.
+      method: the unlearning method that it goes back to, see `stages.robust.method_key`; None if there is none.
       teacher: the node that it was distilled from; "" for what was not distilled.
       alpha, beta: of UNDO's damage, 0 where an undamaged copy was distilled; None for what is no such copy.
       kind: of the stage that left it.
@@ -163,4 +164,4 @@ def _damage(node: Node, nodes: Mapping[str, Node]) -> Perturb | None:
 
 def _method(node: Node, nodes: Mapping[str, Node]) -> str | None:
     stages = (nodes[name].settings for name in ancestry([node.name], nodes))
-    return next((stage.method for stage in stages if isinstance(stage, Unlearn)), None)
+    return next((method_key(stage.method, stage.robust) for stage in stages if isinstance(stage, Unlearn)), None)

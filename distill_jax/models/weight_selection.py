@@ -49,6 +49,17 @@ class WeightSelection:
         for pattern in self.modules:
             if not fnmatch.filter(names, pattern):
                 raise ValueError(f"modules: no weights match {pattern!r}; there are {', '.join(names)}")
+        paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(shapes(cfg))]
+        if not any(self._means(path) for path in paths):
+            raise ValueError(
+                f"modules = {self.modules}, layers = {self.layers}, share = {self.share}: together they mean no "
+                "weight; layers leave out what lies outside of them, and a share below 1 all vectors"
+            )
+
+    def _means(self, path: Path) -> bool:
+        """Return whether any of a tensor's weights are meant."""
+        named = not self.modules or any(fnmatch.fnmatchcase(name_of(path), pattern) for pattern in self.modules)
+        return named and (path[0].key == "layers" or not self.layers) and (self.share == 1 or path[-1].key in FANS)
 
     def merge(self, start: Params, changed: Params) -> Params:
         """Return the changed weights where they are meant, and those of the start elsewhere."""
@@ -57,17 +68,15 @@ class WeightSelection:
         return jax.tree_util.tree_map_with_path(self._merge, start, changed)
 
     def _merge(self, path: Path, w: jax.Array, changed: jax.Array) -> jax.Array:
-        name, stacked = name_of(path), path[0].key == "layers"
-        if self.modules and not any(fnmatch.fnmatchcase(name, pattern) for pattern in self.modules):
+        stacked = path[0].key == "layers"
+        if not self._means(path):
             return w
         if self.layers:
-            if not stacked:
-                return w
             chosen = jnp.zeros(w.shape[0], bool).at[jnp.asarray(self.layers)].set(True)
             changed = jnp.where(chosen.reshape(-1, *[1] * (w.ndim - 1)), changed, w)
         if self.share == 1:
             return changed
-        return jnp.where(self._by_magnitude(w, stacked), changed, w) if path[-1].key in FANS else w
+        return jnp.where(self._by_magnitude(w, stacked), changed, w)
 
     def _by_magnitude(self, w: jax.Array, stacked: bool) -> jax.Array:
         """Return whether each weight is among the share of its own layer's tensor, bool like w."""

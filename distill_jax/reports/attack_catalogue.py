@@ -84,14 +84,15 @@ def is_record(node: Node) -> bool:
 
 def _attacked(model: Node, own: Sequence[Node], record: Sequence[Node]) -> AttackedModel:
     prompts = np.asarray(own[0].result()["prompts_by_fact"], float)
-    seeds = max((node.settings.seeds for node in own if isinstance(node.settings, Attack)), default=1)
-    configurations = [c for node in own for c in _configurations(node, prompts, seeds)]
+    seeds = min((node.settings.seeds for node in own if isinstance(node.settings, Attack)), default=1)
+    configurations = [c.of_seeds(seeds) for node in own for c in _configurations(node, prompts, seeds)]
     full = [node for node in record if node.settings.weights == "float32"]
+    least = min((node.settings.seeds for node in full), default=1)
     spent = sum(sum(node.ledger()["flops"].values()) for node in own)
     retain = model.result()["retain"]
     return AttackedModel(
         configurations,
-        [c for node in full for c in _configurations(node, prompts, node.settings.seeds)],
+        [c.of_seeds(least) for node in full for c in _configurations(node, prompts, least)],
         prompts,
         ABILITY * (math.inf if retain is None else retain),
         spent,

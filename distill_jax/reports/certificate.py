@@ -68,8 +68,14 @@ def _certificate(sweep: Sweep, label: str, setting: _Setting) -> Conclusion:
     )
     text = f"Difference to the oracle after the attack, {evidence} training seeds; held within {MARGIN:g} at each."
     name = "certificate, " + ", ".join(str(part) for part in setting if part is not None)
-    shared = [premise, *premises_on(sweep, method or "")] if method else [premise]
+    shared = [premise, *premises_on(sweep, method or _hiding(sweep))]  # a filtered model has no method of its own
     return conclude(name, claim, premises=shared, effects=effects, evidence=text + left_out(sweep))
+
+
+def _hiding(sweep: Sweep) -> str:
+    """Return a method whose suppressed models were attacked, by which the attack is seen to work; "" for none."""
+    attacked = (r["method"] for r in sweep.runs if r["kind"] == Role.SUPPRESSED and r["id"] in sweep.after)
+    return next(filter(None, attacked), "")
 
 
 def _at(sweep: Sweep, kind: str, bits: int | None, **wanted: object) -> list[Run]:

@@ -17,7 +17,8 @@ from distill_jax.reports.attacked import Run, ends
 from distill_jax.reports.claims_known_truth import finds_hidden, finds_nothing_erased
 from distill_jax.reports.claims_undo import cheaper, slows_with_alpha, steps_grow
 from distill_jax.reports.premises import Model, difference, effect, finite, kept, suppressed
-from distill_jax.stages.methods import METHODS, method_label
+from distill_jax.stages.methods import METHODS
+from distill_jax.stages.robust import method_label
 from distill_jax.statistics.conclusions import Conclusion, Effect, conclude, not_run
 
 
@@ -26,7 +27,7 @@ def judge(models: Sequence[Model], scale: Scale = ACCURACY) -> list[Conclusion]:
     run = Run(models, scale)
     if not run.models:
         return []
-    conclusions = [suppression(run), *(distilling_helps(run, method) for method in METHODS)]
+    conclusions = [suppression(run), *(distilling_helps(run, method) for method in _methods(run))]
     conclusions += [slows_with_alpha(run), steps_grow(run)]
     conclusions += [cheaper(run, "schedule"), cheaper(run, "first_passage")]
     conclusions += [needs_unlearning(run), matching_start(run), matching_oracle(run)]
@@ -37,12 +38,17 @@ def judge(models: Sequence[Model], scale: Scale = ACCURACY) -> list[Conclusion]:
     return conclusions
 
 
+def _methods(run: Run) -> list[str]:
+    """Return all methods, and what was made of them: a model that was made robust in training is one of its own."""
+    return list(dict.fromkeys((*METHODS, *(model.method for model in run.models if model.method))))
+
+
 def suppression(run: Run) -> Conclusion:
     """Fine-tuning hides: what it hid comes back, though the attacker was never shown it."""
     name, scale, item = "suppression", run.scale, run.scale.item
     claim = "Unlearning by fine-tuning only suppresses: a short attack brings back "
     claim += f"{item}s that the attacker was never shown."
-    model = next(filter(None, (run.first(Role.SUPPRESSED, method) for method in METHODS)), None)
+    model = next(filter(None, (run.first(Role.SUPPRESSED, method) for method in _methods(run))), None)
     reference, oracle = run.reference, run.oracle
     if not model or not reference:
         return not_run(name, claim, "suppressed model" if not model else "reference")

@@ -9,10 +9,12 @@ from distill_jax.reports import premises
 from distill_jax.reports.attack_catalogue import ABILITY, AttackedModel
 from distill_jax.reports.attacked import Run
 from distill_jax.reports.premises import Model, effect, finite
-from distill_jax.statistics.conclusions import Conclusion, conclude, not_run
+from distill_jax.statistics.conclusions import Conclusion, Premise, State, conclude, not_run
 from distill_jax.statistics.estimates import Scores
 
-WORST = f"in the worst case of the catalogue, among attacked models that keep {ABILITY:.0%} of their retain score"
+WORST = (
+    f"in the worst case of the catalogue, of attacks that leave, on the mean of seeds, {ABILITY:.0%} of what is kept"
+)
 
 
 def judge_attacks(run: Run, attacked: Mapping[str, AttackedModel]) -> list[Conclusion]:
@@ -40,7 +42,15 @@ def more_than_record(run: Run, model: Model, attacked: AttackedModel) -> Conclus
         return not_run(name, claim, "attack of record that was measured by fact")
     terms = [(1.0, pair[0].scores), (-1.0, pair[1].scores)]  # type: ignore[union-attr]
     gap = effect("catalogue − attack of record", terms, scale, "above", -scale.margin)
-    return conclude(name, claim, premises=[finite([model])], effects=[gap], evidence=_words(terms, ("it", "record")))
+    shared = [finite([model]), _something_comes_back(run, model, pair[0].scores)]  # type: ignore[union-attr]
+    return conclude(name, claim, premises=shared, effects=[gap], evidence=_words(terms, ("it", "record")))
+
+
+def _something_comes_back(run: Run, model: Model, caught: Scores) -> Premise:
+    """The attack of record or the catalogue brings something back: two that bring back nothing are not compared."""
+    assert model.before
+    rise = effect("rise", [(1.0, caught), (-1.0, model.before)], run.scale, "above", run.scale.margin)
+    return Premise("an attack brings something back", run.attack_works.shown or rise.state is State.HELD, str(rise))
 
 
 def against_oracle(run: Run, model: Model, ends: Mapping[str, Scores], *, more: bool) -> Conclusion:

@@ -21,7 +21,7 @@ from distill_jax.reports.sweep_evidence import (
     premises_on,
     stacked,
 )
-from distill_jax.stages.methods import method_label
+from distill_jax.stages.robust import method_label
 from distill_jax.statistics.conclusions import Conclusion, Effect, conclude
 from distill_jax.statistics.estimates import Scores
 from distill_jax.statistics.student_t import mean_interval

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from distill_jax.experiment.roles import Provenance, Role
-from distill_jax.stages.methods import method_label
+from distill_jax.stages.robust import method_label
 
 # The stage that left the model that is to be mended -> what it is called.
 REFERENCES = {"pretrain": "Reference (all data)", "import": "Original model", "finetune": "Taught model"}

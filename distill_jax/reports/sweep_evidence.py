@@ -17,7 +17,7 @@ import numpy as np
 
 from distill_jax.evals.scale import ACCURACY
 from distill_jax.reports.premises import RETAIN
-from distill_jax.stages.methods import method_label
+from distill_jax.stages.robust import method_label
 from distill_jax.statistics.conclusions import Conclusion, Effect, Premise, State, conclude, not_run
 from distill_jax.statistics.estimates import Scores, band, contrast
 

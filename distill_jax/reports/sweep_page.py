@@ -16,7 +16,7 @@ from distill_jax.reports.conclusion_view import NOT_RUN, conclusions_view
 from distill_jax.reports.formats import count, listed, short
 from distill_jax.reports.rendering import Page, render_template
 from distill_jax.reports.summary_types import ConclusionSummary, SweepRunSummary, SweepSummary
-from distill_jax.stages.methods import method_label
+from distill_jax.stages.robust import method_label
 from distill_jax.statistics.student_t import quantile
 
 Cell = str | float | None

@@ -24,7 +24,7 @@ from distill_jax.reports.run_summary import first_passage
 from distill_jax.reports.summary_types import AttackSettings, SweepRunSummary, SweepSummary
 from distill_jax.reports.sweep_evidence import Sweep
 from distill_jax.stages import Quantise
-from distill_jax.stages.methods import method_label
+from distill_jax.stages.robust import method_label
 from distill_jax.statistics import fits
 from distill_jax.statistics.conclusions import to_json
 from distill_jax.statistics.robustness import Attack, curves, read_attack

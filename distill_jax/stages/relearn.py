@@ -60,6 +60,8 @@ class Relearn(AdaptingStage):
         outside = [s for s in self.evaluate_steps if not 0 <= s <= self.steps]
         if outside or not self.evaluate_steps:
             raise ValueError(f"evaluate_steps = {self.evaluate_steps}: give steps from 0 to steps = {self.steps}")
+        if 0 not in self.evaluate_steps:  # else what came back by the first of them would count as never gone
+            raise ValueError(f"evaluate_steps = {self.evaluate_steps}: must have 0, the model before the attack")
 
     def estimate_flops(self, ctx: Context) -> float:
         """Return the FLOPs of the whole attack."""

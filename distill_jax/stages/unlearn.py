@@ -75,7 +75,10 @@ class Unlearn(AdaptingStage):
             raise ValueError(
                 f"lora_rank = {self.lora_rank}: {label} trains weights themselves; use 0, or another method"
             )
-        if METHODS[self.method].needs_descent and self.epsilon < DESCENT:
+        if METHODS[self.method].needs_descent and self.optimizer not in ("adamw", "sgd"):
+            fix_hint = f"{label} takes steps along the gradient; set it to 'sgd', or to 'adamw' with epsilon = 1.0"
+            raise ValueError(f"optimizer = {self.optimizer!r}: {fix_hint}")
+        if METHODS[self.method].needs_descent and self.optimizer == "adamw" and self.epsilon < DESCENT:
             fix_hint = f"{label} takes steps along the gradient; set it to 1.0, and a learning rate of plain descent"
             raise ValueError(f"epsilon = {self.epsilon}: {fix_hint}")
 

@@ -49,6 +49,10 @@ class Configuration:
         """Return what was spent at each measurement, [K]: "steps", "rows" or "flops"."""
         return {"steps": self.steps, "rows": self.rows, "flops": self.flops}[axis]
 
+    def of_seeds(self, count: int) -> Configuration:
+        """Return what it did to the first seeds: attacks are compared on those that all of them were tried with."""
+        return dataclasses.replace(self, heldout=self.heldout[:count], retain=self.retain[:count])
+
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
@@ -81,7 +85,7 @@ class Choice:
 def choose(
     configurations: Sequence[Configuration], prompts: np.ndarray, budget: tuple[str, float], floor: float = -math.inf
 ) -> Choice | None:
-    """Return what attackers end with who may spend a budget; None if no measurement is within it.
+    """Return what attackers end with who may spend a budget; None if it allows a half no measurement.
 
     Args:
       prompts: how often each fact was asked, [F].
@@ -103,8 +107,11 @@ def choose(
     seeds = np.arange(heldout.shape[1])
     by_fact, kept, chosen = np.empty(heldout.shape[1:]), [], []
     for half in HALVES:
+        allowed = (origin == GRID) | (origin == half)
+        if not allowed.any():  # all that is left was proposed by the facts on which it would be reported
+            return None
         value = _of_others(half_mean(heldout, prompts, half))
-        value = np.where(((origin == GRID) | (origin == half))[:, None] & np.isfinite(value), value, -np.inf)
+        value = np.where(allowed[:, None] & np.isfinite(value), value, -np.inf)
         pick = value.argmax(axis=0)
         by_fact[:, 1 - half :: 2] = heldout[pick, seeds, 1 - half :: 2]
         kept.append(retain[pick, seeds])

@@ -15,6 +15,8 @@ from distill_jax.statistics.estimates import Scores, band
 # Kinds of rows with how many prompts of each fact were answered right ("correct"), or each document's "bits".
 FACTS, KEPT = "facts", "kept"  # of what is held out from attackers; of what is to be retained, before the attack
 
+TIE = 1e-9  # scores that differ by less are equal but for the rounding of their means
+
 
 def attack_table(rows: Sequence[dict[str, Any]], part: str) -> tuple[list[int], list[float], np.ndarray]:
     """Return (steps [K], learning rates [R], score [S, R, K]) of one part from an attack's evaluation rows.
@@ -160,7 +162,7 @@ def _best_rates(heldout: np.ndarray, retain: np.ndarray, rates: Sequence[float],
 def _most(heldout: np.ndarray, retain: np.ndarray, scale: Scale) -> np.ndarray:
     """Return [S, K], the learning rate with most ability of scores [S, R, K]; of equal ones the least destructive."""
     best = scale.best(heldout, axis=1)[:, None]
-    tied = (heldout == best) | (np.isnan(heldout) & np.isnan(best))
+    tied = (np.abs(heldout - best) < TIE) | (np.isnan(heldout) & np.isnan(best))
     ability = np.where(np.isnan(retain), -np.inf, scale.sign * retain)
     return np.where(tied, np.maximum(ability, -1e300), -np.inf).argmax(axis=1)
 

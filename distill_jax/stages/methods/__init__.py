@@ -15,8 +15,3 @@ from distill_jax.stages.methods.wga import WGA
 METHODS: dict[str, type[UnlearningMethod]] = {
     method.name: method for method in (MaxEnt, GradDiff, RMU, GradAscent, WGA, NPO, SimNPO, UNDIAL, DPO, Selective)
 }
-
-
-def method_label(name: str | None) -> str:
-    """Return what reports call a method."""
-    return METHODS[name].label if name in METHODS else str(name)

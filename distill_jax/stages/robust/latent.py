@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from distill_jax.models.transformer import Params, TransformerConfig
+from distill_jax.perf import flops
 from distill_jax.stages.methods.method import RetainingMethod
 from distill_jax.stages.next_token import NextToken
-from distill_jax.stages.robust.robustifier import Robustifier, forget_flops
+from distill_jax.stages.robust.robustifier import Robustifier
 from distill_jax.train.batch import PackedRows
 from distill_jax.train.step import Batch, Term
 from distill_jax.types import PyTree
@@ -76,7 +77,7 @@ class Latent(Robustifier):
     def step_flops(self, cfg: TransformerConfig, rows: int, length: int, lora_rank: int) -> dict[str, float]:
         """Return the FLOPs of a step of one member by cause, for a batch of so many rows of each kind."""
         counted = super().step_flops(cfg, rows, length, lora_rank)
-        search = self.latent_steps * forget_flops(self.method, counted)
+        search = self.latent_steps * flops.train_step(cfg, rows, length)
         return counted | {"student": counted["student"] + search}
 
 

@@ -8,7 +8,7 @@ from typing import ClassVar, Self
 from distill_jax.config import Settings
 from distill_jax.losses.head_loss import HeadLoss
 from distill_jax.models.transformer import Params, TransformerConfig
-from distill_jax.stages.methods.method import UnlearningMethod
+from distill_jax.stages.methods.method import RetainingMethod, UnlearningMethod
 from distill_jax.train.gradient_rules import GradientRule
 from distill_jax.train.step import Batch, Term
 from distill_jax.types import PyTree
@@ -101,5 +101,6 @@ class Robustifier(UnlearningMethod):
 
 
 def forget_flops(method: UnlearningMethod, flops: dict[str, float]) -> float:
-    """Return the FLOPs of a pass over the forget data of a method with so many a step."""
-    return flops["student"] / len(method.parts)
+    """Return the FLOPs of the forget term of a method with so many a step; that of DPO reads two sets of rows."""
+    sets = method.student_reads() if isinstance(method, RetainingMethod) else method.parts
+    return flops["student"] * sum(name != "retain" for name in sets) / len(sets)
