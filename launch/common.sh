@@ -158,6 +158,7 @@ run() { # command ...
     quoted "$@"
     echo
   else
+    command -v "$1" >/dev/null || refuse "$1 is not here: install it, or run this where it is"
     "$@"
   fi
 }

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes the Python environment, or finds that it is already made.
 #
-#   bash launch/environment.sh [extra ...]             once, by hand: extras are test, parity, plan, gguf, smollm2, tpu, cuda
+#   bash launch/environment.sh [extra ...]             once, by hand: extras are those of pyproject.toml
 #   source launch/environment.sh; environment [extra ...]   in a script: leaves it activated
 #
 # DISTILL_JAX_VENV  where it is, from the repository (default: .venv)
@@ -91,7 +91,12 @@ _install() { # root python version venv extra ...; runs under the lock
 }
 
 environment() { # extra ...
-  local root python=${PYTHON:-python3} venv version
+  local root python=${PYTHON:-python3} venv version extra
+  for extra; do
+    [[ $extra =~ ^[a-z0-9]+$ ]] && continue
+    _say "$extra: not an extra. Give names of pyproject.toml's extras, such as gcs, or nothing."
+    return 2
+  done
   root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd) || return
   venv=${DISTILL_JAX_VENV:-$root/.venv}
   [[ $venv == /* ]] || venv=$root/$venv

@@ -6,8 +6,9 @@
 #
 # IMAGE is built from launch/Containerfile; CLAIM is a volume claim that many nodes may write (Filestore, Lustre, a
 # bucket) and is mounted at --mount. With --workdir=gs://BUCKET/DIRECTORY no claim is needed: the pods, as
-# --service-account, read and write the bucket themselves. The cluster starts all pods again, at most --max-restarts times, whatever they left
-# with, except 2, which fails at once. A name that is finished is used again after `kubectl delete jobset NAME`.
+# --service-account, read and write the bucket themselves. The cluster starts all pods again, at most --max-restarts
+# times, whatever they left with, except 2, which fails at once. A name that is finished is used again after
+# `kubectl delete jobset NAME`.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/common.sh

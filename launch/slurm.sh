@@ -37,6 +37,8 @@ tasks=${flags[gpus-per-node]}
 if [[ ${command[0]} == sweep ]]; then # one process has all GPUs of a node
   ((flags[nodes] == 1)) || refuse "--nodes=${flags[nodes]}: a unit of a sweep is one process, of one node"
   tasks=1
+else
+  [[ -z ${flags[array]} ]] || refuse "--array=${flags[array]}: is of a sweep, which is named by --sweep after the --"
 fi
 
 optional nodes gpus-per-node cpus-per-task time partition account qos array dependency

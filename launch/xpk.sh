@@ -5,8 +5,9 @@
 #     -- --config=configs/arithmetic.py --workdir=/mnt/shared/run1
 #
 # IMAGE is built from launch/Containerfile with UID=0; STORAGE is attached to the cluster before (xpk storage attach)
-# and mounted above the work directory. With --workdir=gs://BUCKET/DIRECTORY no storage is needed. XPK starts all pods again, at most --max-restarts times, when one of them left
-# with 42 or with 127 and above (a killed or vanished host); 1 and 2 fail at once.
+# and mounted above the work directory. With --workdir=gs://BUCKET/DIRECTORY no storage is needed. XPK starts all pods
+# again, at most --max-restarts times, when one of them left with 42 or with 127 and above (a killed or vanished host);
+# 1 and 2 fail at once.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/common.sh

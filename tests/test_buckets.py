@@ -293,6 +293,13 @@ def test_a_work_directory_is_one_runs_or_one_sweeps(place):
 
 
 @pytest.mark.unit
+def test_a_bound_of_the_cache_that_is_no_number_is_refused_in_a_line(tmp_path, monkeypatch):
+    monkeypatch.setenv(storage.CACHE_GIB, "64G")
+    with pytest.raises(ConfigError, match="DISTILL_JAX_CACHE_GIB=64G: must be a number"):
+        storage._make_room(tmp_path, 0)
+
+
+@pytest.mark.unit
 def test_local_copies_are_made_once_and_the_oldest_go(place, bucket, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv(storage.CACHE_GIB, str(250 / 2**30))

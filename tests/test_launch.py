@@ -171,6 +171,11 @@ def test_a_directory_that_is_no_venv_is_refused(checkout):
     assert [path.name for path in home.iterdir()] == ["thesis.tex"]
 
 
+def test_what_is_no_extra_is_refused_before_anything_is_made(checkout):
+    done = checkout.run("environment.sh", "--help")
+    assert done.returncode == 2 and "--help: not an extra" in done.stderr and not (checkout.root / ".venv").exists()
+
+
 @pytest.mark.parametrize("script", ["environment.sh", "local.sh", "test.sh"])
 @pytest.mark.parametrize(
     ("env", "message"),

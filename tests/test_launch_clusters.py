@@ -247,6 +247,7 @@ def test_bad_flags_are_refused_before_any_call(site, launcher, switches, program
         ("jobset.sh", {"coordinator_port": "65536"}, None, "--coordinator-port=65536: "),
         ("jobset.sh", {"image": 'a"b'}, None, '--image=a"b'),
         ("slurm.sh", {"time": "soon"}, None, "--time=soon"),
+        ("slurm.sh", {"array": "0-3"}, None, "--array=0-3: is of a sweep"),
     ],
 )
 def test_each_launcher_refuses_what_its_service_would(site, launcher, flags, program, message):
@@ -266,6 +267,12 @@ def test_a_refused_submission_fails(site, launcher, tool):
     site.plan(**{tool: ["forbidden: quota exceeded"]})
     done = site.run(launcher)
     assert done.returncode == 1 and "quota exceeded" in done.stderr
+
+
+@pytest.mark.skipif(bool(shutil.which("xpk", path="/usr/bin:/bin")), reason="xpk is among the system's own programs")
+def test_a_tool_that_is_not_installed_is_named(site):
+    done = site.run("xpk.sh", env={"PATH": "/usr/bin:/bin"})
+    assert done.returncode == 2 and done.stderr == "xpk.sh: xpk is not here: install it, or run this where it is\n"
 
 
 @pytest.mark.skipif(not shutil.which("shellcheck"), reason="there is no shellcheck")

@@ -141,6 +141,8 @@ def test_directories_that_are_none(tmp_path, capsys):
     (tmp_path / "other/thesis.tex").write_text("")
     assert main(["", "status", f"--workdir={tmp_path}/other"]) == 2
     assert "is no work directory" in capsys.readouterr().err
+    assert main(["", "status", f"--workdir={tmp_path}/other/thesis.tex"]) == 2
+    assert "thesis.tex: is a file; name the directory" in capsys.readouterr().err
     assert main(["", "status", f"--workdir={tmp_path}/nowhere"]) == 2
     assert "there is no such directory" in capsys.readouterr().err
     assert main(["", "status"]) == 2 and "--workdir=DIR is missing" in capsys.readouterr().err

@@ -108,6 +108,7 @@ ARGUMENTS = ["--sweep=sweep.py", "--workdir=/mnt/shared/x", "--pack=1"]
         ("/mnt/shared/x", f"--jobset={JOBSET} --topology=4x4", "a unit of a sweep is one process"),
         ("runs/x", "--slurm=--nodes=2", "a unit of a sweep is one process"),
         ("runs/x", "--slurm=--nmae=2", "unknown flag --nmae=2"),
+        ("runs/x", "--slurm=--partition='gpu", "--slurm=--partition='gpu: No closing quotation"),
     ],
 )
 def test_what_a_unit_cannot_have_is_refused(site, capfd, workdir, flags, says):

@@ -120,6 +120,10 @@ def test_only_what_asks_for_it_is_started_again(tmp_path, monkeypatch, code, aga
         (["--ray=local", "--slice=v5e-3"], "--slice=v5e-3: no such slice"),
         (["--ray=local", "--workers=2"], "give one of them"),
         (["--ray=local", "--slurm="], "give one of them"),
+        (["--slice=v5e-8"], "--slice=v5e-8: only --ray reads it"),
+        (["--slurm=", "--slice=v5e-8"], "--slice=v5e-8: only --ray reads it"),
+        (["--workers=2", "--cpus=4"], "--cpus=4: only --ray reads it"),
+        (["--jobset=", "--gpus=1"], "--gpus=1: only --ray and --slurm read it"),
         (["--unit=7.7"], "--unit=7.7: the sweep has no such unit"),
     ],
 )

@@ -11,10 +11,12 @@ from pathlib import Path
 
 from distill_jax.commands import command_line
 from distill_jax.commands.command_line import flag
-from distill_jax.io.storage import check_access, location
+from distill_jax.config import check
+from distill_jax.io.storage import check_access, is_local, location
 
 ABOUT = """It reads files and writes none, takes no lease, and needs no --config; a run's own line may be used again.
 Running is what a worker says that it computes; of another machine's it is known a minute late that it was killed."""
+WORKDIR = "name the directory of a run or sweep"
 EVERY = 2.0  # seconds, of --watch alone
 
 
@@ -22,9 +24,7 @@ EVERY = 2.0  # seconds, of --watch alone
 class Flags:
     """Flags of status."""
 
-    workdir: str = flag(
-        "", "DIR: of a run, audit or sweep", required="--workdir=DIR is missing: name the directory of a run", path=True
-    )
+    workdir: str = flag("", "DIR: of a run, audit or sweep", required=f"--workdir=DIR is missing: {WORKDIR}", path=True)
     watch: float = flag(
         0.0, f"[SECONDS]: say it again and again, every {EVERY:g} s, until all is done", bounds=(0, None)
     )
@@ -43,6 +43,7 @@ def main(arguments: Sequence[str]) -> int:
     flags = command_line.read("status", Flags, own).flags
     directory = location(flags.workdir)
     check_access(directory, "--workdir")
+    check(not (is_local(directory) and directory.is_file()), f"--workdir={directory}: is a file; {WORKDIR}")
     while _show(flags, directory) and flags.watch:
         time.sleep(flags.watch)
     return 0

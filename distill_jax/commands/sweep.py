@@ -67,6 +67,11 @@ class Flags:
         check(bool(self.workdir) or self.count, config_line.WORKDIR)
         engines = [self.workers > 1, bool(self.ray), self.slurm is not None, self.jobset is not None, bool(self.unit)]
         check(sum(engines) <= 1, "--workers, --ray, --slurm, --jobset and --unit: give one of them")
+        ray, mend = bool(self.ray), "add --ray=ADDRESS, or leave it out"
+        check(ray or self.cpus == 1, f"--cpus={self.cpus}: only --ray reads it; {mend}")
+        check(ray or not self.slice, f"--slice={self.slice}: only --ray reads it; {mend}")
+        placed = ray or self.slurm is not None
+        check(placed or not self.gpus, f"--gpus={self.gpus}: only --ray and --slurm read it; add one, or leave it out")
         check(not (self.unit and self.index is not None), "--unit and --index: give one of them")
 
     def resources(self) -> Resources:

@@ -531,7 +531,11 @@ def _download(path: Path, names: list[str], entry: Path) -> None:
 
 def _make_room(cache: Path, needed: int) -> None:
     """Remove the copies that were not asked for the longest, but none of the last hour, which may be in use."""
-    limit = float(os.environ.get(CACHE_GIB) or 64) * 2**30
+    given = os.environ.get(CACHE_GIB) or "64"
+    try:
+        limit = float(given) * 2**30
+    except ValueError as error:
+        raise ConfigError(f"{CACHE_GIB}={given}: must be a number of GiB, such as 64") from error
     entries = sorted((p for p in cache.iterdir() if p.is_dir()), key=lambda p: p.stat().st_mtime)
     sizes = {entry: sum(p.stat().st_size for p in entry.rglob("*") if p.is_file()) for entry in entries}
     for entry in entries:

@@ -11,7 +11,7 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from distill_jax.config import check
+from distill_jax.config import ConfigError, check
 from distill_jax.exit_codes import ExitCode
 from distill_jax.experiment.work_units import WorkUnit
 
@@ -30,7 +30,12 @@ def slurm(units: Sequence[WorkUnit], command: Sequence[str], flags: str, name: s
     for level, group in _levels(units):
         array = ",".join(str(unit.index) for unit in group)
         gpus = max(1, *(unit.resources.gpus for unit in group))
-        given = [f"--name={_name(name)}-{level}", f"--gpus-per-node={gpus}", *shlex.split(flags), f"--array={array}"]
+        given = [
+            f"--name={_name(name)}-{level}",
+            f"--gpus-per-node={gpus}",
+            *_split(flags, "--slurm"),
+            f"--array={array}",
+        ]
         printed, code = _launched("slurm.sh", [*given, *after], [*command, f"--unit={level}.{INDEX}"], dry_run)
         if code:
             return code
@@ -48,8 +53,16 @@ def jobset(units: Sequence[WorkUnit], command: Sequence[str], flags: str, name: 
       flags: more of launch/jobset.sh, as a shell would read them.
     """
     sizes = ",".join(str(len(group)) for _, group in _levels(units))
-    given = [f"--name={_name(name)}", *shlex.split(flags), f"--levels={sizes}"]
+    given = [f"--name={_name(name)}", *_split(flags, "--jobset"), f"--levels={sizes}"]
     return _launched("jobset.sh", given, command, dry_run)[1]
+
+
+def _split(flags: str, name: str) -> list[str]:
+    """Return the words of a flag's value, as a shell would read them."""
+    try:
+        return shlex.split(flags)
+    except ValueError as error:
+        raise ConfigError(f"{name}={flags}: {error}; close the quotation, or escape it") from error
 
 
 def _levels(units: Sequence[WorkUnit]) -> Iterator[tuple[int, list[WorkUnit]]]:
