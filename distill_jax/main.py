@@ -74,7 +74,7 @@ def _explained(error: Exception) -> int:
         mend = "what was finished is kept, and the same command continues once this is mended"
         console.complain(f"{error.strerror or error}{where}; {mend}")
         return ExitCode.REFUSED
-    lost_process.wait_to_be_told(error)
+    lost_process.wait_for_a_loss_to_show(error)
     raise error
 
 

@@ -35,11 +35,11 @@ def leave_when_one_is_lost(heartbeat: float) -> None:
     libc.signal(signal.SIGABRT, ctypes.cast(_handlers[-1], ctypes.c_void_p))
 
 
-def wait_to_be_told(error: Exception) -> None:
+def wait_for_a_loss_to_show(error: Exception) -> None:
     """Wait, after an error that nobody foresaw, as long as it may be that of a lost process: then do not return."""
     if _seconds_to_notice:
-        told = f"{type(error).__name__}: {str(error)[:200]}"
-        console.complain(f"{told}; waiting up to {_seconds_to_notice:.0f} s to hear whether a process was lost")
+        message = f"{type(error).__name__}: {str(error)[:200]}"
+        console.complain(f"{message}; waiting up to {_seconds_to_notice:.0f} s to hear whether a process was lost")
         time.sleep(_seconds_to_notice)
 
 

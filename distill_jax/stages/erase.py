@@ -16,7 +16,6 @@ import jax
 
 from distill_jax.io.checkpoint import FINAL
 from distill_jax.models.transformer import Params
-from distill_jax.sharding.mesh import make_mesh
 from distill_jax.stages.context import PARTS, Context, Node
 from distill_jax.stages.stage import Stage, stage_input
 from distill_jax.stages.untrained import finish_untrained
@@ -43,7 +42,7 @@ class Erase(Stage):
 
     def run(self, ctx: Context, nodes: Sequence[Node]) -> None:
         """Erase from one model, and measure what is left of it."""
-        mesh = make_mesh(1, fsdp=ctx.run.fsdp, tensor=ctx.run.tensor)
+        mesh = ctx.mesh()
         for node in nodes:
             three = (ctx.params(node.inputs[name], mesh) for name in ("start", "taught", "untaught"))
             params = jax.jit(subtract)(*three)

@@ -18,7 +18,6 @@ import numpy as np
 from distill_jax.evals.measure import all_finite
 from distill_jax.models.transformer import FANS, Params
 from distill_jax.perf.ledger import ledger
-from distill_jax.sharding.mesh import make_mesh
 from distill_jax.stages.context import PARTS, Context, Node
 from distill_jax.stages.quantise import round_to_nearest
 from distill_jax.stages.stage import Stage, stage_input
@@ -83,7 +82,7 @@ class EditWeights(Stage):
     def run(self, ctx: Context, nodes: Sequence[Node]) -> None:
         """Edit one model and measure each result."""
         for node in nodes:
-            mesh = make_mesh(1, fsdp=ctx.run.fsdp, tensor=ctx.run.tensor)
+            mesh = ctx.mesh()
             params = ctx.params(node.inputs["start"], mesh)
             evaluate, edits = ctx.evaluator(mesh, *PARTS), node.settings.edits
             with ctx.clock.spent_on("evaluate"):
