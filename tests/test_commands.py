@@ -52,7 +52,7 @@ def test_help_with_a_config_says_what_each_setting_means(capsys):
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
     meaning = dict(itertools.pairwise(lines))
     assert meaning["--config.relearn.steps=8"] == "optimiser steps at most."
-    assert meaning["--config.relearn.beta2=0.95"] == "AdamW's."
+    assert meaning["--config.relearn.beta2=0.95"] == "AdamW's; of others the decay and the momenta."
     assert meaning["--config.relearn.seeds=2"].startswith("how many attackers;")
     sections = ("model", "data", "run", "reference", "relearn", "rmu", "distill", "cache")
     settings = [line for line in meaning if line.strip("'").startswith(tuple(f"--config.{name}." for name in sections))]
@@ -72,7 +72,9 @@ def test_version(capsys):
         (["sweep", "--sweep=undo_arithmetics"], ["did you mean 'undo_arithmetic'"]),
         (
             ["run", "--slice=v5e-16"],
-            ["--slice: run has no such flag; only `distill-jax protect` and `distill-jax plan` have it"],
+            [
+                "--slice: run has no such flag; only `distill-jax protect`, `distill-jax sweep` and `distill-jax plan` have it"
+            ],
         ),
         (["report", "--to=x"], ["--to: report has no such flag; only `distill-jax export` has it"]),
         (["plan", "--config=arithmetic:smoke", "--slice=v5e-4", "--stages="], ["--stages=", "names none"]),

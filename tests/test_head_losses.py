@@ -217,7 +217,7 @@ OBJECTIVES = {
 @pytest.mark.unit
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_a_stage_minimises_the_same_loss_either_way(name, monkeypatch):
-    monkeypatch.setattr(transformer, "hidden_states", lambda cfg, params, tokens, segments: params["embedding"][tokens])
+    monkeypatch.setattr(transformer, "hidden_states", lambda cfg, params, tokens, *_: params["embedding"][tokens])
     objective = OBJECTIVES[name].objective()
     rng = np.random.default_rng(0)
     tokens, segments = rng.integers(1, 300, (2, 6)), np.array([[1, 1, 1, 2, 2, 0], [1, 1, 1, 1, 0, 0]])

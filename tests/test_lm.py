@@ -137,9 +137,10 @@ def test_the_worst_case_takes_the_fewest_bits_and_the_retain_score_of_the_same_m
     accuracy = curves(read_attack(test_evals.attack_rows()))
     for part in ("forget_heldout", "forget_shown"):
         assert bits[part]["worst"] == pytest.approx([2 - value for value in accuracy[part]["worst"]])
-    low, high = (np.array(bits["forget_heldout"][key]) for key in ("low", "high"))
-    assert np.all(low <= bits["forget_heldout"]["worst"]) and np.all(high >= bits["forget_heldout"]["worst"])
-    assert high.max() > 1  # bits do not end at one
+    low, worst, high = (np.array(bits["forget_heldout"][key], float) for key in ("low", "worst", "high"))
+    known = np.isfinite(low)  # where all attackers agree nothing is known of the error
+    assert known.any() and np.all(low[known] <= worst[known]) and np.all(high[known] >= worst[known])
+    assert high[known].max() > 1  # bits do not end at one
     assert bits["retain_at_worst"] == pytest.approx([2 - value for value in accuracy["retain_at_worst"]])
     assert bits["best_learning_rate"] == accuracy["best_learning_rate"]
 

@@ -191,7 +191,7 @@ def test_flops_are_those_of_the_traced_step():
     ("make", "told"),
     [
         (lambda: Distill(teacher="t", lora_rank=4), "needs a start"),
-        (lambda: Unlearn(start="s", method="rmu", lora_rank=4), "RMU trains chosen weights"),
+        (lambda: Unlearn(start="s", method="rmu", lora_rank=4), "RMU trains weights themselves"),
         (lambda: Relearn(start="s", lora_rank=-1), "must not be negative"),
         (lambda: Relearn(start="s", lora_rank=4, lora_alpha=0.0), "must be positive"),
         (lambda: Relearn(start="s", lora_alpha=8.0), "does nothing without lora_rank"),

@@ -169,9 +169,9 @@ def planner(ctx, chip_hour, say=lambda line: None):
 def stub(fits_from, traffic=10**12):
     """Return a stand-in for the compiler: programs fit from so many chips on, and are bound by HBM."""
 
-    def compile_for(lowered, where):
+    def compile_for(lowered, mesh):
         hbm = dict.fromkeys(("arguments", "outputs", "aliased", "temporaries", "code"), 1000)
-        if where.chips >= fits_from:
+        if mesh.size >= fits_from:
             return ProgramAnalysis(hbm, 3000, traffic={"other": traffic})
         return ProgramAnalysis({}, 10**15)
 

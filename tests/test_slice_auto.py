@@ -41,21 +41,28 @@ class Compiler:
     def __init__(self, monkeypatch, traffic=lambda where: 10**14, fits_from=1):
         self.traffic, self.fits_from = traffic, fits_from
         self.compiled = []
-        monkeypatch.setattr(slice_plan, "topology", lambda where: jax.devices()[:1] * where.devices)
+        monkeypatch.setattr(slice_plan, "topology", self.topology)
         monkeypatch.setattr(slice_plan, "Lowering", self.lowering)
         monkeypatch.setattr(slice_plan, "compile_for", self.compile_for)
         monkeypatch.setattr(analysis_cache, "compiler_version", lambda: "0")
+
+    def topology(self, where):
+        self.asked = where
+        return jax.devices()[:1] * where.devices
 
     def lowering(self, ctx, devices):
         def lower(nodes):
             step = group_step(ctx, nodes, devices)
             settings = step.job.settings
-            program = types.SimpleNamespace(as_text=lambda: f"{settings.kind} {settings.steps}")
+            where = self.asked
+            program = types.SimpleNamespace(as_text=lambda: f"{settings.kind} {settings.steps}", where=where)
             return [LoweredGroup(nodes, 1, 1.0, 1.0, "none", 0.0, step.mesh, program, ())]
 
         return lower
 
-    def compile_for(self, lowered, where):
+    def compile_for(self, lowered, mesh):
+        where = lowered.where
+        assert mesh.size == where.devices
         self.compiled.append((where.name, lowered.as_text()))
         if where.chips < self.fits_from:
             return ProgramAnalysis({}, 10**15)
@@ -204,7 +211,8 @@ def lowered(text="a program"):
 
 
 def test_a_kept_analysis_is_read_by_another_process(tmp_path):
-    analysis = ProgramAnalysis(HBM, 3000, {"all-gather": {"count": 2, "bytes": 5}}, {"mlp": 7}, 1, 2.5, ("warning",))
+    collectives = {"all-gather": {"count": 2, "bytes": 5}}
+    analysis = ProgramAnalysis(HBM, 3000, collectives, collectives, {"mlp": 7}, 1, 2.5, ("warning",))
     AnalysisCache(tmp_path / "new" / "directory").put("key", analysis)
     assert AnalysisCache(tmp_path / "new" / "directory").get("key") == analysis
     assert AnalysisCache(tmp_path).get("key") is None

@@ -21,6 +21,7 @@ from distill_jax.data import images
 from distill_jax.doublebind.stages import Subliminal, subliminal_stage
 from distill_jax.models import mlp
 from distill_jax.models.mlp import MLPConfig
+from distill_jax.reports import goodput_summary
 from distill_jax.reports import subliminal_page as page
 from distill_jax.reports import subliminal_summary as shows
 from distill_jax.statistics.conclusions import State
@@ -249,7 +250,7 @@ class TestCommand:
         assert {row["arm"] for row in summary["rows"] if row["stage"] == "kl"} == set(subliminal_stage.ARMS)
         html = (workdir / "report/index.html").read_text()
         assert all(f'id="{place}"' in html for place in page.PANELS)
-        assert html == page.render(summary)
+        assert html == page.render(summary | goodput_summary.read(workdir / "report"))
 
     def test_one_ghost_logit_left_every_student_as_it_was(self, finished):
         workdir, _ = finished

@@ -103,17 +103,18 @@ def test_an_attack_may_be_several_stages():
     def stage(rate: float, weights: str, last: float) -> SimpleNamespace:
         scores = {step: {"heldout": x, "shown": x, "retain": 0.5} for step, x in ((0, 0.25), (4, last))}
         rows = [{"kind": "evaluation", "step": k, "member": f"lr={rate:g},seed=0", **v} for k, v in scores.items()]
-        settings = SimpleNamespace(weights=weights)
+        settings = SimpleNamespace(weights=weights, seeds=1)
         result, spent = {"members": 1, "diverged": 0}, {"flops": {"attack": 2.0}}
         return SimpleNamespace(settings=settings, rows=lambda: rows, result=lambda: result, ledger=lambda: spent)
 
     full = [stage(0.01, "float32", 0.3), stage(0.001, "float32", 0.75)]
     half = [stage(0.01, "bfloat16", 0.5), stage(0.001, "bfloat16", 0.25)]
-    said = run_summary._attack([*full, *half], run_summary._attacks([*full, *half], CHOICE, 4), CHOICE)
+    facts = {"heldout": 4, "shown": 4}
+    said = run_summary._attack([*full, *half], run_summary._attacks([*full, *half], CHOICE, facts), CHOICE)
     assert said["weights"] == "float32" and said["members"] == 2 and said["flops"] == {"attack": 4.0}
     assert said["forget_heldout"]["worst"] == [0.25, 0.75] and said["best_learning_rate"][1] == 0.001
     assert said["other_weights"]["bfloat16"]["forget_heldout"]["worst"] == [0.25, 0.5]
-    assert "other_weights" not in run_summary._attack(full, run_summary._attacks(full, CHOICE, 4), CHOICE)
+    assert "other_weights" not in run_summary._attack(full, run_summary._attacks(full, CHOICE, facts), CHOICE)
 
 
 @pytest.mark.end_to_end

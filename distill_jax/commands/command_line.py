@@ -166,5 +166,6 @@ def _elsewhere(command: str, name: str) -> str:
     owners = [other for other in COMMANDS if name in dict(_named(importlib.import_module(module_name(other)).Flags))]
     if not owners:
         return ""
-    have = " and ".join(f"`distill-jax {owner}`" for owner in owners)
+    *others, last = (f"`distill-jax {owner}`" for owner in owners)
+    have = " and ".join([", ".join(others), last] if others else [last])
     return f"--{name}: {command} has no such flag; only {have} {'has' if len(owners) == 1 else 'have'} it"

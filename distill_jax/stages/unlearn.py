@@ -28,10 +28,11 @@ class Unlearn(AdaptingStage):
       start: the node whose model is unlearned.
       method: a key of `METHODS`.
       forget_weight, retain_weight: γ and α, the coefficients of the two terms.
-      hold, layer, steer and those after them: of the methods that have them, see there; one that the chosen method does
-        not read must keep its default, and so cannot change an identity.
+      hold, layer, steer, train_layers, beta, length_beta, margin, lowering, confidence_power: of the methods that have
+        them, see there; one that the chosen method does not read must keep its default, and so cannot change an identity.
+      refusal_ids, selective_rank: of the methods that have them, as above.
       robust: a key of `ROBUSTIFIERS`, what makes the method robust in training; "" for nothing.
-      sam_radius and those after it: of the robustifiers, as of methods.
+      sam_radius, tar_steps, tar_length, latent_radius, latent_steps: of the robustifiers, as of methods.
     """
 
     start: str = stage_input()
