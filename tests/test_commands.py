@@ -73,7 +73,8 @@ def test_version(capsys):
         (
             ["run", "--slice=v5e-16"],
             [
-                "--slice: run has no such flag; only `distill-jax protect`, `distill-jax sweep` and `distill-jax plan` have it"
+                "--slice: run has no such flag",
+                "only `distill-jax protect`, `distill-jax sweep` and `distill-jax plan` have it",
             ],
         ),
         (["report", "--to=x"], ["--to: report has no such flag; only `distill-jax export` has it"]),

@@ -29,7 +29,7 @@ class Unlearn(AdaptingStage):
       method: a key of `METHODS`.
       forget_weight, retain_weight: γ and α, the coefficients of the two terms.
       hold, layer, steer, train_layers, beta, length_beta, margin, lowering, confidence_power: of the methods that have
-        them, see there; one that the chosen method does not read must keep its default, and so cannot change an identity.
+        them, see there; one that the chosen method does not read must keep its default, and changes no identity.
       refusal_ids, selective_rank: of the methods that have them, as above.
       robust: a key of `ROBUSTIFIERS`, what makes the method robust in training; "" for nothing.
       sam_radius, tar_steps, tar_length, latent_radius, latent_steps: of the robustifiers, as of methods.
