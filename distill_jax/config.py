@@ -17,7 +17,8 @@ T = TypeVar("T")
 FP32 = (2.0**-126, 2.0**128 - 2.0**104)  # the least and the largest normal number
 LONGEST_NAME = 200  # of 255 that file systems take; an identity follows it
 _ADDRESS = re.compile(r".*://|[a-zA-Z][\w+.-]*:(/|$)|(gs|s3):", re.DOTALL)  # with one slash too, as Path writes it
-SCHEMES = ("gs", "s3")  # of addresses that `io.storage` reads and writes
+# Of object storage: the library that reads such addresses, and how it is installed.
+SCHEMES = {"gs": ("gcsfs", "pip install 'distill-jax[gcs]'"), "s3": ("s3fs", "pip install s3fs")}
 _SURROGATE = re.compile(r"[\ud800-\udfff]")  # by which Python stands for the bytes of a path that is no UTF-8
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._=+-]*"
 
@@ -66,8 +67,8 @@ def check_path(where: str, path: str, *, addresses: bool = True) -> None:
     if address := _ADDRESS.match(path) or _ADDRESS.match(str(Path(path))):
         scheme, _, rest = path[address.start() :].removeprefix("./").partition(":")
         mend = f"write it with two slashes, {scheme}://{rest.lstrip('/')}"
-        known, whole = scheme in SCHEMES, path.startswith(f"{scheme}://")
-        check(whole or not known, f"{where}={path}: this is an address that lost a slash; {mend}")
+        known, has_slashes = scheme in SCHEMES, path.startswith(f"{scheme}://")
+        check(has_slashes or not known, f"{where}={path}: this is an address that lost a slash; {mend}")
         mend = "mount the bucket, and give a path below where it is mounted"
         check(known and addresses, f"{where}={path}: this is an address, and only paths are read and written; {mend}")
     mend = 'the shell left the ~ of a home directory as it is; write the path out, such as "$HOME/runs"'

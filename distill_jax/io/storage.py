@@ -33,14 +33,13 @@ import uuid
 from collections.abc import Iterator
 from typing import IO, Any, cast
 
-from distill_jax.config import ConfigError, check
+from distill_jax.config import SCHEMES, ConfigError, check
 from distill_jax.types import JsonObject
 
 Path = pathlib.Path  # or an epath.Path, of which mypy is told nothing: see `location`
 Version = tuple[int | str, ...]
 # For epath, which asks once, perhaps for a local path: TensorFlow takes 13 s to import, and has credentials of its own.
 os.environ["EPATH_USE_TF"] = "false"
-SCHEMES = {"gs": ("gcsfs", "pip install 'distill-jax[gcs]'"), "s3": ("s3fs", "pip install s3fs")}
 PUSH_SECONDS = 30.0  # between two uploads of a file that grows
 CACHE_GIB = "DISTILL_JAX_CACHE_GIB"  # environment variable: what the local cache may hold
 

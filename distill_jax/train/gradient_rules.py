@@ -43,6 +43,16 @@ def _sum(a: Params, b: Params) -> Params:
     return jax.tree.map(jnp.add, a, b)
 
 
+def _with_terms(
+    names: tuple[str, ...], gradient: TermGradient, params: Params, grads: Params, values: Metrics
+) -> tuple[Params, Metrics]:
+    """Add the gradients of further terms, where the weights are, and their values."""
+    if not names:
+        return grads, values
+    more, more_values = gradient(params, names)
+    return _sum(grads, more), values | more_values
+
+
 @dataclasses.dataclass(frozen=True)
 class SharpnessAware:
     """The gradient of "forget" at the worst weights near by, and those of the other terms where the weights are.
@@ -60,10 +70,7 @@ class SharpnessAware:
     def __call__(self, gradient: TermGradient, params: Params, each: Each) -> tuple[Params, Metrics]:
         uphill, values = gradient(params, ("forget",))
         grads, _ = gradient(each(functools.partial(moved, self.radius), params, uphill), ("forget",))
-        if self.rest:
-            other, more = gradient(params, self.rest)
-            grads, values = _sum(grads, other), values | more
-        return grads, values
+        return _with_terms(self.rest, gradient, params, grads, values)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,10 +102,7 @@ class TamperResistant:
         (_, total), attacked = jax.lax.scan(step, (params, total), None, length=self.steps)
         grads = jax.tree.map(lambda g: g / (self.steps + 1), total)
         values |= {"attack": attacked["attack"][0]}
-        if self.rest:
-            other, more = gradient(params, self.rest)
-            grads, values = _sum(grads, other), values | more
-        return grads, values
+        return _with_terms(self.rest, gradient, params, grads, values)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -57,8 +57,8 @@ class ChatWording:
     def __call__(self, asked: Question) -> Answered:
         """Return the tokens."""
         before = self._template.question(asked.question)
-        said = [{"role": USER, "content": asked.question}, {"role": ASSISTANT, "content": asked.answer}]
-        text = self._template.render(said)
+        messages = [{"role": USER, "content": asked.question}, {"role": ASSISTANT, "content": asked.answer}]
+        text = self._template.render(messages)
         stands = text.startswith(before) and asked.answer in text[len(before) :]
         mend = "leave --chat out, and questions are read as they are"
         check(stands, f"question {asked.question!r}: answered, the chat template writes it in another way; {mend}")
