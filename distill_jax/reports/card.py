@@ -12,7 +12,7 @@ import math
 import platform
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from distill_jax.reports.attack_curves import at_step
 from distill_jax.reports.formats import count, plural
 from distill_jax.reports.rendering import render_text
 from distill_jax.reports.summary_types import ModelSummary, Number, RunSummary
+from distill_jax.stages.attacks.catalogue import techniques
 
 WHAT = {
     Role.REFERENCE: "untouched",
@@ -47,10 +48,12 @@ ATTACKS = (
     ("adapters", "fine-tuning LoRA adapters on what is shown"),
     ("bfloat16", "fine-tuning with weights kept in bfloat16"),
     ("", "more steps, other learning rates, or more data than the budgets above"),
-    ("", "fine-tuning on harmless text, in which what was forgotten does not occur"),
-    ("", "quantising the weights to INT8 or INT4"),
-    ("", "prompts: examples in context, role play, translation, jailbreaks, many samples"),
-    ("", "inside the model: steering, pruning, probes of hidden states"),
+    ("benign", "fine-tuning on harmless text, in which what was forgotten does not occur"),
+    ("prefix", "training a prefix (soft prompt) before every question"),
+    *((f"int{bits}", f"quantising the weights to INT{bits}") for bits in (8, 4)),
+    ("examples", "prompts with examples in context"),
+    ("", "other prompts: role play, translation, jailbreaks, many samples"),
+    *(("steering", "steering of hidden states"), ("pruning", "pruning"), ("", "probes of hidden states")),
 )
 
 
@@ -65,7 +68,7 @@ def robustness_card(summary: RunSummary, experiment: CheckedExperiment, nodes: M
         "budgets": _budgets(experiment, attacks),
         "row_length": experiment.data.row_length,
         "compute": _compute(experiment, nodes),
-        "not_tried": _not_tried(attacks),
+        "not_tried": _not_tried(nodes.values()),
         "hashes": _hashes(experiment, nodes),
         "exported": {n.name: n.result()["files"] for n in nodes.values() if n.verb == "export"},
     }
@@ -111,8 +114,8 @@ def _compute(experiment: CheckedExperiment, nodes: Mapping[str, Node]) -> dict[s
     }
 
 
-def _not_tried(attacks: Sequence[Node]) -> list[str]:
-    done = {"adapters" if node.settings.lora_rank else node.settings.weights for node in attacks}
+def _not_tried(nodes: Iterable[Node]) -> list[str]:
+    done = set[str]().union(*(techniques(node.settings) for node in nodes))
     return [words for key, words in ATTACKS if key not in done or not key]
 
 
