@@ -15,7 +15,7 @@ from distill_jax.experiment.sweep_file import open_sweep
 ROOT = Path(__file__).parents[1]
 SWEEP = ROOT / "configs/sweeps/robustness_arithmetic.py"
 CHAIN = f'''
-"""A method made robust in training as the teacher of a student, and a student that learns nothing at marked tokens."""
+"""A robust method as the teacher of a student, a student that learns nothing at marked tokens, and gradient routing."""
 
 import dataclasses
 
@@ -23,13 +23,13 @@ from distill_jax.experiment.config_file import load_module
 from distill_jax.experiment.experiment import Experiment
 
 arithmetic = load_module("{ROOT}/configs/arithmetic.py")
-WANTED = ("reference", "npo", "student-npo", "masked")
+WANTED = ("reference", "npo", "student-npo", "masked", "routing", "ablated", "routed")
 
 
 def get_config(arg=""):
     c = arithmetic.get_config("smoke,full")
     c.methods, c.npo.robust = ("npo",), "sam"
-    c.data.update(labeller="noisy", false_negative_rate=0.1, label_sets=("masked",))
+    c.data.update(labeller="noisy", false_negative_rate=0.1, label_sets=("filtered", "dropped", "masked"))
     return c
 
 
@@ -68,9 +68,12 @@ def test_a_robust_method_teaches_a_student_and_marked_tokens_teach_nothing(tmp_p
     run = distill_jax.open_run(str(config), str(tmp_path / "run"))
     run.compute()
     models = {model["name"]: model for model in run.summary()["models"]}
-    assert set(models) == {"reference", "npo", "student-npo", "masked"}
+    assert set(models) == {"reference", "npo", "student-npo", "masked", "routing", "routed"}
     assert not any(model["diverged"] for model in models.values())
     assert models["student-npo"]["steps"] == models["masked"]["steps"] == 8
     assert models["npo"]["flops"]["student"] == pytest.approx(
         1.5 * models["student-npo"]["flops"]["student"] * 2, rel=0.01
     )  # two sets a step, and a second gradient of one of them
+    assert (models["routed"]["role"], models["routed"]["label"]) == (Role.ROUTED, "Gradient routing")
+    lineage = models["routing"]["flops"]["student"] + models["routed"]["flops"]["student"]
+    assert lineage == pytest.approx(3 * models["reference"]["flops"]["student"])  # two sets a step, then one
