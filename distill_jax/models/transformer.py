@@ -574,6 +574,7 @@ def init(cfg: TransformerConfig, key: jax.Array) -> Params:
     return nn.unbox(Transformer(cfg).init(key, jnp.zeros((1, 1), jnp.int32))["params"])
 
 
+@functools.cache  # it traces the model, and every point of a sweep that damages one in part asks for it
 def shapes(cfg: TransformerConfig) -> Params:
     """Return the shapes of a model's weights, without drawing them."""
 
