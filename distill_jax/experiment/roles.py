@@ -36,8 +36,8 @@ class Role(enum.StrEnum):
     RANDOM_STUDENT = "random student"  # of a suppressed model, until it recovered
     EQUAL_COMPUTE = "equal compute"  # the same for a fixed number of steps
     REFERENCE_STUDENT = "student of the reference"
-    FILTERED = "filtered"  # a student of the reference on filtered data
-    TOKEN_FILTERED = "token filtered"  # a student of the reference that learns nothing at marked tokens
+    FILTERED = "filtered"  # a student of the reference on filtered data, random or a damaged copy of it (with an α)
+    TOKEN_FILTERED = "token filtered"  # the same, but that learns nothing at marked tokens
     PRETRAINED_FILTERED = "pretrained on filtered documents"
     PRETRAINED_MASKED = "pretrained on unmarked tokens"
     ROUTING = "gradients routed"  # of what is to be forgotten, into a part of the network
@@ -62,6 +62,7 @@ PRETRAINED = {  # by the set it was trained on
     "filtered": Role.PRETRAINED_FILTERED,
     "masked": Role.PRETRAINED_MASKED,
 }
+LABELLED = {"filtered": Role.FILTERED, "masked": Role.TOKEN_FILTERED}  # students of the reference, by the set read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,16 +147,19 @@ def _student_role(node: Node, stage: Distill, nodes: Mapping[str, Node]) -> Role
     if start is None:
         return _random_student_role(stage, role_of(teacher, nodes))
     if isinstance(start.settings, Perturb):
-        return _damaged_role(start, teacher, nodes)
+        return _damaged_role(node, start, teacher, nodes)
     if start.name == teacher.name:
         return Role.UNDAMAGED
     matched = role_of(teacher, nodes) is Role.ORACLE and role_of(start, nodes) is Role.REFERENCE
     return Role.MATCHED_REFERENCE if matched else Role.DISTILLED
 
 
-def _damaged_role(start: Node, teacher: Node, nodes: Mapping[str, Node]) -> Role:
+def _damaged_role(student: Node, start: Node, teacher: Node, nodes: Mapping[str, Node]) -> Role:
     """Return what a student is that starts from a damaged model."""
     damage, source = start.settings, nodes[start.inputs["start"]]
+    labelled = LABELLED.get(student.settings.data)
+    if labelled and source.name == teacher.name and role_of(teacher, nodes) is Role.REFERENCE:
+        return labelled
     if source.name == teacher.name and damage.in_full:
         return Role.UNDO if damage.shrink else Role.NOISE_ONLY
     while isinstance(source.settings, Distill) and source.inputs["teacher"] == teacher.name:  # a round before
@@ -169,8 +173,8 @@ def _damaged_role(start: Node, teacher: Node, nodes: Mapping[str, Node]) -> Role
 def _random_student_role(stage: Distill, teacher: Role) -> Role:
     if teacher is Role.ORACLE:
         return Role.MATCHED_STUDENT
-    if teacher is Role.REFERENCE and stage.data in ("filtered", "masked"):
-        return Role.FILTERED if stage.data == "filtered" else Role.TOKEN_FILTERED
+    if teacher is Role.REFERENCE and stage.data in LABELLED:
+        return LABELLED[stage.data]
     if stage.data != "all" or stage.uniform:  # a control that lacks part of what its teacher says
         return Role.DISTILLED
     students = {
