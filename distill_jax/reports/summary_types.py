@@ -106,6 +106,7 @@ class RunSummary(TypedDict, total=False):
     measure: str
     evaluated: dict[str, int]
     facts: dict[str, int]
+    label_errors: dict[str, dict[str, float]]  # of each set that a labeller made
     attack: AttackSettings | None
     models: list[ModelSummary]
     headline: HeadlineSummary
@@ -151,6 +152,7 @@ class SweepSummary(TypedDict, total=False):
     points: dict[str, int]
     attack: AttackSettings | None
     evaluated: dict[str, Any]
+    label_errors: list[str]  # a line for each labeller
     sharing: dict[str, float]
     runs: list[SweepRunSummary]
     fits: dict[str, list[dict[str, Any]]]
