@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 
+from distill_jax.backend import release_freed_memory
 from distill_jax.config import ConfigError, check, check_name, identity, nearest
 from distill_jax.data.records import special_tokens, verify
 from distill_jax.experiment.ancestry import ancestry
@@ -213,6 +214,7 @@ def execute(
                 progress.flops_left = sum(planned_flops(ctx, n) for n in nodes.values() if not n.done)
             planned = sum(planned_flops(ctx, n) for n in group)
             _compute(ctx, group, presence)
+            release_freed_memory()
             barrier("a group's results")
             progress.finish(planned, _summary(group))
     return ctx
