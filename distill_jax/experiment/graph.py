@@ -318,10 +318,12 @@ def fitting(ctx: Context, group: Sequence[Node], workers: int = 1) -> int:
     count = len(group)
     while count > 1 and (job := group[0].settings.train_job(ctx, group[:count])):
         mesh = job.mesh(ctx)
-        free = memory.capacity(mesh.devices.flat[0]) / workers
+        device, shapes = mesh.devices.flat[0], job.shapes(ctx, mesh)
+        free = memory.capacity(device) / workers
         # Far from the limit the answer is known without the compiler; near it, only the compiler knows.
-        near = 100 * memory.least_bytes(*job.shapes(ctx, mesh)) >= free
-        if not near or choose_policy(ctx, job, mesh, FILL * free).fits:
+        near = 100 * memory.least_bytes(*shapes) >= free
+        saving = memory.saving_bytes(shapes[0], count, device.platform)
+        if not near or choose_policy(ctx, job, mesh, FILL * free - saving).fits:
             break
         count = (count + 1) // 2
     return count

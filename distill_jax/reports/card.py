@@ -303,5 +303,6 @@ def attack_lines(summary: Mapping[str, Any]) -> list[str]:
             ends = [_at(model, "forget_heldout", step, scale) for step in (attack["steps"][0], last)]
             shown = _at(model, "forget_shown", last, scale)
             text = f"{scale.name} held out {ends[0]} before, {ends[1]} after {last} steps; shown {shown}"
-            lines.append(f"{model['label']}: {text}; retain {scale.show(model['retain'])} before")
+            costs = f"retain {scale.show(model['retain'])} before, {_at(model, 'retain_at_worst', last, scale)} after"
+            lines.append(f"{model['label']}: {text}; {costs}")
     return lines

@@ -145,7 +145,7 @@ def _check_damage(ctx: Context, node: Node, mesh: Mesh, scores: Mapping[str, Any
             break
     left = f"alpha = {settings.alpha:g} leaves retain {scale.name} {scores['retain']:.2f}"
     why = f"the goal of distilling is {goal:.2f}: nothing would be distilled, and nothing gained by it"
-    raise ConfigError(f"{node.name}: {left}, and {why}; set {more} or --config.damage.required=False")
+    raise ConfigError(f"{node.name}: {left}, and {why}; set {more} or --config.damage.must_lose=0")
 
 
 def interpolated(init_std: float, params: Params, key: jax.Array, kept: jax.typing.ArrayLike) -> Params:
