@@ -9,6 +9,9 @@ Parameters (layers are stacked on a leading L axis because they run in one `nn.s
   attention/{query [L,D,N,H], key_value [L,2,D,K,H], output [L,N,H,D]}, and there {query,key}_norm/scale [L,H] with
   qk_norm, and query_bias [L,N,H] and key_value_bias [L,2,K,H] with qkv_bias, mlp/{gate_up [L,2,D,F], down [L,F,D]},
   {pre,post}_{attention,mlp}_norm/scale [L,D], the post norms only where the config has them.
+
+Beside them may stand what acts on a forward pass and is no weight: lora (`models.lora`), prefix and steering
+(`models.insertions`).
 """
 
 from __future__ import annotations
@@ -315,8 +318,17 @@ class Attention(nn.Module):
             k = jax.lax.dynamic_update_slice_in_dim(cache[0], k, slot, axis=1)
             v = jax.lax.dynamic_update_slice_in_dim(cache[1], v, slot, axis=1)
             cache = (k, v)
-        out = constrain(self.attend(q, k, v), "batch", None, "heads", None)
+        out = constrain(self.attend(q, *self._behind_prefix(k, v)), "batch", None, "heads", None)
         return project(self, "output", out, w_o), cache
+
+    def _behind_prefix(self, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Return keys and values [B, S, K, H] behind those of a prefix [S', K, H], if the params carry one."""
+        if not self.has_variable("prefix", "key"):
+            return k, v
+        pair: list[PyTree] = [self.get_variable("prefix", name) for name in ("key", "value")]
+        before = [jnp.broadcast_to(x.astype(k.dtype), (k.shape[0], *x.shape)) for x in pair]
+        k, v = (jnp.concatenate(both, axis=1) for both in zip(before, (k, v), strict=True))
+        return k, v
 
     def _biases(self) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Return what is added to queries [N, H], keys and values [K, H]."""
@@ -422,12 +434,15 @@ def by_mask(cfg: TransformerConfig, masks: Masks) -> Attends:
     return Attends(of)
 
 
-def by_segments(cfg: TransformerConfig, segments: jax.Array) -> Attends:
-    """Attend within the segments [B, T] of packed rows, by the implementation that is chosen for them."""
+def by_segments(cfg: TransformerConfig, segments: jax.Array, params: Params) -> Attends:
+    """Attend within the segments [B, T] of packed rows, by the implementation that is chosen for them.
+
+    Each segment also sees the params' prefix, if there is one; of the implementations only the plain one can show it.
+    """
     length = segments.shape[1]
     chosen = choose(cfg, length).implementation
-    if chosen == "plain":
-        return by_mask(cfg, causal_masks(cfg, jnp.arange(length), segments, segments))
+    if chosen == "plain" or "prefix" in params:
+        return by_mask(cfg, seeing_prefix(params, causal_masks(cfg, jnp.arange(length), segments, segments)))
     window = cfg.sliding_window if cfg.sliding_window < length else 0
 
     def of(local: bool) -> Attend:
@@ -436,6 +451,20 @@ def by_segments(cfg: TransformerConfig, segments: jax.Array) -> Attends:
 
     differ = window or cfg.local_rope_theta
     return Attends(of, tuple(local_layers(cfg)) if differ else (False,) * cfg.layers)
+
+
+def seeing_prefix(params: Params, masks: Masks) -> Masks:
+    """Return masks [B, T, S] that also show every query the keys of the params' prefix, which stand before all others.
+
+    A window does not hide them. Of a prefix that `held` says is filled up with padding, the padding is hidden.
+    """
+    if "prefix" not in params:
+        return masks
+    prefix = params["prefix"]
+    count = prefix["key"].shape[1]
+    held = prefix["held"] > 0 if "held" in prefix else jnp.ones(count, bool)
+    local, full = (jnp.concatenate([jnp.broadcast_to(held, (*m.shape[:2], count)), m], axis=2) for m in masks)
+    return local, full
 
 
 class DecoderInputs(NamedTuple):
@@ -469,15 +498,24 @@ def residual(
 
     def layer(x: jax.Array, weights: PyTree, cache: Cache | None, local: Local) -> tuple[jax.Array, Cache | None]:
         chosen = _either(local, local_angles, angles) if cfg.local_rope_theta else angles
-        out: PyTree = Layer(cfg, attends.of(local)).apply(weights, x, chosen, cache, inputs.slot)
-        return out
+        read = {name: weights[name] for name in weights if name != "steering"}
+        out: PyTree = Layer(cfg, attends.of(local)).apply(read, x, chosen, cache, inputs.slot)
+        return (out[0] + weights["steering"].astype(dtype), out[1]) if "steering" in weights else out
 
-    stacked = {"params": params["layers"]} | ({"lora": params["lora"]} if "lora" in params else {})
+    stacked = _stacked(params)
     if attends.kinds is None:
         return _scan_layers(cfg, layer, x, (stacked, inputs.cache, jnp.array(local_layers(cfg))))
     for section in sections(attends.kinds, cfg.global_first, cfg.global_every):
         x = _scan_section(cfg, layer, x, stacked, section)
     return x, None
+
+
+def _stacked(params: Params) -> PyTree:
+    """Return what each layer reads of the params, {"params": weights, …}, every leaf [L, ...]."""
+    stacked = {"params": params["layers"]} | {name: params[name] for name in ("lora", "steering") if name in params}
+    if "prefix" in params:
+        stacked["prefix"] = {"attention": {name: params["prefix"][name] for name in ("key", "value")}}
+    return stacked
 
 
 def _either(local: Local, yes: Angles, no: Angles) -> Angles:
@@ -621,7 +659,7 @@ def hidden_states(
 ) -> jax.Array:
     """Return the normalised final hidden states [B, T, D] of packed tokens [B, T] with segments [B, T]."""
     inputs = DecoderInputs(tokens, segment_positions(segments), disturbance=disturbance)
-    return _final_norm(cfg, params, residual(cfg, params, inputs, by_segments(cfg, segments))[0])
+    return _final_norm(cfg, params, residual(cfg, params, inputs, by_segments(cfg, segments, params))[0])
 
 
 def residual_at(
@@ -633,11 +671,13 @@ def residual_at(
     """
     if not 0 < layer <= cfg.layers:
         raise ValueError(f"layer = {layer}: the model has layers 1 to {cfg.layers} to enter")
-    stacked = {name: params[name] for name in ("layers", "lora") if name in params}
+    stacked = {name: params[name] for name in ("layers", "lora", "steering") if name in params}
     first = dict(params, **jax.tree.map(lambda w: w[:layer], stacked))
+    if "prefix" in params:
+        first["prefix"] = {k: x if k == "held" else x[:layer] for k, x in params["prefix"].items()}
     shallow = dataclasses.replace(cfg, layers=layer)
     inputs = DecoderInputs(tokens, segment_positions(segments))
-    return residual(shallow, first, inputs, by_segments(shallow, segments))[0]
+    return residual(shallow, first, inputs, by_segments(shallow, segments, first))[0]
 
 
 def apply(cfg: TransformerConfig, params: Params, tokens: jax.Array, segments: jax.Array) -> jax.Array:
@@ -658,6 +698,7 @@ def decode_step(
     """Run tokens that take the cache's slots slot..slot+T-1, and return (hidden [B, T, D], cache)."""
     tokens, positions, held = inputs
     masks = causal_masks(cfg, slot + jnp.arange(tokens.shape[1]), held, jnp.ones_like(tokens))
+    masks = seeing_prefix(params, masks)
     x, filled = residual(cfg, params, DecoderInputs(tokens, positions, cache, slot), by_mask(cfg, masks))
     assert filled is not None
     return _final_norm(cfg, params, x), filled

@@ -168,8 +168,7 @@ class TrainJob:
 
     def shapes(self, ctx: Context, mesh: Mesh) -> tuple[State, PyTree, Batch, Base | None]:
         """Return what the step takes, (state, teacher, batch, base), as shapes with shardings."""
-        starts = weights_shape(ctx.model, mesh, self._rank)
-        state = jax.eval_shape(functools.partial(self.state, ctx, mesh), [starts])
+        state = jax.eval_shape(functools.partial(self.state, ctx, mesh), [self.trained_shape(ctx, mesh)])
         state = with_shardings(state, self.layout(ctx, mesh).state_shardings(state))
         shape, sharding = self._batch(ctx, mesh)
         column: PyTree = jax.ShapeDtypeStruct(shape, np.int32, sharding=sharding)
@@ -183,6 +182,10 @@ class TrainJob:
         if adapters := self._teacher_adapters(ctx):
             teacher = TeacherAdapters(weights_shape(ctx.model, mesh, adapters.lora_rank), np.float32(adapters.scale))
         return state, teacher, batch, self._base(frozen)
+
+    def trained_shape(self, ctx: Context, mesh: Mesh) -> Params:
+        """Return what one member trains, as shapes: a model's weights, or the adapters to one."""
+        return weights_shape(ctx.model, mesh, self._rank)
 
     def padded_batch(self, mesh: Mesh) -> int:
         """Return the rows of a batch on a mesh: each microbatch is filled up with padding to divide over the devices.
