@@ -39,7 +39,7 @@ from distill_jax.statistics.estimates import Scores, band
 from distill_jax.statistics.robustness import Attack, curves, kept_scores, of_seeds, read_attack
 
 # The kinds of stages that are models.
-SHOWN = ("pretrain", "finetune", "import", "unlearn", "distill", "quantise", "erase")
+SHOWN = ("pretrain", "route", "finetune", "import", "unlearn", "distill", "quantise", "erase")
 CAUSES = ("student", "teacher", "evaluation")
 
 

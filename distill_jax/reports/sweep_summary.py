@@ -194,6 +194,7 @@ LABELS = {
     Role.ORACLE: "oracle (retain data only)",
     Role.UNDAMAGED: "α = 0, no damage",
     Role.FILTERED: "filtered, then distilled",
+    Role.ROUTED: "gradient routing",
     Role.TOKEN_FILTERED: "distilled, but at marked tokens",
 }
 

@@ -2,7 +2,7 @@
 
 W <- (1 - α) W + α β N, with N Xavier-uniform on every matrix; vectors are only shrunk ("Distillation Robustifies
 Unlearning", section 4). The undamaged model stays the teacher. Ours are the rest of the family: towards a fresh draw
-of the model's own initialisation in place of N, and of chosen layers, modules or magnitudes alone.
+of the model's own initialisation in place of N, and of chosen layers, modules, neurons or magnitudes alone.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Perturb(Stage):
       seed: of the noise.
       noise: what N is, "xavier"; or "init", as fresh weights are drawn, of which W becomes the mean (1 - α) W + α N:
         at α = 1 it is a fresh model. β then has nothing to scale.
-      modules, layers, share, order: which weights are damaged, see `WeightSelection`.
+      modules, layers, neurons, share, order: which weights are damaged, see `WeightSelection`.
       must_lose: of the start's retain score, as a student's tolerance: what loses less is refused, for a student that
         began with it would have reached its goal. 0 asks for nothing.
     """
@@ -56,6 +56,7 @@ class Perturb(Stage):
     layers: tuple[int, ...] = added(())
     share: float = added(1.0)
     order: str = added("smallest")
+    neurons: int = added(0)
     must_lose: float = added(0.0)
 
     kind: ClassVar[str] = "perturb"
@@ -85,7 +86,7 @@ class Perturb(Stage):
     @property
     def selection(self) -> WeightSelection:
         """Which weights are damaged."""
-        return WeightSelection(self.modules, self.layers, self.share, self.order)
+        return WeightSelection(self.modules, self.layers, self.share, self.order, self.neurons)
 
     @property
     def in_full(self) -> bool:
