@@ -196,7 +196,8 @@ def _attacks(nodes: Sequence[Node], scale: Scale, facts: Mapping[str, int]) -> d
         # A seed that not all rates were tried with would have a worst case of fewer rates.
         seeds = min(node.settings.seeds for node in same)
         rows = [row for node in same for row in of_seeds(node.rows(), seeds)]
-        read[kind] = read_attack(rows, scale, prompts, facts["heldout"], facts["shown"])
+        kept = same[0].result().get("prompts_by_kept_fact")
+        read[kind] = read_attack(rows, scale, prompts, facts["heldout"], facts["shown"], kept)
     return read
 
 

@@ -43,6 +43,7 @@ class AttackSummary(TypedDict, total=False):
     forget_heldout: CurveSummary
     forget_shown: CurveSummary
     retain_at_worst: list[Number]
+    retain_band: dict[str, list[Number]]
     best_learning_rate: list[Number] | None
     members: int
     diverged: int
