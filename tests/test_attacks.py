@@ -20,19 +20,8 @@ from distill_jax.experiment.config_file import load_experiment, load_module
 from distill_jax.experiment.experiment import Experiment
 from distill_jax.models import transformer
 from distill_jax.models.presets import preset
-from distill_jax.reports.card import ATTACKS
 from distill_jax.reports.run_summary import write_report
-from distill_jax.stages import (
-    Attack,
-    EditWeights,
-    FewShot,
-    PrefixTuning,
-    Pretrain,
-    Quantise,
-    Relearn,
-    Steering,
-    Unlearn,
-)
+from distill_jax.stages import Attack, EditWeights, Pretrain, Relearn, Unlearn
 from distill_jax.stages.attacks import catalogue
 from distill_jax.stages.attacks.edit_weights import edit_of, prune
 from tests.spoil import shared
@@ -176,18 +165,3 @@ def test_the_summary_counts_every_trial_and_the_page_shows_them(attacked):
     assert "the strongest of many attacks" in words and "panel-trials" in words
     claims = {one["name"]: one["state"] for one in summary["conclusions"]}
     assert {"catalogue, as strong: maxent", "catalogue, suppression: maxent"} <= set(claims)
-
-
-@pytest.mark.unit
-def test_what_a_stage_tries_has_a_word_by_which_a_card_leaves_it_out_of_what_was_not_tried():
-    own = {"start": "m"}
-    tried = [
-        Relearn(**own), Relearn(**own, lora_rank=4), Attack(**own, **BASE, data="retain"), PrefixTuning(**own, **BASE),
-        EditWeights(**own, edits=("int8", "prune-0.1")), Quantise(**own, bits=4), FewShot(**own), Steering(**own),
-        Pretrain(),
-    ]  # fmt: skip
-    words = [catalogue.techniques(stage) for stage in tried]
-    expected = [{"float32"}, {"adapters"}, {"benign"}, {"prefix"}, {"int8", "pruning"}, {"int4"}, {"examples"}]
-    assert words == [*expected, {"steering"}, set()]
-    keys = {key for key, _ in ATTACKS}
-    assert set().union(*words) <= keys

@@ -13,12 +13,10 @@ from distill_jax.config import ConfigError, identity, nearest
 from distill_jax.stages.attacks.answer_distillation import AnswerDistillation
 from distill_jax.stages.attacks.edit_weights import EditWeights
 from distill_jax.stages.attacks.few_shot import FewShot
-from distill_jax.stages.attacks.finetuning import RETAIN, Attack
+from distill_jax.stages.attacks.finetuning import Attack
 from distill_jax.stages.attacks.prefix_tuning import PrefixTuning
 from distill_jax.stages.attacks.steering import Steering
 from distill_jax.stages.attacks.untrained import UntrainedAttack
-from distill_jax.stages.quantise import Quantise
-from distill_jax.stages.relearn import Relearn
 from distill_jax.stages.stage import Stage
 
 
@@ -110,19 +108,6 @@ def _untrained(name: str, start: str, base: Mapping[str, Any], seed: int) -> Sta
     own = {field.name for field in dataclasses.fields(kind)}
     settings = {key: base[key] for key in ("seeds", "data") if key in own and key in base}
     return kind(start=start, **settings, **({"seed": seed} if "seed" in own else {}))
-
-
-def techniques(stage: object) -> set[str]:
-    """Return words for what a stage tries on a model as an attacker might; none of a stage that is no attack."""
-    if isinstance(stage, Quantise):
-        return {f"int{stage.bits}"}
-    if isinstance(stage, EditWeights):
-        return {"pruning" if edit.startswith("prune") else edit for edit in stage.edits}
-    if isinstance(stage, Relearn) and not isinstance(stage, PrefixTuning | AnswerDistillation):
-        benign = isinstance(stage, Attack) and stage.data == RETAIN
-        return {"benign"} if benign else {"adapters" if stage.lora_rank else stage.weights}
-    known = {FewShot: "examples", Steering: "steering", PrefixTuning: "prefix", AnswerDistillation: "own answers"}
-    return {known[kind] for kind in known if isinstance(stage, kind)}
 
 
 def attack_id(stage: Stage, **more: Any) -> str:
