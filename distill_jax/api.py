@@ -133,7 +133,7 @@ def open_experiment(experiment: CheckedExperiment, workdir: str | Path) -> Run:
 
     check_path("workdir", str(workdir))
     directory = storage.location(workdir)
-    storage.check_access(directory, "workdir")
+    storage.check_access(directory, "--workdir")
     digests = Digests(directory / "digests.json")
     experiment = with_content_hashes(experiment, digests)
     return Run(experiment, graph.build(experiment, directory), directory, digests)

@@ -22,7 +22,7 @@ flag qos '' 'if not the default or SBATCH_QOS'
 flag max-restarts 20 'a number'
 flag array '' 'of a sweep: which jobs there are, such as 0-11 or 0-11%4; @index@ in an argument is a number of them'
 flag dependency '' 'what must be over before, such as afterok:17'
-takes_sweeps=1
+takes_sweeps=1 sent=''
 parse "$@"
 check_name
 check nodes '[1-9][0-9]*'

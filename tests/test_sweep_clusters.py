@@ -30,7 +30,7 @@ JOBSET = "--queue=q --accelerator=tpu-v6e-slice --topology=2x2 --image=repo/dist
 def site(tmp_path: Path, monkeypatch) -> Site:
     """A checkout of the launch scripts, from which the sweep is submitted, and the cluster behind it."""
     site = Site(tmp_path)
-    (site.root / "sweep.py").write_text(SWEEP)
+    (site.root / "configs/sweep.py").write_text(SWEEP)
     monkeypatch.chdir(site.root)
     monkeypatch.setattr(cluster_engine, "LAUNCH", site.root / "launch")
     for name, value in site.env.items():
@@ -39,7 +39,7 @@ def site(tmp_path: Path, monkeypatch) -> Site:
 
 
 def sweep(workdir: str, *flags: str) -> int:
-    return main.main(["distill-jax", "sweep", "--sweep=sweep.py", f"--workdir={workdir}", "--pack=1", *flags])
+    return main.main(["distill-jax", "sweep", "--sweep=configs/sweep.py", f"--workdir={workdir}", "--pack=1", *flags])
 
 
 def test_slurm_gets_an_array_a_level_each_after_the_last(site, capfd):
@@ -50,7 +50,7 @@ def test_slurm_gets_an_array_a_level_each_after_the_last(site, capfd):
     assert [call.get("--dependency") for call in calls] == [None, "afterok:7", "afterok:8"]
     assert [call["--gpus-per-node"] for call in calls] == ["1", "2", "2"]  # data ask for none, and Slurm gives one
     assert {(call["--ntasks-per-node"], call["--partition"]) for call in calls} == {("1", "gpu")}
-    common = ["sweep", "--sweep=sweep.py", "--workdir=runs/x", "--pack=1", "--config.relearn.seeds=1"]
+    common = ["sweep", "--sweep=configs/sweep.py", "--workdir=runs/x", "--pack=1", "--config.relearn.seeds=1"]
     units = [f"--unit={level}.{index}" for level, count in LEVELS.items() for index in range(count)]
     assert site.programs() == [[*common, unit] for unit in units]
 
@@ -99,7 +99,7 @@ def test_a_jobset_has_a_replicated_job_a_level_each_after_the_last(site, capfd):
         assert job["template"]["spec"]["completions"] == 1
 
 
-ARGUMENTS = ["--sweep=sweep.py", "--workdir=/mnt/shared/x", "--pack=1"]
+ARGUMENTS = ["--sweep=configs/sweep.py", "--workdir=/mnt/shared/x", "--pack=1"]
 
 
 @pytest.mark.parametrize(
@@ -118,5 +118,5 @@ def test_what_a_unit_cannot_have_is_refused(site, capfd, workdir, flags, says):
 
 @pytest.mark.parametrize("launcher", ["tpu_vm.sh", "xpk.sh"])
 def test_launchers_of_one_program_on_all_hosts_take_no_sweep(site, launcher):
-    done = site.run(launcher, program=["--sweep=sweep.py", "--workdir=/mnt/shared/x"])
+    done = site.run(launcher, program=["--sweep=configs/sweep.py", "--workdir=/mnt/shared/x"])
     assert done.returncode == 2 and "needs --config=FILE" in done.stderr and site.lines("calls") == []

@@ -33,6 +33,7 @@ import uuid
 from collections.abc import Iterator
 from typing import IO, Any, cast
 
+from distill_jax import console
 from distill_jax.config import SCHEMES, ConfigError, check
 from distill_jax.types import JsonObject
 
@@ -40,6 +41,7 @@ Path = pathlib.Path  # or an epath.Path, of which mypy is told nothing: see `loc
 Version = tuple[int | str, ...]
 # For epath, which asks once, perhaps for a local path: TensorFlow takes 13 s to import, and has credentials of its own.
 os.environ["EPATH_USE_TF"] = "false"
+SILENT_SECONDS = 4.0  # for which the first answer of a bucket may be waited for without a word
 PUSH_SECONDS = 30.0  # between two uploads of a file that grows
 CACHE_GIB = "DISTILL_JAX_CACHE_GIB"  # environment variable: what the local cache may hold
 
@@ -81,7 +83,8 @@ def check_access(path: Path, flag: str) -> None:
     bucket = path.parts[2] if len(path.parts) > 2 else ""
     check(bool(bucket), f"{flag}={path}: an address names a bucket, such as gs://bucket/run")
     try:
-        _system(path).first_names(str(path)) if _is_google(path) else _system(path).ls(bucket)
+        with console.patience(f"{flag}={path}: waiting for an answer", SILENT_SECONDS):
+            _system(path).first_names(str(path)) if _is_google(path) else _system(path).ls(bucket)
     except FileNotFoundError as error:
         mend = f"make it (gcloud storage buckets create gs://{bucket}), or name one that is there"
         raise ConfigError(f"{flag}={path}: there is no such bucket; {mend}") from error

@@ -24,6 +24,7 @@ from distill_jax.config import check, nearest
 
 GIB = 2**30
 MOST_IN_A_ROW = 256  # chips
+MOST_SLICES = 9999
 _TABLE = Path(__file__).with_name("slices.tsv")
 
 
@@ -120,6 +121,11 @@ class Slice:
         return (1, 1, 1) if math.prod(self.shape) == 1 else (2, 2, 1)
 
     @property
+    def hosts(self) -> int:
+        """How many hosts drive it: each has four chips, and the smallest slices, up to 2x4, have one host."""
+        return 1 if self.chips <= 4 or (self.shape == (2, 4) and self.slices == 1) else self.chips // 4
+
+    @property
     def interconnect(self) -> float:
         """Bytes/s that a chip can receive over its links: two an axis, one at the end of a line.
 
@@ -165,10 +171,12 @@ def find(name: str) -> Slice:
       ConfigError: if there is none, listing those there are.
     """
     known = "; ".join(f"{generation}-{_listed(generation)}" for generation in CHIPS)
-    many, one = re.fullmatch(r"(?:([1-9]\d{0,3})x)?(.*)", name, re.DOTALL).groups()  # type: ignore[union-attr]
+    many, one = re.fullmatch(r"(?:(\d+)x)?(.*)", name, re.DOTALL).groups()  # type: ignore[union-attr]
     what = f"no such slice{nearest(one, SLICES)}; there are auto and {known}, and several as in 2xv5e-16"
     check(one in SLICES, f"--slice={name}: {what}")
-    slices = int(many or 1)
+    slices = int((many or "1")[:6])
+    fix_hint = f"1 to {MOST_SLICES}, as in 2x{one}"
+    check(1 <= slices <= MOST_SLICES, f"--slice={name}: {many} slices of {one}; give {fix_hint}")
     return SLICES[one] if slices == 1 else dataclasses.replace(SLICES[one], name=name, slices=slices)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from distill_jax.config import Interrupted
 from distill_jax.io.metrics import TrainingSize
 from distill_jax.models.lora import Base
 from distill_jax.perf import peaks, profile
@@ -53,11 +54,17 @@ def train(run: TrainingRun, state: State, clock: Clock | None = None) -> Outcome
 
 @contextlib.contextmanager
 def _closing(saved: SavedStates, writers: MetricWriters, clock: Clock) -> Iterator[MetricWriters]:
+    together = True
     try:
         yield writers
+    except Interrupted:
+        raise
+    except BaseException:  # which the other processes need not have
+        together = False
+        raise
     finally:
         with clock.spent_on("save"):
-            saved.wait()
+            saved.wait(together=together)
         writers.close()
 
 
