@@ -57,9 +57,7 @@ class Flags(ClusterFlags):
     jobset: str | None = flag(None, "'FLAGS of launch/jobset.sh': apply it as a JobSet, a replicated job a level")
     cpus: int = flag(1, "with --ray, cores of a population", bounds=(1, None))
     gpus: int = flag(0, "with --ray or --slurm, GPUs of a population", bounds=(0, None))
-    slice: str = flag(
-        "", "with --ray, TPU slice of a population: v5e-16, or of v5e the least that it fits on"
-    )
+    slice: str = flag("", "with --ray, TPU slice of a population: v5e-16, or of v5e the least that it fits on")
     unit: str = flag("", "LEVEL.INDEX: only this part, as an engine's task; --ray=auto --dry-run lists them")
 
     def __post_init__(self) -> None:
@@ -226,12 +224,14 @@ def _units(flags: Flags, chosen: Sweep) -> list[WorkUnit]:
 
 def _work(flags: Flags, sweep: Sweep, chosen: Sweep) -> None:
     """Compute, as one worker, what is missing."""
-    from distill_jax.experiment import sweep_graph
+    from distill_jax.experiment import graph, sweep_graph
     from distill_jax.io import leases
     from distill_jax.sharding import distributed
 
     flags.join()
     backend.find_devices()
+    for shard in chosen.shards:
+        graph.check_mesh(shard.nodes, shard.experiment.model, shard.experiment.run)
     count = int(os.environ.get(workers.COUNT, "1"))
     if not distributed.is_primary():
         sweep_graph.run(chosen, None, flags.pack, count)
