@@ -105,8 +105,8 @@ ARGUMENTS = ["--sweep=configs/sweep.py", "--workdir=/mnt/shared/x", "--pack=1"]
 @pytest.mark.parametrize(
     ("workdir", "flags", "says"),
     [
-        ("/mnt/shared/x", f"--jobset={JOBSET} --topology=4x4", "a unit of a sweep is one process"),
-        ("runs/x", "--slurm=--nodes=2", "a unit of a sweep is one process"),
+        ("/mnt/shared/x", f"--jobset={JOBSET} --topology=4x5", "v6e has none such"),
+        ("runs/x", "--slurm=--nodes=0", "--nodes=0: a number from 1"),
         ("runs/x", "--slurm=--nmae=2", "unknown flag --nmae=2"),
         ("runs/x", "--slurm=--partition='gpu", "--slurm=--partition='gpu: No closing quotation"),
     ],
@@ -114,6 +114,27 @@ ARGUMENTS = ["--sweep=configs/sweep.py", "--workdir=/mnt/shared/x", "--pack=1"]
 def test_what_a_unit_cannot_have_is_refused(site, capfd, workdir, flags, says):
     assert sweep(workdir, flags) == 2
     assert says in capfd.readouterr().err and site.programs() == []
+
+
+def test_slurm_gives_a_unit_several_nodes_and_a_process_a_gpu(site, capfd):
+    assert sweep("runs/x", "--gpus=2", "--slurm=--nodes=3") == 0, capfd.readouterr().err
+    calls = [stand_in.parse(call)[2] for call in site.lines("calls") if call[0] == "sbatch"]
+    assert [(call["--nodes"], call["--ntasks-per-node"]) for call in calls] == [("1", "1"), ("3", "2"), ("3", "2")]
+    started = [words for words in site.lines("programs") if words[-1] == "--unit=2.1"]
+    assert sorted(int(rank) for rank, *_ in started) == list(range(6))
+    assert all(words[:2] == ["sweep", "--distributed"] for _, *words in started)
+
+
+def test_a_jobset_gives_a_unit_a_process_on_every_host_of_its_slice(site, capfd):
+    assert sweep("/mnt/shared/x", f"--jobset={JOBSET} --topology=4x4") == 0, capfd.readouterr().err
+    jobset = yaml.safe_load((site.cloud / "applied").read_text())
+    check_jobset(jobset)
+    for level, job in enumerate(jobset["spec"]["replicatedJobs"]):
+        spec = job["template"]["spec"]
+        assert (job["replicas"], spec["completions"], spec["parallelism"]) == (LEVELS[level], 4, 4)
+        arguments = spec["template"]["spec"]["containers"][0]["args"]
+        assert arguments[:3] == ["sweep", "--distributed", "--coordinator_port=8482"]
+        assert arguments[-1] == f"--unit={level}.$(JOB_INDEX)"
 
 
 @pytest.mark.parametrize("launcher", ["tpu_vm.sh", "xpk.sh"])

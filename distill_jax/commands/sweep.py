@@ -128,8 +128,9 @@ def _main(arguments: Sequence[str], planning: contextlib.ExitStack) -> int:
     file, flags = _one_point(file, flags)
     if not (flags.places or flags.dry_run or flags.starts_workers):
         backend.set_up(named.config.run)
-        if not flags.several:  # who must first find the others
-            backend.find_devices()  # refused before a large sweep is read
+        if flags.several:
+            flags.join()  # before anything touches a device
+        backend.find_devices()  # refused before a large sweep is read
     sweep = _load(file, named, config_line.workdir(flags.workdir))
     chosen = sweep if flags.index is None else sweep.of_point(flags.index)
     if flags.places:
@@ -228,8 +229,7 @@ def _work(flags: Flags, sweep: Sweep, chosen: Sweep) -> None:
     from distill_jax.io import leases
     from distill_jax.sharding import distributed
 
-    flags.join()
-    backend.find_devices()
+    distributed.heed_signals()
     for shard in chosen.shards:
         graph.check_mesh(shard.nodes, shard.experiment.model, shard.experiment.run)
     count = int(os.environ.get(workers.COUNT, "1"))

@@ -7,7 +7,7 @@ between the two is a function here:
                     on a file system                        in a bucket
   write_atomic      temporary file, fsync, rename           one upload: an object is whole or not there
   create_exclusive  hard link, which only one can make      upload on the condition that there is no such object
-  version           inode, size and times                   generation (gs), entity tag (s3)
+  version           inode, size and times                   generation (gs), entity tag and time (s3)
   digests           SHA-256 of what is read                 the MD5 that the server keeps, or else the same
   growing           the file itself                         a local file, uploaded whole from time to time
   uploading         the place itself                        a local place, uploaded when it is complete
@@ -73,18 +73,23 @@ def absolute(path: Path) -> Path:
 
 
 def check_access(path: Path, flag: str) -> None:
-    """Refuse an address whose bucket is not there or cannot be read; a path is looked at when it is used.
+    """Refuse an address to work at whose bucket is not there or cannot be read; a path is looked at when it is used.
+
+    Models, corpora and configs are read from s3://, but no work directory is there: Orbax writes no training states to
+    it, and nothing replaces an object on a condition.
 
     Raises:
       ConfigError: naming the flag, the address and the mend.
     """
     if is_local(path):
         return
+    fix_hint = "name gs://BUCKET/DIRECTORY, or a path, such as that of a mounted bucket"
+    check(_is_google(path), f"{flag}={path}: training states cannot be written to s3://; {fix_hint}")
     bucket = path.parts[2] if len(path.parts) > 2 else ""
     check(bool(bucket), f"{flag}={path}: an address names a bucket, such as gs://bucket/run")
     try:
         with console.patience(f"{flag}={path}: waiting for an answer", SILENT_SECONDS):
-            _system(path).first_names(str(path)) if _is_google(path) else _system(path).ls(bucket)
+            _system(path).first_names(str(path))
     except FileNotFoundError as error:
         mend = f"make it (gcloud storage buckets create gs://{bucket}), or name one that is there"
         raise ConfigError(f"{flag}={path}: there is no such bucket; {mend}") from error
@@ -326,7 +331,8 @@ def _is_google(path: Path) -> bool:
 
 
 def _version(info: JsonObject) -> Version:
-    return str(info.get("generation") or info.get("ETag")), int(info["size"])
+    # An entity tag is of the contents alone, and `touch` leaves them as they were.
+    return str(info.get("generation") or f"{info.get('ETag')} {info.get('LastModified')}"), int(info["size"])
 
 
 def versions(directory: Path) -> dict[str, Version]:
