@@ -2,6 +2,7 @@
 
   configs/attack_catalogue.py          on suppressed, UNDO, student and oracle at the size of arithmetic.py:cpu
   configs/attack_catalogue.py:search   also lets the attacker search for its strongest fine-tuning
+  configs/attack_catalogue.py:full     has the models of arithmetic.py:cpu,full to attack
   configs/attack_catalogue.py:smoke    a few attacks for a few steps: seconds
 
 Its models are those of configs/arithmetic.py:cpu, with the same identities: in a workdir of that run only the attacks
@@ -28,11 +29,11 @@ ATTACKED = ("maxent", "undo-0.8", "student", "oracle")
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Return the numbers, changed by the presets named in `arg` (search, smoke; comma-separated)."""
+    """Return the numbers, changed by the presets named in `arg` (search, full, smoke; comma-separated)."""
     presets = [p for p in arg.split(",") if p]
-    if unknown := sorted(set(presets) - {"search", "smoke"}):
-        raise ValueError(f"no preset {unknown[0]!r} in configs/attack_catalogue.py; there are search and smoke")
-    c = arithmetic.get_config("smoke" if "smoke" in presets else "cpu")
+    if unknown := sorted(set(presets) - {"search", "full", "smoke"}):
+        raise ValueError(f"no preset {unknown[0]!r} in configs/attack_catalogue.py; there are search, full and smoke")
+    c = arithmetic.get_config(("smoke" if "smoke" in presets else "cpu") + (",full" if "full" in presets else ""))
     c.description = "A catalogue of attacks on models that are to have forgotten multiplication and division."
     c.attacked = ATTACKED
     c.catalogue = catalogue.names()

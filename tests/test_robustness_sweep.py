@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from distill_jax.experiment.sweep_file import open_sweep
 ROOT = Path(__file__).parents[1]
 SWEEP = ROOT / "configs/sweeps/robustness_arithmetic.py"
 CHAIN = f'''
-"""A method made robust in training as the teacher of a student, and a student that learns nothing at marked tokens."""
+"""A robust method as the teacher of a student, a student that learns nothing at marked tokens, and gradient routing."""
 
 import dataclasses
 
@@ -23,13 +24,13 @@ from distill_jax.experiment.config_file import load_module
 from distill_jax.experiment.experiment import Experiment
 
 arithmetic = load_module("{ROOT}/configs/arithmetic.py")
-WANTED = ("reference", "npo", "student-npo", "masked")
+WANTED = ("reference", "npo", "student-npo", "masked", "routing", "ablated", "routed")
 
 
 def get_config(arg=""):
     c = arithmetic.get_config("smoke,full")
     c.methods, c.npo.robust = ("npo",), "sam"
-    c.data.update(labeller="noisy", false_negative_rate=0.1, label_sets=("masked",))
+    c.data.update(labeller="noisy", false_negative_rate=0.1, label_sets=("filtered", "dropped", "masked"))
     return c
 
 
@@ -42,22 +43,33 @@ def get_experiment(c):
 
 @pytest.mark.unit
 def test_the_sweep_asks_for_what_it_says(tmp_path):
-    """Every model is one of its own, and all share a reference and an oracle of each training seed."""
+    """Every model is one of its own, and all share a reference and an oracle; every attack is tried on each."""
     file = open_sweep(f"{SWEEP}:smoke")
-    module = load_module(ROOT / "configs/arithmetic.py")
+    module = load_module(ROOT / "configs/attack_catalogue.py")
     swept = sweep_graph.load(file.name, file.points, module, module.get_config("smoke,full"), tmp_path)
     (shard,) = swept.shards
-    attacked = [shard.nodes[node.inputs["start"]] for node in shard.nodes.values() if node.verb == "relearn"]
+    set_to = (
+        "labels (as set)  filtered: 2 % of documents to retain are taken for ones to forget, 10 % of those to forget"
+    )
+    assert set_to in sweep_graph.preview(swept)
+    attacks = collections.defaultdict(set)
+    for node in shard.nodes.values():
+        if not node.settings.leaves_model and "start" in node.inputs:
+            attacks[node.inputs["start"]].add(node.stage.partition("-on-")[0])
+    assert all(tried == {"adamw", "with-retain", "held-by-kl", "weights"} for tried in attacks.values())
+    attacked = [shard.nodes[name] for name in attacks]
     assert len({node.identity for node in attacked}) == len(attacked)
     made = [provenance(node, shard.nodes) for node in attacked]
     roles = [one.role for one in made]
-    for role in (Role.REFERENCE, Role.ORACLE, Role.UNDO, Role.FILTERED, Role.TOKEN_FILTERED, Role.FINETUNED):
+    for role in (Role.REFERENCE, Role.ORACLE, Role.PRETRAINED_FILTERED, Role.PRETRAINED_MASKED, Role.FINETUNED):
         assert roles.count(role) == 1, role
+    assert roles.count(Role.UNDO) == 6
     assert roles.count(Role.REINITIALISED) == 6
+    assert roles.count(Role.FILTERED) == roles.count(Role.TOKEN_FILTERED) == 2  # into a random and a damaged model
     suppressed = [node.settings for node, role in zip(attacked, roles, strict=True) if role is Role.SUPPRESSED]
     assert {(s.method, s.robust) for s in suppressed} >= {("maxent", "sam"), ("npo", "tar"), ("npo", "latent")}
-    assert len({s.method for s in suppressed}) == 10  # all that are registered
-    assert roles.count(Role.RANDOM_STUDENT) == len(suppressed)  # each is a teacher too
+    assert {s.method for s in suppressed} >= set(module.arithmetic.MORE_METHODS)
+    assert roles.count(Role.RANDOM_STUDENT) == len(suppressed) - 1  # each but GradAscent is a teacher too
     assert len(open_sweep(str(SWEEP)).points) == 5 * len(file.points)
 
 
@@ -68,9 +80,14 @@ def test_a_robust_method_teaches_a_student_and_marked_tokens_teach_nothing(tmp_p
     run = distill_jax.open_run(str(config), str(tmp_path / "run"))
     run.compute()
     models = {model["name"]: model for model in run.summary()["models"]}
-    assert set(models) == {"reference", "npo", "student-npo", "masked"}
+    assert set(models) == {"reference", "npo", "student-npo", "masked", "routing", "routed"}
     assert not any(model["diverged"] for model in models.values())
     assert models["student-npo"]["steps"] == models["masked"]["steps"] == 8
     assert models["npo"]["flops"]["student"] == pytest.approx(
         1.5 * models["student-npo"]["flops"]["student"] * 2, rel=0.01
     )  # two sets a step, and a second gradient of one of them
+    assert 0 < run.summary()["label_errors"]["filtered"]["false_negative_rate"] < 0.3  # set to 0.1
+    assert (models["routed"]["role"], models["routed"]["label"]) == (Role.ROUTED, "Gradient routing")
+    lineage = models["routing"]["flops"]["student"] + models["routed"]["flops"]["student"]
+    one = models["reference"]["flops"]["student"]
+    assert 2.5 * one < lineage < 3 * one  # two sets a step, then one; of what is not the part's one gradient alone

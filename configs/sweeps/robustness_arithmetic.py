@@ -1,24 +1,27 @@
 """What makes a model forget for good, per unit of compute? Methods, robust training, re-initialisations and filters.
 
-  configs/sweeps/robustness_arithmetic.py          the CPU preset, five training seeds, one attacker for all
+  configs/sweeps/robustness_arithmetic.py          the CPU preset, five training seeds
   configs/sweeps/robustness_arithmetic.py:smoke    the same graph for a few steps and one seed: learns nothing
 
 Each method suppressed and as the teacher of a random student; MaxEnt and NPO made robust in training, and distilled
-then; MaxEnt re-initialised in part, in rounds, or recovered by training; and filters, by a labeller that errs at the
-rates below, before pretraining and in distillation. Every seed is a training run of its own; the data are the same.
-It has not been run. By the FLOPs of its dry run and by the CPU preset's own speed and early stops, two cores
-that do nothing else take about two and a half hours.
+then; MaxEnt and GradDiff damaged by several α; MaxEnt re-initialised in part, in rounds, or recovered by training; the
+untouched model damaged and distilled without what is to be forgotten; and filters before pretraining and in
+distillation. Filters know documents and tokens from a labeller that errs at the rates below. Every seed is a training
+run of its own; the data are the same.
+
+Every model meets the same attackers: plain fine-tuning, the two that keep its abilities while they attack, and edits
+of its weights; the worst of them is what counts.
 
   distill-jax sweep --sweep=configs/sweeps/robustness_arithmetic.py --workdir=runs/robustness --workers=2
 """
 
 from distill_jax import axis, chain, product, select_stages
 
-BASE = {"cpu": "../arithmetic.py:cpu,full", "smoke": "../arithmetic.py:smoke,full"}
-METHODS = ("gradascent", "wga", "npo", "simnpo", "undial", "dpo", "selective")
-ALPHA = 0.6
+BASE = {"cpu": "../attack_catalogue.py:full", "smoke": "../attack_catalogue.py:smoke,full"}
+ATTACKS = ("adamw", "with-retain", "held-by-kl", "weights")
+RATES = (2e-3, 1e-3, 4e-4)
+METHODS = ("wga", "npo", "simnpo", "undial", "dpo", "selective")
 REINITIALISATIONS = (
-    {},  # UNDO's own
     {"undo.noise": "init"},
     {"undo.modules": ("layers/mlp/*",)},
     {"undo.layers": (-1,)},  # the top one
@@ -39,21 +42,43 @@ def get_sweep(arg: str = "") -> tuple:
         "data.labeller": "noisy", "data.false_positive_rate": 0.02, "data.false_negative_rate": 0.1,
         "data.label_sets": ("filtered", "masked"),
     }  # fmt: skip
-    common = product([labels], axis("relearn.seeds", 1), axis("seed", *range(1 if smoke else 5)))
-    if not smoke:
-        common = product(common, axis("relearn.evaluate_steps", (0, 10, 40, 100)))
+    attack = {"catalogue": ATTACKS, "attack.seeds": 1} | ({} if smoke else {"attack.learning_rates": RATES})
+    common = product([labels], [attack], axis("seed", *range(1 if smoke else 5)))
+    return BASE[arg], product(common, chain(_basic(), _methods(), _robust(), _damaged(), _filters()))
 
-    def attacked(points: list, *models: str) -> list:
-        return select_stages(points, *(f"relearn-{model}" for model in models))
 
-    basic = attacked(
-        [{}], "reference", "oracle", *(f"{kind}{m}" for m in ("graddiff", "rmu") for kind in ("", "student-"))
+def _attacked(points: list, *models: str) -> list:
+    """Return points that ask for every attack on some models, which come with all they are made from."""
+    return select_stages(
+        product(points, axis("attacked", models)), *(f"{attack}-on-{model}" for model in models for attack in ATTACKS)
     )
-    methods = [point for m in METHODS for point in attacked(axis("methods", (m,)), m, f"student-{m}")]
-    robust = chain(
-        attacked(axis("maxent.robust", "", "sam", "tar", "latent"), "maxent", "student"),
-        attacked(product(axis("methods", ("npo",)), axis("npo.robust", "sam", "tar", "latent")), "npo", "student-npo"),
-    )
-    damaged = attacked([{"undo.alphas": (ALPHA,), **how} for how in REINITIALISATIONS], f"undo-{ALPHA}")
-    filters = attacked([{}], "filtered", "masked", "pretrained-filtered", "pretrained-masked")
-    return BASE[arg], product(common, chain(basic, methods, robust, damaged, filters))
+
+
+def _basic() -> list:
+    methods = (f"{kind}{method}" for method in ("graddiff", "rmu") for kind in ("", "student-"))
+    return _attacked([{}], "reference", "oracle", "maxent", "student", *methods)
+
+
+def _methods() -> list:
+    both = [point for m in METHODS for point in _attacked(axis("methods", (m,)), m, f"student-{m}")]
+    return both + _attacked(axis("methods", ("gradascent",)), "gradascent")
+
+
+def _robust() -> list:
+    of_maxent = _attacked(axis("maxent.robust", "sam", "tar", "latent"), "maxent", "student")
+    of_npo = product(axis("methods", ("npo",)), axis("npo.robust", "sam", "tar", "latent"))
+    return of_maxent + _attacked(of_npo, "npo", "student-npo")
+
+
+def _undo(alpha: float, **how: object) -> list:
+    return _attacked([{"undo.alphas": (alpha,), **how}], f"undo-{alpha}")
+
+
+def _damaged() -> list:
+    by_alpha = (_undo(a, **{"undo.method": m}) for m in ("maxent", "graddiff") for a in (0.4, 0.6, 0.8))
+    of_reference = (_undo(0.6, **{"undo.method": "reference", "undo.data": kind}) for kind in ("filtered", "masked"))
+    return chain(*by_alpha, *(_undo(0.6, **how) for how in REINITIALISATIONS), *of_reference)
+
+
+def _filters() -> list:
+    return _attacked([{}], "filtered", "masked", "pretrained-filtered", "pretrained-masked")

@@ -8,7 +8,19 @@ from collections.abc import Mapping
 
 from distill_jax.experiment.ancestry import ancestry
 from distill_jax.io.node import Node
-from distill_jax.stages import Distill, Erase, Finetune, Given, Import, Perturb, Pretrain, Quantise, Stage, Unlearn
+from distill_jax.stages import (
+    Distill,
+    Erase,
+    Finetune,
+    Given,
+    Import,
+    Perturb,
+    Pretrain,
+    Quantise,
+    Route,
+    Stage,
+    Unlearn,
+)
 from distill_jax.stages.robust import method_key
 
 INJECTED = "inject"  # the set that teaches a published model what is to be forgotten
@@ -24,10 +36,12 @@ class Role(enum.StrEnum):
     RANDOM_STUDENT = "random student"  # of a suppressed model, until it recovered
     EQUAL_COMPUTE = "equal compute"  # the same for a fixed number of steps
     REFERENCE_STUDENT = "student of the reference"
-    FILTERED = "filtered"  # a student of the reference on filtered data
-    TOKEN_FILTERED = "token filtered"  # a student of the reference that learns nothing at marked tokens
+    FILTERED = "filtered"  # a student of the reference on filtered data, random or a damaged copy of it (with an α)
+    TOKEN_FILTERED = "token filtered"  # the same, but that learns nothing at marked tokens
     PRETRAINED_FILTERED = "pretrained on filtered documents"
     PRETRAINED_MASKED = "pretrained on unmarked tokens"
+    ROUTING = "gradients routed"  # of what is to be forgotten, into a part of the network
+    ROUTED = "gradients routed, part cut off"  # and trained on retain data since
     UNDO = "undo"  # distilled into a damaged copy of its teacher
     UNDAMAGED = "alpha 0"  # distilled into an undamaged one
     NOISE_ONLY = "noise only"  # damaged by noise, without shrinking
@@ -48,6 +62,7 @@ PRETRAINED = {  # by the set it was trained on
     "filtered": Role.PRETRAINED_FILTERED,
     "masked": Role.PRETRAINED_MASKED,
 }
+LABELLED = {"filtered": Role.FILTERED, "masked": Role.TOKEN_FILTERED}  # students of the reference, by the set read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,13 +103,15 @@ def role_of(node: Node, nodes: Mapping[str, Node]) -> Role:
     stage: Stage = node.settings
     if isinstance(stage, Pretrain):
         return PRETRAINED.get(stage.data, Role.OTHER)
+    if isinstance(stage, Route):
+        return Role.ROUTING
     if isinstance(stage, Given):
         return Role.GIVEN
     if isinstance(stage, Import):
         published = Role.ORACLE if any(_teaches(other, node) for other in nodes.values()) else Role.REFERENCE
         return Role.OTHER if node.inputs else published
     if isinstance(stage, Finetune):
-        return Role.REFERENCE if _teaches(node, nodes[node.inputs["start"]]) else Role.FINETUNED
+        return _finetuned_role(node, nodes)
     if isinstance(stage, Quantise):
         return Role.QUANTISED
     if isinstance(stage, Erase):
@@ -105,6 +122,13 @@ def role_of(node: Node, nodes: Mapping[str, Node]) -> Role:
     if isinstance(stage, Distill):
         return _student_role(node, stage, nodes)
     return Role.OTHER
+
+
+def _finetuned_role(node: Node, nodes: Mapping[str, Node]) -> Role:
+    start = nodes[node.inputs["start"]]
+    if isinstance(start.settings, Perturb) and isinstance(nodes[start.inputs["start"]].settings, Route):
+        return Role.ROUTED
+    return Role.REFERENCE if _teaches(node, start) else Role.FINETUNED
 
 
 def _teaches(node: Node, start: Node) -> bool:
@@ -123,16 +147,19 @@ def _student_role(node: Node, stage: Distill, nodes: Mapping[str, Node]) -> Role
     if start is None:
         return _random_student_role(stage, role_of(teacher, nodes))
     if isinstance(start.settings, Perturb):
-        return _damaged_role(start, teacher, nodes)
+        return _damaged_role(node, start, teacher, nodes)
     if start.name == teacher.name:
         return Role.UNDAMAGED
     matched = role_of(teacher, nodes) is Role.ORACLE and role_of(start, nodes) is Role.REFERENCE
     return Role.MATCHED_REFERENCE if matched else Role.DISTILLED
 
 
-def _damaged_role(start: Node, teacher: Node, nodes: Mapping[str, Node]) -> Role:
+def _damaged_role(student: Node, start: Node, teacher: Node, nodes: Mapping[str, Node]) -> Role:
     """Return what a student is that starts from a damaged model."""
     damage, source = start.settings, nodes[start.inputs["start"]]
+    labelled = LABELLED.get(student.settings.data)
+    if labelled and source.name == teacher.name and role_of(teacher, nodes) is Role.REFERENCE:
+        return labelled
     if source.name == teacher.name and damage.in_full:
         return Role.UNDO if damage.shrink else Role.NOISE_ONLY
     while isinstance(source.settings, Distill) and source.inputs["teacher"] == teacher.name:  # a round before
@@ -146,8 +173,8 @@ def _damaged_role(start: Node, teacher: Node, nodes: Mapping[str, Node]) -> Role
 def _random_student_role(stage: Distill, teacher: Role) -> Role:
     if teacher is Role.ORACLE:
         return Role.MATCHED_STUDENT
-    if teacher is Role.REFERENCE and stage.data in ("filtered", "masked"):
-        return Role.FILTERED if stage.data == "filtered" else Role.TOKEN_FILTERED
+    if teacher is Role.REFERENCE and stage.data in LABELLED:
+        return LABELLED[stage.data]
     if stage.data != "all" or stage.uniform:  # a control that lacks part of what its teacher says
         return Role.DISTILLED
     students = {

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from distill_jax.models import transformer
+from distill_jax.models import insertions, transformer
 from distill_jax.models.transformer import FANS, Params, TransformerConfig
 from distill_jax.types import PyTree
 
@@ -34,10 +34,15 @@ def base(params: Params, rank: int, alpha: float) -> Base:
 
 
 def attach(trained: PyTree, frozen: Base | None) -> Params:
-    """Return a whole model's params: `trained` itself without a base, else the base with these adapters beside it."""
+    """Return a whole model's params: `trained` itself without a base, else the base with these adapters beside it.
+
+    What trains may also be what a forward pass has inserted (`models.insertions`), beside a base all the same.
+    """
     if frozen is None:
         return trained
     weights, scale = frozen
+    if insertions.of(trained):
+        return dict(weights, **trained)
     scaled = {
         module: {name: {"a": pair["a"], "b": pair["b"] * scale} for name, pair in group.items()}
         for module, group in trained.items()
@@ -87,6 +92,8 @@ def logical_axes(cfg: TransformerConfig, tree: PyTree) -> PyTree:
     weights = transformer.logical_axes(cfg)
     if "embedding" in tree:
         return weights
+    if insertions.of(tree):
+        return insertions.logical_axes(tree)
     out: dict[str, dict[str, dict[str, P]]] = {}
     for module, group in tree.items():
         for name in group:

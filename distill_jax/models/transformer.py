@@ -9,6 +9,9 @@ Parameters (layers are stacked on a leading L axis because they run in one `nn.s
   attention/{query [L,D,N,H], key_value [L,2,D,K,H], output [L,N,H,D]}, and there {query,key}_norm/scale [L,H] with
   qk_norm, and query_bias [L,N,H] and key_value_bias [L,2,K,H] with qkv_bias, mlp/{gate_up [L,2,D,F], down [L,F,D]},
   {pre,post}_{attention,mlp}_norm/scale [L,D], the post norms only where the config has them.
+
+Beside them may stand what acts on a forward pass and is no weight: lora (`models.lora`), prefix and steering
+(`models.insertions`).
 """
 
 from __future__ import annotations
@@ -35,6 +38,9 @@ from distill_jax.types import ArrayOrShape, PyTree
 
 Params = PyTree  # the tree above, of arrays or of what stands for them
 Cache = tuple[jax.Array, jax.Array]
+Kept = (
+    PyTree  # what layers leave besides the residual stream: a cache, the streams that leave each [L, B, T, D], or None
+)
 Angles = tuple[jax.Array, jax.Array]
 Masks = tuple[jax.Array, jax.Array]  # local, global
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # q [B, T, N, H], k and v [B, S, K, H] -> like q
@@ -315,8 +321,17 @@ class Attention(nn.Module):
             k = jax.lax.dynamic_update_slice_in_dim(cache[0], k, slot, axis=1)
             v = jax.lax.dynamic_update_slice_in_dim(cache[1], v, slot, axis=1)
             cache = (k, v)
-        out = constrain(self.attend(q, k, v), "batch", None, "heads", None)
+        out = constrain(self.attend(q, *self._behind_prefix(k, v)), "batch", None, "heads", None)
         return project(self, "output", out, w_o), cache
+
+    def _behind_prefix(self, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Return keys and values [B, S, K, H] behind those of a prefix [S', K, H], if the params carry one."""
+        if not self.has_variable("prefix", "key"):
+            return k, v
+        pair: list[PyTree] = [self.get_variable("prefix", name) for name in ("key", "value")]
+        before = [jnp.broadcast_to(x.astype(k.dtype), (k.shape[0], *x.shape)) for x in pair]
+        k, v = (jnp.concatenate(both, axis=1) for both in zip(before, (k, v), strict=True))
+        return k, v
 
     def _biases(self) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Return what is added to queries [N, H], keys and values [K, H]."""
@@ -422,12 +437,15 @@ def by_mask(cfg: TransformerConfig, masks: Masks) -> Attends:
     return Attends(of)
 
 
-def by_segments(cfg: TransformerConfig, segments: jax.Array) -> Attends:
-    """Attend within the segments [B, T] of packed rows, by the implementation that is chosen for them."""
+def by_segments(cfg: TransformerConfig, segments: jax.Array, params: Params) -> Attends:
+    """Attend within the segments [B, T] of packed rows, by the implementation that is chosen for them.
+
+    Each segment also sees the params' prefix, if there is one; of the implementations only the plain one can show it.
+    """
     length = segments.shape[1]
     chosen = choose(cfg, length).implementation
-    if chosen == "plain":
-        return by_mask(cfg, causal_masks(cfg, jnp.arange(length), segments, segments))
+    if chosen == "plain" or "prefix" in params:
+        return by_mask(cfg, seeing_prefix(params, causal_masks(cfg, jnp.arange(length), segments, segments)))
     window = cfg.sliding_window if cfg.sliding_window < length else 0
 
     def of(local: bool) -> Attend:
@@ -436,6 +454,20 @@ def by_segments(cfg: TransformerConfig, segments: jax.Array) -> Attends:
 
     differ = window or cfg.local_rope_theta
     return Attends(of, tuple(local_layers(cfg)) if differ else (False,) * cfg.layers)
+
+
+def seeing_prefix(params: Params, masks: Masks) -> Masks:
+    """Return masks [B, T, S] that also show every query the keys of the params' prefix, which stand before all others.
+
+    A window does not hide them. Of a prefix that `held` says is filled up with padding, the padding is hidden.
+    """
+    if "prefix" not in params:
+        return masks
+    prefix = params["prefix"]
+    count = prefix["key"].shape[1]
+    held = prefix["held"] > 0 if "held" in prefix else jnp.ones(count, bool)
+    local, full = (jnp.concatenate([jnp.broadcast_to(held, (*m.shape[:2], count)), m], axis=2) for m in masks)
+    return local, full
 
 
 class DecoderInputs(NamedTuple):
@@ -454,9 +486,13 @@ class DecoderInputs(NamedTuple):
 
 @jax.named_scope("Transformer")  # as the plan reads, which says what part of a model costs what
 def residual(
-    cfg: TransformerConfig, params: Params, inputs: DecoderInputs, attends: Attends
-) -> tuple[jax.Array, Cache | None]:
-    """Return the residual stream [B, T, D] that leaves the last layer, and the cache."""
+    cfg: TransformerConfig, params: Params, inputs: DecoderInputs, attends: Attends, *, every_layer: bool = False
+) -> tuple[jax.Array, Kept]:
+    """Return the residual stream [B, T, D] that leaves the last layer, and the cache.
+
+    Args:
+      every_layer: return the streams that leave each layer [L, B, T, D] in place of the cache.
+    """
     dtype = jnp.dtype(cfg.dtype)
     x = look_up(params["embedding"].astype(dtype), inputs.tokens)
     if cfg.scale_embedding:  # in the compute dtype, as the published Gemma weights expect
@@ -467,17 +503,29 @@ def residual(
     angles = rotary(cfg, inputs.positions)
     local_angles = rotary(cfg, inputs.positions, local=True) if cfg.local_rope_theta else angles
 
-    def layer(x: jax.Array, weights: PyTree, cache: Cache | None, local: Local) -> tuple[jax.Array, Cache | None]:
+    def layer(x: jax.Array, weights: PyTree, cache: Cache | None, local: Local) -> tuple[jax.Array, Kept]:
         chosen = _either(local, local_angles, angles) if cfg.local_rope_theta else angles
-        out: PyTree = Layer(cfg, attends.of(local)).apply(weights, x, chosen, cache, inputs.slot)
-        return out
+        read = {name: weights[name] for name in weights if name != "steering"}
+        out: PyTree = Layer(cfg, attends.of(local)).apply(read, x, chosen, cache, inputs.slot)
+        out = (out[0] + weights["steering"].astype(dtype), out[1]) if "steering" in weights else out
+        return (out[0], out[0]) if every_layer else out
 
-    stacked = {"params": params["layers"]} | ({"lora": params["lora"]} if "lora" in params else {})
+    stacked = _stacked(params)
     if attends.kinds is None:
         return _scan_layers(cfg, layer, x, (stacked, inputs.cache, jnp.array(local_layers(cfg))))
+    kept = []
     for section in sections(attends.kinds, cfg.global_first, cfg.global_every):
-        x = _scan_section(cfg, layer, x, stacked, section)
-    return x, None
+        x, of_section = _scan_section(cfg, layer, x, stacked, section)
+        kept.append(of_section)
+    return x, jnp.concatenate(kept) if every_layer else None
+
+
+def _stacked(params: Params) -> PyTree:
+    """Return what each layer reads of the params, {"params": weights, …}, every leaf [L, ...]."""
+    stacked = {"params": params["layers"]} | {name: params[name] for name in ("lora", "steering") if name in params}
+    if "prefix" in params:
+        stacked["prefix"] = {"attention": {name: params["prefix"][name] for name in ("key", "value")}}
+    return stacked
 
 
 def _either(local: Local, yes: Angles, no: Angles) -> Angles:
@@ -487,18 +535,18 @@ def _either(local: Local, yes: Angles, no: Angles) -> Angles:
     return cos, sin
 
 
-LayerFunction = Callable[..., tuple[jax.Array, Cache | None]]  # (x, weights, cache, local) -> (x, cache)
+LayerFunction = Callable[..., tuple[jax.Array, Kept]]  # (x, weights, cache, local) -> (x, cache)
 
 
 def _scan_layers(
     cfg: TransformerConfig, layer: LayerFunction, x: jax.Array, stacked: tuple[PyTree, Cache | None, jax.Array]
-) -> tuple[jax.Array, Cache | None]:
+) -> tuple[jax.Array, Kept]:
     """Run all layers, each told by an array of which kind it is."""
 
-    def one(x: jax.Array, scanned: tuple[PyTree, Cache | None, jax.Array]) -> tuple[jax.Array, Cache | None]:
+    def one(x: jax.Array, scanned: tuple[PyTree, Cache | None, jax.Array]) -> tuple[jax.Array, Kept]:
         return recomputed(layer, cfg.remat)(x, *scanned)
 
-    out: tuple[jax.Array, Cache | None] = jax.lax.scan(one, x, stacked, unroll=cfg.unroll)
+    out: tuple[jax.Array, Kept] = jax.lax.scan(one, x, stacked, unroll=cfg.unroll)
     return out
 
 
@@ -527,21 +575,24 @@ def sections(kinds: Sequence[bool], first: int, every: int) -> list[Section]:
 
 def _scan_section(
     cfg: TransformerConfig, layer: LayerFunction, x: jax.Array, stacked: PyTree, section: Section
-) -> jax.Array:
-    """Run a section's layers, compiled once for all times that its kinds recur."""
+) -> tuple[jax.Array, Kept]:
+    """Run a section's layers, compiled once for all times that its kinds recur; return also what each keeps."""
     size = len(section.kinds)
     stop = section.start + size * section.times
 
     def groups(w: jax.Array) -> jax.Array:
         return w[section.start : stop].reshape(section.times, size, *w.shape[1:])
 
-    def group(x: jax.Array, weights: PyTree) -> tuple[jax.Array, None]:
+    def group(x: jax.Array, weights: PyTree) -> tuple[jax.Array, Kept]:
+        kept = []
         for i, local in enumerate(section.kinds):
             one = recomputed(functools.partial(layer, local=local), cfg.remat)
-            x, _ = one(x, jax.tree.map(operator.itemgetter(i), weights), None)
-        return x, None
+            x, of_layer = one(x, jax.tree.map(operator.itemgetter(i), weights), None)
+            kept.append(of_layer)
+        return x, jax.tree.map(lambda *each: jnp.stack(each), *kept)
 
-    return jax.lax.scan(group, x, jax.tree.map(groups, stacked), unroll=max(1, cfg.unroll // size))[0]
+    x, kept = jax.lax.scan(group, x, jax.tree.map(groups, stacked), unroll=max(1, cfg.unroll // size))
+    return x, jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:]), kept)
 
 
 def local_layers(cfg: TransformerConfig) -> list[bool]:
@@ -574,6 +625,7 @@ def init(cfg: TransformerConfig, key: jax.Array) -> Params:
     return nn.unbox(Transformer(cfg).init(key, jnp.zeros((1, 1), jnp.int32))["params"])
 
 
+@functools.cache  # it traces the model, and every point of a sweep that damages one in part asks for it
 def shapes(cfg: TransformerConfig) -> Params:
     """Return the shapes of a model's weights, without drawing them."""
 
@@ -621,7 +673,7 @@ def hidden_states(
 ) -> jax.Array:
     """Return the normalised final hidden states [B, T, D] of packed tokens [B, T] with segments [B, T]."""
     inputs = DecoderInputs(tokens, segment_positions(segments), disturbance=disturbance)
-    return _final_norm(cfg, params, residual(cfg, params, inputs, by_segments(cfg, segments))[0])
+    return _final_norm(cfg, params, residual(cfg, params, inputs, by_segments(cfg, segments, params))[0])
 
 
 def residual_at(
@@ -633,11 +685,20 @@ def residual_at(
     """
     if not 0 < layer <= cfg.layers:
         raise ValueError(f"layer = {layer}: the model has layers 1 to {cfg.layers} to enter")
-    stacked = {name: params[name] for name in ("layers", "lora") if name in params}
+    stacked = {name: params[name] for name in ("layers", "lora", "steering") if name in params}
     first = dict(params, **jax.tree.map(lambda w: w[:layer], stacked))
+    if "prefix" in params:
+        first["prefix"] = {k: x if k == "held" else x[:layer] for k, x in params["prefix"].items()}
     shallow = dataclasses.replace(cfg, layers=layer)
     inputs = DecoderInputs(tokens, segment_positions(segments))
-    return residual(shallow, first, inputs, by_segments(shallow, segments))[0]
+    return residual(shallow, first, inputs, by_segments(shallow, segments, first))[0]
+
+
+def residuals(cfg: TransformerConfig, params: Params, tokens: jax.Array, segments: jax.Array) -> jax.Array:
+    """Return the residual stream that leaves each layer, [L, B, T, D], of packed tokens [B, T]."""
+    inputs, attends = DecoderInputs(tokens, segment_positions(segments)), by_segments(cfg, segments, params)
+    states: jax.Array = residual(cfg, params, inputs, attends, every_layer=True)[1]
+    return states
 
 
 def apply(cfg: TransformerConfig, params: Params, tokens: jax.Array, segments: jax.Array) -> jax.Array:
@@ -658,6 +719,7 @@ def decode_step(
     """Run tokens that take the cache's slots slot..slot+T-1, and return (hidden [B, T, D], cache)."""
     tokens, positions, held = inputs
     masks = causal_masks(cfg, slot + jnp.arange(tokens.shape[1]), held, jnp.ones_like(tokens))
+    masks = seeing_prefix(params, masks)
     x, filled = residual(cfg, params, DecoderInputs(tokens, positions, cache, slot), by_mask(cfg, masks))
     assert filled is not None
     return _final_norm(cfg, params, x), filled

@@ -46,6 +46,14 @@ def train_step(
     return full - frozen + 3 * 2.0 * tokens * depth * lora_rank * (heads + 3 * gated)
 
 
+def prefix_step(cfg: TransformerConfig, rows: int, length: int, prefix: int) -> float:
+    """Return the FLOPs of a forward and a backward pass that train a prefix, of so many tokens, to frozen weights."""
+    tokens = rows * length
+    pairs = tokens * cfg.layers * 4.0 * cfg.heads * cfg.head_dim
+    frozen = forward(cfg, rows, length) - length * pairs  # no weight is in the pairs
+    return 3 * (forward(cfg, rows, length) + prefix * pairs) - frozen
+
+
 def decode(cfg: TransformerConfig, prompts: int, width: int, new: int) -> float:
     """Return the FLOPs of a greedy decode: the prompts' prefill, then one token at a time from the cache."""
     prefill = forward(cfg, prompts, width, head=False) + 2.0 * prompts * cfg.hidden * cfg.vocab

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,18 +13,19 @@ import numpy as np
 
 from distill_jax.evals.scale import Scale
 from distill_jax.io.node import Node
-from distill_jax.stages import Attack, EditWeights, Relearn, Search
+from distill_jax.stages import Attack, Relearn, Search
 from distill_jax.stages.attacks.catalogue import attack_id
 from distill_jax.stages.attacks.refinement import Point
+from distill_jax.stages.attacks.untrained import Spent, UntrainedAttack
 from distill_jax.statistics.attack_choice import (
     HALVES,
     Choice,
     Configuration,
     choose,
-    cost_to_reach,
     expected_best,
     trials,
 )
+from distill_jax.statistics.attack_cost import Cost, Ratio, SpendingCurve, costs, ratios
 from distill_jax.statistics.estimates import band
 from distill_jax.statistics.robustness import FACTS, attack_table, facts_table
 
@@ -57,6 +59,25 @@ class AttackedModel:
         return choose(pool, self.prompts, budget, self.floor if bounded else -math.inf) if pool else None
 
     @property
+    def seeds(self) -> int:
+        """Return how many seeds each attack was tried with."""
+        return min((len(c.retain) for c in self.configurations), default=0)
+
+    @functools.cached_property
+    def spending(self) -> SpendingCurve:
+        """Return what comes back within each spending, among models that keep their ability."""
+        return SpendingCurve(self.configurations, self.prompts, self.floor)
+
+    @property
+    def counted(self) -> tuple[int, int]:
+        """Return how many attacks left the model its ability somewhere past its beginning, and of how many."""
+        kept = [c.retain.mean(axis=0) >= self.floor for c in self.configurations]
+        attacked = [
+            k.any() if math.isnan(c.rate) else k[1:].any() for c, k in zip(self.configurations, kept, strict=True)
+        ]
+        return sum(map(bool, attacked)), len(attacked)
+
+    @property
     def everything(self) -> Budget:
         """Return the budget that no measurement exceeds."""
         return "steps", math.inf
@@ -66,7 +87,7 @@ def attacked_models(nodes: Mapping[str, Node]) -> dict[str, AttackedModel]:
     """Return the models that attacks of the catalogue were tried on, by name; none of data without facts."""
     tried = collections.defaultdict(list)
     for node in nodes.values():
-        if isinstance(node.settings, Attack | EditWeights | Relearn):
+        if isinstance(node.settings, Relearn | UntrainedAttack):
             tried[node.inputs["start"]].append(node)
     models = {}
     for name, attacks in tried.items():
@@ -84,24 +105,40 @@ def is_record(node: Node) -> bool:
 
 def _attacked(model: Node, own: Sequence[Node], record: Sequence[Node]) -> AttackedModel:
     prompts = np.asarray(own[0].result()["prompts_by_fact"], float)
-    seeds = min((node.settings.seeds for node in own if isinstance(node.settings, Attack)), default=1)
-    configurations = [c.of_seeds(seeds) for node in own for c in _configurations(node, prompts, seeds)]
+    seeds = min((count for node in own if (count := _seeds(node)) > 1), default=1)
+    retain = model.result()["retain"]
+    ability = math.inf if retain is None else retain
     full = [node for node in record if node.settings.weights == "float32"]
     least = min((node.settings.seeds for node in full), default=1)
     spent = sum(sum(node.ledger()["flops"].values()) for node in own)
-    retain = model.result()["retain"]
     return AttackedModel(
-        configurations,
+        [c.of_seeds(seeds) for node in own for c in _whole(node, _configurations(node, prompts, seeds), ability)],
         [c.of_seeds(least) for node in full for c in _configurations(node, prompts, least)],
         prompts,
-        ABILITY * (math.inf if retain is None else retain),
+        ABILITY * ability,
         spent,
     )
 
 
+def _seeds(node: Node) -> int:
+    """Return how many seeds an attack was tried with; 1 of what has no chance in it."""
+    stage: Attack | UntrainedAttack = node.settings
+    return stage.draws() if isinstance(stage, UntrainedAttack) else stage.seeds
+
+
+def _whole(node: Node, tried: Sequence[Configuration], ability: float) -> list[Configuration]:
+    """Return what was tried with the retain score that an attacker is left with.
+
+    A prompt, a prefix or steering acts where the attacker wants it: asked without it the model is as it was.
+    """
+    if not node.settings.removable or not math.isfinite(ability):
+        return list(tried)
+    return [dataclasses.replace(c, retain=np.full_like(c.retain, ability)) for c in tried]
+
+
 def _configurations(node: Node, prompts: np.ndarray, seeds: int) -> list[Configuration]:
-    if isinstance(node.settings, EditWeights):
-        return [c for label in node.settings.edits for c in _edit(node, label, prompts, seeds)]
+    if isinstance(node.settings, UntrainedAttack):
+        return [c for variant in node.settings.variants() for c in _variant(node, variant, prompts, seeds)]
     if isinstance(node.settings, Search):
         return [c for one in node.result()["populations"] for c in _searched(node, one, prompts, seeds)]
     stage, rows = node.settings, node.rows()
@@ -113,7 +150,7 @@ def _configurations(node: Node, prompts: np.ndarray, seeds: int) -> list[Configu
     name, identity = attack_name(node), attack_id(stage)
     return [
         Configuration(
-            identity, name, rate, spent, spent * stage.batch, spent * _step_flops(node),
+            identity, name, rate, spent, spent * _rows_per_step(stage), spent * _step_flops(node),
             np.nan_to_num(heldout[:, i]), np.nan_to_num(retain[:, i]),
         )
         for i, rate in enumerate(rates)
@@ -137,14 +174,25 @@ def attack_name(node: Node) -> str:
     return node.name.removesuffix(f"-on-{node.inputs['start']}")
 
 
-def _edit(node: Node, label: str, prompts: np.ndarray, seeds: int) -> list[Configuration]:
-    rows = {row["kind"]: row for row in node.rows() if row["member"] == label}
-    if FACTS not in rows:  # its numbers are not finite
+def _variant(node: Node, variant: str, prompts: np.ndarray, seeds: int) -> list[Configuration]:
+    """Return what a variant of an attack without training did; one without chance does the same to every seed."""
+    stage: UntrainedAttack = node.settings
+    labels = [stage.label(variant, seed) for seed in range(stage.draws())]
+    rows = {(row["kind"], row["member"]): row for row in node.rows()}
+    if not all((FACTS, label) in rows for label in labels):  # its numbers are not finite
         return []
-    heldout = np.asarray(rows[FACTS]["correct"], float) / prompts
-    nothing = np.zeros(1)
-    copies = np.broadcast_to(heldout, (seeds, 1, len(prompts))), np.full((seeds, 1), rows["evaluation"]["retain"])
-    return [Configuration(attack_id(node.settings, edits=label), label, math.nan, nothing, nothing, nothing, *copies)]
+    heldout = np.stack([np.asarray(rows[FACTS, label]["correct"], float) / prompts for label in labels])[:, None]
+    retain = np.array([[rows["evaluation", label]["retain"]] for label in labels], float)
+    if stage.draws() == 1:
+        heldout, retain = (np.repeat(x, seeds, axis=0) for x in (heldout, retain))
+    spent = Spent(**node.result().get("spent", {}).get(variant, {}))
+    steps, read, flops = (np.array([float(amount)]) for amount in (0, spent.rows, spent.flops))
+    identity = attack_id(stage, **stage.variants()[variant])
+    return [Configuration(identity, variant, math.nan, steps, read, flops, heldout, retain)]
+
+
+def _rows_per_step(stage: Relearn) -> int:
+    return stage.rows_per_step() if isinstance(stage, Attack) else stage.batch
 
 
 def _step_flops(node: Node) -> float:
@@ -171,39 +219,29 @@ def summary(models: Mapping[str, AttackedModel], scale: Scale, oracle: str | Non
     Args:
       oracle: the model to whose attacker's compute others' is compared.
     """
-    limits = budgets(models)
-    reached = {name: [_compute_to(model, level, scale) for level in LEVELS] for name, model in models.items()}
+    limits, other = budgets(models), models.get(oracle or "")
     return {
         "ability": ABILITY,
         "budgets": [{"axis": axis, "amount": amount} for axis, amount in limits],
         "levels": LEVELS,
         "models": {
-            name: _model(model, limits, scale) | {"slowdown": _slowdown(reached[name], reached.get(oracle or ""))}
+            name: _model(model, limits, scale) | {"slowdown": _slowdown(model, other, scale)}
             for name, model in models.items()
         },
     }
 
 
-def _compute_to(model: AttackedModel, level: float, scale: Scale) -> tuple[float, bool]:
-    """Return the FLOPs of one attacker that bring a level back, and whether any do; else the most that was spent."""
-    costs = sorted({float(cost) for c in model.configurations for cost in c.flops})
-    ends = [(cost, choice.scores.value) for cost in costs if (choice := model.worst(("flops", cost)))]
-    return cost_to_reach([cost for cost, _ in ends], [value for _, value in ends], level, scale)
+def _slowdown(model: AttackedModel, oracle: AttackedModel | None, scale: Scale) -> list[dict[str, Any]]:
+    """Return for each level the attacker's compute, and its ratio to what the oracle's attacker needs."""
+    own = costs(model.spending, LEVELS, scale)
+    shares = ratios(model.spending, oracle.spending if oracle else None, LEVELS, scale)
+    return [_level(cost, share) for cost, share in zip(own, shares, strict=True)]
 
 
-def _slowdown(own: Sequence[tuple[float, bool]], oracle: Sequence[tuple[float, bool]] | None) -> list[dict[str, Any]]:
-    """Return for each level the attacker's compute, and its share of what the oracle's attacker needs.
-
-    Where the oracle's attacker never gets there the share is "at most" what it is of all that attacker spent; where
-    this model's never does it is "at least"; None where neither does, or there is no oracle.
-    """
-    out = []
-    for i, (cost, reached) in enumerate(own):
-        other, there = oracle[i] if oracle else (math.nan, False)
-        bound = None if reached == there else "at most" if reached else "at least"
-        share = cost / other if oracle and other and (reached or there) else None
-        out.append({"flops": cost, "reached": reached, "share": share, "bound": bound if share is not None else None})
-    return out
+def _level(cost: Cost, share: Ratio) -> dict[str, Any]:
+    high = share.high if math.isfinite(share.high) else None
+    ends = {"share": share.value, "bound": share.bound, "low": share.low, "high": high}
+    return {"flops": cost.flops, "reached": cost.reached} | ends
 
 
 def _model(model: AttackedModel, limits: Sequence[Budget], scale: Scale) -> dict[str, Any]:
@@ -212,6 +250,7 @@ def _model(model: AttackedModel, limits: Sequence[Budget], scale: Scale) -> dict
     return {
         "attacks": len({c.attack for c in model.configurations}),
         "trials": _trials(model),
+        "seeds": model.seeds,
         "flops": model.flops,
         "floor": model.floor,
         "by_budget": [

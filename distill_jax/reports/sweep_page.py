@@ -94,7 +94,8 @@ def _facts(data: SweepSummary) -> list[tuple[str, str]]:
         "batch": attack.get("batch"),
     }
     words = ", ".join(f"{name} {count(number)}" for name, number in numbers.items()) if attack else None
-    facts = (("attack", words), ("device", data.get("device")), ("created", data.get("created")))
+    labels = "; ".join(data.get("label_errors") or []) or None
+    facts = (("attack", words), ("labels", labels), ("device", data.get("device")), ("created", data.get("created")))
     return [(name, value) for name, value in facts if value]
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import cast
 
+from distill_jax.data.label_errors import described_errors, label_errors
 from distill_jax.data.records import load_manifest
 from distill_jax.evals.scale import ACCURACY
 from distill_jax.experiment.ancestry import ancestry
@@ -57,12 +58,20 @@ def summarise(sweep: SweepGraph) -> SweepSummary:
         "points": {"total": len(sweep.points), "finished": sum(set(names) <= finished for names in sweep.asked)},
         "attack": _attack_settings(attacks[0]) if attacks else None,
         "evaluated": manifest["evaluation"]["groups"] if manifest else {},
+        **({"label_errors": errors} if (errors := _label_errors(sweep)) else {}),
         "sharing": _sharing(sweep),
         "runs": runs,
         "fits": fits.fit_all(runs),
         "conclusions": [to_json(one) for one in findings.findings(results)],
     }
     return cast(SweepSummary, summary)
+
+
+def _label_errors(sweep: SweepGraph) -> list[str]:
+    """Return a line for each labeller of the prepared data, on how often it errs there."""
+    data = [shard.nodes["data"] for shard in sweep.shards]
+    manifests = (load_manifest(node.sealed(ROWS).parent) for node in data if node.done)
+    return list(dict.fromkeys(line for one in manifests for line in described_errors(label_errors(one))))
 
 
 def _attack_settings(attack: Node) -> AttackSettings:
@@ -194,6 +203,7 @@ LABELS = {
     Role.ORACLE: "oracle (retain data only)",
     Role.UNDAMAGED: "α = 0, no damage",
     Role.FILTERED: "filtered, then distilled",
+    Role.ROUTED: "gradient routing",
     Role.TOKEN_FILTERED: "distilled, but at marked tokens",
 }
 

@@ -1,6 +1,14 @@
 """The stages of an experiment: one file each, its settings at the top and its `run` below."""
 
-from distill_jax.stages.attacks import Attack, EditWeights, Search
+from distill_jax.stages.attacks import (
+    AnswerDistillation,
+    Attack,
+    EditWeights,
+    FewShot,
+    PrefixTuning,
+    Search,
+    Steering,
+)
 from distill_jax.stages.cache import Cache
 from distill_jax.stages.distill import Distill
 from distill_jax.stages.erase import Erase
@@ -14,27 +22,33 @@ from distill_jax.stages.prepare import Prepare
 from distill_jax.stages.pretrain import Pretrain
 from distill_jax.stages.quantise import Quantise
 from distill_jax.stages.relearn import Relearn
+from distill_jax.stages.route import Route
 from distill_jax.stages.stage import Stage, stage_input
 from distill_jax.stages.unlearn import Unlearn
 
 __all__ = [
+    "AnswerDistillation",
     "Attack",
     "Cache",
     "Distill",
     "EditWeights",
     "Erase",
     "Export",
+    "FewShot",
     "Finetune",
     "Given",
     "Import",
     "Knowledge",
     "Perturb",
+    "PrefixTuning",
     "Prepare",
     "Pretrain",
     "Quantise",
     "Relearn",
+    "Route",
     "Search",
     "Stage",
+    "Steering",
     "Unlearn",
     "stage_input",
 ]

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from distill_jax.config import ConfigError, check
 from distill_jax.data.feed import Feed, padded
-from distill_jax.data.records import load_manifest
+from distill_jax.data.records import Rows, load_manifest
 from distill_jax.data.teacher_states import States
 from distill_jax.io.node import STATES
 from distill_jax.models import lora
@@ -168,8 +168,7 @@ class TrainJob:
 
     def shapes(self, ctx: Context, mesh: Mesh) -> tuple[State, PyTree, Batch, Base | None]:
         """Return what the step takes, (state, teacher, batch, base), as shapes with shardings."""
-        starts = weights_shape(ctx.model, mesh, self._rank)
-        state = jax.eval_shape(functools.partial(self.state, ctx, mesh), [starts])
+        state = jax.eval_shape(functools.partial(self.state, ctx, mesh), [self.trained_shape(ctx, mesh)])
         state = with_shardings(state, self.layout(ctx, mesh).state_shardings(state))
         shape, sharding = self._batch(ctx, mesh)
         column: PyTree = jax.ShapeDtypeStruct(shape, np.int32, sharding=sharding)
@@ -183,6 +182,10 @@ class TrainJob:
         if adapters := self._teacher_adapters(ctx):
             teacher = TeacherAdapters(weights_shape(ctx.model, mesh, adapters.lora_rank), np.float32(adapters.scale))
         return state, teacher, batch, self._base(frozen)
+
+    def trained_shape(self, ctx: Context, mesh: Mesh) -> Params:
+        """Return what one member trains, as shapes: a model's weights, or the adapters to one."""
+        return weights_shape(ctx.model, mesh, self._rank)
 
     def padded_batch(self, mesh: Mesh) -> int:
         """Return the rows of a batch on a mesh: each microbatch is filled up with padding to divide over the devices.
@@ -211,9 +214,9 @@ class TrainJob:
         verb = self.members[0].node.verb
 
         def of_set(data: str, *order: str) -> Callable[[int], PackedRows]:
-            path = ctx.data / f"{data}.array_record"
+            source = Rows(ctx.data / f"{data}.array_record")
             batch_size, rows_read = self.settings.batch, self.rows.get(data, 0)
-            feeds = [Feed(path, batch_size, seed_for(seed, verb, data, *order), rows_read) for seed in self.seeds]
+            feeds = [Feed(source, batch_size, seed_for(seed, verb, data, *order), rows_read) for seed in self.seeds]
             cached = self._states(ctx, data)
 
             def batch(step: int) -> PackedRows:

@@ -10,35 +10,42 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from distill_jax.config import ConfigError, identity, nearest
+from distill_jax.stages.attacks.answer_distillation import AnswerDistillation
 from distill_jax.stages.attacks.edit_weights import EditWeights
+from distill_jax.stages.attacks.few_shot import FewShot
 from distill_jax.stages.attacks.finetuning import Attack
+from distill_jax.stages.attacks.prefix_tuning import PrefixTuning
+from distill_jax.stages.attacks.steering import Steering
+from distill_jax.stages.attacks.untrained import UntrainedAttack
 from distill_jax.stages.stage import Stage
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """An attack by fine-tuning, as what it changes of the base attack.
+    """An attack by training, as what it changes of the base attack.
 
     Attributes:
       rate, batch: what the base's learning rates and its batch are multiplied with.
-      settings: of `Attack`, in place of the base's.
+      settings: of the attack, in place of the base's.
+      kind: of the attack.
     """
 
     rate: float = 1.0
     batch: float = 1.0
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    kind: type[Attack] = Attack
 
     def stage(self, start: str, base: Mapping[str, Any], seed: int) -> Attack:
         """Return the attack on a stage's model."""
         rates = tuple(float(f"{self.rate * rate:.3g}") for rate in base["learning_rates"])
         batch = max(1, round(base["batch"] * self.batch))
         more = {"learning_rates": rates, "batch": batch, **self.settings}
-        return Attack(start=start, **{**base, **more}, seed=seed)
+        return self.kind(start=start, **{**base, **more}, seed=seed)
 
 
-def entry(rate: float = 1.0, batch: float = 1.0, **settings: Any) -> Entry:
+def entry(rate: float = 1.0, batch: float = 1.0, kind: type[Attack] = Attack, **settings: Any) -> Entry:
     """Return a line of the catalogue."""
-    return Entry(rate, batch, settings)
+    return Entry(rate, batch, settings, kind)
 
 
 FINETUNING = {
@@ -62,8 +69,14 @@ FINETUNING = {
     # Where it starts.
     "shrunk": entry(shrink=0.1),
     "shrunk-and-perturbed": entry(shrink=0.2, noise=0.02),
+    # Weights as they are, behind a prefix that trains.
+    "prefix-4": entry(10, kind=PrefixTuning, length=4),
+    "prefix-32": entry(10, kind=PrefixTuning, length=32),
+    # No true answer: what the attacked model itself says.
+    "own-answers": entry(kind=AnswerDistillation, shrink=0.2, noise=0.02),
+    "own-answers-random": entry(2, kind=AnswerDistillation, student="random"),
 }
-UNTRAINED = {"weights": EditWeights}
+UNTRAINED: dict[str, type[UntrainedAttack]] = {"weights": EditWeights, "few-shot": FewShot, "steering": Steering}
 
 
 def names() -> tuple[str, ...]:
@@ -84,9 +97,17 @@ def attacks(start: str, chosen: Iterable[str], base: Mapping[str, Any], seed: in
     for name in chosen:
         if name not in names():
             raise ConfigError(f"catalogue: no attack {name!r}{nearest(name, names())}; there are {', '.join(names())}")
-        made = FINETUNING[name].stage(start, base, seed) if name in FINETUNING else UNTRAINED[name](start=start)
+        made = FINETUNING[name].stage(start, base, seed) if name in FINETUNING else _untrained(name, start, base, seed)
         stages[f"{name}-on-{start}"] = made
     return stages
+
+
+def _untrained(name: str, start: str, base: Mapping[str, Any], seed: int) -> Stage:
+    """Return an attack without training, with as many seeds as the base if there is chance in it."""
+    kind = UNTRAINED[name]
+    own = {field.name for field in dataclasses.fields(kind)}
+    settings = {key: base[key] for key in ("seeds", "data") if key in own and key in base}
+    return kind(start=start, **settings, **({"seed": seed} if "seed" in own else {}))
 
 
 def attack_id(stage: Stage, **more: Any) -> str:

@@ -9,18 +9,16 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from distill_jax.evals.measure import all_finite
 from distill_jax.models.transformer import FANS, Params
-from distill_jax.perf.ledger import ledger
+from distill_jax.stages.attacks.untrained import UntrainedAttack, finish_measured
 from distill_jax.stages.context import PARTS, Context, Node
 from distill_jax.stages.quantise import round_to_nearest
-from distill_jax.stages.stage import Stage, stage_input
 from distill_jax.train.population import of_one
 
 Edit = Callable[[Params], Params]
@@ -55,19 +53,16 @@ def edit_of(name: str) -> Edit:
 
 
 @dataclasses.dataclass(frozen=True)
-class EditWeights(Stage):
+class EditWeights(UntrainedAttack):
     """Edit a model's weights in several ways, each from the model itself.
 
     Attributes:
-      start: the node under attack.
       edits: names of the edits; see `edit_of`.
     """
 
-    start: str = stage_input()
     edits: tuple[str, ...] = ("int8", "int4", "int3", "prune-0.1", "prune-0.2", "prune-0.4")
 
     kind: ClassVar[str] = "edit"
-    leaves_model: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not self.edits or len(set(self.edits)) < len(self.edits):
@@ -75,9 +70,9 @@ class EditWeights(Stage):
         for name in self.edits:
             edit_of(name)
 
-    def estimate_flops(self, ctx: Context) -> float:
-        """Return the FLOPs of the evaluations."""
-        return len(self.edits) * ctx.evaluation_flops(*PARTS)
+    def variants(self) -> dict[str, dict[str, Any]]:
+        """Return the edits."""
+        return {name: {"edits": name} for name in self.edits}
 
     def run(self, ctx: Context, nodes: Sequence[Node]) -> None:
         """Edit one model and measure each result."""
@@ -87,26 +82,4 @@ class EditWeights(Stage):
             evaluate, edits = ctx.evaluator(mesh, *PARTS), node.settings.edits
             with ctx.clock.spent_on("evaluate"):
                 scores = [evaluate(of_one(edit_of(name)(params)))[0] for name in edits]
-            finish_measured(ctx, node, edits, np.stack(scores), mesh.size)
-
-
-def finish_measured(ctx: Context, node: Node, labels: Sequence[str], scores: np.ndarray, devices: int) -> None:
-    """Write what an attack without training found, as the rows of step 0 of its members, and finish the node.
-
-    Args:
-      scores: an evaluator's on all parts, [members, n].
-    """
-    measure, good = ctx.measure, all_finite(scores)
-    series, metrics = measure.series(scores, PARTS), node.continued_metrics(0)
-    for i, label in enumerate(labels):
-        metrics.write("evaluation", 0, label, {name: float(score[i]) for name, score in series.items()})
-        if good[i] and measure.prompts_by_fact(PARTS):
-            correct = measure.by_fact(scores[i : i + 1], PARTS)[0].tolist()
-            metrics.write_counts("facts", 0, label, "correct", correct)
-    metrics.close()
-    diverged = {label: 0 for label, finite in zip(labels, good, strict=True) if not finite}
-    result = {"members": len(labels), "diverged": len(diverged), "diverged_at": diverged}
-    spent, tokens = ctx.evaluation_flops(*PARTS), ctx.measure.tokens(PARTS)
-    costs = ({"evaluation": len(labels) * spent}, {"evaluation": len(labels) * tokens})
-    facts = {"prompts_by_fact": measure.prompts_by_fact(PARTS)}
-    node.finish(result | facts, ledger(*costs, ctx.clock.lap(), devices=devices))
+            finish_measured(ctx, node, np.stack(scores), mesh.size)

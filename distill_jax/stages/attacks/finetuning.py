@@ -57,6 +57,7 @@ class Attack(Relearn):
     noise: float = 0.0
 
     kind: ClassVar[str] = "attack"
+    removable: ClassVar[bool] = False  # whether the attacked model is as it was without what trained
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -90,6 +91,10 @@ class Attack(Relearn):
         attack = 2 * flops.train_step(ctx.model, self.batch, ctx.row_length, lora_rank=self.lora_rank)
         teacher = {"teacher": flops.forward(ctx.model, self.batch, ctx.row_length)} if self.teacher_role() else {}
         return {"attack": attack} | teacher
+
+    def rows_per_step(self) -> int:
+        """Return the rows that one attacker reads in a step, those to retain among them."""
+        return self.batch * (2 if self.retain_weight else 1)
 
     def validate(self, model: Any, data: DataConfig) -> None:
         """Raise ValueError if the data lack a set that is read."""
