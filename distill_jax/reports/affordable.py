@@ -113,14 +113,15 @@ def _candidates(sweep: Sweep, made: dict[str, list[Run]], way: str) -> list[Cand
 
 def _decided(sweep: Sweep, candidates: Sequence[Candidate]) -> tuple[str, list[Effect]]:
     """Return the effects of the chosen recipe; where each is refuted by itself, those of the nearest."""
-    each = {one.label: one.effects(sweep) for one in candidates}
-    refuted = [any(effect.state is State.FAILED for effect in effects) for effects in each.values()]
-    if all(refuted):
-        label = min(each, key=lambda key: max(each[key][0].estimate - MARGIN, each[key][1].estimate - QUARTER))
-        return f"Each is beyond the margin or a quarter; the nearest is {label}.", each[label]
+    each = [one.effects(sweep) for one in candidates]
+    if all(any(effect.state is State.FAILED for effect in effects) for effects in each):
+        beyond = [max(gap.estimate - MARGIN, cost.estimate - QUARTER) for gap, cost in each]
+        nearest = int(np.argmin(beyond))
+        text = f"Each is beyond the margin or a quarter; the nearest is {candidates[nearest].label}."
+        return text, each[nearest]
     cheap = [one for one in candidates if one.costs.mean() <= QUARTER]
     if not cheap:
-        return f"The cheapest is {candidates[0].label}.", each[candidates[0].label]
+        return f"The cheapest is {candidates[0].label}.", each[0]
     most = max(len(one.seeds) for one in cheap)
     return _chosen(sweep, [one for one in cheap if len(one.seeds) == most])
 

@@ -154,7 +154,8 @@ class SweepSummary(TypedDict, total=False):
     sweep: str
     description: str
     points: dict[str, int]
-    attack: AttackSettings | None
+    attack: AttackSettings | None  # of the first that trains
+    attacks: list[str]  # that models met, by name
     evaluated: dict[str, Any]
     sharing: dict[str, float]
     runs: list[SweepRunSummary]

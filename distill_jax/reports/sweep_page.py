@@ -105,6 +105,9 @@ def _facts(data: SweepSummary) -> list[tuple[str, str]]:
         "batch": attack.get("batch"),
     }
     words = ", ".join(f"{name} {count(number)}" for name, number in numbers.items()) if attack else None
+    tried = data.get("attacks") or []
+    if len(tried) > 1 and words:
+        words = f"{', '.join(tried)}; {words}"
     facts = (("attack", words), ("device", data.get("device")), ("created", data.get("created")))
     return [(name, value) for name, value in facts if value]
 

@@ -19,6 +19,7 @@ from distill_jax.io.node import ROWS, Node
 from distill_jax.models.transformer import parameter_count
 from distill_jax.perf.ledger import CAUSES, training_flops
 from distill_jax.reports import findings, goodput_summary, sweep_page
+from distill_jax.reports.attack_catalogue import attack_name, is_record
 from distill_jax.reports.ranking import rankings
 from distill_jax.reports.recipes import SAID, Recipe, differences, recipe_of, varying
 from distill_jax.reports.rendering import write_page
@@ -60,6 +61,7 @@ def summarise(sweep: SweepGraph) -> SweepSummary:
         "description": sweep.description,
         "points": {"total": len(sweep.points), "finished": sum(set(names) <= finished for names in sweep.asked)},
         "attack": _attack_settings(attacks[0]) if attacks else None,
+        "attacks": _attacks(sweep),
         "evaluated": manifest["evaluation"]["groups"] if manifest else {},
         "sharing": _sharing(sweep),
         "runs": runs,
@@ -68,6 +70,12 @@ def summarise(sweep: SweepGraph) -> SweepSummary:
         "conclusions": [to_json(one) for one in findings.findings(results)],
     }
     return cast(SweepSummary, summary)
+
+
+def _attacks(sweep: SweepGraph) -> list[str]:
+    """Return what the attacks are called that models met."""
+    tried = [node for shard in sweep.shards for same in attacks_on(shard.nodes).values() for node in same]
+    return sorted({"relearn" if is_record(node) else attack_name(node) for node in tried})
 
 
 def _attack_settings(attack: Node) -> AttackSettings:
