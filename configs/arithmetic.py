@@ -30,6 +30,7 @@ from distill_jax.stages import (
     Pretrain,
     Quantise,
     Relearn,
+    Route,
     Stage,
     Unlearn,
 )
@@ -85,6 +86,11 @@ def get_config(arg: str = "") -> ConfigDict:
     c.undo.update(rounds=1, recover="distill")  # or "train" on retain data, by `retrain`
     c.undo.data = "all"  # that the student reads; of method "reference" a labeller's "filtered" or "masked"
     c.retrain = section(Finetune, "data", steps=100, batch=360, learning_rate=7e-4, final_learning_rate=7e-5)
+    # Gradient routing (of preset full, with labels): 180 rows of what a filter drops into the last quarter of the MLPs'
+    # neurons, 180 of the rest into all else; then the neurons are cut off, and what leaned on them is mended.
+    c.routing = section(Route, "forget", "retain", steps=1000, batch=180, learning_rate=4e-4, final_learning_rate=4e-4)
+    c.routing.neurons = 768
+    c.routed = section(Finetune, "data", steps=100, batch=360, learning_rate=4e-4, final_learning_rate=4e-5)
     c.budget = ConfigDict({"steps": 300})  # of a random student that stops there, recovered or not
     c.bits = ()  # to which every attacked model is rounded and attacked again, such as (8, 4)
     # Whether MaxEnt's hidden states are stored once and its students read them instead of running it.
@@ -123,6 +129,8 @@ def _cpu(c: ConfigDict) -> None:
         c[name].update(**suppress)
     c.gradascent.update(learning_rate=7e-5, final_learning_rate=7e-5)  # no rate both forgets and keeps
     c.selective.update(learning_rate=0.05, final_learning_rate=0.05)
+    c.routing.update(**{**fast, "batch": 8}, steps=2400, neurons=64)
+    c.routed.update(**{**fast, "learning_rate": 1e-3, "final_learning_rate": 1e-4}, steps=200)
     c.retrain.update(steps=400, **{**fast, "learning_rate": 2e-3, "final_learning_rate": 2e-4})
     # A teacher says something about every token: learning from all of them, a random student recovers in half the
     # steps and reads wordings it never met as well as its teacher does.
@@ -138,9 +146,11 @@ def _smoke(c: ConfigDict) -> None:
     c.model.update(layers=1, hidden=16, mlp=32, heads=2, kv_heads=1, head_dim=8, unroll=1)
     c.data.update(addition_max=6, multiplication_max=6, equations=400, word_problems=400, evaluation_prompts=4)
     more = [c[name] for name in (*MORE_METHODS, *(["taught"] if c.known_truth else []))]
-    for stage in (c.reference, c.oracle, c.maxent, c.graddiff, c.rmu, c.distill, c.retrain, c.relearn, *more):
+    routed = (c.routing, c.routed)
+    for stage in (c.reference, c.oracle, c.maxent, c.graddiff, c.rmu, c.distill, c.retrain, c.relearn, *routed, *more):
         stage.update(steps=8, batch=4)
     c.rmu.update(layer=1, train_layers=1)
+    c.routing.neurons = 8
     c.distill.evaluate_every = 4
     c.undo.alphas = (0.2, 0.6)
     c.budget.steps = 4
@@ -183,7 +193,9 @@ def _stages(c: ConfigDict) -> dict[str, Stage]:
         stages |= _controls(c, seed)
     steps_on_the_way = [name for name in stages if "-recovered-" in name]
     attacked = [
-        n for n, stage in stages.items() if stage.kind not in ("perturb", "cache") and n not in steps_on_the_way
+        n
+        for n, stage in stages.items()
+        if stage.kind not in ("perturb", "cache", "route") and n not in steps_on_the_way
     ]
     rounded = {f"int{bits}-{name}": Quantise(start=name, bits=bits) for bits in c.bits for name in attacked}
     relearn = {f"relearn-{name}": Relearn(start=name, **c.relearn, **seed) for name in (*attacked, *rounded)}
@@ -219,6 +231,11 @@ def _labelled(c: ConfigDict, seed: dict) -> dict[str, Stage]:
     if "masked" in c.data.label_sets:
         stages["pretrained-masked"] = Pretrain(data="masked", **{**c.oracle, "loss_on": "answer"}, **seed)
         stages["masked"] = Distill(teacher="reference", data="masked", **{**c.distill, "loss_on": "unmarked"}, **seed)
+    if {"filtered", "dropped"} <= set(c.data.label_sets):
+        stages["routing"] = Route(forget="dropped", retain="filtered", **c.routing, **seed)
+        part = {key: c.routing[key] for key in ("modules", "layers", "neurons")}
+        stages["ablated"] = Perturb(start="routing", alpha=1.0, beta=0.0, **part)
+        stages["routed"] = Finetune(start="ablated", data="filtered", **c.routed, **seed)
     return stages
 
 

@@ -50,7 +50,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.method = method
     hold = {"hold": "kl"} if "hold" in METHODS[method].settings() else {}
     c.suppress = unlearn_section(method, "weights", steps=100, batch=8, warmup=10, **hold)
-    c.damage = section(Perturb, alpha=0.25, beta=0.1)
+    c.damage = section(Perturb, alpha=0.25, beta=0.1, must_lose=0.05)  # as the student's tolerance, or it has its goal
     c.distill = section(Distill, "weights", "uniform", data="retain", steps=1000, batch=8, evaluate_every=50)
     c.attack = section(Relearn, "weights", "learning_rate", "final_learning_rate", steps=100, batch=8)
     c.attack.update(warmup=0, weight_decay=0.0, seeds=2, evaluate_steps=(0, 5, 10, 25, 50, 100))
@@ -77,11 +77,12 @@ def get_experiment(c: ConfigDict) -> Experiment:
 
 def _stages(c: ConfigDict) -> dict[str, Stage]:
     seed = {"seed": c.seed}
+    must_lose = max(c.damage.must_lose, c.distill.tolerance) if c.damage.must_lose else 0.0
     stages: dict[str, Stage] = {
         "reference": Import(**c.reference),
         "knowledge": Knowledge(start="reference", **c.knowledge),
         "suppressed": Unlearn(start="reference", method=c.method, **c.suppress, **seed),
-        "damaged": Perturb(start="suppressed", **c.damage, **seed),
+        "damaged": Perturb(start="suppressed", **{**c.damage, "must_lose": must_lose}, **seed),
         "protected": Distill(teacher="suppressed", start="damaged", **c.distill, **seed),
         "export": Export(start="protected", **c.export),
     }

@@ -90,10 +90,12 @@ def test_adapters_protect_where_weights_do_not_fit(files):
 def test_what_came_back_is_printed_with_its_interval():
     heldout = {"worst": [0.0, 0.5], "low": [0.0, 0.4], "high": [0.1, 0.6]}
     attacked = {"steps": [0, 100], "forget_heldout": heldout, "forget_shown": {"worst": [0.0, 0.9]}}
+    attacked |= {"retain_at_worst": [0.8, 0.7], "retain_band": {"low": [0.7, 0.6], "high": [0.9, 0.8]}}
     summary = {"measure": "accuracy", "models": [{"label": "mine", "retain": 0.8, "attack": attacked}, {"label": "x"}]}
     (line,) = attack_lines(summary)
     plain = line.replace("\u202f", " ")
     assert "held out 0 % [0 %, 10 %] before, 50 % [40 %, 60 %] after 100 steps; shown 90 %" in plain
+    assert plain.endswith("retain 80 % before, 70 % [60 %, 80 %] after")
 
 
 @pytest.mark.unit

@@ -6,6 +6,8 @@ import collections
 import io
 import json
 import math
+import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -100,6 +102,40 @@ def test_the_exported_model_is_the_protected_one(finished, toy):
     with safe_open(exported / "model.safetensors", "np") as file, safe_open(toy / "model.safetensors", "np") as before:
         assert sorted(file.keys()) == sorted(before.keys())
         assert any(np.any(file.get_tensor(name) != before.get_tensor(name)) for name in file.keys())  # noqa: SIM118
+
+
+@pytest.mark.end_to_end
+def test_damage_that_does_nothing_is_refused_before_it_is_distilled(finished, toy, tmp_path, capsys):
+    """A copy from which the goal is reached at once is no student; a larger α that costs something is named."""
+    workdir, inputs = tmp_path / "run", finished[0].parent.parent / "protect-files"
+    shutil.copytree(finished[0], workdir)
+    given = (f"--model={toy}", f"--forget={inputs}/forget.jsonl", f"--retain={inputs}/retain.jsonl")
+    line = ["distill-jax", "protect", *given, f"--workdir={workdir}", *FEW]
+    assert main([*line, "--config.damage.alpha=0.001"]) == 2
+    said = capsys.readouterr().err
+    assert "damaged: alpha = 0.001 leaves retain bits per byte" in said and "Traceback" not in said
+    (named,) = re.findall(r"--config\.damage\.alpha=([0-9.]+), which leaves ([0-9.]+),", said)
+    assert float(named[0]) >= 0.1 and float(named[1]) > float(re.findall(r"goal of distilling is ([0-9.]+)", said)[0])
+    assert len(list(workdir.glob("nodes/damaged-*/DONE"))) == 1  # that of the run before
+
+
+@pytest.mark.end_to_end
+def test_adapters_that_were_distilled_are_exported_merged(finished, toy, tmp_path):
+    """Where all weights do not fit: the copied run goes on with adapters, to the card and a model that is whole."""
+    workdir, inputs = tmp_path / "run", finished[0].parent.parent / "protect-files"
+    shutil.copytree(finished[0], workdir)
+    given = (f"--model={toy}", f"--forget={inputs}/forget.jsonl", f"--retain={inputs}/retain.jsonl")
+    adapters = ("--config.distill.lora_rank=2", "--config.distill.stop=False")
+    assert main(["distill-jax", "protect", *given, f"--workdir={workdir}", *FEW, *adapters]) == 0
+    protected = json.loads((workdir / "report" / "card.json").read_text())["models"][-1]
+    assert protected["name"] == "protected" and protected["attack"] is not None
+    results = [json.loads(p.read_text()) for p in workdir.glob("nodes/protected-*/result.json")]
+    assert [result["steps"] for result in results if not result["recovered"]] == [4] * len(results)
+    sizes = {}
+    for path in workdir.glob("nodes/export-*/model/model.safetensors"):
+        with safe_open(path, "np") as file:
+            sizes[path] = {name: file.get_tensor(name).shape for name in file.keys()}  # noqa: SIM118
+    assert len(sizes) == 2 and len({json.dumps(one) for one in sizes.values()}) == 1
 
 
 @pytest.mark.unit

@@ -21,7 +21,7 @@ from distill_jax.reports.claims_release import judge_release
 from distill_jax.reports.premises import Model
 from distill_jax.sharding.mesh import make_mesh
 from distill_jax.statistics.estimates import Scores, band
-from distill_jax.statistics.robustness import kept_scores, read_attack
+from distill_jax.statistics.robustness import curves, kept_scores, read_attack
 
 pytestmark = pytest.mark.unit
 
@@ -126,7 +126,7 @@ def test_what_attackers_alone_agree_on_says_so():
         for role in (Role.REFERENCE, Role.UNDO)
     ]
     concluded = judge_release(Run(models, TEXT), 0)
-    assert "taken as measured" in concluded[1].evidence
+    assert concluded[1].state == "open" and "nothing is known of their interval" in concluded[1].evidence
     assert "over 2 attackers alone: scores of each document were not recorded" in concluded[0].evidence
 
 
@@ -152,6 +152,22 @@ def test_what_is_kept_is_compared_item_by_item():
         )
         (concluded,) = [one for one in judge_release(Run([reference, released], ACCURACY), 0) if "keeps" in one.name]
         assert (str(concluded.state), f"over {items} items" in concluded.evidence) == (state, True)
+
+
+@pytest.mark.parametrize(("items", "state"), [(0, "open"), (12, "open"), (200, "held"), (50, "open")])
+def test_what_is_kept_is_as_sure_as_its_items_are_many(items, state):
+    """Items whose scores were not recorded are counted all the same: .9 of each is .9 give or take its sampling."""
+    scores = Scores(np.full(2, 0.9), facts=200)
+    models = [
+        Model(role.value, role.value, 0.9, 0.9, role=role, before=scores, after=scores)
+        for role in (Role.REFERENCE, Role.UNDO)
+    ]
+    (concluded,) = [one for one in judge_release(Run(models, ACCURACY), items) if "keeps" in one.name]
+    (effect,) = concluded.effects
+    assert concluded.state == state and ("not recorded" in concluded.evidence) == (not items)
+    if items:
+        half = max(1.96 * math.sqrt(2 * 0.9 * 0.1 / items), 3 / items)
+        assert 0.8 * half < effect.high < 1.5 * half and effect.low < -0.8 * half
 
 
 def rows_of(scores: dict[tuple[float, int], tuple[float, float]]) -> list[dict]:
@@ -187,3 +203,24 @@ def test_what_is_kept_is_read_item_by_item():
     kept = kept_scores([row], [10, 10])
     assert kept.by_fact.tolist() == [[1.0, 3.0]] and kept.value == 2.0
     assert kept_scores([row], []) is None and kept_scores([], [1]) is None
+
+
+@pytest.mark.parametrize("by_half", [False, True])
+def test_what_an_attack_costs_is_read_item_by_item(by_half):
+    """Of the attacker that brings back most, not of the one that keeps most; each half of the facts has its own."""
+    rows = rows_of({(1e-2, 0): (0.0, 1.0), (1e-4, 0): (0.0, 1.0), (1e-2, 5): (0.9, 0.25), (1e-4, 5): (0.1, 0.75)})
+    answers = {(1e-2, 5): [1, 0, 0, 0], (1e-4, 5): [1, 1, 1, 0]}
+    rates = {row["member"]: float(row["member"].split("=")[1].split(",")[0]) for row in rows}
+
+    def of(kind: str, correct) -> list[dict]:
+        at = [(row, (rates[row["member"]], row["step"])) for row in rows if row["kind"] == "evaluation"]
+        return [{"kind": kind, "step": r["step"], "member": r["member"], "correct": correct(key)} for r, key in at]
+
+    kept = of("kept", lambda key: answers.get(key, [1, 1, 1, 1]))
+    facts = of("facts", lambda key: [1, 1, 1, 1] if key == (1e-2, 5) else [0, 0, 0, 0]) if by_half else []
+    attack = read_attack([*rows, *kept, *facts], ACCURACY, [1] * 4 if by_half else None, kept_prompts=[1] * 4)
+    assert attack.kept.tolist() == [[[1, 1, 1, 1], [1, 0, 0, 0]]] and attack.kept_scores(1).value == 0.25
+    ends = curves(attack)["retain_band"]
+    assert ends["low"][1] < 0.25 < ends["high"][1] and ends["high"][1] - ends["low"][1] > 0.5
+    at_first_alone = [*rows, *kept[:1]]
+    assert "retain_band" not in curves(read_attack(at_first_alone, ACCURACY, kept_prompts=[1] * 4))

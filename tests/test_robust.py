@@ -138,7 +138,11 @@ def bigram_model(monkeypatch):
     def hidden(cfg, params, tokens, segments, disturbance=None):
         return params["embedding"][tokens] + (0.0 if disturbance is None else disturbance)
 
+    def every_layer(cfg, params, tokens, segments):
+        return hidden(cfg, params, tokens, segments)[None]
+
     monkeypatch.setattr(transformer, "hidden_states", hidden)
+    monkeypatch.setattr(transformer, "residuals", every_layer)
 
 
 def settings_of(method, **settings):
@@ -146,16 +150,24 @@ def settings_of(method, **settings):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"robust": "sam"}, {"robust": "tar", "tar_steps": 2}, {"robust": "latent"}], ids=lambda s: s["robust"]
+    ("method", "settings"),
+    [
+        ("dpo", {"robust": "sam"}),
+        ("undial", {"robust": "tar", "tar_steps": 2, "hold": "kl"}),
+        ("npo", {"robust": "latent"}),
+        ("maxent", {"robust": "repnoise"}),
+    ],
+    ids=lambda x: x if isinstance(x, str) else x["robust"],
 )
-def test_pieces_of_a_batch_do_not_change_a_robust_step(bigram_model, settings):
+def test_pieces_of_a_batch_do_not_change_a_robust_step(bigram_model, method, settings):
+    """A step of two ragged microbatches is that of the whole batch, and another than the plain method's."""
     weights = jax.tree.map(np.zeros_like, transformer.init(CFG, jax.random.key(0))) | {"embedding": NOW}
     batch = jax.tree.map(lambda x: x[None], batch_of(PADDED, 2, 12))
     batch["attack"] = jax.tree.map(lambda x: x[None], lay(SETS["retain"], PADDED, 2, 12))
 
     def stepped(microbatches, **more):
         stage = settings_of(
-            "npo", batch=2, microbatches=microbatches, steps=1, warmup=0, learning_rate=0.1, final_learning_rate=0.1,
+            method, batch=2, microbatches=microbatches, steps=1, warmup=0, learning_rate=0.1, final_learning_rate=0.1,
             clip_norm=0.0, **{"epsilon": 1.0, **more},
         )  # fmt: skip
         state = ShardedMembers(make_mesh(1), CFG).make([weights], stage.transform(), Hyper.of([0.1]))

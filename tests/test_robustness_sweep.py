@@ -16,7 +16,7 @@ from distill_jax.experiment.sweep_file import open_sweep
 ROOT = Path(__file__).parents[1]
 SWEEP = ROOT / "configs/sweeps/robustness_arithmetic.py"
 CHAIN = f'''
-"""A method made robust in training as the teacher of a student, and a student that learns nothing at marked tokens."""
+"""A robust method as the teacher of a student, a student that learns nothing at marked tokens, and gradient routing."""
 
 import dataclasses
 
@@ -24,13 +24,13 @@ from distill_jax.experiment.config_file import load_module
 from distill_jax.experiment.experiment import Experiment
 
 arithmetic = load_module("{ROOT}/configs/arithmetic.py")
-WANTED = ("reference", "npo", "student-npo", "masked")
+WANTED = ("reference", "npo", "student-npo", "masked", "routing", "ablated", "routed")
 
 
 def get_config(arg=""):
     c = arithmetic.get_config("smoke,full")
     c.methods, c.npo.robust = ("npo",), "sam"
-    c.data.update(labeller="noisy", false_negative_rate=0.1, label_sets=("masked",))
+    c.data.update(labeller="noisy", false_negative_rate=0.1, label_sets=("filtered", "dropped", "masked"))
     return c
 
 
@@ -48,6 +48,10 @@ def test_the_sweep_asks_for_what_it_says(tmp_path):
     module = load_module(ROOT / "configs/attack_catalogue.py")
     swept = sweep_graph.load(file.name, file.points, module, module.get_config("smoke,full"), tmp_path)
     (shard,) = swept.shards
+    set_to = (
+        "labels (as set)  filtered: 2 % of documents to retain are taken for ones to forget, 10 % of those to forget"
+    )
+    assert set_to in sweep_graph.preview(swept)
     attacks = collections.defaultdict(set)
     for node in shard.nodes.values():
         if not node.settings.leaves_model and "start" in node.inputs:
@@ -76,9 +80,13 @@ def test_a_robust_method_teaches_a_student_and_marked_tokens_teach_nothing(tmp_p
     run = distill_jax.open_run(str(config), str(tmp_path / "run"))
     run.compute()
     models = {model["name"]: model for model in run.summary()["models"]}
-    assert set(models) == {"reference", "npo", "student-npo", "masked"}
+    assert set(models) == {"reference", "npo", "student-npo", "masked", "routing", "routed"}
     assert not any(model["diverged"] for model in models.values())
     assert models["student-npo"]["steps"] == models["masked"]["steps"] == 8
     assert models["npo"]["flops"]["student"] == pytest.approx(
         1.5 * models["student-npo"]["flops"]["student"] * 2, rel=0.01
     )  # two sets a step, and a second gradient of one of them
+    assert 0 < run.summary()["label_errors"]["filtered"]["false_negative_rate"] < 0.3  # set to 0.1
+    assert (models["routed"]["role"], models["routed"]["label"]) == (Role.ROUTED, "Gradient routing")
+    lineage = models["routing"]["flops"]["student"] + models["routed"]["flops"]["student"]
+    assert lineage == pytest.approx(3 * models["reference"]["flops"]["student"])  # two sets a step, then one

@@ -117,8 +117,10 @@ def test_a_new_method_is_a_class_and_a_line(monkeypatch):
     assert named["u"] == "Refusal, suppressed" and named["s"] == "Random student of Refusal"
     with pytest.raises(ValueError, match="layer = 2: Refusal does not read it"):
         Unlearn(start="r", method="refusal", layer=2)
-    claims = {claim.name: claim for claim in judge(referee.world(referee.np.random.default_rng(0)))}
-    assert "Refusal" in claims["distilling refusal"].statement
+    models = referee.world(referee.np.random.default_rng(0))
+    refusing = [dataclasses.replace(m, method="refusal") if m.method == "maxent" else m for m in models]
+    claims = {claim.name: claim for claim in judge(refusing)}
+    assert "Refusal" in claims["distilling refusal"].statement and "distilling maxent" not in claims
     logits = jnp.array([[[1.0, 3.0], [2.0, 0.0]]])
     stage: Any = stages["u"]
     total, weight = stage.objective().forget_loss(logits, jnp.zeros((1, 2), int), jnp.array([[1.0, 0.0]]))
@@ -147,4 +149,5 @@ def test_of_a_robust_method_alone_is_concluded_too():
     ]  # fmt: skip
     said = {one.name: one for one in judge(models)}
     assert said["suppression"].state == "held" and said["distilling maxent+sam"].state == "held"
-    assert said["distilling maxent"].state == "not run" and "MaxEnt with SAM" in said["distilling maxent+sam"].statement
+    assert {name for name in said if name.startswith("distilling")} == {"distilling maxent+sam"}
+    assert "MaxEnt with SAM" in said["distilling maxent+sam"].statement

@@ -23,6 +23,7 @@ EVERY: dict[str, tuple[str, dict[str, Any]]] = {
         {
             "cache_teacher": True,
             "data.filter_labels": 10,
+            "data.label_sets": ("filtered", "dropped"),
             "undo.recover": "train",
             "methods": ("gradascent", "wga", "npo", "simnpo", "undial", "dpo", "selective"),
         },

@@ -115,6 +115,13 @@ def test_recipes_are_training_seeds_of_one_thing_and_tell_what_tells_them_apart(
     assert [part.partition("(")[2] for part in parts] == ["layers = -1)", "layers = 0)"]
 
 
+def test_findings_on_a_method_are_not_split_by_what_none_of_them_asks(summary):
+    """Damage in part is another kind; undamaged models have no damage that they could differ in."""
+    names = [one["name"] for one in summary["conclusions"]]
+    assert len(names) == len(set(names)) and "alpha, maxent, 0.1" in names
+    assert not [name for name in names if "=" in name], names
+
+
 def test_the_ranking_and_its_page(summary):
     (ranking,) = summary["ranking"]
     assert {row["kind"] for row in ranking["recipes"]} == {"suppressed", "undo", "reinitialised"}

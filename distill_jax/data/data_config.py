@@ -18,7 +18,7 @@ class DataConfig:
       MEASURE: how models are measured on them, a key of `evals.measure.MEASURES`; "" where the stages have measures of
         their own.
       SETS: names of the sets of packed rows.
-      RETAIN_BY_ITEM: whether an attack records each item of what is to be retained, before its first step.
+      RETAIN_BY_ITEM: whether an attack records each item of what is to be retained.
       vocabulary: of the text; "" where there is none.
       row_length: tokens of a packed row.
     """

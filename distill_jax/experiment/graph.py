@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 
+from distill_jax.backend import release_freed_memory
 from distill_jax.config import ConfigError, check, check_name, identity, nearest
 from distill_jax.data.records import special_tokens, verify
 from distill_jax.experiment.ancestry import ancestry
@@ -213,6 +214,7 @@ def execute(
                 progress.flops_left = sum(planned_flops(ctx, n) for n in nodes.values() if not n.done)
             planned = sum(planned_flops(ctx, n) for n in group)
             _compute(ctx, group, presence)
+            release_freed_memory()
             barrier("a group's results")
             progress.finish(planned, _summary(group))
     return ctx
@@ -316,10 +318,12 @@ def fitting(ctx: Context, group: Sequence[Node], workers: int = 1) -> int:
     count = len(group)
     while count > 1 and (job := group[0].settings.train_job(ctx, group[:count])):
         mesh = job.mesh(ctx)
-        free = memory.capacity(mesh.devices.flat[0]) / workers
+        device, shapes = mesh.devices.flat[0], job.shapes(ctx, mesh)
+        free = memory.capacity(device) / workers
         # Far from the limit the answer is known without the compiler; near it, only the compiler knows.
-        near = 100 * memory.least_bytes(*job.shapes(ctx, mesh)) >= free
-        if not near or choose_policy(ctx, job, mesh, FILL * free).fits:
+        near = 100 * memory.least_bytes(*shapes) >= free
+        saving = memory.saving_bytes(shapes[0], count, device.platform)
+        if not near or choose_policy(ctx, job, mesh, FILL * free - saving).fits:
             break
         count = (count + 1) // 2
     return count

@@ -8,7 +8,19 @@ from collections.abc import Mapping
 
 from distill_jax.experiment.ancestry import ancestry
 from distill_jax.io.node import Node
-from distill_jax.stages import Distill, Erase, Finetune, Given, Import, Perturb, Pretrain, Quantise, Stage, Unlearn
+from distill_jax.stages import (
+    Distill,
+    Erase,
+    Finetune,
+    Given,
+    Import,
+    Perturb,
+    Pretrain,
+    Quantise,
+    Route,
+    Stage,
+    Unlearn,
+)
 from distill_jax.stages.robust import method_key
 
 INJECTED = "inject"  # the set that teaches a published model what is to be forgotten
@@ -28,6 +40,8 @@ class Role(enum.StrEnum):
     TOKEN_FILTERED = "token filtered"  # the same, but that learns nothing at marked tokens
     PRETRAINED_FILTERED = "pretrained on filtered documents"
     PRETRAINED_MASKED = "pretrained on unmarked tokens"
+    ROUTING = "gradients routed"  # of what is to be forgotten, into a part of the network
+    ROUTED = "gradients routed, part cut off"  # and trained on retain data since
     UNDO = "undo"  # distilled into a damaged copy of its teacher
     UNDAMAGED = "alpha 0"  # distilled into an undamaged one
     NOISE_ONLY = "noise only"  # damaged by noise, without shrinking
@@ -89,13 +103,15 @@ def role_of(node: Node, nodes: Mapping[str, Node]) -> Role:
     stage: Stage = node.settings
     if isinstance(stage, Pretrain):
         return PRETRAINED.get(stage.data, Role.OTHER)
+    if isinstance(stage, Route):
+        return Role.ROUTING
     if isinstance(stage, Given):
         return Role.GIVEN
     if isinstance(stage, Import):
         published = Role.ORACLE if any(_teaches(other, node) for other in nodes.values()) else Role.REFERENCE
         return Role.OTHER if node.inputs else published
     if isinstance(stage, Finetune):
-        return Role.REFERENCE if _teaches(node, nodes[node.inputs["start"]]) else Role.FINETUNED
+        return _finetuned_role(node, nodes)
     if isinstance(stage, Quantise):
         return Role.QUANTISED
     if isinstance(stage, Erase):
@@ -106,6 +122,13 @@ def role_of(node: Node, nodes: Mapping[str, Node]) -> Role:
     if isinstance(stage, Distill):
         return _student_role(node, stage, nodes)
     return Role.OTHER
+
+
+def _finetuned_role(node: Node, nodes: Mapping[str, Node]) -> Role:
+    start = nodes[node.inputs["start"]]
+    if isinstance(start.settings, Perturb) and isinstance(nodes[start.inputs["start"]].settings, Route):
+        return Role.ROUTED
+    return Role.REFERENCE if _teaches(node, start) else Role.FINETUNED
 
 
 def _teaches(node: Node, start: Node) -> bool:

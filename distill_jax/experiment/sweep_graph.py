@@ -13,6 +13,8 @@ from types import ModuleType
 from typing import Any
 
 from distill_jax.config import ConfigError, Interrupted, check, identity, nearest
+from distill_jax.data.label_errors import label_lines
+from distill_jax.data.records import load_manifest
 from distill_jax.experiment import graph
 from distill_jax.experiment.config_file import load_experiment
 from distill_jax.experiment.experiment import CheckedExperiment
@@ -21,6 +23,7 @@ from distill_jax.io import attempts
 from distill_jax.io.files import Digests
 from distill_jax.io.leases import Leases
 from distill_jax.io.metrics import Progress, span
+from distill_jax.io.node import ROWS
 from distill_jax.sharding.distributed import preempted
 from distill_jax.stages.context import Context, Node
 
@@ -298,6 +301,10 @@ def preview(sweep: Sweep) -> str:
         )
     else:
         lines.append(f"left: {left:.3g} FLOPs (evaluation is counted once the data exist)")
+    prepared = [(shard.experiment.data, shard.nodes[graph.DATA]) for shard in sweep.shards]
+    lines += label_lines(
+        (data, load_manifest(node.sealed(ROWS).parent) if node.done else None) for data, node in prepared
+    )
     return "\n".join(lines)
 
 

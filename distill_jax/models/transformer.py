@@ -38,6 +38,9 @@ from distill_jax.types import ArrayOrShape, PyTree
 
 Params = PyTree  # the tree above, of arrays or of what stands for them
 Cache = tuple[jax.Array, jax.Array]
+Kept = (
+    PyTree  # what layers leave besides the residual stream: a cache, the streams that leave each [L, B, T, D], or None
+)
 Angles = tuple[jax.Array, jax.Array]
 Masks = tuple[jax.Array, jax.Array]  # local, global
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # q [B, T, N, H], k and v [B, S, K, H] -> like q
@@ -483,9 +486,13 @@ class DecoderInputs(NamedTuple):
 
 @jax.named_scope("Transformer")  # as the plan reads, which says what part of a model costs what
 def residual(
-    cfg: TransformerConfig, params: Params, inputs: DecoderInputs, attends: Attends
-) -> tuple[jax.Array, Cache | None]:
-    """Return the residual stream [B, T, D] that leaves the last layer, and the cache."""
+    cfg: TransformerConfig, params: Params, inputs: DecoderInputs, attends: Attends, *, every_layer: bool = False
+) -> tuple[jax.Array, Kept]:
+    """Return the residual stream [B, T, D] that leaves the last layer, and the cache.
+
+    Args:
+      every_layer: return the streams that leave each layer [L, B, T, D] in place of the cache.
+    """
     dtype = jnp.dtype(cfg.dtype)
     x = look_up(params["embedding"].astype(dtype), inputs.tokens)
     if cfg.scale_embedding:  # in the compute dtype, as the published Gemma weights expect
@@ -496,18 +503,21 @@ def residual(
     angles = rotary(cfg, inputs.positions)
     local_angles = rotary(cfg, inputs.positions, local=True) if cfg.local_rope_theta else angles
 
-    def layer(x: jax.Array, weights: PyTree, cache: Cache | None, local: Local) -> tuple[jax.Array, Cache | None]:
+    def layer(x: jax.Array, weights: PyTree, cache: Cache | None, local: Local) -> tuple[jax.Array, Kept]:
         chosen = _either(local, local_angles, angles) if cfg.local_rope_theta else angles
         read = {name: weights[name] for name in weights if name != "steering"}
         out: PyTree = Layer(cfg, attends.of(local)).apply(read, x, chosen, cache, inputs.slot)
-        return (out[0] + weights["steering"].astype(dtype), out[1]) if "steering" in weights else out
+        out = (out[0] + weights["steering"].astype(dtype), out[1]) if "steering" in weights else out
+        return (out[0], out[0]) if every_layer else out
 
     stacked = _stacked(params)
     if attends.kinds is None:
         return _scan_layers(cfg, layer, x, (stacked, inputs.cache, jnp.array(local_layers(cfg))))
+    kept = []
     for section in sections(attends.kinds, cfg.global_first, cfg.global_every):
-        x = _scan_section(cfg, layer, x, stacked, section)
-    return x, None
+        x, of_section = _scan_section(cfg, layer, x, stacked, section)
+        kept.append(of_section)
+    return x, jnp.concatenate(kept) if every_layer else None
 
 
 def _stacked(params: Params) -> PyTree:
@@ -525,18 +535,18 @@ def _either(local: Local, yes: Angles, no: Angles) -> Angles:
     return cos, sin
 
 
-LayerFunction = Callable[..., tuple[jax.Array, Cache | None]]  # (x, weights, cache, local) -> (x, cache)
+LayerFunction = Callable[..., tuple[jax.Array, Kept]]  # (x, weights, cache, local) -> (x, cache)
 
 
 def _scan_layers(
     cfg: TransformerConfig, layer: LayerFunction, x: jax.Array, stacked: tuple[PyTree, Cache | None, jax.Array]
-) -> tuple[jax.Array, Cache | None]:
+) -> tuple[jax.Array, Kept]:
     """Run all layers, each told by an array of which kind it is."""
 
-    def one(x: jax.Array, scanned: tuple[PyTree, Cache | None, jax.Array]) -> tuple[jax.Array, Cache | None]:
+    def one(x: jax.Array, scanned: tuple[PyTree, Cache | None, jax.Array]) -> tuple[jax.Array, Kept]:
         return recomputed(layer, cfg.remat)(x, *scanned)
 
-    out: tuple[jax.Array, Cache | None] = jax.lax.scan(one, x, stacked, unroll=cfg.unroll)
+    out: tuple[jax.Array, Kept] = jax.lax.scan(one, x, stacked, unroll=cfg.unroll)
     return out
 
 
@@ -565,21 +575,24 @@ def sections(kinds: Sequence[bool], first: int, every: int) -> list[Section]:
 
 def _scan_section(
     cfg: TransformerConfig, layer: LayerFunction, x: jax.Array, stacked: PyTree, section: Section
-) -> jax.Array:
-    """Run a section's layers, compiled once for all times that its kinds recur."""
+) -> tuple[jax.Array, Kept]:
+    """Run a section's layers, compiled once for all times that its kinds recur; return also what each keeps."""
     size = len(section.kinds)
     stop = section.start + size * section.times
 
     def groups(w: jax.Array) -> jax.Array:
         return w[section.start : stop].reshape(section.times, size, *w.shape[1:])
 
-    def group(x: jax.Array, weights: PyTree) -> tuple[jax.Array, None]:
+    def group(x: jax.Array, weights: PyTree) -> tuple[jax.Array, Kept]:
+        kept = []
         for i, local in enumerate(section.kinds):
             one = recomputed(functools.partial(layer, local=local), cfg.remat)
-            x, _ = one(x, jax.tree.map(operator.itemgetter(i), weights), None)
-        return x, None
+            x, of_layer = one(x, jax.tree.map(operator.itemgetter(i), weights), None)
+            kept.append(of_layer)
+        return x, jax.tree.map(lambda *each: jnp.stack(each), *kept)
 
-    return jax.lax.scan(group, x, jax.tree.map(groups, stacked), unroll=max(1, cfg.unroll // size))[0]
+    x, kept = jax.lax.scan(group, x, jax.tree.map(groups, stacked), unroll=max(1, cfg.unroll // size))
+    return x, jax.tree.map(lambda y: y.reshape(-1, *y.shape[2:]), kept)
 
 
 def local_layers(cfg: TransformerConfig) -> list[bool]:
@@ -679,6 +692,13 @@ def residual_at(
     shallow = dataclasses.replace(cfg, layers=layer)
     inputs = DecoderInputs(tokens, segment_positions(segments))
     return residual(shallow, first, inputs, by_segments(shallow, segments, first))[0]
+
+
+def residuals(cfg: TransformerConfig, params: Params, tokens: jax.Array, segments: jax.Array) -> jax.Array:
+    """Return the residual stream that leaves each layer, [L, B, T, D], of packed tokens [B, T]."""
+    inputs, attends = DecoderInputs(tokens, segment_positions(segments)), by_segments(cfg, segments, params)
+    states: jax.Array = residual(cfg, params, inputs, attends, every_layer=True)[1]
+    return states
 
 
 def apply(cfg: TransformerConfig, params: Params, tokens: jax.Array, segments: jax.Array) -> jax.Array:

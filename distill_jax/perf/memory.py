@@ -84,6 +84,16 @@ def needed_bytes(compiled: jax.stages.Compiled) -> int | None:
     return int(total - analysis.alias_size_in_bytes)
 
 
+def saving_bytes(state: PyTree, members: int, platform: str) -> int:
+    """Return the bytes of a device that saving a population takes while it goes on training.
+
+    Of each of its nodes in turn the members are copied, and then written from the host's memory. Where that is the
+    device's own, all copies wait there beside what is being encoded.
+    """
+    whole = sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(state))
+    return 2 * whole if platform == "cpu" else whole // members
+
+
 FILL = 0.9  # of a device's memory, at most, by the compiler's account
 
 

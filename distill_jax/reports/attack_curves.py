@@ -32,7 +32,7 @@ def curve(model: ModelSummary, measure: str) -> Curve:
     attack = model.get("attack") or {}
     steps = attack.get("steps") or []
     values = attack.get(measure) or {}
-    columns: CurveSummary = values if isinstance(values, dict) else {"worst": values}  # type: ignore[assignment, typeddict-item]
+    columns: CurveSummary = values if isinstance(values, dict) else {"worst": values, **attack.get("retain_band", {})}  # type: ignore[assignment, typeddict-item]
     return Curve(steps, *(_padded(columns.get(key), len(steps)) for key in ("worst", "low", "high")))  # type: ignore[arg-type]
 
 

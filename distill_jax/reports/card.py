@@ -28,6 +28,7 @@ from distill_jax.perf import flops
 from distill_jax.perf.ledger import training_flops
 from distill_jax.reports import formats
 from distill_jax.reports.attack_curves import at_step
+from distill_jax.reports.attacks_not_tried import not_tried
 from distill_jax.reports.formats import count, plural
 from distill_jax.reports.rendering import render_text
 from distill_jax.reports.summary_types import ModelSummary, Number, RunSummary
@@ -41,17 +42,6 @@ WHAT = {
     Role.DISTILLED: "protected",
     Role.GIVEN: "given",
 }
-# What an attacker may try: (a word for what was done, what it is). Those that a run did are left out.
-ATTACKS = (
-    ("float32", "fine-tuning all weights on what is shown"),
-    ("adapters", "fine-tuning LoRA adapters on what is shown"),
-    ("bfloat16", "fine-tuning with weights kept in bfloat16"),
-    ("", "more steps, other learning rates, or more data than the budgets above"),
-    ("", "fine-tuning on harmless text, in which what was forgotten does not occur"),
-    ("", "quantising the weights to INT8 or INT4"),
-    ("", "prompts: examples in context, role play, translation, jailbreaks, many samples"),
-    ("", "inside the model: steering, pruning, probes of hidden states"),
-)
 
 
 def robustness_card(summary: RunSummary, experiment: CheckedExperiment, nodes: Mapping[str, Node]) -> dict[str, Any]:
@@ -65,7 +55,7 @@ def robustness_card(summary: RunSummary, experiment: CheckedExperiment, nodes: M
         "budgets": _budgets(experiment, attacks),
         "row_length": experiment.data.row_length,
         "compute": _compute(experiment, nodes),
-        "not_tried": _not_tried(attacks),
+        "not_tried": not_tried(nodes.values()),
         "hashes": _hashes(experiment, nodes),
         "exported": {n.name: n.result()["files"] for n in nodes.values() if n.verb == "export"},
     }
@@ -109,11 +99,6 @@ def _compute(experiment: CheckedExperiment, nodes: Mapping[str, Node]) -> dict[s
         "pretraining_tokens": tokens or None,
         "share_of_pretraining": total / pretraining if pretraining else None,
     }
-
-
-def _not_tried(attacks: Sequence[Node]) -> list[str]:
-    done = {"adapters" if node.settings.lora_rank else node.settings.weights for node in attacks}
-    return [words for key, words in ATTACKS if key not in done or not key]
 
 
 def _hashes(experiment: CheckedExperiment, nodes: Mapping[str, Node]) -> dict[str, str]:
@@ -303,5 +288,6 @@ def attack_lines(summary: Mapping[str, Any]) -> list[str]:
             ends = [_at(model, "forget_heldout", step, scale) for step in (attack["steps"][0], last)]
             shown = _at(model, "forget_shown", last, scale)
             text = f"{scale.name} held out {ends[0]} before, {ends[1]} after {last} steps; shown {shown}"
-            lines.append(f"{model['label']}: {text}; retain {scale.show(model['retain'])} before")
+            costs = f"retain {scale.show(model['retain'])} before, {_at(model, 'retain_at_worst', last, scale)} after"
+            lines.append(f"{model['label']}: {text}; {costs}")
     return lines

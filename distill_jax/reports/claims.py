@@ -39,8 +39,9 @@ def judge(models: Sequence[Model], scale: Scale = ACCURACY) -> list[Conclusion]:
 
 
 def _methods(run: Run) -> list[str]:
-    """Return all methods, and what was made of them: a model that was made robust in training is one of its own."""
-    return list(dict.fromkeys((*METHODS, *(model.method for model in run.models if model.method))))
+    """Return the methods of the run's models; of one that was made robust in training, that is one of its own."""
+    used = dict.fromkeys(model.method for model in run.models if model.method)
+    return sorted(used, key=lambda method: list(METHODS).index(method) if method in METHODS else len(METHODS))
 
 
 def suppression(run: Run) -> Conclusion:

@@ -10,6 +10,8 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
+
 from distill_jax.evals.scale import Scale
 from distill_jax.experiment.roles import Role
 from distill_jax.reports import premises
@@ -26,7 +28,8 @@ def judge_release(run: Run, retained: int) -> list[Conclusion]:
     """Return three conclusions on every model that is to be released.
 
     Args:
-      retained: items behind a model's retain score, 0 if they are not to be counted.
+      retained: items behind a model's retain score, where those of each were not recorded; 0 if they are not to be
+        counted.
     """
     chosen: Sequence[Model] = [model for model in run.models if model.role in RELEASED]
     each = [(forgets(run, m), keeps(run, m, retained), resists(run, m)) for m in chosen]
@@ -85,26 +88,28 @@ def keeps(run: Run, model: Model, retained: int) -> Conclusion:
     if not reference:
         return not_run(name, claim, "untouched model beside it")
     goal = premises.retain_goal(reference, scale)
+    items = [retained if score is None else score.facts for score in (model.kept, reference.kept)]
     able = _kept(model, reference, goal, scale, retained)
-    items = f" The interval is over {plural(model.kept.facts, 'item')}." if model.kept else ""
-    told = ", taken as measured." if able.low == able.high else f".{items}"
+    over = f" The interval is over {plural(min(items), 'item')}." if able.n > 1 else UNRECORDED
     before = f"{scale.name} {model.retain:.2f}; untouched {reference.retain:.2f}"
-    text = f"To retain: {before}; held when better than {goal:.2f}{told}"
+    text = f"To retain: {before}; held when better than {goal:.2f}.{over}"
     return conclude(name, claim, premises=[finite([model, reference])], effects=[able], evidence=text)
+
+
+UNRECORDED = " Scores of each item were not recorded: nothing is known of their interval."
 
 
 def _kept(model: Model, reference: Model, goal: float, scale: Scale, retained: int) -> Effect:
     """Return how much of what is to be retained a model has beside the untouched one, item by item if recorded."""
-    sense: Literal["above", "below"] = "above" if scale.sign > 0 else "below"
-    if not model.kept or not reference.kept:
-        return Effect("retain", model.retain, model.retain, model.retain, sense, goal, retained)
+    kept, of_reference = (one.kept or Scores(np.array([one.retain]), facts=retained) for one in (model, reference))
     if goal != scale.goal(reference.retain, premises.RETAIN):  # more than one that knows nothing
-        low, high = band(model.kept, scale)
-        return Effect("retain", model.retain, low, high, sense, goal, model.kept.by_seed.size)
+        low, high = band(kept, scale)
+        above: Literal["above", "below"] = "above" if scale.sign > 0 else "below"
+        return Effect("retain", model.retain, low, high, above, goal, kept.facts)
     times = goal / reference.retain if scale.relative else 1.0
     threshold = 0.0 if scale.relative else -premises.RETAIN
     name = f"retain − {times:g} × untouched" if scale.relative else "retain − untouched"
-    return rare(effect(name, [(1.0, model.kept), (-times, reference.kept)], scale, "above", threshold), scale)
+    return rare(effect(name, [(1.0, kept), (-times, of_reference)], scale, "above", threshold), scale)
 
 
 def resists(run: Run, model: Model) -> Conclusion:

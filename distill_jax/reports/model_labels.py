@@ -38,6 +38,10 @@ def _label(name: str, made: Provenance) -> str:
             return "Random student of the reference"
         case Role.UNDO | Role.UNDAMAGED:
             return f"UNDO α = {made.alpha:g}"
+        case Role.ROUTING:
+            return "Gradients routed, part not cut off"
+        case Role.ROUTED:
+            return "Gradient routing"
         case Role.NOISE_ONLY:
             return f"Noise without shrinking, αβ = {(made.alpha or 0) * (made.beta or 0):g}"
         case Role.ERASED:

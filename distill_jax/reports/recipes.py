@@ -23,6 +23,7 @@ SEEDS = ("seed", "seeds")
 # What a run's kind, method, α, β and size already say.
 SAID = ("perturb.alpha", "perturb.beta", "perturb.shrink", "distill.data", "distill.stop")
 SIZE = "model."
+ROUNDS = "perturb.rounds"  # how often the model was damaged on its way
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +55,8 @@ def recipe_of(node: Node, nodes: Mapping[str, Node], experiment: CheckedExperime
         for name, (value, _) in fields.items():
             values[name].append(value)
     settings = {name: same[0] if len(set(map(repr, same))) == 1 else tuple(same) for name, same in values.items()}
-    settings["perturb.times"], defaults["perturb.times"] = len(values["perturb.alpha"]), 1
+    if damages := len(values.get("perturb.alpha", ())):
+        settings[ROUNDS], defaults[ROUNDS] = damages, 1
     return Recipe(identity({"world": world, "past": _past(node, nodes)}), world, settings, defaults)
 
 

@@ -12,6 +12,7 @@ from typing import Any, cast
 import numpy as np
 
 from distill_jax.config import ConfigError, check
+from distill_jax.data.label_errors import label_errors
 from distill_jax.data.records import load_manifest
 from distill_jax.evals.measure import MEASURES
 from distill_jax.evals.scale import Scale
@@ -39,7 +40,7 @@ from distill_jax.statistics.estimates import Scores, band
 from distill_jax.statistics.robustness import Attack, curves, kept_scores, of_seeds, read_attack
 
 # The kinds of stages that are models.
-SHOWN = ("pretrain", "finetune", "import", "unlearn", "distill", "quantise", "erase")
+SHOWN = ("pretrain", "route", "finetune", "import", "unlearn", "distill", "quantise", "erase")
 CAUSES = ("student", "teacher", "evaluation")
 
 
@@ -82,6 +83,7 @@ def summarise(experiment: CheckedExperiment, nodes: Mapping[str, Node], identity
         "identity": identity,
         "measure": scale.key,
         **described,
+        **({"label_errors": errors} if (errors := label_errors(manifest)) else {}),
         "attack": None
         if settings is None
         else {
@@ -194,7 +196,8 @@ def _attacks(nodes: Sequence[Node], scale: Scale, facts: Mapping[str, int]) -> d
         # A seed that not all rates were tried with would have a worst case of fewer rates.
         seeds = min(node.settings.seeds for node in same)
         rows = [row for node in same for row in of_seeds(node.rows(), seeds)]
-        read[kind] = read_attack(rows, scale, prompts, facts["heldout"], facts["shown"])
+        kept = same[0].result().get("prompts_by_kept_fact")
+        read[kind] = read_attack(rows, scale, prompts, facts["heldout"], facts["shown"], kept)
     return read
 
 

@@ -43,6 +43,7 @@ class AttackSummary(TypedDict, total=False):
     forget_heldout: CurveSummary
     forget_shown: CurveSummary
     retain_at_worst: list[Number]
+    retain_band: dict[str, list[Number]]
     best_learning_rate: list[Number] | None
     members: int
     diverged: int
@@ -106,6 +107,7 @@ class RunSummary(TypedDict, total=False):
     measure: str
     evaluated: dict[str, int]
     facts: dict[str, int]
+    label_errors: dict[str, dict[str, float]]  # of each set that a labeller made
     attack: AttackSettings | None
     models: list[ModelSummary]
     headline: HeadlineSummary
@@ -157,6 +159,7 @@ class SweepSummary(TypedDict, total=False):
     attack: AttackSettings | None  # of the first that trains
     attacks: list[str]  # that models met, by name
     evaluated: dict[str, Any]
+    label_errors: list[str]  # a line for each labeller
     sharing: dict[str, float]
     runs: list[SweepRunSummary]
     fits: dict[str, list[dict[str, Any]]]

@@ -108,7 +108,8 @@ def _facts(data: SweepSummary) -> list[tuple[str, str]]:
     tried = data.get("attacks") or []
     if len(tried) > 1 and words:
         words = f"{', '.join(tried)}; {words}"
-    facts = (("attack", words), ("device", data.get("device")), ("created", data.get("created")))
+    labels = "; ".join(data.get("label_errors") or []) or None
+    facts = (("attack", words), ("labels", labels), ("device", data.get("device")), ("created", data.get("created")))
     return [(name, value) for name, value in facts if value]
 
 

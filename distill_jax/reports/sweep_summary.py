@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
+from distill_jax.data.label_errors import described_errors, label_errors
 from distill_jax.data.records import load_manifest
 from distill_jax.evals.scale import ACCURACY
 from distill_jax.experiment.ancestry import ancestry
@@ -21,7 +22,7 @@ from distill_jax.perf.ledger import CAUSES, training_flops
 from distill_jax.reports import findings, goodput_summary, sweep_page
 from distill_jax.reports.attack_catalogue import attack_name, is_record
 from distill_jax.reports.ranking import rankings
-from distill_jax.reports.recipes import SAID, Recipe, differences, recipe_of, varying
+from distill_jax.reports.recipes import ROUNDS, SAID, Recipe, differences, recipe_of, varying
 from distill_jax.reports.rendering import write_page
 from distill_jax.reports.report_metadata import report_metadata
 from distill_jax.reports.run_summary import first_passage
@@ -63,6 +64,7 @@ def summarise(sweep: SweepGraph) -> SweepSummary:
         "attack": _attack_settings(attacks[0]) if attacks else None,
         "attacks": _attacks(sweep),
         "evaluated": manifest["evaluation"]["groups"] if manifest else {},
+        **({"label_errors": errors} if (errors := _label_errors(sweep)) else {}),
         "sharing": _sharing(sweep),
         "runs": runs,
         "fits": fits.fit_all(runs),
@@ -76,6 +78,13 @@ def _attacks(sweep: SweepGraph) -> list[str]:
     """Return what the attacks are called that models met."""
     tried = [node for shard in sweep.shards for same in attacks_on(shard.nodes).values() for node in same]
     return sorted({"relearn" if is_record(node) else attack_name(node) for node in tried})
+
+
+def _label_errors(sweep: SweepGraph) -> list[str]:
+    """Return a line for each labeller of the prepared data, on how often it errs there."""
+    data = [shard.nodes["data"] for shard in sweep.shards]
+    manifests = (load_manifest(node.sealed(ROWS).parent) for node in data if node.done)
+    return list(dict.fromkeys(line for one in manifests for line in described_errors(label_errors(one))))
 
 
 def _attack_settings(attack: Node) -> AttackSettings:
@@ -140,7 +149,7 @@ def _run(node: Node, recipe: Recipe, attacked: Attacked, among: _Made) -> SweepR
     source = _unrounded(node, nodes)
     return {
         "id": attacked.id,
-        "label": label(made, getattr(settings, "steps", 0), recipe.settings["perturb.times"]),
+        "label": label(made, getattr(settings, "steps", 0), recipe.settings.get(ROUNDS, 1)),
         "recipe": recipe.id,
         "rounded_recipe": recipe_of(source, nodes, among.shard.experiment).id if source is not node else None,
         "world": recipe.world,
@@ -210,6 +219,7 @@ LABELS = {
     Role.ORACLE: "oracle (retain data only)",
     Role.UNDAMAGED: "α = 0, no damage",
     Role.FILTERED: "filtered, then distilled",
+    Role.ROUTED: "gradient routing",
     Role.TOKEN_FILTERED: "distilled, but at marked tokens",
 }
 

@@ -22,6 +22,7 @@ from distill_jax.stages.prepare import Prepare
 from distill_jax.stages.pretrain import Pretrain
 from distill_jax.stages.quantise import Quantise
 from distill_jax.stages.relearn import Relearn
+from distill_jax.stages.route import Route
 from distill_jax.stages.stage import Stage, stage_input
 from distill_jax.stages.unlearn import Unlearn
 
@@ -44,6 +45,7 @@ __all__ = [
     "Pretrain",
     "Quantise",
     "Relearn",
+    "Route",
     "Search",
     "Stage",
     "Steering",

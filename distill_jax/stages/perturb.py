@@ -2,27 +2,31 @@
 
 W <- (1 - α) W + α β N, with N Xavier-uniform on every matrix; vectors are only shrunk ("Distillation Robustifies
 Unlearning", section 4). The undamaged model stays the teacher. Ours are the rest of the family: towards a fresh draw
-of the model's own initialisation in place of N, and of chosen layers, modules or magnitudes alone.
+of the model's own initialisation in place of N, and of chosen layers, modules, neurons or magnitudes alone.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from distill_jax.config import added
+from distill_jax.config import ConfigError, added
 from distill_jax.data.data_config import DataConfig
 from distill_jax.io.checkpoint import FINAL
 from distill_jax.models.transformer import FANS, Params, TransformerConfig
 from distill_jax.models.weight_selection import WeightSelection
 from distill_jax.stages.context import PARTS, Context, Node, seed_for
 from distill_jax.stages.stage import Stage, stage_input
-from distill_jax.stages.untrained import finish_untrained
+from distill_jax.stages.untrained import finish_untrained, measured
+
+TRIED = (0.1, 0.25, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # larger values of α that are tried where one damages too little
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +41,9 @@ class Perturb(Stage):
       seed: of the noise.
       noise: what N is, "xavier"; or "init", as fresh weights are drawn, of which W becomes the mean (1 - α) W + α N:
         at α = 1 it is a fresh model. β then has nothing to scale.
-      modules, layers, share, order: which weights are damaged, see `WeightSelection`.
+      modules, layers, neurons, share, order: which weights are damaged, see `WeightSelection`.
+      must_lose: of the start's retain score, as a student's tolerance: what loses less is refused, for a student that
+        began with it would have reached its goal. 0 asks for nothing.
     """
 
     start: str = stage_input()
@@ -50,6 +56,8 @@ class Perturb(Stage):
     layers: tuple[int, ...] = added(())
     share: float = added(1.0)
     order: str = added("smallest")
+    neurons: int = added(0)
+    must_lose: float = added(0.0)
 
     kind: ClassVar[str] = "perturb"
 
@@ -65,6 +73,8 @@ class Perturb(Stage):
             raise ValueError(f"noise = 'init': reads neither beta nor shrink; leave them at {Perturb.beta} and True")
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha = {self.alpha}: the damaged fraction lies in [0, 1]")
+        if not 0 <= self.must_lose < 1:
+            raise ValueError(f"must_lose = {self.must_lose}: a share of the retain score lies in [0, 1)")
         if not 0 <= self.beta < math.inf:
             raise ValueError(f"beta = {self.beta}: the noise's scale must not be negative, and finite")
         if self.alpha == 1 and self.beta == 0 and self.shrink and self.in_full:
@@ -76,7 +86,7 @@ class Perturb(Stage):
     @property
     def selection(self) -> WeightSelection:
         """Which weights are damaged."""
-        return WeightSelection(self.modules, self.layers, self.share, self.order)
+        return WeightSelection(self.modules, self.layers, self.share, self.order, self.neurons)
 
     @property
     def in_full(self) -> bool:
@@ -101,7 +111,8 @@ class Perturb(Stage):
             start = ctx.params(node.inputs["start"], mesh)
             params = settings.damaged(ctx.model, start, key)
             node.checkpoints.save(FINAL, params)
-            finish_untrained(ctx, node, mesh, params, {"steps": 0})
+            enough = functools.partial(_check_damage, ctx, node, mesh) if settings.must_lose else None
+            finish_untrained(ctx, node, mesh, params, {"steps": 0}, enough)
 
     def damaged(self, cfg: TransformerConfig, start: Params, key: jax.Array) -> Params:
         """Return a model's damaged weights."""
@@ -111,6 +122,31 @@ class Perturb(Stage):
         else:
             changed = jax.jit(damage)(start, key, kept, np.float32(self.alpha * self.beta))
         return changed if self.in_full else jax.jit(self.selection.merge)(start, changed)
+
+
+def _check_damage(ctx: Context, node: Node, mesh: Mesh, scores: Mapping[str, Any]) -> None:
+    """Raise ConfigError where a student that begins with the damaged model has its goal already.
+
+    It names a larger α that does damage, if one of those tried does.
+    """
+    settings, scale, start = node.settings, ctx.measure.scale, node.inputs["start"]
+    before = ctx.nodes[start].result()["retain"]
+    if before is None or scores["retain"] is None:  # numbers that are not finite: one of them diverged
+        return
+    goal = scale.goal(before, settings.must_lose)
+    if not scale.reaches(np.array(scores["retain"]), np.array(goal)):
+        return
+    params, more = ctx.params(start, mesh), "a larger --config.damage.alpha"
+    for alpha in (alpha for alpha in TRIED if alpha > settings.alpha):
+        key = jax.random.key(seed_for(settings.seed, "noise", alpha, settings.beta))
+        damaged = dataclasses.replace(settings, alpha=alpha).damaged(ctx.model, params, key)
+        retain = ctx.measure.result(measured(ctx, mesh, damaged)[0], PARTS)["retain"]
+        if retain is not None and not scale.reaches(np.array(retain), np.array(goal)):
+            more = f"--config.damage.alpha={alpha:g}, which leaves {retain:.2f},"
+            break
+    left = f"alpha = {settings.alpha:g} leaves retain {scale.name} {scores['retain']:.2f}"
+    why = f"the goal of distilling is {goal:.2f}: nothing would be distilled, and nothing gained by it"
+    raise ConfigError(f"{node.name}: {left}, and {why}; set {more} or --config.damage.must_lose=0")
 
 
 def interpolated(init_std: float, params: Params, key: jax.Array, kept: jax.typing.ArrayLike) -> Params:

@@ -43,7 +43,7 @@ class EvaluationPlan:
       due: step -> whether scores on `parts` are measured there and written as "evaluation" rows.
       reached: scores {name: [P]} -> bool [P], who may stop; None if nobody may.
       by_fact: whether "facts" rows say of each held-out fact how many of its prompts were answered right, or of each
-        document its bits; and one "kept" row the same of what is to be retained, before the first step.
+        document its bits; and "kept" rows the same of what is to be retained.
     """
 
     due: Callable[[int], bool]
@@ -124,10 +124,10 @@ class PartsEvaluation:
             counted = np.flatnonzero(running & good).tolist()
             facts = measure.by_fact(raw[counted], plan.parts).tolist()
             rows += [self._row(i, FACTS, counts={measure.counted: x}) for i, x in zip(counted, facts, strict=True)]
-        if plan.by_fact and self.ctx.data_config.RETAIN_BY_ITEM and not int(state.step):
-            first = np.flatnonzero(running & good).tolist()[:1]  # all members are one model before the first step
-            kept = measure.by_fact(raw[first], plan.parts, "retain").tolist()
-            rows += [self._row(i, KEPT, counts={measure.counted: x}) for i, x in zip(first, kept, strict=True) if x]
+        if plan.by_fact and self.ctx.data_config.RETAIN_BY_ITEM:
+            counted = np.flatnonzero(running & good).tolist()
+            kept = measure.by_fact(raw[counted], plan.parts, "retain").tolist()
+            rows += [self._row(i, KEPT, counts={measure.counted: x}) for i, x in zip(counted, kept, strict=True) if x]
         status = np.where(plan.reached(scores), REACHED, RUNNING) if plan.reached else np.full(count, RUNNING)
         return Measurement(rows, np.where(good, status, DIVERGED), self._summary(scores, good))
 

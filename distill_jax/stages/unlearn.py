@@ -32,7 +32,8 @@ class Unlearn(AdaptingStage):
         them, see there; one that the chosen method does not read must keep its default, and changes no identity.
       refusal_ids, selective_rank: of the methods that have them, as above.
       robust: a key of `ROBUSTIFIERS`, what makes the method robust in training; "" for nothing.
-      sam_radius, tar_steps, tar_length, latent_radius, latent_steps: of the robustifiers, as of methods.
+      sam_radius, tar_steps, tar_length, latent_radius, latent_steps, repnoise_weight, repnoise_scale: of the
+        robustifiers, as of methods.
     """
 
     start: str = stage_input()
@@ -56,6 +57,8 @@ class Unlearn(AdaptingStage):
     tar_length: float = added(0.1)
     latent_radius: float = added(0.5)
     latent_steps: int = added(4)
+    repnoise_weight: float = added(10.0)
+    repnoise_scale: float = added(1.0)
 
     kind: ClassVar[str] = "unlearn"
 
@@ -71,8 +74,8 @@ class Unlearn(AdaptingStage):
             if getattr(self, name) != default:
                 raise ValueError(f"{name} = {getattr(self, name)!r}: {label} does not read it; leave it at {default!r}")
         objective = self.objective()  # which checks its own settings
-        if self.lora_rank and not objective.takes_adapters:
-            label = objective.label if self.robust else label
+        if self.lora_rank and not (METHODS[self.method].takes_adapters and objective.takes_adapters):
+            label = objective.label if METHODS[self.method].takes_adapters else label
             raise ValueError(
                 f"lora_rank = {self.lora_rank}: {label} trains weights themselves; use 0, or another method"
             )

@@ -13,7 +13,7 @@ from distill_jax.evals.scale import ACCURACY, Scale
 from distill_jax.statistics.estimates import Scores, band
 
 # Kinds of rows with how many prompts of each fact were answered right ("correct"), or each document's "bits".
-FACTS, KEPT = "facts", "kept"  # of what is held out from attackers; of what is to be retained, before the attack
+FACTS, KEPT = "facts", "kept"  # of what is held out from attackers; of what is to be retained
 
 TIE = 1e-9  # scores that differ by less are equal but for the rounding of their means
 
@@ -27,12 +27,15 @@ def attack_table(rows: Sequence[dict[str, Any]], part: str) -> tuple[list[int], 
     return _table(rows, lambda row: np.nan if row[part] is None else row[part], ())
 
 
-def facts_table(rows: Sequence[dict[str, Any]], prompts: Sequence[int]) -> np.ndarray | None:
-    """Return each held-out fact's share of prompts answered right, or document's bits per byte, [S, R, K, F].
+def facts_table(rows: Sequence[dict[str, Any]], prompts: Sequence[int], kind: str = FACTS) -> np.ndarray | None:
+    """Return each fact's share of prompts answered right, or document's bits per byte, [S, R, K, F].
 
     None where none was recorded.
+
+    Args:
+      kind: FACTS, of what is held out; KEPT, of what is to be retained.
     """
-    rows = [row for row in rows if row["kind"] == FACTS]
+    rows = [row for row in rows if row["kind"] == kind]
     if not rows:
         return None
     asked = np.asarray(prompts, float)
@@ -91,6 +94,8 @@ class Attack:
       prompts: [F]; facts: how many facts there are.
       shown: the worst case on what the attacker trains on, [S, K]; shown_facts: how many facts that are.
       retain: the retain score of the members that are worst on the held-out part, [S, K].
+      kept: the same of each item that is to be retained, [S, K, F]; None where they were not recorded.
+      kept_prompts: [F].
       best: [K], the learning rate that brings back most on the mean of all seeds.
     """
 
@@ -104,16 +109,24 @@ class Attack:
     retain: np.ndarray
     best: list[float | None]
     shown_facts: int = 0
+    kept: np.ndarray | None = None
+    kept_prompts: np.ndarray | None = None
 
     def scores(self, k: int) -> Scores:
         """Return the held-out scores at the k-th evaluation."""
         by_fact = None if self.by_fact is None else self.by_fact[:, k]
         return Scores(self.by_seed[:, k], by_fact, self.prompts, self.facts)
 
+    def kept_scores(self, k: int) -> Scores:
+        """Return the scores at the k-th evaluation on what is to be retained; without their items if unrecorded."""
+        if self.kept is None or self.kept_prompts is None:
+            return Scores(self.retain[:, k])
+        return Scores(self.retain[:, k], self.kept[:, k], self.kept_prompts, len(self.kept_prompts))
+
 
 def read_attack(
     rows: Sequence[dict[str, Any]], scale: Scale = ACCURACY, prompts: Sequence[int] | None = None, facts: int = 0,
-    shown_facts: int = 0,
+    shown_facts: int = 0, kept_prompts: Sequence[int] | None = None,
 ) -> Attack:  # fmt: skip
     """Read an attack's rows.
 
@@ -124,6 +137,7 @@ def read_attack(
     Args:
       prompts: how often each held-out fact was asked, if facts were recorded.
       facts: how many held-out facts there are; shown_facts: how many the attacker trains on.
+      kept_prompts: how often each item that is to be retained was asked, if they were recorded.
     """
     steps, rates, heldout = attack_table(rows, "heldout")
     shown, retain = (attack_table(rows, part)[2] for part in ("shown", "retain"))
@@ -138,8 +152,11 @@ def read_attack(
         else [_most(heldout, retain, scale)]
     )
     taken = [np.take_along_axis(retain, pick[:, None], axis=1)[:, 0] for pick in picks]
+    kept = facts_table(rows, kept_prompts, KEPT) if kept_prompts else None
+    if kept is not None:  # before they were recorded at every evaluation, a run has those of the first alone
+        kept = np.mean([_taken(kept, pick) for pick in picks], axis=0) if kept.shape[:3] == heldout.shape else None
     if halved:
-        each = [np.take_along_axis(by_fact, pick[:, None, :, None], axis=1)[:, 0] for pick in picks]
+        each = [_taken(by_fact, pick) for pick in picks]
         by_fact = np.where(np.arange(len(prompts)) % 2 == 0, *each)  # type: ignore[arg-type]
         by_seed = np.average(by_fact, axis=2, weights=prompts)
     else:
@@ -148,7 +165,14 @@ def read_attack(
         steps, rates, by_seed, by_fact, None if prompts is None else np.asarray(prompts, float), facts,
         scale.best(shown, axis=1), np.mean(taken, axis=0),
         _best_rates(heldout.mean(axis=0), retain.mean(axis=0), rates, scale), shown_facts,
+        kept, None if kept is None else np.asarray(kept_prompts, float),
     )  # fmt: skip
+
+
+def _taken(by_fact: Any, pick: np.ndarray) -> np.ndarray:
+    """Return [S, K, F], of scores [S, R, K, F] those of the learning rates [S, K]."""
+    taken: np.ndarray = np.take_along_axis(by_fact, pick[:, None, :, None], axis=1)[:, 0]
+    return taken
 
 
 def _best_rates(heldout: np.ndarray, retain: np.ndarray, rates: Sequence[float], scale: Scale) -> list[float | None]:
@@ -178,8 +202,8 @@ def curves(attack: Attack, diverged_at: Mapping[str, int] | None = None, scale: 
     """Return an attack's curves as a summary holds them: for each part the worst case, averaged over seeds.
 
     `retain_at_worst` is the retain score of the very members that are worst on the held-out part, so that an attacker
-    who wrecks the model is seen to do so. `by_seed` keeps the worst of each seed, [S, K]. `counted` says how many
-    attackers had not diverged at each step.
+    who wrecks the model is seen to do so; `retain_band` has its ends where the items were recorded. `by_seed` keeps the
+    worst of each seed, [S, K]. `counted` says how many attackers had not diverged at each step.
 
     Args:
       diverged_at: member -> the step at which it diverged.
@@ -189,6 +213,8 @@ def curves(attack: Attack, diverged_at: Mapping[str, int] | None = None, scale: 
     counted = [members - sum(stop < step for stop in stops) for step in attack.steps]
     shown = [Scores(attack.shown[:, k], facts=attack.shown_facts) for k in range(len(attack.steps))]
     heldout = [attack.scores(k) for k in range(len(attack.steps))]
+    kept = [attack.kept_scores(k) for k in range(len(attack.steps))] if attack.kept is not None else []
+    recorded = {"retain_band": _ends(kept, scale)} if kept else {}
     return {
         "steps": attack.steps,
         "counted": counted,
@@ -196,17 +222,18 @@ def curves(attack: Attack, diverged_at: Mapping[str, int] | None = None, scale: 
         "forget_shown": _curve(shown, attack.shown, scale),
         "retain_at_worst": _plain(attack.retain.mean(axis=0)),
         "best_learning_rate": attack.best,
+        **recorded,
     }
 
 
 def _curve(scores: Sequence[Scores], by_seed: np.ndarray, scale: Scale) -> dict[str, Any]:
-    ends = [band(one, scale) for one in scores]
-    return {
-        "worst": _plain(by_seed.mean(axis=0)),
-        "low": _plain(np.array([low for low, _ in ends])),
-        "high": _plain(np.array([high for _, high in ends])),
-        "by_seed": [_plain(seed) for seed in by_seed],
-    }
+    by_seeds = [_plain(seed) for seed in by_seed]
+    return {"worst": _plain(by_seed.mean(axis=0)), **_ends(scores, scale), "by_seed": by_seeds}
+
+
+def _ends(scores: Sequence[Scores], scale: Scale) -> dict[str, list[float | None]]:
+    low, high = np.array([band(one, scale) for one in scores]).T
+    return {"low": _plain(low), "high": _plain(high)}
 
 
 def _plain(values: np.ndarray) -> list[float | None]:

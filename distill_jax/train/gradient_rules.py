@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from distill_jax.models.transformer import FANS, Params
+from distill_jax.models.weight_selection import WeightSelection
 
 Metrics = dict[str, jax.Array]
 # (params [P, ...], the terms) -> the gradient of their sum, and their values [P]
@@ -166,3 +167,19 @@ def singular_directions(r: jax.Array, rank: int, iterations: int = 3) -> tuple[j
         left = jnp.linalg.qr(r @ right)[0]
         right = jnp.linalg.qr(r.T @ left)[0]
     return left, right
+
+
+@dataclasses.dataclass(frozen=True)
+class Routed:
+    """The gradient of "forget" in a part of the weights, and that of "retain" in all others.
+
+    Attributes:
+      part: the weights that forget data move, and nothing else does.
+    """
+
+    part: WeightSelection
+
+    def __call__(self, gradient: TermGradient, params: Params, each: Each) -> tuple[Params, Metrics]:
+        forget, values = gradient(params, ("forget",))
+        retain, more = gradient(params, ("retain",))
+        return each(self.part.merge, retain, forget), values | more

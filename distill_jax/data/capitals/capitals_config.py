@@ -65,6 +65,7 @@ class CapitalsConfig(DataConfig):
     near: int = added(1)
 
     MEASURE: ClassVar[str] = "exact_match"
+    RETAIN_BY_ITEM: ClassVar[bool] = True
     PREPARE: ClassVar[str] = "distill_jax.data.capitals.prepare_capitals"
     SETS: ClassVar[tuple[str, ...]] = ("all", "retain", "forget", "forget_shown", "inject")
 

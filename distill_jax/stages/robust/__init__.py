@@ -2,11 +2,12 @@
 
 from distill_jax.stages.methods import METHODS
 from distill_jax.stages.robust.latent import Latent
+from distill_jax.stages.robust.noising import Noising
 from distill_jax.stages.robust.robustifier import Robustifier
 from distill_jax.stages.robust.sharpness import Sharpness
 from distill_jax.stages.robust.tampering import Tampering
 
-ROBUSTIFIERS: dict[str, type[Robustifier]] = {cls.name: cls for cls in (Sharpness, Tampering, Latent)}
+ROBUSTIFIERS: dict[str, type[Robustifier]] = {cls.name: cls for cls in (Sharpness, Tampering, Latent, Noising)}
 
 
 def method_key(method: str, robust: str) -> str:
