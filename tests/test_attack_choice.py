@@ -13,7 +13,6 @@ from distill_jax.statistics.attack_choice import (
     GRID,
     Configuration,
     choose,
-    cost_to_reach,
     expected_best,
     trials,
 )
@@ -134,9 +133,13 @@ def test_a_trial_below_the_floor_ends_with_nothing():
     assert known.tolist() == other.tolist() == [0.0] * SEEDS
 
 
-def test_a_level_that_is_never_reached_is_censored():
-    assert cost_to_reach([1.0, 2.0, 4.0], [0.1, 0.5, 0.6], 0.5, ACCURACY) == (2.0, True)
-    assert cost_to_reach([1.0, 2.0, 4.0], [0.1, 0.2, 0.3], 0.5, ACCURACY) == (4.0, False)
+def test_a_trial_counts_by_the_rule_of_the_table_the_mean_over_seeds():
+    """Seeds on both sides of the floor: their mean decides for all of them, in the table and in the curve."""
+    retain = np.broadcast_to(np.array([0.1, 0.9, 0.9, 0.9, 0.9])[:, None], (SEEDS, STEPS))
+    mixed = [configuration(np.ones((SEEDS, STEPS, FACTS)), retain=retain)]
+    for floor, ends in ((0.7, 1.0), (0.8, 0.0)):
+        assert trials(mixed, PROMPTS, 0, floor)[1].tolist() == [ends] * SEEDS
+        assert (choose(mixed, PROMPTS, ANY, floor) is None) == (ends == 0.0)
 
 
 def slowdown_of(model: float, oracle: float) -> list[dict]:

@@ -48,6 +48,10 @@ def test_the_sweep_asks_for_what_it_says(tmp_path):
     module = load_module(ROOT / "configs/attack_catalogue.py")
     swept = sweep_graph.load(file.name, file.points, module, module.get_config("smoke,full"), tmp_path)
     (shard,) = swept.shards
+    set_to = (
+        "labels (as set)  filtered: 2 % of documents to retain are taken for ones to forget, 10 % of those to forget"
+    )
+    assert set_to in sweep_graph.preview(swept)
     attacks = collections.defaultdict(set)
     for node in shard.nodes.values():
         if not node.settings.leaves_model and "start" in node.inputs:
@@ -82,6 +86,8 @@ def test_a_robust_method_teaches_a_student_and_marked_tokens_teach_nothing(tmp_p
     assert models["npo"]["flops"]["student"] == pytest.approx(
         1.5 * models["student-npo"]["flops"]["student"] * 2, rel=0.01
     )  # two sets a step, and a second gradient of one of them
+    assert 0 < run.summary()["label_errors"]["filtered"]["false_negative_rate"] < 0.3  # set to 0.1
     assert (models["routed"]["role"], models["routed"]["label"]) == (Role.ROUTED, "Gradient routing")
     lineage = models["routing"]["flops"]["student"] + models["routed"]["flops"]["student"]
-    assert lineage == pytest.approx(3 * models["reference"]["flops"]["student"])  # two sets a step, then one
+    one = models["reference"]["flops"]["student"]
+    assert 2.5 * one < lineage < 3 * one  # two sets a step, then one; of what is not the part's one gradient alone

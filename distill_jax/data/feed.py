@@ -42,7 +42,8 @@ class Feed:
     so resuming is exact and every host of a pod can read its own part of the same batch.
 
     Args:
-      path: the ArrayRecord file of a set; a file with fewer rows than a batch repeats within the batch.
+      source: the ArrayRecord file of a set, or its rows where several feeds read one file, which then is decoded once;
+        a file with fewer rows than a batch repeats within the batch.
       batch: rows in a global batch.
       seed: fixes the order.
       rows: of the file that are fed, chosen by the seed; 0 for all.
@@ -51,9 +52,9 @@ class Feed:
       ValueError: no rows, or a batch below 1.
     """
 
-    def __init__(self, path: str | os.PathLike[str], batch: int, seed: int, rows: int = 0) -> None:
+    def __init__(self, source: str | os.PathLike[str] | records.Rows, batch: int, seed: int, rows: int = 0) -> None:
         check(batch >= 1, f"batch={batch}: must be at least 1")
-        self.rows = records.Rows(path)
+        self.rows = source if isinstance(source, records.Rows) else records.Rows(source)
         self.batch = batch
         chosen = random_stream(seed, "rows").permutation(len(self.rows))[:rows] if rows else None
         self._order, self._chosen = order(len(self.rows) if chosen is None else len(chosen), batch, seed), chosen

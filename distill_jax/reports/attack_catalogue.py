@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,10 +22,10 @@ from distill_jax.statistics.attack_choice import (
     Choice,
     Configuration,
     choose,
-    cost_to_reach,
     expected_best,
     trials,
 )
+from distill_jax.statistics.attack_cost import Cost, Ratio, SpendingCurve, costs, ratios
 from distill_jax.statistics.estimates import band
 from distill_jax.statistics.robustness import FACTS, attack_table, facts_table
 
@@ -56,6 +57,25 @@ class AttackedModel:
         """Return the worst case within a budget, among models that keep their ability unless it is unbounded."""
         pool = self.record if record else self.configurations
         return choose(pool, self.prompts, budget, self.floor if bounded else -math.inf) if pool else None
+
+    @property
+    def seeds(self) -> int:
+        """Return how many seeds each attack was tried with."""
+        return min((len(c.retain) for c in self.configurations), default=0)
+
+    @functools.cached_property
+    def spending(self) -> SpendingCurve:
+        """Return what comes back within each spending, among models that keep their ability."""
+        return SpendingCurve(self.configurations, self.prompts, self.floor)
+
+    @property
+    def counted(self) -> tuple[int, int]:
+        """Return how many attacks left the model its ability somewhere past its beginning, and of how many."""
+        kept = [c.retain.mean(axis=0) >= self.floor for c in self.configurations]
+        attacked = [
+            k.any() if math.isnan(c.rate) else k[1:].any() for c, k in zip(self.configurations, kept, strict=True)
+        ]
+        return sum(map(bool, attacked)), len(attacked)
 
     @property
     def everything(self) -> Budget:
@@ -151,7 +171,8 @@ def _searched(node: Node, tried: Mapping[str, Any], prompts: np.ndarray, seeds: 
 
 def attack_name(node: Node) -> str:
     """Return what an attack is called in tables, whatever it attacks."""
-    return node.name.removesuffix(f"-on-{node.inputs['start']}")
+    name, on, _ = node.stage.rpartition("-on-")
+    return name if on else node.stage
 
 
 def _variant(node: Node, variant: str, prompts: np.ndarray, seeds: int) -> list[Configuration]:
@@ -199,39 +220,29 @@ def summary(models: Mapping[str, AttackedModel], scale: Scale, oracle: str | Non
     Args:
       oracle: the model to whose attacker's compute others' is compared.
     """
-    limits = budgets(models)
-    reached = {name: [_compute_to(model, level, scale) for level in LEVELS] for name, model in models.items()}
+    limits, other = budgets(models), models.get(oracle or "")
     return {
         "ability": ABILITY,
         "budgets": [{"axis": axis, "amount": amount} for axis, amount in limits],
         "levels": LEVELS,
         "models": {
-            name: _model(model, limits, scale) | {"slowdown": _slowdown(reached[name], reached.get(oracle or ""))}
+            name: _model(model, limits, scale) | {"slowdown": _slowdown(model, other, scale)}
             for name, model in models.items()
         },
     }
 
 
-def _compute_to(model: AttackedModel, level: float, scale: Scale) -> tuple[float, bool]:
-    """Return the FLOPs of one attacker that bring a level back, and whether any do; else the most that was spent."""
-    costs = sorted({float(cost) for c in model.configurations for cost in c.flops})
-    ends = [(cost, choice.scores.value) for cost in costs if (choice := model.worst(("flops", cost)))]
-    return cost_to_reach([cost for cost, _ in ends], [value for _, value in ends], level, scale)
+def _slowdown(model: AttackedModel, oracle: AttackedModel | None, scale: Scale) -> list[dict[str, Any]]:
+    """Return for each level the attacker's compute, and its ratio to what the oracle's attacker needs."""
+    own = costs(model.spending, LEVELS, scale)
+    shares = ratios(model.spending, oracle.spending if oracle else None, LEVELS, scale)
+    return [_level(cost, share) for cost, share in zip(own, shares, strict=True)]
 
 
-def _slowdown(own: Sequence[tuple[float, bool]], oracle: Sequence[tuple[float, bool]] | None) -> list[dict[str, Any]]:
-    """Return for each level the attacker's compute, and its share of what the oracle's attacker needs.
-
-    Where the oracle's attacker never gets there the share is "at most" what it is of all that attacker spent; where
-    this model's never does it is "at least"; None where neither does, or there is no oracle.
-    """
-    out = []
-    for i, (cost, reached) in enumerate(own):
-        other, there = oracle[i] if oracle else (math.nan, False)
-        bound = None if reached == there else "at most" if reached else "at least"
-        share = cost / other if oracle and other and (reached or there) else None
-        out.append({"flops": cost, "reached": reached, "share": share, "bound": bound if share is not None else None})
-    return out
+def _level(cost: Cost, share: Ratio) -> dict[str, Any]:
+    high = share.high if math.isfinite(share.high) else None
+    ends = {"share": share.value, "bound": share.bound, "low": share.low, "high": high}
+    return {"flops": cost.flops, "reached": cost.reached} | ends
 
 
 def _model(model: AttackedModel, limits: Sequence[Budget], scale: Scale) -> dict[str, Any]:
@@ -240,6 +251,7 @@ def _model(model: AttackedModel, limits: Sequence[Budget], scale: Scale) -> dict
     return {
         "attacks": len({c.attack for c in model.configurations}),
         "trials": _trials(model),
+        "seeds": model.seeds,
         "flops": model.flops,
         "floor": model.floor,
         "by_budget": [

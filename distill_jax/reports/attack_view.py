@@ -17,7 +17,7 @@ HEADS = (
     *("model", "budget", "attack of record", "catalogue", "95 % interval", "retain", "won by"),
     *("if ability is no matter: record", "its retain", "catalogue", "its retain"),
 )
-UNITS = {"steps": "steps", "rows": "rows", "flops": "FLOPs"}
+UNITS = {"steps": "steps", "rows": "rows read", "flops": "FLOPs"}
 
 
 def attack_view(
@@ -35,8 +35,9 @@ def attack_view(
     counts = [(labels[name], count(model["trials"]), count(model["attacks"])) for name, model in tried.items()]
     compute = [[labels[name], *(_share(one) for one in model["slowdown"])] for name, model in tried.items()]
     levels = ["model", *(f"{scale.show(level)} back" for level in catalogue["levels"])]
+    one_seed = min((model["seeds"] for model in tried.values()), default=0) == 1
     view = {"heads": HEADS, "rows": rows, "share": share, "counts": counts, "levels": levels, "compute": compute}
-    return view, {PLACE: _trials(catalogue, models, scale)}
+    return view | {"one_seed": one_seed}, {PLACE: _trials(catalogue, models, scale)}
 
 
 def _budget(limit: Mapping[str, Any]) -> str:
@@ -63,9 +64,11 @@ def _row(ends: Mapping[str, Any], scale: Scale) -> list[str]:
 
 def _share(level: Mapping[str, Any]) -> str:
     if not level["reached"]:
-        return f"not within {scientific(level['flops'])} FLOPs"
+        share = "" if level["share"] is None else f" (at least {level['share']:.2g} × the oracle’s)"
+        return f"not within {scientific(level['flops'])} FLOPs{share}"
     bound = f"{level['bound']} " if level["bound"] else ""
-    share = "" if level["share"] is None else f" ({bound}{level['share']:.2g} × the oracle’s)"
+    interval = f"[{level['low']:.2g}, {'∞' if level['high'] is None else format(level['high'], '.2g')}]"
+    share = "" if level["share"] is None else f" ({bound}{level['share']:.2g} {interval} × the oracle’s)"
     return f"{scientific(level['flops'])} FLOPs{share}"
 
 

@@ -21,14 +21,13 @@ def judge_attacks(run: Run, attacked: Mapping[str, AttackedModel]) -> list[Concl
     """Return what every rule on the catalogue comes to; none without a catalogue."""
     if not attacked:
         return []
-    ends = {name: choice.scores for name, model in attacked.items() if (choice := model.worst(model.everything))}
-    known = [model for model in run.models if model.name in ends]
+    known = [model for model in run.models if model.name in attacked]
     hiding = [model for model in known if model.role is Role.SUPPRESSED]
     robust = [model for model in known if model.role in (Role.UNDO, Role.RANDOM_STUDENT)]
     return [
         *(more_than_record(run, model, attacked[model.name]) for model in hiding),
-        *(against_oracle(run, model, ends, more=True) for model in hiding),
-        *(against_oracle(run, model, ends, more=False) for model in robust),
+        *(against_oracle(run, model, attacked, more=True) for model in hiding),
+        *(against_oracle(run, model, attacked, more=False) for model in robust),
     ]
 
 
@@ -53,28 +52,41 @@ def _something_comes_back(run: Run, model: Model, caught: Scores) -> Premise:
     return Premise("an attack brings something back", run.attack_works.shown or rise.state is State.HELD, str(rise))
 
 
-def against_oracle(run: Run, model: Model, ends: Mapping[str, Scores], *, more: bool) -> Conclusion:
+def against_oracle(run: Run, model: Model, attacked: Mapping[str, AttackedModel], *, more: bool) -> Conclusion:
     """Of a suppressed model more comes back than of the oracle; of a robust one no more.
 
     Args:
-      ends: of each model the scores after the strongest attack; more: whether the claim is that more comes back.
+      more: whether the claim is that more comes back.
     """
     name = f"catalogue, {'suppression' if more else 'oracle'}: {model.name}"
     claim = f"{model.label} gives back {'more' if more else 'no more'} than an oracle, {WORST}."
     oracle, reference, scale = run.oracle, run.reference, run.scale
-    if not oracle or oracle.name not in ends or not reference:
+    if not oracle or oracle.name not in attacked or not reference:
         return not_run(name, claim, "oracle under the catalogue, with a reference")
-    terms = [(1.0, ends[model.name]), (-1.0, ends[oracle.name])]
+    tried = [(one, attacked[one.name]) for one in (model, oracle)]
+    counted = [_an_attack_counts(one, of) for one, of in tried]
+    worst = [of.worst(of.everything) for _, of in tried]
+    if not all(worst):
+        return conclude(name, claim, premises=counted, effects=[])
+    terms = [(sign, choice.scores) for sign, choice in zip((1.0, -1.0), worst, strict=True) if choice]
     sense = "above" if more else "below"
     gap = effect(f"{model.label} − {oracle.label}", terms, scale, sense, scale.margin, 1, scale.run_sd)
     shared = [
         finite([model, reference]),
+        *counted,
         premises.able(reference, oracle, scale),
         premises.kept(model, reference, scale),
         *run.ignorant(oracle, reference),
         run.attack_works,
     ]
     return conclude(name, claim, premises=shared, effects=[gap], evidence=_words(terms, (model.label, oracle.label)))
+
+
+def _an_attack_counts(model: Model, attacked: AttackedModel) -> Premise:
+    """An attack leaves the model its ability: else its worst case would be the model as it was before any."""
+    kept, tried = attacked.counted
+    evidence = f"{model.label}: {kept} of {tried} do"
+    return Premise(f"an attack on {model.label} leaves {ABILITY:.0%} of its retain score", kept > 0, evidence)
 
 
 def _words(terms: list[tuple[float, Scores]], labels: tuple[str, str]) -> str:

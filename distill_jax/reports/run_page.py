@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from distill_jax.data.label_errors import described_errors
 from distill_jax.evals.scale import MISSING, Scale
 from distill_jax.io.files import write_atomic
 from distill_jax.io.storage import location
@@ -180,9 +181,12 @@ def _method(data: RunSummary, scale: Scale, contents: Contents) -> dict[str, str
     if contents.bands:
         worst, taken = f"{worst} and band", f"{taken} {copy.band}"
     compute = run_copy.METHOD["Compute"] + (f" {run_copy.ORACLE_COMPUTE}" if contents.relative_compute else "")
+    errors = data.get("label_errors")
+    labels = {"Labels": "; ".join(described_errors(errors)) + ", as counted on the prepared data."} if errors else {}
     choice = {"Choice": run_copy.CHOICE_NOTE} if "undo" in contents.roles else {}
     return {
         heading: words.format(**counts),
+        **labels,
         "Attack": _attack(data),
         worst: taken.format(item=scale.item),
         "Different": copy.compared.format(item=scale.item),

@@ -12,6 +12,7 @@ from typing import Any, cast
 import numpy as np
 
 from distill_jax.config import ConfigError, check
+from distill_jax.data.label_errors import label_errors
 from distill_jax.data.records import load_manifest
 from distill_jax.evals.measure import MEASURES
 from distill_jax.evals.scale import Scale
@@ -82,6 +83,7 @@ def summarise(experiment: CheckedExperiment, nodes: Mapping[str, Node], identity
         "identity": identity,
         "measure": scale.key,
         **described,
+        **({"label_errors": errors} if (errors := label_errors(manifest)) else {}),
         "attack": None
         if settings is None
         else {

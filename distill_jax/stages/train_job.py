@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from distill_jax.config import ConfigError, check
 from distill_jax.data.feed import Feed, padded
-from distill_jax.data.records import load_manifest
+from distill_jax.data.records import Rows, load_manifest
 from distill_jax.data.teacher_states import States
 from distill_jax.io.node import STATES
 from distill_jax.models import lora
@@ -214,9 +214,9 @@ class TrainJob:
         verb = self.members[0].node.verb
 
         def of_set(data: str, *order: str) -> Callable[[int], PackedRows]:
-            path = ctx.data / f"{data}.array_record"
+            source = Rows(ctx.data / f"{data}.array_record")
             batch_size, rows_read = self.settings.batch, self.rows.get(data, 0)
-            feeds = [Feed(path, batch_size, seed_for(seed, verb, data, *order), rows_read) for seed in self.seeds]
+            feeds = [Feed(source, batch_size, seed_for(seed, verb, data, *order), rows_read) for seed in self.seeds]
             cached = self._states(ctx, data)
 
             def batch(step: int) -> PackedRows:

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from distill_jax.evals.scale import Scale
 from distill_jax.statistics.estimates import Scores
 
 HALVES = (0, 1)  # of the facts: those of even and of odd number
@@ -29,7 +28,7 @@ class Configuration:
     Attributes:
       attack: identity of the attack's settings, by which attacks are told apart; name: what it is called.
       rate: learning rate; NaN of an attack without training.
-      steps, rows, flops: [K], what one attacker had spent.
+      steps, rows, flops: [K], what one attacker had spent; rows are all that it read, those to retain among them.
       heldout: share of each held-out fact's prompts answered right, [S, K, F].
       retain: [S, K].
       proposed_by: the half of the facts whose scores proposed to try it, or GRID; it is chosen by no other half.
@@ -135,15 +134,17 @@ def trials(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return what each attacker brings back of a half of the facts, and of the other half, [N] and [N].
 
-    A trial is a configuration with one seed. It stops where it has most of the first half, among the measurements at
-    which its own model keeps at least the floor; one that never does ends with nothing.
+    A trial is a configuration with one seed. It stops where it has most of the first half, among the measurements that
+    count by the rule of `choose`, those at which the mean over seeds keeps at least the floor; one without any ends
+    with nothing.
     """
     known, other = [], []
     for configuration in configurations:
         if configuration.proposed_by not in (GRID, half):
             continue
         values, reports = (half_mean(configuration.heldout, prompts, h) for h in (half, 1 - half))  # [S, K]
-        values = np.where((configuration.retain >= floor) & np.isfinite(values), values, -np.inf)
+        counts = configuration.retain.mean(axis=0) >= floor  # [K]
+        values = np.where(counts & np.isfinite(values), values, -np.inf)
         best = values.argmax(axis=1)[:, None]
         chosen = np.take_along_axis(values, best, axis=1)[:, 0]
         known.append(np.maximum(chosen, 0.0))
@@ -175,9 +176,3 @@ def _log_choose(n: np.ndarray, k: int) -> np.ndarray:
         return math.lgamma(i + 1) - math.lgamma(k + 1) - math.lgamma(i - k + 1) if i >= k else -math.inf
 
     return np.array([term(int(i)) for i in n])
-
-
-def cost_to_reach(costs: Sequence[float], values: Sequence[float], level: float, scale: Scale) -> tuple[float, bool]:
-    """Return the least cost at which a level of ability is reached, and whether it is; else the largest cost tried."""
-    reached = [c for c, v in zip(costs, values, strict=True) if scale.ability(v) >= scale.ability(level)]
-    return (min(reached), True) if reached else (max(costs), False)
