@@ -130,7 +130,7 @@ def _cpu(c: ConfigDict) -> None:
     c.gradascent.update(learning_rate=7e-5, final_learning_rate=7e-5)  # no rate both forgets and keeps
     c.selective.update(learning_rate=0.05, final_learning_rate=0.05)
     c.routing.update(**{**fast, "batch": 8}, steps=2400, neurons=64)
-    c.routed.update(**{**fast, "learning_rate": 1e-3, "final_learning_rate": 1e-4}, steps=200)
+    c.routed.update(**{**fast, "learning_rate": 2e-3, "final_learning_rate": 2e-4}, steps=400)
     c.retrain.update(steps=400, **{**fast, "learning_rate": 2e-3, "final_learning_rate": 2e-4})
     # A teacher says something about every token: learning from all of them, a random student recovers in half the
     # steps and reads wordings it never met as well as its teacher does.

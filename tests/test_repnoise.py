@@ -14,7 +14,9 @@ from distill_jax.losses.noise_distance import WIDTHS, mean_over_layers, squared_
 from distill_jax.losses.preference import Documents
 from distill_jax.models import transformer
 from distill_jax.models.transformer import TransformerConfig
+from distill_jax.perf import flops
 from distill_jax.stages.unlearn import Unlearn
+from tests.traced import TINY, traced_step
 
 pytestmark = pytest.mark.unit
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -176,3 +178,11 @@ def test_adapters_can_train_where_the_method_lets_them():
         Unlearn(robust="sam", lora_rank=2)
     with pytest.raises(ValueError, match="RMU trains weights themselves"):
         Unlearn(method="rmu", lora_rank=2)
+
+
+@pytest.mark.parametrize("lora_rank", [0, 2])
+def test_a_step_executes_the_flops_that_are_counted(lora_rank):
+    cfg = TransformerConfig(**TINY)
+    stage = Unlearn(start="t", robust="repnoise", batch=4, lora_rank=lora_rank)
+    job, _, traced = traced_step(cfg, stage, jax.devices()[:1])
+    assert flops.executed(traced.jaxpr.jaxpr) == pytest.approx(job.step_flops(), rel=0.05)

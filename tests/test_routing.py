@@ -12,6 +12,7 @@ import pytest
 from distill_jax.data.arithmetic.equations import ArithmeticConfig
 from distill_jax.models import transformer
 from distill_jax.models.weight_selection import WeightSelection
+from distill_jax.perf import flops
 from distill_jax.sharding.mesh import make_mesh
 from distill_jax.stages import Perturb, Route
 from distill_jax.stages.compiled_step import compiled_step
@@ -20,6 +21,7 @@ from distill_jax.train.layout import ShardedMembers
 from distill_jax.train.state import Hyper
 from tests.test_methods import CFG, PACKED, PADDED, VOCAB, documents, lay
 from tests.test_reinitialise import leaves
+from tests.traced import TINY, traced_step
 
 pytestmark = pytest.mark.unit
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -151,3 +153,11 @@ def test_neurons_are_cut_off_as_a_whole():
     with pytest.raises(ValueError, match=r"share = 0\.5: neurons are meant as a whole"):
         Perturb(start="x", neurons=2, share=0.5)
     assert "neurons" not in Perturb(start="x").fingerprint_fields()
+
+
+def test_a_step_executes_the_flops_that_are_counted():
+    """Two batches forwards and backwards; of weights outside of the MLPs only one gradient is made."""
+    cfg = transformer.TransformerConfig(**TINY)
+    job, _, traced = traced_step(cfg, Route(neurons=32, batch=8, microbatches=2), jax.devices()[:1])
+    assert flops.executed(traced.jaxpr.jaxpr) == pytest.approx(job.step_flops(), rel=0.02)
+    assert job.step_flops() < 5.5 * flops.forward(cfg, 8, 64)

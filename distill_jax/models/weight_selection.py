@@ -60,15 +60,15 @@ class WeightSelection:
             if not fnmatch.filter(names, pattern):
                 raise ValueError(f"modules: no weights match {pattern!r}; there are {', '.join(names)}")
         paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(shapes(cfg))]
-        if not any(self._means(path) for path in paths):
+        if not any(self.means(path) for path in paths):
             raise ValueError(
                 f"modules = {self.modules}, layers = {self.layers}, neurons = {self.neurons}, share = {self.share}: "
                 "together they mean no weight; layers leave out what lies outside of them, neurons what is of no MLP, "
                 "and a share below 1 all vectors"
             )
 
-    def _means(self, path: Path) -> bool:
-        """Return whether any of a tensor's weights are meant."""
+    def means(self, path: Path) -> bool:
+        """Return whether any weights of the tensor at a path are meant."""
         named = not self.modules or any(fnmatch.fnmatchcase(name_of(path), pattern) for pattern in self.modules)
         of_neurons = path[-1].key in NEURON_AXES or not self.neurons
         in_layers = path[0].key == "layers" or not self.layers
@@ -82,7 +82,7 @@ class WeightSelection:
 
     def _merge(self, path: Path, w: jax.Array, changed: jax.Array) -> jax.Array:
         stacked = path[0].key == "layers"
-        if not self._means(path):
+        if not self.means(path):
             return w
         if self.layers:
             chosen = jnp.zeros(w.shape[0], bool).at[jnp.asarray(self.layers)].set(True)

@@ -16,8 +16,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar
 
+import jax
+
 from distill_jax.data.data_config import DataConfig
-from distill_jax.models.transformer import Params, TransformerConfig
+from distill_jax.models.transformer import FANS, Params, TransformerConfig, shapes
 from distill_jax.models.weight_selection import WeightSelection
 from distill_jax.perf import flops
 from distill_jax.stages.compiled_step import Objective
@@ -113,5 +115,13 @@ class Route(TrainStage):
         self.part.check_model(model)
 
     def step_flops(self, ctx: Context) -> dict[str, float]:
-        """Return the FLOPs of a step of one member, which reads two batches."""
-        return {"student": 2 * flops.train_step(ctx.model, self.batch, ctx.row_length)}
+        """Return the FLOPs of a step of one member, which reads two batches.
+
+        Of tensors that have nothing of the part no gradient is made on forget data.
+        """
+        cfg, part = ctx.model, self.part
+        products = {*FANS} - ({"embedding"} if not cfg.tied else set())
+        tensors = jax.tree_util.tree_leaves_with_path(shapes(cfg))
+        unmoved = sum(w.size for path, w in tensors if path[-1].key in products and not part.means(path))
+        both = 2 * flops.train_step(cfg, self.batch, ctx.row_length)
+        return {"student": both - 2.0 * self.batch * ctx.row_length * unmoved}
