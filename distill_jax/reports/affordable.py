@@ -88,7 +88,7 @@ def affordable(sweep: Sweep, way: str) -> Conclusion:
     made = recipes(sweep)
     candidates = _candidates(sweep, {key: same for key, same in made.items() if key not in sweep.lost}, way)
     lost = [sweep.lost[key] for key in made if key in sweep.lost]
-    if not candidates and not lost:
+    if not candidates and (not made or len(lost) < len(made)):
         return not_run(name, claim, "recipe beside its oracle at two training seeds")
     if not candidates:
         premise = Premise("a recipe kept or regained the retain ability", False, "; ".join(lost))
