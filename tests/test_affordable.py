@@ -52,6 +52,15 @@ def test_where_each_leaks_or_is_dear_there_is_none(request):
     assert not states(count, *[0.04] * 2, seeds=10, **dear)[State.HELD]
 
 
+def test_recipes_that_are_not_refuted_keep_it_open():
+    """Of a sweep that is not finished the best recipe may have the fewest seeds."""
+    truths = NEEDED | {("undo", 0.5, 0.1): 0.5, ("undo", 0.8, 0.1): 0.07}
+    sweep = swept(np.random.default_rng(0), truths, seeds=5, **CHEAP)
+    runs = [run for run in sweep.runs if run["alpha"] != 0.8 or run["seed"] < 2]
+    one = affordable(type(sweep)(runs, sweep.before, sweep.after), "schedule")
+    assert one.state is State.OPEN and "1 of 3 are not refuted" in one.evidence
+
+
 def test_nothing_holds_on_one_seed_or_on_a_lost_ability():
     assert asked(0, 0.0, 0.0, seeds=1).state is State.NOT_RUN
     lost = {"undo": {"retain": 0.5, "vs_retraining": {"whole": 0.2}}}
