@@ -142,7 +142,8 @@ def swept(
                 rounded = {"kind": "quantised", "rounded": kind, "bits": bits[0], "label": f"INT{bits[0]} of {kind}"}
             run: dict[str, Any] = {
                 "id": f"{kind} {alpha} {beta} {seed} {bits}", "kind": kind, "alpha": alpha, "beta": beta, "seed": seed,
-                **rounded,
+                **rounded, "recipe": f"{kind} {alpha} {beta} {bits}", "world": "", "settings": {}, "labeller": None,
+                "rounded_recipe": f"{kind} {alpha} {beta} []" if bits else None,
                 "method": None if kind in ("reference", "oracle", "filtered") else "maxent", "retain": 0.9,
                 "forget": 0.93 if known else 0.0, "recovered": None, "diverged": False, "steps": 100,
                 "compute": {"whole": {"student": 1.0, "teacher": 1.0}},

@@ -171,7 +171,8 @@ def _searched(node: Node, tried: Mapping[str, Any], prompts: np.ndarray, seeds: 
 
 def attack_name(node: Node) -> str:
     """Return what an attack is called in tables, whatever it attacks."""
-    return node.name.removesuffix(f"-on-{node.inputs['start']}")
+    name, on, _ = node.stage.rpartition("-on-")
+    return name if on else node.stage
 
 
 def _variant(node: Node, variant: str, prompts: np.ndarray, seeds: int) -> list[Configuration]:

@@ -2,14 +2,15 @@
 
 Equivalence is shown, not the lack of a difference: at every precision, after the worst of the attack's rates, the whole
 interval of the difference to the oracle lies within the margin (two one-sided tests, Schuirmann 1987). All precisions
-must pass (an intersection-union test), so each is tested at the full level. The unit is the training seed. Rounding
-belongs to it as INT4 brings back what unlearning moved by less than half a step (DurableUn, arXiv 2605.02196).
+must pass (an intersection-union test), so none is corrected for the others. Several candidates are several
+certificates: with N each is tested at 1 / N of the level (Bonferroni), so that all that are given are right at once.
+The unit is the training seed. Rounding belongs to it as INT4 brings back what unlearning moved by less than half a step
+(DurableUn, arXiv 2605.02196).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from distill_jax.experiment.roles import Role
 from distill_jax.reports.sweep_evidence import (
@@ -31,34 +32,32 @@ CANDIDATES = (Role.SUPPRESSED, Role.RANDOM_STUDENT, Role.UNDO, Role.FILTERED)
 
 def certificates(sweep: Sweep) -> list[Conclusion]:
     """Return a conclusion for each model whose rounded versions were attacked too; one that is not run if none was."""
-    settings = grouped((r for r in sweep.runs if r["id"] in sweep.after), "rounded", "method", "alpha", "beta")
-    rounded = [(key, runs[0]["label"].partition(" of ")[2]) for key, runs in settings.items() if key[0] in CANDIDATES]
-    if not rounded:
+    attacked = [r for r in sweep.runs if r["id"] in sweep.after and r["rounded"] in CANDIDATES]
+    candidates = [same for same in grouped(attacked, "rounded_recipe").values()]
+    if not candidates:
         return [
             not_run("certificate", "A model is as robust as retraining, rounded or not.", "attack on rounded models")
         ]
-    return [_certificate(sweep, label, _Setting(*key)) for key, label in rounded]
+    return [_certificate(sweep, same, len(candidates)) for same in candidates]
 
 
-class _Setting(NamedTuple):
-    """What the training seeds of a candidate have in common."""
+def _certificate(sweep: Sweep, rounded: Sequence[Run], candidates: int) -> Conclusion:
+    """Compare one recipe with the oracle, rounded like it, at every precision.
 
-    kind: str
-    method: str | None
-    alpha: float | None
-    beta: float | None
-
-
-def _certificate(sweep: Sweep, label: str, setting: _Setting) -> Conclusion:
-    """Compare one setting with the oracle, rounded like it, at every precision."""
+    Args:
+      rounded: its rounded runs.
+      candidates: how many recipes may get a certificate.
+    """
+    one = rounded[0]
+    label, method, recipe = one["label"].partition(" of ")[2], one["method"], one["rounded_recipe"]
     claim = f"{label} is as robust as retraining on filtered data, in fp32 and rounded to INT8 and INT4 (certificate)."
-    kind, method, alpha, beta = setting
     effects, counts = [], []
     for bits, precision in PRECISIONS.items():
-        pairs = _pairs(_at(sweep, kind, bits, method=method, alpha=alpha, beta=beta), _at(sweep, Role.ORACLE, bits))
+        own = {"recipe": recipe} if bits is None else {"rounded_recipe": recipe}
+        pairs = _pairs(_at(sweep, one["rounded"], bits, **own), _at(sweep, Role.ORACLE, bits))
         counts.append((precision, len(pairs)))
         if len(pairs) > 1:
-            effects.append(_gap(sweep, precision, pairs))
+            effects.append(_gap(sweep, precision, pairs, candidates))
     enough = all(count >= TRAINING_SEEDS for _, count in counts)
     evidence = ", ".join(f"{precision} {count}" for precision, count in counts)
     premise = Premise(
@@ -67,6 +66,8 @@ def _certificate(sweep: Sweep, label: str, setting: _Setting) -> Conclusion:
         evidence,
     )
     text = f"Difference to the oracle after the attack, {evidence} training seeds; held within {MARGIN:g} at each."
+    text += f" Intervals are simultaneous for {candidates} candidates." if candidates > 1 else ""
+    setting = (one["rounded"], method, one["alpha"], one["beta"])
     name = "certificate, " + ", ".join(str(part) for part in setting if part is not None)
     shared = [premise, *premises_on(sweep, method or _hiding(sweep))]  # a filtered model has no method of its own
     return conclude(name, claim, premises=shared, effects=effects, evidence=text + left_out(sweep))
@@ -91,6 +92,6 @@ def _pairs(models: Sequence[Run], oracles: Sequence[Run]) -> list[tuple[Run, Run
     return [(run, by_seed[run["seed"]]) for run in models if run["seed"] in by_seed]
 
 
-def _gap(sweep: Sweep, precision: str, pairs: Sequence[tuple[Run, Run]]) -> Effect:
+def _gap(sweep: Sweep, precision: str, pairs: Sequence[tuple[Run, Run]], candidates: int) -> Effect:
     sides = [by_training_seed(sweep, [pair[i] for pair in pairs]) for i in (0, 1)]
-    return difference(f"{precision}: model − oracle", [(1.0, sides[0]), (-1.0, sides[1])], "within", MARGIN)
+    return difference(f"{precision}: model − oracle", [(1.0, sides[0]), (-1.0, sides[1])], "within", MARGIN, candidates)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 
+from distill_jax.experiment.roles import Role
 from distill_jax.perf.ledger import training_flops
+from distill_jax.reports.affordable import SHARES, WAYS, affordable
 from distill_jax.reports.certificate import certificates
+from distill_jax.reports.recipes import varying, words
 from distill_jax.reports.sweep_evidence import (
     MARGIN,
     Run,
@@ -30,15 +34,44 @@ CHEAP = 0.8  # of the oracle's compute: the upper end of what the paper names
 
 
 def findings(sweep: Sweep) -> list[Conclusion]:
-    """Return what became of an UNDO sweep's questions, one conclusion for each method (and β)."""
+    """Return what became of a sweep's questions, by the models and data that may be compared."""
+    worlds = sweep.worlds()
+    if len(worlds) < 2:
+        return _in_one_world(sweep)
+    names = varying(run["settings"] for run in sweep.runs if run["settings"])
+    out = []
+    for world in worlds:
+        own = {name: world.runs[0]["settings"].get(name) for name in names if name.startswith(("model.", "data."))}
+        out += [_named(one, words(own)) for one in _in_one_world(world)]
+    return out
+
+
+def _in_one_world(sweep: Sweep) -> list[Conclusion]:
     methods = list(dict.fromkeys(run["method"] for run in sweep.runs if run["method"]))
-    conclusions = []
+    conclusions = [affordable(sweep, way) for way in WAYS]
     for method in methods:
-        betas = sorted({run["beta"] for run in sweep.runs if run["kind"] == "undo" and run["method"] == method})
-        conclusions += [rises_with_alpha(sweep, method, beta) for beta in betas]
-        conclusions += [parts_of_damage(sweep, method, *names) for names in COMPARED]
-        conclusions += [cheaper(sweep, method, way) for way in ("schedule", "first_passage")]
-    return [*conclusions, filtering(sweep), *certificates(sweep)]
+        for text, alike in sweep.variants(method):
+            conclusions += [_named(one, text) for one in _on_method(alike, method)]
+    conclusions += [_named(filtering(alike), text) for text, alike in sweep.variants("maxent")]
+    return [*conclusions, *certificates(sweep)]
+
+
+def _on_method(sweep: Sweep, method: str) -> list[Conclusion]:
+    betas = sorted({run["beta"] for run in sweep.runs if run["kind"] == Role.UNDO and run["method"] == method})
+    return [
+        *(rises_with_alpha(sweep, method, beta) for beta in betas),
+        *(parts_of_damage(sweep, method, *names) for names in COMPARED),
+        *(cheaper(sweep, method, way) for way in WAYS),
+        distilling(sweep, method),
+    ]
+
+
+def _named(one: Conclusion, variant: str) -> Conclusion:
+    """Return a conclusion that says of which variant it speaks."""
+    if not variant:
+        return one
+    statement = f"{one.statement.removesuffix('.')} ({variant})."
+    return dataclasses.replace(one, name=f"{one.name}, {variant}", statement=statement)
 
 
 def rises_with_alpha(sweep: Sweep, method: str, beta: float) -> Conclusion:
@@ -101,13 +134,13 @@ def _matched(sweep: Sweep, first: Sequence[Run], second: Sequence[Run]) -> tuple
 
 def cheaper(sweep: Sweep, method: str, way: str) -> Conclusion:
     """Some α and β at no more than 80 % of the oracle's compute give no more back than the oracle."""
-    of = {"schedule": "its whole schedule", "first_passage": "its own way to the students' goal"}[way]
+    of = WAYS[way]
     name = f"cheaper, {way.replace('_', ' ')}, {method}"
     claim = "UNDO reaches the robustness of retraining on filtered data at no more than 80 % of its compute "
     claim += f"({method_label(method)}; {of})."
-    settings = grouped(sweep.of("undo", method=method), "alpha", "beta")
+    settings = grouped(sweep.of("undo", method=method), "alpha", "beta", "recipe")
     oracles = {run["seed"]: run for run in sweep.of("oracle")}
-    field = {"schedule": "vs_retraining", "first_passage": "vs_first_passage"}[way]
+    field = SHARES[way]
     costs = {}
     for key, group in settings.items():
         same = [run for run in group if run["seed"] in oracles and run[field]]
@@ -134,10 +167,27 @@ def cheaper(sweep: Sweep, method: str, way: str) -> Conclusion:
     return conclude(name, claim, premises=premises_on(sweep, method), effects=[gap], evidence=text)
 
 
+def distilling(sweep: Sweep, method: str) -> Conclusion:
+    """The random student against the suppressed model that taught it."""
+    name = f"distilling beats suppressing, {method}"
+    claim = f"A random student of {method_label(method)} gives back less than {method_label(method)}’s own model."
+    kinds = (Role.RANDOM_STUDENT, Role.SUPPRESSED)
+    sides = [sweep.of(kind, method=method) for kind in kinds]
+    seeds = set.intersection(*({run["seed"] for run in side} for side in sides))
+    if len(seeds) < 2:
+        return lacking(sweep, name, claim, "pair of them at two training seeds", kinds, method=method)
+    student, suppressed = (by_training_seed(sweep, [r for r in side if r["seed"] in seeds]) for side in sides)
+    gap = difference("student − suppressed", [(1.0, student), (-1.0, suppressed)], "below")
+    text = f"{len(seeds)} seeds: student {student.value:.2f}, suppressed {suppressed.value:.2f}.{left_out(sweep)}"
+    return conclude(name, claim, premises=premises_on(sweep, method), effects=[gap], evidence=text)
+
+
 def filtering(sweep: Sweep) -> Conclusion:
-    """Filter-then-distil against the random student of MaxEnt, which reads as many labelled rows as the filter."""
-    claim = "Filter-then-distil is as robust as the random student of MaxEnt, for the same labels."
-    filtered, student = sweep.of("filtered"), sweep.of("random student", method="maxent")
+    """Filter-then-distil against the random student of MaxEnt; a filter that learned from labels reads as many."""
+    filtered, student = sweep.of(Role.FILTERED, alpha=None), sweep.of(Role.RANDOM_STUDENT, method="maxent")
+    same = all(run["labeller"] != "noisy" for run in filtered)
+    labels = "for the same labels" if same else "with a labeller of every row that errs"
+    claim = f"Filter-then-distil is as robust as the random student of MaxEnt, {labels}."
     seeds = sorted({r["seed"] for r in filtered} & {r["seed"] for r in student})
     if len(seeds) < 2:
         kinds = ["filtered", "random student"]

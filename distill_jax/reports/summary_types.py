@@ -125,6 +125,11 @@ class SweepRunSummary(TypedDict, total=False):
 
     id: str
     label: str
+    recipe: str  # all but the training seed: runs of one recipe may be averaged
+    rounded_recipe: str | None  # of what was rounded
+    world: str  # model, precision and data: runs of one world may be compared
+    labeller: str | None
+    settings: dict[str, Any]  # in which recipes of the sweep differ
     kind: str
     method: str | None
     alpha: Number
@@ -151,12 +156,14 @@ class SweepSummary(TypedDict, total=False):
     sweep: str
     description: str
     points: dict[str, int]
-    attack: AttackSettings | None
+    attack: AttackSettings | None  # of the first that trains
+    attacks: list[str]  # that models met, by name
     evaluated: dict[str, Any]
     label_errors: list[str]  # a line for each labeller
     sharing: dict[str, float]
     runs: list[SweepRunSummary]
     fits: dict[str, list[dict[str, Any]]]
+    ranking: list[dict[str, Any]]  # of `reports.ranking`, one for each model and data
     conclusions: list[ConclusionSummary]
     created: str
     device: str

@@ -16,11 +16,18 @@ from typing import Any
 import numpy as np
 
 from distill_jax.evals.scale import ACCURACY
+from distill_jax.experiment.roles import Role
 from distill_jax.reports.premises import RETAIN
+from distill_jax.reports.recipes import varying, words
 from distill_jax.stages.robust import method_label
 from distill_jax.statistics.conclusions import Conclusion, Effect, Premise, State, conclude, not_run
 from distill_jax.statistics.estimates import Scores, band, contrast
 
+# Kinds whose runs findings on a method compare.
+COMPARED = (
+    *(Role.REFERENCE, Role.ORACLE, Role.SUPPRESSED, Role.UNDO, Role.NOISE_ONLY, Role.UNDAMAGED),
+    *(Role.RANDOM_STUDENT, Role.FILTERED),
+)
 Run = Mapping[str, Any]  # `summary_types.SweepRunSummary`, whose fields are compared by their names
 MARGIN = ACCURACY.margin
 
@@ -43,9 +50,58 @@ class Sweep:
         bar = max((run["retain"] for run in self.runs if run["kind"] in ("reference", "oracle")), default=None)
         return [run for run in self.runs if run["id"] in self.after and able(run, bar)]
 
+    @functools.cached_property
+    def lost(self) -> dict[str, str]:
+        """Return the recipes whose every training seed does not have its retain ability, with the reason of each."""
+        usable = {run["id"] for run in self.usable}
+        out = {}
+        for (recipe,), same in grouped((r for r in self.runs if r["id"] in self.after), "recipe").items():
+            without = [run for run in same if run["id"] not in usable]
+            if without:
+                each = ", ".join(_reason(run) for run in without)
+                out[recipe] = f"{len(without)} of {len(same)} training seeds without the retain ability: {each}"
+        return out
+
+    def worlds(self) -> list[Sweep]:
+        """Return the runs of each model and data by themselves: what was made in two may not be compared."""
+        return [self._among(same) for same in grouped(self.runs, "world").values()]
+
+    def variants(self, method: str) -> list[tuple[str, Sweep]]:
+        """Return the runs that are alike in all that findings on a method do not ask about, and in what they are alike.
+
+        Of a method trained in two ways, such as with few steps and with many, each is a sweep of its own, with all that
+        has no part in the difference.
+        """
+        compared = [r for r in self.runs if r["kind"] in COMPARED and r["method"] in (None, method)]
+        names = varying(run["settings"] for run in compared if not (run["kind"] == Role.FILTERED and run["alpha"]))
+        each = {
+            words(own): own for run in compared if (own := {n: v for n, v in run["settings"].items() if n in names})
+        }
+        apart = {
+            t: own for t, own in each.items() if not any(len(own) < len(o) and agree(own, o) for o in each.values())
+        }
+        if len(apart) < 2:
+            return [("", self)]
+        return [(text, self._among([r for r in self.runs if agree(r["settings"], own)])) for text, own in apart.items()]
+
+    def _among(self, runs: Sequence[Run]) -> Sweep:
+        return dataclasses.replace(self, runs=runs)
+
     def of(self, kind: str, **wanted: Any) -> list[Run]:
         """Return the usable runs of a kind with these fields."""
         return [r for r in self.usable if r["kind"] == kind and all(r[k] == v for k, v in wanted.items())]
+
+
+def agree(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    """Return whether two have the same value of every setting that both have."""
+    return all(first[name] == second[name] for name in first if name in second)
+
+
+def _reason(run: Run) -> str:
+    if run["diverged"]:
+        return "diverged"
+    kept = "not measured" if run["retain"] is None else format(run["retain"], ".2f")
+    return f"{kept}{', stopped short of its goal' if run['recovered'] is False else ''}"
 
 
 def able(run: Run, bar: float | None) -> bool:
@@ -69,8 +125,8 @@ def _retained(run: Run) -> str:
     return f"{run['kind']} {'not measured' if run['retain'] is None else format(run['retain'], '.2f')}"
 
 
-def premises_on(sweep: Sweep, method: str) -> list[Premise]:
-    """Return what every finding on a method rests on."""
+def premises_on(sweep: Sweep, method: str, choices: int = 1) -> list[Premise]:
+    """Return what every finding on a method rests on; `choices` are the methods among which it is looked for."""
     hiding = [r for r in sweep.runs if r["kind"] == "suppressed" and r["method"] == method and r["id"] in sweep.after]
     known = [r for r in sweep.runs if r["kind"] == "reference"]
     if not hiding:
@@ -78,12 +134,20 @@ def premises_on(sweep: Sweep, method: str) -> list[Premise]:
     before, after = ([table[r["id"]] for r in hiding] for table in (sweep.before, sweep.after))
     bar = float(np.mean([r["forget"] for r in known])) if known else 1.0
     most = band(stacked(before), ACCURACY)[1]
-    rise = difference("rise", [(1.0, stacked(after)), (-1.0, stacked(before))], "above", MARGIN)
+    rise = difference("rise", [(1.0, stacked(after)), (-1.0, stacked(before))], "above", MARGIN, choices)
     return [
         Premise("the reference has the ability", not known or bar > 4 * MARGIN, f"forget accuracy {bar:.2f}"),
         Premise("unlearning suppressed it before the attack", most < 0.5 * bar, f"held-out at most {most:.2f}"),
         Premise("the attack brings back what it hides", rise.state is State.HELD, str(rise)),
     ]
+
+
+def premises_on_all(sweep: Sweep) -> list[Premise]:
+    """Return what a finding on recipes of all methods rests on: the attack brings back what some method hides."""
+    hidden = {r["method"]: None for r in sweep.runs if r["kind"] == Role.SUPPRESSED and r["id"] in sweep.after}
+    each = [premises_on(sweep, method, len(hidden)) for method in hidden]
+    works = next((premises for premises in each if all(premise.shown for premise in premises)), None)
+    return works or (each[0] if each else premises_on(sweep, ""))
 
 
 def difference(

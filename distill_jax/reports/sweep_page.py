@@ -14,6 +14,7 @@ from typing import Any, cast
 from distill_jax.evals.scale import MISSING, percent
 from distill_jax.reports.conclusion_view import NOT_RUN, conclusions_view
 from distill_jax.reports.formats import count, listed, short
+from distill_jax.reports.ranking_view import ranking_views
 from distill_jax.reports.rendering import Page, render_template
 from distill_jax.reports.summary_types import ConclusionSummary, SweepRunSummary, SweepSummary
 from distill_jax.stages.robust import method_label
@@ -25,6 +26,13 @@ UNITS = {
     "share": "share of retraining the oracle",
     "training": "FLOPs of student and teacher",
     "all": "FLOPs with evaluation and attack",
+}
+AFFORDABLE = "affordable, schedule"  # the first answer, where it was asked
+ANSWERS = {
+    "held": "yes",
+    "failed": "no",
+    "open": "open, as the seeds cannot tell",
+    "void": "not to be judged, as a premise is not shown",
 }
 CHEAPER = "cheaper, schedule"  # the conclusions that answer what the page asks
 
@@ -64,8 +72,10 @@ def render(summary: Mapping[str, Any]) -> str:
     runs, fits = data.get("runs") or [], data.get("fits") or {}
     conclusions = data.get("conclusions") or []
     seeds = len({run.get("seed") for run in runs})
+    views, figures = ranking_views(data.get("ranking") or [])
     drawings = {
         "runs": runs,
+        "figures": figures,
         "fits": fits,
         "quantiles": [quantile(freedom) for freedom in range(1, seeds)],  # at 1, 2, ... degrees of freedom
     }
@@ -78,6 +88,7 @@ def render(summary: Mapping[str, Any]) -> str:
         facts=_facts(data),
         headline=_headline(conclusions),
         findings=findings,
+        rankings=views,
         completeness=_completeness(data, runs, seeds),
         units=UNITS,
         steps=_steps_table(fits.get("steps_against_alpha") or []),
@@ -94,6 +105,9 @@ def _facts(data: SweepSummary) -> list[tuple[str, str]]:
         "batch": attack.get("batch"),
     }
     words = ", ".join(f"{name} {count(number)}" for name, number in numbers.items()) if attack else None
+    tried = data.get("attacks") or []
+    if len(tried) > 1 and words:
+        words = f"{', '.join(tried)}; {words}"
     labels = "; ".join(data.get("label_errors") or []) or None
     facts = (("attack", words), ("labels", labels), ("device", data.get("device")), ("created", data.get("created")))
     return [(name, value) for name, value in facts if value]
@@ -102,6 +116,9 @@ def _facts(data: SweepSummary) -> list[tuple[str, str]]:
 def _headline(conclusions: Sequence[ConclusionSummary]) -> str:
     """Return the answer in one line: whether UNDO is as robust as retraining for less compute, by method."""
     asked = [one for one in conclusions if one["state"] != NOT_RUN]
+    first = next((one for one in asked if one.get("name", "").startswith(AFFORDABLE)), None)
+    if first:
+        return f"{str(first.get('statement')).removesuffix('.')}: {ANSWERS[first['state']]}."
     states: dict[str, list[str]] = {}
     for one in asked:
         if one.get("name", "").startswith(CHEAPER):
@@ -119,8 +136,8 @@ def _headline(conclusions: Sequence[ConclusionSummary]) -> str:
         "open": f"{claim}: open with {{}}, as the seeds cannot tell",
         "void": f"{claim}: not to be judged with {{}}, as a premise is not shown",
     }
-    first, *rest = [words[state].format(listed(methods)) for state, methods in states.items()]
-    return "; ".join([first, *(sentence.removeprefix(f"{claim}: ") for sentence in rest)]) + "."
+    begin, *rest = [words[state].format(listed(methods)) for state, methods in states.items()]
+    return "; ".join([begin, *(sentence.removeprefix(f"{claim}: ") for sentence in rest)]) + "."
 
 
 def _completeness(data: SweepSummary, runs: Sequence[SweepRunSummary], seeds: int) -> Completeness:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Iterable, Mapping
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -19,16 +20,19 @@ from distill_jax.io.node import ROWS, Node
 from distill_jax.models.transformer import parameter_count
 from distill_jax.perf.ledger import CAUSES, training_flops
 from distill_jax.reports import findings, goodput_summary, sweep_page
+from distill_jax.reports.attack_catalogue import attack_name, is_record
+from distill_jax.reports.ranking import rankings
+from distill_jax.reports.recipes import ROUNDS, SAID, Recipe, differences, recipe_of, varying
 from distill_jax.reports.rendering import write_page
 from distill_jax.reports.report_metadata import report_metadata
 from distill_jax.reports.run_summary import first_passage
 from distill_jax.reports.summary_types import AttackSettings, SweepRunSummary, SweepSummary
+from distill_jax.reports.sweep_attacks import Attacked, attacks_on, read_attacks
 from distill_jax.reports.sweep_evidence import Sweep
-from distill_jax.stages import Quantise
+from distill_jax.stages import Distill, Quantise, Relearn
 from distill_jax.stages.robust import method_label
 from distill_jax.statistics import fits
 from distill_jax.statistics.conclusions import to_json
-from distill_jax.statistics.robustness import Attack, curves, read_attack
 
 Nodes = Mapping[str, Node]
 Spent = dict[str, float]
@@ -43,28 +47,37 @@ def write_report(sweep: SweepGraph, workdir: Path) -> Path:
 
 def summarise(sweep: SweepGraph) -> SweepSummary:
     """Return the summary that `report/sweep.json` holds; the same nodes give the same summary."""
-    variants = _variants(sweep)
     data = next((w.nodes["data"] for w in sweep.shards if w.nodes["data"].done), None)
     manifest = load_manifest(data.sealed(ROWS).parent) if data else {}
     facts = len(manifest.get("facts", {}).get("heldout", ()))
-    read: dict[str, Attack] = {}
-    runs = [run for shard in sweep.shards for run in _runs(shard, variants, facts, read)]
-    results = Sweep(runs, *({name: attack.scores(k) for name, attack in read.items()} for k in (0, -1)))
-    attacks = [n for shard in sweep.shards for n in shard.nodes.values() if n.verb == "relearn"]
+    runs, attacked, recipes = map(
+        list, map(itertools.chain.from_iterable, zip(*(_runs(w, facts) for w in sweep.shards), strict=True))
+    )
+    _tell_apart(runs, recipes)
+    results = Sweep(runs, {one.id: one.before for one in attacked}, {one.id: one.after for one in attacked})
+    attacks = [n for shard in sweep.shards for n in shard.nodes.values() if isinstance(n.settings, Relearn)]
     finished = {name for shard in sweep.shards for name, node in shard.nodes.items() if node.done}
     summary = {
         "sweep": sweep.name,
         "description": sweep.description,
         "points": {"total": len(sweep.points), "finished": sum(set(names) <= finished for names in sweep.asked)},
         "attack": _attack_settings(attacks[0]) if attacks else None,
+        "attacks": _attacks(sweep),
         "evaluated": manifest["evaluation"]["groups"] if manifest else {},
         **({"label_errors": errors} if (errors := _label_errors(sweep)) else {}),
         "sharing": _sharing(sweep),
         "runs": runs,
         "fits": fits.fit_all(runs),
+        "ranking": rankings(results),
         "conclusions": [to_json(one) for one in findings.findings(results)],
     }
     return cast(SweepSummary, summary)
+
+
+def _attacks(sweep: SweepGraph) -> list[str]:
+    """Return what the attacks are called that models met."""
+    tried = [node for shard in sweep.shards for same in attacks_on(shard.nodes).values() for node in same]
+    return sorted({"relearn" if is_record(node) else attack_name(node) for node in tried})
 
 
 def _label_errors(sweep: SweepGraph) -> list[str]:
@@ -79,72 +92,68 @@ def _attack_settings(attack: Node) -> AttackSettings:
     return cast(AttackSettings, {key: settings[key] for key in settings if key in AttackSettings.__annotations__})
 
 
-# Settings that a run has fields for, or that only name what is asked.
-KNOWN_SETTINGS = {
-    "seed",
-    "undo.alphas",
-    "undo.beta",
-    "undo.method",
-    "undo.shrink",
-    "budget.steps",
-    "model.hidden",
-    "model.mlp",
-}
-
-
-def _variants(sweep: SweepGraph) -> dict[str, str]:
-    """Return for each node that is asked for in which other settings its points differ from the rest, as a text."""
-    values: dict[str, set[str]] = {}
-    for point in sweep.points:
-        for key in {key for other in sweep.points for key in other} - KNOWN_SETTINGS:
-            values.setdefault(key, set()).add(repr(point.get(key)))
-    varied = sorted(key for key, different in values.items() if len(different) > 1)
-    out: dict[str, str] = {}
-    for point, names in zip(sweep.points, sweep.asked, strict=True):
-        text = ", ".join(f"{key} = {point[key]}" for key in varied if key in point)
-        for name in names:
-            out.setdefault(name, text)
-    return out
-
-
-def _runs(shard: SweepShard, variants: Mapping[str, str], facts: int, read: dict[str, Attack]) -> list[SweepRunSummary]:
-    """Return the finished runs of one model size; their attacks go into `read`, by the runs' ids."""
+def _runs(shard: SweepShard, facts: int) -> tuple[list[SweepRunSummary], list[Attacked], list[Recipe]]:
+    """Return the runs of one model size whose attacks are finished, what became of them, and their recipes."""
     nodes: Nodes = shard.nodes
-    attacked = [n for n in nodes.values() if n.verb == "relearn" and n.done]
+    models = attacks_on(nodes)
+    recipes = {name: recipe_of(nodes[name], nodes, shard.experiment) for name in models}
     # What a node's cost is divided by: the attacked models that it had to be computed for, finished or not.
-    models = {n.inputs["start"] for n in nodes.values() if n.verb == "relearn"}
     users = collections.Counter(past.name for name in models for past in _billed(nodes[name], nodes))
     oracles = {n.settings.seed: n for n in nodes.values() if role_of(n, nodes) is Role.ORACLE and n.done}
-    size = parameter_count(shard.experiment.model)
-    runs = []
-    for attack in attacked:
-        scores = read_attack(attack.rows(), prompts=attack.result().get("prompts_by_fact"), facts=facts)
-        read[attack.directory.name] = scores
-        runs.append(_run(attack, scores, nodes, users, oracles, size))
-    for run in runs:
-        if variants.get(run["id"]):
-            run["label"] += f" ({variants[run['id']]})"
-    return runs
+    attacked = read_attacks(nodes, {name: recipe.id for name, recipe in recipes.items()}, facts)
+    made = _Made(shard, users, oracles, parameter_count(shard.experiment.model))
+    runs = [_run(nodes[name], recipes[name], one, made) for name, one in attacked.items()]
+    return runs, list(attacked.values()), [recipes[name] for name in attacked]
 
 
-def _run(
-    attack: Node, scores: Attack, nodes: Nodes, users: Mapping[str, int], oracles: Mapping[int, Node], size: int
-) -> SweepRunSummary:
-    node = nodes[attack.inputs["start"]]
+def _tell_apart(runs: Sequence[SweepRunSummary], recipes: Sequence[Recipe]) -> None:
+    """Give runs the settings in which their recipes differ, and those of one label a text that says in what."""
+    names = varying((recipe.settings for recipe in recipes), SAID)
+    by_label: dict[str, dict[str, Recipe]] = collections.defaultdict(dict)
+    for run, recipe in zip(runs, recipes, strict=True):
+        run["settings"] = {name: recipe.settings[name] for name in names if name in recipe.settings}
+        by_label[run["label"]][recipe.id] = recipe
+    texts = {label: differences(list(same.values())) for label, same in by_label.items() if len(same) > 1}
+    for run, recipe in zip(runs, recipes, strict=True):
+        if text := texts.get(run["label"], {}).get(recipe.id):
+            run["label"] += f" ({text})"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Made:
+    """What runs of one model size are described by.
+
+    Attributes:
+      users: by node, how many attacked models it was computed for.
+      oracles: by training seed.
+      size: parameters.
+    """
+
+    shard: SweepShard
+    users: Mapping[str, int]
+    oracles: Mapping[int, Node]
+    size: int
+
+
+def _run(node: Node, recipe: Recipe, attacked: Attacked, among: _Made) -> SweepRunSummary:
+    nodes, users = among.shard.nodes, among.users
     result, settings = node.result(), node.settings
     made, seed = provenance(node, nodes), _training_seed(node, nodes)
     compute = cost(node, nodes, users)
     for way in compute.values():
-        way["attack"] = sum(attack.ledger()["flops"].values())
-    oracle = oracles.get(seed)
+        way["attack"] = attacked.flops
+    oracle = among.oracles.get(seed)
     retraining = training_flops(cost(oracle, nodes, users)["whole"]) if oracle else None
-    outcome = attack.result()
-    drawn = curves(scores, outcome.get("diverged_at"))
     passed = first_passage(node, oracle, nodes, ACCURACY) if oracle else None
     against = {way: training_flops(spent) / retraining for way, spent in compute.items()} if retraining else None
+    source = _unrounded(node, nodes)
     return {
-        "id": attack.directory.name,
-        "label": label(made, getattr(settings, "steps", 0)),
+        "id": attacked.id,
+        "label": label(made, getattr(settings, "steps", 0), recipe.settings.get(ROUNDS, 1)),
+        "recipe": recipe.id,
+        "rounded_recipe": recipe_of(source, nodes, among.shard.experiment).id if source is not node else None,
+        "world": recipe.world,
+        "labeller": recipe.settings.get("data.labeller"),
         "kind": made.role,
         "method": made.method,
         "alpha": made.alpha,
@@ -152,22 +161,14 @@ def _run(
         "bits": made.bits,
         "rounded": made.rounded,
         "seed": seed,
-        "parameters": size,
+        "parameters": among.size,
         "retain": result["retain"],
         "forget": result["forget"],
         "steps": result["steps"],
         "max_steps": getattr(settings, "steps", 0),
         "recovered": result["recovered"] if getattr(settings, "stop", False) else None,
         "diverged": result["diverged"],
-        "attack": {
-            "steps": drawn["steps"],
-            "forget_heldout": drawn["forget_heldout"]["worst"],
-            "forget_shown": drawn["forget_shown"]["worst"],
-            "retain_at_worst": drawn["retain_at_worst"],
-            "members": outcome["members"],
-            "counted": drawn["counted"],
-            "diverged": outcome["diverged"],
-        },
+        "attack": attacked.summary,
         "compute": compute,
         "vs_retraining": against,
         "vs_first_passage": {way: share / passed for way, share in against.items()} if against and passed else None,
@@ -176,19 +177,34 @@ def _run(
 
 def _training_seed(node: Node, nodes: Nodes) -> int:
     """Return the seed that a model was trained with; rounding has none of its own."""
+    return _unrounded(node, nodes).settings.seed
+
+
+def _unrounded(node: Node, nodes: Nodes) -> Node:
     while isinstance(node.settings, Quantise):
         node = nodes[node.inputs["start"]]
-    return node.settings.seed
+    return node
 
 
-def label(made: Provenance, steps: int) -> str:
-    """Return what a reader calls a model."""
+def label(made: Provenance, steps: int, damages: int = 1) -> str:
+    """Return what a reader calls a model.
+
+    Args:
+      damages: how often it was damaged on its way.
+    """
     if made.rounded:
-        return f"INT{made.bits} of {label(dataclasses.replace(made, role=made.rounded, rounded=None), steps)}"
+        return f"INT{made.bits} of {label(dataclasses.replace(made, role=made.rounded, rounded=None), steps, damages)}"
+    damage = f"α = {made.alpha or 0:g}, β = {made.beta or 0:g}"
     of = f" of {method_label(made.method)}" if made.method else ""
     match made.role:
         case Role.UNDO:
-            return f"UNDO α = {made.alpha:g}, β = {made.beta:g}{of}"
+            return f"UNDO {damage}{of}"
+        case Role.REINITIALISED:
+            return f"UNDO in part, {damage}{of}" if damages == 1 else f"UNDO in {damages} rounds of {damage}{of}"
+        case Role.FINETUNED if made.alpha:
+            return f"damaged, {damage}, then trained on retain data{of}"
+        case Role.FILTERED | Role.TOKEN_FILTERED if made.alpha:
+            return f"{LABELS[made.role]}, into a damaged reference, {damage}"
         case Role.NOISE_ONLY:
             return f"noise without shrinkage, αβ = {(made.alpha or 0) * (made.beta or 0):g}{of}"
         case Role.SUPPRESSED:
@@ -211,16 +227,25 @@ LABELS = {
 def cost(node: Node, nodes: Nodes, users: Mapping[str, int]) -> dict[str, Spent]:
     """Return the FLOPs by cause of a model and all that it was made from, counted in three ways.
 
-    `whole` as if it were made alone; `own` without the nodes that others use too; `amortised` with each node divided by
-    the number of its users. The reference is left out of what others were made from: it exists already and is to be
-    mended.
+    `whole` as if it were made alone, with all of its teacher's passes, although a population runs them once for all of
+    its members; `own` without the nodes that others use too; `amortised` with each node divided by the number of its
+    users, and a teacher's passes by the students that may share them. The reference is left out of what others were
+    made from: it exists already and is to be mended.
     """
     past = _billed(node, nodes)
     return {
         "whole": _sum((n.ledger()["flops"], 1.0) for n in past),
         "own": _sum((n.ledger()["flops"], 1.0) for n in past if users[n.name] <= 1),
-        "amortised": _sum((n.ledger()["flops"], 1 / max(users[n.name], 1)) for n in past),
+        "amortised": _sum((_shared(n), 1 / max(users[n.name], 1)) for n in past),
     }
+
+
+def _shared(node: Node) -> Spent:
+    """Return a node's FLOPs with its part of the passes of a teacher that its population has in common."""
+    spent: Spent = node.ledger()["flops"]
+    if not isinstance(node.settings, Distill):  # of other stages each member has a frozen model of its own
+        return spent
+    return spent | {"teacher": spent.get("teacher", 0.0) / node.peers}
 
 
 def _billed(node: Node, nodes: Nodes) -> list[Node]:

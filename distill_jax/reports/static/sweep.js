@@ -1,7 +1,7 @@
 'use strict';
 // All that is drawn is a function of the sweep's runs and fits and of the reader's `view`, `hidden` and `selected`.
 
-const { runs: summaries, fits, quantiles } = JSON.parse(document.getElementById('drawings').textContent);
+const { runs: summaries, fits, quantiles, figures = {} } = JSON.parse(document.getElementById('drawings').textContent);
 const BLANK = { id: null, label: null, kind: null, method: null, alpha: null, beta: null, seed: null, parameters: null,
   retain: null, forget: null, steps: null, max_steps: null, recovered: null, diverged: null };
 const runs = summaries.map(run => ({ ...BLANK, ...run }));
@@ -565,4 +565,8 @@ function start() {
 }
 
 let started = false;
-const drawn = whenReady(() => { if (started) draw(); else start(); started = true; });
+function drawRankings() {  // laid out when the page was written
+  for (const [place, { data, layout }] of Object.entries(structuredClone(figures))) drawFigure(place, data, layout);
+}
+
+const drawn = whenReady(() => { drawRankings(); if (started) draw(); else start(); started = true; });

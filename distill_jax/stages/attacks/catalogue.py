@@ -113,8 +113,8 @@ def _untrained(name: str, start: str, base: Mapping[str, Any], seed: int) -> Sta
 def attack_id(stage: Stage, **more: Any) -> str:
     """Return what tells attacks apart, whatever they are called: the hash of kind and settings.
 
-    What is attacked, the rates tried and the number of seeds are left out.
+    What is attacked, the rates tried, and the seeds are left out.
     """
-    apart = (*stage.roles(), "learning_rates", "seeds", *more)
+    apart = (*stage.roles(), "learning_rates", "seed", "seeds", *more)
     fields = {key: value for key, value in stage.fingerprint_fields().items() if key not in apart}
     return identity({"kind": stage.kind, **fields, **more})
