@@ -58,7 +58,7 @@ class Run:
         from distill_jax.experiment import graph
         from distill_jax.sharding import distributed
 
-        with self._held():
+        with self._held(check_mesh=True):
             began = time.monotonic()
             graph.execute(self.nodes, self.experiment.model, self.experiment.run)
             if not distributed.is_primary():
@@ -86,13 +86,20 @@ class Run:
         return read_summary(self.workdir)
 
     @contextlib.contextmanager
-    def _held(self) -> Iterator[None]:
-        """Hold the work directory; one of a run's processes holds it for all."""
+    def _held(self, *, check_mesh: bool = False) -> Iterator[None]:
+        """Hold the work directory; one of a run's processes holds it for all.
+
+        Args:
+          check_mesh: whether devices that do not divide as the config says are refused first.
+        """
         from distill_jax import backend
+        from distill_jax.experiment import graph
         from distill_jax.io import leases
         from distill_jax.sharding import distributed
 
         backend.find_devices()
+        if check_mesh:
+            graph.check_mesh(self.nodes, self.experiment.model, self.experiment.run)
         if not distributed.is_primary():
             yield
             return
@@ -133,7 +140,7 @@ def open_experiment(experiment: CheckedExperiment, workdir: str | Path) -> Run:
 
     check_path("workdir", str(workdir))
     directory = storage.location(workdir)
-    storage.check_access(directory, "workdir")
+    storage.check_access(directory, "--workdir")
     digests = Digests(directory / "digests.json")
     experiment = with_content_hashes(experiment, digests)
     return Run(experiment, graph.build(experiment, directory), directory, digests)

@@ -6,15 +6,17 @@ import contextlib
 import ctypes
 import enum
 import gc
+import importlib.metadata
 import importlib.util
 import os
+import pkgutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from distill_jax import console
-from distill_jax.config import ConfigError
+from distill_jax.config import ConfigError, check
 
 # What determines numbers, whoever sets it: a node's identity promises them. JAX reads each from the environment.
 NUMERICS: dict[str, bool | int | str | None] = {
@@ -29,6 +31,7 @@ NUMERICS: dict[str, bool | int | str | None] = {
     "jax_default_matmul_precision": None,
 }
 ACCELERATORS = ("dev/nvidia*", "dev/dxg", "dev/kfd", "dev/accel*", "dev/vfio/[0-9]*")
+FIX_PLATFORMS = "name one that is here, such as cpu, or none"
 GOOGLE = "0x1ae0"  # vendor of TPUs on the PCI bus
 _TRUE, _FALSE = ("y", "yes", "t", "true", "on", "1"), ("n", "no", "f", "false", "off", "0")  # as JAX reads them
 
@@ -97,6 +100,18 @@ def import_jax() -> None:
         raise ConfigError(f"JAX refuses its environment: {error}; unset that variable") from error
 
 
+@contextlib.contextmanager
+def environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables as long as the block lasts; processes that are started later do not have them."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
 def set_up(run: Mapping[str, Any]) -> None:
     """Prepare JAX for computing; no device is touched yet.
 
@@ -115,6 +130,28 @@ def set_up(run: Mapping[str, Any]) -> None:
     _keep_freed_memory()
 
 
+def check_platforms() -> None:
+    """Refuse a platform in JAX_PLATFORMS that nothing installed here can be; no device is touched.
+
+    Raises:
+      ConfigError: naming the variable and the platform.
+    """
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    for name in filter(None, platforms.split(",")):
+        plugin = "cuda" if name == "gpu" else name
+        built_in = name == "cpu" or (name == "tpu" and importlib.util.find_spec("libtpu") is not None)
+        there = built_in or any(plugin in module or name == "gpu" for module in _plugins())
+        check(there, f"JAX_PLATFORMS={platforms}: JAX has no {name} here; {FIX_PLATFORMS}")
+
+
+def _plugins() -> list[str]:
+    """Return the names of JAX's plugins, as it finds them: modules of a namespace, and entry points."""
+    namespace = importlib.util.find_spec("jax_plugins")
+    modules = pkgutil.iter_modules(namespace.submodule_search_locations) if namespace else ()
+    points = importlib.metadata.entry_points(group="jax_plugins")
+    return [*(module.name for module in modules), *(point.name for point in points)]
+
+
 def find_devices() -> None:
     """Start JAX's backend.
 
@@ -131,9 +168,7 @@ def find_devices() -> None:
     except (RuntimeError, AssertionError) as error:  # the latter for cuda without its plugin
         text = " ".join(str(error).split(" (set JAX_PLATFORMS")[0].split()) or "JAX finds no such platform here"
         platforms = os.environ.get("JAX_PLATFORMS", "")
-        raise ConfigError(
-            f"JAX_PLATFORMS={platforms}: {text.rstrip('.')}; name one that is here, such as cpu, or none"
-        ) from error
+        raise ConfigError(f"JAX_PLATFORMS={platforms}: {text.rstrip('.')}; {FIX_PLATFORMS}") from error
 
 
 def _keep_freed_memory() -> None:

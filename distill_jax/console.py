@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterator
 from types import FrameType
@@ -74,6 +75,18 @@ def complain(text: str) -> None:
             sys.stderr.flush()
     except OSError:
         _discard(sys.stderr)
+
+
+@contextlib.contextmanager
+def patience(text: str, seconds: float) -> Iterator[None]:
+    """Print a line to standard error if the block takes longer than some seconds."""
+    timer = threading.Timer(seconds, complain, [text])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def flush(code: int) -> int:

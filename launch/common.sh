@@ -4,6 +4,7 @@
 
 declare -A flags=() meaning=()
 names=() program=() command=(run --distributed) takes_sweeps='' options=() dry_run='' workdir='' bucket=''
+sent='configs distill_jax' # directories of this checkout that the machines get; '' where they see all of it
 
 say() { printf '%s: %s\n' "${0##*/}" "$*" >&2; }
 
@@ -129,8 +130,8 @@ check_program() { # default-workdir; what a machine that was waited for would re
   for argument in "${program[@]}"; do
     [[ $argument != *$'\n'* ]] || refuse "an argument with a line break does not survive every cluster: ${argument@Q}"
     case $argument in
-      --config=*) config=1 ;;
-      --sweep=*) [[ $takes_sweeps ]] && config=1 command=(sweep) ;; # whose units are one process each
+      --config=*) config=$argument ;;
+      --sweep=*) [[ $takes_sweeps ]] && config=$argument command=(sweep) ;;
       --workdir=*) workdir=${argument#*=} ;;
     esac
   done
@@ -142,6 +143,21 @@ check_program() { # default-workdir; what a machine that was waited for would re
   elif [[ $1 == /* && $workdir != /* ]]; then
     refuse "--workdir=$workdir: must be an absolute path on storage that every host mounts, or gs://BUCKET/DIRECTORY"
   fi
+  check_file "$config"
+}
+
+check_file() { # --config=FILE.py[:preset] or --sweep=…; refuses a file that is not here, or that the machines do not get
+  local file=${1#*=} kind=${1%%=*}
+  [[ $file != *://* ]] || return 0
+  if [[ $file =~ ^[A-Za-z0-9_-]+(:.*)?$ ]]; then # the package ships it
+    file=distill_jax/configs/$([[ $kind == --config ]] || echo sweeps/)${file%%:*}.py
+  elif [[ $file == *.py:* ]]; then
+    file=${file%%.py:*}.py
+  fi
+  if [[ $sent && $file == /* ]]; then return; fi # on the machines' own storage
+  [[ -f $file ]] || refuse "$1: there is no file $file in $PWD"
+  [[ ! $sent || " $sent " == *" ${file%%/*} "* ]] ||
+    refuse "$1: the machines get $sent of this checkout: put the file there, or name it by gs:// or its path on them"
 }
 
 quoted() { # word ...; one line that a shell reads back as these words

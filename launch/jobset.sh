@@ -68,8 +68,8 @@ if [[ ${command[0]} == run ]]; then
   command+=("--coordinator_port=${flags[coordinator-port]}")
 else
   [[ ${flags[levels]} ]] || refuse "--levels is missing: ${meaning[levels]}; distill-jax sweep --jobset=FLAGS says it"
-  ((chips == flags[chips-per-host])) ||
-    refuse "--topology=${flags[topology]}: a unit of a sweep is one process, and this has several hosts"
+  ((chips == flags[chips-per-host])) || # a process on each host of a unit's slice, which find each other
+    command+=(--distributed "--coordinator_port=${flags[coordinator-port]}")
 fi
 
 args=''

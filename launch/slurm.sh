@@ -22,7 +22,7 @@ flag qos '' 'if not the default or SBATCH_QOS'
 flag max-restarts 20 'a number'
 flag array '' 'of a sweep: which jobs there are, such as 0-11 or 0-11%4; @index@ in an argument is a number of them'
 flag dependency '' 'what must be over before, such as afterok:17'
-takes_sweeps=1
+takes_sweeps=1 sent=''
 parse "$@"
 check_name
 check nodes '[1-9][0-9]*'
@@ -34,9 +34,10 @@ check max-restarts '[0-9]+'
 [[ -z ${flags[dependency]} ]] || check dependency 'afterok(:[A-Z0-9_]+)+'
 check_program "runs/${flags[name]}"
 tasks=${flags[gpus-per-node]}
-if [[ ${command[0]} == sweep ]]; then # one process has all GPUs of a node
-  ((flags[nodes] == 1)) || refuse "--nodes=${flags[nodes]}: a unit of a sweep is one process, of one node"
-  tasks=1
+if [[ ${command[0]} == sweep && ${flags[nodes]} == 1 ]]; then
+  tasks=1 # one process has all GPUs of the node
+elif [[ ${command[0]} == sweep ]]; then
+  command+=(--distributed) # the processes of a unit find each other as those of a run do
 else
   [[ -z ${flags[array]} ]] || refuse "--array=${flags[array]}: is of a sweep, which is named by --sweep after the --"
 fi

@@ -52,7 +52,11 @@ create=("${queued[@]}" create "$name" "${options[@]}" "--node-id=$name" "--accel
   "--runtime-version=${flags[runtime-version]}" "${account[@]}" "${spot[@]}")
 delete=("${queued[@]}" delete "$name" "${options[@]}" --force --quiet) # --force: with its VMs
 extras=(tpu ${bucket:+gcs})
-archive=.cache/$name.tar.gz
+# What gcloud says of a request that asking again does not change.
+permanent='PERMISSION_DENIED|UNAUTHENTICATED|INVALID_ARGUMENT|SERVICE_DISABLED|active account|auth tokens'
+permanent+='|(unrecognized|invalid) (argument|choice)|argument --'
+archive=.cache/$name.tar.gz errors=.cache/$name.errors
+[[ ! $dry_run ]] || errors=/dev/null
 
 look() { # sets state; ABSENT when there is none of this name
   local answer try
@@ -71,6 +75,7 @@ look() { # sets state; ABSENT when there is none of this name
       return
     fi
     say "$answer"
+    [[ ! $answer =~ $permanent ]] || refuse "gcloud refuses, see above: asking again does not change that"
     ((try == 5)) || sleep "${flags[poll]}"
   done
   say "the state of $name cannot be read; the same command continues"
@@ -79,7 +84,12 @@ look() { # sets state; ABSENT when there is none of this name
 
 attempt() { # returns the program's code, and 255 when the workers cannot be reached
   local worker=("${vm[@]}" ssh "$name" "${options[@]}" --worker=all)
-  run "${vm[@]}" scp "$archive" launch/tpu_vm_worker.sh "$name:" "${options[@]}" --worker=all || return 255
+  # Through a pipe, and not afterwards: gcloud may ask for a passphrase.
+  if ! run "${vm[@]}" scp "$archive" launch/tpu_vm_worker.sh "$name:" "${options[@]}" --worker=all 2> >(tee "$errors" >&2); then
+    wait $! # for tee
+    [[ ! $(<"$errors") =~ $permanent ]] || return 2
+    return 255
+  fi
   run "${worker[@]}" "--command=$(quoted bash tpu_vm_worker.sh install "$name" "${flags[setup]}" "${extras[@]}")" || return
   run "${worker[@]}" "--command=$(quoted bash tpu_vm_worker.sh run "$name" "${program[@]}")"
 }
@@ -110,7 +120,7 @@ while :; do
       attempt || code=$?
       case $code in
         0) break ;;
-        2) refuse "bad input, see above: nothing is started again" ;;
+        2) refuse "refused, see above: nothing is started again" ;;
         42) again "the program was stopped and has saved" && sleep "${flags[poll]}" ;;
         *) # A crash, or the machines are gone: the state tells which, but up to minutes late.
           for ((i = 0; i < 4; i++)); do

@@ -32,6 +32,8 @@ check image '[^[:space:]]+'
 check max-restarts '[0-9]+'
 check grace '[1-9][0-9]*'
 check_program "/mnt/shared/${flags[name]}"
+[[ $bucket || ${flags[storage]} ]] ||
+  refuse "--workdir=$workdir: every pod has a disk of its own; name the --storage that is mounted there, or gs://BUCKET/DIRECTORY"
 
 # XPK puts the command into a subshell of its script and sends SIGTERM to that subshell: exec makes it the program.
 # %q, for a quoted '$(…)' would still be substituted by Kubernetes before any shell sees it; an escaped one is not.

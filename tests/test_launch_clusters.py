@@ -66,7 +66,7 @@ FLAGS = {
         "runtime-version": "v2-alpha-tpuv6e",
         "poll": "0",
     },
-    "xpk.sh": {"name": "run1", "cluster": "c1", "tpu-type": "v6e-16", "image": "repo/distill:1"},
+    "xpk.sh": {"name": "run1", "cluster": "c1", "tpu-type": "v6e-16", "image": "repo/distill:1", "storage": "nfs"},
     "jobset.sh": {
         "name": "run1",
         "queue": "tpu-queue",
@@ -88,6 +88,8 @@ class Site:
         for directory in (self.root, self.cloud, tools, self.cloud / "worker-bin"):
             directory.mkdir()
         (self.root / "configs").mkdir()
+        for name in ("arithmetic.py", "a b.py", "c.py"):
+            (self.root / "configs" / name).touch()
         (self.root / "distill_jax/perf").mkdir(parents=True)
         shutil.copy(ROOT / "distill_jax/perf/slices.tsv", self.root / "distill_jax/perf")
         for name in ("pyproject.toml", "constraints.txt", "README.md", "LICENSE"):
@@ -232,12 +234,12 @@ def test_bad_flags_are_refused_before_any_call(site, launcher, switches, program
         ("tpu_vm.sh", {"accelerator_type": "tpu7x-128"}, None, "on GKE only; use jobset.sh or xpk.sh"),
         ("tpu_vm.sh", {"service_account": "me"}, None, "an e-mail address"),
         ("tpu_vm.sh", {"spot": "yes"}, None, "--spot is a switch"),
-        ("tpu_vm.sh", {}, ["--config=c.py", "--workdir=gs://bucket"], "must be gs://BUCKET/DIRECTORY"),
-        ("jobset.sh", {}, ["--config=c.py", "--workdir=s3://bucket/x"], "must be gs://BUCKET/DIRECTORY"),
-        ("xpk.sh", {}, ["--config=c.py", "--workdir=runs/x"], "must be an absolute path"),
+        ("tpu_vm.sh", {}, ["--config=configs/c.py", "--workdir=gs://bucket"], "must be gs://BUCKET/DIRECTORY"),
+        ("jobset.sh", {}, ["--config=configs/c.py", "--workdir=s3://bucket/x"], "must be gs://BUCKET/DIRECTORY"),
+        ("xpk.sh", {}, ["--config=configs/c.py", "--workdir=runs/x"], "must be an absolute path"),
         ("xpk.sh", {"cluster": None}, None, "--cluster is missing"),
         ("xpk.sh", {"tpu_type": "v6e-4x5"}, None, "--tpu-type=v6e-4x5: no such slice"),
-        ("jobset.sh", {}, ["--config=c.py", "--workdir=/elsewhere/x"], "is not under --mount=/mnt/shared"),
+        ("jobset.sh", {}, ["--config=configs/c.py", "--workdir=/elsewhere/x"], "is not under --mount=/mnt/shared"),
         ("jobset.sh", {"claim": None}, None, "--claim is missing"),
         ("jobset.sh", {"topology": "4x5"}, None, "--topology=4x5: v6e has none such; there are 1x1, 2x2, 2x4"),
         ("jobset.sh", {"accelerator": "tpu-v6-slice"}, None, "there are tpu-v4-podslice tpu-v5-lite-podslice"),
@@ -247,6 +249,7 @@ def test_bad_flags_are_refused_before_any_call(site, launcher, switches, program
         ("jobset.sh", {"coordinator_port": "65536"}, None, "--coordinator-port=65536: "),
         ("jobset.sh", {"image": 'a"b'}, None, '--image=a"b'),
         ("slurm.sh", {"time": "soon"}, None, "--time=soon"),
+        ("xpk.sh", {"storage": None}, PLAIN, "every pod has a disk of its own; name the --storage"),
         ("slurm.sh", {"array": "0-3"}, None, "--array=0-3: is of a sweep"),
     ],
 )
@@ -394,10 +397,34 @@ def test_tpu_vm_takes_an_unreadable_state_for_neither_absent_nor_active(site):
     site.plan(describe=["UNAVAILABLE"] * 2)
     assert site.run("tpu_vm.sh").returncode == 0
     assert site.verbs() == ["create", *ONCE]
-    site.plan(describe=["PERMISSION_DENIED"] * 9)
+    site.plan(describe=["UNAVAILABLE"] * 9)
     done = site.run("tpu_vm.sh")
     assert done.returncode == 1 and "cannot be read" in done.stderr
     assert site.verbs() == []
+
+
+@pytest.mark.parametrize("error", ["PERMISSION_DENIED: tpu.nodes.get", "argument --zone: Bad value [x]: must be one"])
+@pytest.mark.parametrize("verb", ["describe", "scp"])
+def test_tpu_vm_asks_once_for_what_is_refused_for_good(site, verb, error):
+    site.plan(**{verb: [error] * 9})
+    done = site.run("tpu_vm.sh")
+    assert done.returncode == 2 and error in done.stderr and "see above" in done.stderr
+    assert len([call for call in site.lines("calls") if call[0] == "gcloud" and call[4] == verb]) == 1
+    assert site.programs() == []
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_config_that_the_machines_would_not_have_is_refused(site, launcher):
+    def refused(config):
+        done = site.run(launcher, program=[f"--config={config}", "--workdir=gs://bucket/run1"])
+        assert done.returncode in (0, 2)
+        return done.stderr if done.returncode else ""
+
+    (site.root / "mine.py").touch()
+    assert "there is no file configs/nonesuch.py" in refused("configs/nonesuch.py:cpu")
+    assert "there is no file distill_jax/configs/nonesuch.py" in refused("nonesuch:cpu")
+    assert refused("configs/a b.py:cpu,full") == "" == refused("gs://bucket/mine.py:cpu")
+    assert ("the machines get configs distill_jax of this" in refused("mine.py")) == (launcher != "slurm.sh")
 
 
 @pytest.mark.parametrize(("setup", "code"), [("false; true", 1), ("exit 3", 3)])
@@ -533,11 +560,11 @@ def test_the_schema_and_the_rules_can_refuse(site):
 
 def test_a_bucket_needs_no_claim_but_an_account(site):
     workdir = "--workdir=gs://bucket/run1"
-    jobset = rendered(site, claim=None, service_account="distill", program=["--config=c.py", workdir])
+    jobset = rendered(site, claim=None, service_account="distill", program=["--config=configs/c.py", workdir])
     pod = check_jobset(jobset)
     assert pod["volumes"] == pod["containers"][0]["volumeMounts"] == []
     assert pod["serviceAccountName"] == "distill" and pod["containers"][0]["args"][-1] == workdir
-    both = check_jobset(rendered(site, program=["--config=c.py", workdir]))  # data may lie on the claim
+    both = check_jobset(rendered(site, program=["--config=configs/c.py", workdir]))  # data may lie on the claim
     assert both["volumes"][0]["persistentVolumeClaim"] == {"claimName": "work"}
 
 
@@ -545,7 +572,7 @@ def test_a_bucket_needs_no_claim_but_an_account(site):
     ("launcher", "extras"), [("tpu_vm.sh", ["tpu", "gcs"]), ("slurm.sh", ["cuda", "gcs"]), ("xpk.sh", None)]
 )
 def test_a_bucket_is_taken_and_what_reads_it_installed(site, launcher, extras):
-    program = ["--config=c.py", "--workdir=gs://bucket/run1"]
+    program = ["--config=configs/c.py", "--workdir=gs://bucket/run1"]
     assert site.run(launcher, program=program).returncode == 0
     assert site.programs() == [["run", "--distributed", *program]]
     calls = site.lines("calls")

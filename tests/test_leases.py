@@ -253,3 +253,24 @@ def test_a_lease_tells_nothing_of_times(tmp_path, lease):
     (path,) = (tmp_path / "node").glob("lease-*.json")
     assert set(json.loads(path.read_text())) == {"worker", "heartbeat", "machine", "pid", "started"}
     assert leases._started(os.getpid()) is not None and leases._started(2**22 + 1) is None
+
+
+def test_an_outage_in_which_nobody_could_renew_is_not_held_against_anyone(lease, tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(leases.time, "monotonic", lambda: now[0])
+    node, onlooker = tmp_path / "node", lease(dead_after=60)
+    lease(heartbeat=1000).take(node)
+    as_of_another_machine(node)
+    assert onlooker.alive(node)
+
+    def fails(path):
+        raise OSError("an outage")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(leases.storage, "version", fails)
+        now[0] = 500.0
+        assert onlooker.alive(node)
+    now[0] = 550.0
+    assert onlooker.alive(node)  # it has been readable for 50 s
+    now[0] = 561.0
+    assert not onlooker.alive(node)

@@ -30,7 +30,7 @@ JOBSET = "--queue=q --accelerator=tpu-v6e-slice --topology=2x2 --image=repo/dist
 def site(tmp_path: Path, monkeypatch) -> Site:
     """A checkout of the launch scripts, from which the sweep is submitted, and the cluster behind it."""
     site = Site(tmp_path)
-    (site.root / "sweep.py").write_text(SWEEP)
+    (site.root / "configs/sweep.py").write_text(SWEEP)
     monkeypatch.chdir(site.root)
     monkeypatch.setattr(cluster_engine, "LAUNCH", site.root / "launch")
     for name, value in site.env.items():
@@ -39,7 +39,7 @@ def site(tmp_path: Path, monkeypatch) -> Site:
 
 
 def sweep(workdir: str, *flags: str) -> int:
-    return main.main(["distill-jax", "sweep", "--sweep=sweep.py", f"--workdir={workdir}", "--pack=1", *flags])
+    return main.main(["distill-jax", "sweep", "--sweep=configs/sweep.py", f"--workdir={workdir}", "--pack=1", *flags])
 
 
 def test_slurm_gets_an_array_a_level_each_after_the_last(site, capfd):
@@ -50,7 +50,7 @@ def test_slurm_gets_an_array_a_level_each_after_the_last(site, capfd):
     assert [call.get("--dependency") for call in calls] == [None, "afterok:7", "afterok:8"]
     assert [call["--gpus-per-node"] for call in calls] == ["1", "2", "2"]  # data ask for none, and Slurm gives one
     assert {(call["--ntasks-per-node"], call["--partition"]) for call in calls} == {("1", "gpu")}
-    common = ["sweep", "--sweep=sweep.py", "--workdir=runs/x", "--pack=1", "--config.relearn.seeds=1"]
+    common = ["sweep", "--sweep=configs/sweep.py", "--workdir=runs/x", "--pack=1", "--config.relearn.seeds=1"]
     units = [f"--unit={level}.{index}" for level, count in LEVELS.items() for index in range(count)]
     assert site.programs() == [[*common, unit] for unit in units]
 
@@ -99,14 +99,14 @@ def test_a_jobset_has_a_replicated_job_a_level_each_after_the_last(site, capfd):
         assert job["template"]["spec"]["completions"] == 1
 
 
-ARGUMENTS = ["--sweep=sweep.py", "--workdir=/mnt/shared/x", "--pack=1"]
+ARGUMENTS = ["--sweep=configs/sweep.py", "--workdir=/mnt/shared/x", "--pack=1"]
 
 
 @pytest.mark.parametrize(
     ("workdir", "flags", "says"),
     [
-        ("/mnt/shared/x", f"--jobset={JOBSET} --topology=4x4", "a unit of a sweep is one process"),
-        ("runs/x", "--slurm=--nodes=2", "a unit of a sweep is one process"),
+        ("/mnt/shared/x", f"--jobset={JOBSET} --topology=4x5", "v6e has none such"),
+        ("runs/x", "--slurm=--nodes=0", "--nodes=0: a number from 1"),
         ("runs/x", "--slurm=--nmae=2", "unknown flag --nmae=2"),
         ("runs/x", "--slurm=--partition='gpu", "--slurm=--partition='gpu: No closing quotation"),
     ],
@@ -116,7 +116,28 @@ def test_what_a_unit_cannot_have_is_refused(site, capfd, workdir, flags, says):
     assert says in capfd.readouterr().err and site.programs() == []
 
 
+def test_slurm_gives_a_unit_several_nodes_and_a_process_a_gpu(site, capfd):
+    assert sweep("runs/x", "--gpus=2", "--slurm=--nodes=3") == 0, capfd.readouterr().err
+    calls = [stand_in.parse(call)[2] for call in site.lines("calls") if call[0] == "sbatch"]
+    assert [(call["--nodes"], call["--ntasks-per-node"]) for call in calls] == [("1", "1"), ("3", "2"), ("3", "2")]
+    started = [words for words in site.lines("programs") if words[-1] == "--unit=2.1"]
+    assert sorted(int(rank) for rank, *_ in started) == list(range(6))
+    assert all(words[:2] == ["sweep", "--distributed"] for _, *words in started)
+
+
+def test_a_jobset_gives_a_unit_a_process_on_every_host_of_its_slice(site, capfd):
+    assert sweep("/mnt/shared/x", f"--jobset={JOBSET} --topology=4x4") == 0, capfd.readouterr().err
+    jobset = yaml.safe_load((site.cloud / "applied").read_text())
+    check_jobset(jobset)
+    for level, job in enumerate(jobset["spec"]["replicatedJobs"]):
+        spec = job["template"]["spec"]
+        assert (job["replicas"], spec["completions"], spec["parallelism"]) == (LEVELS[level], 4, 4)
+        arguments = spec["template"]["spec"]["containers"][0]["args"]
+        assert arguments[:3] == ["sweep", "--distributed", "--coordinator_port=8482"]
+        assert arguments[-1] == f"--unit={level}.$(JOB_INDEX)"
+
+
 @pytest.mark.parametrize("launcher", ["tpu_vm.sh", "xpk.sh"])
 def test_launchers_of_one_program_on_all_hosts_take_no_sweep(site, launcher):
-    done = site.run(launcher, program=["--sweep=sweep.py", "--workdir=/mnt/shared/x"])
+    done = site.run(launcher, program=["--sweep=configs/sweep.py", "--workdir=/mnt/shared/x"])
     assert done.returncode == 2 and "needs --config=FILE" in done.stderr and site.lines("calls") == []

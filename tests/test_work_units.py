@@ -116,7 +116,9 @@ def test_only_what_asks_for_it_is_started_again(tmp_path, monkeypatch, code, aga
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (["--ray=local", "--slice=v5e-16"], "--slice=v5e-16: has several hosts"),
+        (["--ray=local", "--slice=2xv5e-16"], "--slice=2xv5e-16: a population takes one slice"),
+        (["--ray=local", "--slice=auto"], "--slice=auto: a population takes one slice"),
+        (["--coordinator=h:1", "--processes=2"], "give the --unit that these compute together"),
         (["--ray=local", "--slice=v5e-3"], "--slice=v5e-3: no such slice"),
         (["--ray=local", "--workers=2"], "give one of them"),
         (["--ray=local", "--slurm="], "give one of them"),

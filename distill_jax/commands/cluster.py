@@ -24,6 +24,11 @@ class ClusterFlags:
         mend = "also give --coordinator=HOST:PORT and --process, or --distributed alone"
         check(bool(self.coordinator) or self.processes == 1, f"--processes={self.processes}: {mend}")
 
+    @property
+    def several(self) -> bool:
+        """Whether this process is one of several that run one command together."""
+        return self.distributed or bool(self.coordinator)
+
     def join(self) -> None:
         """Join the other processes, if there are any, and heed SIGTERM from now on."""
         from distill_jax.sharding import distributed

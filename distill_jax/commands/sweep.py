@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Sequence
@@ -10,33 +11,29 @@ from typing import TYPE_CHECKING
 
 from distill_jax import backend, console, shipped
 from distill_jax.commands import command_line, config_line
+from distill_jax.commands.cluster import ClusterFlags
 from distill_jax.commands.command_line import flag
+from distill_jax.commands.plan import PLANNING
 from distill_jax.config import check
 from distill_jax.exit_codes import ExitCode
 from distill_jax.experiment import workers
 from distill_jax.experiment.named_config import NamedConfig, open_config
 from distill_jax.experiment.sweep_file import SweepFile, open_sweep
+from distill_jax.perf import slices
 
 if TYPE_CHECKING:
     from distill_jax.experiment.sweep_graph import Sweep
-    from distill_jax.experiment.work_units import Resources
+    from distill_jax.experiment.work_units import WorkUnit
 
-ENGINE = (
-    "ray",
-    "slurm",
-    "jobset",
-    "cpus",
-    "gpus",
-    "slice",
-    "workers",
-)  # flags that are no matter of the workers that an engine starts
+# Flags that are no matter of the workers that an engine starts.
+ENGINE = ("ray", "slurm", "jobset", "cpus", "gpus", "slice", "workers")
 WORKERS_A_CORE = 16  # at most: each is a process of some hundred MB
 ABOUT = """Computes what is missing of all the sweep's points, then draws the trade-off report. Any number of workers
 may run this command on one directory: each node is computed once, and a dead worker's nodes are taken over."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Flags:
+class Flags(ClusterFlags):
     """Flags of sweep."""
 
     workdir: str = flag("", "DIR: where everything is written", path=True)
@@ -60,7 +57,7 @@ class Flags:
     jobset: str | None = flag(None, "'FLAGS of launch/jobset.sh': apply it as a JobSet, a replicated job a level")
     cpus: int = flag(1, "with --ray, cores of a population", bounds=(1, None))
     gpus: int = flag(0, "with --ray or --slurm, GPUs of a population", bounds=(0, None))
-    slice: str = flag("", "with --ray, TPU slice of a population, of one host, such as v5e-8")
+    slice: str = flag("", "with --ray, TPU slice of a population: v5e-16, or of v5e the least that it fits on")
     unit: str = flag("", "LEVEL.INDEX: only this part, as an engine's task; --ray=auto --dry-run lists them")
 
     def __post_init__(self) -> None:
@@ -70,20 +67,26 @@ class Flags:
         ray, mend = bool(self.ray), "add --ray=ADDRESS, or leave it out"
         check(ray or self.cpus == 1, f"--cpus={self.cpus}: only --ray reads it; {mend}")
         check(ray or not self.slice, f"--slice={self.slice}: only --ray reads it; {mend}")
+        if self.slice and self.slice not in slices.CHIPS:
+            fix_hint = f"name one slice, such as v5e-16, or a generation: {', '.join(slices.CHIPS)}"
+            single = self.slice != "auto" and slices.find(self.slice).slices == 1
+            check(single, f"--slice={self.slice}: a population takes one slice; {fix_hint}")
         placed = ray or self.slurm is not None
         check(placed or not self.gpus, f"--gpus={self.gpus}: only --ray and --slurm read it; add one, or leave it out")
         check(not (self.unit and self.index is not None), "--unit and --index: give one of them")
+        super().__post_init__()
+        fix_hint = "start every worker alone, or give the --unit that these compute together"
+        check(not self.several or bool(self.unit), f"--distributed, --coordinator: {fix_hint}")
 
-    def resources(self) -> Resources:
-        """Return what a population needs of a machine."""
-        from distill_jax.experiment.work_units import Resources
-        from distill_jax.perf import slices
+    @property
+    def places(self) -> bool:
+        """Whether an engine runs it, and this process computes nothing."""
+        return bool(self.ray) or self.slurm is not None or self.jobset is not None
 
-        where = slices.find(self.slice) if self.slice else None
-        fix_hint = "name a slice of one host, such as v5e-8; what needs more is for `distill-jax run`"
-        one_host = where is None or where.chips <= 4 or where.shape == (2, 4)
-        check(one_host, f"--slice={self.slice}: has several hosts; {fix_hint}")
-        return Resources(self.cpus, self.gpus, where)
+    @property
+    def starts_workers(self) -> bool:
+        """Whether this process starts workers, and computes nothing itself."""
+        return self.workers > 1 and workers.COUNT not in os.environ
 
 
 def usage(arguments: Sequence[str]) -> str:
@@ -99,6 +102,13 @@ def usage(arguments: Sequence[str]) -> str:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command."""
+    with contextlib.ExitStack() as planning:
+        if config_line.take(arguments, "slice")[0] in slices.CHIPS:
+            planning.enter_context(backend.environment(PLANNING))  # before the config's imports bring JAX
+        return _main(arguments, planning)
+
+
+def _main(arguments: Sequence[str], planning: contextlib.ExitStack) -> int:
     source, rest = config_line.take(arguments, "sweep")
     missing = "--sweep=FILE.py is missing: name the sweep, such as configs/sweeps/undo_arithmetic.py"
     check(bool(source), missing)
@@ -112,12 +122,21 @@ def main(arguments: Sequence[str]) -> int:
     if flags.count:
         print(len(file.points))
         return 0
+    if not (flags.places or flags.dry_run):
+        backend.check_platforms()  # which takes no device from the workers
     backend.import_jax()
     file, flags = _one_point(file, flags)
+    if not (flags.places or flags.dry_run or flags.starts_workers):
+        backend.set_up(named.config.run)
+        if flags.several:
+            flags.join()  # before anything touches a device
+        backend.find_devices()  # refused before a large sweep is read
     sweep = _load(file, named, config_line.workdir(flags.workdir))
     chosen = sweep if flags.index is None else sweep.of_point(flags.index)
-    if flags.ray or flags.slurm is not None or flags.jobset is not None:
-        return _place(arguments, flags, sweep, chosen)
+    if flags.places:
+        units = _units(flags, chosen)
+        planning.close()  # for an engine's processes on this machine
+        return _place(arguments, flags, sweep, chosen, units)
     if flags.unit:
         from distill_jax.experiment import work_units
 
@@ -127,9 +146,8 @@ def main(arguments: Sequence[str]) -> int:
 
         print(sweep_graph.preview(chosen))
         return 0
-    if flags.workers > 1 and workers.COUNT not in os.environ:
+    if flags.starts_workers:
         return _start_workers(["distill-jax", "sweep", *arguments], flags, sweep, chosen)
-    backend.set_up(named.config.run)  # not before: the workers' devices are fewer
     _work(flags, sweep, chosen)
     return 0
 
@@ -167,13 +185,12 @@ def _start_workers(line: Sequence[str], flags: Flags, sweep: Sweep, chosen: Swee
     return code
 
 
-def _place(line: Sequence[str], flags: Flags, sweep: Sweep, chosen: Sweep) -> int:
+def _place(line: Sequence[str], flags: Flags, sweep: Sweep, chosen: Sweep, units: Sequence[WorkUnit]) -> int:
     """Have an engine run the units of a sweep; with Ray, wait for them and draw the report if all is there then."""
     from distill_jax.experiment import work_units
     from distill_jax.experiment.engines import cluster_engine, ray_engine
     from distill_jax.io import leases
 
-    units = work_units.work_units(chosen, flags.resources(), flags.pack)
     command = ["sweep", *line]
     for name in ENGINE:
         _, command = config_line.take(command, name)
@@ -193,18 +210,36 @@ def _place(line: Sequence[str], flags: Flags, sweep: Sweep, chosen: Sweep) -> in
     return code
 
 
+def _units(flags: Flags, chosen: Sweep) -> list[WorkUnit]:
+    """Return the units of a sweep with what each needs of a machine: by the flags, or by the plan for a generation."""
+    from distill_jax.experiment import unit_plan, work_units
+    from distill_jax.perf.analysis_cache import AnalysisCache, default_directory
+
+    where = slices.find(flags.slice) if flags.slice and flags.slice not in slices.CHIPS else None
+    asked = work_units.Resources(flags.cpus, flags.gpus, where)
+    if flags.slice not in slices.CHIPS:
+        return work_units.work_units(chosen, asked, flags.pack)
+    planner = unit_plan.UnitPlanner(flags.slice, AnalysisCache(default_directory()), console.complain)
+    return work_units.work_units(chosen, asked, flags.pack, planner)
+
+
 def _work(flags: Flags, sweep: Sweep, chosen: Sweep) -> None:
     """Compute, as one worker, what is missing."""
-    from distill_jax.experiment import sweep_graph
+    from distill_jax.experiment import graph, sweep_graph
     from distill_jax.io import leases
     from distill_jax.sharding import distributed
 
-    backend.find_devices()
     distributed.heed_signals()
+    for shard in chosen.shards:
+        graph.check_mesh(shard.nodes, shard.experiment.model, shard.experiment.run)
+    count = int(os.environ.get(workers.COUNT, "1"))
+    if not distributed.is_primary():
+        sweep_graph.run(chosen, None, flags.pack, count)
+        return
     with leases.held(config_line.workdir(flags.workdir), sweep.marker(), shared=True):
         held = leases.Leases(dead_after=flags.dead_after, heartbeat=min(10.0, flags.dead_after / 4))
         try:
-            sweep_graph.run(chosen, held, flags.pack, int(os.environ.get(workers.COUNT, "1")))
+            sweep_graph.run(chosen, held, flags.pack, count)
         finally:
             held.close()
         if workers.COUNT not in os.environ and (sweep.done or not flags.unit):

@@ -281,6 +281,16 @@ def check_memory(ctx: Context, nodes: Sequence[Node]) -> None:
         check(least <= there, f"stages.{node.stage}: {need}; {fix_hint}")
 
 
+def check_mesh(nodes: Mapping[str, Node], model: Any, settings: RunSettings) -> None:
+    """Refuse devices that do not divide as the config says, if any node is to be computed on them.
+
+    Raises:
+      ConfigError: naming what does not divide.
+    """
+    if not all(node.done for node in nodes.values()):  # else there is only a report to draw
+        Context(model, dict(nodes), Path(), Progress(0, 0.0, 0.0, None), settings).mesh()
+
+
 def least_memory(ctx: Context, job: TrainJob) -> int:
     """Return the bytes, of all devices together, without which a job cannot take a step; from sizes alone.
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from distill_jax.experiment.lowered_group import LoweredGroup
 from distill_jax.io.node import Node
 from distill_jax.perf.compile_for import ProgramAnalysis
+from distill_jax.perf.roofline import step_floors
 from distill_jax.perf.slices import Slice
 from distill_jax.types import JsonObject
 
@@ -84,7 +85,7 @@ def planned_stages(
       parameters: of one model.
     """
     first = group.nodes[0]
-    seconds = step_floors(group, where, analysis)
+    seconds = step_floors(group.executed, analysis, where)
     fits = bool(analysis.hbm) and analysis.needed <= where.device_hbm
     step_seconds = max(seconds.values())
     # Stages that train together share the chips equally.
@@ -120,18 +121,6 @@ def planned_stages(
         warnings=[*_warnings(analysis), *group.notes],
     )
     return [dataclasses.replace(shared, stage=node.name) for node in group.nodes]
-
-
-def step_floors(group: LoweredGroup, where: Slice, analysis: ProgramAnalysis) -> dict[str, float]:
-    """Return the seconds that a step takes at least for each of what it needs, as if at its peak and alone."""
-    floors = {"compute": group.executed / where.devices / where.device_flops}
-    if analysis.hbm:
-        received, far = (sum(kind["bytes"] for kind in x.values()) for x in (analysis.collectives, analysis.network))
-        floors["memory"] = sum(analysis.traffic.values()) / where.device_bandwidth
-        floors["interconnect"] = received / where.interconnect if received else 0.0
-        if where.slices > 1:
-            floors["network"] = far / where.device_network
-    return floors
 
 
 def _warnings(analysis: ProgramAnalysis) -> list[str]:

@@ -43,7 +43,8 @@ def open_sweep(source: str) -> SweepFile:
     module = load_module(path, "get_sweep", "get_sweep(arg) returns the base config and the points")
     base, points = _checked(where, call(where, module.get_sweep, arg))
     file, *preset = split_source(base)
-    base = ":".join([file if "://" in file else str(path.parent / file), *preset])
+    as_named = "://" in file or (file in shipped.names(shipped.CONFIGS) and not (path.parent / file).exists())
+    base = ":".join([file if as_named else str(path.parent / file), *preset])
     description = " ".join((module.__doc__ or "").split("\n\n")[0].split())
     return SweepFile(path.stem + (f":{arg}" if arg else ""), base, points, description)
 

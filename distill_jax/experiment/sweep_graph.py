@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import hashlib
 import math
 import time
@@ -24,7 +25,7 @@ from distill_jax.io.files import Digests
 from distill_jax.io.leases import Leases
 from distill_jax.io.metrics import Progress, span
 from distill_jax.io.node import ROWS
-from distill_jax.sharding.distributed import preempted
+from distill_jax.sharding.distributed import announced, preempted
 from distill_jax.stages.context import Context, Node
 
 POLL_SECONDS = 1.0
@@ -159,10 +160,11 @@ def code_identity() -> str:
     return digest.hexdigest()[:12]
 
 
-def run(sweep: Sweep, leases: Leases, max_nodes: int = 0, workers: int = 1, out: Any = None) -> None:
+def run(sweep: Sweep, leases: Leases | None, max_nodes: int = 0, workers: int = 1, out: Any = None) -> None:
     """Compute, beside other workers, whatever of a sweep is missing, and return when all of it is there.
 
     Args:
+      leases: None for a process that computes what process 0 of its worker has leased.
       max_nodes: in one population; 0 for as many as the devices' memory takes.
       workers: how many are known to work on it: packs are cut so that each gets a part.
     """
@@ -170,7 +172,8 @@ def run(sweep: Sweep, leases: Leases, max_nodes: int = 0, workers: int = 1, out:
 
         def groups(ctx: Context, shard: SweepShard = shard) -> Iterator[list[Node]]:
             ctx.progress.workers = workers
-            return leased(shard.nodes, leases, lambda group: _portion(ctx, group, max_nodes, workers), ctx.progress.say)
+            nodes, portion = shard.nodes, functools.partial(_portion, ctx, max_nodes, workers)
+            return leased(nodes, leases, portion, ctx.progress.say) if leases else followed(nodes, portion)
 
         graph.execute(shard.nodes, shard.experiment.model, shard.experiment.run, out, groups)
 
@@ -200,10 +203,12 @@ def leased(
                 done.add(node.name)
                 _clear(node, leases)
         if len(done) == len(nodes):
+            announced({"done": True})
             return
         taken = next(filter(None, (_take(group, leases, portion) for group in graph.ready(groups, done))), [])
         try:
             if taken:
+                announced({"run": {attempt.name: attempt.directory.name for attempt in taken}})
                 yield taken
                 leases.confirm()
                 for attempt in taken:
@@ -212,8 +217,8 @@ def leased(
         finally:
             for attempt in taken:
                 leases.release(attempts.home(nodes[attempt.name]))
-        if preempted():
-            raise Interrupted("stopped while waiting for other workers")
+        announced({"wait": True})
+        _leave_if_preempted()
         if time.monotonic() - last_message > 60:
             last_message = time.monotonic()
             others = {leases.holder(attempts.home(node)) for node in nodes.values() if node.name not in done}
@@ -239,8 +244,33 @@ def _take(group: list[Node], leases: Leases, portion: Callable[[list[Node]], int
                 continue
             taken.append(attempt)
             if len(taken) == 1:
+                announced({"portion": [node.name for node in group]})
                 limit = portion(group)  # which may ask the compiler, so not before there is something to run
     return taken
+
+
+def followed(nodes: Mapping[str, Node], portion: Callable[[list[Node]], int]) -> Iterator[list[Node]]:
+    """Yield the groups that process 0 of this worker has leased, as it yields them.
+
+    Args:
+      portion: as of `leased`; all processes ask it together, as it may ask all of their devices.
+
+    Raises:
+      Interrupted: if the worker was asked to stop while it waited for others.
+    """
+    while not (message := announced({})).get("done"):
+        if group := message.get("portion"):
+            portion([nodes[name] for name in group])
+        elif taken := message.get("run"):
+            homes = {name: attempts.home(nodes[name]) for name in taken}
+            yield [dataclasses.replace(nodes[name], directory=homes[name] / taken[name]) for name in taken]
+        else:
+            _leave_if_preempted()
+
+
+def _leave_if_preempted() -> None:
+    if preempted():
+        raise Interrupted("stopped while waiting for other workers")
 
 
 def _clear(node: Node, leases: Leases) -> None:
@@ -251,7 +281,7 @@ def _clear(node: Node, leases: Leases) -> None:
         leases.release(home)
 
 
-def _portion(ctx: Context, group: list[Node], max_nodes: int, workers: int) -> int:
+def _portion(ctx: Context, max_nodes: int, workers: int, group: list[Node]) -> int:
     share = math.ceil(len(group) / workers)
     share = min(share, max_nodes) if max_nodes else share
     return graph.fitting(ctx, group[:share], workers)

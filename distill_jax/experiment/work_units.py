@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from distill_jax.config import check, nearest
 from distill_jax.experiment import graph
 from distill_jax.experiment.sweep_graph import Sweep, SweepShard
+from distill_jax.experiment.unit_plan import UnitPlanner
 from distill_jax.io.metrics import Progress
 from distill_jax.io.node import Node
 from distill_jax.perf.slices import GIB, Slice
@@ -22,24 +23,33 @@ from distill_jax.stages.context import Context
 
 @dataclasses.dataclass(frozen=True)
 class Resources:
-    """What a unit needs of one machine.
+    """What a unit needs of the machines that it runs on.
 
     Attributes:
+      cpus, gpus: of each host.
       slice: of TPUs; None for none.
-      memory: bytes of the host, without which a step cannot be taken or saved.
+      memory: bytes of all hosts together, without which a step cannot be taken or saved.
+      plan: what the compiler says that a device of the slice must hold; "" if it was not asked.
     """
 
     cpus: int = 1
     gpus: int = 0
     slice: Slice | None = None
     memory: int = 0
+    plan: str = ""
+
+    @property
+    def hosts(self) -> int:
+        """On how many hosts it runs, with a process on each."""
+        return self.slice.hosts if self.slice else 1
 
     def __str__(self) -> str:
         parts = [f"{self.cpus} CPU{'s' * (self.cpus > 1)}"]
         if self.gpus:
             parts.append(f"{self.gpus} GPU{'s' * (self.gpus > 1)}")
         if self.slice:
-            parts.append(self.slice.name)
+            hosts = f" of {self.hosts} hosts" if self.hosts > 1 else ""
+            parts.append(f"{self.slice.name}{hosts}{f' ({self.plan})' if self.plan else ''}")
         return ", ".join([*parts, f"{self.memory / GIB:.2f} GiB"])
 
 
@@ -72,12 +82,15 @@ class WorkUnit:
         return int(self.name.split(".")[1])
 
 
-def work_units(sweep: Sweep, resources: Resources | None = None, max_nodes: int = 0) -> list[WorkUnit]:
+def work_units(
+    sweep: Sweep, resources: Resources | None = None, max_nodes: int = 0, planner: UnitPlanner | None = None
+) -> list[WorkUnit]:
     """Cut a sweep into units, each after those that it needs.
 
     Args:
       resources: of a unit that computes on devices; the data are made on a CPU.
       max_nodes: of a unit; 0 for whole populations.
+      planner: finds the slice of each unit that is not done; those of `resources` when left out.
 
     Raises:
       ConfigError: if a step of one needs more memory than the slice has.
@@ -94,13 +107,14 @@ def work_units(sweep: Sweep, resources: Resources | None = None, max_nodes: int 
             sources |= set() if fresh[0].name == graph.DATA else {graph.DATA}
             needs = sorted({owners[shard.nodes[name].directory.name].name for name in sources}, key=_number)
             level = 1 + max((int(name.split(".")[0]) for name in needs), default=-1)
+            done = all(node.done for node in fresh)
             unit = WorkUnit(
                 name=f"{level}.{counts[level]}",
                 nodes=tuple(node.directory.name for node in fresh),
                 needs=tuple(needs),
                 stages=_stages(fresh),
-                resources=_resources(ctx, fresh, resources or Resources()),
-                done=all(node.done for node in fresh),
+                resources=_resources(ctx, fresh, resources or Resources(), None if done else planner),
+                done=done,
             )
             counts[level] += 1
             owners |= dict.fromkeys(unit.nodes, unit)
@@ -149,9 +163,11 @@ def _context(shard: SweepShard) -> Context:
     return Context(shard.experiment.model, shard.nodes, rows, Progress(0, 0.0, 0.0, None), shard.experiment.run)
 
 
-def _resources(ctx: Context, nodes: Sequence[Node], asked: Resources) -> Resources:
+def _resources(ctx: Context, nodes: Sequence[Node], asked: Resources, planner: UnitPlanner | None) -> Resources:
     if nodes[0].name == graph.DATA:
         return Resources(asked.cpus)
+    if planner and (fit := planner.fit(ctx, nodes)):
+        asked = dataclasses.replace(asked, slice=fit.where, plan=fit.reason)
     job = nodes[0].settings.train_job(ctx, nodes)
     least = graph.least_memory(ctx, job) if job else 0
     if asked.slice:

@@ -15,7 +15,10 @@ import requests.exceptions
 from gcsfs.core import quote
 from gcsfs.retry import ChecksumError, HttpError
 
+from distill_jax import console
+
 TRIES = 8
+SAID_AT = 3  # tries that failed, some two seconds: what is over sooner is not worth a line
 FIRST_WAIT, LONGEST_WAIT = 1.0, 32.0  # seconds; twice as long each time, 1.5 minutes in all
 TRANSIENT = {408, 429, *range(500, 505)}
 CREDENTIALS = "run `gcloud auth application-default login`, or give the machine a service account"
@@ -47,6 +50,8 @@ class Bucket(gcsfs.core.GCSFileSystem):
             except Exception as error:
                 if not _is_transient(error) or attempt == TRIES:
                     raise as_os_error(error, where) from error
+                if attempt == SAID_AT:
+                    console.complain(f"{where}: {_reason(error)}; trying again, for up to {_longest_wait():.0f} s")
                 await asyncio.sleep(random.uniform(0.5, 1.0) * min(FIRST_WAIT * 2 ** (attempt - 1), LONGEST_WAIT))
 
     async def _put_file(self, *arguments: str, **how: object) -> object:
@@ -77,6 +82,11 @@ class Bucket(gcsfs.core.GCSFileSystem):
         self.call("GET", "b/{}/o", bucket, prefix=key, maxResults=1)
 
 
+def _longest_wait() -> float:
+    """Return for how many seconds at most a request is tried again."""
+    return sum(min(FIRST_WAIT * 2**i, LONGEST_WAIT) for i in range(TRIES - 1))
+
+
 async def _arriving(upload: Callable[..., Awaitable[object]], where: str, *arguments: str, **how: object) -> object:
     """Upload what must arrive as it was sent: once more if the server's MD5 is another."""
     try:
@@ -104,7 +114,11 @@ def as_os_error(error: BaseException, where: str) -> OSError:
         return PermissionError(errno.EACCES, f"no credentials that Google Cloud Storage takes; {CREDENTIALS}", where)
     if str(code) == "403" or str(error).startswith("Forbidden"):
         return PermissionError(errno.EACCES, "no permission; it needs the role Storage Object User", where)
-    reason = " ".join(str(error).split())[:160] or type(error).__name__
+    reason = _reason(error)
     if _is_transient(error):
         return OSError(errno.EIO, f"Google Cloud Storage fails ({reason}), {TRIES} times in a row", where)
     return OSError(errno.EIO, f"Google Cloud Storage refuses: {reason}", where)
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split())[:160] or type(error).__name__

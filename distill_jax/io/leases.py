@@ -3,8 +3,9 @@
 A directory is leased by a file `lease-<n>.json` that is linked into place, which only one worker can do for each n; the
 highest n is in force. It is never taken away: a dead worker's lease n is followed by lease n + 1, and what the dead may
 still write does not matter (`attempts`). While it works, its owner touches the file. Nobody compares a time of the file
-with a clock, which may go wrong by hours between machines: a lease is dead when its file has not *changed* for
-`dead_after` seconds of the onlooker's own clock, or at once when its process is known to be gone from this machine.
+with a clock, which may go wrong by hours between machines: a lease is dead when its file, which could be read, has not
+*changed* for `dead_after` seconds of the onlooker's own clock, or at once when its process is known to be gone from
+this machine.
 """
 
 from __future__ import annotations
@@ -127,8 +128,10 @@ class Leases:
             return _started(int(record["pid"])) == record["started"]
         try:
             changed = storage.version(lease)
-        except OSError:
-            return True  # look again later
+        except OSError:  # look again later; meanwhile its worker may not have got through either
+            if lease in self._changes:
+                self._changes[lease] = self._changes[lease][0], time.monotonic()
+            return True
         now = time.monotonic()
         before, since = self._changes.setdefault(lease, (changed, now))
         if before != changed:
@@ -267,7 +270,8 @@ def _registered(workdir: Path, marker: Mapping[str, object], *, shared: bool) ->
             raise ConfigError(f"--workdir={workdir} cannot be written: {mend}") from error
         yield
     finally:
-        workers.close()
+        with contextlib.suppress(OSError):  # it counts as dead once it is silent, and nothing else depends on it
+            workers.close()
         storage.remove_tree(workdir / HOLDERS / workers.worker)
 
 

@@ -137,12 +137,14 @@ class TrainingSize:
       tokens_per_step: rows × length.
       flops: of the whole stage, as planned.
       ideal: seconds of a step at the devices' peak FLOP/s, for the MFU; None where no peak is known.
+      predicted: seconds of a step by the plan's roofline; None where there is no prediction.
     """
 
     steps: int
     tokens_per_step: float
     flops: float
     ideal: float | None = None
+    predicted: float | None = None
 
 
 class Progress:
@@ -188,11 +190,12 @@ class Progress:
         left = span((size.steps - step) / rate) if rate else "?"
         step_flops = size.flops / max(size.steps, 1)  # steps of an earlier process are done, but not in this one's time
         mfu = f"MFU {100 * rate * size.ideal:.1f} %  " if size.ideal and rate else ""
+        plan = f"{100 * rate * size.predicted:.0f} % of the plan's speed  " if size.predicted and rate else ""
         run_left = self._run_left(elapsed, self.flops_left - step_flops * step, step_flops * done)
         speed = f"{rate * size.tokens_per_step:,.0f} tok/s" if rate else "starting"
         self.say(
             f"[{self.stage}/{self.stages}] {self._training}  step {step}/{size.steps}  {text}  "
-            f"{speed}  {mfu}stage {left} left, run {run_left} left"
+            f"{speed}  {mfu}{plan}stage {left} left, run {run_left} left"
         )
 
     def finish(self, flops: float, text: str) -> None:

@@ -7,7 +7,7 @@ between the two is a function here:
                     on a file system                        in a bucket
   write_atomic      temporary file, fsync, rename           one upload: an object is whole or not there
   create_exclusive  hard link, which only one can make      upload on the condition that there is no such object
-  version           inode, size and times                   generation (gs), entity tag (s3)
+  version           inode, size and times                   generation (gs), entity tag and time (s3)
   digests           SHA-256 of what is read                 the MD5 that the server keeps, or else the same
   growing           the file itself                         a local file, uploaded whole from time to time
   uploading         the place itself                        a local place, uploaded when it is complete
@@ -33,6 +33,7 @@ import uuid
 from collections.abc import Iterator
 from typing import IO, Any, cast
 
+from distill_jax import console
 from distill_jax.config import SCHEMES, ConfigError, check
 from distill_jax.types import JsonObject
 
@@ -40,6 +41,7 @@ Path = pathlib.Path  # or an epath.Path, of which mypy is told nothing: see `loc
 Version = tuple[int | str, ...]
 # For epath, which asks once, perhaps for a local path: TensorFlow takes 13 s to import, and has credentials of its own.
 os.environ["EPATH_USE_TF"] = "false"
+SILENT_SECONDS = 4.0  # for which the first answer of a bucket may be waited for without a word
 PUSH_SECONDS = 30.0  # between two uploads of a file that grows
 CACHE_GIB = "DISTILL_JAX_CACHE_GIB"  # environment variable: what the local cache may hold
 
@@ -71,17 +73,23 @@ def absolute(path: Path) -> Path:
 
 
 def check_access(path: Path, flag: str) -> None:
-    """Refuse an address whose bucket is not there or cannot be read; a path is looked at when it is used.
+    """Refuse an address to work at whose bucket is not there or cannot be read; a path is looked at when it is used.
+
+    Models, corpora and configs are read from s3://, but no work directory is there: Orbax writes no training states to
+    it, and nothing replaces an object on a condition.
 
     Raises:
       ConfigError: naming the flag, the address and the mend.
     """
     if is_local(path):
         return
+    fix_hint = "name gs://BUCKET/DIRECTORY, or a path, such as that of a mounted bucket"
+    check(_is_google(path), f"{flag}={path}: training states cannot be written to s3://; {fix_hint}")
     bucket = path.parts[2] if len(path.parts) > 2 else ""
     check(bool(bucket), f"{flag}={path}: an address names a bucket, such as gs://bucket/run")
     try:
-        _system(path).first_names(str(path)) if _is_google(path) else _system(path).ls(bucket)
+        with console.patience(f"{flag}={path}: waiting for an answer", SILENT_SECONDS):
+            _system(path).first_names(str(path))
     except FileNotFoundError as error:
         mend = f"make it (gcloud storage buckets create gs://{bucket}), or name one that is there"
         raise ConfigError(f"{flag}={path}: there is no such bucket; {mend}") from error
@@ -323,7 +331,8 @@ def _is_google(path: Path) -> bool:
 
 
 def _version(info: JsonObject) -> Version:
-    return str(info.get("generation") or info.get("ETag")), int(info["size"])
+    # An entity tag is of the contents alone, and `touch` leaves them as they were.
+    return str(info.get("generation") or f"{info.get('ETag')} {info.get('LastModified')}"), int(info["size"])
 
 
 def versions(directory: Path) -> dict[str, Version]:

@@ -95,10 +95,12 @@ class Lap(NamedTuple):
     Attributes:
       seconds: by cause; they add up to its wall time, or to its share of its population's.
       processes: that worked on it.
+      predicted: FLOP/s of its steps by the plan's roofline; None where one of its trainings has none.
     """
 
     seconds: Mapping[str, float]
     processes: int = 1
+    predicted: float | None = None
 
     def share(self, share: float) -> Lap:
         """Return a node's share of what its population took."""
@@ -143,6 +145,7 @@ class Clock:
         self._earlier, self._marks, self._lapped = list(earlier), list[Mark](), dict.fromkeys(CAUSES, 0.0)
         self._save = save
         self._training: _Training | None = None
+        self._predictions: list[tuple[float, float | None]] = []  # FLOPs and seconds of the trainings of this lap
         self._spans = _compile_spans(threading.get_ident())
         # One tuple, replaced whole: another thread may read it at any time.
         self._now = _Moment(dict.fromkeys(CAUSES, 0.0), rest, time.monotonic(), self._spans.total)
@@ -178,6 +181,10 @@ class Clock:
         rate = (at.step - at.first) / (time.monotonic() - at.since) if at.calls > 1 and at.step > at.first else None
         return {"name": at.name, "step": at.step, "steps": at.steps, "rate": rate}
 
+    def predict(self, flops: float, seconds: float | None) -> None:
+        """Note what a training's steps compute, and the seconds that they take by the plan; None if it has none."""
+        self._predictions.append((flops, seconds))
+
     def mark(self, training: str, step: int) -> None:
         """Note that a process may continue from here."""
         self._marks = [m for m in self._marks if (m.training, m.step) != (training, step)][-MARKS_KEPT:]
@@ -196,7 +203,11 @@ class Clock:
     def lap(self) -> Lap:
         """Return the seconds by cause since the last lap, of the first one also those of earlier processes."""
         before, self._lapped = self._lapped, self.split()
-        return Lap({cause: self._lapped[cause] - before[cause] for cause in CAUSES}, self._processes)
+        predictions, self._predictions = self._predictions, []
+        known = [seconds for _, seconds in predictions if seconds]
+        predicted = sum(flops for flops, _ in predictions) / sum(known) if known else None
+        predicted = predicted if len(known) == len(predictions) else None
+        return Lap({cause: self._lapped[cause] - before[cause] for cause in CAUSES}, self._processes, predicted)
 
     @property
     def goodput(self) -> float:

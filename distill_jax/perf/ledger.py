@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Mapping, Sequence
-from typing import Literal, TypedDict
+from typing import TypedDict
 
 import jax
 
 from distill_jax.perf.clock import CAUSES as TIME_CAUSES
 from distill_jax.perf.clock import Lap
-from distill_jax.perf.peaks import peak_flops
 
 CAUSES = ("student", "teacher", "evaluation", "attack", "data")
 STEPS = ("student", "teacher", "attack")  # of them, what steps compute
@@ -23,7 +22,8 @@ class Goodput(TypedDict):
       seconds: by cause (`perf.clock`); they add up to the wall time.
       processes: that worked on it; None of several nodes together.
       achieved: FLOP/s of steps over the seconds that went into them; None if none did.
-      predicted: FLOP/s of the roofline, the devices' peak; None where it is not known.
+      predicted: FLOP/s by the plan's roofline of the very programs that ran (`perf.roofline`); None where the plan has
+        no figures for the devices.
     """
 
     seconds: dict[str, float]
@@ -63,8 +63,7 @@ def ledger(
     among the node's causes by FLOPs. `peak_bytes` is this process's largest resident set so far; `peak_device_bytes`
     the device's, where it tells.
     """
-    device = jax.local_devices()[0]
-    device_memory, peak = device.memory_stats() or {}, peak_flops([device])
+    device_memory = jax.local_devices()[0].memory_stats() or {}
     steps, wall = sum(flops.get(cause, 0.0) for cause in STEPS), sum(lap.seconds.values())
     seconds = {cause: round(lap.seconds.get(cause, 0.0), 4) for cause in TIME_CAUSES}
     return {
@@ -76,7 +75,7 @@ def ledger(
             "seconds": seconds,
             "processes": lap.processes,
             "achieved": steps / seconds["step"] if steps and seconds["step"] else None,
-            "predicted": devices * peak if steps and peak else None,
+            "predicted": lap.predicted if steps else None,
         },
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "peak_device_bytes": device_memory.get("peak_bytes_in_use"),
@@ -91,18 +90,17 @@ def total(parts: Sequence[Goodput], idle: float = 0.0) -> Goodput:
     """
     seconds = {cause: sum(part["seconds"][cause] for part in parts) for cause in TIME_CAUSES}
     seconds["idle"] += idle
-    steps = [part for part in parts if part["achieved"] is not None]
-    achieved, predicted = _mean_speed(steps, "achieved"), _mean_speed(steps, "predicted")
+    achieved, predicted = _speeds([part for part in parts if part["achieved"] is not None])
     return {"seconds": seconds, "processes": None, "achieved": achieved, "predicted": predicted}
 
 
-def _mean_speed(parts: Sequence[Goodput], key: Literal["achieved", "predicted"]) -> float | None:
-    """Return the mean of FLOP/s over the time in steps; None if one of them is not known."""
-    weights = [part["seconds"]["step"] for part in parts]
-    speeds = [speed for part in parts if (speed := part[key]) is not None]
-    if not parts or len(speeds) < len(parts):
-        return None
-    return sum(w * speed for w, speed in zip(weights, speeds, strict=True)) / sum(weights)
+def _speeds(parts: Sequence[Goodput]) -> tuple[float | None, float | None]:
+    """Return the FLOP/s of several nodes together, achieved and predicted; the latter None if one of them has none."""
+    counts = [part["seconds"]["step"] * (part["achieved"] or 0.0) for part in parts]
+    taken = sum(part["seconds"]["step"] for part in parts)
+    speeds = [part["predicted"] for part in parts]
+    needed = sum(count / speed for count, speed in zip(counts, speeds, strict=True) if speed)
+    return sum(counts) / taken if parts else None, sum(counts) / needed if needed and all(speeds) else None
 
 
 def training_flops(spent: Mapping[str, float]) -> float:

@@ -18,12 +18,18 @@ import dataclasses
 import itertools
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from distill_jax.config import check, nearest
 
+if TYPE_CHECKING:  # a wrong --slice is refused without it
+    import jax
+
 GIB = 2**30
 MOST_IN_A_ROW = 256  # chips
+MOST_SLICES = 9999
 _TABLE = Path(__file__).with_name("slices.tsv")
 
 
@@ -39,6 +45,7 @@ class Chip:
       link: one interconnect link one way, bytes/s.
       wraps: the size from which an axis is a ring and not a line.
       network: bytes/s to and from a chip over the data-centre network, its part of the host's cards.
+      kinds: what JAX calls such a device (`device_kind`).
       devices: that JAX has of a chip, and that share what it has equally.
     """
 
@@ -50,15 +57,16 @@ class Chip:
     link: float
     wraps: int
     network: float
+    kinds: tuple[str, ...]
     devices: int = 1
 
 
 CHIPS = {
-    "v4": Chip("v4", "megacore", 30.75 * GIB, 275e12, 1228e9, 50e9, 4, 6.25e9),
-    "v5e": Chip("v5e", "default", 15.75 * GIB, 197e12, 819e9, 50e9, 16, 3.125e9),
-    "v5p": Chip("v5", "megacore", 95.74 * GIB, 459e12, 2765e9, 100e9, 4, 6.25e9),
-    "v6e": Chip("v6e", "default", 31.25 * GIB, 918e12, 1640e9, 100e9, 16, 12.5e9),
-    "tpu7x": Chip("tpu7x", "default", 189.50 * GIB, 2307e12, 7380e9, 100e9, 4, 12.5e9, devices=2),
+    "v4": Chip("v4", "megacore", 30.75 * GIB, 275e12, 1228e9, 50e9, 4, 6.25e9, ("TPU v4",)),
+    "v5e": Chip("v5e", "default", 15.75 * GIB, 197e12, 819e9, 50e9, 16, 3.125e9, ("TPU v5 lite", "TPU v5e")),
+    "v5p": Chip("v5", "megacore", 95.74 * GIB, 459e12, 2765e9, 100e9, 4, 6.25e9, ("TPU v5", "TPU v5p")),
+    "v6e": Chip("v6e", "default", 31.25 * GIB, 918e12, 1640e9, 100e9, 16, 12.5e9, ("TPU v6 lite", "TPU v6e")),
+    "tpu7x": Chip("tpu7x", "default", 189.50 * GIB, 2307e12, 7380e9, 100e9, 4, 12.5e9, ("TPU7x", "TPU7"), devices=2),
 }
 
 
@@ -120,6 +128,11 @@ class Slice:
         return (1, 1, 1) if math.prod(self.shape) == 1 else (2, 2, 1)
 
     @property
+    def hosts(self) -> int:
+        """How many hosts drive it: each has four chips, and the smallest slices, up to 2x4, have one host."""
+        return 1 if self.chips <= 4 or (self.shape == (2, 4) and self.slices == 1) else self.chips // 4
+
+    @property
     def interconnect(self) -> float:
         """Bytes/s that a chip can receive over its links: two an axis, one at the end of a line.
 
@@ -165,11 +178,26 @@ def find(name: str) -> Slice:
       ConfigError: if there is none, listing those there are.
     """
     known = "; ".join(f"{generation}-{_listed(generation)}" for generation in CHIPS)
-    many, one = re.fullmatch(r"(?:([1-9]\d{0,3})x)?(.*)", name, re.DOTALL).groups()  # type: ignore[union-attr]
+    many, one = re.fullmatch(r"(?:(\d+)x)?(.*)", name, re.DOTALL).groups()  # type: ignore[union-attr]
     what = f"no such slice{nearest(one, SLICES)}; there are auto and {known}, and several as in 2xv5e-16"
     check(one in SLICES, f"--slice={name}: {what}")
-    slices = int(many or 1)
+    slices = int((many or "1")[:6])
+    fix_hint = f"1 to {MOST_SLICES}, as in 2x{one}"
+    check(1 <= slices <= MOST_SLICES, f"--slice={name}: {many} slices of {one}; give {fix_hint}")
     return SLICES[one] if slices == 1 else dataclasses.replace(SLICES[one], name=name, slices=slices)
+
+
+def of_devices(devices: Sequence[jax.Device]) -> Slice | None:
+    """Return the slice, or several, that devices are; None if their kind is not in the table, or they are no box."""
+    generations = [name for name, chip in CHIPS.items() if {device.device_kind for device in devices} <= {*chip.kinds}]
+    if not generations:
+        return None
+    generation, indices = generations[0], {getattr(device, "slice_index", 0) for device in devices}
+    first = [tuple(d.coords) for d in devices if getattr(d, "slice_index", 0) == min(indices)]
+    axes = len(next(s.shape for s in SLICES.values() if s.generation == generation))
+    shape = tuple(max(places) - min(places) + 1 for places in zip(*first, strict=True))[:axes]
+    where = Slice(f"{len(devices)} of {generation}", generation, shape, len(indices))
+    return where if where.devices == len(devices) else None
 
 
 def _listed(generation: str) -> str:

@@ -104,6 +104,8 @@ def view(summary: GoodputSummary) -> GoodputView | None:
         notes.append(f"Not recorded for {len(by_name) - len(recorded)} of {len(by_name)} nodes, of an earlier version.")
     if len(drawn) < len(recorded):
         notes.append(f"Shown are the {BARS} of {len(recorded)} nodes that took longest.")
+    if any(one["achieved"] is not None and one["predicted"] is None for one in recorded.values()):
+        notes.append("Predicted is the plan's roofline of the program that ran; it has no figures for these devices.")
     heads = ["", "wall time", *LABELS.values(), "achieved FLOP/s", "predicted FLOP/s", "achieved / predicted"]
     answer = f"{percent(_share(overall, 'step'))} of {duration(_wall(overall))} went into productive steps."
     bars = [Bar(name, duration(_wall(one)), _shares(one)) for name, one in shown.items()]

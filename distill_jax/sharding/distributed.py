@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import json
 import signal
 import socket
 import sys
@@ -16,8 +18,10 @@ from jax.experimental import multihost_utils
 from distill_jax import console
 from distill_jax.config import ConfigError, Interrupted, check
 from distill_jax.sharding import lost_process
+from distill_jax.types import JsonObject
 
 WAIT_SECONDS = 60.0  # between two lines on who is missing
+POLL_SECONDS = 1.0  # between two looks whether this process was told to stop
 PATIENCE_SECONDS = 1800.0  # until whoever is here leaves again
 
 _stop = False
@@ -38,6 +42,21 @@ def barrier(name: str) -> None:
 def agreed(value: int) -> int:
     """Return process 0's value on every process."""
     return int(multihost_utils.broadcast_one_to_all(np.int32(value))) if jax.process_count() > 1 else value
+
+
+def announced(message: JsonObject) -> JsonObject:
+    """Return process 0's message on every process; what the others give counts for nothing."""
+    if jax.process_count() == 1:
+        return message
+    own = np.frombuffer(json.dumps(message).encode(), np.uint8) if is_primary() else np.zeros(0, np.uint8)
+    text = np.zeros(agreed(len(own)), np.uint8)
+    text[: len(own)] = own
+    return dict(json.loads(bytes(multihost_utils.broadcast_one_to_all(text))))
+
+
+def on_any(value: bool) -> bool:
+    """Whether something holds on any process; all must ask."""
+    return bool(np.any(multihost_utils.process_allgather(np.bool_(value)))) if jax.process_count() > 1 else value
 
 
 def heed_signals() -> None:
@@ -140,14 +159,15 @@ def roll_call(
 
 def _call(port: int, processes: int, log: Callable[[str], None], until: float) -> None:
     present: dict[int, socket.socket] = {}
-    began = time.monotonic()
+    last_log = began = time.monotonic()
     try:
         server = socket.create_server(("", port), backlog=processes)
     except OSError as error:
         raise ConfigError(f"process 0 cannot listen on port {port}: {error.strerror}; give another port") from error
     with server:
         while len(present) < processes - 1:
-            server.settimeout(max(0.01, min(WAIT_SECONDS, until - time.monotonic())))
+            _leave_if_stopped(process=0)
+            server.settimeout(max(0.01, min(POLL_SECONDS, WAIT_SECONDS, until - time.monotonic())))
             try:
                 connection, _ = server.accept()
                 connection.settimeout(5)
@@ -155,11 +175,13 @@ def _call(port: int, processes: int, log: Callable[[str], None], until: float) -
             except TimeoutError:
                 missing = sorted(set(range(1, processes)) - set(present))
                 names = ", ".join(map(str, missing))
-                waited = time.monotonic() - began
+                now = time.monotonic()
                 absent = f"of {processes} processes these have not reported: {names}"
-                if time.monotonic() >= until:
-                    raise Interrupted(f"waited {waited:.0f} s and gave up; {absent}") from None
-                log(f"waited {waited:.0f} s; {absent}")
+                if now >= until:
+                    raise Interrupted(f"waited {now - began:.0f} s and gave up; {absent}") from None
+                if now - last_log >= WAIT_SECONDS:
+                    last_log = now
+                    log(f"waited {now - began:.0f} s; {absent}")
             except (OSError, ValueError):  # a stranger, or one that left again
                 continue
     for connection in present.values():
@@ -170,11 +192,11 @@ def _call(port: int, processes: int, log: Callable[[str], None], until: float) -
 def _answer(host: str, port: int, process: int, log: Callable[[str], None], until: float) -> None:
     last_log = began = time.monotonic()
     while True:
+        _leave_if_stopped(process)
         try:
             with socket.create_connection((host, port), timeout=5) as connection:
                 connection.sendall(str(process).encode())
-                connection.settimeout(max(1.0, until - time.monotonic()))
-                if connection.recv(2) == b"go":
+                if _called(connection, process, until):
                     return
         except OSError:
             pass
@@ -185,3 +207,18 @@ def _answer(host: str, port: int, process: int, log: Callable[[str], None], unti
             last_log = time.monotonic()
             log(f"process {process} waited {last_log - began:.0f} s; process 0 does not answer at {host}:{port}")
         time.sleep(0.2)
+
+
+def _called(connection: socket.socket, process: int, until: float) -> bool:
+    """Wait for process 0's word that all are here; False if it went away, or the time is over."""
+    connection.settimeout(POLL_SECONDS)
+    while time.monotonic() < until:
+        _leave_if_stopped(process)
+        with contextlib.suppress(TimeoutError):
+            return connection.recv(2) == b"go"
+    return False
+
+
+def _leave_if_stopped(process: int) -> None:
+    if _stop:
+        raise Interrupted(f"process {process} was stopped while it waited for the others")

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import numpy as np
 
+from distill_jax.config import Interrupted
 from distill_jax.io.metrics import TrainingSize
 from distill_jax.models.lora import Base
-from distill_jax.perf import peaks, profile
+from distill_jax.perf import peaks, profile, roofline
 from distill_jax.perf.clock import Clock, training_of
 from distill_jax.sharding.distributed import is_primary
 from distill_jax.train.loop import Hooks, StepFunction, Values, loop
@@ -43,27 +45,35 @@ def train(run: TrainingRun, state: State, clock: Clock | None = None) -> Outcome
     with _closing(saved, MetricWriters(run.nodes, start, run.trackers), clock) as writers:
         inputs = run.inputs()
         monitor = _Monitor(run, inputs.base, saved, writers, clock)
-        with _profiled(run, inputs, start) as step:
+        with _profiled(run, inputs, start, monitor) as step:
             hooks = Hooks(step, inputs.feed, monitor.save, monitor.evaluate, monitor.record)
             state = loop(state, run.settings, hooks, clock)
         with clock.spent_on("step"):
             jax.block_until_ready(state.step)  # as reading how it ended does
+        monitor.note_prediction(int(state.step))
     return _outcome(run, inputs.base, state)
 
 
 @contextlib.contextmanager
 def _closing(saved: SavedStates, writers: MetricWriters, clock: Clock) -> Iterator[MetricWriters]:
+    together = True
     try:
         yield writers
+    except Interrupted:
+        raise
+    except BaseException:  # which the other processes need not have
+        together = False
+        raise
     finally:
         with clock.spent_on("save"):
-            saved.wait()
+            saved.wait(together=together)
         writers.close()
 
 
 @contextlib.contextmanager
-def _profiled(run: TrainingRun, inputs: StepInputs, start: int) -> Iterator[StepFunction]:
+def _profiled(run: TrainingRun, inputs: StepInputs, start: int, monitor: _Monitor) -> Iterator[StepFunction]:
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
+        monitor.predict(inputs, state, batch)
         return inputs.step(state, inputs.teacher, batch, inputs.base)
 
     window = run.profile if run.nodes and is_primary() else ()
@@ -89,6 +99,21 @@ class _Monitor:
         peak = peaks.peak_flops(run.layout.mesh.devices.flat)
         ideal = run.cost.step_flops / peak if peak and run.cost.step_flops else None
         self._size = TrainingSize(run.settings.steps, run.cost.tokens, run.cost.planned_flops, ideal)
+        self._predicts = bool(run.cost.step_flops)
+
+    def predict(self, inputs: StepInputs, state: State, batch: Batch) -> None:
+        """Ask once what the plan says of the step that is about to run; where it says nothing, nothing is compiled."""
+        if self._predicts:
+            self._predicts = False
+            with self._clock.spent_on("compile"):
+                arguments = (state, inputs.teacher, batch, inputs.base)
+                seconds = roofline.predicted_seconds(inputs.step, arguments, self._run.layout.mesh)
+            self._size = dataclasses.replace(self._size, predicted=seconds)
+
+    def note_prediction(self, steps: int) -> None:
+        """Note what the plan says of all steps of this training, those of earlier processes among them."""
+        seconds = steps * self._size.predicted if self._size.predicted else None
+        self._clock.predict(steps * self._run.cost.step_flops, seconds)
 
     def save(self, step: int, state: State) -> None:
         self._saved.save(step, state, self._writers.sync())

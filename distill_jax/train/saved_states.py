@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from distill_jax.io.checkpoint import Damaged
 from distill_jax.io.journal import Prefix
 from distill_jax.io.node import Node
-from distill_jax.sharding.distributed import is_primary
+from distill_jax.sharding.distributed import is_primary, on_any
 from distill_jax.train.layout import Layout
 from distill_jax.train.state import State
 
@@ -59,17 +60,22 @@ class SavedStates:
             piece = self._layout.take(state, self._index[name])
             with self._noted():
                 store.save(step, piece, journals.get(name), background=self._layout.saves_in_background)
-        if self._errors:
+        if on_any(bool(self._errors)):
             self.wait()
 
-    def wait(self) -> None:
-        """Wait for what is being saved, and give it up for all nodes if it failed for one: they continue together."""
+    def wait(self, *, together: bool = True) -> None:
+        """Wait for what is being saved, and give it up for all nodes if it failed for one: they continue together.
+
+        Args:
+          together: whether all processes wait here, so that one's failure is all others'.
+        """
         for store in self._stores.values():
             with self._noted():
                 store.wait()
-        if not self._errors:
+        if not (on_any(bool(self._errors)) if together else self._errors):
             return
-        error = self._errors[0]
+        elsewhere = OSError(errno.EIO, "another process could not write its part")
+        error = next(iter(self._errors), elsewhere)
         self._errors = []
         for store in self._stores.values() if is_primary() else ():
             with contextlib.suppress(OSError):  # where it refused to write it may refuse this too

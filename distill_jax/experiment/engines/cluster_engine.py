@@ -27,6 +27,7 @@ def slurm(units: Sequence[WorkUnit], command: Sequence[str], flags: str, name: s
       flags: more of launch/slurm.sh, as a shell would read them.
     """
     after: list[str] = []
+    several = bool(re.search(r"--nodes=[1-9]", flags))
     for level, group in _levels(units):
         array = ",".join(str(unit.index) for unit in group)
         gpus = max(1, *(unit.resources.gpus for unit in group))
@@ -34,6 +35,7 @@ def slurm(units: Sequence[WorkUnit], command: Sequence[str], flags: str, name: s
             f"--name={_name(name)}-{level}",
             f"--gpus-per-node={gpus}",
             *_split(flags, "--slurm"),
+            *["--nodes=1"] * (several and level == 0),  # for the data; of two flags the last counts
             f"--array={array}",
         ]
         printed, code = _launched("slurm.sh", [*given, *after], [*command, f"--unit={level}.{INDEX}"], dry_run)
