@@ -111,6 +111,29 @@ def test_what_compute_alone_makes_dearer_is_not_compiled(monkeypatch):
     assert {where.split("-")[0] for where, _ in compiler.compiled} == {"v6e"}
 
 
+def test_recomputation_that_a_small_slice_needs_is_in_its_estimate():
+    """Bound by compute, v5e-1 and v5e-4 cost the same unless the smaller one has to compute more again."""
+    few, many = slice_estimate.PolicySizes(1.2e15, 0.0), slice_estimate.PolicySizes(1e15, 30 * GIB)
+    plan_of = planner({"v5e": 1.0})
+    group = [plan_of.ctx.nodes["undo"]]
+    sizes = slice_estimate.StepSizes(group, GIB, GIB, 0, 0, [many, few], 10)
+    one, four = (slice_estimate.estimate_group(plan_of.ctx, sizes, find(f"v5e-{n}")) for n in (1, 4))
+    assert one.seconds == pytest.approx(1.2e15 / CHIPS["v5e"].flops)
+    assert four.seconds == pytest.approx(1e15 / CHIPS["v5e"].flops / 4)
+
+
+def test_what_is_compiled_is_said_before_with_the_time_that_is_left(monkeypatch):
+    Compiler(monkeypatch)
+    analysis = ProgramAnalysis(HBM, 3000, traffic={"other": 1}, seconds=120.0)
+    monkeypatch.setattr(slice_plan, "compile_for", lambda *_: analysis)
+    lines = []
+    plan_of = planner({"v5e": 1.0}, lines.append)
+    plan_of.on_slice(slice_plan.chosen_groups(plan_of.ctx), find("v5e-4"))
+    compiling = [line.partition(": ")[2] for line in lines if ": compiling" in line]
+    first, second = "compiling for v5e-4", "compiling for v5e-4, about 4 minutes left for 2 programs"
+    assert compiling[:2] == [first, second] and "2 minutes left for 1 program" in compiling[2]
+
+
 def test_what_costs_nothing_is_taken(monkeypatch):
     Compiler(monkeypatch)
     stages = cheapest(planner({"v4": 0.0, "v6e": 1.0}))
@@ -157,12 +180,12 @@ def test_an_estimate_counts_what_no_program_can_avoid(monkeypatch):
     group = [plan_of.ctx.nodes["reference"]]
     (sizes,) = slice_estimate.step_sizes(plan_of.ctx, [group])
     traced = traced_step(TransformerConfig(**TINY), STAGES["reference"], jax.devices()[:1], length=32)[2]
-    assert sizes.flops == flops.executed(traced.jaxpr.jaxpr)
+    assert sizes.policies[0].flops == flops.executed(traced.jaxpr.jaxpr)
     one, four = (slice_estimate.estimate_group(plan_of.ctx, sizes, find(f"v5e-{n}")) for n in (1, 4))
     parameters = sum(x.size for x in jax.tree.leaves(traced.in_avals[0][0].params))
     kept = 8 * 32 * TINY["hidden"] * TINY["layers"] * 4
     assert one.hbm == pytest.approx(16 * parameters + kept, rel=0.01) and four.hbm == pytest.approx(one.hbm / 4)
-    assert one.seconds >= sizes.flops / CHIPS["v5e"].flops and four.seconds < one.seconds
+    assert one.seconds >= sizes.policies[0].flops / CHIPS["v5e"].flops and four.seconds < one.seconds
 
 
 def test_a_batch_that_does_not_divide_is_planned_with_its_padding():
