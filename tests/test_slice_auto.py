@@ -1,5 +1,6 @@
 """--slice=auto: slices are ranked before any is compiled, few are compiled, and no program twice."""
 
+import dataclasses
 import json
 import types
 
@@ -90,11 +91,23 @@ def test_the_cheapest_slice_that_fits_is_taken(monkeypatch, prices):
     assert sum(stage.cost for stage in stages) == pytest.approx(min(cost.values()))
 
 
-def test_larger_slices_are_tried_while_they_get_cheaper(monkeypatch):
-    traffic = {1: 8e14, 4: 1e14, 8: 6e13}  # by chips: 8 take more in all than 4, and 4 less than 1
+def test_a_slice_that_is_far_above_its_estimate_speaks_against_larger_ones(monkeypatch):
+    """Estimated alike, v5e-8 is tried first; what it takes above its estimate, v5e-16 takes as well, v5e-4 may not."""
+    traffic = {4: 9e13, 8: 8e13, 16: 7e13}  # of a device, by chips: the cost is this times the chips
     compiler = Compiler(monkeypatch, lambda where: traffic[where.chips])
+    estimates = {"v5e-8": 1.0, "v5e-16": 1.01, "v5e-4": 1.02}
+
+    def ranked(planner, groups):
+        group = slice_estimate.GroupEstimate([planner.ctx.nodes["undo"]], 0.0, 1.0, 1000)
+        each = {name: (find(name), cost) for name, cost in estimates.items()}
+        return [
+            slice_estimate.SliceEstimate(w, [dataclasses.replace(group, seconds=c / w.chips)], 1.0)
+            for w, c in each.values()
+        ]
+
+    monkeypatch.setattr(slice_ranking, "ranked", ranked)
     assert {stage.slice for stage in cheapest(planner({"v5e": 1.0}))} == {"v5e-4"}
-    assert {where for where, _ in compiler.compiled} == {"v5e-1", "v5e-4", "v5e-8"}
+    assert {where for where, _ in compiler.compiled} == {"v5e-8", "v5e-4"}
 
 
 def test_only_the_stage_that_takes_longest_is_compiled_for_slices_that_are_not_taken(monkeypatch):
@@ -109,6 +122,29 @@ def test_what_compute_alone_makes_dearer_is_not_compiled(monkeypatch):
     compiler = Compiler(monkeypatch, traffic=lambda where: 1)
     cheapest(planner({"v6e": 1.0, "v5e": 1e9, "v4": 1e9}))
     assert {where.split("-")[0] for where, _ in compiler.compiled} == {"v6e"}
+
+
+def test_recomputation_that_a_small_slice_needs_is_in_its_estimate():
+    """Bound by compute, v5e-1 and v5e-4 cost the same unless the smaller one has to compute more again."""
+    few, many = slice_estimate.PolicySizes(1.2e15, 0.0), slice_estimate.PolicySizes(1e15, 30 * GIB)
+    plan_of = planner({"v5e": 1.0})
+    group = [plan_of.ctx.nodes["undo"]]
+    sizes = slice_estimate.StepSizes(group, GIB, GIB, 0, 0, [many, few], 10)
+    one, four = (slice_estimate.estimate_group(plan_of.ctx, sizes, find(f"v5e-{n}")) for n in (1, 4))
+    assert one.seconds == pytest.approx(1.2e15 / CHIPS["v5e"].flops)
+    assert four.seconds == pytest.approx(1e15 / CHIPS["v5e"].flops / 4)
+
+
+def test_what_is_compiled_is_said_before_with_the_time_that_is_left(monkeypatch):
+    Compiler(monkeypatch)
+    analysis = ProgramAnalysis(HBM, 3000, traffic={"other": 1}, seconds=120.0)
+    monkeypatch.setattr(slice_plan, "compile_for", lambda *_: analysis)
+    lines = []
+    plan_of = planner({"v5e": 1.0}, lines.append)
+    plan_of.on_slice(slice_plan.chosen_groups(plan_of.ctx), find("v5e-4"))
+    compiling = [line.partition(": ")[2] for line in lines if ": compiling" in line]
+    first, second = "compiling for v5e-4", "compiling for v5e-4, about 4 minutes left for 2 programs"
+    assert compiling[:2] == [first, second] and "2 minutes left for 1 program" in compiling[2]
 
 
 def test_what_costs_nothing_is_taken(monkeypatch):
@@ -157,12 +193,12 @@ def test_an_estimate_counts_what_no_program_can_avoid(monkeypatch):
     group = [plan_of.ctx.nodes["reference"]]
     (sizes,) = slice_estimate.step_sizes(plan_of.ctx, [group])
     traced = traced_step(TransformerConfig(**TINY), STAGES["reference"], jax.devices()[:1], length=32)[2]
-    assert sizes.flops == flops.executed(traced.jaxpr.jaxpr)
+    assert sizes.policies[0].flops == flops.executed(traced.jaxpr.jaxpr)
     one, four = (slice_estimate.estimate_group(plan_of.ctx, sizes, find(f"v5e-{n}")) for n in (1, 4))
     parameters = sum(x.size for x in jax.tree.leaves(traced.in_avals[0][0].params))
     kept = 8 * 32 * TINY["hidden"] * TINY["layers"] * 4
     assert one.hbm == pytest.approx(16 * parameters + kept, rel=0.01) and four.hbm == pytest.approx(one.hbm / 4)
-    assert one.seconds >= sizes.flops / CHIPS["v5e"].flops and four.seconds < one.seconds
+    assert one.seconds >= sizes.policies[0].flops / CHIPS["v5e"].flops and four.seconds < one.seconds
 
 
 def test_a_batch_that_does_not_divide_is_planned_with_its_padding():

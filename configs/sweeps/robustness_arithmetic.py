@@ -67,7 +67,8 @@ def _methods() -> list:
 def _robust() -> list:
     of_maxent = _attacked(axis("maxent.robust", "sam", "tar", "latent"), "maxent", "student")
     of_npo = product(axis("methods", ("npo",)), axis("npo.robust", "sam", "tar", "latent"))
-    return of_maxent + _attacked(of_npo, "npo", "student-npo")
+    noised = _attacked(axis("maxent.robust", "repnoise"), "maxent", "student")
+    return of_maxent + _attacked(of_npo, "npo", "student-npo") + noised
 
 
 def _undo(alpha: float, **how: object) -> list:

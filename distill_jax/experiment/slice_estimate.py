@@ -13,11 +13,24 @@ import jax
 
 from distill_jax.experiment.lowered_group import GroupStep, group_step, train_job
 from distill_jax.models.transformer import TransformerConfig
-from distill_jax.perf import flops
+from distill_jax.perf import flops, memory
 from distill_jax.perf.slices import Slice
 from distill_jax.sharding.mesh import SLICE, batch_devices
 from distill_jax.stages.context import Context, Node
 from distill_jax.types import PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicySizes:
+    """What a step computes and keeps with one policy of recomputation.
+
+    Attributes:
+      flops: executed in a step.
+      stacked: bytes of all devices together that its loops' results take while most of them are there.
+    """
+
+    flops: float
+    stacked: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +41,8 @@ class StepSizes:
       state: weights and moments of all members; weights: the weights alone.
       frozen: of the teacher and the base.
       activations: what enters each layer, kept from the forward pass for the backward.
-      flops: executed in a step; steps: of the stage.
+      policies: with each policy that it may have, the least recomputation first.
+      steps: of the stage.
     """
 
     nodes: Sequence[Node]
@@ -36,7 +50,7 @@ class StepSizes:
     weights: int
     frozen: int
     activations: int
-    flops: float
+    policies: Sequence[PolicySizes]
     steps: int
 
 
@@ -81,12 +95,11 @@ class SliceEstimate:
 def step_sizes(ctx: Context, groups: Sequence[Sequence[Node]]) -> Iterator[StepSizes]:
     """Yield what the groups' steps are made of, from their shapes on one device; equal steps are traced once."""
     alone = dataclasses.replace(ctx, run=dataclasses.replace(ctx.run, fsdp=1, tensor=1, slices=0))
-    executed: dict[tuple[object, ...], float] = {}
+    traced: dict[tuple[object, ...], list[PolicySizes]] = {}
     for group in groups:
         step = group_step(alone, group, jax.devices("cpu")[:1])
-        step = step.with_remat(step.policies[0])
-        if step.key not in executed:
-            executed[step.key] = flops.executed(step.trace().jaxpr.jaxpr)
+        if step.key not in traced:
+            traced[step.key] = [_policy_sizes(step.with_remat(policy)) for policy in step.policies]
         state, teacher, _, base = step.shapes
         yield StepSizes(
             group,
@@ -94,9 +107,14 @@ def step_sizes(ctx: Context, groups: Sequence[Sequence[Node]]) -> Iterator[StepS
             weights=_bytes(state.params),
             frozen=_bytes((teacher, base)),
             activations=_activations(ctx.model, step, ctx.row_length),
-            flops=executed[step.key],
+            policies=traced[step.key],
             steps=step.job.settings.steps,
         )
+
+
+def _policy_sizes(step: GroupStep) -> PolicySizes:
+    jaxpr = step.trace().jaxpr.jaxpr
+    return PolicySizes(flops.executed(jaxpr), memory.stacked_bytes(jaxpr, 1))
 
 
 def _activations(cfg: TransformerConfig, step: GroupStep, length: int) -> int:
@@ -115,7 +133,8 @@ def estimate_group(ctx: Context, sizes: StepSizes, where: Slice) -> GroupEstimat
     HBM: the state is read and written, the gradients written and read, the activations likewise, and every device
     reads the weights that it computes with, in two bytes, forward and backward, and a teacher's forward. Interconnect:
     weights that lie over several devices come to each for both passes, and their gradients go back. Network:
-    slices that share a batch add up their gradients.
+    slices that share a batch add up their gradients. As in a run, the first policy of recomputation that may fit is
+    taken.
     """
     job = train_job(ctx, sizes.nodes)
     assert job
@@ -128,11 +147,21 @@ def estimate_group(ctx: Context, sizes: StepSizes, where: Slice) -> GroupEstimat
     frozen, activations = sizes.frozen / tensor, sizes.activations / members / rows
     moved = 2 * (sizes.state + sizes.weights) / members / parts + 2 * weights + frozen + 2 * activations
     received = (3 * weights + frozen) * (1 - 1 / shape["fsdp"])
+    gradients, arguments = sizes.weights / members / parts, sizes.state / members / parts + sizes.frozen / parts
+    policy = _first_that_may_fit(sizes.policies, where, arguments, gradients)
     seconds = (
-        padding * sizes.flops / where.devices / where.device_flops,
+        padding * policy.flops / where.devices / where.device_flops,
         moved / where.device_bandwidth,
         received / where.interconnect if received else 0.0,
         2 * (sharing - 1) / sharing * sizes.weights / members / parts / where.device_network,
     )
-    held = (sizes.state + sizes.weights) / members / parts + sizes.frozen / parts + activations
-    return GroupEstimate(sizes.nodes, held, max(seconds), sizes.steps)
+    return GroupEstimate(sizes.nodes, arguments + gradients + activations, max(seconds), sizes.steps)
+
+
+def _first_that_may_fit(
+    policies: Sequence[PolicySizes], where: Slice, arguments: float, gradients: float
+) -> PolicySizes:
+    """Return the policy with the least recomputation whose step may fit a device, else the last."""
+    room = memory.FILL * where.device_hbm
+    may_fit = (p for p in policies if arguments + max(gradients, p.stacked / where.devices) <= room)
+    return next(may_fit, policies[-1])

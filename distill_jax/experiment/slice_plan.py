@@ -66,20 +66,23 @@ class SlicePlanner:
         self.ctx, self.prices, self.say = ctx, prices, say
         self._cache = cache
         self._lowerings: dict[str, Lowering] = {}
+        self._seconds: list[float] = []  # of each program that was compiled
 
     def on_slice(self, groups: Groups, where: Slice) -> list[PlannedStage]:
         """Compile the stages for one slice; what does not fit together is divided as `run` does."""
         stages: list[PlannedStage] = []
+        jobs = [train_job(self.ctx, group) for group in groups]
         price = self.prices.chip_hour.get(where.generation)
         for i, group in enumerate(groups):
             count = f"[{i + 1}/{len(groups)}]"
-            if train_job(self.ctx, group) is None:
+            if jobs[i] is None:
                 stages += [idle_stage(node, where) for node in group]
                 self.say(f"{count} {', '.join(node.name for node in group)}: no steps")
                 continue
+            earlier, later = ({job.key for job in part if job} for part in (jobs[:i], jobs[i:]))
             left = list(group)
             while left:
-                lowered, key, analysis = self._fitting(left, where, count)
+                lowered, key, analysis = self._fitting(left, where, count, len(later - earlier))
                 parameters = transformer.parameter_count(self.ctx.model)
                 for stage in planned_stages(lowered, where, analysis, price, parameters):
                     stages.append(dataclasses.replace(stage, program=key[:12]))
@@ -87,8 +90,14 @@ class SlicePlanner:
         order = {name: i for i, name in enumerate(self.ctx.nodes)}
         return sorted(stages, key=lambda stage: order[stage.stage])
 
-    def _fitting(self, nodes: Sequence[Node], where: Slice, count: str) -> tuple[LoweredGroup, str, ProgramAnalysis]:
-        """Compile as many of the nodes, from the first on, as `run` would train together."""
+    def _fitting(
+        self, nodes: Sequence[Node], where: Slice, count: str, programs: int
+    ) -> tuple[LoweredGroup, str, ProgramAnalysis]:
+        """Compile as many of the nodes, from the first on, as `run` would train together.
+
+        Args:
+          programs: that are left to compile for the slice, this one among them.
+        """
         size, tried = len(nodes), policies(self.ctx.model.remat)
         while True:
             too_large = f", too large{' together' if size > 1 else ''}"
@@ -99,21 +108,31 @@ class SlicePlanner:
                 if group.least_bytes > graph.FILL * where.device_hbm and not final:
                     self.say(f"{names}{with_policy}: needs at least {group.least_bytes / GIB:.1f} GiB, not compiled")
                     continue
-                key, analysis, how = self._analysis(group, where)
+                compiling = f"{names}{with_policy}: compiling for {where.name}{self._time_left(programs)}"
+                key, analysis, how = self._analysis(group, where, compiling)
                 fits = bool(analysis.hbm) and analysis.needed < graph.FILL * where.device_hbm
                 self.say(f"{names}{with_policy}: {how}{'' if fits or final else too_large}")
                 if fits or final:
                     return group, key, analysis
             size = (size + 1) // 2
 
-    def _analysis(self, group: LoweredGroup, where: Slice) -> tuple[str, ProgramAnalysis, str]:
-        """Return a program's hash, what the compiler says of it, and whether it was asked now."""
+    def _analysis(self, group: LoweredGroup, where: Slice, compiling: str) -> tuple[str, ProgramAnalysis, str]:
+        """Return a program's hash, what the compiler says of it, and whether it was asked now, which is then said."""
         key = program_key(group.lowered, where)
         if analysis := self._cache.get(key):
             return key, analysis, "compiled before"
+        self.say(compiling)
         analysis = compile_for(group.lowered, group.mesh)
         self._cache.put(key, analysis)
+        self._seconds.append(analysis.seconds)
         return key, analysis, f"compiled in {analysis.seconds:.0f} s"
+
+    def _time_left(self, programs: int) -> str:
+        """Return how long so many programs take if each takes as long as those compiled so far; "" before the first."""
+        if not self._seconds:
+            return ""
+        minutes = programs * sum(self._seconds) / len(self._seconds) / 60
+        return f", about {minutes:.0f} minutes left for {programs} program{'s' if programs > 1 else ''}"
 
     def mesh(self, groups: Groups, where: Slice) -> Mesh:
         """Return the mesh that `run` would make of a slice for the first group that trains."""

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 from jax.core import ShapedArray
-from jax.extend.core import Jaxpr, JaxprEqn, jaxprs_in_params
+from jax.extend.core import Jaxpr, JaxprEqn, Var, jaxprs_in_params
 
 from distill_jax.losses.cross_entropy import Sum
 from distill_jax.losses.distillation import Divergence
@@ -98,35 +97,61 @@ FILL = 0.9  # of a device's memory, at most, by the compiler's account
 
 
 def stacked_bytes(jaxpr: Jaxpr, devices: int) -> float:
-    """Return the bytes of a device that the results of a loop's turns take, of the loop with most: a lower bound.
+    """Return the bytes of a device that the results of loops' turns take while most of them are there together.
 
-    What the layers' backward passes read is such a result of the forward passes, and all of it is there at once.
+    What the layers' backward passes read is such a result of their forward pass, and is there until the last of them
+    has read it: of two forward passes before the first backward one, both. Operations are taken in the order in which
+    they were traced.
 
     Args:
       devices: over which each result is divided at most.
     """
+    return _live_stacks(jaxpr, devices)[0]
+
+
+def _live_stacks(jaxpr: Jaxpr, devices: int) -> tuple[float, list[float]]:
+    """Return the most bytes of stacked results that are live at a time, and those of each of the outputs."""
+    last = {var: i for i, one in enumerate(jaxpr.eqns) for var in one.invars if isinstance(var, Var)}
+    last |= {var: len(jaxpr.eqns) for var in jaxpr.outvars if isinstance(var, Var)}
+    live: dict[Any, float] = {}
     most = 0.0
-    for one in jaxpr.eqns:
-        inner = 1 if one.primitive.name == "shard_map" else devices  # what is inside is a device's already
-        most = max([most, *(stacked_bytes(j, inner) for j in jaxprs_in_params(one.params))])
-        if one.primitive.name == "scan":
-            (body,) = jaxprs_in_params(one.params)
-            most = max(most, sum(x.size * x.dtype.itemsize for x in _stacked(one, body)) / devices)
-    return most
+    for i, one in enumerate(jaxpr.eqns):
+        within = 1 if one.primitive.name == "shard_map" else devices  # what is inside is a device's already
+        inner = [_live_stacks(j, within) for j in jaxprs_in_params(one.params)]
+        most = max(most, sum(live.values()) + max((peak for peak, _ in inner), default=0.0))
+        made = _stacked(one, devices) if one.primitive.name == "scan" else inner[0][1] if len(inner) == 1 else []
+        if len(made) == len(one.outvars):
+            live |= {var: size for var, size in zip(one.outvars, made, strict=True) if size and var in last}
+        most = max(most, sum(live.values()))
+        live = {var: size for var, size in live.items() if last[var] > i}
+    return most, [live.get(var, 0.0) if isinstance(var, Var) else 0.0 for var in jaxpr.outvars]
 
 
-def _stacked(loop: JaxprEqn, body: Jaxpr) -> Iterator[ShapedArray]:
-    """Yield a scan's results that have an axis more than what its body gives: by parameters, JAX versions differ."""
-    for outer, inner in zip(loop.outvars, body.outvars, strict=True):
-        whole, turn = cast(ShapedArray, outer.aval), cast(ShapedArray, inner.aval)
-        if whole.ndim > turn.ndim:
-            yield whole
+def _stacked(loop: JaxprEqn, devices: int) -> list[float]:
+    """Return the bytes of a device that each of a scan's results takes if it has an axis more than what a turn gives.
+
+    JAX's versions name a scan's parameters differently, so that it is told from the shapes.
+    """
+    (body,) = jaxprs_in_params(loop.params)
+    results = [cast(ShapedArray, var.aval) for var in loop.outvars]
+    turns = [cast(ShapedArray, var.aval) for var in body.outvars]
+    return [
+        x.size * x.dtype.itemsize / devices if x.ndim > turn.ndim else 0.0
+        for x, turn in zip(results, turns, strict=True)
+    ]
 
 
-def least_bytes(state: PyTree, *rest: PyTree) -> int:
-    """Return the bytes of a device without which a step cannot run: what it takes, and the gradients."""
-    everything = jax.tree.leaves((state, state.params, rest))
-    leaves = [x for x in everything if isinstance(x, jax.ShapeDtypeStruct | jax.Array)]
+def least_bytes(state: PyTree, *rest: PyTree, stacked: float = 0.0) -> float:
+    """Return the bytes of a device without which a step cannot run: what it takes, and the gradients.
+
+    Args:
+      stacked: what its loops' results take together, the layers' gradients among them (`stacked_bytes`).
+    """
+    return _shard_bytes((state, rest)) + max(_shard_bytes(state.params), stacked)
+
+
+def _shard_bytes(tree: PyTree) -> int:
+    leaves = [x for x in jax.tree.leaves(tree) if isinstance(x, jax.ShapeDtypeStruct | jax.Array)]
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves)
 
 

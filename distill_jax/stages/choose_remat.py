@@ -80,7 +80,7 @@ def resolved_step(
 
 def least_bytes(traced: jax.stages.Traced, mesh: Mesh, inputs: Sequence[PyTree]) -> float:
     """Return the bytes of a device without which a traced step cannot run, of which the compiler need not be asked."""
-    return memory.least_bytes(*inputs) + memory.stacked_bytes(traced.jaxpr.jaxpr, mesh.size)
+    return memory.least_bytes(*inputs, stacked=memory.stacked_bytes(traced.jaxpr.jaxpr, mesh.size))
 
 
 def needed_bytes(key: CompileKey, mesh: Mesh, inputs: Sequence[PyTree], room: float) -> int | None:

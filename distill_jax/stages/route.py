@@ -8,7 +8,8 @@ on retain data mends what leaned on it.
 
 Ours: the weights' gradients are masked, by data set, where the authors stop gradients at activations, token by token.
 Nothing of forget data then reaches a weight outside of the part, through attention neither, whatever shares a packed
-row or a microbatch with it; and labels are of documents.
+row or a microbatch with it, but for the one number by which `clip_norm` scales the gradients of both; and labels are of
+documents.
 """
 
 from __future__ import annotations

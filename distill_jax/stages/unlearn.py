@@ -32,8 +32,9 @@ class Unlearn(AdaptingStage):
         them, see there; one that the chosen method does not read must keep its default, and changes no identity.
       refusal_ids, selective_rank: of the methods that have them, as above.
       robust: a key of `ROBUSTIFIERS`, what makes the method robust in training; "" for nothing.
-      sam_radius, tar_steps, tar_length, latent_radius, latent_steps, repnoise_weight, repnoise_scale: of the
-        robustifiers, as of methods.
+      sam_radius, tar_steps, tar_length, latent_radius, latent_steps: of the robustifiers, as of methods.
+      repnoise_weight, repnoise_scale: of RepNoise, what its distance to noise is multiplied with, and the noise's
+        standard deviation.
     """
 
     start: str = stage_input()
