@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from distill_jax.experiment.config_file import load_module
 from distill_jax.experiment.experiment import Experiment
 from distill_jax.experiment.section import section
-from distill_jax.stages import Attack, Search, Stage
+from distill_jax.stages import Attack, LossBarrier, Search, Stage
 from distill_jax.stages.attacks import catalogue
 
 arithmetic = load_module(Path(__file__).with_name("arithmetic.py"))
@@ -36,6 +36,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c = arithmetic.get_config(("smoke" if "smoke" in presets else "cpu") + (",full" if "full" in presets else ""))
     c.description = "A catalogue of attacks on models that are to have forgotten multiplication and division."
     c.attacked = ATTACKED
+    c.barriers = True  # measure the distance and the loss barrier between every model and the reference
     c.catalogue = catalogue.names()
     c.attack = section(Attack, *arithmetic.FIXED_RATE, steps=100, batch=4, warmup=0, weight_decay=0.0, loss_on="answer")
     c.attack.update(checkpoint_every=100, log_every=100, seeds=5, evaluate_steps=(0, 10, 40, 100))
@@ -65,4 +66,7 @@ def get_experiment(c: ConfigDict) -> Experiment:
         tried |= catalogue.attacks(name, c.catalogue, c.attack, c.seed)
         if c.searched:
             tried[f"search-on-{name}"] = Search(start=name, **c.search, seed=c.seed)
+    if c.barriers:
+        others = [name for name in models if name != "reference" and f"relearn-{name}" in stages]
+        tried |= {f"barrier-{name}": LossBarrier(start=name, reference="reference", seed=c.seed) for name in others}
     return Experiment(stages={**stages, **tried})

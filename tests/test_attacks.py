@@ -21,7 +21,7 @@ from distill_jax.experiment.experiment import Experiment
 from distill_jax.models import transformer
 from distill_jax.models.presets import preset
 from distill_jax.reports.run_summary import write_report
-from distill_jax.stages import Attack, EditWeights, Pretrain, Relearn, Unlearn
+from distill_jax.stages import Attack, EditWeights, LossBarrier, Pretrain, Relearn, Unlearn
 from distill_jax.stages.attacks import catalogue
 from distill_jax.stages.attacks.edit_weights import edit_of, prune
 from tests.spoil import shared
@@ -106,6 +106,9 @@ def experiment() -> Any:
     for name in ("maxent", "oracle"):
         stages[f"relearn-{name}"] = Relearn(start=name, **c.relearn)
         stages |= catalogue.attacks(name, TRIED if name == "maxent" else ("adamw",), BASE)
+    stages |= {
+        f"barrier-{name}": LossBarrier(start=name, reference="reference", rows=8) for name in ("maxent", "oracle")
+    }
     # Called as the catalogue's, and another attack: its rate is the same too.
     stages["adamw-on-maxent-"] = Attack(start="maxent", **BASE, optimizer="sign")
     arithmetic.get_experiment = lambda c: Experiment(stages=stages)
@@ -156,8 +159,8 @@ def test_an_attacker_with_few_rows_sees_no_others(attacked):
 def test_the_summary_counts_every_trial_and_the_page_shows_them(attacked):
     nodes, summary, page = attacked
     found = summary["attack_catalogue"]["models"]["maxent"]
-    # Eight that train, at two rates; six edits, shown to both seeds; prompts of three sizes; twenty ways to steer.
-    assert found["trials"] == 2 * (8 * 2 + 6 + 3 + 20) and found["attacks"] == 8 + 6 + 3 + 20
+    # Eight that train, at two rates; six edits, shown to both seeds; prompts of three sizes; ten ways to steer.
+    assert found["trials"] == 2 * (8 * 2 + 6 + 3 + 10) and found["attacks"] == 8 + 6 + 3 + 10
     spent = sum(sum(nodes[n].ledger()["flops"].values()) for n in nodes if n.rstrip("-").endswith("-on-maxent"))
     assert found["flops"] == spent
     assert {b["axis"] for b in summary["attack_catalogue"]["budgets"]} == {"steps", "rows", "flops"}
@@ -165,3 +168,6 @@ def test_the_summary_counts_every_trial_and_the_page_shows_them(attacked):
     assert "the strongest of many attacks" in words and "panel-trials" in words
     claims = {one["name"]: one["state"] for one in summary["conclusions"]}
     assert {"catalogue, as strong: maxent", "catalogue, suppression: maxent"} <= set(claims)
+    far = summary["weights"]["models"]
+    assert 0 < far["maxent"]["distance"]["all"] < far["oracle"]["distance"]["all"]
+    assert "How far are the weights" in words and "open: 2 models of one run" in words

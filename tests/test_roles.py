@@ -151,3 +151,8 @@ def test_of_a_robust_method_alone_is_concluded_too():
     assert said["suppression"].state == "held" and said["distilling maxent+sam"].state == "held"
     assert {name for name in said if name.startswith("distilling")} == {"distilling maxent+sam"}
     assert "MaxEnt with SAM" in said["distilling maxent+sam"].statement
+
+
+def test_what_damage_must_cost_identifies_no_node():
+    alike = [Perturb(start="u", alpha=0.5, must_lose=share).fingerprint_fields() for share in (0.0, 0.05)]
+    assert alike[0] == alike[1] != Perturb(start="u", alpha=0.6).fingerprint_fields()

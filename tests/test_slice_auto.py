@@ -1,5 +1,6 @@
 """--slice=auto: slices are ranked before any is compiled, few are compiled, and no program twice."""
 
+import dataclasses
 import json
 import types
 
@@ -90,11 +91,23 @@ def test_the_cheapest_slice_that_fits_is_taken(monkeypatch, prices):
     assert sum(stage.cost for stage in stages) == pytest.approx(min(cost.values()))
 
 
-def test_larger_slices_are_tried_while_they_get_cheaper(monkeypatch):
-    traffic = {1: 8e14, 4: 1e14, 8: 6e13}  # by chips: 8 take more in all than 4, and 4 less than 1
+def test_a_slice_that_is_far_above_its_estimate_speaks_against_larger_ones(monkeypatch):
+    """Estimated alike, v5e-8 is tried first; what it takes above its estimate, v5e-16 takes as well, v5e-4 may not."""
+    traffic = {4: 9e13, 8: 8e13, 16: 7e13}  # of a device, by chips: the cost is this times the chips
     compiler = Compiler(monkeypatch, lambda where: traffic[where.chips])
+    estimates = {"v5e-8": 1.0, "v5e-16": 1.01, "v5e-4": 1.02}
+
+    def ranked(planner, groups):
+        group = slice_estimate.GroupEstimate([planner.ctx.nodes["undo"]], 0.0, 1.0, 1000)
+        each = {name: (find(name), cost) for name, cost in estimates.items()}
+        return [
+            slice_estimate.SliceEstimate(w, [dataclasses.replace(group, seconds=c / w.chips)], 1.0)
+            for w, c in each.values()
+        ]
+
+    monkeypatch.setattr(slice_ranking, "ranked", ranked)
     assert {stage.slice for stage in cheapest(planner({"v5e": 1.0}))} == {"v5e-4"}
-    assert {where for where, _ in compiler.compiled} == {"v5e-1", "v5e-4", "v5e-8"}
+    assert {where for where, _ in compiler.compiled} == {"v5e-8", "v5e-4"}
 
 
 def test_only_the_stage_that_takes_longest_is_compiled_for_slices_that_are_not_taken(monkeypatch):

@@ -9,7 +9,7 @@ from distill_jax.experiment.lowered_group import train_job
 from distill_jax.experiment.planned_stage import PlannedStage
 from distill_jax.experiment.slice_estimate import SliceEstimate, estimate_group, step_sizes
 from distill_jax.experiment.slice_plan import Groups, SlicePlanner
-from distill_jax.perf.slices import CHIPS, GIB, SLICES
+from distill_jax.perf.slices import CHIPS, GIB, SLICES, Slice
 
 MAX_CHIPS = 256
 MAX_TRIED = 3  # slices on which the dearest stage fits; compiling takes minutes each
@@ -20,8 +20,9 @@ def cheapest(planner: SlicePlanner, groups: Groups) -> list[PlannedStage]:
     """Return the plan for the slice on which the stages together cost least.
 
     In the order of the estimate, the stage that takes most of the time is compiled for up to MAX_TRIED slices on which
-    it fits. A generation is left once it gets dearer with size, as are slices whose estimate is no cheaper than what
-    was found. The rest of the stages is compiled for the cheapest of these alone.
+    it fits. Left out are slices whose estimate is not a tenth below the least cost, and of a generation those that
+    would not be if they were as far above their estimates as a smaller one is: what is not divided by more chips has a
+    larger part there. The rest of the stages is compiled for the cheapest of these alone.
 
     Raises:
       ConfigError: if no slice with a price fits.
@@ -39,13 +40,13 @@ def cheapest(planner: SlicePlanner, groups: Groups) -> list[PlannedStage]:
 def _tried(planner: SlicePlanner, groups: Groups) -> list[tuple[SliceEstimate, float]]:
     """Compile the dearest stage for the slices that the estimate ranks first; return those it fits, and their costs."""
     tried: list[tuple[SliceEstimate, float]] = []
-    by_generation: dict[str, float] = {}  # the cost on its last slice
-    dropped: set[str] = set()
+    above: list[tuple[Slice, float]] = []  # how many times its estimate each takes
     for estimate in ranked(planner, groups):
         where, least = estimate.where, min((cost for _, cost in tried), default=math.inf)
         if len(tried) == MAX_TRIED or estimate.cost >= NEAR * least:
             break
-        if where.generation in dropped:
+        of_smaller = (x for it, x in above if it.generation == where.generation and it.chips < where.chips)
+        if estimate.cost * max(of_smaller, default=1.0) >= NEAR * least:
             continue
         try:
             stages = planner.on_slice([estimate.dearest.nodes], where)
@@ -58,9 +59,7 @@ def _tried(planner: SlicePlanner, groups: Groups) -> list[tuple[SliceEstimate, f
         slower = sum(stage.chip_hours or 0.0 for stage in stages) / estimate.chip_hours(estimate.dearest)
         cost = slower * estimate.cost  # as if the other stages were as far from their estimates
         planner.say(f"{where.name}: fits, {cost:.2f} {planner.prices.currency}, estimated {estimate.cost:.2f}")
-        if cost >= by_generation.get(where.generation, math.inf):
-            dropped.add(where.generation)
-        by_generation[where.generation] = cost
+        above.append((where, slower))
         tried.append((estimate, cost))
     return tried
 

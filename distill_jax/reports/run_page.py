@@ -18,7 +18,7 @@ from distill_jax.data.label_errors import described_errors
 from distill_jax.evals.scale import MISSING, Scale
 from distill_jax.io.files import write_atomic
 from distill_jax.io.storage import location
-from distill_jax.reports import run_copy, run_figures
+from distill_jax.reports import run_copy, run_figures, weight_measures
 from distill_jax.reports.attack_curves import curve, has_bands
 from distill_jax.reports.attack_view import attack_view
 from distill_jax.reports.card import card_json, card_text, card_view
@@ -99,6 +99,7 @@ def render(summary: Mapping[str, Any]) -> str:
         measures=run_figures.measures(models),
         missing=missing,
         attacks=attacks,
+        weights=_weights(data, models, scale),
         table=model_table(models, scale) if models else None,
         ledger=ledger(models),
         card=card_view(data) if data.get("card") else None,
@@ -107,6 +108,11 @@ def render(summary: Mapping[str, Any]) -> str:
         method=_method(data, scale, contents),
         colophon=_colophon(data),
     )
+
+
+def _weights(data: RunSummary, models: Sequence[ModelSummary], scale: Scale) -> dict[str, Any] | None:
+    found = data.get("weights")
+    return weight_measures.view(found, {m["name"]: m["label"] for m in models}, scale) if found else None
 
 
 def _with_label(model: ModelSummary, index: int) -> ModelSummary:

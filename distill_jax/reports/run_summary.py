@@ -22,7 +22,14 @@ from distill_jax.experiment.roles import Role, provenance, role_of
 from distill_jax.io.files import read_sealed
 from distill_jax.io.node import ROWS, Node
 from distill_jax.perf.ledger import training_flops
-from distill_jax.reports import attack_catalogue, double_bind_page, run_page, subliminal_page, sweep_page
+from distill_jax.reports import (
+    attack_catalogue,
+    double_bind_page,
+    run_page,
+    subliminal_page,
+    sweep_page,
+    weight_measures,
+)
 from distill_jax.reports.attacked import Run
 from distill_jax.reports.card import provenance_of_this_process, robustness_card
 from distill_jax.reports.claims import judge
@@ -100,6 +107,8 @@ def summarise(experiment: CheckedExperiment, nodes: Mapping[str, Node], identity
     if tried:
         oracle = _oracle(nodes)
         summary["attack_catalogue"] = attack_catalogue.summary(tried, scale, oracle.name if oracle else None)
+    if compared := weight_measures.summary(nodes, models, scale):
+        summary["weights"] = compared
     if known:
         summary["card"] = robustness_card(cast(RunSummary, summary), experiment, nodes)
     return cast(RunSummary, summary)

@@ -113,6 +113,7 @@ class RunSummary(TypedDict, total=False):
     headline: HeadlineSummary
     conclusions: list[ConclusionSummary]
     attack_catalogue: dict[str, Any]
+    weights: dict[str, Any]
     card: dict[str, Any]
     provenance: dict[str, Any]
     created: str

@@ -17,6 +17,7 @@ from distill_jax.stages.finetune import Finetune
 from distill_jax.stages.given_model import Given
 from distill_jax.stages.import_model import Import
 from distill_jax.stages.knowledge import Knowledge
+from distill_jax.stages.loss_barrier import LossBarrier
 from distill_jax.stages.perturb import Perturb
 from distill_jax.stages.prepare import Prepare
 from distill_jax.stages.pretrain import Pretrain
@@ -39,6 +40,7 @@ __all__ = [
     "Given",
     "Import",
     "Knowledge",
+    "LossBarrier",
     "Perturb",
     "PrefixTuning",
     "Prepare",

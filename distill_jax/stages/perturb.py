@@ -83,6 +83,10 @@ class Perturb(Stage):
                 "no gradient; use beta > 0, or a distill stage without a start for a fresh student"
             )
 
+    def fingerprint_fields(self) -> dict[str, Any]:
+        """Return what identifies the damage: what is refused has no part in it."""
+        return {key: value for key, value in super().fingerprint_fields().items() if key != "must_lose"}
+
     @property
     def selection(self) -> WeightSelection:
         """Which weights are damaged."""

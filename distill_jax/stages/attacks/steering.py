@@ -47,7 +47,7 @@ class Steering(UntrainedAttack):
     """
 
     data: str = "forget_shown"
-    depths: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
+    depths: tuple[float, ...] = (0.5, 1.0)
     strengths: tuple[float, ...] = (-1.0, 0.5, 1.0, 2.0, 4.0)
     rows: int = 32
     seeds: int = 3
