@@ -99,6 +99,9 @@ def test_distilling_beats_suppressing_where_it_does(request):
     assert said(0.1)[State.HELD] > 0.9 * count
     assert said(0.6)[State.HELD] <= bound(count)
     assert not said(0.8)[State.HELD]
+    sweep = swept(np.random.default_rng(0), NEEDED | {("random student", None, None): 0.1}, seeds=5)
+    sweep.runs[-1]["retain"] = 0.6
+    assert distilling(sweep, "maxent").state is State.VOID
 
 
 def test_the_same_labels_are_not_claimed_of_a_labeller_that_errs():

@@ -18,7 +18,7 @@ from distill_jax.sharding.mesh import make_mesh
 from distill_jax.stages import AnswerDistillation, FewShot, PrefixTuning, Steering
 from distill_jax.stages.attacks.few_shot import padded_left
 from distill_jax.stages.attacks.steering import mean_stream
-from distill_jax.stages.attacks.untrained import documents_of
+from distill_jax.stages.attacks.untrained_attack import documents_of
 from distill_jax.stages.next_token import NextToken
 from distill_jax.train.batch import PackedRows
 

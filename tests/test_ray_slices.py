@@ -16,7 +16,7 @@ from distill_jax import main
 from tests.programs import environment
 from tests.test_ray import ROOT, SETTINGS, children, family
 
-pytestmark = pytest.mark.kill
+pytestmark = [pytest.mark.kill, pytest.mark.thorough]
 
 SWEEP = f"""
 from distill_jax import axis, select_stages

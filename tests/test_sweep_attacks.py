@@ -14,7 +14,7 @@ from distill_jax.experiment import sweep_graph
 from distill_jax.experiment.config_file import load_module
 from distill_jax.io.files import write_sealed
 from distill_jax.reports import sweep_page, sweep_summary
-from distill_jax.stages.attacks.untrained import UntrainedAttack
+from distill_jax.stages.attacks.untrained_attack import UntrainedAttack
 
 pytestmark = pytest.mark.unit
 CONFIG = Path(__file__).parent.parent / "configs/attack_catalogue.py"

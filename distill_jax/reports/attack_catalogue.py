@@ -16,7 +16,7 @@ from distill_jax.io.node import Node
 from distill_jax.stages import Attack, Relearn, Search
 from distill_jax.stages.attacks.catalogue import attack_id
 from distill_jax.stages.attacks.refinement import Point
-from distill_jax.stages.attacks.untrained import Spent, UntrainedAttack
+from distill_jax.stages.attacks.untrained_attack import Spent, UntrainedAttack
 from distill_jax.statistics.attack_choice import (
     HALVES,
     Choice,

@@ -26,7 +26,7 @@ from distill_jax.reports.sweep_evidence import (
     stacked,
 )
 from distill_jax.stages.robust import method_label
-from distill_jax.statistics.conclusions import Conclusion, Effect, conclude
+from distill_jax.statistics.conclusions import Conclusion, Effect, Premise, conclude
 from distill_jax.statistics.estimates import Scores
 from distill_jax.statistics.student_t import mean_interval
 
@@ -179,7 +179,9 @@ def distilling(sweep: Sweep, method: str) -> Conclusion:
     student, suppressed = (by_training_seed(sweep, [r for r in side if r["seed"] in seeds]) for side in sides)
     gap = difference("student − suppressed", [(1.0, student), (-1.0, suppressed)], "below")
     text = f"{len(seeds)} seeds: student {student.value:.2f}, suppressed {suppressed.value:.2f}.{left_out(sweep)}"
-    return conclude(name, claim, premises=premises_on(sweep, method), effects=[gap], evidence=text)
+    lost = [sweep.lost[run["recipe"]] for side in sides for run in side if run["recipe"] in sweep.lost]
+    kept = Premise("every training seed of both has the retain ability", not lost, "; ".join(dict.fromkeys(lost)))
+    return conclude(name, claim, premises=[kept, *premises_on(sweep, method)], effects=[gap], evidence=text)
 
 
 def filtering(sweep: Sweep) -> Conclusion:

@@ -16,7 +16,7 @@ from distill_jax.stages.attacks.few_shot import FewShot
 from distill_jax.stages.attacks.finetuning import Attack
 from distill_jax.stages.attacks.prefix_tuning import PrefixTuning
 from distill_jax.stages.attacks.steering import Steering
-from distill_jax.stages.attacks.untrained import UntrainedAttack
+from distill_jax.stages.attacks.untrained_attack import UntrainedAttack
 from distill_jax.stages.stage import Stage
 
 

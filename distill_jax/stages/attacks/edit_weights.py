@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from distill_jax.models.transformer import FANS, Params
-from distill_jax.stages.attacks.untrained import UntrainedAttack, finish_measured
+from distill_jax.stages.attacks.untrained_attack import UntrainedAttack, finish_measured
 from distill_jax.stages.context import PARTS, Context, Node
 from distill_jax.stages.quantise import round_to_nearest
 from distill_jax.train.population import of_one

@@ -23,7 +23,7 @@ from distill_jax.models.insertions import Prefix, prefix_of
 from distill_jax.models.transformer import Params, TransformerConfig
 from distill_jax.perf import flops
 from distill_jax.sharding.mesh import tracing
-from distill_jax.stages.attacks.untrained import (
+from distill_jax.stages.attacks.untrained_attack import (
     Spent,
     UntrainedAttack,
     documents_of,

@@ -23,7 +23,7 @@ from distill_jax.perf import flops
 from distill_jax.sharding.mesh import shardings, with_shardings
 from distill_jax.stages.attacks.few_shot import prefix_reader
 from distill_jax.stages.attacks.finetuning import Attack
-from distill_jax.stages.attacks.untrained import documents_of
+from distill_jax.stages.attacks.untrained_attack import documents_of
 from distill_jax.stages.context import Context, Node, seed_for
 from distill_jax.stages.train_job import TrainJob
 

@@ -26,7 +26,7 @@ from distill_jax.models import transformer
 from distill_jax.models.transformer import Params, TransformerConfig
 from distill_jax.perf import flops
 from distill_jax.sharding.mesh import tracing
-from distill_jax.stages.attacks.untrained import Spent, UntrainedAttack, finish_measured, scores_of_population
+from distill_jax.stages.attacks.untrained_attack import Spent, UntrainedAttack, finish_measured, scores_of_population
 from distill_jax.stages.context import Context, Node, seed_for
 from distill_jax.train.batch import PackedRows
 
