@@ -1,7 +1,7 @@
 """Capitals of countries, forgotten by a real model that comes as a package: SmolLM2-135M-Instruct.
 
   configs/smollm2.py            the same as :cpu
-  configs/smollm2.py:cpu        20 minutes of two quiet cores by its operations, and 10 GiB
+  configs/smollm2.py:cpu        20 minutes of two quiet cores by its operations, and 11 GiB
   configs/smollm2.py:gpu        longer, more α, on more of everything, for one accelerator; not run. By count 4·10¹⁶
                                 operations, 7 minutes at a tenth of an H100's peak, besides compiling
   configs/smollm2.py:invented   the second arm, in place of :cpu; :gpu,invented likewise
