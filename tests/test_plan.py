@@ -225,7 +225,7 @@ def test_a_population_that_does_not_fit_is_planned_in_the_parts_that_run_would_t
     assert sizes == [5, 3, 2, 3, 2, 1] and [stage.members for stage in stages] == [2, 2, 2, 2, 1]
     together = "[1/1] seed-0, seed-1, seed-2, seed-3, seed-4"
     assert lines[:2] == [f"{together}: compiling for v5e-4", f"{together}: compiled in 0 s, too large together"]
-    assert "compiled before, too large" in lines[3]
+    assert "compiled before, too large" in lines[6]
 
 
 @pytest.mark.unit
