@@ -288,7 +288,7 @@ def check_mesh(nodes: Mapping[str, Node], model: Any, settings: RunSettings) -> 
       ConfigError: naming what does not divide.
     """
     if not all(node.done for node in nodes.values()):  # else there is only a report to draw
-        Context(model, dict(nodes), Path(), Progress(0, 0.0, 0.0, None), settings).mesh()
+        Context(model, dict(nodes), nodes[DATA].directory / "rows", Progress(0, 0.0, 0.0, None), settings).mesh()
 
 
 def least_memory(ctx: Context, job: TrainJob) -> int:
