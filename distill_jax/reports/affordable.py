@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from distill_jax.experiment.roles import Role
+from distill_jax.reports.premises import CONVENTIONS
 from distill_jax.reports.sweep_evidence import (
     MARGIN,
     Run,
@@ -30,8 +31,7 @@ from distill_jax.statistics.estimates import Scores
 from distill_jax.statistics.recipe_choice import choose_least
 from distill_jax.statistics.student_t import mean_interval
 
-# What compute is a share of, and the runs' field.
-WAYS = {"schedule": "its whole schedule", "first_passage": "its own way to the students' goal"}
+# The runs' field of compute, by what it is a share of.
 SHARES = {"schedule": "vs_retraining", "first_passage": "vs_first_passage"}
 QUARTER = 0.25
 # What is no recipe for a model that is to be released, but a measure of others or an attack on them.
@@ -84,7 +84,8 @@ def recipes(sweep: Sweep) -> dict[str, list[Run]]:
 def affordable(sweep: Sweep, way: str) -> Conclusion:
     """Some recipe gives no more back than the oracle, for at most a quarter of retraining."""
     name = f"affordable, {way.replace('_', ' ')}"
-    claim = f"Some recipe reaches the robustness of retraining for at most {QUARTER:.0%} of its compute ({WAYS[way]})."
+    claim = f"Some recipe reaches the robustness of retraining for at most {QUARTER:.0%} of its compute "
+    claim += f"({CONVENTIONS[way]})."
     made = recipes(sweep)
     candidates = _candidates(sweep, {key: same for key, same in made.items() if key not in sweep.lost}, way)
     lost = [sweep.lost[key] for key in made if key in sweep.lost]

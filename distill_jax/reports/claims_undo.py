@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from distill_jax.reports.attacked import Run
-from distill_jax.reports.premises import Model, difference, effect, finite, kept
+from distill_jax.reports.premises import CONVENTIONS, Model, difference, effect, finite, kept
 from distill_jax.statistics import student_t
 from distill_jax.statistics.conclusions import Conclusion, Effect, Premise, conclude, not_run
 
@@ -60,7 +60,7 @@ def cheaper(run: Run, convention: str) -> Conclusion:
     Args:
       convention: what the oracle's compute is, "schedule" or "first_passage".
     """
-    of = {"schedule": "its whole schedule", "first_passage": "its own way to the students' goal"}[convention]
+    of = CONVENTIONS[convention]
     claim = f"UNDO reaches the robustness of retraining on filtered data at no more than 80 % of its compute ({of})."
     name = f"cheaper, {convention.replace('_', ' ')}"
     oracle, reference, teacher = run.oracle, run.reference, _teacher(run)

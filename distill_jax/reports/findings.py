@@ -9,8 +9,10 @@ import numpy as np
 
 from distill_jax.experiment.roles import Role
 from distill_jax.perf.ledger import training_flops
-from distill_jax.reports.affordable import SHARES, WAYS, affordable
+from distill_jax.reports.affordable import SHARES, affordable
 from distill_jax.reports.certificate import certificates
+from distill_jax.reports.claims_undo import CHEAP
+from distill_jax.reports.premises import CONVENTIONS
 from distill_jax.reports.recipes import varying, words
 from distill_jax.reports.sweep_evidence import (
     MARGIN,
@@ -30,8 +32,6 @@ from distill_jax.statistics.conclusions import Conclusion, Effect, Premise, conc
 from distill_jax.statistics.estimates import Scores
 from distill_jax.statistics.student_t import mean_interval
 
-CHEAP = 0.8  # of the oracle's compute: the upper end of what the paper names
-
 
 def findings(sweep: Sweep) -> list[Conclusion]:
     """Return what became of a sweep's questions, by the models and data that may be compared."""
@@ -48,7 +48,7 @@ def findings(sweep: Sweep) -> list[Conclusion]:
 
 def _in_one_world(sweep: Sweep) -> list[Conclusion]:
     methods = list(dict.fromkeys(run["method"] for run in sweep.runs if run["method"]))
-    conclusions = [affordable(sweep, way) for way in WAYS]
+    conclusions = [affordable(sweep, way) for way in CONVENTIONS]
     for method in methods:
         for text, alike in sweep.variants(method):
             conclusions += [_named(one, text) for one in _on_method(alike, method)]
@@ -61,7 +61,7 @@ def _on_method(sweep: Sweep, method: str) -> list[Conclusion]:
     return [
         *(rises_with_alpha(sweep, method, beta) for beta in betas),
         *(parts_of_damage(sweep, method, *names) for names in COMPARED),
-        *(cheaper(sweep, method, way) for way in WAYS),
+        *(cheaper(sweep, method, way) for way in CONVENTIONS),
         distilling(sweep, method),
     ]
 
@@ -134,7 +134,7 @@ def _matched(sweep: Sweep, first: Sequence[Run], second: Sequence[Run]) -> tuple
 
 def cheaper(sweep: Sweep, method: str, way: str) -> Conclusion:
     """Some α and β at no more than 80 % of the oracle's compute give no more back than the oracle."""
-    of = WAYS[way]
+    of = CONVENTIONS[way]
     name = f"cheaper, {way.replace('_', ' ')}, {method}"
     claim = "UNDO reaches the robustness of retraining on filtered data at no more than 80 % of its compute "
     claim += f"({method_label(method)}; {of})."

@@ -15,6 +15,8 @@ from distill_jax.statistics.estimates import Scores, contrast, proportion
 from distill_jax.statistics.robustness import Attack
 
 RETAIN = 0.1  # as a scale's tolerance: how much less of what is to be retained a model may keep than the reference
+# What compute may be a share of.
+CONVENTIONS = {"schedule": "its whole schedule", "first_passage": "its own way to the students' goal"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
