@@ -118,7 +118,7 @@ def _smoke(c: ConfigDict) -> None:
     c.published.path = c.data.vocabulary = f"{TINY}/choices/model"
     c.data.update(text_tokens=500, copies=1, near=1, prompts=4)
     c.run.update(loss_chunk=0, evaluation_batch=8)
-    c.undo.steps = (4, 4)
+    c.undo.steps = (4,) * len(c.undo.alphas)
     for stage in (c.inject, c.maxent, c.undial, c.relearn):
         stage.steps = 4
     for stage in (c.inject, c.maxent, c.undial, c.distill, c.relearn):
