@@ -45,7 +45,7 @@ def finished_once(tmp_path_factory, name: str, *arguments: str) -> tuple[Path, s
 
 
 def with_data(tmp_path_factory, workdir: Path) -> Path:
-    """Give a work directory the data of `ARITHMETIC`, prepared once a session: importing TensorFlow takes ten seconds."""
+    """Give a work directory the data of `ARITHMETIC`, prepared once a session: TensorFlow takes seconds to import."""
     base = shared(tmp_path_factory, "arithmetic-data")
     with open(base / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -72,11 +72,7 @@ def start(workdir: Path, processes: int, *more: str, only: Sequence[int] | None 
     for i in range(processes) if only is None else only:
         flags = [f"--coordinator=127.0.0.1:{port}", f"--processes={processes}", f"--process={i}"]
         with open(f"{workdir}.{i}.log", "w") as out:
-            started.append(
-                subprocess.Popen(
-                    command + flags, cwd=ROOT, env=env, stdout=out, stderr=subprocess.STDOUT
-                )
-            )
+            started.append(subprocess.Popen(command + flags, cwd=ROOT, env=env, stdout=out, stderr=subprocess.STDOUT))
     return started
 
 
@@ -141,7 +137,7 @@ def test_a_process_that_is_killed_ends_all_and_the_same_command_continues(home, 
     assert_same_rows(rows(workdir), rows(undisturbed))
 
 
-def test_a_host_that_vanishes_without_a_word_ends_all_and_one_that_never_comes_back_is_not_waited_for(home, undisturbed):
+def test_a_host_that_vanishes_ends_all_and_one_that_never_comes_back_is_not_waited_for(home, undisturbed):
     """The first process, which coordinates the others, is silent: no connection breaks, and nobody answers."""
     workdir = without(undisturbed, home / "vanished", "reference")
     both = start(workdir, 2)

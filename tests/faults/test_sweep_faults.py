@@ -8,6 +8,7 @@ import random
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import harness
@@ -80,9 +81,12 @@ def test_eight_workers_at_once_do_every_node_exactly_once(workers, undisturbed, 
 
 
 @pytest.mark.kill
-def test_kills_at_random_moments_change_nothing(workers, undisturbed, tmp_path, request, tmp_path_factory):
-    workdir, chance = with_data(tmp_path_factory, tmp_path / "killed"), random.Random(20)
-    wanted = KILLS if request.config.getoption("--thorough") else FEWER
+def test_kills_at_random_moments_change_nothing(workers, undisturbed, copy, request):
+    workdir, chance, thorough = copy, random.Random(20), request.config.getoption("--thorough")
+    wanted = KILLS if thorough else FEWER
+    remove(workdir, "maxent", "undo-0.2", "undo-0.9", "relearn-undo-0.2", "relearn-undo-0.9")
+    if thorough:
+        shutil.rmtree(workdir / "nodes")
     crowd, kills = [workers.start(workdir) for _ in range(2)], 0
     try:
         while kills < wanted:
@@ -187,21 +191,22 @@ def test_unpacked_the_sweep_comes_to_the_same(workers, undisturbed, copy):
 @pytest.mark.end_to_end
 def test_what_is_spoilt_is_named_and_never_used(copy, capsys):
     """A model with a bit turned over or cut short, and every record of an attack cut short."""
-    remove(copy, "relearn-undo-0.2")
-    models = [path for name, path in nodes(copy).items() if name.startswith("undo-0.2")]
-    attacks = [path for name, path in nodes(copy).items() if name.startswith(("relearn-undo-0.9", "relearn-reference"))]
-    victims = [(flip, models[0], None), (cut, models[1], None)]
-    records = ("metrics.jsonl", "result.json", "ledger.json", "DONE")
-    victims += [(cut, path, file) for path, file in zip(attacks, records, strict=True)]
-    for spoil, path, file in victims:
-        spoil(path / file if file else largest(path / "checkpoints/final"))
-    for _ in victims:
+
+    def assert_refused(node: Path, file: Path, spoil: Callable[[Path], None]) -> None:
+        whole = file.read_bytes()
+        spoil(file)
         code = main(["distill-jax", *harness.command(copy)])  # nothing is computed: no process of its own
         text = "".join(capsys.readouterr())
-        refusal = text.splitlines()[-1]  # warnings before it name others
-        said_of = [victim for _, victim, _ in victims if str(victim) in refusal and victim.exists()]
-        assert code == 2 and len(said_of) == 1 and "remove" in text and "Traceback" not in text, text
-        shutil.rmtree(said_of[0])  # as the message says, and nothing is left to refuse
+        assert code == 2 and f"remove {node}" in text.splitlines()[-1] and "Traceback" not in text, text
+        file.write_bytes(whole)
+
+    models = [path for name, path in nodes(copy).items() if name.startswith("undo-0.2")]
+    attacks = [path for name, path in nodes(copy).items() if name.startswith(("relearn-undo-0.9", "relearn-reference"))]
+    for path, name in zip(attacks, ("metrics.jsonl", "result.json", "ledger.json", "DONE"), strict=True):
+        assert_refused(path, path / name, cut)
+    remove(copy, "relearn-undo-0.2")  # to be computed from the models
+    for path, spoil in zip(models, (flip, cut), strict=True):
+        assert_refused(path, largest(path / "checkpoints/final"), spoil)
 
 
 @pytest.mark.end_to_end
