@@ -107,7 +107,8 @@ def compute_against_size(runs: Iterable[Run], at: Sequence[float] = LARGER_SIZES
     Compute is the student's and teacher's FLOPs of the whole chain. A size counts once, as the geometric mean over its
     seeds: more seeds say nothing about a size that nobody ran. Each is {kind, method, alpha, beta, settings, n,
     left_out, fit, reason}; `fit` holds the `exponent` with its 95 % interval, `r2`, the `points`, the `predictions` at
-    `at` parameters with their 95 % prediction intervals, and a `warning`. It is None with fewer than three sizes, as `reason` says.
+    `at` parameters with their 95 % prediction intervals, and a `warning`. It is None with fewer than three sizes, as
+    `reason` says.
     """
     distilled = [{**run, "flops": _training_flops(run)} for run in runs if run["kind"] in DISTILLED]
     return [
