@@ -105,7 +105,7 @@ def _gpu(c: ConfigDict) -> None:
     c.run.update(evaluation_batch=512, loss_chunk=8192, fsdp=-1)
     for stage in (c.inject, c.maxent, c.undial):
         stage.update(steps=60, batch=32)
-    c.undo.update(alphas=(0.1, 0.25, 0.5), steps=(1000, 1000, 1000))
+    c.undo.update(alphas=(0.05, 0.1, 0.25), steps=(1000, 1000, 1000))
     c.distill.update(batch=64, evaluate_every=100, checkpoint_every=500, warmup=20, learning_rate=3e-4)
     c.relearn.update(steps=100, batch=8, evaluate_steps=(0, 5, 10, 20, 40, 70, 100), checkpoint_every=1000)
     c.attack.update(full=(3e-6, 1e-5, 3e-5, 1e-4), lora=(3e-4, 1e-3, 3e-3), full_seeds=3, lora_seeds=3, original=True)
@@ -118,7 +118,7 @@ def _smoke(c: ConfigDict) -> None:
     c.published.path = c.data.vocabulary = f"{TINY}/choices/model"
     c.data.update(text_tokens=500, copies=1, near=1, prompts=4)
     c.run.update(loss_chunk=0, evaluation_batch=8)
-    c.undo.steps = (4, 4)
+    c.undo.steps = (4,) * len(c.undo.alphas)
     for stage in (c.inject, c.maxent, c.undial, c.relearn):
         stage.steps = 4
     for stage in (c.inject, c.maxent, c.undial, c.distill, c.relearn):

@@ -88,6 +88,20 @@ def test_wordings_of_a_fact_are_held_out_together(tmp_path):
     assert {q.fact for q in again.forget_split()[1]} == {q.fact for q in heldout}  # whatever their order
 
 
+def test_every_fact_to_retain_is_read_and_asked_in_another_wording_where_it_has_one():
+    several = [Question(row["question"], row["answer"], row["fact"]) for row in capitals(50)]
+    single = [Question(f"What is {i}?", f"thing {i}", f"{i}") for i in range(20)]
+    config = FactsConfig(forget="f", retain="r", validation_share=0.2)
+    trained, measured = config.retain_split([*several, *several[:4], *single])  # some stand there twice
+    assert {q.fact for q in trained} == {q.fact for q in (*several, *single)}
+    assert len(measured) == len({q.fact for q in measured}) == 14
+    unread = {q for q in measured if q in several}
+    assert 0 < len(unread) < 14 and not unread & set(trained)
+    assert {q for q in measured if q in single} <= set(trained)
+    few = config.retain_split(single[:5])
+    assert set(few[0]) == set(few[1]) == set(single[:5])  # of few, all are measured
+
+
 def test_too_few_facts_are_refused_with_how_many_are_needed(tmp_path):
     config = FactsConfig(forget=lines(tmp_path / "f.jsonl", capitals(7)), retain="r")
     with pytest.raises(ConfigError, match=r"has 7 facts, of which 4 would be held out: .*±10% 186, ±20% 42 are needed"):
@@ -143,7 +157,8 @@ def test_rows_mark_the_answers_and_prompts_end_before_them(tmp_path):
     made = write_facts(config, words, tmp_path, questions=asked, beginnings=[text])
     assert made["facts"] == {"shown": ["a", "b"], "heldout": ["c"]}
     assert made["evaluation"]["groups"] == {
-        "facts/asked/shown": 2, "facts/asked/heldout": 1, "other facts/asked/retain": 1, "text/next token/retain": 1,
+        "facts/asked/shown": 2, "facts/asked/heldout": 1, "other facts/in another wording/retain": 1,
+        "text/next token/retain": 1,
     }  # fmt: skip
     for prompt in load_evaluation(tmp_path):
         whole = words.decode([*prompt["prompt_ids"], *prompt["answer_ids"]]).removeprefix("<bos>")

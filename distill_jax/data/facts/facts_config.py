@@ -16,6 +16,7 @@ from distill_jax.data.text.chat_template import load_template
 from distill_jax.data.text.sources import Source
 from distill_jax.io.files import Digests
 from distill_jax.io.storage import location
+from distill_jax.types import JsonObject
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,8 +25,9 @@ class FactsConfig(ForgetConfig):
 
     Attributes:
       forget: sources of questions with answers; retain: of such, of text, or of both.
-      heldout: the share of the forget facts that no attacker is shown; `validation_share` is that of what is to be
-        retained.
+      heldout: the share of the forget facts that no attacker is shown.
+      validation_share: of texts to retain, those that no training reads; of facts to retain, those that are asked for,
+        `least_heldout` of them at least: see `retain_split`.
       prompts: questions of each part that are measured at most; of text as many beginnings, to be gone on with.
       chat: whether questions are put by the model's own chat template, where they are trained on, shown and measured.
     """
@@ -85,6 +87,28 @@ class FactsConfig(ForgetConfig):
         return shown, [question for question in questions if question.fact in held]
 
     def retain_split(self, questions: Sequence[Question]) -> tuple[list[Question], list[Question]]:
-        """Return what is trained on and what is measured of questions to retain, by their facts' hashes."""
-        measured = {q.fact for q in questions if facts.hashed(q.fact) % 2**20 < self.validation_share * 2**20}
-        return [q for q in questions if q.fact not in measured], [q for q in questions if q.fact in measured]
+        """Return what is trained on and what is measured of questions to retain; facts are chosen by their hashes.
+
+        A student keeps only what it reads, so every fact is trained on. One that is measured is asked for in a wording
+        that no training reads; a fact in a single wording is asked for in that one.
+        """
+        by_fact: dict[str, set[Question]] = {}
+        for question in questions:
+            by_fact.setdefault(question.fact, set()).add(question)
+        count = max(round(self.validation_share * len(by_fact)), self.least_heldout)
+        chosen = sorted(by_fact, key=facts.hashed)[:count]
+        measured = {fact: min(by_fact[fact], key=lambda q: facts.hashed(q.text)) for fact in chosen}
+        trained = [q for q in questions if q != measured.get(q.fact) or len(by_fact[q.fact]) == 1]
+        return trained, list(measured.values())
+
+    def fingerprint_fields(self) -> JsonObject:
+        """Return what decides what the prepared data hold, which facts to retain are trained on among it."""
+        return super().fingerprint_fields() | {"retained_facts": "all read"}
+
+    def how_measured(self) -> str:
+        """Return what is measured of what is to be retained."""
+        return (
+            "Every fact to retain is trained on, for a student keeps only what it reads; some are asked for, in a "
+            "wording that no training reads where a fact has several. Texts to retain are measured by ones that no "
+            "training reads. Facts that stand in no file are not measured."
+        )
