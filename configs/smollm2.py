@@ -2,8 +2,8 @@
 
   configs/smollm2.py            the same as :cpu
   configs/smollm2.py:cpu        20 minutes of two quiet cores by its operations, and 11 GiB
-  configs/smollm2.py:gpu        longer, more α, on more of everything, for one accelerator: 11 to 13 minutes of an H200, by
-                                what a part of it took (docs/results.md)
+  configs/smollm2.py:gpu        longer, more α, on more of everything, for one accelerator: 11 to 13 minutes of an H200
+                                by what a part of it took (docs/results.md)
   configs/smollm2.py:invented   the second arm, in place of :cpu; :gpu,invented likewise
   configs/smollm2.py:smoke      the same graph on a random model of some thousand parameters; learns nothing
 

@@ -1,5 +1,6 @@
 """Two CPU devices for every test, and programs that compile fast; it must be said before JAX is first imported."""
 
+import gc
 import os
 
 import pytest
@@ -18,6 +19,13 @@ DEAREST = ["test_sweep_faults", "test_run", "test_auditbench", "test_hosts", "te
 def pytest_addoption(parser):
     """Let the whole matrix of meshes, kills and damages be asked for; a part of each always runs."""
     parser.addoption("--thorough", action="store_true", help="every mesh, more kills and damage (half an hour more)")
+
+
+def pytest_collection_finish(session):
+    """Let the garbage collector pass over what was imported, which stays: tracing makes it look again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 def pytest_collection_modifyitems(config, items):

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+from distill_jax.main import main
 from tests.fast_xla import xla_flags
 from tests.spoil import kept_in, shared
 
 ROOT = Path(__file__).parents[1]
+ARITHMETIC = ("--config=configs/arithmetic.py:smoke", "--config.data.multiplication_max=3")
 
 
 def environment(cache: Path, devices: int = 2) -> dict[str, str]:
@@ -38,6 +42,19 @@ def finished_once(tmp_path_factory, name: str, *arguments: str) -> tuple[Path, s
         if not kept.exists():
             kept.write_text(said(*arguments, f"--workdir={base}/run", compiled=base / "compiled"))
     return base / "run", kept.read_text()
+
+
+def with_data(tmp_path_factory, workdir: Path) -> Path:
+    """Give a work directory the data of `ARITHMETIC`, prepared once a session: TensorFlow takes seconds to import."""
+    base = shared(tmp_path_factory, "arithmetic-data")
+    with open(base / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not list(base.glob("run/nodes/data-*/DONE")):
+            with contextlib.chdir(ROOT):
+                assert main(["distill-jax", "prepare", *ARITHMETIC, f"--workdir={base}/run"]) == 0
+    (data,) = (base / "run/nodes").glob("data-*")
+    shutil.copytree(data, workdir / "nodes" / data.name)
+    return workdir
 
 
 def node(workdir: Path, name: str) -> Path:

@@ -24,7 +24,7 @@ from distill_jax.reports.run_summary import write_report
 from distill_jax.stages import Attack, EditWeights, LossBarrier, Pretrain, Relearn, Unlearn
 from distill_jax.stages.attacks import catalogue
 from distill_jax.stages.attacks.edit_weights import edit_of, prune
-from tests.spoil import shared
+from tests.programs import with_data
 
 ROOT = Path(__file__).parents[1]
 BASE = {"steps": 4, "batch": 4, "warmup": 0, "evaluate_steps": (0, 4), "learning_rates": (1e-2, 1e-3), "seeds": 2}
@@ -96,6 +96,7 @@ def experiment() -> Any:
     """Return the smoke graph of arithmetic with a suppressed model and the oracle, attacked."""
     arithmetic = load_module(ROOT / "configs" / "arithmetic.py")
     c = arithmetic.get_config("smoke")
+    c.data.multiplication_max = 3
     few = {"evaluate_steps": (0, 4), "learning_rates": (1e-2, 1e-3), "seeds": 2, "steps": 4}
     c.relearn.update(**few)
     stages = {
@@ -119,7 +120,7 @@ def experiment() -> Any:
 def attacked(tmp_path_factory) -> tuple[dict[str, Any], dict[str, Any], Path]:
     """Return the nodes, the summary and the page of a small run."""
     checked = experiment()
-    workdir = shared(tmp_path_factory, "attacks")
+    workdir = with_data(tmp_path_factory, tmp_path_factory.mktemp("attacks"))
     nodes = graph.build(checked, workdir)
     graph.execute(nodes, checked.model, checked.run, io.StringIO())
     page = write_report(checked, nodes, "identity", workdir, 1.0)

@@ -133,6 +133,7 @@ def test_a_teacher_beside_the_base_teaches_as_a_whole_one(finished):
         assert len(beside) == 4 and beside[1:] != whole[1:]  # their adapters were drawn apart
 
 
+@pytest.mark.thorough
 @pytest.mark.end_to_end
 def test_what_is_lost_is_computed_to_the_same_numbers(finished, tmp_path):
     workdir = shutil.copytree(finished[0], tmp_path / "run")

@@ -15,7 +15,7 @@ import pytest
 from distill_jax import main
 from tests.programs import environment
 
-pytestmark = pytest.mark.kill
+pytestmark = [pytest.mark.kill, pytest.mark.thorough]
 
 ROOT = Path(__file__).parent.parent
 SWEEP = f"""

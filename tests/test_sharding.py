@@ -50,7 +50,7 @@ def wanted(config) -> tuple[list, list]:
     """Return the jobs of one process and those of two hosts."""
     if config.getoption("--thorough"):
         return list(dict.fromkeys(SHAPES + OTHERS + EVERY)), HOSTS + EVERY_HOST
-    return [*SHAPES, OTHERS[0], OTHERS[2], OTHERS[4]], HOSTS[:1]
+    return [*SHAPES, OTHERS[2], OTHERS[4]], HOSTS[:1]
 
 
 def pytest_generate_tests(metafunc):

@@ -260,6 +260,7 @@ class TestCommand:
         assert len(ones) == 12 and all(s["accuracy"] == s["before"] and s["unseen"] == 0 for s in ones)
         assert all(s["unseen"] != s["unseen_before"] for s in told if s["ghosts"] == 3)
 
+    @pytest.mark.thorough
     @pytest.mark.kill
     def test_killed_it_continues_to_the_same_numbers(self, finished, tmp_path):
         whole, _ = finished
