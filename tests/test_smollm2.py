@@ -8,6 +8,7 @@ import io
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,7 @@ from distill_jax.data.capitals.prepare_capitals import documents as prepared_doc
 from distill_jax.data.capitals.prepare_capitals import prepare_capitals, said, sentence
 from distill_jax.data.packing import ANSWER, SEGMENTS, TOKENS
 from distill_jax.data.text.hf_tokenizer import Tokenizer
+from distill_jax.evals.scale import ACCURACY
 from distill_jax.experiment import graph
 from distill_jax.experiment.config_file import load_experiment, load_module
 from distill_jax.experiment.roles import Role, role_of
@@ -31,8 +33,10 @@ from distill_jax.interop.model_source import open_model
 from distill_jax.io.files import Digests
 from distill_jax.main import main
 from distill_jax.models.presets import preset
+from distill_jax.reports.run_summary import first_passage
 from distill_jax.sharding.mesh import make_mesh
 from distill_jax.shipped import CONFIGS, TINY
+from distill_jax.stages import Distill, Import
 from distill_jax.stages.quantise import Quantise, round_to_nearest
 from tests.programs import node
 
@@ -329,3 +333,11 @@ def test_rounded_weights_are_those_of_the_model_that_was_rounded(finished):
     w, rounded = (np.asarray(tree["layers"]["mlp"]["down"]) for tree in (before, after))
     steps = np.abs(w).max(axis=1, keepdims=True) / 7
     assert np.abs(w - rounded).max() > 0 and np.all(np.abs(w - rounded) <= steps * 0.5001)
+
+
+@pytest.mark.unit
+def test_a_published_oracle_has_no_schedule_to_be_a_share_of():
+    """It was not trained here, and so has no training curve either."""
+    student = SimpleNamespace(settings=Distill(teacher="maxent", start="damaged"), inputs={"teacher": "maxent"})
+    oracle = SimpleNamespace(ledger=lambda: {"flops": {"evaluation": 1.0}}, settings=Import(path="model"))
+    assert first_passage(student, oracle, {}, ACCURACY) is None
