@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from distill_jax import main
-from tests.programs import environment
-from tests.test_ray import ROOT, SETTINGS, children, family
+from tests import ray_cluster
+from tests.ray_cluster import NODE, children, family, raylet, words
+from tests.test_ray import ROOT, SETTINGS
 
 pytestmark = [pytest.mark.kill, pytest.mark.thorough]
 
@@ -27,30 +28,18 @@ def get_sweep(arg=""):
 SLICE = "v4-16"  # 2 x 2 x 2 chips, of which a host has four
 
 
-NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "memory": 2**30, "node_ip_address": "127.0.0.1"}
-
-
 def add_host(cluster, worker: int) -> int:
     """Add a host of the slice, with the resources and labels that Ray gives it; return its raylet."""
     labels = {"ray.io/tpu-slice-name": "made-up", "ray.io/tpu-worker-id": str(worker)}
     head = {f"TPU-{SLICE}-head": 1} if worker == 0 else {}
-    node = cluster.add_node(**NODE, resources={"TPU": 4, **head}, labels=labels)
-    return node.all_processes["raylet"][0].process.pid
+    return raylet(cluster.add_node(**NODE, resources={"TPU": 4, **head}, labels=labels))
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory) -> Iterator:
-    """A node without a TPU, to which a test adds the hosts of a slice."""
-    kept = environment(tmp_path_factory.mktemp("compiled")) | {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(ROOT)}
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {**kept, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}.items():
-            patch.setenv(name, value)
-        cluster_utils = pytest.importorskip("ray.cluster_utils")  # which reads them as it is imported
-        nodes = cluster_utils.Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
-        logs = nodes.head_node.get_session_dir_path()
+    """A node without a TPU, to which the hosts of a slice are added."""
+    with ray_cluster.cluster(tmp_path_factory.mktemp("compiled")) as nodes:
         yield nodes
-        nodes.shutdown()
-        shutil.rmtree(logs, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
@@ -69,18 +58,17 @@ def sweep(cluster, tmp_path_factory) -> Path:
 
 
 def kill_when_saved(
-    raylet: int, workdir: Path, of_process: str, killed: list[int], ended: threading.Event, after: Callable[[], object]
+    pid: int, workdir: Path, of_process: str, killed: list[int], ended: threading.Event, after: Callable[[], object]
 ) -> None:
     """Wait until a state of what both hosts train is saved, and kill a host's process, or all that its raylet runs."""
     while not ended.wait(0.02):
         if not [*workdir.glob("attempts/reference-*/*/checkpoints/*.json")]:
             continue
-        processes = family(raylet, children())
-        lines = {pid: Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0") for pid in processes}
-        running = [pid for pid, line in lines.items() if of_process in line]
+        processes = family(pid, children())
+        running = [one for one in processes if of_process in words(one)]
         if running:
-            for pid in running if of_process == "--process=1" else processes:
-                os.kill(pid, signal.SIGKILL)
+            for one in running if of_process == "--process=1" else processes:
+                os.kill(one, signal.SIGKILL)
             killed.append(running[0])
             after()
             return
