@@ -209,6 +209,7 @@ def test_what_is_spoilt_is_named_and_never_used(copy, capsys):
         assert_refused(path, largest(path / "checkpoints/final"), spoil)
 
 
+@pytest.mark.thorough
 @pytest.mark.end_to_end
 def test_a_disk_that_fills_up_in_the_middle_of_a_checkpoint(workers, undisturbed, tmp_path):
     """One message, nothing lost that was finished, and room is all it takes to go on."""
@@ -229,7 +230,13 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_checkpoint(workers, undisturbed
 
 
 @pytest.mark.end_to_end
-def test_workers_with_another_config_or_code_are_refused(workers, copy):
+def test_workers_with_another_config_or_code_are_refused(workers, copy, capsys):
+    """The first is a process of its own; those after it are refused before they compute, in this one."""
+
+    def refusal(*more: str) -> str:
+        assert main(["distill-jax", *harness.command(copy), *more]) == 2
+        return "".join(capsys.readouterr())
+
     remove(copy, "relearn-reference")
     first = workers.start(copy)
     try:
@@ -238,12 +245,11 @@ def test_workers_with_another_config_or_code_are_refused(workers, copy):
             assert first.poll() is None and time.monotonic() < deadline, said(copy)
             time.sleep(0.1)
         os.kill(first.pid, signal.SIGSTOP)  # it stays where it is
-        code, text = workers(copy, "--config.relearn.seeds=3")
-        assert code == 2 and "points" in text and "workers there" in text
+        text = refusal("--config.relearn.seeds=3")
+        assert "points" in text and "workers there" in text
         marker = read_sealed(copy / "experiment.json")
         write_sealed(copy / "experiment.json", marker | {"code": "0123456789ab"})
-        code, text = workers(copy)
-        assert code == 2 and "code '0123456789ab'" in text
+        assert "code '0123456789ab'" in refusal()
     finally:
         kill(first)
 
