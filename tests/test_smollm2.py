@@ -212,13 +212,16 @@ def test_a_number_of_bits_that_is_none_is_refused():
 # The experiment
 
 
+SMOKES = ("smoke", "gpu,smoke", "smoke,invented")
+
+
 def experiment(named: str):
     module = load_module(CONFIGS / "smollm2.py")
     return load_experiment(module, module.get_config(named))
 
 
 @pytest.mark.unit
-@pytest.mark.parametrize("named", ["cpu", "gpu", "cpu,invented", "gpu,invented", "smoke", "smoke,invented"])
+@pytest.mark.parametrize("named", ["cpu", "gpu", "cpu,invented", "gpu,invented", *SMOKES])
 def test_roles_follow_from_how_a_model_was_made(named):
     nodes = graph.build(experiment(named), Path("nowhere"))
     roles = {name: role_of(n, nodes) for name, n in nodes.items()}

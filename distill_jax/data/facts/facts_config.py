@@ -26,8 +26,7 @@ class FactsConfig(ForgetConfig):
     Attributes:
       forget: sources of questions with answers; retain: of such, of text, or of both.
       heldout: the share of the forget facts that no attacker is shown.
-      validation_share: of texts to retain, those that no training reads; of facts to retain, those that are asked for,
-        `least_heldout` of them at least: see `retain_split`.
+      validation_share: of texts to retain, those that no training reads; facts to retain are all read.
       prompts: questions of each part that are measured at most; of text as many beginnings, to be gone on with.
       chat: whether questions are put by the model's own chat template, where they are trained on, shown and measured.
     """
@@ -86,20 +85,15 @@ class FactsConfig(ForgetConfig):
         shown = [question for question in questions if question.fact not in held]
         return shown, [question for question in questions if question.fact in held]
 
-    def retain_split(self, questions: Sequence[Question]) -> tuple[list[Question], list[Question]]:
-        """Return what is trained on and what is measured of questions to retain; facts are chosen by their hashes.
+    def retain_measured(self, questions: Sequence[Question]) -> list[Question]:
+        """Return the questions to retain that are measured: of every fact one wording, by its hash.
 
-        A student keeps only what it reads, so every fact is trained on. One that is measured is asked for in a wording
-        that no training reads; a fact in a single wording is asked for in that one.
+        All of them are trained on. A student keeps only what it reads, so that a fact held out says nothing of it.
         """
-        by_fact: dict[str, set[Question]] = {}
-        for question in questions:
-            by_fact.setdefault(question.fact, set()).add(question)
-        count = max(round(self.validation_share * len(by_fact)), self.least_heldout)
-        chosen = sorted(by_fact, key=facts.hashed)[:count]
-        measured = {fact: min(by_fact[fact], key=lambda q: facts.hashed(q.text)) for fact in chosen}
-        trained = [q for q in questions if q != measured.get(q.fact) or len(by_fact[q.fact]) == 1]
-        return trained, list(measured.values())
+        by_fact: dict[str, Question] = {}
+        for question in sorted(questions, key=lambda q: facts.hashed(q.text)):
+            by_fact.setdefault(question.fact, question)
+        return list(by_fact.values())
 
     def fingerprint_fields(self) -> JsonObject:
         """Return what decides what the prepared data hold, which facts to retain are trained on among it."""
@@ -108,7 +102,7 @@ class FactsConfig(ForgetConfig):
     def how_measured(self) -> str:
         """Return what is measured of what is to be retained."""
         return (
-            "Every fact to retain is trained on, for a student keeps only what it reads; some are asked for, in a "
-            "wording that no training reads where a fact has several. Texts to retain are measured by ones that no "
-            "training reads. Facts that stand in no file are not measured."
+            "Every fact to retain is trained on, for a student keeps only what it reads, and asked for in words that "
+            "were read. Texts to retain are measured by ones that no training reads. Facts and wordings that stand in "
+            "no file are not measured."
         )

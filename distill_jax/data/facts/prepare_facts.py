@@ -37,8 +37,8 @@ from distill_jax.io.files import Digests, digest
 from distill_jax.types import JsonObject
 
 SHORTEST, LONGEST = 4, 64  # tokens of a document's beginning
-FORGET, TEXT = ("facts", "asked"), ("text", "next token")  # (operation, form)
-READ, UNREAD = ("other facts", "as trained on"), ("other facts", "in another wording")  # of those to retain
+# (operation, form)
+FORGET, KEPT, TEXT = ("facts", "asked"), ("other facts", "as trained on"), ("text", "next token")
 
 
 def prepare_facts(config: FactsConfig, directory: str) -> JsonObject:
@@ -50,7 +50,8 @@ def prepare_facts(config: FactsConfig, directory: str) -> JsonObject:
     config = config if config.content else config.with_content_hash(Digests())
     shown, heldout = config.forget_split()
     asked, read = config.retain_sources()
-    trained, measured = config.retain_split(facts.read(asked))
+    trained = facts.read(asked)
+    measured = config.retain_measured(trained)
     folder = storage.location(directory) / "documents"
     storage.make_directory(folder)
     if config.overlap == "refuse" and read:
@@ -58,10 +59,9 @@ def prepare_facts(config: FactsConfig, directory: str) -> JsonObject:
     kept, left = _by_hash(config, documents(read))
     check(bool(left or measured), f"data.retain={config.retain!r}: nothing is left to measure by; give more of it")
     check(bool(kept or trained), f"data.retain={config.retain!r}: nothing is left to train on; give more of it")
-    unread = [q.text for q in measured if q not in set(trained)]
     roles = {
         "forget": [q.text for q in shown], "valid_forget": [q.text for q in heldout],
-        "retain": [*kept, *(q.text for q in trained)], "valid_retain": [*left, *unread],
+        "retain": [*kept, *(q.text for q in trained)], "valid_retain": left,
     }  # fmt: skip
     files = {role: _write(folder / f"{role}.jsonl", texts) for role, texts in roles.items()}
     questions = {"shown": shown, "heldout": heldout, "retain": measured}
@@ -92,13 +92,12 @@ def write_facts(
     """Write prompts and the sets of facts, and return what the manifest says of them.
 
     Args:
-      kept: texts and questions to retain that are trained on; of the questions some may be measured too. A chat
+      kept: texts and questions to retain that are trained on; a fact of them is measured too. A chat
         template puts questions alone, so that with one the set `retain` is made of them here.
     """
     wording = _wording(config, words)
-    read = set(kept[1])
     prompts = [
-        _prompt(wording, question, part, FORGET if part != "retain" else READ if question in read else UNREAD)
+        _prompt(wording, question, part, KEPT if part == "retain" else FORGET)
         for part, asked in questions.items()
         for question in sorted(asked, key=lambda q: facts.hashed(q.text))[: config.prompts]
     ]
