@@ -16,7 +16,7 @@ from distill_jax import main
 from tests import ray_cluster
 from tests.ray_cluster import NODE, children, family, raylet
 
-pytestmark = pytest.mark.kill
+pytestmark = [pytest.mark.kill, pytest.mark.thorough]
 
 ROOT = Path(__file__).parent.parent
 SWEEP = f"""
