@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
-from collections.abc import Iterator
+import signal
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,13 @@ def children() -> dict[int, list[int]]:
             continue
         found.setdefault(parent, []).append(int(stat.parent.name))
     return found
+
+
+def kill(pids: Iterable[int]) -> None:
+    """Kill processes, some of which may end as they lose the others."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def words(pid: int) -> list[str]:

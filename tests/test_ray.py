@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +12,7 @@ import pytest
 
 from distill_jax import main
 from tests import ray_cluster
-from tests.ray_cluster import NODE, children, family, raylet
+from tests.ray_cluster import NODE, children, family, kill, raylet
 
 pytestmark = [pytest.mark.kill, pytest.mark.thorough]
 
@@ -62,8 +60,7 @@ def kill_with_its_workers(pid: int, workdir: Path, killed: list[int], ended: thr
         for lease in workdir.glob("attempts/reference-*/lease-*.json"):
             record = json.loads(lease.read_text() or "{}")
             if record.get("pid") in processes and [*lease.parent.glob("*/checkpoints/*.json")]:
-                for one in processes:
-                    os.kill(one, signal.SIGKILL)
+                kill(processes)
                 killed.append(record["pid"])
                 return
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import threading
 from collections.abc import Iterator
 
@@ -14,7 +12,7 @@ from distill_jax import main
 from distill_jax.io import storage
 from distill_jax.io.leases import process_identity
 from tests import bucket_server, ray_cluster
-from tests.ray_cluster import NODE, children, family, raylet
+from tests.ray_cluster import NODE, children, family, kill, raylet
 from tests.test_ray import SETTINGS, SWEEP
 
 pytestmark = [pytest.mark.kill, pytest.mark.thorough]
@@ -45,8 +43,7 @@ def kill_with_its_workers(pid: int, bucket, killed: list[int], ended: threading.
             record = json.loads(bucket.storage.get_file("bucket", name))
             saved = [n for n in names if n.startswith(folder) and "/checkpoints/" in n and n.endswith(".json")]
             if record.get("machine") == process_identity()["machine"] and record.get("pid") in processes and saved:
-                for one in processes:
-                    os.kill(one, signal.SIGKILL)
+                kill(processes)
                 killed.append(record["pid"])
                 return
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from distill_jax import main
 from tests import ray_cluster
-from tests.ray_cluster import NODE, children, family, raylet, words
+from tests.ray_cluster import NODE, children, family, kill, raylet, words
 from tests.test_ray import ROOT, SETTINGS
 
 pytestmark = [pytest.mark.kill, pytest.mark.thorough]
@@ -28,11 +26,14 @@ def get_sweep(arg=""):
 SLICE = "v4-16"  # 2 x 2 x 2 chips, of which a host has four
 
 
-def add_host(cluster, worker: int) -> int:
-    """Add a host of the slice, with the resources and labels that Ray gives it; return its raylet."""
-    labels = {"ray.io/tpu-slice-name": "made-up", "ray.io/tpu-worker-id": str(worker)}
-    head = {f"TPU-{SLICE}-head": 1} if worker == 0 else {}
-    return raylet(cluster.add_node(**NODE, resources={"TPU": 4, **head}, labels=labels))
+def add_slice(cluster, name: str) -> list[int]:
+    """Add a slice's hosts, with the resources and labels that Ray gives them; return their raylets."""
+    raylets = []
+    for worker in (0, 1):
+        labels = {"ray.io/tpu-slice-name": name, "ray.io/tpu-worker-id": str(worker)}
+        head = {f"TPU-{SLICE}-head": 1} if worker == 0 else {}
+        raylets.append(raylet(cluster.add_node(**NODE, resources={"TPU": 4, **head}, labels=labels)))
+    return raylets
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def cluster(tmp_path_factory) -> Iterator:
 @pytest.fixture(scope="module")
 def hosts(cluster) -> list[int]:
     """The raylets of the slice's two hosts."""
-    return [add_host(cluster, worker) for worker in (0, 1)]
+    return add_slice(cluster, "made-up")
 
 
 @pytest.fixture(scope="module")
@@ -58,34 +59,30 @@ def sweep(cluster, tmp_path_factory) -> Path:
 
 
 def kill_when_saved(
-    pid: int, workdir: Path, of_process: str, killed: list[int], ended: threading.Event, after: Callable[[], object]
+    raylets: Sequence[int], process: int, workdir: Path, killed: list[int], ended: threading.Event
 ) -> None:
-    """Wait until a state of what both hosts train is saved, and kill a host's process, or all that its raylet runs."""
+    """Wait until a state of what both hosts train is saved, and kill a process, of process 0 with all of its host."""
     while not ended.wait(0.02):
         if not [*workdir.glob("attempts/reference-*/*/checkpoints/*.json")]:
             continue
-        processes = family(pid, children())
-        running = [one for one in processes if of_process in words(one)]
-        if running:
-            for one in running if of_process == "--process=1" else processes:
-                os.kill(one, signal.SIGKILL)
-            killed.append(running[0])
-            after()
-            return
+        for one in raylets:
+            of_host = family(one, children())
+            running = [pid for pid in of_host if f"--process={process}" in words(pid)]
+            if running:
+                kill(running if process else of_host)
+                killed.append(running[0])
+                return
 
 
-@pytest.mark.parametrize("lost", ["a process", "the head"])
-def test_two_hosts_of_a_slice_compute_a_unit_together_and_outlive_a_loss(cluster, hosts, sweep, lost, capfd):
-    """Of the head's host all is killed, and a new machine takes its place."""
+@pytest.mark.parametrize(("lost", "process"), [("a process", 1), ("the head", 0)])
+def test_two_hosts_of_a_slice_compute_a_unit_together_and_outlive_a_loss(cluster, hosts, sweep, lost, process, capfd):
+    """Where the host of a slice's head is lost, another slice takes the unit."""
     workdir = sweep / lost.replace(" ", "-")
     (data,) = (sweep / "one/nodes").glob("data-*")
     shutil.copytree(data, workdir / "nodes" / data.name)  # that it is made once more would show nothing
     killed, ended = [], threading.Event()
-    if lost == "the head":
-        target = (hosts[0], workdir, "--process=0", killed, ended, lambda: add_host(cluster, 0))
-    else:
-        target = (hosts[1], workdir, "--process=1", killed, ended, lambda: None)
-    killer = threading.Thread(target=kill_when_saved, args=target)
+    raylets = hosts if process else [*hosts, *add_slice(cluster, "another")]
+    killer = threading.Thread(target=kill_when_saved, args=(raylets, process, workdir, killed, ended))
     killer.start()
     placed = [f"--ray={cluster.address}", f"--slice={SLICE}", "--heartbeat=10", f"--workdir={workdir}"]
     try:
