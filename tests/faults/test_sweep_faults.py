@@ -192,21 +192,25 @@ def test_unpacked_the_sweep_comes_to_the_same(workers, undisturbed, copy):
 def test_what_is_spoilt_is_named_and_never_used(copy, capsys):
     """A model with a bit turned over or cut short, and every record of an attack cut short."""
 
-    def assert_refused(node: Path, file: Path, spoil: Callable[[Path], None]) -> None:
-        whole = file.read_bytes()
-        spoil(file)
+    def assert_refused(spoil: Callable[[Path], None], *files: Path) -> None:
+        whole = {file: file.read_bytes() for file in files}
+        for file in files:
+            spoil(file)
         code = main(["distill-jax", *harness.command(copy)])  # nothing is computed: no process of its own
         text = "".join(capsys.readouterr())
-        assert code == 2 and f"remove {node}" in text.splitlines()[-1] and "Traceback" not in text, text
-        file.write_bytes(whole)
+        refusals = [f"remove {copy / 'nodes' / file.relative_to(copy).parts[1]}" for file in files]
+        assert code == 2 and "Traceback" not in text, text
+        assert any(refusal in text.splitlines()[-1] for refusal in refusals), text
+        for file, data in whole.items():
+            file.write_bytes(data)
 
     models = [path for name, path in nodes(copy).items() if name.startswith("undo-0.2")]
     attacks = [path for name, path in nodes(copy).items() if name.startswith(("relearn-undo-0.9", "relearn-reference"))]
     for path, name in zip(attacks, ("metrics.jsonl", "result.json", "ledger.json", "DONE"), strict=True):
-        assert_refused(path, path / name, cut)
-    remove(copy, "relearn-undo-0.2")  # to be computed from the models
-    for path, spoil in zip(models, (flip, cut), strict=True):
-        assert_refused(path, largest(path / "checkpoints/final"), spoil)
+        assert_refused(cut, path / name)
+    remove(copy, "relearn-undo-0.2")  # to be computed from the models, of which none is whole
+    for spoil in (flip, cut):
+        assert_refused(spoil, *(largest(path / "checkpoints/final") for path in models))
 
 
 @pytest.mark.thorough
