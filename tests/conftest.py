@@ -12,8 +12,9 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla_flags(2)}".st
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
-# Files of a minute or more, the dearest first. Those that wait for the same run are apart.
-DEAREST = ["test_sweep_faults", "test_run", "test_auditbench", "test_hosts", "test_damage", "test_double_bind"]
+# Files of half a minute or more, the dearest first. Those that wait for the same run are apart.
+DEAREST = ["test_sweep_faults", "test_run", "test_hosts", "test_auditbench", "test_double_bind", "test_buckets"]
+DEAREST += ["test_attention", "test_damage", "test_filtering", "test_sharding", "test_attacks", "test_protect"]
 
 
 def pytest_addoption(parser):

@@ -215,7 +215,7 @@ def test_sections_are_the_layers_in_order(layers, every, first):
     "change",
     [
         {"layers": 5, "global_every": 3, "global_first": 1, "local_rope_theta": 100.0, "unroll": 1},
-        {"layers": 4, "remat": "full", "unroll": 2},
+        pytest.param({"layers": 4, "remat": "full", "unroll": 2}, marks=pytest.mark.thorough),
     ],
     ids=str,
 )

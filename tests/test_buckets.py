@@ -28,7 +28,7 @@ from distill_jax.api import read_summary
 from distill_jax.config import ConfigError
 from distill_jax.data import lines
 from distill_jax.data.text.sources import Source, check_files
-from distill_jax.io import google_storage, storage
+from distill_jax.io import object_service, storage
 from distill_jax.io.leases import Leases, held
 from distill_jax.main import main
 from tests import bucket_server
@@ -59,7 +59,7 @@ def bucket():
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch, bucket):
     """Do not wait between tries, and let no test leave the server in trouble."""
-    monkeypatch.setattr(google_storage, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(object_service, "FIRST_WAIT", 0.01)
     yield
     bucket.recover()
 
@@ -208,6 +208,9 @@ def test_workers_of_a_sweep_share_a_bucket(config, finished, bucket, capfd):
     assert all(f"sweep/nodes/{name}/DONE" in bucket.names() for name in nodes)
     left = [name for name in bucket.names() if re.search("^sweep/(attempts/[^/]*/\\d|.holders)", name)]
     assert left == []
+    assert main(["distill-jax", "status", f"--workdir={workdir}"]) == 0
+    shown = capfd.readouterr().out.splitlines()
+    assert shown[0].endswith(f" in {workdir}: 7 done") and all(f"  done      {name}" in shown for name in names)
 
 
 @pytest.mark.unit
@@ -231,11 +234,13 @@ def test_what_is_not_to_be_had_is_said_before_anything_is_computed(workdir, stat
 
 
 @pytest.mark.unit
-def test_without_the_library_the_extra_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "distill_jax.io.google_storage", None)
+@pytest.mark.parametrize(("scheme", "module", "library"), [("gs", "google", "gcsfs"), ("s3", "amazon", "s3fs")])
+def test_without_the_library_the_extra_is_named(scheme, module, library, monkeypatch):
+    monkeypatch.setitem(sys.modules, f"distill_jax.io.{module}_storage", None)
     storage._prepare.cache_clear()
-    with pytest.raises(ConfigError, match=r"gcsfs is not installed.*distill-jax\[gcs\]"):
-        storage.location("gs://bucket/run")
+    extra = "gcs" if scheme == "gs" else scheme
+    with pytest.raises(ConfigError, match=rf"{library} is not installed.*distill-jax\[{extra}\]"):
+        storage.location(f"{scheme}://bucket/run")
 
 
 @pytest.fixture
@@ -255,6 +260,14 @@ def test_of_all_who_create_an_object_one_does(place, bucket):
     old = storage.version(path)
     assert storage.replace_if(path, old, b"next") and not storage.replace_if(path, old, b"late")
     assert storage.read_bytes(path) == b"next"
+
+
+@pytest.mark.unit
+def test_objects_hold_what_was_written_whatever_its_last_byte(place, tmp_path):
+    for end in (b"\r", b"\n", b"\r\n", b"-"):
+        (tmp_path / "file").write_bytes(b"data" + end)
+        storage.copy(tmp_path / "file", place / "object")
+        assert storage.read_bytes(place / "object") == b"data" + end
 
 
 @pytest.mark.unit

@@ -310,7 +310,6 @@ def test_whatever_a_sweep_file_does_wrong_is_named(line, word, tmp_path, capsys)
         (["report", "--workdir=gs:/bucket/run"], ["--workdir=gs:/bucket/run", "lost a slash", "gs://bucket/run"]),
         (["report", "--workdir=./gs://bucket/run"], ["lost a slash", "gs://bucket/run"]),
         (["report", "--workdir=./s3:run"], ["--workdir=./s3:run", "s3://run"]),
-        (["report", "--workdir=s3://bucket/run"], ["s3://: s3fs is not installed", "pip install s3fs"]),
         (["report", "--workdir=~/run"], ["--workdir=~/run", "home directory", "$HOME"]),
         (["report", "--workdir=./~nobody"], ["--workdir=./~nobody", "home directory", "$HOME"]),
         (["run", SMOKE, "--workdir=\udcff"], ["--workdir='\\udcff'", "no UTF-8"]),

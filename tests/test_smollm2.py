@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
 import json
 import re
 from pathlib import Path
@@ -31,14 +29,13 @@ from distill_jax.experiment.config_file import load_experiment, load_module
 from distill_jax.experiment.roles import Role, role_of
 from distill_jax.interop.model_source import open_model
 from distill_jax.io.files import Digests
-from distill_jax.main import main
 from distill_jax.models.presets import preset
 from distill_jax.reports.run_summary import first_passage
 from distill_jax.sharding.mesh import make_mesh
 from distill_jax.shipped import CONFIGS, TINY
 from distill_jax.stages import Distill, Import
 from distill_jax.stages.quantise import Quantise, round_to_nearest
-from tests.programs import node
+from tests.programs import node, output_of
 
 MODEL = TINY / "choices" / "model"
 
@@ -293,12 +290,12 @@ def finished(tmp_path_factory) -> tuple[Path, str, list[int]]:
         "--config.undo.steps=(4,)",
         "--config.bits=(4,)",
     ]
-    workdir, printed, alive = tmp_path_factory.mktemp("smollm2"), io.StringIO(), []
+    workdir, alive = tmp_path_factory.mktemp("smollm2"), []
     before = len(jax.live_arrays())
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(graph, "release_freed_memory", lambda: alive.append(len(jax.live_arrays()) - before))
-        assert main(["distill-jax", "run", "--config=smollm2:smoke,invented", *flags, f"--workdir={workdir}"]) == 0
-    return workdir, printed.getvalue(), alive
+        printed = output_of("run", "--config=smollm2:smoke,invented", *flags, f"--workdir={workdir}")
+    return workdir, printed, alive
 
 
 @pytest.mark.end_to_end

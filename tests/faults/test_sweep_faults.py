@@ -192,23 +192,28 @@ def test_unpacked_the_sweep_comes_to_the_same(workers, undisturbed, copy):
 def test_what_is_spoilt_is_named_and_never_used(copy, capsys):
     """A model with a bit turned over or cut short, and every record of an attack cut short."""
 
-    def assert_refused(node: Path, file: Path, spoil: Callable[[Path], None]) -> None:
-        whole = file.read_bytes()
-        spoil(file)
+    def assert_refused(spoil: Callable[[Path], None], *files: Path) -> None:
+        whole = {file: file.read_bytes() for file in files}
+        for file in files:
+            spoil(file)
         code = main(["distill-jax", *harness.command(copy)])  # nothing is computed: no process of its own
         text = "".join(capsys.readouterr())
-        assert code == 2 and f"remove {node}" in text.splitlines()[-1] and "Traceback" not in text, text
-        file.write_bytes(whole)
+        refusals = [f"remove {copy / 'nodes' / file.relative_to(copy).parts[1]}" for file in files]
+        assert code == 2 and "Traceback" not in text, text
+        assert any(refusal in text.splitlines()[-1] for refusal in refusals), text
+        for file, data in whole.items():
+            file.write_bytes(data)
 
     models = [path for name, path in nodes(copy).items() if name.startswith("undo-0.2")]
     attacks = [path for name, path in nodes(copy).items() if name.startswith(("relearn-undo-0.9", "relearn-reference"))]
     for path, name in zip(attacks, ("metrics.jsonl", "result.json", "ledger.json", "DONE"), strict=True):
-        assert_refused(path, path / name, cut)
-    remove(copy, "relearn-undo-0.2")  # to be computed from the models
-    for path, spoil in zip(models, (flip, cut), strict=True):
-        assert_refused(path, largest(path / "checkpoints/final"), spoil)
+        assert_refused(cut, path / name)
+    remove(copy, "relearn-undo-0.2")  # to be computed from the models, of which none is whole
+    for spoil in (flip, cut):
+        assert_refused(spoil, *(largest(path / "checkpoints/final") for path in models))
 
 
+@pytest.mark.thorough
 @pytest.mark.end_to_end
 def test_a_disk_that_fills_up_in_the_middle_of_a_checkpoint(workers, undisturbed, tmp_path):
     """One message, nothing lost that was finished, and room is all it takes to go on."""
@@ -229,7 +234,13 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_checkpoint(workers, undisturbed
 
 
 @pytest.mark.end_to_end
-def test_workers_with_another_config_or_code_are_refused(workers, copy):
+def test_workers_with_another_config_or_code_are_refused(workers, copy, capsys):
+    """The first is a process of its own; those after it are refused before they compute, in this one."""
+
+    def refusal(*more: str) -> str:
+        assert main(["distill-jax", *harness.command(copy), *more]) == 2
+        return "".join(capsys.readouterr())
+
     remove(copy, "relearn-reference")
     first = workers.start(copy)
     try:
@@ -238,12 +249,11 @@ def test_workers_with_another_config_or_code_are_refused(workers, copy):
             assert first.poll() is None and time.monotonic() < deadline, said(copy)
             time.sleep(0.1)
         os.kill(first.pid, signal.SIGSTOP)  # it stays where it is
-        code, text = workers(copy, "--config.relearn.seeds=3")
-        assert code == 2 and "points" in text and "workers there" in text
+        text = refusal("--config.relearn.seeds=3")
+        assert "points" in text and "workers there" in text
         marker = read_sealed(copy / "experiment.json")
         write_sealed(copy / "experiment.json", marker | {"code": "0123456789ab"})
-        code, text = workers(copy)
-        assert code == 2 and "code '0123456789ab'" in text
+        assert "code '0123456789ab'" in refusal()
     finally:
         kill(first)
 
