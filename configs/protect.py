@@ -77,13 +77,14 @@ def get_experiment(c: ConfigDict) -> Experiment:
 
 def _stages(c: ConfigDict) -> dict[str, Stage]:
     seed = {"seed": c.seed}
-    must_lose = max(c.damage.must_lose, c.distill.tolerance) if c.damage.must_lose else 0.0
+    student = Distill(teacher="suppressed", start="damaged", **c.distill, **seed)  # checks its own tolerance
+    must_lose = max(c.damage.must_lose, student.tolerance) if c.damage.must_lose else 0.0
     stages: dict[str, Stage] = {
         "reference": Import(**c.reference),
         "knowledge": Knowledge(start="reference", **c.knowledge),
         "suppressed": Unlearn(start="reference", method=c.method, **c.suppress, **seed),
         "damaged": Perturb(start="suppressed", **{**c.damage, "must_lose": must_lose}, **seed),
-        "protected": Distill(teacher="suppressed", start="damaged", **c.distill, **seed),
+        "protected": student,
         "export": Export(start="protected", **c.export),
     }
     return stages | attacks(c, ("reference", "suppressed", "protected"))

@@ -18,7 +18,7 @@ FP32 = (2.0**-126, 2.0**128 - 2.0**104)  # the least and the largest normal numb
 LONGEST_NAME = 200  # of 255 that file systems take; an identity follows it
 _ADDRESS = re.compile(r".*://|[a-zA-Z][\w+.-]*:(/|$)|(gs|s3):", re.DOTALL)  # with one slash too, as Path writes it
 # Of object storage: the library that reads such addresses, and how it is installed.
-SCHEMES = {"gs": ("gcsfs", "pip install 'distill-jax[gcs]'"), "s3": ("s3fs", "pip install s3fs")}
+SCHEMES = {"gs": ("gcsfs", "pip install 'distill-jax[gcs]'"), "s3": ("s3fs", "pip install 'distill-jax[s3]'")}
 _SURROGATE = re.compile(r"[\ud800-\udfff]")  # by which Python stands for the bytes of a path that is no UTF-8
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._=+-]*"
 

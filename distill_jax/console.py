@@ -63,7 +63,7 @@ def show_anything() -> None:
 def quiet_libraries() -> None:
     """Let an error be said once: of a save that fails asyncio would log each unfinished write, Orbax each traceback."""
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-    for name in ("asyncio", "absl", "gcsfs", "google.auth"):
+    for name in ("asyncio", "absl", "gcsfs", "google.auth", "s3fs", "botocore", "aiobotocore"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
 

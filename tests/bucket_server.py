@@ -130,7 +130,7 @@ class _Handler(RequestHandler):
         if "uploadType=multipart" not in self.path:
             return body
         boundary = re.search('boundary="?([^";]+)', self.headers["Content-Type"])[1].encode()
-        _, metadata, content, _ = re.split(rb"\r?\n?--" + re.escape(boundary), body)
+        _, metadata, content, _ = re.split(rb"\n?--" + re.escape(boundary), body)  # an object may end with \r
         about, content = (re.split(rb"\r?\n\r?\n", part, maxsplit=1)[1] for part in (metadata, content))
         self.path = self.path.replace(
             "uploadType=multipart", f"uploadType=media&name={quote(json.loads(about)['name'])}"

@@ -1,5 +1,6 @@
 """Two CPU devices for every test, and programs that compile fast; it must be said before JAX is first imported."""
 
+import gc
 import os
 
 import pytest
@@ -11,13 +12,21 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla_flags(2)}".st
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
-# Files of a minute or more, the dearest first. Those that wait for the same run are apart.
-DEAREST = ["test_sweep_faults", "test_run", "test_auditbench", "test_hosts", "test_damage", "test_double_bind"]
+# Files of half a minute or more, the dearest first. Those that wait for the same run are apart.
+DEAREST = ["test_sweep_faults", "test_run", "test_hosts", "test_auditbench", "test_double_bind", "test_buckets"]
+DEAREST += ["test_attention", "test_damage", "test_filtering", "test_sharding", "test_attacks", "test_protect"]
 
 
 def pytest_addoption(parser):
     """Let the whole matrix of meshes, kills and damages be asked for; a part of each always runs."""
     parser.addoption("--thorough", action="store_true", help="every mesh, more kills and damage (half an hour more)")
+
+
+def pytest_collection_finish(session):
+    """Let the garbage collector pass over what was imported, which stays: tracing makes it look again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 def pytest_collection_modifyitems(config, items):

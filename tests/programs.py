@@ -1,18 +1,22 @@
-"""The program in processes of its own: one small run, shared by all the tests of a file."""
+"""The program on small experiments: one run, shared by all the tests of a file."""
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import io
 import os
 import re
-import subprocess
-import sys
+import shutil
 from pathlib import Path
 
+from distill_jax.main import main
 from tests.fast_xla import xla_flags
+from tests.forked_preparation import quick_preparation
 from tests.spoil import kept_in, shared
 
 ROOT = Path(__file__).parents[1]
+ARITHMETIC = ("--config=configs/arithmetic.py:smoke", "--config.data.multiplication_max=3")
 
 
 def environment(cache: Path, devices: int = 2) -> dict[str, str]:
@@ -20,13 +24,13 @@ def environment(cache: Path, devices: int = 2) -> dict[str, str]:
     return os.environ | {"XLA_FLAGS": xla_flags(devices), **kept_in(cache)}
 
 
-def said(*arguments: str, compiled: Path) -> str:
-    """Return what a command that succeeds prints; its programs are kept in `compiled`."""
-    env = environment(compiled, devices=1)
-    line = [sys.executable, "-m", "distill_jax", *arguments]
-    done = subprocess.run(line, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def output_of(*arguments: str) -> str:
+    """Return what a command that succeeds prints, run in this process: one of its own imports for seconds."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.chdir(ROOT), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), quick_preparation():
+        code = main(["distill-jax", *arguments])
+    assert code == 0, err.getvalue()
+    return out.getvalue()
 
 
 def finished_once(tmp_path_factory, name: str, *arguments: str) -> tuple[Path, str]:
@@ -36,8 +40,16 @@ def finished_once(tmp_path_factory, name: str, *arguments: str) -> tuple[Path, s
     with open(base / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not kept.exists():
-            kept.write_text(said(*arguments, f"--workdir={base}/run", compiled=base / "compiled"))
+            kept.write_text(output_of(*arguments, f"--workdir={base}/run"))
     return base / "run", kept.read_text()
+
+
+def with_data(tmp_path_factory, workdir: Path) -> Path:
+    """Give a work directory the data of `ARITHMETIC`, prepared once a session: TensorFlow takes seconds to import."""
+    home, _ = finished_once(tmp_path_factory, "arithmetic-data", "prepare", *ARITHMETIC)
+    (data,) = (home / "nodes").glob("data-*")
+    shutil.copytree(data, workdir / "nodes" / data.name)
+    return workdir
 
 
 def node(workdir: Path, name: str) -> Path:

@@ -14,6 +14,7 @@ from distill_jax.interop import scoring
 from distill_jax.interop.rows import Inference
 from distill_jax.shipped import TINY
 from distill_jax.stages import Relearn
+from tests.forked_preparation import quick_preparation
 
 ROOT = Path(__file__).parents[1]
 MODEL = TINY / "choices" / "model"
@@ -83,7 +84,8 @@ def test_an_attack_that_does_not_fit_is_refused(tmp_path):
 @pytest.mark.end_to_end
 def test_the_example_of_an_attack(tmp_path, capsys):
     """As a user runs it; a random model gains on the text that it is attacked with, and there is a report."""
-    summary = runpy.run_path(str(ROOT / "examples/attack_a_model.py"))["main"](str(tmp_path / "run"))
+    with quick_preparation():
+        summary = runpy.run_path(str(ROOT / "examples/attack_a_model.py"))["main"](str(tmp_path / "run"))
     (model,) = summary["models"]
     assert summary["attack"]["learning_rates"] == [1e-2, 1e-3] and model["name"] == "model"
     rows = (tmp_path / "run/nodes").glob("relearn-model-*/metrics.jsonl")

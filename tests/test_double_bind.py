@@ -38,9 +38,11 @@ from distill_jax.models import transformer
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.reports import double_bind_page as page
 from distill_jax.sharding.mesh import make_mesh
+from tests.programs import finished_once
 from tests.spoil import kept_in
 
 ROOT = Path(__file__).parent.parent
+SMOKE = f"--config={ROOT}/configs/double_bind.py:smoke"
 TINY = TransformerConfig(
     vocab=world.VOCABULARY, layers=1, hidden=16, mlp=16, heads=2, kv_heads=2, head_dim=8, query_scale=8.0,
     sliding_window=0, init_std=0.3,
@@ -528,18 +530,12 @@ class TestAudits:
 
 
 def command(workdir, *more):
-    given = ["audit", f"--config={ROOT}/configs/double_bind.py:smoke", f"--workdir={workdir}", *more]
-    return ["distill-jax", *given]
+    return ["distill-jax", "audit", SMOKE, f"--workdir={workdir}", *more]
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("double_bind") / "run"
-    env = os.environ | kept_in(workdir.parent / "compiled")
-    run = [sys.executable, "-m", "distill_jax", *command(workdir)[1:]]
-    done = subprocess.run(run, cwd=ROOT, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return workdir, done.stdout
+    return finished_once(tmp_path_factory, "double-bind", "audit", SMOKE)
 
 
 @pytest.mark.end_to_end

@@ -19,7 +19,7 @@ from distill_jax.data.facts.choices_config import ChoicesConfig
 from distill_jax.data.facts.facts import Question
 from distill_jax.data.facts.facts_config import FactsConfig
 from distill_jax.data.facts.forget_config import half_width, needed
-from distill_jax.data.facts.prepare_facts import write_facts
+from distill_jax.data.facts.prepare_facts import prepare_facts, write_facts
 from distill_jax.data.packing import ANSWER, SEGMENTS, TOKENS
 from distill_jax.data.records import Rows, load_evaluation
 from distill_jax.data.text import hf_tokenizer
@@ -88,6 +88,30 @@ def test_wordings_of_a_fact_are_held_out_together(tmp_path):
     assert {q.fact for q in again.forget_split()[1]} == {q.fact for q in heldout}  # whatever their order
 
 
+def test_of_every_fact_to_retain_one_wording_is_measured():
+    questions = [Question(row["question"], row["answer"], row["fact"]) for row in capitals(50)]
+    config = FactsConfig(forget="f", retain="r")
+    measured = config.retain_measured([*questions, *questions[:4]])  # some stand there twice
+    assert sorted(q.fact for q in measured) == sorted({q.fact for q in questions}) and set(measured) <= set(questions)
+    assert 10 < sum(q.question.startswith("What") for q in measured) < 40  # not the first of each
+    assert set(config.retain_measured(questions[::-1])) == set(measured)
+
+
+def test_a_student_reads_all_facts_to_retain_that_are_measured(tmp_path):
+    sides = [
+        lines(tmp_path / f"{name}.jsonl", [{**row, "question": f"{name}: {row['question']}"} for row in capitals(20)])
+        for name in ("f", "r")
+    ]
+    config = FactsConfig(forget=sides[0], retain=sides[1], vocabulary=str(MODEL), row_length=64, workers=1)
+    made = prepare_facts(config, tmp_path / "rows")
+    words = hf_tokenizer.Tokenizer(MODEL)
+    rows = Rows(tmp_path / "rows" / "retain.array_record").gather(range(made["sets"]["retain"]["rows"]))
+    read = [words.decode(row[TOKENS, row[SEGMENTS] == s]) for row in rows for s in range(1, row[SEGMENTS].max() + 1)]
+    asked = [prompt for prompt in load_evaluation(tmp_path / "rows") if prompt["part"] == "retain"]
+    assert len(asked) == 20 and len(read) == 40
+    assert all(any(f"{prompt['prompt']} {prompt['answer']}" in text for text in read) for prompt in asked)
+
+
 def test_too_few_facts_are_refused_with_how_many_are_needed(tmp_path):
     config = FactsConfig(forget=lines(tmp_path / "f.jsonl", capitals(7)), retain="r")
     with pytest.raises(ConfigError, match=r"has 7 facts, of which 4 would be held out: .*±10% 186, ±20% 42 are needed"):
@@ -143,7 +167,8 @@ def test_rows_mark_the_answers_and_prompts_end_before_them(tmp_path):
     made = write_facts(config, words, tmp_path, questions=asked, beginnings=[text])
     assert made["facts"] == {"shown": ["a", "b"], "heldout": ["c"]}
     assert made["evaluation"]["groups"] == {
-        "facts/asked/shown": 2, "facts/asked/heldout": 1, "other facts/asked/retain": 1, "text/next token/retain": 1,
+        "facts/asked/shown": 2, "facts/asked/heldout": 1, "other facts/as trained on/retain": 1,
+        "text/next token/retain": 1,
     }  # fmt: skip
     for prompt in load_evaluation(tmp_path):
         whole = words.decode([*prompt["prompt_ids"], *prompt["answer_ids"]]).removeprefix("<bos>")

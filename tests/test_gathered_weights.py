@@ -34,7 +34,7 @@ def compiled(cfg, mesh):
 
 
 @pytest.mark.property
-@pytest.mark.parametrize("remat", ["none", "full"])
+@pytest.mark.parametrize("remat", [pytest.param("none", marks=pytest.mark.thorough), "full"])
 def test_gradients_are_those_of_one_device(remat):
     cfg = dataclasses.replace(CFG, remat=remat)
     tokens = np.random.default_rng(0).integers(0, 64, (4, LENGTH)).astype(np.int32)

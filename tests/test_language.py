@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -22,8 +21,7 @@ from distill_jax.experiment.config_file import load_experiment, load_module
 from distill_jax.experiment.experiment import Experiment
 from distill_jax.main import main
 from distill_jax.stages import Distill, Pretrain, Relearn
-from tests.programs import environment
-from tests.spoil import shared
+from tests.programs import environment, finished_once
 
 ROOT = Path(__file__).parents[1]
 SMOKE = "--config=configs/language.py:smoke"
@@ -39,15 +37,7 @@ def program(command: str, workdir: Path, *more: str) -> subprocess.CompletedProc
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> tuple[Path, str]:
-    base = shared(tmp_path_factory, "language")
-    said = base / "said.txt"
-    with open(base / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not said.exists():
-            done = program("run", base / "run")
-            assert done.returncode == 0, done.stderr
-            said.write_text(done.stdout)
-    return base / "run", said.read_text()
+    return finished_once(tmp_path_factory, "language", "run", SMOKE, *FEW)
 
 
 @pytest.fixture

@@ -141,7 +141,7 @@ def test_gradients_follow_from_those_of_the_merged_weights():
 
 
 @pytest.mark.unit
-@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.thorough), 2])
 def test_a_population_of_adapters_trains_beside_one_base(devices):
     """Members share the base, which stays as it is; each comes out as it does beside a twin of its own."""
     mesh = make_mesh(2, devices=jax.devices()[:devices])

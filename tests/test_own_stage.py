@@ -18,6 +18,7 @@ from distill_jax.experiment.sweep_points import axis
 from distill_jax.io.metrics import Progress
 from distill_jax.sharding import distributed
 from distill_jax.stages.context import Context
+from tests.programs import with_data
 
 ROOT = Path(__file__).parents[1]
 CONFIG = f'''
@@ -74,6 +75,7 @@ class Polish(AdaptingStage):
 
 def get_config(arg=""):
     c = arithmetic.get_config("smoke")
+    c.data.multiplication_max = 3
     c.polish = section(Polish, steps=6, batch=4, warmup=0, checkpoint_every=2, evaluate_every=3, log_every=1)
     return c
 
@@ -150,7 +152,7 @@ def metrics(nodes: dict[str, Any]) -> list[list[str]]:
 
 
 @pytest.mark.end_to_end
-def test_it_trains_and_resumes(own, tmp_path, monkeypatch):
+def test_it_trains_and_resumes(own, tmp_path, monkeypatch, tmp_path_factory):
     """Stopped between two steps and continued, it leaves the very numbers of a run that nobody stopped."""
     experiment = load_experiment(own, own.get_config())
 
@@ -160,7 +162,7 @@ def test_it_trains_and_resumes(own, tmp_path, monkeypatch):
         graph.execute(wanted, experiment.model, experiment.run, io.StringIO())
         return nodes
 
-    run(tmp_path / "whole", "reference")
+    run(with_data(tmp_path_factory, tmp_path / "whole"), "reference")
     shutil.copytree(tmp_path / "whole", tmp_path / "stopped")
     whole = run(tmp_path / "whole")
     asked = iter([False] * 3 + [True] * 100)

@@ -119,6 +119,7 @@ def test_damage_that_does_nothing_is_refused_before_it_is_distilled(finished, to
     assert len(list(workdir.glob("nodes/damaged-*/DONE"))) == 1  # that of the run before
 
 
+@pytest.mark.thorough
 @pytest.mark.end_to_end
 def test_adapters_that_were_distilled_are_exported_merged(finished, toy, tmp_path):
     """Where all weights do not fit: the copied run goes on with adapters, to the card and a model that is whole."""

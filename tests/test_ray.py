@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from distill_jax import main
-from tests.programs import environment
+from tests import ray_cluster
+from tests.ray_cluster import NODE, children, family, kill, raylet
 
-pytestmark = pytest.mark.kill
+pytestmark = [pytest.mark.kill, pytest.mark.thorough]
 
 ROOT = Path(__file__).parent.parent
 SWEEP = f"""
@@ -44,51 +43,24 @@ def sweep_file(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory) -> Iterator:
-    """Two nodes with a core each, that talk over the loopback only and start workers from this checkout."""
-    loopback = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
-    kept = {**environment(tmp_path_factory.mktemp("compiled")), **loopback, "PYTHONPATH": str(ROOT)}
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in kept.items():
-            patch.setenv(name, value)
-        cluster_utils = pytest.importorskip("ray.cluster_utils")  # which reads them as it is imported
-        node = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "memory": 2**30, "node_ip_address": "127.0.0.1"}
-        two = cluster_utils.Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
-        two.add_node(**node)
-        logs = two.head_node.get_session_dir_path()
-        yield two
-        two.shutdown()
-        shutil.rmtree(logs, ignore_errors=True)
+    """Two nodes with a core each."""
+    with ray_cluster.cluster(tmp_path_factory.mktemp("compiled")) as nodes:
+        nodes.add_node(**NODE)
+        yield nodes
 
 
 def command(file: Path, workdir: Path, *more: str) -> list[str]:
     return ["distill-jax", "sweep", f"--sweep={file}", f"--workdir={workdir}", "--pack=1", *SETTINGS, *more]
 
 
-def children() -> dict[int, list[int]]:
-    """Return the processes of this machine by their parents."""
-    found: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parent = int(stat.read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            continue
-        found.setdefault(parent, []).append(int(stat.parent.name))
-    return found
-
-
-def family(pid: int, of: dict[int, list[int]]) -> list[int]:
-    return [pid, *(one for child in of.get(pid, ()) for one in family(child, of))]
-
-
-def kill_with_its_workers(raylet: int, workdir: Path, killed: list[int], ended: threading.Event) -> None:
+def kill_with_its_workers(pid: int, workdir: Path, killed: list[int], ended: threading.Event) -> None:
     """Wait until a node trains something and has saved a state of it, and kill all of the node at once."""
     while not ended.wait(0.02):
-        processes = family(raylet, children())
+        processes = family(pid, children())
         for lease in workdir.glob("attempts/reference-*/lease-*.json"):
             record = json.loads(lease.read_text() or "{}")
             if record.get("pid") in processes and [*lease.parent.glob("*/checkpoints/*.json")]:
-                for pid in processes:
-                    os.kill(pid, signal.SIGKILL)
+                kill(processes)
                 killed.append(record["pid"])
                 return
 
@@ -98,8 +70,8 @@ def test_a_node_killed_in_the_middle_changes_no_number(sweep_file, cluster, tmp_
     (data,) = (tmp_path / "one/nodes").glob("data-*")
     shutil.copytree(data, tmp_path / "ray/nodes" / data.name)  # that it is made once more would show nothing
     killed, ended = [], threading.Event()
-    raylet = cluster.list_all_nodes()[1].all_processes["raylet"][0].process.pid
-    killer = threading.Thread(target=kill_with_its_workers, args=(raylet, tmp_path / "ray", killed, ended))
+    second = raylet(cluster.list_all_nodes()[1])
+    killer = threading.Thread(target=kill_with_its_workers, args=(second, tmp_path / "ray", killed, ended))
     killer.start()
     try:
         code = main.main(command(sweep_file, tmp_path / "ray", f"--ray={cluster.address}"))

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from distill_jax import main
-from tests.programs import environment
-from tests.test_ray import ROOT, SETTINGS, children, family
+from tests import ray_cluster
+from tests.ray_cluster import NODE, children, family, kill, raylet, words
+from tests.test_ray import ROOT, SETTINGS
 
 pytestmark = [pytest.mark.kill, pytest.mark.thorough]
 
@@ -27,61 +26,75 @@ def get_sweep(arg=""):
 SLICE = "v4-16"  # 2 x 2 x 2 chips, of which a host has four
 
 
+def add_slice(cluster, name: str) -> list[int]:
+    """Add a slice's hosts, with the resources and labels that Ray gives them; return their raylets."""
+    raylets = []
+    for worker in (0, 1):
+        labels = {"ray.io/tpu-slice-name": name, "ray.io/tpu-worker-id": str(worker)}
+        head = {f"TPU-{SLICE}-head": 1} if worker == 0 else {}
+        raylets.append(raylet(cluster.add_node(**NODE, resources={"TPU": 4, **head}, labels=labels)))
+    return raylets
+
+
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory) -> Iterator:
-    """A node without a TPU, and the two hosts of a slice, with the resources and labels that Ray gives them."""
-    kept = environment(tmp_path_factory.mktemp("compiled")) | {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(ROOT)}
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {**kept, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}.items():
-            patch.setenv(name, value)
-        cluster_utils = pytest.importorskip("ray.cluster_utils")  # which reads them as it is imported
-        node = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "memory": 2**30, "node_ip_address": "127.0.0.1"}
-        three = cluster_utils.Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
-        for worker in (0, 1):
-            labels = {"ray.io/tpu-slice-name": "made-up", "ray.io/tpu-worker-id": str(worker)}
-            head = {f"TPU-{SLICE}-head": 1} if worker == 0 else {}
-            three.add_node(**node, resources={"TPU": 4, **head}, labels=labels)
-        logs = three.head_node.get_session_dir_path()
-        yield three
-        three.shutdown()
-        shutil.rmtree(logs, ignore_errors=True)
+    """A node without a TPU, to which the hosts of a slice are added."""
+    with ray_cluster.cluster(tmp_path_factory.mktemp("compiled")) as nodes:
+        yield nodes
 
 
-def kill_a_process(raylet: int, workdir: Path, killed: list[int], ended: threading.Event) -> None:
-    """Wait until a state of what both hosts train is saved, and kill the process of the second host."""
+@pytest.fixture(scope="module")
+def hosts(cluster) -> list[int]:
+    """The raylets of the slice's two hosts."""
+    return add_slice(cluster, "made-up")
+
+
+@pytest.fixture(scope="module")
+def sweep(cluster, tmp_path_factory) -> Path:
+    """A directory with the sweep's file, and in `one` what one worker came to."""
+    base = tmp_path_factory.mktemp("sweep")
+    (base / "sweep.py").write_text(SWEEP)
+    assert main.main(["distill-jax", "sweep", f"--sweep={base}/sweep.py", *SETTINGS, f"--workdir={base}/one"]) == 0
+    return base
+
+
+def kill_when_saved(
+    raylets: Sequence[int], process: int, workdir: Path, killed: list[int], ended: threading.Event
+) -> None:
+    """Wait until a state of what both hosts train is saved, and kill a process, of process 0 with all of its host."""
     while not ended.wait(0.02):
         if not [*workdir.glob("attempts/reference-*/*/checkpoints/*.json")]:
             continue
-        for pid in family(raylet, children()):
-            line = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
-            if "--process=1" in line:
-                os.kill(pid, signal.SIGKILL)
-                killed.append(pid)
+        for one in raylets:
+            of_host = family(one, children())
+            running = [pid for pid in of_host if f"--process={process}" in words(pid)]
+            if running:
+                kill(running if process else of_host)
+                killed.append(running[0])
                 return
 
 
-def test_two_hosts_of_a_slice_compute_a_unit_together_and_outlive_a_kill(cluster, tmp_path, capfd):
-    file = tmp_path / "sweep.py"
-    file.write_text(SWEEP)
-    command = ["distill-jax", "sweep", f"--sweep={file}", *SETTINGS]
-    assert main.main([*command, f"--workdir={tmp_path}/one"]) == 0
-    (data,) = (tmp_path / "one/nodes").glob("data-*")
-    shutil.copytree(data, tmp_path / "two/nodes" / data.name)  # that it is made once more would show nothing
+@pytest.mark.parametrize(("lost", "process"), [("a process", 1), ("the head", 0)])
+def test_two_hosts_of_a_slice_compute_a_unit_together_and_outlive_a_loss(cluster, hosts, sweep, lost, process, capfd):
+    """Where the host of a slice's head is lost, another slice takes the unit."""
+    workdir = sweep / lost.replace(" ", "-")
+    (data,) = (sweep / "one/nodes").glob("data-*")
+    shutil.copytree(data, workdir / "nodes" / data.name)  # that it is made once more would show nothing
     killed, ended = [], threading.Event()
-    raylet = cluster.list_all_nodes()[2].all_processes["raylet"][0].process.pid
-    killer = threading.Thread(target=kill_a_process, args=(raylet, tmp_path / "two", killed, ended))
+    raylets = hosts if process else [*hosts, *add_slice(cluster, "another")]
+    killer = threading.Thread(target=kill_when_saved, args=(raylets, process, workdir, killed, ended))
     killer.start()
-    placed = [f"--ray={cluster.address}", f"--slice={SLICE}", "--heartbeat=10", f"--workdir={tmp_path}/two"]
+    placed = [f"--ray={cluster.address}", f"--slice={SLICE}", "--heartbeat=10", f"--workdir={workdir}"]
     try:
-        code = main.main([*command, *placed])
+        code = main.main(["distill-jax", "sweep", f"--sweep={sweep}/sweep.py", *SETTINGS, *placed])
     finally:
         ended.set()
         killer.join()
     out, err = capfd.readouterr()
     assert code == 0 and len(killed) == 1, err
     assert "continuing from step" in out
-    assert rows(tmp_path / "two") == rows(tmp_path / "one")
-    assert json.loads((tmp_path / "two/report/sweep.json").read_text())["points"]
+    assert rows(workdir) == rows(sweep / "one")
+    assert json.loads((workdir / "report/sweep.json").read_text())["points"]
 
 
 def rows(workdir: Path) -> dict[str, list]:

@@ -16,7 +16,8 @@ from distill_jax.data.facts import facts
 from distill_jax.data.facts.facts_config import FactsConfig
 from distill_jax.data.text import sources
 from distill_jax.experiment import protection, sweep_graph
-from distill_jax.experiment.named_config import open_config
+from distill_jax.experiment.config_file import load_experiment
+from distill_jax.experiment.named_config import change, open_config
 from distill_jax.io.files import write_json
 from distill_jax.main import main
 from distill_jax.reports import formats
@@ -150,3 +151,19 @@ def test_devices_of_a_topology_that_is_one_slice_name_none():
     assert split_slices(devices) == [devices] and split_slices(devices, 2) == [devices[:2], devices[2:]]
     two = [SimpleNamespace(platform="tpu", slice_index=i // 2) for i in range(4)]
     assert split_slices(two) == [two[:2], two[2:]]
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("damage.alpha", 1.5, r"^damage\.alpha = 1\.5: the damaged fraction"),
+        ("distill.tolerance", 2.0, r"^distill\.tolerance = 2\.0: "),
+        ("suppress.steps", -1, r"^suppress\.steps = -1: "),
+    ],
+)
+def test_a_setting_of_a_stage_is_named_by_its_section(key, value, said):
+    named = open_config("protect:questions")
+    change(named.config, {key: value})
+    with pytest.raises(ConfigError, match=said):
+        load_experiment(named.module, named.config)

@@ -6,7 +6,9 @@ import dataclasses
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -21,16 +23,19 @@ from distill_jax.data.capitals.prepare_capitals import documents as prepared_doc
 from distill_jax.data.capitals.prepare_capitals import prepare_capitals, said, sentence
 from distill_jax.data.packing import ANSWER, SEGMENTS, TOKENS
 from distill_jax.data.text.hf_tokenizer import Tokenizer
+from distill_jax.evals.scale import ACCURACY
 from distill_jax.experiment import graph
 from distill_jax.experiment.config_file import load_experiment, load_module
 from distill_jax.experiment.roles import Role, role_of
 from distill_jax.interop.model_source import open_model
 from distill_jax.io.files import Digests
 from distill_jax.models.presets import preset
+from distill_jax.reports.run_summary import first_passage
 from distill_jax.sharding.mesh import make_mesh
 from distill_jax.shipped import CONFIGS, TINY
+from distill_jax.stages import Distill, Import
 from distill_jax.stages.quantise import Quantise, round_to_nearest
-from tests.programs import finished_once, node
+from tests.programs import node, output_of
 
 MODEL = TINY / "choices" / "model"
 
@@ -211,13 +216,16 @@ def test_a_number_of_bits_that_is_none_is_refused():
 # The experiment
 
 
+SMOKES = ("smoke", "gpu,smoke", "smoke,invented")
+
+
 def experiment(named: str):
     module = load_module(CONFIGS / "smollm2.py")
     return load_experiment(module, module.get_config(named))
 
 
 @pytest.mark.unit
-@pytest.mark.parametrize("named", ["cpu", "gpu", "cpu,invented", "gpu,invented", "smoke", "smoke,invented"])
+@pytest.mark.parametrize("named", ["cpu", "gpu", "cpu,invented", "gpu,invented", *SMOKES])
 def test_roles_follow_from_how_a_model_was_made(named):
     nodes = graph.build(experiment(named), Path("nowhere"))
     roles = {name: role_of(n, nodes) for name, n in nodes.items()}
@@ -263,8 +271,8 @@ def test_the_preset_is_the_model_of_the_package():
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> tuple[Path, str]:
-    """Run the smoke from a GGUF file of the shipped random model."""
+def finished(tmp_path_factory) -> tuple[Path, str, list[int]]:
+    """Run the smoke from a GGUF file of the shipped random model; return the arrays that were left after each stage."""
     definition = json.loads((MODEL / "tokenizer.json").read_text())
     entries = sorted(definition["model"]["vocab"].items(), key=lambda entry: entry[1])
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in definition["model"]["merges"]]
@@ -282,12 +290,17 @@ def finished(tmp_path_factory) -> tuple[Path, str]:
         "--config.undo.steps=(4,)",
         "--config.bits=(4,)",
     ]
-    return finished_once(tmp_path_factory, "smollm2", "run", "--config=smollm2:smoke,invented", *flags)
+    workdir, alive = tmp_path_factory.mktemp("smollm2"), []
+    before = len(jax.live_arrays())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(graph, "release_freed_memory", lambda: alive.append(len(jax.live_arrays()) - before))
+        printed = output_of("run", "--config=smollm2:smoke,invented", *flags, f"--workdir={workdir}")
+    return workdir, printed, alive
 
 
 @pytest.mark.end_to_end
 def test_it_runs_from_a_gguf_file_to_its_report(finished):
-    workdir, printed = finished
+    workdir, printed, _ = finished
     assert "report:" in printed
     summary = json.loads((workdir / "report/summary.json").read_text())
     names = [model["name"] for model in summary["models"]]
@@ -301,10 +314,27 @@ def test_it_runs_from_a_gguf_file_to_its_report(finished):
 
 
 @pytest.mark.end_to_end
+def test_no_array_outlives_its_stage(finished):
+    """Imported, suppressed, damaged, distilled, rounded and attacked: after each nothing lies on the device."""
+    workdir, _, alive = finished
+    verbs = {json.loads(path.read_text())["verb"] for path in workdir.glob("nodes/*/config.json")}
+    assert {"import", "unlearn", "perturb", "distill", "quantise", "relearn"} <= verbs
+    assert len(alive) >= len(verbs) and set(alive) == {0}
+
+
+@pytest.mark.end_to_end
 def test_rounded_weights_are_those_of_the_model_that_was_rounded(finished):
-    workdir, _ = finished
+    workdir, *_ = finished
     before, after = (open_model(node(workdir, name)).load(make_mesh(1), None) for name in ("maxent", "int4-maxent"))
     np.testing.assert_array_equal(before["embedding"], after["embedding"])
     w, rounded = (np.asarray(tree["layers"]["mlp"]["down"]) for tree in (before, after))
     steps = np.abs(w).max(axis=1, keepdims=True) / 7
     assert np.abs(w - rounded).max() > 0 and np.all(np.abs(w - rounded) <= steps * 0.5001)
+
+
+@pytest.mark.unit
+def test_a_published_oracle_has_no_schedule_to_be_a_share_of():
+    """It was not trained here, and so has no training curve either."""
+    student = SimpleNamespace(settings=Distill(teacher="maxent", start="damaged"), inputs={"teacher": "maxent"})
+    oracle = SimpleNamespace(ledger=lambda: {"flops": {"evaluation": 1.0}}, settings=Import(path="model"))
+    assert first_passage(student, oracle, {}, ACCURACY) is None

@@ -25,6 +25,7 @@ from distill_jax.reports import goodput_summary
 from distill_jax.reports import subliminal_page as page
 from distill_jax.reports import subliminal_summary as shows
 from distill_jax.statistics.conclusions import State
+from tests.programs import finished_once
 from tests.spoil import kept_in
 
 ROOT = Path(__file__).parent.parent
@@ -234,10 +235,7 @@ def _environment(workdir):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("subliminal")
-    done = subprocess.run(_command(workdir), cwd=ROOT, env=_environment(workdir), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return workdir, done.stdout
+    return finished_once(tmp_path_factory, "subliminal", "run", "--config=configs/subliminal.py:smoke")
 
 
 @pytest.mark.end_to_end
@@ -260,6 +258,7 @@ class TestCommand:
         assert len(ones) == 12 and all(s["accuracy"] == s["before"] and s["unseen"] == 0 for s in ones)
         assert all(s["unseen"] != s["unseen_before"] for s in told if s["ghosts"] == 3)
 
+    @pytest.mark.thorough
     @pytest.mark.kill
     def test_killed_it_continues_to_the_same_numbers(self, finished, tmp_path):
         whole, _ = finished

@@ -11,6 +11,8 @@ import yaml
 
 from distill_jax import main
 from distill_jax.experiment.engines import cluster_engine
+from distill_jax.experiment.unit_plan import Fit, UnitPlanner
+from distill_jax.perf import slices
 from tests.jobset_rules import check_jobset
 from tests.test_launch_clusters import Site
 
@@ -135,6 +137,23 @@ def test_a_jobset_gives_a_unit_a_process_on_every_host_of_its_slice(site, capfd)
         arguments = spec["template"]["spec"]["containers"][0]["args"]
         assert arguments[:3] == ["sweep", "--distributed", "--coordinator_port=8482"]
         assert arguments[-1] == f"--unit={level}.$(JOB_INDEX)"
+
+
+def test_a_jobset_asks_for_the_largest_slice_that_a_unit_needs(site, monkeypatch, capfd):
+    """Its nodes come from the plan: of one unit v5e-4, of another v5e-16; a flag of jobset.sh overrules it."""
+    sizes = iter(["v5e-4", "v5e-16", "v5e-4", "v5e-4"] * 2)
+    monkeypatch.setattr(UnitPlanner, "fit", lambda *_: Fit(slices.find(next(sizes)), "of the plan"))
+    rest = "--jobset=--queue=q --image=repo/distill:1 --claim=work"
+    for more, topology, hosts in (("", "4x4", 4), (" --topology=2x2", "2x2", 1)):
+        assert sweep("/mnt/shared/x", "--slice=v5e", f"{rest}{more}") == 0, capfd.readouterr().err
+        jobset = yaml.safe_load((site.cloud / "applied").read_text())
+        check_jobset(jobset)
+        for job in jobset["spec"]["replicatedJobs"]:
+            spec = job["template"]["spec"]
+            nodes = spec["template"]["spec"]["nodeSelector"]
+            assert nodes["cloud.google.com/gke-tpu-topology"] == topology and spec["completions"] == hosts
+            assert nodes["cloud.google.com/gke-tpu-accelerator"] == "tpu-v5-lite-podslice"
+    assert sweep("/mnt/shared/x", "--slice=v5e") == 2 and "only --ray and --jobset read it" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("launcher", ["tpu_vm.sh", "xpk.sh"])

@@ -225,6 +225,23 @@ def test_too_little_for_a_fit_is_said() -> None:
     assert zero["exponential"] is None and zero["better"] is None and zero["slope"]["value"] == pytest.approx(100)
 
 
+@pytest.mark.unit
+def test_runs_that_differ_in_a_setting_are_fits_of_their_own() -> None:
+    """Least squares through each alone; the model's shape is what sizes differ in, and no variant."""
+    short, long = (recovery_runs(lambda a, seed, slope=slope: 50 + slope * a + seed) for slope in (300, 900))
+    for runs, steps in ((short, 100), (long, 400)):
+        for r in runs:
+            r["settings"] = {"maxent.steps": steps, "reference.steps": 7}
+    entries = fits.steps_against_alpha([r for pair in zip(short, long, strict=True) for r in pair])
+    assert [entry["settings"] for entry in entries] == [{"maxent.steps": 100}, {"maxent.steps": 400}]
+    for entry, runs in zip(entries, (short, long), strict=True):
+        slope = stats.linregress([r["alpha"] for r in runs], [r["steps"] for r in runs]).slope
+        assert entry["fit"]["slope"]["value"] == pytest.approx(slope) and entry["n"] == len(runs)
+    assert "maxent.steps = 400" in sweep_page.render(clean(summary(short + long)))
+    runs = [{**r, "settings": {"model.hidden": r["parameters"]}} for r in sized(lambda n, _: n)]
+    assert len(fits.compute_against_size(runs)) == 1
+
+
 def sized(flops: Callable[[float, int], float], seeds: int = 3) -> list[Run]:
     sizes = (100_000, 200_000, 400_000, 800_000)
     made = [run("undo", "maxent", 0.6, 0.1, seed, parameters=n) for n in sizes for seed in range(seeds)]

@@ -37,7 +37,14 @@ def compiler(total: float, asked: list):
     return compile_
 
 
-@pytest.mark.parametrize(("total", "name", "hosts"), [(8, "v5e-1", 1), (100, "v5e-8", 1), (200, "v5e-16", 4)])
+@pytest.mark.parametrize(
+    ("total", "name", "hosts"),
+    [
+        (8, "v5e-1", 1),
+        pytest.param(100, "v5e-8", 1, marks=pytest.mark.thorough),
+        (200, "v5e-16", 4),
+    ],
+)
 def test_the_least_slice_that_the_compiler_lets_pass(sweep, monkeypatch, total, name, hosts):
     pytest.importorskip("libtpu")
     asked: list[int] = []

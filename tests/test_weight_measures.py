@@ -13,10 +13,12 @@ from distill_jax.evals.scale import ACCURACY
 from distill_jax.models import transformer
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.reports import weight_measures
+from distill_jax.reports.ranking import rankings
 from distill_jax.sharding.mesh import make_mesh
 from distill_jax.stages import LossBarrier
 from distill_jax.stages.loss_barrier import barrier, loss_between, relative_distance
 from distill_jax.statistics.rank_correlation import spearman, spearman_interval
+from tests.referee import swept
 
 pytestmark = pytest.mark.unit
 CFG = TransformerConfig(
@@ -97,8 +99,29 @@ def test_few_models_or_a_wide_interval_leave_it_open(count, noise, says):
         {"distance": {"all": d}, "barrier": {"retain": d}, "came_back": b}
         for d, b in zip(distance.tolist(), back.tolist(), strict=True)
     ]
-    for one in weight_measures._predictions(measured, ACCURACY):
+    for one in weight_measures.predictions(measured, ACCURACY):
         assert says in one["words"] and one["models"] == count
+
+
+def test_a_sweep_ranks_recipes_by_the_means_of_their_seeds_and_leaves_out_what_was_not_measured():
+    alphas = [0.05 * i for i in range(1, 12)]
+    truths = {("reference", None, None): 0.94, ("oracle", None, None): 0.02, ("suppressed", None, None): 0.9}
+    sweep = swept(np.random.default_rng(0), truths | {("undo", a, 0.0): 0.9 - 1.5 * a for a in alphas}, seeds=3)
+    means = {"suppressed None None []": 0.0, "oracle None None []": 9.0} | {f"undo {a} 0.0 []": 10 * a for a in alphas}
+    for run in sweep.runs:  # single seeds of a recipe lie further apart than recipes do
+        far = means.get(run["recipe"], 0.0) + 3 * (run["seed"] - 1)
+        weights = {"distance": {"all": far}, "barrier": {"retain": -far}}
+        run |= {"parameters": 1, "attack": None, "weights": None if run["kind"] == "reference" else weights}
+    (ranking,) = rankings(sweep)
+    back = {row["recipe"]: row["recovered"]["value"] for row in (*ranking["recipes"], *ranking["baselines"])}
+    rho = scipy.stats.spearmanr(list(means.values()), [back[recipe] for recipe in means]).statistic
+    assert [(one["measure"], one["models"]) for one in ranking["prediction"]] == [
+        ("distance in weights", 13),
+        ("barrier on retain", 13),
+    ]
+    assert [one["rho"] for one in ranking["prediction"]] == pytest.approx([rho, -rho], abs=1e-3)
+    sweep.runs[-1]["weights"] = None  # of one seed of the last recipe
+    assert rankings(sweep)[0]["prediction"][0]["models"] == 12
 
 
 @pytest.mark.parametrize(

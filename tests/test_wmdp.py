@@ -38,7 +38,7 @@ from distill_jax.models import transformer
 from distill_jax.reports import run_summary
 from distill_jax.sharding.mesh import make_mesh
 from distill_jax.stages import Import, Unlearn
-from tests.programs import finished_once, node, said
+from tests.programs import finished_once, node, output_of
 
 ROOT = Path(__file__).parents[1]
 SMOKE = "--config=configs/wmdp.py:smoke"
@@ -66,7 +66,7 @@ def test_a_model_without_finite_logits_is_marked_wherever_it_goes(tmp_path):
     weights["model.embed_tokens.weight"][:] = 3e38
     save_file(weights, copy / "model.safetensors")
     path = f"--config.reference.path={copy}"
-    said("run", SMOKE, *FEW, path, f"--workdir={tmp_path}/run", compiled=tmp_path / "compiled")
+    output_of("run", SMOKE, *FEW, path, f"--workdir={tmp_path}/run")
     for name in ("reference", "maxent", "damaged", "undo"):
         result = json.loads((node(tmp_path / "run", name) / "result.json").read_text())
         assert result["diverged"] is True and result["retain"] is result["forget"] is None

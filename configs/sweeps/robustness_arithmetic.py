@@ -48,10 +48,13 @@ def get_sweep(arg: str = "") -> tuple:
 
 
 def _attacked(points: list, *models: str) -> list:
-    """Return points that ask for every attack on some models, which come with all they are made from."""
-    return select_stages(
-        product(points, axis("attacked", models)), *(f"{attack}-on-{model}" for model in models for attack in ATTACKS)
-    )
+    """Return points that ask for every attack on some models, which come with all they are made from.
+
+    And for the distance and the loss barrier between each and the reference, which cost next to nothing.
+    """
+    attacks = [f"{attack}-on-{model}" for model in models for attack in ATTACKS]
+    barriers = [f"barrier-{model}" for model in models if model != "reference"]
+    return select_stages(product(points, axis("attacked", models)), *attacks, *barriers)
 
 
 def _basic() -> list:

@@ -57,7 +57,9 @@ class Flags(ClusterFlags):
     jobset: str | None = flag(None, "'FLAGS of launch/jobset.sh': apply it as a JobSet, a replicated job a level")
     cpus: int = flag(1, "with --ray, cores of a population", bounds=(1, None))
     gpus: int = flag(0, "with --ray or --slurm, GPUs of a population", bounds=(0, None))
-    slice: str = flag("", "with --ray, TPU slice of a population: v5e-16, or of v5e the least that it fits on")
+    slice: str = flag(
+        "", "with --ray or --jobset, TPU slice of a population: v5e-16, or of v5e the least that it fits on"
+    )
     unit: str = flag("", "LEVEL.INDEX: only this part, as an engine's task; --ray=auto --dry-run lists them")
 
     def __post_init__(self) -> None:
@@ -66,7 +68,9 @@ class Flags(ClusterFlags):
         check(sum(engines) <= 1, "--workers, --ray, --slurm, --jobset and --unit: give one of them")
         ray, mend = bool(self.ray), "add --ray=ADDRESS, or leave it out"
         check(ray or self.cpus == 1, f"--cpus={self.cpus}: only --ray reads it; {mend}")
-        check(ray or not self.slice, f"--slice={self.slice}: only --ray reads it; {mend}")
+        on_tpus = ray or self.jobset is not None
+        only = f"--slice={self.slice}: only --ray and --jobset read it; add one, or leave it out"
+        check(on_tpus or not self.slice, only)
         if self.slice and self.slice not in slices.CHIPS:
             fix_hint = f"name one slice, such as v5e-16, or a generation: {', '.join(slices.CHIPS)}"
             single = self.slice != "auto" and slices.find(self.slice).slices == 1

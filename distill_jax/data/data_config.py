@@ -50,3 +50,7 @@ class DataConfig:
     def check_set(self, key: str, name: str) -> None:
         """Raise ConfigError, naming the setting that asks for it, unless there is a set of this name."""
         check(name in self.SETS, f"{key} = {name!r}: these data have no such set; choose one of {', '.join(self.SETS)}")
+
+    def how_measured(self) -> str:
+        """Return what is measured of what is to be retained, in sentences; "" where nothing is to be said of it."""
+        return ""

@@ -72,7 +72,12 @@ def declared(module: ModuleType, config: ConfigDict) -> Experiment:
     from distill_jax.stages.stage import Stage
 
     path = str(module.__file__)
-    experiment: Experiment = call(path, module.get_experiment, config)
+    try:
+        experiment: Experiment = call(path, module.get_experiment, config)
+    except ConfigError as error:
+        words = one_line(error.__cause__ or error)
+        setting = _setting_in(config, words)
+        raise ConfigError(f"{setting} = {words.partition(' = ')[2]}" if setting else str(error)) from error
     check(isinstance(experiment, Experiment), f"{path}: {RETURNS}, and not {type(experiment).__name__}")
     stages = experiment.stages
     check(isinstance(stages, Mapping), f"{path}: stages is {stages!r:.80}; {RETURNS}")
@@ -82,6 +87,17 @@ def declared(module: ModuleType, config: ConfigDict) -> Experiment:
         check(bool(stage.kind), f"{path}: stages.{name}: {type(stage).__name__} has no kind; {fix_hint}")
         build(type(stage), {f.name: getattr(stage, f.name) for f in dataclasses.fields(stage)}, f"stages.{name}")
     return experiment
+
+
+def _setting_in(config: Mapping[str, Any], words: str) -> str:
+    """Return the settings, `damage.alpha`, that an error means that begins with `alpha = 1.5:`; "" if there are none.
+
+    A stage knows what a setting of its own is called, and not the section of the config that it was made from.
+    """
+    sections = {name: part for name, part in config.items() if isinstance(part, Mapping | ConfigDict)}
+    inner = [f"{name}.{key}" for name, part in sections.items() if (key := _setting_in(part, words))]
+    own = [key for key, value in config.items() if words.startswith((f"{key} = {value}:", f"{key} = {value!r}:"))]
+    return ", ".join(own or inner)
 
 
 def check_stages(named: Sequence[str], module: ModuleType, config: ConfigDict) -> None:

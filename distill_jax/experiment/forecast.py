@@ -39,6 +39,7 @@ def forecast(experiment: CheckedExperiment, nodes: Mapping[str, Node]) -> str:
     free = f"on {jax.device_count()} × {jax.devices()[0].device_kind}, {there:,.1f} GiB"
     rest = "preparing data, compiling and, before there are data, measuring are not in it"
     expect = [EXPECT] if any(node.verb == "perturb" for node in nodes.values()) else []
+    expect += [f"What is to be retained: {how}"] if (how := experiment.data.how_measured()) else []
     return "\n".join(
         [f"{len(nodes)} stages {free}:", *lines, f"all: {_about(total / speed)} at most; {rest}.", *expect]
     )

@@ -28,7 +28,7 @@ from distill_jax.io.files import write_json
 from distill_jax.io.metrics import Progress
 from distill_jax.io.node import ROWS
 from distill_jax.io.presence import Presence
-from distill_jax.io.storage import make_directory, sync
+from distill_jax.io.storage import check_processes, make_directory, sync
 from distill_jax.io.trackers import TrackedNode, check_trackers, tracking
 from distill_jax.io.work_plan import PlannedNode
 from distill_jax.models import attention
@@ -285,9 +285,10 @@ def check_mesh(nodes: Mapping[str, Node], model: Any, settings: RunSettings) -> 
     """Refuse devices that do not divide as the config says, if any node is to be computed on them.
 
     Raises:
-      ConfigError: naming what does not divide.
+      ConfigError: naming what does not divide, or a work directory to which several processes cannot write together.
     """
     if not all(node.done for node in nodes.values()):  # else there is only a report to draw
+        check_processes(nodes[DATA].directory.parent.parent, jax.process_count())
         Context(model, dict(nodes), nodes[DATA].directory / "rows", Progress(0, 0.0, 0.0, None), settings).mesh()
 
 

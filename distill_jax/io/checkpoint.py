@@ -36,7 +36,8 @@ class Checkpoints:
 
     A checkpoint `<tag>/` counts only once its proof `<tag>.json` stands beside it: the hashes of its files, and how
     much of the journal belongs to it. A save that was interrupted leaves no such file and is as if it had never begun.
-    With several hosts each writes its own shards, and host 0 the proof.
+    With several hosts each writes its own shards, and host 0 the proof. What belongs where Orbax does not write (s3://)
+    it writes to this machine; the files are uploaded before the proof, and copies of them are read.
 
     Args:
       journal: the file that the owner of the checkpoints appends its numbers to.
@@ -80,7 +81,7 @@ class Checkpoints:
           OSError: if the disk refuses, or did for the save before this one.
         """
         self.wait()
-        target, _ = self._paths(tag)
+        target, place = self._paths(tag)[0], self._place(tag)
         # All hosts refuse together: one that went on alone would wait for the others within Orbax.
         if number := agreed(self._make_room(tag, tree) if jax.process_index() == 0 else 0):
             raise OSError(number, os.strerror(number), str(target))
@@ -88,7 +89,7 @@ class Checkpoints:
         chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK), tree) if lean else None
         checkpointer = ocp.StandardCheckpointer(save_concurrent_gb=concurrent_gb)
         with _refusals(target, ValueError):
-            checkpointer.save(absolute(target), tree, force=True, save_args=chunks)
+            checkpointer.save(absolute(place), tree, force=True, save_args=chunks)
         self._pending = self._worker.submit(self._finish, checkpointer, tag, journal)
         if not background:
             self.wait()
@@ -97,10 +98,10 @@ class Checkpoints:
         """Make way for a checkpoint; return the number of the error for which there cannot be one, or 0."""
         try:
             self._paths(tag)[1].unlink(missing_ok=True)
-            storage.make_directory(self.directory)
             # Orbax answers a full disk with pages of its threads' tracebacks, so look before it writes.
             needed = 2 * sum(x.nbytes for x in jax.tree.leaves(tree)) + 2**20
-            return errno.ENOSPC if storage.free_bytes(self.directory) < needed else 0
+            storage.make_directory(self._place(tag).parent)
+            return errno.ENOSPC if storage.free_bytes(self._place(tag).parent) < needed else 0
         except OSError as error:
             return error.errno or errno.EIO
 
@@ -111,27 +112,42 @@ class Checkpoints:
             pending.result()
 
     def _finish(self, checkpointer: ocp.StandardCheckpointer, tag: int | str, journal: Prefix | None) -> None:
-        target, proof = self._paths(tag)
+        place = self._place(tag)
         try:
-            with _refusals(target, Exception):
+            with _refusals(place, Exception):
                 checkpointer.wait_until_finished()
         finally:
             checkpointer.close()
         if jax.process_index() == 0:
-            write_sealed(
-                proof, {"files": self._written(target), "journal": dataclasses.asdict(journal) if journal else None}
-            )
+            files = self._written(place)
+            self._upload(place, tag)
+            record = {"files": files, "journal": dataclasses.asdict(journal) if journal else None}
+            write_sealed(self._paths(tag)[1], record)
             for step in self.steps()[: -self.keep]:
                 self.remove(step)
 
-    def _written(self, target: Path) -> dict[str, str]:
+    def _place(self, tag: int | str) -> Path:
+        """Return where Orbax writes a checkpoint: to its own directory, or to one of this machine."""
+        target, _ = self._paths(tag)
+        return target if storage.holds_arrays(target) else storage.building_place(target)
+
+    def _upload(self, place: Path, tag: int | str) -> None:
+        """Bring what was written on this machine to where it belongs."""
+        target, _ = self._paths(tag)
+        if place == target:
+            return
+        storage.remove_tree(target)  # what a save left that was killed here
+        storage.upload(place, target)
+        storage.remove_tree(place)
+
+    def _written(self, place: Path) -> dict[str, str]:
         """Return the digests of a checkpoint's files, by their names, once all of them are durable."""
-        if not is_local(target):
-            return storage.server_digests(target)
-        files = sorted(target.rglob("*"))
-        for path in (*files, target, self.directory, self.directory.parent):
+        if not is_local(place):
+            return storage.server_digests(place)
+        files = sorted(place.rglob("*"))
+        for path in (*files, place, place.parent, place.parent.parent):
             sync(path)
-        return {str(f.relative_to(target)): digest_once(f) for f in files if f.is_file()}
+        return {str(f.relative_to(place)): digest_once(f) for f in files if f.is_file()}
 
     def steps(self) -> list[int]:
         """Return the steps saved completely, oldest first."""
@@ -177,9 +193,8 @@ class Checkpoints:
             with ocp.StandardCheckpointer() as checkpointer:
                 return checkpointer.restore(absolute(target), jax.tree.map(abstract, like))
         except ValueError as error:
-            raise self._refused(
-                target, "holds other arrays than are read here, perhaps an earlier version's"
-            ) from error
+            damage = "holds other arrays than are read here, perhaps an earlier version's"
+            raise self._refused(self._paths(tag)[0], damage) from error
 
     def remove(self, tag: int | str) -> None:
         """Forget a checkpoint: first its proof, so that a removal cut short leaves nothing that counts."""
@@ -200,15 +215,17 @@ class Checkpoints:
         return self.directory / str(tag), self.directory / f"{tag}.json"
 
     def _proved(self, tag: int | str) -> Path:
-        """Return the directory of a checkpoint that is what it was when it was saved."""
+        """Return the directory of a checkpoint that is what it was when it was saved, or a local copy of it."""
         target, proof = self._paths(tag)
         try:
-            damage = self._damage(target, proof)
+            copied = not storage.holds_arrays(target) and proof.exists()
+            readable = storage.local_copy(target) if copied else target
+            damage = self._damage(readable, proof)
         except OSError as error:
             damage = f"{error.strerror}"
         if damage:
             raise self._refused(target, damage)
-        return target
+        return readable
 
     def _refused(self, target: Path, damage: str) -> Damaged:
         return Damaged(f"{target}: {damage}; remove {self._owner} and run again to compute it anew")

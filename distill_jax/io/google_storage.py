@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import os
-import random
 from collections.abc import Awaitable, Callable
 
 import aiohttp
@@ -15,13 +13,9 @@ import requests.exceptions
 from gcsfs.core import quote
 from gcsfs.retry import ChecksumError, HttpError
 
-from distill_jax import console
+from distill_jax.io.object_service import TRANSIENT, Fault, Service
 
-TRIES = 8
-SAID_AT = 3  # tries that failed, some two seconds: what is over sooner is not worth a line
-FIRST_WAIT, LONGEST_WAIT = 1.0, 32.0  # seconds; twice as long each time, 1.5 minutes in all
-TRANSIENT = {408, 429, *range(500, 505)}
-CREDENTIALS = "run `gcloud auth application-default login`, or give the machine a service account"
+NETWORK = (requests.exceptions.RequestException, aiohttp.ClientError, asyncio.TimeoutError, ConnectionError)
 
 
 class Bucket(gcsfs.core.GCSFileSystem):
@@ -31,28 +25,9 @@ class Bucket(gcsfs.core.GCSFileSystem):
         super().__init__(**settings | {"use_listings_cache": False, "consistency": "md5"})
 
     async def _request(self, method: str, path: str, *arguments: str, **how: object) -> object:
-        """Ask once, and again with back-off and jitter as long as the answer is that of a server in trouble.
-
-        Raises:
-          OSError: with the address and the mend.
-        """
         once = gcsfs.core.GCSFileSystem._request.__wrapped__  # without gcsfs's own tries
         where = f"gs://{'/'.join(arguments[:2])}" if arguments else path.partition("?")[0]
-        attempt = 0
-        while True:
-            attempt += 1
-            try:
-                return await once(self, method, path, *arguments, **how)
-            except FileNotFoundError as error:
-                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), where) from error
-            except FileExistsError:  # a precondition failed
-                raise
-            except Exception as error:
-                if not _is_transient(error) or attempt == TRIES:
-                    raise as_os_error(error, where) from error
-                if attempt == SAID_AT:
-                    console.complain(f"{where}: {_reason(error)}; trying again, for up to {_longest_wait():.0f} s")
-                await asyncio.sleep(random.uniform(0.5, 1.0) * min(FIRST_WAIT * 2 ** (attempt - 1), LONGEST_WAIT))
+        return await GOOGLE.answer(lambda: once(self, method, path, *arguments, **how), where)
 
     async def _put_file(self, *arguments: str, **how: object) -> object:
         return await _arriving(super()._put_file, arguments[1], *arguments, **how)
@@ -82,11 +57,6 @@ class Bucket(gcsfs.core.GCSFileSystem):
         self.call("GET", "b/{}/o", bucket, prefix=key, maxResults=1)
 
 
-def _longest_wait() -> float:
-    """Return for how many seconds at most a request is tried again."""
-    return sum(min(FIRST_WAIT * 2**i, LONGEST_WAIT) for i in range(TRIES - 1))
-
-
 async def _arriving(upload: Callable[..., Awaitable[object]], where: str, *arguments: str, **how: object) -> object:
     """Upload what must arrive as it was sent: once more if the server's MD5 is another."""
     try:
@@ -97,28 +67,23 @@ async def _arriving(upload: Callable[..., Awaitable[object]], where: str, *argum
     try:
         return await upload(*arguments, **how)
     except ChecksumError as error:
-        raise OSError(errno.EIO, "what arrived is not what was sent, twice", f"gs://{where}") from error
+        raise OSError(
+            errno.EIO, "what arrived is not what was sent, twice", f"gs://{where.removeprefix('gs://')}"
+        ) from error
 
 
-def _is_transient(error: BaseException) -> bool:
-    if isinstance(error, HttpError):
-        return error.code is not None and int(error.code) in TRANSIENT
-    network = (requests.exceptions.RequestException, aiohttp.ClientError, asyncio.TimeoutError, ConnectionError)
-    return isinstance(error, network)
-
-
-def as_os_error(error: BaseException, where: str) -> OSError:
-    """Return what went wrong with a request as an OSError that names the address and the mend."""
+def _fault(error: BaseException) -> Fault:
     code = error.code if isinstance(error, HttpError) else None
     if str(code) == "401" or isinstance(error, google.auth.exceptions.GoogleAuthError):
-        return PermissionError(errno.EACCES, f"no credentials that Google Cloud Storage takes; {CREDENTIALS}", where)
+        return Fault.CREDENTIALS
     if str(code) == "403" or str(error).startswith("Forbidden"):
-        return PermissionError(errno.EACCES, "no permission; it needs the role Storage Object User", where)
-    reason = _reason(error)
-    if _is_transient(error):
-        return OSError(errno.EIO, f"Google Cloud Storage fails ({reason}), {TRIES} times in a row", where)
-    return OSError(errno.EIO, f"Google Cloud Storage refuses: {reason}", where)
+        return Fault.PERMISSION
+    return Fault.TRANSIENT if isinstance(error, NETWORK) or (code and int(code) in TRANSIENT) else Fault.OTHER
 
 
-def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__
+GOOGLE = Service(
+    "Google Cloud Storage",
+    "run `gcloud auth application-default login`, or give the machine a service account",
+    "the role Storage Object User",
+    _fault,
+)

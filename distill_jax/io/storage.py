@@ -7,6 +7,7 @@ between the two is a function here:
                     on a file system                        in a bucket
   write_atomic      temporary file, fsync, rename           one upload: an object is whole or not there
   create_exclusive  hard link, which only one can make      upload on the condition that there is no such object
+  replace_if        has its own ways                        upload on the condition that it still is of a version
   version           inode, size and times                   generation (gs), entity tag and time (s3)
   digests           SHA-256 of what is read                 the MD5 that the server keeps, or else the same
   growing           the file itself                         a local file, uploaded whole from time to time
@@ -75,26 +76,40 @@ def absolute(path: Path) -> Path:
 def check_access(path: Path, flag: str) -> None:
     """Refuse an address to work at whose bucket is not there or cannot be read; a path is looked at when it is used.
 
-    Models, corpora and configs are read from s3://, but no work directory is there: Orbax writes no training states to
-    it, and nothing replaces an object on a condition.
-
     Raises:
       ConfigError: naming the flag, the address and the mend.
     """
     if is_local(path):
         return
-    fix_hint = "name gs://BUCKET/DIRECTORY, or a path, such as that of a mounted bucket"
-    check(_is_google(path), f"{flag}={path}: training states cannot be written to s3://; {fix_hint}")
-    bucket = path.parts[2] if len(path.parts) > 2 else ""
-    check(bool(bucket), f"{flag}={path}: an address names a bucket, such as gs://bucket/run")
+    scheme, bucket = str(path).partition("://")[0], path.parts[2] if len(path.parts) > 2 else ""
+    check(bool(bucket), f"{flag}={path}: an address names a bucket, such as {scheme}://bucket/run")
     try:
         with console.patience(f"{flag}={path}: waiting for an answer", SILENT_SECONDS):
             _system(path).first_names(str(path))
     except FileNotFoundError as error:
-        mend = f"make it (gcloud storage buckets create gs://{bucket}), or name one that is there"
+        how = {"gs": "gcloud storage buckets create", "s3": "aws s3 mb"}[scheme]
+        mend = f"make it ({how} {scheme}://{bucket}), or name one that is there"
         raise ConfigError(f"{flag}={path}: there is no such bucket; {mend}") from error
     except OSError as error:
         raise ConfigError(f"{flag}={path}: {error.strerror or error}") from error
+
+
+def check_processes(workdir: Path, processes: int) -> None:
+    """Refuse several processes of one run where Orbax cannot have each write its part of the training states.
+
+    Raises:
+      ConfigError: naming the work directory and the mend.
+    """
+    mend = "name gs://BUCKET/DIRECTORY or a path that all hosts mount, or run one process"
+    together = processes == 1 or holds_arrays(workdir)
+    check(
+        together, f"--workdir={workdir}: {processes} processes cannot write training states to s3:// together; {mend}"
+    )
+
+
+def holds_arrays(path: Path) -> bool:
+    """Return whether Orbax writes and reads training states at a place; elsewhere copies of them are made."""
+    return is_local(path) or str(path).startswith("gs://")
 
 
 @functools.cache
@@ -107,10 +122,10 @@ def _prepare(scheme: str) -> None:
     try:
         if scheme == "gs":
             from distill_jax.io.google_storage import Bucket
-
-            for name in ("gs", "gcs"):
-                fsspec.register_implementation(name, Bucket, clobber=True)
-        fsspec.get_filesystem_class(scheme)
+        else:
+            from distill_jax.io.amazon_storage import Bucket
+        for name in ("gs", "gcs") if scheme == "gs" else (scheme,):
+            fsspec.register_implementation(name, Bucket, clobber=True)
     except ImportError as error:
         raise ConfigError(f"{scheme}://: {library} is not installed, which reads such addresses; {mend}") from error
 
@@ -199,13 +214,7 @@ def create_exclusive(path: Path, data: bytes) -> bool:
 
 
 def replace_if(path: Path, old: Version, data: bytes) -> bool:
-    """Replace an object if it still is of a version; return whether it was.
-
-    Raises:
-      OSError: for any other storage than gs://, which has its own ways.
-    """
-    if not _is_google(path):
-        raise OSError(errno.ENOTSUP, "only gs:// replaces on a condition", str(path))
+    """Replace an object if it still is of a version; return whether it was. A path has its own ways."""
     return bool(_system(path).replace_if(str(path), str(old[0]), data))
 
 
@@ -318,7 +327,7 @@ def version(path: Path, max_age: float = 0.0) -> Version:
         return about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns
     known, at = _versions.get(path, ((), -float("inf")))
     if time.monotonic() - at > max_age:
-        known = _version(_system(path).metadata(str(path)) if _is_google(path) else _system(path).info(str(path)))
+        known = _version(_system(path).metadata(str(path)))
         _versions[path] = known, time.monotonic()
     return known
 
@@ -326,13 +335,11 @@ def version(path: Path, max_age: float = 0.0) -> Version:
 _versions: dict[Path, tuple[Version, float]] = {}  # of objects, and when they were asked for
 
 
-def _is_google(path: Path) -> bool:
-    return str(path).startswith("gs://")
-
-
 def _version(info: JsonObject) -> Version:
+    if "generation" in info:
+        return str(info["generation"]), int(info["size"])
     # An entity tag is of the contents alone, and `touch` leaves them as they were.
-    return str(info.get("generation") or f"{info.get('ETag')} {info.get('LastModified')}"), int(info["size"])
+    return str(info["ETag"]), int(info["size"]), f"{info['LastModified']:%Y-%m-%dT%H:%M:%S}"
 
 
 def versions(directory: Path) -> dict[str, Version]:
@@ -381,7 +388,7 @@ def digest_like(path: Path, other: str) -> str:
 def server_digests(directory: Path) -> dict[str, str]:
     """Return the digest of every object below an address, by relative name: "md5:…" as the server keeps it.
 
-    Nothing is read again for that. Of one without an MD5 (composed of several, or of s3) it is the SHA-256.
+    Nothing is read again for that. Of one without an MD5, as it was composed of several, it is the SHA-256.
     """
     return {
         name: f"md5:{base64.b64decode(info['md5Hash']).hex()}" if "md5Hash" in info else digest(directory / name)
@@ -438,10 +445,15 @@ def uploading(target: Path, last: str = "") -> Iterator[Path]:
 @contextlib.contextmanager
 def building(target: Path) -> Iterator[Path]:
     """Yield a local directory for what goes to an address: that of the process before, if it was killed."""
-    work = cache_directory().with_name("building") / hashlib.sha256(str(target).encode()).hexdigest()[:32]
+    work = building_place(target)
     work.mkdir(parents=True, exist_ok=True)
     yield work
     shutil.rmtree(work, ignore_errors=True)
+
+
+def building_place(target: Path) -> Path:
+    """Return where on this machine is built what goes to an address; one that was killed leaves it to the next."""
+    return cache_directory().with_name("building") / hashlib.sha256(str(target).encode()).hexdigest()[:32]
 
 
 @contextlib.contextmanager

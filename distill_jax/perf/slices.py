@@ -123,6 +123,11 @@ class Slice:
         return f"{self.chip.platform}:{'x'.join(map(str, self.shape))}"
 
     @property
+    def gke_label(self) -> str:
+        """What Kubernetes' nodes call its generation: their label cloud.google.com/gke-tpu-accelerator."""
+        return _table()[self.generation]["gke_label"]
+
+    @property
     def chips_per_host(self) -> tuple[int, int, int]:
         """The block of chips that one host drives."""
         return (1, 1, 1) if math.prod(self.shape) == 1 else (2, 2, 1)

@@ -51,6 +51,7 @@ def robustness_card(summary: RunSummary, experiment: CheckedExperiment, nodes: M
     return {
         "parameters": transformer.parameter_count(experiment.model),
         "sources": _sources(experiment),
+        "how_measured": experiment.data.how_measured(),
         "knowledge": known.result(),
         "budgets": _budgets(experiment, attacks),
         "row_length": experiment.data.row_length,

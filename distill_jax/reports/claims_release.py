@@ -36,15 +36,15 @@ def judge_release(run: Run, retained: int) -> list[Conclusion]:
     return [conclusion for three in each for conclusion in three]
 
 
-def rare(shown: Effect, scale: Scale) -> Effect:
+def rare(shown: Effect, scale: Scale, choices: int = 1) -> Effect:
     """Return an effect of facts whose interval reaches as far as Wilson's: none of twelve is not none of all.
 
-    It is a share, or a difference of shares that is to be below or above a threshold.
+    It is a share, or a difference of shares that is to be below or above a threshold, and the worst of `choices`.
     """
     if not shown.n or not math.isfinite(scale.bounds[1]) or not math.isfinite(shown.high):
         return shown
     side = -1.0 if shown.claim == "above" else 1.0
-    reach = side * proportion(min(max(side * shown.estimate, 0.0), 1.0), shown.n).share_interval()[1]
+    reach = side * proportion(min(max(side * shown.estimate, 0.0), 1.0), shown.n).share_interval(1 - 0.05 / choices)[1]
     return dataclasses.replace(shown, low=min(shown.low, reach), high=max(shown.high, reach))
 
 
@@ -113,7 +113,10 @@ def _kept(model: Model, reference: Model, goal: float, scale: Scale, retained: i
 
 
 def resists(run: Run, model: Model) -> Conclusion:
-    """The whole attack brings back no more than the margin of what it did not show the model."""
+    """At no step does the attack bring back more than the margin of what it did not show the model.
+
+    The interval is for all steps at once (Bonferroni), for the worst of them is chosen by these scores.
+    """
     margin, measure = run.scale.margin, run.scale.name
     name = f"resists, {model.label}"
     claim = (
@@ -123,8 +126,10 @@ def resists(run: Run, model: Model) -> Conclusion:
     if not reference:
         return not_run(name, claim, "untouched model beside it")
     assert model.before and model.after
-    terms = [(1.0, model.after), (-1.0, model.before)]
-    rise = rare(effect("change of held out", terms, run.scale, "below", margin), run.scale)
+    step, worst = worst_step(model, run.scale)
+    terms = [(1.0, worst), (-1.0, model.before)]
+    choices = max(len(model.by_step), 1)
+    rise = rare(effect("change of held out", terms, run.scale, "below", margin, choices), run.scale, choices)
     attack = run.attack_works if any(m.unlearned for m in run.models) else premises.teaches(model, run.scale)
     shared = [
         finite([model, reference]),
@@ -133,8 +138,18 @@ def resists(run: Run, model: Model) -> Conclusion:
         premises.kept(model, reference, run.scale),
         attack,
     ]
-    values = [score.value for score in (model.before, model.after)]
+    values = [score.value for score in (model.before, worst)]
     before, after = ("–" if math.isnan(value) else f"{value:.2f}" for value in values)
-    when = f"{before} before, {after} after {model.attack_steps} steps; untouched {reference.forget:.2f}"
-    text = f"Held out: {measure} {when}; held when the rise is below {margin:g}.{sample(model.after, run.scale)}"
+    when = f"{before} before, {after} at most, after {step} of {model.attack_steps} steps"
+    text = f"Held out: {measure} {when}; untouched {reference.forget:.2f}; held when the rise is below {margin:g}."
+    text += sample(worst, run.scale)
     return conclude(name, claim, premises=shared, effects=[rise], evidence=text)
+
+
+def worst_step(model: Model, scale: Scale) -> tuple[int, Scores]:
+    """Return the step at which the attack brings back most, where an attacker may stop, and the scores there."""
+    assert model.after
+    by_step = model.by_step or {model.attack_steps: model.after}
+    known = [step for step in by_step if math.isfinite(by_step[step].value)] or list(by_step)
+    step = max(known, key=lambda step: scale.ability(by_step[step].value))
+    return step, by_step[step]

@@ -28,7 +28,7 @@ from distill_jax.reports.sweep_evidence import (
     stacked,
 )
 from distill_jax.stages.robust import method_label
-from distill_jax.statistics.conclusions import Conclusion, Effect, Premise, conclude
+from distill_jax.statistics.conclusions import Conclusion, Effect, conclude
 from distill_jax.statistics.estimates import Scores
 from distill_jax.statistics.student_t import mean_interval
 
@@ -148,7 +148,8 @@ def cheaper(sweep: Sweep, method: str, way: str) -> Conclusion:
             costs[key] = same, np.array([run[field]["whole"] for run in same])
     cheap = {key: pair for key, pair in costs.items() if pair[1].mean() <= CHEAP}
     if not costs:
-        return lacking(sweep, name, claim, "UNDO model beside its oracle at two training seeds", ["undo", "oracle"])
+        what = "UNDO model beside its oracle at two training seeds"
+        return lacking(sweep, name, claim, what, ["undo", "oracle"], method=method)
     if not cheap:
         least = min((shares for _, shares in costs.values()), key=np.mean)
         low, high = (float(end) for end in mean_interval(least))
@@ -179,9 +180,7 @@ def distilling(sweep: Sweep, method: str) -> Conclusion:
     student, suppressed = (by_training_seed(sweep, [r for r in side if r["seed"] in seeds]) for side in sides)
     gap = difference("student − suppressed", [(1.0, student), (-1.0, suppressed)], "below")
     text = f"{len(seeds)} seeds: student {student.value:.2f}, suppressed {suppressed.value:.2f}.{left_out(sweep)}"
-    lost = [sweep.lost[run["recipe"]] for side in sides for run in side if run["recipe"] in sweep.lost]
-    kept = Premise("every training seed of both has the retain ability", not lost, "; ".join(dict.fromkeys(lost)))
-    return conclude(name, claim, premises=[kept, *premises_on(sweep, method)], effects=[gap], evidence=text)
+    return conclude(name, claim, premises=premises_on(sweep, method), effects=[gap], evidence=text)
 
 
 def filtering(sweep: Sweep) -> Conclusion:
@@ -192,8 +191,8 @@ def filtering(sweep: Sweep) -> Conclusion:
     claim = f"Filter-then-distil is as robust as the random student of MaxEnt, {labels}."
     seeds = sorted({r["seed"] for r in filtered} & {r["seed"] for r in student})
     if len(seeds) < 2:
-        kinds = ["filtered", "random student"]
-        return lacking(sweep, "filtering", claim, "filtered model beside a random student at two training seeds", kinds)
+        kinds, what = ("filtered", "random student"), "filtered model beside a random student at two training seeds"
+        return lacking(sweep, "filtering", claim, what, kinds, method="maxent", alpha=None)
     pair = [[r for r in side if r["seed"] in seeds] for side in (filtered, student)]
     sides = [(w, by_training_seed(sweep, side)) for w, side in zip((1.0, -1.0), pair, strict=True)]
     gap = difference("filtered − student", sides, "within", MARGIN)

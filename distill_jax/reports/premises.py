@@ -32,6 +32,7 @@ class Model:
       compute: as a share of the oracle's, by convention: "schedule", its whole schedule; "first_passage", its own way
         to the student's goal. None where it is not known.
       before, after: held-out scores at the attack's first and last evaluation; None without an attack.
+      by_step: held-out scores at each evaluation of the attack but the first, which is before it.
       kept: scores before the attack on what is to be retained, by fact or document; None where they are not recorded.
       shown: scores on what the attacker trains on, at the first and the last evaluation.
       by_weights: `after` of the same attack by the weights it keeps.
@@ -53,6 +54,7 @@ class Model:
     compute: Mapping[str, float | None] = dataclasses.field(default_factory=dict)
     before: Scores | None = None
     after: Scores | None = None
+    by_step: Mapping[int, Scores] = dataclasses.field(default_factory=dict)
     kept: Scores | None = None
     shown: tuple[float, float] = (math.nan, math.nan)
     by_weights: Mapping[str, Scores] = dataclasses.field(default_factory=dict)
@@ -85,6 +87,7 @@ class Model:
             model,
             before=first.scores(0),
             after=first.scores(-1),
+            by_step={step: first.scores(i) for i, step in enumerate(first.steps) if i},
             shown=(float(first.shown[:, 0].mean()), float(first.shown[:, -1].mean())),
             by_weights={kind: attack.scores(-1) for kind, attack in attacks.items()},
             attack_steps=first.steps[-1],

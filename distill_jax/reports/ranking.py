@@ -18,6 +18,7 @@ from distill_jax.evals.scale import ACCURACY
 from distill_jax.experiment.roles import Role
 from distill_jax.reports.affordable import CONTROLS, SHARES
 from distill_jax.reports.sweep_evidence import Run, Sweep, by_training_seed, grouped
+from distill_jax.reports.weight_measures import mean_of, predictions
 from distill_jax.statistics.estimates import band
 from distill_jax.statistics.recipe_choice import pareto_front
 from distill_jax.statistics.student_t import mean_interval
@@ -26,7 +27,10 @@ BASELINES = (Role.REFERENCE, Role.ORACLE)  # what the ranked are seen beside
 
 
 def rankings(sweep: Sweep) -> list[dict[str, Any]]:
-    """Return a ranking of each world: {"recipes", "baselines", "apart"}, the most robust recipe first."""
+    """Return a ranking of each world: {"recipes", "baselines", "apart"}, the most robust recipe first.
+
+    And its "prediction": whether distance in weights and loss barrier rank the ranked and the baselines alike.
+    """
     return [_ranking(world) for world in sweep.worlds()]
 
 
@@ -48,7 +52,9 @@ def _ranking(sweep: Sweep) -> dict[str, Any]:
     fronted = {row["recipe"] for row, on in zip(priced, on_front, strict=True) if on}
     for row in (*ranked, *rows["baselines"], *rows["apart"]):
         row["front"] = row["recipe"] in fronted
-    return dict(rows)
+    measured = [row for row in (*ranked, *rows["baselines"]) if row["weights"]]
+    each = [row["weights"] | {"came_back": row["recovered"]["value"]} for row in measured]
+    return {**rows, "prediction": predictions(each, ACCURACY) if each else []}
 
 
 def _row(sweep: Sweep, recipe: str, same: Sequence[Run]) -> dict[str, Any]:
@@ -71,6 +77,7 @@ def _row(sweep: Sweep, recipe: str, same: Sequence[Run]) -> dict[str, Any]:
             "won_by": _most([won for run in same for won in run["attack"]["won_by_unbounded"]]),
         },
         "compute": {way: _shares(same, field) for way, field in SHARES.items()},
+        "weights": mean_of([run.get("weights") for run in same]),
         "lost": sweep.lost.get(recipe),
     }  # fmt: skip
 

@@ -9,6 +9,7 @@ from typing import Any
 from distill_jax.evals.scale import MISSING, percent
 from distill_jax.reports import plotly_layout
 from distill_jax.reports.plotly_layout import MUTED, Figure, plotly_text
+from distill_jax.reports.weight_measures import order
 
 PLACE = "ranking"
 HEADS = (
@@ -29,6 +30,7 @@ class RankingView:
     rows: list[list[str]]
     apart_heads: Sequence[str]
     apart: list[list[str]]
+    order: list[list[str]]
 
 
 def ranking_views(rankings: Sequence[Mapping[str, Any]]) -> tuple[list[RankingView], dict[str, Figure]]:
@@ -37,7 +39,8 @@ def ranking_views(rankings: Sequence[Mapping[str, Any]]) -> tuple[list[RankingVi
     for i, ranking in enumerate(rankings):
         place = f"{PLACE}-{i}"
         rows = [_row(one) for one in (*ranking["recipes"], *ranking["baselines"])]
-        views.append(RankingView(place, HEADS, rows, APART, [_apart(one) for one in ranking["apart"]]))
+        apart, predicted = [_apart(one) for one in ranking["apart"]], order(ranking.get("prediction") or [])
+        views.append(RankingView(place, HEADS, rows, APART, apart, predicted))
         figures[place] = _figure(ranking)
     return views, figures
 

@@ -164,10 +164,10 @@ def lineage_flops(node: Node, nodes: Mapping[str, Node]) -> float:
 def first_passage(node: Node, oracle: Node, nodes: Mapping[str, Node], scale: Scale) -> float | None:
     """Return the share of its schedule after which the oracle first had the retain score that a student stops at.
 
-    None of what has no such goal, and where the oracle never had it. The oracle is evaluated now and then, so the
-    share is too large by at most the steps between two evaluations.
+    None of what has no such goal, where the oracle never had it, and where it was not trained here. The oracle is
+    evaluated now and then, so the share is too large by at most the steps between two evaluations.
     """
-    if not isinstance(node.settings, Distill) or not node.settings.stop:
+    if not isinstance(node.settings, Distill) or not node.settings.stop or not training_flops(oracle.ledger()["flops"]):
         return None
     goal = scale.goal(nodes[node.inputs["teacher"]].result()["retain"], node.settings.tolerance)
     evaluations = [

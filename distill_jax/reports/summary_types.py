@@ -146,6 +146,7 @@ class SweepRunSummary(TypedDict, total=False):
     recovered: bool | None
     diverged: bool
     attack: dict[str, Any] | None
+    weights: dict[str, Any] | None  # distance and loss barrier to the reference, where they were measured
     compute: dict[str, dict[str, float]]
     vs_retraining: dict[str, float] | None
     vs_first_passage: dict[str, float] | None

@@ -18,7 +18,7 @@ import numpy as np
 
 from distill_jax.io.node import Node
 from distill_jax.reports.attack_catalogue import ABILITY, AttackedModel, attacked_models, is_record
-from distill_jax.stages import Relearn
+from distill_jax.stages import LossBarrier, Relearn
 from distill_jax.statistics.attack_choice import Choice, Configuration, choose
 from distill_jax.statistics.estimates import Scores
 from distill_jax.statistics.robustness import attack_table, curves, read_attack
@@ -46,7 +46,7 @@ def attacks_on(nodes: Mapping[str, Node]) -> dict[str, list[Node]]:
     """Return the attacks on each model by its node's name, finished or not."""
     tried: dict[str, list[Node]] = collections.defaultdict(list)
     for node in nodes.values():
-        if not node.settings.leaves_model and "start" in node.inputs:
+        if not (node.settings.leaves_model or isinstance(node.settings, LossBarrier)) and "start" in node.inputs:
             tried[node.inputs["start"]].append(node)
     return tried
 

@@ -1,8 +1,8 @@
 """What the conclusions on a sweep rest on: its attacked models by training seed, premises, effects.
 
 The unit of analysis is the training seed; facts are shared by all seeds. Robustness is the accuracy on held-out facts
-at the attack's last step: lower is more robust. A model that did not keep or regain its retain ability, or diverged,
-counts nowhere, as it may resist only because it can do nothing.
+at the attack's last step: lower is more robust. A recipe of which a training seed did not keep or regain its retain
+ability, or diverged, counts nowhere: it may resist only because it can do nothing.
 """
 
 from __future__ import annotations
@@ -37,7 +37,6 @@ class Sweep:
     """A sweep's runs, and the held-out scores of each by its id, before and after the attack.
 
     Attributes:
-      usable: the attacked runs that have their retain ability.
     """
 
     runs: Sequence[Run]
@@ -45,26 +44,34 @@ class Sweep:
     after: Mapping[str, Scores]
 
     @functools.cached_property
-    def usable(self) -> list[Run]:
-        """Return the runs that may be compared."""
-        bar = max((run["retain"] for run in self.runs if run["kind"] in ("reference", "oracle")), default=None)
-        return [run for run in self.runs if run["id"] in self.after and able(run, bar)]
+    def bar(self) -> float | None:
+        """Return the retain ability that is asked of every model; None where nothing that learned it all is known.
+
+        It lies RETAIN below the mean of the references or of the oracles, of which the best run is the luckiest.
+        """
+        known = [run for run in self.runs if run["kind"] in (Role.REFERENCE, Role.ORACLE) and _sound(run)]
+        means = [float(np.mean([run["retain"] for run in same])) for same in grouped(known, "kind").values()]
+        return max(means) - RETAIN if means else None
+
+    def able(self, run: Run) -> bool:
+        """Return whether a run kept or regained what is to be retained."""
+        return _sound(run) and (self.bar is None or run["retain"] >= self.bar)
 
     @functools.cached_property
     def lost(self) -> dict[str, str]:
-        """Return the recipes of which a training seed has no retain ability, with the reason of each.
-
-        It lies too far below what those that learned it all have on their mean, of which the best run is the luckiest.
-        """
-        known = grouped((r for r in self.runs if r["kind"] in (Role.REFERENCE, Role.ORACLE) and able(r, None)), "kind")
-        bar = max((float(np.mean([run["retain"] for run in same])) for same in known.values()), default=None)
+        """Return the recipes of which a training seed has no retain ability, with the reason of each."""
         out = {}
         for (recipe,), same in grouped((r for r in self.runs if r["id"] in self.after), "recipe").items():
-            without = [_reason(run) for run in same if not able(run, bar)]
+            without = [_reason(run) for run in same if not self.able(run)]
             if without:
                 seeds = f"{len(without)} of {len(same)} training seeds without the retain ability"
                 out[recipe] = f"{seeds}: {', '.join(without)}"
         return out
+
+    @functools.cached_property
+    def usable(self) -> list[Run]:
+        """Return the attacked runs that may be compared: the seeds that a recipe happens to succeed with are not it."""
+        return [run for run in self.runs if run["id"] in self.after and run["recipe"] not in self.lost]
 
     def worlds(self) -> list[Sweep]:
         """Return the runs of each model and data by themselves: what was made in two may not be compared."""
@@ -108,25 +115,25 @@ def _reason(run: Run) -> str:
     return f"{kept}{', stopped short of its goal' if run['recovered'] is False else ''}"
 
 
-def able(run: Run, bar: float | None) -> bool:
-    """Return whether a run kept what is to be retained: it recovered, and lies near the best that learned it all."""
-    finite = run["retain"] is not None and math.isfinite(run["retain"]) and not run["diverged"]
-    return finite and run["recovered"] is not False and (bar is None or run["retain"] >= bar - RETAIN)
+def _sound(run: Run) -> bool:
+    """Return whether a run came to its end: it has a number, did not diverge, and recovered if it was to."""
+    finite = run["retain"] is not None and math.isfinite(run["retain"])
+    return finite and not run["diverged"] and run["recovered"] is not False
 
 
 def lacking(sweep: Sweep, name: str, claim: str, what: str, kinds: Sequence[str], **wanted: Any) -> Conclusion:
-    """Return what becomes of a finding that has too few models: void if there are some that lost their ability."""
-    made = [r for r in sweep.runs if r["id"] in sweep.after and all(r[key] == value for key, value in wanted.items())]
-    lost = [r for r in made if r["kind"] in kinds and r not in sweep.usable]
-    if not lost:
+    """Return what becomes of a finding that has too few models: void if there are some that lost their ability.
+
+    Args:
+      kinds: of the models that it compares; wanted: the fields that they have, if they have such a field at all.
+    """
+    among = [r for r in sweep.runs if r["kind"] in kinds and all(r[key] in (v, None) for key, v in wanted.items())]
+    lost = {r["label"]: sweep.lost[r["recipe"]] for r in among if r["recipe"] in sweep.lost}
+    if not lost or {r["kind"] for r in among} < set(kinds):
         return not_run(name, claim, what)
-    retained = ", ".join(dict.fromkeys(map(_retained, lost)))
-    premise = Premise(f"{what} kept or regained the retain ability", False, f"retain accuracy {retained}, or diverged")
+    reasons = "; ".join(f"{label}: {reason}" for label, reason in lost.items())
+    premise = Premise(f"{what} kept or regained the retain ability", False, reasons)
     return conclude(name, claim, premises=[premise], effects=[])
-
-
-def _retained(run: Run) -> str:
-    return f"{run['kind']} {'not measured' if run['retain'] is None else format(run['retain'], '.2f')}"
 
 
 def premises_on(sweep: Sweep, method: str, choices: int = 1) -> list[Premise]:
@@ -190,8 +197,8 @@ def stacked(scores: Sequence[Scores]) -> Scores:
 
 
 def left_out(sweep: Sweep) -> str:
-    lost = sum(run["id"] in sweep.after for run in sweep.runs) - len(sweep.usable)
-    return f" {lost} models without their retain ability left out." if lost else ""
+    lost = len(sweep.lost)
+    return f" {lost} recipe{'s' if lost > 1 else ''} without the retain ability left out." if lost else ""
 
 
 def grouped(runs: Iterable[Run], *keys: str) -> dict[tuple[Any, ...], list[Run]]:

@@ -15,6 +15,7 @@ from distill_jax.evals.scale import MISSING, percent
 from distill_jax.reports.conclusion_view import NOT_RUN, conclusions_view
 from distill_jax.reports.formats import count, listed, short
 from distill_jax.reports.ranking_view import ranking_views
+from distill_jax.reports.recipes import words
 from distill_jax.reports.rendering import Page, render_template
 from distill_jax.reports.summary_types import ConclusionSummary, SweepRunSummary, SweepSummary
 from distill_jax.stages.robust import method_label
@@ -104,12 +105,12 @@ def _facts(data: SweepSummary) -> list[tuple[str, str]]:
         "seeds": attack.get("seeds"),
         "batch": attack.get("batch"),
     }
-    words = ", ".join(f"{name} {count(number)}" for name, number in numbers.items()) if attack else None
+    text = ", ".join(f"{name} {count(number)}" for name, number in numbers.items()) if attack else None
     tried = data.get("attacks") or []
-    if len(tried) > 1 and words:
-        words = f"{', '.join(tried)}; {words}"
+    if len(tried) > 1 and text:
+        text = f"{', '.join(tried)}; {text}"
     labels = "; ".join(data.get("label_errors") or []) or None
-    facts = (("attack", words), ("labels", labels), ("device", data.get("device")), ("created", data.get("created")))
+    facts = (("attack", text), ("labels", labels), ("device", data.get("device")), ("created", data.get("created")))
     return [(name, value) for name, value in facts if value]
 
 
@@ -130,13 +131,13 @@ def _headline(conclusions: Sequence[ConclusionSummary]) -> str:
         held = sum(one["state"] == "held" for one in asked)
         return f"{held} of {len(asked)} findings held; none is on what UNDO costs beside retraining."
     claim = "UNDO as robust as retraining on filtered data for no more than 80 % of its compute"
-    words = {
+    sentences = {
         "held": f"{claim}: yes with {{}}",
         "failed": f"{claim}: no with {{}}",
         "open": f"{claim}: open with {{}}, as the seeds cannot tell",
         "void": f"{claim}: not to be judged with {{}}, as a premise is not shown",
     }
-    begin, *rest = [words[state].format(listed(methods)) for state, methods in states.items()]
+    begin, *rest = [sentences[state].format(listed(methods)) for state, methods in states.items()]
     return "; ".join([begin, *(sentence.removeprefix(f"{claim}: ") for sentence in rest)]) + "."
 
 
@@ -158,7 +159,18 @@ def _completeness(data: SweepSummary, runs: Sequence[SweepRunSummary], seeds: in
 
 def _steps_table(entries: Sequence[Fit]) -> Table:
     """Return the numbers behind the figure of steps against α."""
-    heads = ["method", "β", "parameters", "runs", "left out", "slope per unit of α", "intercept", "R²", "better"]
+    heads = [
+        "method",
+        "β",
+        "parameters",
+        "settings",
+        "runs",
+        "left out",
+        "slope per unit of α",
+        "intercept",
+        "R²",
+        "better",
+    ]
     return Table([*heads, "error, line", "error, exponential", "R² of log(steps)"], [_steps_row(e) for e in entries])
 
 
@@ -169,6 +181,7 @@ def _steps_row(entry: Fit) -> list[Cell]:
         entry.get("method"),
         entry.get("beta"),
         count(entry.get("parameters")),
+        _settings(entry),
         entry.get("n"),
         _left_out(entry),
         _interval(fit["slope"]) if fit else entry.get("reason"),
@@ -189,15 +202,20 @@ def _size_fits(entries: Sequence[Fit]) -> SizeFits:
         return SizeFits(None, f"No fit: {reason}.")
     warnings = " ".join(dict.fromkeys(str(entry["fit"].get("warning")) for entry in fitted))
     predicted = [f"FLOPs at {point['parameters']:.2g}" for point in fitted[0]["fit"]["predictions"]]
-    heads = ["kind", "method", "α", "β", "exponent", "R²", *predicted, "left out"]
+    heads = ["kind", "method", "α", "β", "settings", "exponent", "R²", *predicted, "left out"]
     rows = [
         [entry.get(field) for field in ("kind", "method", "alpha", "beta")]
-        + [_interval(entry["fit"]["exponent"]), short(entry["fit"]["r2"])]
+        + [_settings(entry), _interval(entry["fit"]["exponent"]), short(entry["fit"]["r2"])]
         + [_interval({**point, "value": point["flops"]}) for point in entry["fit"]["predictions"]]
         + [_left_out(entry)]
         for entry in fitted
     ]
     return SizeFits(Table(heads, rows), warnings)
+
+
+def _settings(entry: Fit) -> str:
+    """Return in what the runs of a fit differ from others of the same fields."""
+    return words(entry.get("settings") or {}) or "–"
 
 
 def _left_out(entry: Fit) -> str:

@@ -19,7 +19,7 @@ from distill_jax.experiment.sweep_graph import SweepShard
 from distill_jax.io.node import ROWS, Node
 from distill_jax.models.transformer import parameter_count
 from distill_jax.perf.ledger import CAUSES, training_flops
-from distill_jax.reports import findings, goodput_summary, sweep_page
+from distill_jax.reports import findings, goodput_summary, sweep_page, weight_measures
 from distill_jax.reports.attack_catalogue import attack_name, is_record
 from distill_jax.reports.ranking import rankings
 from distill_jax.reports.recipes import ROUNDS, SAID, Recipe, differences, recipe_of, varying
@@ -169,6 +169,7 @@ def _run(node: Node, recipe: Recipe, attacked: Attacked, among: _Made) -> SweepR
         "recovered": result["recovered"] if getattr(settings, "stop", False) else None,
         "diverged": result["diverged"],
         "attack": attacked.summary,
+        "weights": weight_measures.measured_on(node.name, nodes),
         "compute": compute,
         "vs_retraining": against,
         "vs_first_passage": {way: share / passed for way, share in against.items()} if against and passed else None,

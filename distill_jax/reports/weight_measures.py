@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from distill_jax.evals.scale import MISSING, Scale
 from distill_jax.io.node import Node
 from distill_jax.reports.attack_curves import at_step, curve
@@ -29,10 +31,35 @@ def summary(nodes: Mapping[str, Node], models: Sequence[ModelSummary], scale: Sc
     for name, numbers in measured.items():
         steps = curve(by_name[name], "forget_heldout").steps
         numbers["came_back"] = at_step(by_name[name], steps[-1])[0] if steps else None
-    return {"models": measured, "prediction": _predictions(list(measured.values()), scale)}
+    return {"models": measured, "prediction": predictions(list(measured.values()), scale)}
 
 
-def _predictions(measured: Sequence[Mapping[str, Any]], scale: Scale) -> list[dict[str, Any]]:
+def measured_on(name: str, nodes: Mapping[str, Node]) -> dict[str, Any] | None:
+    """Return {"distance", "barrier"} of a model, each by part or set; None where it was not measured."""
+    for node in nodes.values():
+        if isinstance(node.settings, LossBarrier) and node.inputs["start"] == name and node.done:
+            result = node.result()
+            return {key: result[key] for key in ("distance", "barrier")}
+    return None
+
+
+def mean_of(measured: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
+    """Return the mean over a recipe's training seeds; None where one of them was not measured."""
+    known = [one for one in measured if one is not None]
+    if not known or len(known) < len(measured):
+        return None
+    return {
+        key: {part: float(np.mean([one[key][part] for one in known])) for part in known[0][key]}
+        for key in ("distance", "barrier")
+    }
+
+
+def predictions(measured: Sequence[Mapping[str, Any]], scale: Scale) -> list[dict[str, Any]]:
+    """Return how the models rank by each measure and by what came back.
+
+    Args:
+      measured: of each model {"distance", "barrier", "came_back"}, the last None where it was not attacked.
+    """
     known = [numbers for numbers in measured if numbers["came_back"] is not None]
     ability = [scale.ability(numbers["came_back"]) for numbers in known]
     tried = {"distance in weights": [numbers["distance"][WHOLE] for numbers in known]}
@@ -59,7 +86,7 @@ def _prediction(what: str, values: Sequence[float], ability: Sequence[float]) ->
 def _words(count: int, low: float, high: float) -> str:
     """Return what the order of so few models lets one say."""
     if count < FEW or math.isnan(low):
-        return f"open: {count} models of one run are too few to tell an order from chance"
+        return f"open: {count} models are too few to tell an order from chance"
     if low <= 0 <= high:
         return "open: the interval holds 0, no order at all"
     less = "less" if high < 0 else "more"
@@ -81,8 +108,12 @@ def view(found: Mapping[str, Any], labels: Mapping[str, str], scale: Scale) -> d
         for name, numbers in found["models"].items()
         if name in labels
     ]
-    order = [[one["measure"], str(one["models"]), _rho(one), one["words"]] for one in found["prediction"]]
-    return {"heads": heads, "rows": rows, "order": order}
+    return {"heads": heads, "rows": rows, "order": order(found["prediction"])}
+
+
+def order(found: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Return the rows of the table of `predictions`."""
+    return [[one["measure"], str(one["models"]), _rho(one), one["words"]] for one in found]
 
 
 def _rho(one: Mapping[str, Any]) -> str:

@@ -2,6 +2,8 @@
 
 A run is a mapping as the sweep's summary holds it. Only runs that recovered have a step count and a cost of recovering;
 the others are left out, counted by reason, because dropping the slowest runs makes a fit look better than the truth.
+Runs of one fit differ in what it is drawn against and in their training seed alone: where other settings differ among
+runs of one method, each is a fit of its own, and its `settings` say which.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ Run = Mapping[str, Any]
 Interval = dict[str, float | None]  # value, low, high
 LARGER_SIZES = (1e8, 1e9, 2.6e9, 7e10)
 DISTILLED = ("undo", "random student")  # what is trained until it recovered
+SIZE = "model."  # of settings, those of the model
 
 
 @dataclass(frozen=True)
@@ -83,10 +86,10 @@ def fit_all(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def steps_against_alpha(runs: Iterable[Run]) -> list[dict[str, Any]]:
-    """Return a fit of steps to recover on α for each method, β and model size among UNDO's runs.
+    """Return a fit of steps to recover on α for each method, β, model size and setting among UNDO's runs.
 
-    Each is {method, beta, parameters, n, left_out, fit, reason}. `fit` holds the straight line through all seeds
-    (`slope` and `intercept` with 95 % intervals, `r2`, and its `curve` with the interval of the mean), the
+    Each is {method, beta, parameters, settings, n, left_out, fit, reason}. `fit` holds the straight line through all
+    seeds (`slope` and `intercept` with 95 % intervals, `r2`, and its `curve` with the interval of the mean), the
     `exponential` one (least squares of log(steps), `r2` on that scale; None where a run took no step), and for both the
     root mean square of the leave-one-out errors in steps, by which `better` names one. It is None where there are fewer
     than three distinct α, as `reason` says.
@@ -99,12 +102,13 @@ def steps_against_alpha(runs: Iterable[Run]) -> list[dict[str, Any]]:
 
 
 def compute_against_size(runs: Iterable[Run], at: Sequence[float] = LARGER_SIZES) -> list[dict[str, Any]]:
-    """Return a log-log fit of compute on model size for each kind, method, α and β among the distilled runs.
+    """Return a log-log fit of compute on model size for each kind, method, α, β and setting among the distilled runs.
 
     Compute is the student's and teacher's FLOPs of the whole chain. A size counts once, as the geometric mean over its
-    seeds: more seeds say nothing about a size that nobody ran. Each is {kind, method, alpha, beta, n, left_out, fit,
-    reason}; `fit` holds the `exponent` with its 95 % interval, `r2`, the `points`, the `predictions` at `at` parameters
-    with their 95 % prediction intervals, and a `warning`. It is None with fewer than three sizes, as `reason` says.
+    seeds: more seeds say nothing about a size that nobody ran. Each is {kind, method, alpha, beta, settings, n,
+    left_out, fit, reason}; `fit` holds the `exponent` with its 95 % interval, `r2`, the `points`, the `predictions` at
+    `at` parameters with their 95 % prediction intervals, and a `warning`. It is None with fewer than three sizes, as
+    `reason` says.
     """
     distilled = [{**run, "flops": _training_flops(run)} for run in runs if run["kind"] in DISTILLED]
     return [
@@ -112,7 +116,7 @@ def compute_against_size(runs: Iterable[Run], at: Sequence[float] = LARGER_SIZES
             **key,
             **_fitted(*recovered(same, "parameters", "flops"), "parameters", "model sizes", partial(_size_fit, at=at)),
         }
-        for key, same in _groups(distilled, "kind", "method", "alpha", "beta")
+        for key, same in _groups(distilled, "kind", "method", "alpha", "beta", axis=SIZE)
     ]
 
 
@@ -203,11 +207,34 @@ def _training_flops(run: Run) -> float | None:
     return training_flops(whole) or None if known else None
 
 
-def _groups(runs: Iterable[Run], *fields: str) -> list[tuple[dict[str, Any], list[Run]]]:
-    groups: dict[tuple[Any, ...], list[Run]] = {}
+def _groups(runs: Iterable[Run], *fields: str, axis: str = "-") -> list[tuple[dict[str, Any], list[Run]]]:
+    """Return the runs of equal fields and settings, with both; of the settings those in which such runs differ.
+
+    Args:
+      axis: how settings begin that may differ within a group.
+    """
+    out = []
+    for key, same in _grouped(runs, lambda run: {field: run.get(field) for field in fields}):
+        each = [run.get("settings") or {} for run in same]
+        names = [name for name in sorted(set().union(*each)) if not name.startswith(axis)]
+        varying = [name for name in names if len({repr(settings.get(name)) for settings in each}) > 1]
+        for own, alike in _grouped(same, partial(_chosen_settings, varying)):
+            out.append(({**key, "settings": own}, alike))
+    return out
+
+
+def _chosen_settings(names: Sequence[str], run: Run) -> dict[str, Any]:
+    settings = run.get("settings") or {}
+    return {name: settings[name] for name in names if name in settings}
+
+
+def _grouped(runs: Iterable[Run], key: Callable[[Run], dict[str, Any]]) -> list[tuple[dict[str, Any], list[Run]]]:
+    """Return the runs of each key, in the order in which the keys first come."""
+    groups: dict[str, tuple[dict[str, Any], list[Run]]] = {}
     for run in runs:
-        groups.setdefault(tuple(run.get(field) for field in fields), []).append(run)
-    return [(dict(zip(fields, key, strict=True)), same) for key, same in groups.items()]
+        own = key(run)
+        groups.setdefault(repr(own), (own, []))[1].append(run)
+    return list(groups.values())
 
 
 def _column(runs: Iterable[Run], field: str) -> np.ndarray:

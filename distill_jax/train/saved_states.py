@@ -80,7 +80,8 @@ class SavedStates:
         for store in self._stores.values() if is_primary() else ():
             with contextlib.suppress(OSError):  # where it refused to write it may refuse this too
                 store.remove(self._step)
-        kept = set.intersection(*(set(store.steps()) for store in self._stores.values()))
+        # Without that step, which the first process may not have removed yet.
+        kept = set.intersection(*(set(store.steps()) - {self._step} for store in self._stores.values()))
         before = f"step {max(kept)} stays" if kept else "nothing is saved yet"
         where = f": {error.filename}" if error.filename else ""
         self._say(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -76,17 +75,6 @@ def said(workdir: Path) -> list[str]:
     """Return what each worker of a directory said, in the order they were started."""
     logs = list(workdir.parent.glob(f"{workdir.name}.*.log"))
     return [path.read_text() for path in sorted(logs, key=lambda p: int(p.name.split(".")[-2]))]
-
-
-def finished(base: Path) -> Path:
-    """Run the sweep undisturbed, once for all tests, and return its work directory."""
-    workdir = base / "sweep"
-    with open(base / "sweep.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (workdir / "report/sweep.json").exists():
-            code, text = Workers(base)(workdir)
-            assert code == 0, text
-    return workdir
 
 
 def computed(texts: list[str]) -> list[str]:

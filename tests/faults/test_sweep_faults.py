@@ -8,6 +8,7 @@ import random
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import harness
@@ -17,9 +18,10 @@ from harness import Workers, assert_same, attempted, computed, kill, nodes, said
 from distill_jax.exit_codes import ExitCode
 from distill_jax.io.files import read_sealed, write_sealed
 from distill_jax.main import main
+from tests.programs import with_data
 from tests.spoil import cut, fill, flip, largest, shared, small_disk
 
-KILLS, FEWER = 20, 5  # the twenty with --thorough
+KILLS, FEWER = 20, 3  # the twenty with --thorough
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +35,12 @@ def workers(base) -> Workers:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(base) -> Path:
-    return harness.finished(base)
+def undisturbed(base, workers, tmp_path_factory) -> Path:
+    """The sweep that nobody disturbs."""
+    workdir = with_data(tmp_path_factory, base / "sweep")
+    code, text = workers(workdir)
+    assert code == 0, text
+    return workdir
 
 
 @pytest.fixture
@@ -52,7 +58,7 @@ def remove(workdir: Path, *stages: str) -> None:
 @pytest.mark.end_to_end
 def test_the_undisturbed_sweep_computes_every_node_once_and_shares_references(undisturbed):
     done = computed(said(undisturbed))
-    assert sorted(done) == sorted(nodes(undisturbed))
+    assert sorted(done) == sorted(set(nodes(undisturbed)) - {"data"})  # which it was given
     stages = [name.rpartition("-")[0] for name in done]
     assert stages.count("reference") == stages.count("maxent") == 2 and stages.count("undo-0.9") == 2
     summary = json.loads((undisturbed / "report/sweep.json").read_text())
@@ -63,7 +69,7 @@ def test_the_undisturbed_sweep_computes_every_node_once_and_shares_references(un
 @pytest.mark.thorough
 @pytest.mark.end_to_end
 def test_eight_workers_at_once_do_every_node_exactly_once(workers, undisturbed, tmp_path):
-    workdir = tmp_path / "eight"
+    workdir = tmp_path / "eight"  # without data, which one of them prepares
     crowd = [workers.start(workdir) for _ in range(8)]
     try:
         assert [process.wait(timeout=900) for process in crowd] == [0] * 8, said(workdir)
@@ -75,9 +81,12 @@ def test_eight_workers_at_once_do_every_node_exactly_once(workers, undisturbed, 
 
 
 @pytest.mark.kill
-def test_kills_at_random_moments_change_nothing(workers, undisturbed, tmp_path, request):
-    workdir, chance = tmp_path / "killed", random.Random(20)
-    wanted = KILLS if request.config.getoption("--thorough") else FEWER
+def test_kills_at_random_moments_change_nothing(workers, undisturbed, copy, request):
+    workdir, chance, thorough = copy, random.Random(20), request.config.getoption("--thorough")
+    wanted = KILLS if thorough else FEWER
+    remove(workdir, "maxent", "undo-0.2", "undo-0.9", "relearn-undo-0.2", "relearn-undo-0.9")
+    if thorough:
+        shutil.rmtree(workdir / "nodes")
     crowd, kills = [workers.start(workdir) for _ in range(2)], 0
     try:
         while kills < wanted:
@@ -180,28 +189,31 @@ def test_unpacked_the_sweep_comes_to_the_same(workers, undisturbed, copy):
 
 
 @pytest.mark.end_to_end
-def test_what_is_spoilt_is_named_and_never_used(workers, undisturbed, copy, capsys):
+def test_what_is_spoilt_is_named_and_never_used(copy, capsys):
     """A model with a bit turned over or cut short, and every record of an attack cut short."""
-    remove(copy, "relearn-undo-0.2")
-    models = [path for name, path in nodes(copy).items() if name.startswith("undo-0.2")]
-    attacks = [path for name, path in nodes(copy).items() if name.startswith(("relearn-undo-0.9", "relearn-reference"))]
-    victims = [(flip, models[0], None), (cut, models[1], None)]
-    records = ("metrics.jsonl", "result.json", "ledger.json", "DONE")
-    victims += [(cut, path, file) for path, file in zip(attacks, records, strict=True)]
-    for spoil, path, file in victims:
-        spoil(path / file if file else largest(path / "checkpoints/final"))
-    for _ in victims:
+
+    def assert_refused(spoil: Callable[[Path], None], *files: Path) -> None:
+        whole = {file: file.read_bytes() for file in files}
+        for file in files:
+            spoil(file)
         code = main(["distill-jax", *harness.command(copy)])  # nothing is computed: no process of its own
         text = "".join(capsys.readouterr())
-        refusal = text.splitlines()[-1]  # warnings before it name others
-        said_of = [victim for _, victim, _ in victims if str(victim) in refusal and victim.exists()]
-        assert code == 2 and len(said_of) == 1 and "remove" in text and "Traceback" not in text, text
-        shutil.rmtree(said_of[0])  # as the message says
-    code, text = workers(copy)
-    assert code == 0, text
-    assert_same(copy, undisturbed)
+        refusals = [f"remove {copy / 'nodes' / file.relative_to(copy).parts[1]}" for file in files]
+        assert code == 2 and "Traceback" not in text, text
+        assert any(refusal in text.splitlines()[-1] for refusal in refusals), text
+        for file, data in whole.items():
+            file.write_bytes(data)
+
+    models = [path for name, path in nodes(copy).items() if name.startswith("undo-0.2")]
+    attacks = [path for name, path in nodes(copy).items() if name.startswith(("relearn-undo-0.9", "relearn-reference"))]
+    for path, name in zip(attacks, ("metrics.jsonl", "result.json", "ledger.json", "DONE"), strict=True):
+        assert_refused(cut, path / name)
+    remove(copy, "relearn-undo-0.2")  # to be computed from the models, of which none is whole
+    for spoil in (flip, cut):
+        assert_refused(spoil, *(largest(path / "checkpoints/final") for path in models))
 
 
+@pytest.mark.thorough
 @pytest.mark.end_to_end
 def test_a_disk_that_fills_up_in_the_middle_of_a_checkpoint(workers, undisturbed, tmp_path):
     """One message, nothing lost that was finished, and room is all it takes to go on."""
@@ -222,7 +234,13 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_checkpoint(workers, undisturbed
 
 
 @pytest.mark.end_to_end
-def test_workers_with_another_config_or_code_are_refused(workers, copy):
+def test_workers_with_another_config_or_code_are_refused(workers, copy, capsys):
+    """The first is a process of its own; those after it are refused before they compute, in this one."""
+
+    def refusal(*more: str) -> str:
+        assert main(["distill-jax", *harness.command(copy), *more]) == 2
+        return "".join(capsys.readouterr())
+
     remove(copy, "relearn-reference")
     first = workers.start(copy)
     try:
@@ -231,12 +249,11 @@ def test_workers_with_another_config_or_code_are_refused(workers, copy):
             assert first.poll() is None and time.monotonic() < deadline, said(copy)
             time.sleep(0.1)
         os.kill(first.pid, signal.SIGSTOP)  # it stays where it is
-        code, text = workers(copy, "--config.relearn.seeds=3")
-        assert code == 2 and "points" in text and "workers there" in text
+        text = refusal("--config.relearn.seeds=3")
+        assert "points" in text and "workers there" in text
         marker = read_sealed(copy / "experiment.json")
         write_sealed(copy / "experiment.json", marker | {"code": "0123456789ab"})
-        code, text = workers(copy)
-        assert code == 2 and "code '0123456789ab'" in text
+        assert "code '0123456789ab'" in refusal()
     finally:
         kill(first)
 

@@ -71,6 +71,13 @@ class ChoicesConfig(DocumentsConfig):
         left_out = FILES if self.content else ()
         return {key: value for key, value in super().fingerprint_fields().items() if key not in left_out}
 
+    def how_measured(self) -> str:
+        """Return what is measured of what is to be retained."""
+        return (
+            "It is measured by the items, none of which is trained on: a student keeps of them what its text to retain "
+            "says."
+        )
+
     def eval_splits(self) -> dict[str, list[tuple[str, Item, str]]]:
         """Return (group, item, context) of what is measured: retain, and of forget what is shown and what is held out.
 

@@ -54,3 +54,7 @@ class DocumentsConfig(ForgetConfig):
         check(kept, f"data.retain={self.retain!r}: is empty; name files that hold what is to be retained")
         if self.overlap == "refuse":
             overlap.refuse(documents(files["forget"], skip), documents(files["retain"], skip))
+
+    def how_measured(self) -> str:
+        """Return what is measured of what is to be retained."""
+        return "It is measured on documents that no training reads. Texts of a kind that no file has are not measured."

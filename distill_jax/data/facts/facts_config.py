@@ -16,6 +16,7 @@ from distill_jax.data.text.chat_template import load_template
 from distill_jax.data.text.sources import Source
 from distill_jax.io.files import Digests
 from distill_jax.io.storage import location
+from distill_jax.types import JsonObject
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,8 +25,8 @@ class FactsConfig(ForgetConfig):
 
     Attributes:
       forget: sources of questions with answers; retain: of such, of text, or of both.
-      heldout: the share of the forget facts that no attacker is shown; `validation_share` is that of what is to be
-        retained.
+      heldout: the share of the forget facts that no attacker is shown.
+      validation_share: of texts to retain, those that no training reads; facts to retain are all read.
       prompts: questions of each part that are measured at most; of text as many beginnings, to be gone on with.
       chat: whether questions are put by the model's own chat template, where they are trained on, shown and measured.
     """
@@ -84,7 +85,24 @@ class FactsConfig(ForgetConfig):
         shown = [question for question in questions if question.fact not in held]
         return shown, [question for question in questions if question.fact in held]
 
-    def retain_split(self, questions: Sequence[Question]) -> tuple[list[Question], list[Question]]:
-        """Return what is trained on and what is measured of questions to retain, by their facts' hashes."""
-        measured = {q.fact for q in questions if facts.hashed(q.fact) % 2**20 < self.validation_share * 2**20}
-        return [q for q in questions if q.fact not in measured], [q for q in questions if q.fact in measured]
+    def retain_measured(self, questions: Sequence[Question]) -> list[Question]:
+        """Return the questions to retain that are measured: of every fact one wording, by its hash.
+
+        All of them are trained on. A student keeps only what it reads, so that a fact held out says nothing of it.
+        """
+        by_fact: dict[str, Question] = {}
+        for question in sorted(questions, key=lambda q: facts.hashed(q.text)):
+            by_fact.setdefault(question.fact, question)
+        return list(by_fact.values())
+
+    def fingerprint_fields(self) -> JsonObject:
+        """Return what decides what the prepared data hold, which facts to retain are trained on among it."""
+        return super().fingerprint_fields() | {"retained_facts": "all read"}
+
+    def how_measured(self) -> str:
+        """Return what is measured of what is to be retained."""
+        return (
+            "Every fact to retain is trained on, for a student keeps only what it reads, and asked for in words that "
+            "were read. Texts to retain are measured by ones that no training reads. Facts and wordings that stand in "
+            "no file are not measured."
+        )

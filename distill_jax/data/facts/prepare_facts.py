@@ -37,7 +37,8 @@ from distill_jax.io.files import Digests, digest
 from distill_jax.types import JsonObject
 
 SHORTEST, LONGEST = 4, 64  # tokens of a document's beginning
-FORGET, KEPT, TEXT = ("facts", "asked"), ("other facts", "asked"), ("text", "next token")  # (operation, form)
+# (operation, form)
+FORGET, KEPT, TEXT = ("facts", "asked"), ("other facts", "as trained on"), ("text", "next token")
 
 
 def prepare_facts(config: FactsConfig, directory: str) -> JsonObject:
@@ -49,7 +50,8 @@ def prepare_facts(config: FactsConfig, directory: str) -> JsonObject:
     config = config if config.content else config.with_content_hash(Digests())
     shown, heldout = config.forget_split()
     asked, read = config.retain_sources()
-    trained, measured = config.retain_split(facts.read(asked))
+    trained = facts.read(asked)
+    measured = config.retain_measured(trained)
     folder = storage.location(directory) / "documents"
     storage.make_directory(folder)
     if config.overlap == "refuse" and read:
@@ -59,7 +61,7 @@ def prepare_facts(config: FactsConfig, directory: str) -> JsonObject:
     check(bool(kept or trained), f"data.retain={config.retain!r}: nothing is left to train on; give more of it")
     roles = {
         "forget": [q.text for q in shown], "valid_forget": [q.text for q in heldout],
-        "retain": [*kept, *(q.text for q in trained)], "valid_retain": [*left, *(q.text for q in measured)],
+        "retain": [*kept, *(q.text for q in trained)], "valid_retain": left,
     }  # fmt: skip
     files = {role: _write(folder / f"{role}.jsonl", texts) for role, texts in roles.items()}
     questions = {"shown": shown, "heldout": heldout, "retain": measured}
@@ -90,8 +92,8 @@ def write_facts(
     """Write prompts and the sets of facts, and return what the manifest says of them.
 
     Args:
-      kept: texts and questions to retain that are trained on. A chat template puts questions alone, so that with one
-        the set `retain` is made of them here.
+      kept: texts and questions to retain that are trained on; a fact of them is measured too. A chat
+        template puts questions alone, so that with one the set `retain` is made of them here.
     """
     wording = _wording(config, words)
     prompts = [

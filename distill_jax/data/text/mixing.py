@@ -16,12 +16,13 @@ Split = Mapping[str, Sequence[np.ndarray]]  # role -> the documents of each of i
 
 
 def split(
-    config: TextConfig, documents: Documents, places: Mapping[tuple[str, int], np.ndarray]
+    config: TextConfig, documents: Documents, places: Mapping[tuple[str, int], np.ndarray], measured: bool = True
 ) -> dict[str, list[np.ndarray]]:
     """Return each role's documents by source; a text that is trained on is not held out, wherever it stands.
 
     Args:
       places: the documents of each (role, number of the source).
+      measured: whether models are measured on what is held out, so that some must be.
 
     Raises:
       ValueError: if nothing is left to train on or to hold out.
@@ -38,7 +39,7 @@ def split(
             (side, side, "train on", "it needs more text"),
             (valid, named, "hold out", "give it text, or raise data.validation_share"),
         ):
-            if not sum(map(len, by_role[role])):
+            if (measured or role == side) and not sum(map(len, by_role[role])):
                 raise ValueError(f"data.{key}={config.text(key)!r}: no document is left to {what}; {fix_hint}")
     return by_role
 

@@ -63,7 +63,7 @@ def _build(config: TextConfig, work: Path, evaluation: WriteEvaluation | None) -
     model = _vocabulary(config, shards, work)
     words = sentencepiece_vocab.load(model)
     documents, places, notes = _tokenise(config, shards, model, work)
-    split = mixing.split(config, documents, places)
+    split = mixing.split(config, documents, places, measured=evaluation is None)
     chosen, mixture = mixing.mix(config, documents, split)
     sets = {}
     for name, parts in {"all": SIDES, "retain": ("retain",), "forget": ("forget",)}.items():

@@ -52,11 +52,21 @@ def jobset(units: Sequence[WorkUnit], command: Sequence[str], flags: str, name: 
 
     Args:
       command: of a worker, without --unit.
-      flags: more of launch/jobset.sh, as a shell would read them.
+      flags: more of launch/jobset.sh, as a shell would read them; they overrule what the units need.
     """
     sizes = ",".join(str(len(group)) for _, group in _levels(units))
-    given = [f"--name={_name(name)}", *_split(flags, "--jobset"), f"--levels={sizes}"]
+    given = [f"--name={_name(name)}", *_nodes(units), *_split(flags, "--jobset"), f"--levels={sizes}"]
     return _launched("jobset.sh", given, command, dry_run)[1]
+
+
+def _nodes(units: Sequence[WorkUnit]) -> list[str]:
+    """Return the flags for nodes of the largest slice that a unit needs, of which every unit gets one."""
+    needed = [unit.resources.slice for unit in units if unit.resources.slice]
+    if not needed:
+        return []
+    largest = max(needed, key=lambda where: where.chips)
+    shape = "x".join(map(str, largest.shape))
+    return [f"--accelerator={largest.gke_label}", f"--topology={shape}"]
 
 
 def _split(flags: str, name: str) -> list[str]:

@@ -354,11 +354,16 @@ function fitLines({ method, fit: { curve: { alpha, steps, low, high }, exponenti
     ...(better === 'exponential' ? [bent] : [])];
 }
 
+function fitWords(entry) {
+  const own = Object.entries(entry.settings ?? {}).map(([name, value]) => `${name} = ${value}`);
+  return [words([entry]), ...own].join(', ');
+}
+
 function drawSizes() {
   if (!element('sizes')) return;  // nothing was fitted
   const drawn = (fits.compute_against_size ?? []).filter(entry => entry.fit && visibleFit(entry));
   const traces = drawn.flatMap(({ fit: { points, predictions: far }, ...entry }, i) => {
-    const color = COLOURS[i % COLOURS.length], name = escaped(words([entry]));
+    const color = COLOURS[i % COLOURS.length], name = escaped(fitWords(entry));
     const measured = { type: 'scatter', mode: 'markers', name, x: points.parameters, y: points.flops,
       hoverinfo: 'name+x+y', marker: { color, size: 9 } };
     const predicted = { ...measured, mode: 'lines+markers', x: far.map(p => p.parameters), y: far.map(p => p.flops),
