@@ -88,7 +88,8 @@ def print_plan(flags: Flags, experiment: CheckedExperiment, prices: Prices, comp
     groups = slice_plan.chosen_groups(ctx, flags.stages or ())
     cache = AnalysisCache(default_directory() if flags.cache else None)
     say, compiler = functools.partial(print, flush=True), compiler or slice_plan.compile_here
-    planner = slice_plan.SlicePlanner(ctx, prices, cache, say, compiler, codegen=flags.codegen)
+    planner = slice_plan.SlicePlanner(ctx, prices, cache, say, compiler)
+    planner.codegen = flags.codegen
     auto = flags.slice == "auto"
     stages = slice_ranking.cheapest(planner, groups) if auto else planner.on_slice(groups, find(flags.slice))
     mesh = planner.mesh(groups, find(stages[0].slice))

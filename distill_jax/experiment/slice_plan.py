@@ -66,7 +66,13 @@ def chosen_groups(ctx: Context, stages: Sequence[str] = ()) -> list[list[Node]]:
 
 
 class SlicePlanner:
-    """Plans stages for slices; a program that it compiled once it does not compile again."""
+    """Plans stages for slices; a program that it compiled once it does not compile again.
+
+    Attributes:
+      codegen: whether the compiler goes on to machine code also where nothing hangs on it.
+    """
+
+    codegen = False
 
     def __init__(
         self,
@@ -75,18 +81,15 @@ class SlicePlanner:
         cache: AnalysisCache,
         say: Say,
         compiler: Compiler = compile_here,
-        *,
-        codegen: bool = False,
     ) -> None:
         """Plan stages of one experiment.
 
         Args:
           cache: of what the compiler said before.
           say: what is done, a line at a time.
-          codegen: whether the compiler goes on to machine code also where nothing hangs on it.
         """
         self.ctx, self.prices, self.say = ctx, prices, say
-        self._cache, self._compiler, self._codegen = cache, compiler, codegen
+        self._cache, self._compiler = cache, compiler
         self._lowerings: dict[str, Lowering] = {}
         self._seconds: list[float] = []  # of each program that was compiled
 
@@ -144,8 +147,8 @@ class SlicePlanner:
         analysis, how = self._cache.get(key), "compiled before"
         if analysis is None:
             self.say(compiling)
-            analysis, how = self._compiled(key, group, where, self._codegen)
-        if not analysis.final and (self._codegen or CLOSE * limit < analysis.needed < limit):
+            analysis, how = self._compiled(key, group, where, self.codegen)
+        if not analysis.final and (self.codegen or CLOSE * limit < analysis.needed < limit):
             self.say(f"{compiling}, to its end as it takes {analysis.needed / GIB:.1f} of {limit / GIB:.1f} GiB")
             analysis, how = self._compiled(key, group, where, True)
         return key, analysis, how
