@@ -1,6 +1,6 @@
 """Make the tables of docs/planning.md anew: run the plans that stand above each, and write what they say.
 
-python docs/make_planning.py                  # all; a program takes minutes to compile, and is compiled once
+python docs/make_planning.py                  # all, in some ten minutes of a core; a program is compiled once
 python docs/make_planning.py --only=steps     # one table; --help lists them
 
 Where a table lies in the page is said by its markers. What a plan compiled is kept in the user's cache, so a run that
@@ -47,7 +47,9 @@ Column = tuple[str, Callable[[Plan, Row], str]]
 
 def _gib(plan: Plan, row: Row) -> str:
     del plan
-    kinds = " + ".join(f"{row['hbm'][kind] / GIB:.2f}" for kind in ("arguments", "temporaries", "code"))
+    kinds = " + ".join(
+        f"{row['hbm'][kind] / GIB:.2f}" for kind in ("arguments", "temporaries", "code") if kind in row["hbm"]
+    )
     return f"{kinds} = {row['hbm_bytes'] / GIB:.2f} ({row['hbm_capacity'] / GIB:.2f})"
 
 
@@ -66,7 +68,7 @@ def _money(plan: Plan, row: Row) -> str:
 
 LABEL: Column = ("step", lambda plan, row: plan.label.format(members=row["members"]) or f"`{row['stage']}`")
 SLICE: Column = ("slice", lambda plan, row: row["slice"] + "".join(f" ({flag[9:]})" for flag in plan.changed))
-MEMORY: Column = ("GiB a chip: arguments + temporaries + code = all (of)", _gib)
+MEMORY: Column = ("GiB a chip: arguments + temporaries = all (of)", _gib)
 WORK: Column = ("TFLOP a step", lambda plan, row: f"{row['flops_per_step'] / 1e12:,.0f}")
 SECONDS: Column = (
     "seconds: compute, memory, interconnect",

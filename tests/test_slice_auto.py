@@ -9,7 +9,7 @@ import pytest
 from jax.experimental import pallas
 
 from distill_jax import main
-from distill_jax.commands import plan
+from distill_jax.commands import compile_process, plan
 from distill_jax.config import ConfigError
 from distill_jax.experiment import slice_estimate, slice_plan, slice_ranking
 from distill_jax.experiment.experiment import CheckedExperiment
@@ -221,6 +221,7 @@ def test_a_wrong_slice_is_refused_before_the_config_is_read(capsys, tmp_path):
 def test_the_command_prints_and_writes_what_it_planned(monkeypatch, tmp_path, capsys):
     compiler = Compiler(monkeypatch)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(compile_process, "CompileProcess", lambda arguments: slice_plan.compile_here)
     for key, value in plan.PLANNING.items():  # which the command sets for its own process
         monkeypatch.setenv(key, value)
     compiled_parts = dict.fromkeys(PARTS, 0) | {"mlp": 6 * 10**13, "head": 4 * 10**13}

@@ -20,6 +20,7 @@ from distill_jax.perf.slices import find
 
 if TYPE_CHECKING:
     from distill_jax.experiment.experiment import CheckedExperiment
+    from distill_jax.experiment.slice_plan import Compiler
 
 # Of a process that plans, and of no other: on a pod the first would break the detection of the cluster.
 PLANNING = {
@@ -45,6 +46,9 @@ class Flags:
     cache: bool = flag(
         True, "keep what the compiler says of a program in ~/.cache/distill_jax/plan; --nocache does not"
     )
+    codegen: bool = flag(
+        False, "let the compiler go on to machine code, minutes a program: its size, and what single operations need"
+    )
     verbose: bool = flag(False, "also print where every parameter lies")
 
 
@@ -66,12 +70,14 @@ def main(arguments: Sequence[str]) -> int:
     check_stages(list(flags.stages or ()), named.module, named.config)
     prices = Prices.load(flags.prices)
     backend.import_jax()
-    print_plan(flags, load_experiment(named.module, named.config), prices)
+    from distill_jax.commands.compile_process import CompileProcess
+
+    print_plan(flags, load_experiment(named.module, named.config), prices, CompileProcess(arguments))
     return 0
 
 
-def print_plan(flags: Flags, experiment: CheckedExperiment, prices: Prices) -> None:
-    """Plan the chosen stages, print the table, and write the file."""
+def print_plan(flags: Flags, experiment: CheckedExperiment, prices: Prices, compiler: Compiler | None = None) -> None:
+    """Plan the chosen stages, print the table, and write the file; compiler: this process's when left out."""
     from distill_jax.experiment import slice_plan, slice_ranking
     from distill_jax.perf.analysis_cache import AnalysisCache, default_directory
     from distill_jax.perf.compile_for import compiler_version
@@ -81,7 +87,9 @@ def print_plan(flags: Flags, experiment: CheckedExperiment, prices: Prices) -> N
     ctx = slice_plan.planning_context(experiment)
     groups = slice_plan.chosen_groups(ctx, flags.stages or ())
     cache = AnalysisCache(default_directory() if flags.cache else None)
-    planner = slice_plan.SlicePlanner(ctx, prices, cache, functools.partial(print, flush=True))
+    say, compiler = functools.partial(print, flush=True), compiler or slice_plan.compile_here
+    planner = slice_plan.SlicePlanner(ctx, prices, cache, say, compiler)
+    planner.codegen = flags.codegen
     auto = flags.slice == "auto"
     stages = slice_ranking.cheapest(planner, groups) if auto else planner.on_slice(groups, find(flags.slice))
     mesh = planner.mesh(groups, find(stages[0].slice))

@@ -1,10 +1,11 @@
 """Plan: compile an experiment's stages for a TPU slice that is not there, and say what they take.
 
 `distill-jax plan --config=FILE.py[:preset] --slice=v5e-16` hands each stage's own step, on the mesh that `run` would
-make, to the XLA compiler for TPUs (libtpu). Memory per chip is the compiler's; FLOPs are counted from shapes; traffic
-is read from the compiled program (perf/traffic.py). The seconds of a step are the largest of compute / peak, HBM
-traffic / bandwidth and interconnect traffic / bandwidth: a floor, as if each ran at its peak and hid the others.
-Evaluation, checkpoints, compilation and waiting for data are not in it.
+make, to the XLA compiler for TPUs (libtpu), up to the schedule and the buffers of its program: machine code, which
+takes it minutes, is asked for where something hangs on it. Memory per chip is the compiler's; FLOPs are counted from
+shapes; traffic is read from the compiled program (perf/traffic.py). The seconds of a step are the largest of compute /
+peak, HBM traffic / bandwidth and interconnect traffic / bandwidth: a floor, as if each ran at its peak and hid the
+others. Evaluation, checkpoints, compilation and waiting for data are not in it.
 """
 
 from __future__ import annotations
@@ -31,6 +32,17 @@ from distill_jax.stages.context import Context, Node
 
 Groups = Sequence[Sequence[Node]]
 Say = Callable[[str], None]
+# (program, slice, whether to go on to machine code) -> what the compiler says of it.
+Compiler = Callable[[LoweredGroup, Slice, bool], ProgramAnalysis]
+# Of what a step may need: a program that is larger before its code is generated is compiled to its end, as the code's
+# own needs may take it over the limit. They were up to 7 % of the whole where both were compared.
+CLOSE = 0.9
+
+
+def compile_here(group: LoweredGroup, where: Slice, codegen: bool) -> ProgramAnalysis:
+    """Compile a program in this process, to its end."""
+    del where, codegen
+    return compile_for(group.lowered, group.mesh)
 
 
 def planning_context(experiment: CheckedExperiment) -> Context:
@@ -54,9 +66,22 @@ def chosen_groups(ctx: Context, stages: Sequence[str] = ()) -> list[list[Node]]:
 
 
 class SlicePlanner:
-    """Plans stages for slices; a program that it compiled once it does not compile again."""
+    """Plans stages for slices; a program that it compiled once it does not compile again.
 
-    def __init__(self, ctx: Context, prices: Prices, cache: AnalysisCache, say: Say) -> None:
+    Attributes:
+      codegen: whether the compiler goes on to machine code also where nothing hangs on it.
+    """
+
+    codegen = False
+
+    def __init__(
+        self,
+        ctx: Context,
+        prices: Prices,
+        cache: AnalysisCache,
+        say: Say,
+        compiler: Compiler = compile_here,
+    ) -> None:
         """Plan stages of one experiment.
 
         Args:
@@ -64,7 +89,7 @@ class SlicePlanner:
           say: what is done, a line at a time.
         """
         self.ctx, self.prices, self.say = ctx, prices, say
-        self._cache = cache
+        self._cache, self._compiler = cache, compiler
         self._lowerings: dict[str, Lowering] = {}
         self._seconds: list[float] = []  # of each program that was compiled
 
@@ -118,14 +143,21 @@ class SlicePlanner:
 
     def _analysis(self, group: LoweredGroup, where: Slice, compiling: str) -> tuple[str, ProgramAnalysis, str]:
         """Return a program's hash, what the compiler says of it, and whether it was asked now, which is then said."""
-        key = program_key(group.lowered, where)
-        if analysis := self._cache.get(key):
-            return key, analysis, "compiled before"
-        self.say(compiling)
-        analysis = compile_for(group.lowered, group.mesh)
+        key, limit = program_key(group.lowered, where), graph.FILL * where.device_hbm
+        analysis, how = self._cache.get(key), "compiled before"
+        if analysis is None:
+            self.say(compiling)
+            analysis, how = self._compiled(key, group, where, self.codegen)
+        if not analysis.final and (self.codegen or CLOSE * limit < analysis.needed < limit):
+            self.say(f"{compiling}, to its end as it takes {analysis.needed / GIB:.1f} of {limit / GIB:.1f} GiB")
+            analysis, how = self._compiled(key, group, where, True)
+        return key, analysis, how
+
+    def _compiled(self, key: str, group: LoweredGroup, where: Slice, codegen: bool) -> tuple[ProgramAnalysis, str]:
+        analysis = self._compiler(group, where, codegen)
         self._cache.put(key, analysis)
         self._seconds.append(analysis.seconds)
-        return key, analysis, f"compiled in {analysis.seconds:.0f} s"
+        return analysis, f"compiled in {analysis.seconds:.0f} s"
 
     def _time_left(self, programs: int) -> str:
         """Return how long so many programs take if each takes as long as those compiled so far; "" before the first."""

@@ -20,7 +20,7 @@ from distill_jax.perf.compile_for import ProgramAnalysis, compiler_version
 from distill_jax.perf.slices import Slice
 
 MAX_ENTRIES = 1000  # of some two kilobytes each
-_READERS = ("collectives.py", "compile_for.py", "hlo.py", "traffic.py")
+_READERS = ("collectives.py", "compile_for.py", "hlo.py", "schedule.py", "traffic.py")
 
 
 def default_directory() -> Path:

@@ -7,7 +7,8 @@ import importlib.metadata
 import importlib.util
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import jax
 from jax.sharding import Mesh
@@ -28,7 +29,7 @@ class ProgramAnalysis:
     """What the compiler says of one program on one device.
 
     Attributes:
-      hbm: bytes by kind; {} if the compiler refused the program for its size.
+      hbm: bytes by kind, without "code" if none was generated; {} if the compiler refused the program for its size.
       needed: bytes in all.
       collectives: {kind: {"count", "bytes"}} a step, inside a slice; network: the same between slices.
       traffic: HBM bytes a step by part of the model.
@@ -45,6 +46,11 @@ class ProgramAnalysis:
     unbounded_loops: int = 0
     seconds: float = 0.0
     warnings: tuple[str, ...] = ()
+
+    @property
+    def final(self) -> bool:
+        """Whether the compiler went to its end, after which nothing can be larger."""
+        return not self.hbm or "code" in self.hbm
 
     def as_json(self) -> JsonObject:
         """Return it as `from_json` takes it."""
@@ -85,16 +91,26 @@ def topology(where: Slice) -> list[jax.Device]:
     return list(description.devices)
 
 
-def compile_for(lowered: jax.stages.Lowered, mesh: Mesh) -> ProgramAnalysis:
-    """Compile a program that was lowered for a mesh of a slice's devices, and read what it takes."""
+def compile_for(lowered: jax.stages.Lowered, mesh: Mesh, dump: Path | None = None) -> ProgramAnalysis:
+    """Compile a program that was lowered for a mesh of a slice's devices, and read what it takes.
+
+    Args:
+      dump: directory to which the compiler writes what `perf.schedule` reads.
+    """
     began = time.monotonic()
+    options: dict[str, str | bool] | None = {"xla_dump_to": str(dump), "xla_dump_hlo_as_text": True} if dump else None
     with captured_stderr() as printed:
         try:
-            compiled = lowered.compile()
+            compiled = lowered.compile(compiler_options=options)
         except jax.errors.JaxRuntimeError as error:
             return ProgramAnalysis({}, refused_bytes(str(error)), seconds=time.monotonic() - began)
-    analysis = analyse(compiled, [getattr(device, "slice_index", 0) for device in mesh.devices.flat])
-    return dataclasses.replace(analysis, seconds=time.monotonic() - began, warnings=tuple(_warnings(printed)))
+    analysis = analyse(compiled, slices_of(mesh))
+    return dataclasses.replace(analysis, seconds=time.monotonic() - began, warnings=partitioner_warnings(printed))
+
+
+def slices_of(mesh: Mesh) -> list[int]:
+    """Return the slice of each device of a mesh."""
+    return [getattr(device, "slice_index", 0) for device in mesh.devices.flat]
 
 
 def analyse(compiled: jax.stages.Compiled, slice_of: Sequence[int]) -> ProgramAnalysis:
@@ -112,7 +128,16 @@ def analyse(compiled: jax.stages.Compiled, slice_of: Sequence[int]) -> ProgramAn
         "temporaries": m.temp_size_in_bytes,
         "code": m.generated_code_size_in_bytes,
     }
-    module, entry = hlo.parse(compiled.as_text() or "")
+    return read_program(compiled.as_text() or "", hbm, slice_of)
+
+
+def read_program(text: str, hbm: Mapping[str, int], slice_of: Sequence[int]) -> ProgramAnalysis:
+    """Read a scheduled program's traffic and collectives from its text.
+
+    Args:
+      hbm: as of `ProgramAnalysis`; slice_of: as of `analyse`.
+    """
+    module, entry = hlo.parse(text)
     inside, across = collectives(module, entry, slice_of)
     return ProgramAnalysis(
         hbm=hbm,
@@ -136,7 +161,9 @@ def refused_bytes(message: str) -> int:
     return int(float(size[1]) * 2 ** {"K": 10, "M": 20, "G": 30, "T": 40}[size[2]])
 
 
-def _warnings(printed: Sequence[str]) -> Iterator[str]:
+def partitioner_warnings(printed: Iterable[str]) -> tuple[str, ...]:
+    """Return what is worth saying of the lines that the compiler printed."""
     rematerialised = sum("nvoluntary full rematerialization" in line for line in printed)
-    if rematerialised:
-        yield f"the partitioner replicated {rematerialised} tensors to change their layout"
+    if not rematerialised:
+        return ()
+    return (f"the partitioner replicated {rematerialised} tensors to change their layout",)

@@ -58,7 +58,15 @@ def parse(text: str) -> tuple[Module, str]:
                 operands = tuple(re.findall(r"%([\w.\-]+)", rest[: _closing(rest)]))
                 instruction = Instruction(name, opcode[1], value[: opcode.start()], operands, rest, bool(root))
                 module[here].append(instruction)
-    return module, entry
+    return {name: [_sugared(module, one) for one in lines] for name, lines in module.items()}, entry
+
+
+def _sugared(module: Module, one: Instruction) -> Instruction:
+    """Return `async-start(…), calls=%c` as compiled text has it, under the name of what it starts: `slice-start(…)`."""
+    if one.opcode != "async-start":
+        return one
+    started = next(line.opcode for name in called(one) for line in module[name] if line.root)
+    return dataclasses.replace(one, opcode=f"{started}-start")
 
 
 def _closing(rest: str) -> int:

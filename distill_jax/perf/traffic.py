@@ -23,6 +23,7 @@ _SLICES = ("dynamic-slice", "slice", "gather")
 _COPIES = ("copy", "copy-start", "transpose")
 _MOVES = (*_COPIES, "dynamic-slice", "dynamic-update-slice", "slice", "concatenate", "pad")
 _LOOKED_THROUGH = ("bitcast", "copy-done", "get-tuple-element")
+_RENAMES = {"parameter", "bitcast", "copy"}
 
 Table = Mapping[str, hlo.Instruction]
 Uses = Mapping[str, Sequence[hlo.Instruction]]
@@ -31,7 +32,8 @@ Uses = Mapping[str, Sequence[hlo.Instruction]]
 def traffic_by_part(module: hlo.Module, entry: str) -> dict[str, int]:
     """Return the bytes of one run by `PARTS`."""
     times, _ = hlo.runs(module, entry)
-    inside = {c for lines in module.values() for one in lines if one.opcode in _APPLIES for c in hlo.called(one)}
+    lines = [one for lines in module.values() for one in lines]
+    inside = {c for one in lines if one.opcode in _APPLIES or one.opcode.endswith("-start") for c in hlo.called(one)}
     traffic = dict.fromkeys(PARTS, 0)
     for name in times.keys() - inside:
         table, uses = {one.name: one for one in module.get(name, ())}, _uses(module.get(name, ()))
@@ -94,7 +96,7 @@ def _other_end(table: Table, uses: Uses, copy: hlo.Instruction) -> Iterator[hlo.
     source = table[copy.operands[0]].result if copy.operands[0] in table else ""
     goes, comes = (sum(hlo.sizes(x, hbm=True)[:1]) == 0 for x in (copy.result, source or copy.result))
     if goes and not comes:
-        yield from _through(copy.name, uses)
+        yield from (use for _, use in _through(copy.name, uses))
     elif comes and not goes and source:
         yield table[copy.operands[0]]
 
@@ -107,13 +109,13 @@ def _uses(lines: Iterable[hlo.Instruction]) -> Uses:
     return uses
 
 
-def _through(name: str, uses: Uses) -> Iterator[hlo.Instruction]:
-    """Yield what uses a value, looking through what only renames it."""
+def _through(name: str, uses: Uses) -> Iterator[tuple[str, hlo.Instruction]]:
+    """Yield what uses a value, with the name it uses it by, looking through what only renames it."""
     for use in uses.get(name, ()):
         if use.opcode in _LOOKED_THROUGH:
             yield from _through(use.name, uses)
         else:
-            yield use
+            yield name, use
 
 
 def _moved(module: hlo.Module, table: Table, one: hlo.Instruction) -> int:
@@ -136,25 +138,46 @@ def _moved(module: hlo.Module, table: Table, one: hlo.Instruction) -> int:
         return result
     if one.opcode != "fusion":
         return result + sum(map(size, one.operands))
-    return sum(_inside(_body(module, one), [size(o) for o in one.operands], result))
+    return sum(_inside(module, _body(module, one), [size(o) for o in one.operands], result))
 
 
-def _inside(lines: Sequence[hlo.Instruction], given: Sequence[int], result: int) -> Iterator[int]:
+def _inside(module: hlo.Module, lines: Sequence[hlo.Instruction], given: Sequence[int], result: int) -> Iterator[int]:
     """Yield what a fusion reads of each operand and what it writes."""
-    table, uses = {one.name: one for one in lines}, _uses(lines)
     kept = 0  # results that are updated in place
     for one in lines:
         if one.opcode != "parameter":
             continue
-        size = given[int(one.rest.split(")")[0])]
+        size = given[_index(one)]
         read = 0
-        for use in _through(one.name, uses):
+        for table, use in _leaves(module, lines, one.name):
             if use.opcode in _SLICES:
                 read += sum(hlo.sizes(use.result))
             elif use.opcode == "dynamic-update-slice" and size and hlo.sizes(use.result) == hlo.sizes(one.result):
                 update = sum(hlo.sizes(table[use.operands[1]].result))
                 read, kept = read + 2 * update, kept + size
             elif use.opcode != "tuple":
-                read = size
+                read += size
         yield min(read, size)
     yield max(result - kept, 0)
+
+
+def _leaves(module: hlo.Module, lines: Sequence[hlo.Instruction], name: str) -> Iterator[tuple[Table, hlo.Instruction]]:
+    """Yield what uses a value in a fusion and in those inside it, each with the lines that it stands among.
+
+    A copy inside a fusion is in registers: on tpu7x each operand is one, under another tiling.
+    """
+    for alias, use in _through(name, _uses(lines)):
+        inner = _body(module, use)
+        if use.opcode == "copy" or (inner and {one.opcode for one in inner} <= _RENAMES):
+            yield from _leaves(module, lines, use.name)
+            continue
+        if not inner:
+            yield {one.name: one for one in lines}, use
+            continue
+        given = (one for one in inner if one.opcode == "parameter" and use.operands[_index(one)] == alias)
+        for parameter in given:
+            yield from _leaves(module, inner, parameter.name)
+
+
+def _index(parameter: hlo.Instruction) -> int:
+    return int(parameter.rest.split(")")[0])

@@ -65,7 +65,9 @@ def _price_line(where: Slice, prices: Prices) -> str:
 def _line(stage: PlannedStage) -> list[str]:
     if not stage.steps:
         return [stage.stage, *["-"] * 11, "0", "0", "0"]
-    gib = [f"{stage.hbm[kind] / GIB:.2f}" if stage.hbm else "-" for kind in ("arguments", "temporaries", "code")]
+    gib = [
+        f"{stage.hbm[kind] / GIB:.2f}" if kind in stage.hbm else "-" for kind in ("arguments", "temporaries", "code")
+    ]
     spare = abs(stage.hbm_capacity - stage.hbm_bytes) / GIB
     fits = f"yes, {spare:.1f} left" if stage.fits else f"NO, {spare:.1f} over"
     ceiling = "-" if stage.mfu_ceiling is None else f"{100 * stage.mfu_ceiling:.0f} %"
