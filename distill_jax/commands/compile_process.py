@@ -17,6 +17,7 @@ from pathlib import Path
 
 from distill_jax.config import check
 from distill_jax.experiment.lowered_group import LoweredGroup, group_step
+from distill_jax.io.files import read_json, write_json
 from distill_jax.perf.analysis_cache import program_key
 from distill_jax.perf.compile_for import ProgramAnalysis, compile_for, partitioner_warnings, slices_of, topology
 from distill_jax.perf.schedule import read_schedule
@@ -91,7 +92,7 @@ def _answer(
             return schedule
     if process.returncode:
         raise RuntimeError((directory / _PRINTED).read_text(errors="replace")[-2000:])
-    return ProgramAnalysis.from_json(json.loads((directory / _ANALYSIS).read_text()))
+    return ProgramAnalysis.from_json(read_json(directory / _ANALYSIS))
 
 
 def main(argument: str) -> None:
@@ -109,8 +110,7 @@ def main(argument: str) -> None:
     lowered = step.trace().lower()
     check(program_key(lowered, where) == request.program, "the config changed while it was planned; plan it again")
     directory = Path(request.directory)
-    analysis = compile_for(lowered, step.mesh, directory)
-    (directory / _ANALYSIS).write_text(json.dumps(analysis.as_json()))
+    write_json(directory / _ANALYSIS, compile_for(lowered, step.mesh, directory).as_json())
 
 
 if __name__ == "__main__":

@@ -71,13 +71,15 @@ def main(arguments: Sequence[str]) -> int:
     prices = Prices.load(flags.prices)
     backend.import_jax()
     from distill_jax.commands.compile_process import CompileProcess
+    from distill_jax.experiment.slice_plan import Compiler
 
-    print_plan(flags, load_experiment(named.module, named.config), prices, CompileProcess(arguments))
+    compiler = Compiler(CompileProcess(arguments), flags.codegen)
+    print_plan(flags, load_experiment(named.module, named.config), prices, compiler)
     return 0
 
 
 def print_plan(flags: Flags, experiment: CheckedExperiment, prices: Prices, compiler: Compiler | None = None) -> None:
-    """Plan the chosen stages, print the table, and write the file; compiler: this process's when left out."""
+    """Plan the chosen stages, print the table, and write the file; compiler: as of `SlicePlanner`."""
     from distill_jax.experiment import slice_plan, slice_ranking
     from distill_jax.perf.analysis_cache import AnalysisCache, default_directory
     from distill_jax.perf.compile_for import compiler_version
@@ -87,9 +89,7 @@ def print_plan(flags: Flags, experiment: CheckedExperiment, prices: Prices, comp
     ctx = slice_plan.planning_context(experiment)
     groups = slice_plan.chosen_groups(ctx, flags.stages or ())
     cache = AnalysisCache(default_directory() if flags.cache else None)
-    say, compiler = functools.partial(print, flush=True), compiler or slice_plan.compile_here
-    planner = slice_plan.SlicePlanner(ctx, prices, cache, say, compiler)
-    planner.codegen = flags.codegen
+    planner = slice_plan.SlicePlanner(ctx, prices, cache, functools.partial(print, flush=True), compiler)
     auto = flags.slice == "auto"
     stages = slice_ranking.cheapest(planner, groups) if auto else planner.on_slice(groups, find(flags.slice))
     mesh = planner.mesh(groups, find(stages[0].slice))

@@ -32,8 +32,6 @@ from distill_jax.stages.context import Context, Node
 
 Groups = Sequence[Sequence[Node]]
 Say = Callable[[str], None]
-# (program, slice, whether to go on to machine code) -> what the compiler says of it.
-Compiler = Callable[[LoweredGroup, Slice, bool], ProgramAnalysis]
 # Of what a step may need: a program that is larger before its code is generated is compiled to its end, as the code's
 # own needs may take it over the limit. They were up to 7 % of the whole where both were compared.
 CLOSE = 0.9
@@ -43,6 +41,19 @@ def compile_here(group: LoweredGroup, where: Slice, codegen: bool) -> ProgramAna
     """Compile a program in this process, to its end."""
     del where, codegen
     return compile_for(group.lowered, group.mesh)
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiler:
+    """How a plan asks the compiler.
+
+    Attributes:
+      ask: (program, slice, whether to go on to machine code) -> what the compiler says of it.
+      codegen: whether it goes on to machine code also where nothing hangs on it.
+    """
+
+    ask: Callable[[LoweredGroup, Slice, bool], ProgramAnalysis] = compile_here
+    codegen: bool = False
 
 
 def planning_context(experiment: CheckedExperiment) -> Context:
@@ -66,30 +77,20 @@ def chosen_groups(ctx: Context, stages: Sequence[str] = ()) -> list[list[Node]]:
 
 
 class SlicePlanner:
-    """Plans stages for slices; a program that it compiled once it does not compile again.
-
-    Attributes:
-      codegen: whether the compiler goes on to machine code also where nothing hangs on it.
-    """
-
-    codegen = False
+    """Plans stages for slices; a program that it compiled once it does not compile again."""
 
     def __init__(
-        self,
-        ctx: Context,
-        prices: Prices,
-        cache: AnalysisCache,
-        say: Say,
-        compiler: Compiler = compile_here,
+        self, ctx: Context, prices: Prices, cache: AnalysisCache, say: Say, compiler: Compiler | None = None
     ) -> None:
         """Plan stages of one experiment.
 
         Args:
           cache: of what the compiler said before.
           say: what is done, a line at a time.
+          compiler: this process's, to its end, when left out.
         """
         self.ctx, self.prices, self.say = ctx, prices, say
-        self._cache, self._compiler = cache, compiler
+        self._cache, self._compiler = cache, compiler or Compiler()
         self._lowerings: dict[str, Lowering] = {}
         self._seconds: list[float] = []  # of each program that was compiled
 
@@ -147,14 +148,14 @@ class SlicePlanner:
         analysis, how = self._cache.get(key), "compiled before"
         if analysis is None:
             self.say(compiling)
-            analysis, how = self._compiled(key, group, where, self.codegen)
-        if not analysis.final and (self.codegen or CLOSE * limit < analysis.needed < limit):
+            analysis, how = self._compiled(key, group, where, self._compiler.codegen)
+        if not analysis.final and (self._compiler.codegen or CLOSE * limit < analysis.needed < limit):
             self.say(f"{compiling}, to its end as it takes {analysis.needed / GIB:.1f} of {limit / GIB:.1f} GiB")
             analysis, how = self._compiled(key, group, where, True)
         return key, analysis, how
 
     def _compiled(self, key: str, group: LoweredGroup, where: Slice, codegen: bool) -> tuple[ProgramAnalysis, str]:
-        analysis = self._compiler(group, where, codegen)
+        analysis = self._compiler.ask(group, where, codegen)
         self._cache.put(key, analysis)
         self._seconds.append(analysis.seconds)
         return analysis, f"compiled in {analysis.seconds:.0f} s"

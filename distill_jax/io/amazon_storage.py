@@ -7,12 +7,13 @@ role. Conditional writes (If-None-Match, If-Match) are what S3 has since 2024, a
 from __future__ import annotations
 
 import asyncio
-from typing import Any, cast
+from typing import cast
 
 import aiohttp
 import botocore.exceptions
 import botocore.handlers
 import s3fs
+from aiobotocore.client import AioBaseClient
 from fsspec.asyn import sync
 from s3fs.errors import translate_boto_error
 
@@ -50,7 +51,7 @@ class Bucket(s3fs.S3FileSystem):
         once = {"retries": {"total_max_attempts": 1}}  # the tries are ours
         super().__init__(**settings | {"use_listings_cache": False, "config_kwargs": once})
 
-    async def get_s3(self, bucket: str | None = None) -> Any:
+    async def get_s3(self, bucket: str | None = None) -> AioBaseClient:
         """Return the client of a bucket: one that awaits no leave to upload, which a silent server never gives."""
         client = await super().get_s3(bucket)
         client.meta.events.unregister("before-call.s3", botocore.handlers.add_expect_header)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from distill_jax.perf import hlo
 
@@ -143,13 +144,14 @@ def _moved(module: hlo.Module, table: Table, one: hlo.Instruction) -> int:
 
 def _inside(module: hlo.Module, lines: Sequence[hlo.Instruction], given: Sequence[int], result: int) -> Iterator[int]:
     """Yield what a fusion reads of each operand and what it writes."""
+    body = _Body.of(lines)
     kept = 0  # results that are updated in place
     for one in lines:
         if one.opcode != "parameter":
             continue
         size = given[_index(one)]
         read = 0
-        for table, use in _leaves(module, lines, one.name):
+        for table, use in _leaves(module, body, one.name):
             if use.opcode in _SLICES:
                 read += sum(hlo.sizes(use.result))
             elif use.opcode == "dynamic-update-slice" and size and hlo.sizes(use.result) == hlo.sizes(one.result):
@@ -161,22 +163,33 @@ def _inside(module: hlo.Module, lines: Sequence[hlo.Instruction], given: Sequenc
     yield max(result - kept, 0)
 
 
-def _leaves(module: hlo.Module, lines: Sequence[hlo.Instruction], name: str) -> Iterator[tuple[Table, hlo.Instruction]]:
+class _Body(NamedTuple):
+    """The lines of a fusion by name, and what uses each."""
+
+    table: Table
+    uses: Uses
+
+    @classmethod
+    def of(cls, lines: Sequence[hlo.Instruction]) -> _Body:
+        return cls({one.name: one for one in lines}, _uses(lines))
+
+
+def _leaves(module: hlo.Module, body: _Body, name: str) -> Iterator[tuple[Table, hlo.Instruction]]:
     """Yield what uses a value in a fusion and in those inside it, each with the lines that it stands among.
 
     A copy inside a fusion is in registers: on tpu7x each operand is one, under another tiling.
     """
-    for alias, use in _through(name, _uses(lines)):
+    for alias, use in _through(name, body.uses):
         inner = _body(module, use)
         if use.opcode == "copy" or (inner and {one.opcode for one in inner} <= _RENAMES):
-            yield from _leaves(module, lines, use.name)
-            continue
-        if not inner:
-            yield {one.name: one for one in lines}, use
-            continue
-        given = (one for one in inner if one.opcode == "parameter" and use.operands[_index(one)] == alias)
-        for parameter in given:
-            yield from _leaves(module, inner, parameter.name)
+            yield from _leaves(module, body, use.name)
+        elif inner:
+            within = _Body.of(inner)
+            for one in inner:
+                if one.opcode == "parameter" and use.operands[_index(one)] == alias:
+                    yield from _leaves(module, within, one.name)
+        else:
+            yield body.table, use
 
 
 def _index(parameter: hlo.Instruction) -> int:

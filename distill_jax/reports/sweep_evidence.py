@@ -34,10 +34,7 @@ MARGIN = ACCURACY.margin
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """A sweep's runs, and the held-out scores of each by its id, before and after the attack.
-
-    Attributes:
-    """
+    """A sweep's runs, and the held-out scores of each by its id, before and after the attack."""
 
     runs: Sequence[Run]
     before: Mapping[str, Scores]
