@@ -6,7 +6,8 @@ import contextlib
 import os
 import shutil
 import signal
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,23 @@ def kill(pids: Iterable[int]) -> None:
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def meanwhile(kill_one: Callable[..., None], *arguments: object) -> Iterator[list[int]]:
+    """Run kill_one(*arguments, killed, ended) beside the block; yield `killed`, to which it adds what it killed.
+
+    It gives up once `ended` is set, which it is at the end of the block.
+    """
+    killed: list[int] = []
+    ended = threading.Event()
+    killer = threading.Thread(target=kill_one, args=(*arguments, killed, ended))
+    killer.start()
+    try:
+        yield killed
+    finally:
+        ended.set()
+        killer.join()
 
 
 def words(pid: int) -> list[str]:

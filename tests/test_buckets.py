@@ -6,7 +6,6 @@ The bucket is gcp-storage-emulator in this process, strict about preconditions (
 
 from __future__ import annotations
 
-import concurrent.futures
 import errno
 import fcntl
 import gzip
@@ -15,39 +14,31 @@ import json
 import os
 import re
 import shutil
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
-import jax
 import pytest
 
-from distill_jax.api import read_summary
 from distill_jax.config import ConfigError
 from distill_jax.data import lines
 from distill_jax.data.text.sources import Source, check_files
 from distill_jax.io import object_service, storage
-from distill_jax.io.leases import Leases, held
+from distill_jax.io.leases import held
 from distill_jax.main import main
 from tests import bucket_server
-from tests.spoil import kept_in
-
-ROOT = Path(__file__).parents[1]
-
-STAGES = ("reference", "maxent", "student", "relearn-maxent", "relearn-student")
-CONFIG = """
-from distill_jax.configs import arithmetic
-from distill_jax.experiment.experiment import Experiment
-
-def get_config(arg=""):
-    return arithmetic.get_config("smoke")
-
-def get_experiment(config):
-    stages = arithmetic.get_experiment(config).stages
-    return Experiment(stages={name: stages[name] for name in STAGES})
-"""
+from tests.bucket_contract import (
+    OFTEN,
+    check_creation,
+    check_holders,
+    check_leases,
+    check_refused_in_a_line,
+    check_shared_sweep,
+    comparable,
+    data_from,
+    kill_at_the_third_proof,
+    run,
+    small_configs,
+)
 
 
 @pytest.fixture(scope="module")
@@ -67,37 +58,12 @@ def _impatient(monkeypatch, bucket):
 @pytest.fixture(scope="module")
 def config(tmp_path_factory) -> Path:
     """A config of few stages; what is compiled for it is kept for this file."""
-    base = tmp_path_factory.mktemp("config")
-    (base / "small.py").write_text(CONFIG.replace("STAGES", str(STAGES)))
-    (base / "reference.py").write_text(CONFIG.replace("STAGES", str(STAGES[:1])))
-    jax.config.update("jax_compilation_cache_dir", str(base / "compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    yield base / "small.py"
-    jax.config.update("jax_compilation_cache_dir", None)
-
-
-def run(config: Path, workdir: str, *more: str) -> int:
-    return main(["distill-jax", "run", f"--config={config}", f"--workdir={workdir}", *more])
-
-
-def comparable(workdir: str) -> dict:
-    """Return a summary without what depends on when and where it was made."""
-    summary = read_summary(workdir)
-    return {key: value for key, value in summary.items() if key not in ("created", "duration_seconds")}
+    yield from small_configs(tmp_path_factory.mktemp("config"))
 
 
 def rows(workdir: str) -> bytes:
     """Return what the first stage wrote of its training."""
     return storage.read_bytes(next(storage.location(workdir).glob("nodes/reference-*")) / "metrics.jsonl")
-
-
-def data_from(source: str, workdir: str) -> None:
-    """Give a work directory the data that another one has prepared, which takes longer than all the rest."""
-    (node,) = (storage.location(source) / "nodes").glob("data-*")
-    for path in storage.files(node):
-        to = storage.location(workdir) / "nodes" / node.name / str(path.relative_to(node))
-        storage.make_directory(to.parent)
-        storage.copy(path, to)
 
 
 @pytest.fixture(scope="module")
@@ -126,25 +92,10 @@ def test_a_run_in_a_bucket_comes_to_what_a_local_one_does(config, finished, tmp_
 @pytest.mark.kill
 def test_a_killed_run_continues_from_the_checkpoint_that_is_whole(config, finished, bucket, capsys):
     """Killed while it uploads its third checkpoint's proof; the second one is damaged before it goes on."""
-    workdir, often = "gs://bucket/killed", "--config.reference.checkpoint_every=2"
-    config = config.parent / "reference.py"
+    workdir, config = "gs://bucket/killed", config.parent / "reference.py"
     data_from(finished, workdir)
-    line = [sys.executable, "-m", "distill_jax", "run", f"--config={config}", f"--workdir={workdir}", often]
-    environment = {**os.environ, **kept_in(config.parent / "compiled")}
-    process = subprocess.Popen(line, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
-
-    def kill(method: str, path: str) -> int:
-        if method == "POST" and "checkpoints/6.json" in path:
-            process.kill()
-            return 503
-        return 0
-
-    bucket.refuse = kill
-    assert process.wait(timeout=300) == -signal.SIGKILL
-    bucket.recover()
-    (damaged,) = (name for name in bucket.names() if re.search("killed/.*reference-.*/checkpoints/4/manifest", name))
-    bucket.flip(damaged)
-    assert run(config, workdir, often) == 0
+    kill_at_the_third_proof(config, workdir, bucket, "POST")
+    assert run(config, workdir, OFTEN) == 0
     out = capsys.readouterr().out
     assert "manifest.ocdbt is damaged; going back" in out and "continuing from step 2" in out
     assert rows(workdir) == rows(finished)
@@ -180,37 +131,10 @@ def test_a_finished_node_that_was_changed_is_refused_and_the_report_is_read_from
         storage.write_atomic(storage.location(f"gs://bucket/{name}"), content)
 
 
-SWEEP = """
-from distill_jax import axis, select_stages
-
-def get_sweep(arg=""):
-    return {config!r}, select_stages(axis("seed", 0, 1), "maxent")
-"""
-
-
 @pytest.mark.end_to_end
 def test_workers_of_a_sweep_share_a_bucket(config, finished, bucket, capfd):
-    """One is a process of its own, the other this one: no node is computed twice."""
-    workdir = "gs://bucket/sweep"
-    data_from(finished, workdir)
-    (config.parent / "sweep.py").write_text(SWEEP.format(config=str(config)))
-    arguments = ["sweep", f"--sweep={config.parent}/sweep.py", f"--workdir={workdir}", "--pack=1"]
-    environment = {**os.environ, **kept_in(config.parent / "compiled")}
-    line = [sys.executable, "-m", "distill_jax", *arguments]
-    with subprocess.Popen(line, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as other:
-        assert main(["distill-jax", *arguments]) == 0
-        out, _ = other.communicate(timeout=300)
-    assert other.returncode == 0
-    computed = re.findall(r"^\[\d+/\d+\] (.+?)  done", out + capfd.readouterr().out, re.MULTILINE)
-    names = sorted(name for group in computed for name in group.split(", "))
-    nodes = {name.split("/")[2] for name in bucket.names() if name.startswith("sweep/nodes/")}
-    assert names == sorted(name for name in nodes if not name.startswith("data-")) and len(names) == 4
-    assert all(f"sweep/nodes/{name}/DONE" in bucket.names() for name in nodes)
-    left = [name for name in bucket.names() if re.search("^sweep/(attempts/[^/]*/\\d|.holders)", name)]
-    assert left == []
-    assert main(["distill-jax", "status", f"--workdir={workdir}"]) == 0
-    shown = capfd.readouterr().out.splitlines()
-    assert shown[0].endswith(f" in {workdir}: 7 done") and all(f"  done      {name}" in shown for name in names)
+    data_from(finished, "gs://bucket/sweep")
+    check_shared_sweep(config, "gs://bucket/sweep", bucket, capfd, "--pack=1")
 
 
 @pytest.mark.unit
@@ -226,11 +150,7 @@ def test_workers_of_a_sweep_share_a_bucket(config, finished, bucket, capfd):
     ],
 )
 def test_what_is_not_to_be_had_is_said_before_anything_is_computed(workdir, status, words, config, bucket, capfd):
-    bucket.refuse = lambda method, path: status.get(method, 0)
-    assert run(config, workdir) == 2
-    out, err = capfd.readouterr()
-    lines = [line for line in err.splitlines() if "trying again" not in line]
-    assert all(word in err for word in words) and len(lines) == 1 and out == "", err
+    check_refused_in_a_line(config, workdir, bucket, status, words, capfd)
 
 
 @pytest.mark.unit
@@ -250,16 +170,7 @@ def place(bucket, request) -> Path:
 
 @pytest.mark.unit
 def test_of_all_who_create_an_object_one_does(place, bucket):
-    path = place / "object"
-    with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        made = list(pool.map(lambda i: storage.create_exclusive(path, b"by %d" % i), range(8)))
-    assert made.count(True) == 1 and storage.read_bytes(path) == b"by %d" % made.index(True)
-    lost = iter([True])
-    bucket.lose = lambda method, path: method == "POST" and next(lost, False)
-    assert storage.create_exclusive(place / "unheard", b"mine")  # the second try is refused by what the first one made
-    old = storage.version(path)
-    assert storage.replace_if(path, old, b"next") and not storage.replace_if(path, old, b"late")
-    assert storage.read_bytes(path) == b"next"
+    check_creation(place, bucket, "POST")
 
 
 @pytest.mark.unit
@@ -272,42 +183,12 @@ def test_objects_hold_what_was_written_whatever_its_last_byte(place, tmp_path):
 
 @pytest.mark.unit
 def test_leases_in_a_bucket_go_to_one_and_follow_the_dead(place, bucket):
-    first, second = Leases(heartbeat=0.05), Leases(heartbeat=0.05, dead_after=0.4)
-    lost: list[str] = []
-    silent = Leases(heartbeat=1000, lost=lost.append)
-    assert silent.take(place) and not second.take(place)  # of a process that lives on this machine
-    (lease,) = place.glob("lease-*.json")
-    elsewhere = {**json.loads(lease.read_text()), "machine": "elsewhere", "heartbeat": 0.0}
-    storage.write_atomic(lease, json.dumps(elsewhere).encode())
-    deadline = time.monotonic() + 60
-    while not second.take(place):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    assert second.token(place) == 1 and not first.take(place)
-    silent.confirm()
-    assert len(lost) == 1
-    second.close()
-    assert first.take(place) and first.token(place) == 2
-    first.close()
+    check_leases(place)
 
 
 @pytest.mark.unit
 def test_a_work_directory_is_one_runs_or_one_sweeps(place):
-    one, sweep = {"experiment": "e"}, {"experiment": "e", "sweep": "s", "points": "1"}
-    with held(place, one), pytest.raises(ConfigError, match="in use by another run"), held(place, sweep, shared=True):
-        pass
-    with held(place, sweep, shared=True), held(place, sweep, shared=True):
-        with (
-            pytest.raises(ConfigError, match="have points '1', this one '2'"),
-            held(place, {**sweep, "points": "2"}, shared=True),
-        ):
-            pass
-        with pytest.raises(ConfigError, match="in use"), held(place, one):
-            pass
-    with held(place, one):
-        pass
-    with pytest.raises(ConfigError, match="belongs to experiment 'e'"), held(place, {"experiment": "f"}):
-        pass
+    check_holders(place)
 
 
 @pytest.mark.unit

@@ -12,7 +12,7 @@ import pytest
 
 from distill_jax import main
 from tests import ray_cluster
-from tests.ray_cluster import NODE, children, family, kill, raylet
+from tests.ray_cluster import NODE, children, family, kill, meanwhile, raylet
 
 pytestmark = [pytest.mark.kill, pytest.mark.thorough]
 
@@ -69,15 +69,9 @@ def test_a_node_killed_in_the_middle_changes_no_number(sweep_file, cluster, tmp_
     assert main.main(command(sweep_file, tmp_path / "one")) == 0
     (data,) = (tmp_path / "one/nodes").glob("data-*")
     shutil.copytree(data, tmp_path / "ray/nodes" / data.name)  # that it is made once more would show nothing
-    killed, ended = [], threading.Event()
     second = raylet(cluster.list_all_nodes()[1])
-    killer = threading.Thread(target=kill_with_its_workers, args=(second, tmp_path / "ray", killed, ended))
-    killer.start()
-    try:
+    with meanwhile(kill_with_its_workers, second, tmp_path / "ray") as killed:
         code = main.main(command(sweep_file, tmp_path / "ray", f"--ray={cluster.address}"))
-    finally:
-        ended.set()
-        killer.join()
     out = capfd.readouterr().out
     assert code == 0 and len(killed) == 1
     assert out.count(": done\n") == 4 and "continuing from step" in out

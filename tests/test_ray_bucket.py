@@ -12,7 +12,7 @@ from distill_jax import main
 from distill_jax.io import storage
 from distill_jax.io.leases import process_identity
 from tests import bucket_server, ray_cluster
-from tests.ray_cluster import NODE, children, family, kill, raylet
+from tests.ray_cluster import NODE, children, family, kill, meanwhile, raylet
 from tests.test_ray import SETTINGS, SWEEP
 
 pytestmark = [pytest.mark.kill, pytest.mark.thorough]
@@ -56,15 +56,9 @@ def test_a_node_killed_in_the_middle_of_a_bucket_changes_no_number(cluster, buck
     (data,) = (tmp_path / "one/nodes").glob("data-*")
     (data / "rows/.lock").unlink()  # empty, which the emulator takes for no upload
     storage.upload(data, storage.location(f"gs://bucket/sweep/nodes/{data.name}"), "DONE")
-    killed, ended = [], threading.Event()
     second = raylet(cluster.list_all_nodes()[1])
-    killer = threading.Thread(target=kill_with_its_workers, args=(second, bucket, killed, ended))
-    killer.start()
-    try:
+    with meanwhile(kill_with_its_workers, second, bucket) as killed:
         code = main.main([*command, "--workdir=gs://bucket/sweep", f"--ray={cluster.address}"])
-    finally:
-        ended.set()
-        killer.join()
     out, err = capfd.readouterr()
     assert code == 0 and len(killed) == 1, err
     assert "continuing from step" in out

@@ -12,7 +12,7 @@ import pytest
 
 from distill_jax import main
 from tests import ray_cluster
-from tests.ray_cluster import NODE, children, family, kill, raylet, words
+from tests.ray_cluster import NODE, children, family, kill, meanwhile, raylet, words
 from tests.test_ray import ROOT, SETTINGS
 
 pytestmark = [pytest.mark.kill, pytest.mark.thorough]
@@ -80,16 +80,10 @@ def test_two_hosts_of_a_slice_compute_a_unit_together_and_outlive_a_loss(cluster
     workdir = sweep / lost.replace(" ", "-")
     (data,) = (sweep / "one/nodes").glob("data-*")
     shutil.copytree(data, workdir / "nodes" / data.name)  # that it is made once more would show nothing
-    killed, ended = [], threading.Event()
     raylets = hosts if process else [*hosts, *add_slice(cluster, "another")]
-    killer = threading.Thread(target=kill_when_saved, args=(raylets, process, workdir, killed, ended))
-    killer.start()
     placed = [f"--ray={cluster.address}", f"--slice={SLICE}", "--heartbeat=10", f"--workdir={workdir}"]
-    try:
+    with meanwhile(kill_when_saved, raylets, process, workdir) as killed:
         code = main.main(["distill-jax", "sweep", f"--sweep={sweep}/sweep.py", *SETTINGS, *placed])
-    finally:
-        ended.set()
-        killer.join()
     out, err = capfd.readouterr()
     assert code == 0 and len(killed) == 1, err
     assert "continuing from step" in out

@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import itertools
-import json
-import os
-import re
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -25,11 +18,22 @@ import numpy as np
 from distill_jax.config import ConfigError
 from distill_jax.io import object_service, storage
 from distill_jax.io.checkpoint import Checkpoints, Damaged
-from distill_jax.io.leases import Leases, held
 from distill_jax.main import main
 from tests import s3_server
-from tests.spoil import kept_in
-from tests.test_buckets import ROOT, STAGES, SWEEP, comparable, config, data_from, run  # noqa: F401 - a fixture
+from tests.bucket_contract import (
+    OFTEN,
+    STAGES,
+    check_creation,
+    check_holders,
+    check_leases,
+    check_refused_in_a_line,
+    check_shared_sweep,
+    comparable,
+    data_from,
+    kill_at_the_third_proof,
+    run,
+    small_configs,
+)
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +50,12 @@ def _impatient(monkeypatch, bucket):
     bucket.recover()
 
 
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> Path:
+    """A config of few stages; what is compiled for it is kept for this file."""
+    yield from small_configs(tmp_path_factory.mktemp("config"))
+
+
 @pytest.fixture
 def place(bucket, request) -> Path:
     return storage.location(f"s3://bucket/{request.node.name}")
@@ -53,52 +63,24 @@ def place(bucket, request) -> Path:
 
 @pytest.mark.unit
 def test_of_all_who_create_an_object_one_does(place, bucket):
-    path = place / "object"
-    with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        made = list(pool.map(lambda i: storage.create_exclusive(path, b"by %d" % i), range(8)))
-    assert made.count(True) == 1 and storage.read_bytes(path) == b"by %d" % made.index(True)
-    lost = iter([True])
-    bucket.lose = lambda method, path: method == "PUT" and next(lost, False)
-    assert storage.create_exclusive(place / "unheard", b"mine")  # the second try is refused by what the first one made
-    old = storage.version(path)
-    assert storage.replace_if(path, old, b"next") and not storage.replace_if(path, old, b"late")
-    assert storage.read_bytes(path) == b"next" and not storage.replace_if(place / "nothing", old, b"late")
+    check_creation(place, bucket, "PUT")
+    assert not storage.replace_if(place / "nothing", storage.version(place / "object"), b"late")
 
 
 @pytest.mark.unit
 def test_leases_go_to_one_and_follow_the_dead(place):
-    first, second = Leases(heartbeat=0.05), Leases(heartbeat=0.05, dead_after=0.4)
-    lost: list[str] = []
-    silent = Leases(heartbeat=1000, lost=lost.append)
-    assert silent.take(place) and not second.take(place)  # of a process that lives on this machine
-    (lease,) = place.glob("lease-*.json")
-    elsewhere = {**json.loads(lease.read_text()), "machine": "elsewhere", "heartbeat": 0.0}
-    storage.write_atomic(lease, json.dumps(elsewhere).encode())
-    before = storage.version(lease)
-    time.sleep(1.1)  # the times of objects have whole seconds
-    storage.touch(lease)
-    assert storage.version(lease) != before
-    deadline = time.monotonic() + 60
-    while not second.take(place):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    assert second.token(place) == 1 and not first.take(place)
-    silent.confirm()
-    assert len(lost) == 1
-    second.close()
-    first.close()
+    def touched_is_another_version(lease: Path) -> None:
+        before = storage.version(lease)
+        time.sleep(1.1)  # the times of objects have whole seconds
+        storage.touch(lease)
+        assert storage.version(lease) != before
+
+    check_leases(place, touched_is_another_version)
 
 
 @pytest.mark.unit
 def test_a_work_directory_is_one_runs_or_one_sweeps(place):
-    one, sweep = {"experiment": "e"}, {"experiment": "e", "sweep": "s", "points": "1"}
-    with held(place, one), pytest.raises(ConfigError, match="in use by another run"), held(place, sweep, shared=True):
-        pass
-    both = held(place, sweep, shared=True), held(place, sweep, shared=True)
-    with both[0], both[1], pytest.raises(ConfigError, match="in use"), held(place, one):
-        pass
-    with pytest.raises(ConfigError, match="belongs to experiment 'e'"), held(place, {"experiment": "f"}):
-        pass
+    check_holders(place)
 
 
 @pytest.mark.unit
@@ -113,12 +95,8 @@ def test_a_work_directory_is_one_runs_or_one_sweeps(place):
         ("s3://bucket/run", {"GET": 503}, ["trying again, for up to 1 s\n", "--workdir=s3://bucket/run", "8 times in"]),
     ],
 )
-def test_what_is_not_to_be_had_is_said_before_anything_is_computed(workdir, status, words, config, bucket, capfd):  # noqa: F811
-    bucket.refuse = lambda method, path: status.get(method, 0)
-    assert run(config, workdir) == 2
-    out, err = capfd.readouterr()
-    lines = [line for line in err.splitlines() if "trying again" not in line]
-    assert all(word in err for word in words) and len(lines) == 1 and out == "", err
+def test_what_is_not_to_be_had_is_said_before_anything_is_computed(workdir, status, words, config, bucket, capfd):
+    check_refused_in_a_line(config, workdir, bucket, status, words, capfd)
 
 
 @pytest.mark.unit
@@ -157,29 +135,16 @@ def test_checkpoints_are_proved_and_read_back(place, bucket, tmp_path, monkeypat
 
 @pytest.mark.thorough
 @pytest.mark.kill
-def test_a_killed_run_among_failures_comes_to_what_a_local_one_does(config, tmp_path, bucket, capsys):  # noqa: F811
+def test_a_killed_run_among_failures_comes_to_what_a_local_one_does(config, tmp_path, bucket, capsys):
     """Every fifth request fails; killed at its third checkpoint's proof; the second one is damaged afterwards."""
-    local, workdir, often = f"{tmp_path}/run", "s3://bucket/run", "--config.reference.checkpoint_every=2"
-    assert run(config, local, often) == 0
+    local, workdir = f"{tmp_path}/run", "s3://bucket/run"
+    assert run(config, local, OFTEN) == 0
     data_from(local, workdir)
-    line = [sys.executable, "-m", "distill_jax", "run", f"--config={config}", f"--workdir={workdir}", often]
-    environment = {**os.environ, **kept_in(config.parent / "compiled")}
-    process = subprocess.Popen(line, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-    def kill(method: str, path: str) -> int:
-        if method == "PUT" and "checkpoints/6.json" in path:
-            process.kill()
-            return 503
-        return 0
-
-    bucket.refuse = kill
-    assert process.wait(timeout=300) == -signal.SIGKILL
-    (damaged,) = (name for name in bucket.names() if re.search("run/.*reference-.*/checkpoints/4/manifest", name))
-    bucket.flip(damaged)
+    kill_at_the_third_proof(config, workdir, bucket, "PUT")
     failures = itertools.cycle((429, 503, 500))
     bucket.refuse = lambda method, path: next(failures) if len(bucket.log) % 5 == 0 else 0
     bucket.lose = lambda method, path: len(bucket.log) % 5 == 1 and method == "PUT"
-    assert run(config, workdir, often) == 0
+    assert run(config, workdir, OFTEN) == 0
     bucket.recover()
     out = capsys.readouterr().out
     assert "manifest.ocdbt is damaged; going back" in out and "continuing from step 2" in out
@@ -195,24 +160,5 @@ def test_a_killed_run_among_failures_comes_to_what_a_local_one_does(config, tmp_
 
 @pytest.mark.thorough
 @pytest.mark.end_to_end
-def test_workers_of_a_sweep_share_a_bucket(config, bucket, capfd):  # noqa: F811
-    """One is a process of its own, the other this one: no node is computed twice."""
-    workdir = "s3://bucket/sweep"
-    (config.parent / "sweep.py").write_text(SWEEP.format(config=str(config)))
-    arguments = ["sweep", f"--sweep={config.parent}/sweep.py", f"--workdir={workdir}"]
-    environment = {**os.environ, **kept_in(config.parent / "compiled")}
-    line = [sys.executable, "-m", "distill_jax", *arguments]
-    with subprocess.Popen(line, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as other:
-        assert main(["distill-jax", *arguments]) == 0
-        out, _ = other.communicate(timeout=300)
-    assert other.returncode == 0
-    computed = re.findall(r"^\[\d+/\d+\] (.+?)  done", out + capfd.readouterr().out, re.MULTILINE)
-    names = sorted(name for group in computed for name in group.split(", ") if name != "data")
-    nodes = {name.split("/")[2] for name in bucket.names() if name.startswith("sweep/nodes/")}
-    assert names == sorted(name for name in nodes if not name.startswith("data-")) and len(names) == 6
-    assert all(f"sweep/nodes/{name}/DONE" in bucket.names() for name in nodes)
-    left = [name for name in bucket.names() if re.search("^sweep/(attempts/[^/]*/\\d|.holders)", name)]
-    assert left == []
-    assert main(["distill-jax", "status", f"--workdir={workdir}"]) == 0
-    shown = capfd.readouterr().out.splitlines()
-    assert shown[0].endswith(f" in {workdir}: 7 done") and all(f"  done      {name}" in shown for name in names)
+def test_workers_of_a_sweep_share_a_bucket(config, bucket, capfd):
+    check_shared_sweep(config, "s3://bucket/sweep", bucket, capfd)
