@@ -144,7 +144,5 @@ def test_a_dry_run_lists_the_units(tmp_path, capsys):
     assert main.main(["distill-jax", "sweep", *flags]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "0.0    data: 1 CPU"
-    assert any(
-        re.fullmatch(r"1\.0    reference × 2: 1 CPU, v6e-8, 0\.[1-9] MiB, after 0\.0", line) for line in lines
-    )
+    assert any(re.fullmatch(r"1\.0    reference × 2: 1 CPU, v6e-8, 0\.[1-9] MiB, after 0\.0", line) for line in lines)
     assert not (tmp_path / "x").exists()
