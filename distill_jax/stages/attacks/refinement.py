@@ -62,8 +62,8 @@ def search(
 
     Args:
       measure: points -> their values on both halves; called once a round.
-      budget: in trials of the grid's first batch; one of a larger batch counts as many as it reads more, of a smaller one
-        no less, as its evaluations are not fewer.
+      budget: in trials of the grid's first batch; one of a larger batch counts as many as it reads more, one of a
+        smaller batch no less, as its evaluations are not fewer.
       width: what batches are multiplied with, both ways, at first; 1 leaves them as they are.
     """
     origin = dict.fromkeys(_affordable(first_round(grid), budget, grid[0].batch), GRID)
