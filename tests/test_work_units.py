@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -142,8 +143,6 @@ def test_a_dry_run_lists_the_units(tmp_path, capsys):
     flags = [sweep, f"--workdir={tmp_path}/x", "--ray=auto", "--slice=v6e-8", "--dry-run"]
     assert main.main(["distill-jax", "sweep", *flags]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "0.0    data: 1 CPU, 0.00 GiB"
-    assert any(
-        line.startswith("1.0    reference × 2: 1 CPU, v6e-8, ") and line.endswith(", after 0.0") for line in lines
-    )
+    assert lines[0] == "0.0    data: 1 CPU"
+    assert any(re.fullmatch(r"1\.0    reference × 2: 1 CPU, v6e-8, 0\.[1-9] MiB, after 0\.0", line) for line in lines)
     assert not (tmp_path / "x").exists()

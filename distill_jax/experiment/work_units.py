@@ -17,8 +17,9 @@ from distill_jax.experiment.sweep_graph import Sweep, SweepShard
 from distill_jax.experiment.unit_plan import UnitPlanner
 from distill_jax.io.metrics import Progress
 from distill_jax.io.node import Node
-from distill_jax.perf.slices import GIB, Slice
+from distill_jax.perf.slices import Slice
 from distill_jax.stages.context import Context
+from distill_jax.units import size_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Resources:
         if self.slice:
             hosts = f" of {self.hosts} hosts" if self.hosts > 1 else ""
             parts.append(f"{self.slice.name}{hosts}{f' ({self.plan})' if self.plan else ''}")
-        return ", ".join([*parts, f"{self.memory / GIB:.2f} GiB"])
+        return ", ".join([*parts, *([size_text(self.memory)] if self.memory else [])])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,7 +174,7 @@ def _resources(ctx: Context, nodes: Sequence[Node], asked: Resources, planner: U
     if asked.slice:
         alone = graph.least_memory(ctx, nodes[0].settings.train_job(ctx, nodes[:1])) if job else 0
         there = asked.slice.devices * asked.slice.device_hbm
-        need = f"a step needs at least {alone / GIB:,.1f} GiB, and {asked.slice.name} has {there / GIB:,.1f} GiB"
+        need = f"a step needs at least {size_text(alone)}, and {asked.slice.name} has {size_text(there)}"
         check(alone <= there, f"stages.{nodes[0].stage}: {need}; name a larger --slice")
     return dataclasses.replace(asked, memory=least)
 
