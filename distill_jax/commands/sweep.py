@@ -203,6 +203,7 @@ def _place(line: Sequence[str], flags: Flags, sweep: Sweep, chosen: Sweep, units
     from distill_jax.experiment import work_units
     from distill_jax.experiment.engines import cluster_engine, ray_engine
     from distill_jax.io import leases
+    from distill_jax.io.storage import check_processes
 
     command = ["sweep", *line]
     for name in ENGINE:
@@ -215,10 +216,12 @@ def _place(line: Sequence[str], flags: Flags, sweep: Sweep, chosen: Sweep, units
     if flags.dry_run:
         print(work_units.preview(units))
         return 0
-    with leases.held(config_line.workdir(flags.workdir), sweep.marker(), shared=True):
+    workdir = config_line.workdir(flags.workdir)
+    check_processes(workdir, max(unit.resources.hosts for unit in units))
+    with leases.held(workdir, sweep.marker(), shared=True):
         code = ray_engine.run(units, command, flags.ray)
     if chosen.done:
-        _report(sweep, config_line.workdir(flags.workdir))
+        _report(sweep, workdir)
         return 0
     return code
 
