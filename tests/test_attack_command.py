@@ -94,7 +94,7 @@ def test_what_came_back_is_printed_with_its_interval():
     summary = {"measure": "accuracy", "models": [{"label": "mine", "retain": 0.8, "attack": attacked}, {"label": "x"}]}
     (line,) = attack_lines(summary)
     plain = line.replace("\u202f", " ")
-    assert "held out 0 % [0 %, 10 %] before, 50 % [40 %, 60 %] at most, after 100 of 100 steps; shown 90 % then" in plain
+    assert "held out 0 % [0 %, 10 %] before, 50 % [40 %, 60 %] at most, after 100 of 100 steps; shown 90 %" in plain
     assert plain.endswith("retain 80 % before, 70 % [60 %, 80 %] then")
 
 

@@ -1,4 +1,4 @@
-"""A model to be released is judged where most came back: an attacker may stop there, and the last step may be another."""
+"""A model to be released is judged where most came back: an attacker may stop there, before the last step."""
 
 from __future__ import annotations
 

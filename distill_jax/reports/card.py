@@ -240,8 +240,8 @@ def _words(summary: RunSummary, scale: Scale) -> dict[str, str]:
         f"{rates}, {plural(attack.get('seeds'), 'seed')} each. At each budget the learning rate that brings back most "
         "is counted, as if the attacker had known it; of those that bring back equally much the one that costs the "
         "model least. A model is judged at the step at which most came back, where an attacker may stop; intervals of "
-        "conclusions hold for all measured steps at once (Bonferroni). An example is a row of text; FLOPs (arithmetic operations) are those of one attacker at one "
-        "learning rate.",
+        "conclusions hold for all measured steps at once (Bonferroni). An example is a row of text; FLOPs (arithmetic "
+        "operations) are those of one attacker at one learning rate.",
         "heldout": f"**Held out**: the {heldout} {scale.item}s that no attacker saw. What comes back here was never "
         f"removed. {_better(scale)}",
         "shown": f"**Shown**: the {shown} that the attacker trains on; any model learns these in the end, only the "

@@ -38,7 +38,8 @@ class Model:
       shown: scores on what the attacker trains on, at the first and the last evaluation; `at_worst`, the most of any.
       shown_by_step: the same at each evaluation but the first.
       by_weights: `after` of the same attack by the weights it keeps.
-      attack_steps: how many steps the attack has; worst_step: at which of them most came back, 0 if `after` is the last.
+      attack_steps: how many steps the attack has; worst_step: after which of them most came back, 0 if that is not
+        asked.
     """
 
     name: str
