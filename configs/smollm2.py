@@ -29,7 +29,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from distill_jax.config import check
+from distill_jax.config import SettingError
 from distill_jax.data.capitals.capitals_config import CapitalsConfig
 from distill_jax.experiment.damage_rounds import damage_settings
 from distill_jax.experiment.experiment import Experiment
@@ -154,16 +154,21 @@ def _stages(c: ConfigDict) -> dict[str, Stage]:
 def _check(c: ConfigDict) -> None:
     """Raise ConfigError for what cannot be, by the keys of this config."""
     unknown = set(c.methods) - set(METHODS)
-    check(
-        bool(c.methods) and not unknown, f"methods = {tuple(c.methods)}: give any of {', '.join(METHODS)}, UNDO's first"
-    )
-    check(len(set(c.undo.alphas)) == len(c.undo.alphas), f"undo.alphas = {c.undo.alphas}: give every α once")
-    both = f"undo.steps = {c.undo.steps}: undo.alphas = {c.undo.alphas}; give each α its steps"
-    check(len(c.undo.steps) == len(c.undo.alphas), both)
+    if not c.methods or unknown:
+        raise SettingError("methods", tuple(c.methods), f"give any of {', '.join(METHODS)}, UNDO's first")
+    if len(set(c.undo.alphas)) < len(c.undo.alphas):
+        raise SettingError("undo.alphas", c.undo.alphas, "give every α once")
+    if len(c.undo.steps) != len(c.undo.alphas):
+        raise SettingError("undo.steps", c.undo.steps, f"undo.alphas = {c.undo.alphas}; give each α its steps")
     for key in ("lora_rank", "lora_seeds", "full_seeds"):
         off = "full" if key == "full_seeds" else "lora"
         mend = f"must be at least 1; without that attack, attack.{off}=()"
-        check(c.attack[key] >= 1, f"attack.{key} = {c.attack[key]}: {mend}")
+        if c.attack[key] < 1:
+            raise SettingError(f"attack.{key}", c.attack[key], mend)
+    for key in ("full", "lora"):
+        if not all(rate > 0 for rate in c.attack[key]):
+            mend = "learning rates must be positive; without that attack, ()"
+            raise SettingError(f"attack.{key}", c.attack[key], mend)
 
 
 def _measured(c: ConfigDict, models: dict[str, Stage]) -> dict[str, Stage]:
