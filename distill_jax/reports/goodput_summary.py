@@ -5,20 +5,20 @@ It is a file of its own because two runs of one experiment have the same summary
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import TypedDict, cast
 
 from distill_jax.evals.scale import MISSING, percent
-from distill_jax.io.files import read_json, write_json
+from distill_jax.io.files import write_sealed
 from distill_jax.io.node import Node
 from distill_jax.io.presence import read_workers
 from distill_jax.io.storage import make_directory
 from distill_jax.perf.clock import CAUSES
 from distill_jax.perf.ledger import Goodput, total
 from distill_jax.reports.formats import duration, scientific
+from distill_jax.reports.report_file import read_report_file
 
 FILE = "goodput.json"
 BARS = 40  # of the nodes that took longest
@@ -56,17 +56,22 @@ def summarise(nodes: Iterable[Node], workdir: Path) -> GoodputSummary:
 
 
 def write(nodes: Iterable[Node], workdir: Path) -> None:
-    """Write `report/goodput.json`."""
+    """Write `report/goodput.json`, sealed."""
     path = workdir / "report" / FILE
     make_directory(path.parent)
-    write_json(path, summarise(nodes, workdir))
+    write_sealed(path, summarise(nodes, workdir))
 
 
 def read(directory: Path) -> dict[str, GoodputSummary]:
-    """Return {"goodput": what stands in a report's directory}, or {} if nothing does."""
-    with contextlib.suppress(OSError, ValueError):
-        return {"goodput": read_json(directory / FILE)}
-    return {}
+    """Return {"goodput": what stands in a report's directory}, or {} if nothing does.
+
+    Raises:
+      ConfigError: if the file was changed since it was written, or is an earlier version's.
+    """
+    path = directory / FILE
+    if not path.is_file():  # as in a report of an earlier version
+        return {}
+    return {"goodput": cast(GoodputSummary, read_report_file(path))}
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from distill_jax.config import ConfigError, check
+from distill_jax.config import check
 from distill_jax.data.label_errors import label_errors
 from distill_jax.data.records import load_manifest
 from distill_jax.evals.measure import MEASURES
@@ -19,7 +19,6 @@ from distill_jax.evals.scale import Scale
 from distill_jax.experiment.ancestry import ancestry
 from distill_jax.experiment.experiment import CheckedExperiment
 from distill_jax.experiment.roles import Role, provenance, role_of
-from distill_jax.io.files import read_sealed
 from distill_jax.io.node import ROWS, Node
 from distill_jax.perf.ledger import training_flops
 from distill_jax.reports import (
@@ -39,6 +38,7 @@ from distill_jax.reports.headline import headline
 from distill_jax.reports.model_labels import labels
 from distill_jax.reports.premises import Model
 from distill_jax.reports.rendering import write_page
+from distill_jax.reports.report_file import read_report_file
 from distill_jax.reports.report_metadata import report_metadata
 from distill_jax.reports.summary_types import AttackSummary, ModelSummary, RunSummary
 from distill_jax.stages import Distill
@@ -250,12 +250,7 @@ def read(workdir: Path) -> dict[str, Any]:
     swept = workdir / "report" / "sweep.json"
     source = swept if swept.is_file() else workdir / "report" / "summary.json"
     check(source.is_file(), f"--workdir={workdir} has no report/summary.json: `distill-jax run` finishes a run first")
-    try:
-        return read_sealed(source)
-    except (OSError, ValueError) as error:
-        why = "was changed since it was written, or is an earlier version's"
-        mend = "the command that wrote it, `distill-jax run` (or audit, or sweep), writes it again from its nodes"
-        raise ConfigError(f"{source} (report/{source.name}) {why}; {mend}") from error
+    return read_report_file(source)
 
 
 def redraw(workdir: Path) -> Path:

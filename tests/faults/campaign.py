@@ -16,6 +16,7 @@ import dataclasses
 import io
 import json
 import random
+import re
 import shutil
 import sys
 import time
@@ -32,6 +33,14 @@ from tests.test_run import CONFIG, SETTINGS
 
 STOP = 17  # of 25 and 24 steps, behind two saves
 FINE = ("same", "warned", "refused")
+DIRECTORIES = (
+    "final",
+    "rows",
+    "tensorboard",
+    "d",
+    "workers",
+)  # whose files are of one sort; the names in `d` are random
+GOODPUT = re.compile(r'<section id="goodput">.*?</section>\n*', re.DOTALL)
 UNFINISHED = ("undo-0.9", "relearn-oracle")
 
 
@@ -63,14 +72,27 @@ HARMS: dict[str, Callable[[bytes, random.Random], bytes]] = {
 
 def kind(path: Path) -> str:
     """Return what sort of file this is, so that the many of one sort do not hide the few of another."""
-    return path.parent.name if path.parent.name in ("final", "rows", "tensorboard") else path.name.partition(".")[0]
+    return path.parent.name if path.parent.name in DIRECTORIES else path.name.partition(".")[0]
 
 
-def harm(workdir: Path, chance: random.Random) -> tuple[Path, str]:
-    """Damage a file of a random sort, and return it with what was done."""
-    files = [path for path in sorted(workdir.rglob("*")) if path.is_file() and path.stat().st_size]
-    sort = chance.choice(sorted({kind(path) for path in files}))
-    victim, how = chance.choice([path for path in files if kind(path) == sort]), chance.choice(sorted(HARMS))
+def sorts(workdir: Path) -> dict[str, list[Path]]:
+    """Return the files of a work directory by their sort."""
+    files: dict[str, list[Path]] = {}
+    for path in sorted(workdir.rglob("*")):
+        if path.is_file() and path.stat().st_size:
+            files.setdefault(kind(path), []).append(path)
+    return files
+
+
+def order(workdir: Path, count: int, seed: int) -> list[str]:
+    """Return the sorts that are damaged: a random order of all, again and again, so that none is left out."""
+    names, chance = sorted(sorts(workdir)), random.Random(seed)
+    return [name for _ in range(-(-count // len(names))) for name in chance.sample(names, len(names))][:count]
+
+
+def harm(workdir: Path, sort: str, chance: random.Random) -> tuple[Path, str]:
+    """Damage a random file of a sort, and return it with what was done."""
+    victim, how = chance.choice(sorts(workdir)[sort]), chance.choice(sorted(HARMS))
     harmed = HARMS[how](victim.read_bytes(), chance)
     victim.unlink()
     if how != "delete":
@@ -81,15 +103,24 @@ def harm(workdir: Path, chance: random.Random) -> tuple[Path, str]:
 # What comes of it
 
 
+def rounded(number: re.Match[str]) -> str:
+    """Return a number with six digits."""
+    return f"{float(number[0]):.6g}"
+
+
 def numbers(workdir: Path) -> dict[str, Any]:
-    """Return all numbers of a finished run, without times."""
+    """Return all numbers of a finished run, without times.
+
+    Those of metrics are rounded to six digits: a model that is computed again was trained in a population before, and
+    alone now, which is another program.
+    """
     summary = json.loads((workdir / "report/summary.json").read_text())
     found: dict[str, Any] = {
         key: summary[key] for key in summary if key not in ("created", "duration_seconds", "sha256")
     }
     for path in sorted(workdir.glob("nodes/*/*.json*")):
         if path.name in ("metrics.jsonl", "result.json"):
-            found[str(path.relative_to(workdir))] = path.read_text(errors="replace")
+            found[str(path.relative_to(workdir))] = re.sub(r"\d+\.\d{6,}", rounded, path.read_text(errors="replace"))
         elif path.name == "ledger.json":
             with contextlib.suppress(ValueError, KeyError):
                 found[str(path.relative_to(workdir))] = json.loads(path.read_text(errors="replace"))["flops"]
@@ -135,16 +166,20 @@ def drawn(workdir: Path, page: str, damaged: Path) -> str:
     if isinstance(code, str) or "Traceback" in said:
         return f"traceback: {code} {said}"
     if code == 0:
-        return "same" if (workdir / "report/index.html").read_text() == page else "wrong"
+        expected = page if damaged.exists() or damaged.name != "goodput.json" else GOODPUT.sub("", page)
+        return "same" if (workdir / "report/index.html").read_text() == expected else "wrong"
     return "refused" if code == 2 and damaged.name in said else f"unclear: {code} {said}"
 
 
-def damages(tree: Path, scratch: Path, count: int, truth: dict[str, Any], chance: random.Random) -> Iterator[Case]:
-    """Damage copies of a work directory, one file each."""
+def damages(tree: Path, scratch: Path, count: int, truth: dict[str, Any], seed: int) -> Iterator[Case]:
+    """Damage copies of a work directory, one file each.
+
+    Each case has a random stream of its own: files have names and lengths that are other ones in every run.
+    """
     page = (tree / "report/index.html").read_text()
-    for _ in range(count):
+    for number, sort in enumerate(order(tree, count, seed)):
         began, copy = time.monotonic(), shutil.copytree(tree, scratch / "run")
-        victim, how = harm(copy, chance)
+        victim, how = harm(copy, sort, random.Random(f"{seed} {number}"))
         inside = victim.relative_to(copy)
         found = [drawn(copy, page, victim)] if inside.parts[0] == "report" else []
         found.append(ending(copy, truth, victim))
@@ -205,12 +240,12 @@ def campaign(arguments: list[str]) -> Iterator[Case]:
     for name in ("finished", "interrupted", "cuts", "seed"):
         parser.add_argument(f"--{name}", dest=f"count_{name}", type=int, default=0)
     given = parser.parse_args(arguments)
-    truth, chance = numbers(given.finished), random.Random(given.count_seed)
-    yield from damages(given.finished, given.scratch, given.count_finished, truth, chance)
+    truth, seed = numbers(given.finished), given.count_seed
+    yield from damages(given.finished, given.scratch, given.count_finished, truth, seed)
     if given.count_interrupted or given.count_cuts:
         tree = unfinished(given.finished, given.scratch)
-        yield from damages(tree, given.scratch, given.count_interrupted, truth, chance)
-        yield from cuts(tree, given.scratch, given.count_cuts, truth, chance)
+        yield from damages(tree, given.scratch, given.count_interrupted, truth, seed)
+        yield from cuts(tree, given.scratch, given.count_cuts, truth, random.Random(seed))
 
 
 if __name__ == "__main__":
