@@ -2,7 +2,7 @@
 
   configs/smollm2.py            the same as :cpu
   configs/smollm2.py:cpu        20 minutes of two quiet cores by its operations, and 11 GiB
-  configs/smollm2.py:gpu        longer, on more of everything, for one accelerator: about 9 minutes of an H100, and 11 if
+  configs/smollm2.py:gpu        longer, on more of everything, for one accelerator: about 9 minutes of an H100, 11 if
                                 what is not known of it turns out badly, estimated from a part (docs/results.md)
   configs/smollm2.py:invented   the second arm, in place of :cpu; :gpu,invented likewise
   configs/smollm2.py:smoke      the same graph on a random model of some thousand parameters; learns nothing
