@@ -82,7 +82,7 @@ class Stage(Settings, abc.ABC):
     def refusal(cls, name: str, error: ValueError) -> ConfigError:
         """Return an error of the stage of this name: what begins with a setting is about `stages.<name>.<setting>`."""
         if isinstance(error, SettingError):
-            return error.within(f"stages.{name}")
+            return error if "." in error.key else error.within(f"stages.{name}")  # such as data.row_length
         setting = str(error).split(" ")[0] in {field.name for field in dataclasses.fields(cls)}
         return ConfigError(f"stages.{name}{'.' if setting else ': '}{error}")
 
