@@ -74,8 +74,18 @@ def _explained(error: Exception) -> int:
         mend = "what was finished is kept, and the same command continues once this is mended"
         console.complain(f"{error.strerror or error}{where}; {mend}")
         return ExitCode.REFUSED
+    if _out_of_memory(error):
+        mend = "train in more microbatches, lower --batch of score and generate, or take more devices"
+        console.complain(f"out of memory: {(str(error) or 'the host has no more').splitlines()[0]}; {mend}")
+        return ExitCode.REFUSED
     lost_process.wait_for_a_loss_to_show(error)
     raise error
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether a device or the host had no room; told by the name, as most commands never bring JAX."""
+    on_device = type(error).__name__ == "JaxRuntimeError" and "RESOURCE_EXHAUSTED" in str(error)
+    return on_device or isinstance(error, MemoryError)
 
 
 def _dispatch(argv: Sequence[str]) -> int:

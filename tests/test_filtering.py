@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from scipy import special
 
-import distill_jax.stages  # noqa: F401 - `doublebind.fit` and the verbs import each other; the verbs come first
 from distill_jax import main
 from distill_jax.config import ConfigError
 from distill_jax.doublebind import channel_effect, cross_fit, filter_scores, rounds, toy_lm, train_toy, world

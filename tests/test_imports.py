@@ -15,7 +15,7 @@ FILES = {str(path.relative_to(ROOT)): path.read_text() for path in sorted(ROOT.g
 
 # From the ground up: a part imports those before it, and itself.
 LAYERS = (
-    *("types", "exit_codes", "console", "config", "shipped"),
+    *("types", "units", "exit_codes", "console", "config", "shipped"),
     *("sharding", "backend"),  # what JAX runs on, and where arrays live
     *("io", "losses", "models", "perf", "data"),  # a loss sees logits or hidden states, never a model
     *("evals", "statistics", "interop", "train"),  # a measurement takes parameters, not the loop that made them

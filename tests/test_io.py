@@ -21,7 +21,7 @@ from distill_jax.config import ConfigError
 from distill_jax.io import files, metrics, sealed
 from distill_jax.io.checkpoint import FINAL, Checkpoints, Damaged
 from distill_jax.io.journal import Prefix
-from distill_jax.io.metrics import Metrics, Progress, TrainingSize, read_rows, span
+from distill_jax.io.metrics import Metrics, Progress, TrainingSize, read_rows
 from distill_jax.models import transformer
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops
@@ -323,23 +323,6 @@ class Clock:
     def __init__(self, monkeypatch):
         self.now = 1000.0
         monkeypatch.setattr(metrics.time, "monotonic", lambda: self.now)
-
-
-@pytest.mark.unit
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0, "0:00"),
-        (59.4, "0:59"),
-        (59.6, "1:00"),
-        (3599, "59:59"),
-        (3600, "1:00:00"),
-        (36061, "10:01:01"),
-        (-3, "0:00"),
-    ],
-)
-def test_span(seconds, text):
-    assert span(seconds) == text
 
 
 @pytest.mark.unit

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from scipy import stats
 
-import distill_jax.stages  # noqa: F401 - the verbs come first: `doublebind.fit` and they import each other
 from distill_jax.doublebind import audit_claims, referee
 from distill_jax.doublebind.channel_effect import ChannelEffect, Readout
 from distill_jax.doublebind.stages import Subliminal

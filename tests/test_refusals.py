@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import jax
 import pytest
 
+from distill_jax.commands import score
 from distill_jax.data.facts.facts_config import FactsConfig
 from distill_jax.data.text import gguf_tokenizer
 from distill_jax.main import main
@@ -14,6 +16,7 @@ from distill_jax.shipped import TINY
 from tests.gguf_files import convert
 
 MODEL = TINY / "choices" / "model"
+SMOKE = {"score": [], "bench": [], "plan": ["--config=arithmetic:smoke"]}  # what each command needs besides
 
 
 def questions(path: Path, count: int) -> str:
@@ -46,6 +49,68 @@ def test_a_flag_that_is_none_or_of_another_type_says_what_it_takes(capsys, words
 @pytest.mark.unit
 def test_a_number_that_is_none_is_said_to_be_none(capsys):
     assert refused(capsys, "bench", "accelerator", "--minutes=abc") == "--minutes=abc: must be a number"
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("number", ["nan", "inf"])
+def test_a_number_that_is_not_finite_is_refused(capsys, number):
+    assert refused(capsys, "bench", "accelerator", f"--minutes={number}") == f"--minutes={number}: must be finite"
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("folder", "exists and is no file; choose another name"),
+        ("file/below", "is a file; name a file below a directory"),
+        ("file/far/below", "is a file; name a file below a directory"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(tmp_path, capsys, monkeypatch, place, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    for command in (
+        ["score", "--input=x", "--model=x", "--output"],
+        ["bench", "--json"],
+        ["plan", "--slice=v5e-1", "--json"],
+    ):
+        line = refused(capsys, *command[:-1], *SMOKE[command[0]], f"{command[-1]}={place}")
+        assert line.startswith(f"{command[-1]}={place}: ") and line.endswith(message)
+
+
+@pytest.mark.unit
+def test_a_directory_that_cannot_be_made_is_refused_before_the_work(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    line = refused(capsys, "export", "--model=x", f"--to={tmp_path / 'file'}")
+    assert line == f"--to={tmp_path / 'file'}: exists and is no directory; choose another name"
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nlong list"),
+            "allocating 9",
+        ),
+        (MemoryError(), "the host has no more"),
+    ],
+)
+def test_no_room_in_memory_is_said_in_a_line(monkeypatch, capsys, error, message):
+    monkeypatch.setattr(score, "main", lambda _: (_ for _ in ()).throw(error))
+    line = refused(capsys, "score")
+    assert line.startswith("out of memory: ") and message in line and "lower --batch" in line
+
+
+@pytest.mark.unit
+def test_devices_that_are_no_number_are_refused_before_xla_reads_them(capsys):
+    given = ["attack", "--model=x", "--forget=f", "--retain=r", "--workdir=w"]
+    for devices in ("foo", "-1", "9" * 30):
+        line = refused(capsys, *given, f"--config.run.cpu_devices={devices}")
+        assert line == f"--config.run.cpu_devices={devices}: must be a whole number, at least 1"
+    assert refused(capsys, *given, "--config.run.cpu_devices=1000000").startswith("--config.run: cpu_devices = 1000000")
+    assert refused(capsys, *given, "--model=gs:/bucket/x").startswith("--model=gs:/bucket/x: this is an address")
 
 
 @pytest.mark.unit

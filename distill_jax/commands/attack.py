@@ -16,7 +16,9 @@ from distill_jax.commands.protect import CHAT, FILES, as_typed, computed, memory
 class Flags(ClusterFlags):
     """Flags of attack."""
 
-    model: tuple[str, ...] = flag((), "DIR or FILE.gguf: a model to attack; give --model again for each", required=True)
+    model: tuple[str, ...] = flag(
+        (), "DIR or FILE.gguf: a model to attack; give --model again for each", required=True, path=True
+    )
     baseline: str = flag("", "DIR or FILE.gguf: what they were before, which knows what they forgot", path=True)
     forget: str = flag("", f"FILES that they forgot: {FILES}", required=True)
     retain: str = flag("", f"FILES that they retained: {FILES}", required=True)

@@ -31,7 +31,12 @@ HELP = {
     "torch_python": "a Python that has torch and transformers",
 }
 Flags = dataclasses.make_dataclass(
-    "Flags", [(f.name, f.type, flag(f.default, HELP[f.name])) for f in dataclasses.fields(Options)], frozen=True
+    "Flags",
+    [
+        (f.name, f.type, flag(f.default, HELP[f.name], writes="file" if f.name == "json" else ""))
+        for f in dataclasses.fields(Options)
+    ],
+    frozen=True,
 )
 
 

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Generic, NamedTuple, TypeVar
+from pathlib import Path
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -40,6 +43,7 @@ def flag(
     *,
     required: bool | str = False,
     path: bool = False,
+    writes: Literal["", "file", "directory"] = "",
     bounds: tuple[float | None, float | None] = (None, None),
 ) -> T:
     """Declare a flag.
@@ -47,11 +51,12 @@ def flag(
     Args:
       required: it must not be left out; a text is what is said then.
       path: it names a file or directory, or has an address of one.
+      writes: what the path becomes when the work is done; refused before where it could not.
       bounds: the least and the largest value.
     """
     lower, upper = bounds
     limits = {"lower_bound": lower, "upper_bound": upper} if bounds != (None, None) else {}
-    metadata = {"help": help, "required": required, "path": path, "limits": limits}
+    metadata = {"help": help, "required": required, "path": path, "writes": writes, "limits": limits}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -111,8 +116,24 @@ def _value(command: str, name: str, field: dataclasses.Field[Any], value: Any) -
     if required and not value:
         raise ConfigError(f"{command}: --{name} is missing: {field.metadata['help']}" if required is True else required)
     if field.metadata["path"]:
-        check_path(f"--{name}", value or "")
+        for path in value if isinstance(value, list) else [value or ""]:
+            check_path(f"--{name}", path)
+    if field.metadata["writes"] and value:
+        check_output(f"--{name}={value}", value, field.metadata["writes"])
+    check(not isinstance(value, float) or math.isfinite(value), f"--{name}={value}: must be finite")
     return tuple(value) if isinstance(value, list) else value
+
+
+def check_output(where: str, path: str, kind: str) -> None:
+    """Refuse a local path at which no file, or no directory, can be written."""
+    if "://" in path:
+        return
+    place = Path(path)
+    if place.exists():
+        check(place.is_dir() == (kind == "directory"), f"{where}: exists and is no {kind}; choose another name")
+    parent = next(folder for folder in place.absolute().parents if folder.exists())
+    check(parent.is_dir(), f"{where}: {parent} is a file; name a {kind} below a directory")
+    check(os.access(parent, os.W_OK), f"{where}: {parent} may not be written to; name a {kind} elsewhere")
 
 
 def usage(command: str, cls: type, synopsis: str, *more: str) -> str:

@@ -12,6 +12,8 @@ from distill_jax.commands.model_flags import INPUT, ModelFlags
 from distill_jax.config import check
 from distill_jax.io.storage import location
 
+SEEDS = (-(2**31), 2**31 - 1)  # JAX takes an argument of a compiled program as int32
+
 
 @dataclasses.dataclass(frozen=True)
 class Flags(ModelFlags):
@@ -20,7 +22,7 @@ class Flags(ModelFlags):
     input: str = flag("", INPUT, required=True, path=True)
     new: int = flag(64, "tokens at most")
     temperature: float = flag(0.0, "of sampling; 0: always the likeliest token")
-    seed: int = flag(0, "of sampling")
+    seed: int = flag(0, "of sampling", bounds=SEEDS)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -13,7 +13,7 @@ from distill_jax import api, backend
 from distill_jax.commands import command_line, config_line, plan
 from distill_jax.commands.cluster import ClusterFlags
 from distill_jax.commands.command_line import flag
-from distill_jax.config import ConfigError, check, nearest
+from distill_jax.config import ConfigError, build, check, nearest
 from distill_jax.experiment.named_config import NamedConfig
 from distill_jax.io.storage import location
 
@@ -123,8 +123,13 @@ def _named(flags: Flags, arguments: Sequence[str]) -> tuple[NamedConfig, list[st
 
 def memory_of_devices(arguments: Sequence[str], slice_name: str = "") -> float:
     """Start the devices, and return the bytes that all of them have; of a slice that is named, those of its chips."""
-    devices = config_line.take(arguments, "config.run.cpu_devices")[0]
-    backend.set_up({"cpu_devices": devices or 2})
+    from distill_jax.stages.context import RunSettings
+
+    devices, key = config_line.take(arguments, "config.run.cpu_devices")[0], "cpu_devices"
+    whole = devices is None or re.fullmatch(r"\d{1,9}", devices)
+    check(bool(whole), f"--config.run.{key}={devices}: must be a whole number, at least 1")
+    run = build(RunSettings, {key: int(devices)} if devices else {}, "--config.run")
+    backend.set_up({key: run.cpu_devices})
     backend.find_devices()
     import jax
 

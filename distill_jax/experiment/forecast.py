@@ -11,10 +11,11 @@ import jax.numpy as jnp
 
 from distill_jax.experiment import graph
 from distill_jax.experiment.experiment import CheckedExperiment
-from distill_jax.io.metrics import Progress, span
+from distill_jax.io.metrics import Progress
 from distill_jax.io.node import Node
 from distill_jax.perf import memory
 from distill_jax.stages.context import Context
+from distill_jax.units import size_text, span
 
 SIDE, TRIES = 1024, 3  # of the product by which speed is taken
 SHARE = 0.4  # of that product's speed, what a training step comes to
@@ -35,8 +36,8 @@ def forecast(experiment: CheckedExperiment, nodes: Mapping[str, Node]) -> str:
         rows.append((node.name, _what(ctx, node), "done" if node.done else _about(flops / speed)))
     names, whats = (max(map(len, column)) for column in list(zip(*rows, strict=True))[:2])
     lines = [f"  {name:{names}}  {what:{whats}}  {takes}" for name, what, takes in rows]
-    there = memory.installed(jax.local_devices()[0]) * jax.device_count() / 2**30
-    free = f"on {jax.device_count()} × {jax.devices()[0].device_kind}, {there:,.1f} GiB"
+    there = memory.installed(jax.local_devices()[0]) * jax.device_count()
+    free = f"on {jax.device_count()} × {jax.devices()[0].device_kind}, {size_text(there)}"
     rest = "preparing data, compiling and, before there are data, measuring are not in it"
     expect = [EXPECT] if any(node.verb == "perturb" for node in nodes.values()) else []
     expect += [f"What is to be retained: {how}"] if (how := experiment.data.how_measured()) else []
@@ -52,12 +53,7 @@ def _what(ctx: Context, node: Node) -> str:
         return node.verb
     least = graph.least_memory(ctx, job)
     members = f" × {len(job.members)} attackers" if len(job.members) > 1 else ""
-    return f"{node.verb}, {stage.steps:,} steps of {stage.batch} rows{members}, at least {_size(least)}"
-
-
-def _size(size: float) -> str:
-    """Write a number of bytes, of a tiny model in MiB."""
-    return f"{size / 2**20:.1f} MiB" if size < 2**30 / 10 else f"{size / 2**30:.1f} GiB"
+    return f"{node.verb}, {stage.steps:,} steps of {stage.batch} rows{members}, at least {size_text(least)}"
 
 
 def _about(seconds: float) -> str:

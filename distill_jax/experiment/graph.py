@@ -43,6 +43,7 @@ from distill_jax.stages.context import Context, Node, RunSettings
 from distill_jax.stages.prepare import Prepare
 from distill_jax.stages.stage import Stage
 from distill_jax.stages.train_job import TrainJob
+from distill_jax.units import size_text
 
 DATA = "data"
 
@@ -277,7 +278,7 @@ def check_memory(ctx: Context, nodes: Sequence[Node]) -> None:
         fix_hint = (
             f"lower batch = {settings.batch}, raise microbatches = {settings.microbatches}, or take a smaller model"
         )
-        need = f"a step needs at least {least / 2**30:,.1f} GiB, and the devices have {there / 2**30:,.1f} GiB"
+        need = f"a step needs at least {size_text(least)}, and the devices have {size_text(there)}"
         check(least <= there, f"stages.{node.stage}: {need}; {fix_hint}")
 
 

@@ -17,6 +17,7 @@ from distill_jax.io.leases import OWN_TEXT
 from distill_jax.io.node import CONFIG, Node
 from distill_jax.io.storage import location
 from distill_jax.types import JsonObject
+from distill_jax.units import size_text
 
 RANK = 16  # of adapters, where weights do not fit
 CONTEXT = {"documents": 512, "questions": 128, "choices": 512}  # tokens of a row at most
@@ -197,7 +198,7 @@ def _fit(named: NamedConfig, subject: Subject, rate: float, memory: float) -> li
         for stage in (c[name] for name in ("suppress", "distill", "attack") if name in c):
             stage.update(lora_rank=RANK, lora_alpha=2.0 * RANK)
         rate *= ADAPTER_RATE
-        need = f"training all weights needs at least {gib(all_weights)}, and there are {gib(memory)}"
+        need = f"training all weights needs at least {size_text(all_weights)}, and there are {size_text(memory)}"
         decisions.append(f"{need}: LoRA adapters of rank {RANK} train in their place")
     named.module.set_rate(c, float(f"{rate:.2g}"))
     if least_bytes(c, subject, members=len(c.attack.learning_rates) * c.attack.seeds) > room:
@@ -219,11 +220,6 @@ def least_bytes(c: Any, subject: Subject, members: int) -> int:
     shape = TrainingShape(tokens, members, rank=c.attack.lora_rank, logits=logits)
     teacher = subject.parameters * (2 if c.model.dtype == "bfloat16" else 4)
     return least_training(subject.cfg, shape) + teacher
-
-
-def gib(size: float) -> str:
-    """Write a number of bytes."""
-    return f"{size / 2**30:,.1f} GiB"
 
 
 def config_text(named: NamedConfig, decisions: list[str]) -> str:

@@ -27,8 +27,9 @@ from distill_jax.models.remat import policies
 from distill_jax.perf.analysis_cache import AnalysisCache, program_key
 from distill_jax.perf.compile_for import ProgramAnalysis, compile_for, topology
 from distill_jax.perf.prices import Prices
-from distill_jax.perf.slices import GIB, Slice
+from distill_jax.perf.slices import Slice
 from distill_jax.stages.context import Context, Node
+from distill_jax.units import size_text
 
 Groups = Sequence[Sequence[Node]]
 Say = Callable[[str], None]
@@ -132,7 +133,7 @@ class SlicePlanner:
                 final = size == 1 and group.remat == tried[-1]
                 with_policy = f", remat = {group.remat}" if len(tried) > 1 else ""
                 if group.least_bytes > graph.FILL * where.device_hbm and not final:
-                    self.say(f"{names}{with_policy}: needs at least {group.least_bytes / GIB:.1f} GiB, not compiled")
+                    self.say(f"{names}{with_policy}: needs at least {size_text(group.least_bytes)}, not compiled")
                     continue
                 compiling = f"{names}{with_policy}: compiling for {where.name}{self._time_left(programs)}"
                 key, analysis, how = self._analysis(group, where, compiling)
@@ -150,7 +151,7 @@ class SlicePlanner:
             self.say(compiling)
             analysis, how = self._compiled(key, group, where, self._compiler.codegen)
         if not analysis.final and (self._compiler.codegen or CLOSE * limit < analysis.needed < limit):
-            self.say(f"{compiling}, to its end as it takes {analysis.needed / GIB:.1f} of {limit / GIB:.1f} GiB")
+            self.say(f"{compiling}, to its end as it takes {size_text(analysis.needed)} of {size_text(limit)}")
             analysis, how = self._compiled(key, group, where, True)
         return key, analysis, how
 

@@ -9,7 +9,8 @@ from distill_jax.experiment.lowered_group import train_job
 from distill_jax.experiment.planned_stage import PlannedStage
 from distill_jax.experiment.slice_estimate import SliceEstimate, estimate_group, step_sizes
 from distill_jax.experiment.slice_plan import Groups, SlicePlanner
-from distill_jax.perf.slices import CHIPS, GIB, SLICES, Slice
+from distill_jax.perf.slices import CHIPS, SLICES, Slice
+from distill_jax.units import size_text
 
 MAX_CHIPS = 256
 MAX_TRIED = 3  # slices on which the dearest stage fits; compiling takes minutes each
@@ -80,7 +81,7 @@ def ranked(planner: SlicePlanner, groups: Groups) -> list[SliceEstimate]:
             estimates.append(SliceEstimate(where, each, priced[where.generation]))
     small = [e for e in estimates if e.hbm > e.where.device_hbm]
     if small:
-        need = ", ".join(f"{e.where.name} ({e.hbm / GIB:.1f} GiB)" for e in small)
+        need = ", ".join(f"{e.where.name} ({size_text(e.hbm)})" for e in small)
         planner.say(f"not compiled, as a device needs more than it has: {need}")
     fitting = [e for e in estimates if e.hbm <= e.where.device_hbm]
     least = min((e.cost for e in fitting), default=1.0) or 1.0

@@ -23,10 +23,11 @@ from distill_jax.experiment.sweep_points import STAGES, Point
 from distill_jax.io import attempts
 from distill_jax.io.files import Digests
 from distill_jax.io.leases import Leases
-from distill_jax.io.metrics import Progress, span
+from distill_jax.io.metrics import Progress
 from distill_jax.io.node import ROWS
 from distill_jax.sharding.distributed import announced, preempted
 from distill_jax.stages.context import Context, Node
+from distill_jax.units import span
 
 POLL_SECONDS = 1.0
 

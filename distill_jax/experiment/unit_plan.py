@@ -7,7 +7,7 @@ the least count of bytes decides, and a line says so.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from distill_jax.config import ConfigError
 from distill_jax.experiment import graph
@@ -16,21 +16,29 @@ from distill_jax.experiment.slice_plan import Compiler, SlicePlanner
 from distill_jax.perf.analysis_cache import AnalysisCache
 from distill_jax.perf.compile_for import compiler_version, topology
 from distill_jax.perf.prices import Prices
-from distill_jax.perf.slices import GIB, SLICES, Slice
+from distill_jax.perf.slices import SLICES, Slice
 from distill_jax.stages.context import Context, Node
+from distill_jax.units import size_text
 
 MAX_CHIPS = 256
 
 
 class Fit(NamedTuple):
-    """A slice that a population fits on.
+    """A slice, or GPUs of a host, that a population fits on.
 
     Attributes:
-      reason: what of it is used, for people.
+      reason: what of a device is used, for people.
     """
 
-    where: Slice
     reason: str
+    slice: Slice | None = None
+    gpus: int = 0
+
+
+class Planner(Protocol):
+    """What finds the devices of a unit."""
+
+    def fit(self, ctx: Context, group: Sequence[Node]) -> Fit | None: ...
 
 
 def slices_of(generation: str) -> list[Slice]:
@@ -77,7 +85,7 @@ class UnitPlanner:
         least = graph.least_memory(ctx, job) if job else 0
         for where in self._slices:
             if least <= graph.FILL * where.devices * where.device_hbm:
-                return Fit(where, f"at least {least / where.devices / GIB:.2f} GiB a device")
+                return Fit(f"at least {size_text(least / where.devices)} a device", where)
         raise self._none(group, least)
 
     def _by_compiler(self, ctx: Context, group: Sequence[Node]) -> Fit:
@@ -95,7 +103,8 @@ class UnitPlanner:
                 continue
             if not all(stage.fits for stage in stages):
                 continue
-            fit = Fit(where, f"{max(s.hbm_bytes for s in stages) / GIB:.2f} of {stages[0].hbm_capacity / GIB:.2f} GiB")
+            of = f"{size_text(max(s.hbm_bytes for s in stages))} of {size_text(stages[0].hbm_capacity)}"
+            fit = Fit(of, where)
             if len(stages[0].population) == len(group):
                 return fit
             in_parts = in_parts or fit
@@ -104,7 +113,7 @@ class UnitPlanner:
         raise self._none(group, least)
 
     def _none(self, group: Sequence[Node], least: int) -> ConfigError:
-        need = f"a step needs at least {least / GIB:,.1f} GiB"
+        need = f"a step needs at least {size_text(least)}"
         largest = self._slices[-1]
         fix_hint = "shrink the batch or the loss_chunk, or name a slice yourself"
         return ConfigError(f"stages.{group[0].stage}: fits on no slice up to {largest.name} ({need}); {fix_hint}")

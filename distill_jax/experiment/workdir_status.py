@@ -20,6 +20,7 @@ from distill_jax.io.presence import FAILED, STOPPED, WorkerRecord, read_workers
 from distill_jax.io.storage import is_local, names
 from distill_jax.io.work_plan import PlannedNode, read_plan
 from distill_jax.types import JsonObject
+from distill_jax.units import span
 
 STATES = ("running", "failed", "stopped", "ready", "waiting", "done")
 SAMPLED = 20  # finished nodes from which speed is taken: in a bucket each is a request
@@ -237,12 +238,6 @@ def _words(node: NodeStatus, now: float) -> str:
 def clock(at: float) -> str:
     """Write a moment as this machine's date and time."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
-
-
-def span(seconds: float) -> str:
-    """Write a duration as m:ss, or h:mm:ss."""
-    minutes, rest = divmod(max(round(seconds), 0), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
 
 
 def as_json(status: Status) -> Mapping[str, object]:

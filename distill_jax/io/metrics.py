@@ -21,6 +21,7 @@ from distill_jax.config import ConfigError, check
 from distill_jax.io.journal import Prefix
 from distill_jax.io.storage import Growing, make_directory, naming, read_bytes
 from distill_jax.types import JsonObject
+from distill_jax.units import span
 
 
 def read_rows(path: Path) -> list[JsonObject]:
@@ -119,13 +120,6 @@ class Metrics:
             self._events.close()
         fix_hint = f"remove {self.path.parent} and run again to compute it anew"
         check(written.is_all_of(self.path), f"{self.path}: something else wrote to it during the run; {fix_hint}")
-
-
-def span(seconds: float) -> str:
-    """Write a duration as m:ss, or h:mm:ss."""
-    seconds = round(seconds)
-    minutes, rest = divmod(max(seconds, 0), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
 
 
 @dataclasses.dataclass(frozen=True)

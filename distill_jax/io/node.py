@@ -48,7 +48,7 @@ class Node:
 
     Attributes:
       name: unique among the nodes it is run with.
-      verb: a key of `distill_jax.stages.VERBS`.
+      verb: the stage's `kind`.
       settings: the verb's settings dataclass.
       inputs: role ("start", "teacher") -> name of another node.
       identity: hash of the name, the settings, the model, the data and the inputs' identities.

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -21,12 +21,14 @@ from distill_jax.reports.sweep_evidence import (
     MARGIN,
     Run,
     Sweep,
+    at_common_seeds,
     by_training_seed,
     difference,
     grouped,
+    lacking,
     premises_on_all,
 )
-from distill_jax.statistics.conclusions import Conclusion, Effect, Premise, State, conclude, not_run
+from distill_jax.statistics.conclusions import Conclusion, Effect, State, conclude
 from distill_jax.statistics.estimates import Scores
 from distill_jax.statistics.recipe_choice import choose_least
 from distill_jax.statistics.student_t import mean_interval
@@ -75,10 +77,10 @@ def _effects(label: str, own: Scores, oracle: Scores, costs: np.ndarray, choices
     return [gap, Effect("compute", float(costs.mean()), low, high, "below", QUARTER, len(costs))]
 
 
-def recipes(sweep: Sweep) -> dict[str, list[Run]]:
-    """Return the attacked runs of each recipe by its identity, but of controls."""
-    attacked = (run for run in sweep.runs if run["id"] in sweep.after and run["kind"] not in CONTROLS)
-    return {recipe: same for (recipe,), same in grouped(attacked, "recipe").items()}
+def recipes(runs: Iterable[Run]) -> dict[str, list[Run]]:
+    """Return runs by the identity of their recipe, but those of controls."""
+    own = (run for run in runs if run["kind"] not in CONTROLS)
+    return {recipe: same for (recipe,), same in grouped(own, "recipe").items()}
 
 
 def affordable(sweep: Sweep, way: str) -> Conclusion:
@@ -86,25 +88,26 @@ def affordable(sweep: Sweep, way: str) -> Conclusion:
     name = f"affordable, {way.replace('_', ' ')}"
     claim = f"Some recipe reaches the robustness of retraining for at most {QUARTER:.0%} of its compute "
     claim += f"({CONVENTIONS[way]})."
-    made = recipes(sweep)
-    candidates = _candidates(sweep, {key: same for key, same in made.items() if key not in sweep.lost}, way)
-    lost = [sweep.lost[key] for key in made if key in sweep.lost]
-    if not candidates and (not made or len(lost) < len(made)):
-        return not_run(name, claim, "recipe beside its oracle at two training seeds")
+
+    def compared(sweep: Sweep) -> list[list[Run]]:
+        oracles = sweep.of(Role.ORACLE)
+        return [side for same in recipes(sweep.usable).values() for side in at_common_seeds(same, oracles)]
+
+    candidates = _candidates(sweep, way)
     if not candidates:
-        premise = Premise("a recipe kept or regained the retain ability", False, "; ".join(lost))
-        return conclude(name, claim, premises=[premise], effects=[])
+        return lacking(sweep, name, claim, "recipe beside its oracle at two training seeds", compared)
+    lost = [recipe for recipe in recipes(sweep.runs) if recipe in sweep.lost]
     text, effects = _decided(sweep, candidates)
     text += f" Of {len(candidates)} recipes."
     text += f" {len(lost)} more lost their retain ability." if lost else ""
     return conclude(name, claim, premises=premises_on_all(sweep), effects=effects, evidence=text)
 
 
-def _candidates(sweep: Sweep, made: dict[str, list[Run]], way: str) -> list[Candidate]:
+def _candidates(sweep: Sweep, way: str) -> list[Candidate]:
     """Return the recipes that stand beside their oracle at two training seeds or more, the cheapest first."""
     oracles = {run["seed"]: run for run in sweep.of(Role.ORACLE)}
     out = []
-    for same in made.values():
+    for same in recipes(sweep.usable).values():
         paired = [run for run in same if run["seed"] in oracles and run[SHARES[way]]]
         if len({run["seed"] for run in paired}) > 1:
             costs = np.array([run[SHARES[way]]["whole"] for run in paired])

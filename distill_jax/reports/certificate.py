@@ -20,10 +20,11 @@ from distill_jax.reports.sweep_evidence import (
     by_training_seed,
     difference,
     grouped,
+    lacking,
     left_out,
     premises_on,
 )
-from distill_jax.statistics.conclusions import Conclusion, Effect, Premise, conclude, not_run
+from distill_jax.statistics.conclusions import Conclusion, Effect, conclude, not_run
 
 PRECISIONS = {None: "fp32", 8: "INT8", 4: "INT4"}
 TRAINING_SEEDS = 5
@@ -51,26 +52,27 @@ def _certificate(sweep: Sweep, rounded: Sequence[Run], candidates: int) -> Concl
     one = rounded[0]
     label, method, recipe = one["label"].partition(" of ")[2], one["method"], one["rounded_recipe"]
     claim = f"{label} is as robust as retraining on filtered data, in fp32 and rounded to INT8 and INT4 (certificate)."
-    effects, counts = [], []
-    for bits, precision in PRECISIONS.items():
-        own = {"recipe": recipe} if bits is None else {"rounded_recipe": recipe}
-        pairs = _pairs(_at(sweep, one["rounded"], bits, **own), _at(sweep, Role.ORACLE, bits))
-        counts.append((precision, len(pairs)))
-        if len(pairs) > 1:
-            effects.append(_gap(sweep, precision, pairs, candidates))
-    enough = all(count >= TRAINING_SEEDS for _, count in counts)
-    evidence = ", ".join(f"{precision} {count}" for precision, count in counts)
-    premise = Premise(
-        f"{TRAINING_SEEDS} training seeds of it and of the oracle have their retain ability at every precision",
-        enough,
-        evidence,
-    )
-    text = f"Difference to the oracle after the attack, {evidence} training seeds; held within {MARGIN:g} at each."
-    text += f" Intervals are simultaneous for {candidates} candidates." if candidates > 1 else ""
     setting = (one["rounded"], method, one["alpha"], one["beta"])
     name = "certificate, " + ", ".join(str(part) for part in setting if part is not None)
-    shared = [premise, *premises_on(sweep, method or _hiding(sweep))]  # a filtered model has no method of its own
-    return conclude(name, claim, premises=shared, effects=effects, evidence=text + left_out(sweep))
+
+    def pairs(sweep: Sweep, bits: int | None) -> list[tuple[Run, Run]]:
+        own = {"recipe": recipe} if bits is None else {"rounded_recipe": recipe}
+        return _pairs(_at(sweep, one["rounded"], bits, **own), _at(sweep, Role.ORACLE, bits))
+
+    def compared(sweep: Sweep) -> list[tuple[Run, Run]]:
+        each = [pairs(sweep, bits) for bits in PRECISIONS]
+        return [pair for same in each for pair in same] if min(map(len, each)) >= TRAINING_SEEDS else []
+
+    if not compared(sweep):
+        what = f"set of {TRAINING_SEEDS} training seeds of it and of the oracle at every precision"
+        return lacking(sweep, name, claim, what, compared)
+    each = {precision: pairs(sweep, bits) for bits, precision in PRECISIONS.items()}
+    effects = [_gap(sweep, precision, same, candidates) for precision, same in each.items()]
+    counts = ", ".join(f"{precision} {len(same)}" for precision, same in each.items())
+    text = f"Difference to the oracle after the attack, {counts} training seeds; held within {MARGIN:g} at each."
+    text += f" Intervals are simultaneous for {candidates} candidates." if candidates > 1 else ""
+    premises = premises_on(sweep, method or _hiding(sweep))  # a filtered model has no method of its own
+    return conclude(name, claim, premises=premises, effects=effects, evidence=text + left_out(sweep))
 
 
 def _hiding(sweep: Sweep) -> str:

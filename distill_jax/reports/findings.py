@@ -18,6 +18,7 @@ from distill_jax.reports.sweep_evidence import (
     MARGIN,
     Run,
     Sweep,
+    at_common_seeds,
     by_training_seed,
     difference,
     grouped,
@@ -78,18 +79,21 @@ def rises_with_alpha(sweep: Sweep, method: str, beta: float) -> Conclusion:
     """The slope of what comes back in α, by training seed."""
     name = f"alpha, {method}, {beta:g}"
     claim = f"Robustness rises with α ({method_label(method)}, β = {beta:g})."
-    group = sweep.of("undo", method=method, beta=beta)
-    by_alpha = {alpha: same for (alpha,), same in grouped(group, "alpha").items()}
-    seeds = set.intersection(*({run["seed"] for run in same} for same in by_alpha.values())) if by_alpha else set()
-    if len(by_alpha) < 2 or len(seeds) < 2:
-        return lacking(sweep, name, claim, "two values of α at two training seeds", ["undo"], method=method, beta=beta)
+
+    def compared(sweep: Sweep) -> list[list[Run]]:
+        by_alpha = grouped(sweep.of(Role.UNDO, method=method, beta=beta), "alpha")
+        return at_common_seeds(*by_alpha.values()) if len(by_alpha) > 1 else []
+
+    by_alpha = {side[0]["alpha"]: side for side in compared(sweep)}
+    if not by_alpha:
+        return lacking(sweep, name, claim, "two values of α at two training seeds", compared)
     alphas = np.array(sorted(by_alpha))
     weights = (alphas - alphas.mean()) / np.sum((alphas - alphas.mean()) ** 2)
-    each = {a: by_training_seed(sweep, [run for run in by_alpha[a] if run["seed"] in seeds]) for a in alphas.tolist()}
+    each = {alpha: by_training_seed(sweep, by_alpha[alpha]) for alpha in alphas.tolist()}
     terms = [(float(w), scores) for w, scores in zip(weights, each.values(), strict=True)]
     curve = ", ".join(f"{alpha:g}: {scores.value:.2f}" for alpha, scores in each.items())
     slope = difference("slope of accuracy in α", terms, "below")
-    text = f"{len(seeds)} seeds, by α {curve}.{left_out(sweep)}"
+    text = f"{len(each[alphas[0]].by_seed)} seeds, by α {curve}.{left_out(sweep)}"
     return conclude(name, claim, premises=premises_on(sweep, method), effects=[slope], evidence=text)
 
 
@@ -104,32 +108,43 @@ COMPARED = (
 def parts_of_damage(sweep: Sweep, method: str, short: str, claim: str, first: str, second: str) -> Conclusion:
     """One part of the damage against another, by training seed, over the α that both have."""
     name, claim = f"{short}, {method}", f"{claim} ({method_label(method)})."
-    kinds = {
-        "shrunk": [r for r in sweep.of("undo", method=method) if not r["beta"]],
-        "both": [r for r in sweep.of("undo", method=method) if r["beta"]],
-        "noise only": sweep.of("noise only", method=method),
-        "alpha 0": sweep.of("alpha 0", method=method),
-    }
-    pair = _matched(sweep, kinds[first], kinds[second])
-    if pair is None:
-        made = [{"shrunk": "undo", "both": "undo"}.get(kind, kind) for kind in (first, second)]
-        return lacking(sweep, name, claim, "pair of them at two training seeds", made, method=method)
-    gap = difference("accuracy", [(1.0, pair[0]), (-1.0, pair[1])], "below")
+
+    def compared(sweep: Sweep) -> list[tuple[list[Run], list[Run]]]:
+        return _matched(*(_damaged(sweep, method, damage) for damage in (first, second)))
+
+    pairs = compared(sweep)
+    if not pairs:
+        lacks = "pair of them at two training seeds"
+        return lacking(sweep, name, claim, lacks, lambda sweep: [side for pair in compared(sweep) for side in pair])
+    sides = [(w, _by_seed_and_alpha(sweep, [pair[i] for pair in pairs])) for i, w in enumerate((1.0, -1.0))]
+    gap = difference("accuracy", sides, "below")
     return conclude(name, claim, premises=premises_on(sweep, method), effects=[gap], evidence=left_out(sweep).strip())
 
 
-def _matched(sweep: Sweep, first: Sequence[Run], second: Sequence[Run]) -> tuple[Scores, Scores] | None:
-    """Return both sides' scores by seed: each seed's mean over the α that both have."""
-    first_groups, second_groups = grouped(first, "seed", "alpha"), grouped(second, "seed", "alpha")
-    sides: dict[int, list[tuple[Scores, Scores]]] = {}
-    for (seed, alpha), group in first_groups.items():
-        other = second_groups.get((seed, alpha)) or second_groups.get((seed, 0.0))
-        if other:
-            sides.setdefault(seed, []).append((by_training_seed(sweep, group), by_training_seed(sweep, other)))
-    if len(sides) < 2:
-        return None
-    each = [tuple(mean_scores([pair[i] for pair in pairs]) for pairs in sides.values()) for i in (0, 1)]
-    return stacked(each[0]), stacked(each[1])
+def _damaged(sweep: Sweep, method: str, damage: str) -> list[Run]:
+    """Return the runs with a kind of damage: both α and β, one of them alone, or none."""
+    if damage in (Role.NOISE_ONLY, Role.UNDAMAGED):
+        return sweep.of(damage, method=method)
+    return [run for run in sweep.of(Role.UNDO, method=method) if bool(run["beta"]) == (damage == "both")]
+
+
+def _matched(first: Sequence[Run], second: Sequence[Run]) -> list[tuple[list[Run], list[Run]]]:
+    """Return both sides' runs of each seed and α that both have; nothing where these are of fewer than two seeds."""
+    others = grouped(second, "seed", "alpha")
+    pairs = [
+        (group, other)
+        for (seed, alpha), group in grouped(first, "seed", "alpha").items()
+        if (other := others.get((seed, alpha)) or others.get((seed, 0.0)))
+    ]
+    return pairs if len({group[0]["seed"] for group, _ in pairs}) > 1 else []
+
+
+def _by_seed_and_alpha(sweep: Sweep, groups: Sequence[Sequence[Run]]) -> Scores:
+    """Return the scores of groups of runs by seed, each seed's the mean over its groups."""
+    by_seed: dict[int, list[Scores]] = {}
+    for group in groups:
+        by_seed.setdefault(group[0]["seed"], []).append(by_training_seed(sweep, group))
+    return stacked([mean_scores(same) for same in by_seed.values()])
 
 
 def cheaper(sweep: Sweep, method: str, way: str) -> Conclusion:
@@ -138,18 +153,20 @@ def cheaper(sweep: Sweep, method: str, way: str) -> Conclusion:
     name = f"cheaper, {way.replace('_', ' ')}, {method}"
     claim = "UNDO reaches the robustness of retraining on filtered data at no more than 80 % of its compute "
     claim += f"({method_label(method)}; {of})."
-    settings = grouped(sweep.of("undo", method=method), "alpha", "beta", "recipe")
-    oracles = {run["seed"]: run for run in sweep.of("oracle")}
-    field = SHARES[way]
+
+    def compared(sweep: Sweep) -> list[list[Run]]:
+        settings, oracles = grouped(sweep.of(Role.UNDO, method=method), "recipe"), sweep.of(Role.ORACLE)
+        return [side for same in settings.values() for side in at_common_seeds(same, oracles)]
+
+    field, oracles = SHARES[way], {run["seed"]: run for run in sweep.of(Role.ORACLE)}
     costs = {}
-    for key, group in settings.items():
+    for key, group in grouped(sweep.of(Role.UNDO, method=method), "alpha", "beta", "recipe").items():
         same = [run for run in group if run["seed"] in oracles and run[field]]
         if len({run["seed"] for run in same}) > 1:
             costs[key] = same, np.array([run[field]["whole"] for run in same])
     cheap = {key: pair for key, pair in costs.items() if pair[1].mean() <= CHEAP}
     if not costs:
-        what = "UNDO model beside its oracle at two training seeds"
-        return lacking(sweep, name, claim, what, ["undo", "oracle"], method=method)
+        return lacking(sweep, name, claim, "UNDO model beside its oracle at two training seeds", compared)
     if not cheap:
         least = min((shares for _, shares in costs.values()), key=np.mean)
         low, high = (float(end) for end in mean_interval(least))
@@ -172,28 +189,34 @@ def distilling(sweep: Sweep, method: str) -> Conclusion:
     """The random student against the suppressed model that taught it."""
     name = f"distilling beats suppressing, {method}"
     claim = f"A random student of {method_label(method)} gives back less than {method_label(method)}’s own model."
-    kinds = (Role.RANDOM_STUDENT, Role.SUPPRESSED)
-    sides = [sweep.of(kind, method=method) for kind in kinds]
-    seeds = set.intersection(*({run["seed"] for run in side} for side in sides))
-    if len(seeds) < 2:
-        return lacking(sweep, name, claim, "pair of them at two training seeds", kinds, method=method)
-    student, suppressed = (by_training_seed(sweep, [r for r in side if r["seed"] in seeds]) for side in sides)
+
+    def compared(sweep: Sweep) -> list[list[Run]]:
+        return at_common_seeds(*(sweep.of(kind, method=method) for kind in (Role.RANDOM_STUDENT, Role.SUPPRESSED)))
+
+    sides = compared(sweep)
+    if not sides:
+        return lacking(sweep, name, claim, "pair of them at two training seeds", compared)
+    student, suppressed = (by_training_seed(sweep, side) for side in sides)
     gap = difference("student − suppressed", [(1.0, student), (-1.0, suppressed)], "below")
-    text = f"{len(seeds)} seeds: student {student.value:.2f}, suppressed {suppressed.value:.2f}.{left_out(sweep)}"
+    text = f"{len(student.by_seed)} seeds: student {student.value:.2f}, suppressed {suppressed.value:.2f}."
+    text += left_out(sweep)
     return conclude(name, claim, premises=premises_on(sweep, method), effects=[gap], evidence=text)
 
 
 def filtering(sweep: Sweep) -> Conclusion:
     """Filter-then-distil against the random student of MaxEnt; a filter that learned from labels reads as many."""
-    filtered, student = sweep.of(Role.FILTERED, alpha=None), sweep.of(Role.RANDOM_STUDENT, method="maxent")
-    same = all(run["labeller"] != "noisy" for run in filtered)
+
+    def compared(sweep: Sweep) -> list[list[Run]]:
+        return at_common_seeds(sweep.of(Role.FILTERED, alpha=None), sweep.of(Role.RANDOM_STUDENT, method="maxent"))
+
+    made = [run for run in sweep.runs if run["kind"] == Role.FILTERED and run["alpha"] is None]
+    same = all(run["labeller"] != "noisy" for run in made)
     labels = "for the same labels" if same else "with a labeller of every row that errs"
     claim = f"Filter-then-distil is as robust as the random student of MaxEnt, {labels}."
-    seeds = sorted({r["seed"] for r in filtered} & {r["seed"] for r in student})
-    if len(seeds) < 2:
-        kinds, what = ("filtered", "random student"), "filtered model beside a random student at two training seeds"
-        return lacking(sweep, "filtering", claim, what, kinds, method="maxent", alpha=None)
-    pair = [[r for r in side if r["seed"] in seeds] for side in (filtered, student)]
+    pair = compared(sweep)
+    if not pair:
+        what = "filtered model beside a random student at two training seeds"
+        return lacking(sweep, "filtering", claim, what, compared)
     sides = [(w, by_training_seed(sweep, side)) for w, side in zip((1.0, -1.0), pair, strict=True)]
     gap = difference("filtered − student", sides, "within", MARGIN)
     costs = " against ".join(f"{np.mean([_training(run) for run in side]):.3g}" for side in pair)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,11 +34,16 @@ MARGIN = ACCURACY.margin
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """A sweep's runs, and the held-out scores of each by its id, before and after the attack."""
+    """A sweep's runs, and the held-out scores of each by its id, before and after the attack.
+
+    Attributes:
+      with_lost: whether recipes without the retain ability are compared too, to see what a finding lacks by their loss.
+    """
 
     runs: Sequence[Run]
     before: Mapping[str, Scores]
     after: Mapping[str, Scores]
+    with_lost: bool = False
 
     @functools.cached_property
     def bar(self) -> float | None:
@@ -68,7 +73,8 @@ class Sweep:
     @functools.cached_property
     def usable(self) -> list[Run]:
         """Return the attacked runs that may be compared: the seeds that a recipe happens to succeed with are not it."""
-        return [run for run in self.runs if run["id"] in self.after and run["recipe"] not in self.lost]
+        attacked = [run for run in self.runs if run["id"] in self.after]
+        return [run for run in attacked if self.with_lost or run["recipe"] not in self.lost]
 
     def worlds(self) -> list[Sweep]:
         """Return the runs of each model and data by themselves: what was made in two may not be compared."""
@@ -118,15 +124,23 @@ def _sound(run: Run) -> bool:
     return finite and not run["diverged"] and run["recovered"] is not False
 
 
-def lacking(sweep: Sweep, name: str, claim: str, what: str, kinds: Sequence[str], **wanted: Any) -> Conclusion:
-    """Return what becomes of a finding that has too few models: void if there are some that lost their ability.
+def at_common_seeds(*sides: Sequence[Run]) -> list[list[Run]]:
+    """Return the runs of each side at the training seeds that all have; no side where these are fewer than two."""
+    seeds = set.intersection(*({run["seed"] for run in side} for side in sides)) if sides else set()
+    return [[run for run in side if run["seed"] in seeds] for side in sides] if len(seeds) > 1 else []
+
+
+def lacking(
+    sweep: Sweep, name: str, claim: str, what: str, compared: Callable[[Sweep], Iterable[Sequence[Run]]]
+) -> Conclusion:
+    """Return what becomes of a finding that has too few models: not run, unless it has enough with those that are lost.
 
     Args:
-      kinds: of the models that it compares; wanted: the fields that they have, if they have such a field at all.
+      compared: the runs of each side that the finding compares of a sweep; nothing where they are too few.
     """
-    among = [r for r in sweep.runs if r["kind"] in kinds and all(r[key] in (v, None) for key, v in wanted.items())]
-    lost = {r["label"]: sweep.lost[r["recipe"]] for r in among if r["recipe"] in sweep.lost}
-    if not lost or {r["kind"] for r in among} < set(kinds):
+    made = [run for side in compared(dataclasses.replace(sweep, with_lost=True)) for run in side]
+    lost = {run["label"]: sweep.lost[run["recipe"]] for run in made if run["recipe"] in sweep.lost}
+    if not lost:
         return not_run(name, claim, what)
     reasons = "; ".join(f"{label}: {reason}" for label, reason in lost.items())
     premise = Premise(f"{what} kept or regained the retain ability", False, reasons)

@@ -20,6 +20,7 @@ from distill_jax.perf import memory
 from distill_jax.sharding.distributed import agreed, barrier, is_primary
 from distill_jax.stages.compiled_step import CompileKey, compiled_step
 from distill_jax.types import PyTree
+from distill_jax.units import size_text
 
 if TYPE_CHECKING:
     from distill_jax.stages.context import Context, Node
@@ -116,8 +117,8 @@ def with_chosen_policy(ctx: Context, job: TrainJob, mesh: Mesh) -> TrainJob:
     policy, reason = _recorded(nodes), "as it began"
     if policy is None:
         choice = choose_policy(ctx, job, mesh)
-        there = f"{memory.capacity(mesh.devices.flat[0]) / 2**30:.1f} GiB a device"
-        needs = "more than" if choice.needed is None else f"{choice.needed / 2**30:.1f} of"
+        there = f"{size_text(memory.capacity(mesh.devices.flat[0]))} a device"
+        needs = "more than" if choice.needed is None else f"{size_text(choice.needed)} of"
         policy, reason = choice.policy, f"which takes {needs} {there}"
     ctx.progress.say(f'{nodes[0].name}: model.remat = "auto" is "{policy}" here, {reason}')
     for node in nodes if is_primary() else ():

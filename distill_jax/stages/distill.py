@@ -95,9 +95,9 @@ class Distill(AdaptingStage):
       data: the prepared set whose tokens both models read.
       uniform: a set of which every step reads `batch` rows more, to which the target is the uniform distribution,
         whatever the teacher would say; "" for none.
-      divergence: what is minimised, a key of `losses.distill.DIVERGENCES`.
-      temperature, times_t_squared, beta, skew, top_k: the divergence's, see `losses.distill.Divergence`; one that the
-        chosen divergence does not read must keep its default, and so cannot change an identity.
+      divergence: what is minimised, a key of `losses.distillation.DIVERGENCES`.
+      temperature, times_t_squared, beta, skew, top_k: the divergence's, see `losses.distillation.Divergence`; one that
+        the chosen divergence does not read must keep its default, and so cannot change an identity.
       tolerance: the student has recovered when its retain accuracy is at most this much below the teacher's, or its
         cross-entropy at most this share above it.
       stop: whether a student that recovered stops; otherwise it takes all steps.

@@ -1,4 +1,4 @@
-"""The SeqIO tasks and mixtures. With `builder.py` the only importer of TensorFlow; training reads prepared rows.
+"""The SeqIO tasks and mixtures, which only the preparation of data imports; training reads prepared rows.
 
 A document is `<bos> prompt answer <eos>`, or `<bos> text <eos>` for English. Every task has two output features of one
 length: `tokens`, and `answer`, which is 1 on the answer's tokens and its `<eos>`.

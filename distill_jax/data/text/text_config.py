@@ -24,7 +24,7 @@ class TextConfig(DataConfig):
     """Settings of text to retain and to forget, and of how it becomes rows.
 
     Attributes:
-      retain, forget: sources, comma-separated; see `data.sources`.
+      retain, forget: sources, comma-separated; see `data.text.sources`.
       valid_retain, valid_forget: sources of held-out documents; where empty, `validation_share` of the side's own.
       validation_share: the documents held out, chosen by their contents, so that equal ones fall on one side.
       retain_share: share of `retain` in the tokens of the set `all`.

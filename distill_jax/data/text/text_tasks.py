@@ -1,6 +1,6 @@
 """Text as SeqIO tasks, one for several shards of a source.
 
-Beside `tasks.py` and `builder.py` the only importer of TensorFlow.
+It imports TensorFlow, as only the preparation of data does.
 
 A document is `<bos> text <eos>`. One that is longer than a piece comes as several examples, told by `first`; each has
 `tokens`, the `bytes` of its text, and their `hash`.

@@ -30,7 +30,7 @@ class Search(Attack):
     Attributes:
       learning_rates: of the grid that the search begins with, times the rate of each optimiser in the catalogue.
       optimizers: keys of `OPTIMIZERS`.
-      points: how many configurations are tried at most, each with every seed.
+      points: how many configurations are tried at most, each with every seed; one of twice the batch counts as two.
       batches: what the batch is multiplied with, both ways, around the first round's best; 1 leaves it as it is.
       ability: share of its retain score that an attacked model must keep to count.
     """
@@ -71,7 +71,7 @@ class Search(Attack):
         return Attack(**fields | own)
 
     def estimate_flops(self, ctx: Context) -> float:
-        """Return the FLOPs of all trials, at the first batch."""
+        """Return the FLOPs of all trials, at the first batch: what they may cost at most."""
         return super().estimate_flops(ctx) * self.points / len(self.learning_rates)
 
     def run(self, ctx: Context, nodes: Sequence[Node]) -> None:
