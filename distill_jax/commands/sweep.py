@@ -203,6 +203,7 @@ def _place(line: Sequence[str], flags: Flags, sweep: Sweep, chosen: Sweep, units
     from distill_jax.experiment import work_units
     from distill_jax.experiment.engines import cluster_engine, ray_engine
     from distill_jax.io import leases
+    from distill_jax.io.storage import check_processes
 
     command = ["sweep", *line]
     for name in ENGINE:
@@ -215,17 +216,19 @@ def _place(line: Sequence[str], flags: Flags, sweep: Sweep, chosen: Sweep, units
     if flags.dry_run:
         print(work_units.preview(units))
         return 0
-    with leases.held(config_line.workdir(flags.workdir), sweep.marker(), shared=True):
+    workdir = config_line.workdir(flags.workdir)
+    check_processes(workdir, max(unit.resources.hosts for unit in units))
+    with leases.held(workdir, sweep.marker(), shared=True):
         code = ray_engine.run(units, command, flags.ray)
     if chosen.done:
-        _report(sweep, config_line.workdir(flags.workdir))
+        _report(sweep, workdir)
         return 0
     return code
 
 
 def _units(flags: Flags, chosen: Sweep) -> list[WorkUnit]:
     """Return the units of a sweep with what each needs of a machine: by the flags, or by the plan for a kind."""
-    from distill_jax.experiment import gpu_plan, unit_plan, work_units
+    from distill_jax.experiment import compile_process, gpu_plan, slice_plan, unit_plan, work_units
     from distill_jax.perf.analysis_cache import AnalysisCache, default_directory
 
     where = slices.find(flags.slice) if flags.slice and flags.slice not in slices.CHIPS else None
@@ -235,7 +238,8 @@ def _units(flags: Flags, chosen: Sweep) -> list[WorkUnit]:
     if kind:
         planner = gpu_plan.GpuPlanner(kind)
     elif flags.slice in slices.CHIPS:
-        planner = unit_plan.UnitPlanner(flags.slice, AnalysisCache(default_directory()), console.complain)
+        compiler = slice_plan.Compiler(compile_process.compile_apart)
+        planner = unit_plan.UnitPlanner(flags.slice, AnalysisCache(default_directory()), console.complain, compiler)
     return work_units.work_units(chosen, asked, flags.pack, planner)
 
 

@@ -25,6 +25,9 @@ if TYPE_CHECKING:  # what follows brings JAX, which a process that only reads it
 RETURNS = "get_experiment(config) returns an Experiment, such as Experiment(stages={'reference': Pretrain(steps=100)})"
 
 
+_MODULE = "config "  # and the file, as no importable module is called
+
+
 def load_module(path: str | Path, needs: str = "get_experiment", says: str = RETURNS) -> ModuleType:
     """Import a config file.
 
@@ -35,13 +38,18 @@ def load_module(path: str | Path, needs: str = "get_experiment", says: str = RET
     Raises:
       ConfigError: if it cannot be imported or lacks the function.
     """
-    spec = importlib.util.spec_from_file_location(f"config {location(path).resolve()}", path)
+    spec = importlib.util.spec_from_file_location(f"{_MODULE}{location(path).resolve()}", path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # where dataclasses look up the annotations of a stage that the file defines
     call(str(path), spec.loader.exec_module, module)
     check(callable(vars(module).get(needs)), f"{path} has no {needs}: {says}")
     return module
+
+
+def user_modules() -> list[ModuleType]:
+    """Return the config files that were imported, whose names another process cannot import."""
+    return [module for name, module in sys.modules.items() if name.startswith(_MODULE)]
 
 
 def call(where: str, function: Callable[..., Any], *arguments: Any) -> Any:
