@@ -41,7 +41,7 @@ TYPED: dict[str, tuple[list[str], list[str]]] = {
         ["config.undo.alphas[1] = 'a'", "expected number", "str"],
     ),
     "beyond fp32": ([SMOKE, "--config.reference.learning_rate=1e39"], ["learning_rate = 1e+39", "fp32", "3.4e38"]),
-    "nothing in fp32": ([SMOKE, "--config.relearn.learning_rates=(1e-50,)"], ["relearn.learning_rates = (1e-50,)", "fp32"]),
+    "nothing in fp32": ([SMOKE, "--config.relearn.learning_rates=(1e-50,)"], ["learning_rates = (1e-50,)", "fp32"]),
     "too many": ([SMOKE, "--config.data.equations=1000000000000"], ["data.equations=1000000000000", "100000000"]),
     "heads": (
         [SMOKE, "--config.model.heads=3", "--config.model.kv_heads=2"],
