@@ -71,6 +71,8 @@ class RunSettings:
         for name in ("evaluation_batch", "loss_chunk"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} = {getattr(self, name)}: must not be negative; 0 means all at once")
+        if not self.progress_seconds >= 0:
+            raise ValueError(f"progress_seconds = {self.progress_seconds}: must not be negative; 0 says every step")
         if self.slices < 0:
             raise ValueError(f"slices = {self.slices}: must not be negative; 0 means as the devices are wired")
         if self.checkpoint_every < 0:

@@ -70,6 +70,9 @@ class Unlearn(AdaptingStage):
             raise ValueError(f"method = {self.method!r}: choose one of {', '.join(METHODS)}")
         if self.robust and self.robust not in ROBUSTIFIERS:
             raise ValueError(f"robust = {self.robust!r}: choose one of {', '.join(ROBUSTIFIERS)}, or ''")
+        for name, weight in (("forget_weight", self.forget_weight), ("retain_weight", self.retain_weight)):
+            if not weight >= 0:
+                raise ValueError(f"{name} = {weight}: must not be negative; the method itself turns the forget term")
         label = METHODS[self.method].label
         for name in unread_settings(self.method, self.robust):
             default = getattr(Unlearn, name)

@@ -63,9 +63,12 @@ class Optimizer(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("learning_rate", "final_learning_rate", "warmup", "weight_decay", "clip_norm"):
+        for name in ("learning_rate", "final_learning_rate", "warmup", "weight_decay", "clip_norm", "epsilon"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} = {getattr(self, name)}: must not be negative")
+        for name, value in (("beta1", self.beta1), ("beta2", self.beta2)):
+            if not 0 <= value < 1:
+                raise ValueError(f"{name} = {value}: the share of a moment that a step keeps lies in [0, 1)")
         if self.optimizer not in OPTIMIZERS:
             raise ValueError(f"optimizer = {self.optimizer!r}: choose one of {', '.join(OPTIMIZERS)}")
 
