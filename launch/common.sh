@@ -3,7 +3,7 @@
 # `parse`, finds them in ${flags[name]}, and starts everything through `run`, which with --dry-run only prints it.
 
 declare -A flags=() meaning=()
-names=() program=() command=(run --distributed) takes_sweeps='' options=() dry_run='' workdir='' bucket=''
+names=() program=() command=(run --distributed) takes_sweeps='' options=() dry_run='' workdir='' bucket='' # the extra that reads it
 sent='configs distill_jax' # directories of this checkout that the machines get; '' where they see all of it
 
 say() { printf '%s: %s\n' "${0##*/}" "$*" >&2; }
@@ -101,7 +101,7 @@ known_types() { # likewise
   printf 'there are %s%s' "${types[*]}" "$more"
 }
 
-check_slice() { # flag; sets type, what the services call the slice whose name is the flag's value
+check_slice() { # flag; sets type, what the services call the slice whose name is the flag's value, and its hosts
   check "$1" '[a-z0-9]+-[0-9x]+'
   local value=${flags[$1]} size found=''
   local prefix=${value%%-*}
@@ -116,6 +116,9 @@ check_slice() { # flag; sets type, what the services call the slice whose name i
   [[ $found ]] ||
     refuse "--$1=$value: no such slice; $(known_types)"
   type=${tpu_vm/#-/$generation}-$size
+  chips=$((size / counted))
+  [[ $size != *x* ]] || chips=$((${size//x/*}))
+  hosts=$((chips <= 4 || (chips == 8 && !cubes) ? 1 : chips / 4))
 }
 
 known_generations() {
@@ -137,13 +140,19 @@ check_program() { # default-workdir; what a machine that was waited for would re
   done
   [[ $config && $workdir ]] || refuse "the program needs --config=FILE and --workdir=DIR after the --"
   if [[ $workdir == *://* ]]; then
-    [[ $workdir =~ ^gs://[a-z0-9][-_.a-z0-9]{1,220}[a-z0-9]/.*[^/] ]] ||
-      refuse "--workdir=$workdir: must be gs://BUCKET/DIRECTORY, or a path"
-    bucket=1
+    [[ $workdir =~ ^(gs|s3)://[a-z0-9][-_.a-z0-9]{1,220}[a-z0-9]/.*[^/] ]] ||
+      refuse "--workdir=$workdir: must be gs://BUCKET/DIRECTORY, or s3://, or a path"
+    case ${BASH_REMATCH[1]} in gs) bucket=gcs ;; s3) bucket=s3 ;; esac
   elif [[ $1 == /* && $workdir != /* ]]; then
     refuse "--workdir=$workdir: must be an absolute path on storage that every host mounts, or gs://BUCKET/DIRECTORY"
   fi
   check_file "$config"
+}
+
+check_processes() { # number of one run's; the program refuses it likewise
+  [[ $bucket != s3 ]] || (($1 == 1)) ||
+    refuse "--workdir=$workdir: $1 processes cannot write training states to s3:// together; name gs://BUCKET/DIRECTORY" \
+      "or a path that all hosts mount, or ask for a single host"
 }
 
 check_file() { # --config=FILE.py[:preset] or --sweep=…; refuses a file that is not here, or that the machines do not get

@@ -25,7 +25,7 @@ flag levels '' 'of a sweep: how many units, each on a slice of its own, there ar
 flag spot false 'only Spot nodes'
 flag image '' 'container image with the program'
 flag service-account default "Kubernetes' account of the pods, to which a bucket gives its permissions"
-flag claim "${WORK_CLAIM:-}" 'PersistentVolumeClaim that holds the work directory, if it is not gs://'
+flag claim "${WORK_CLAIM:-}" 'PersistentVolumeClaim that holds the work directory, if it is in no bucket'
 flag mount /mnt/shared 'where it is mounted: an absolute path'
 flag gcsfuse false 'the claim is a bucket: adds what its driver asks for'
 flag max-restarts 20 'a number'
@@ -63,6 +63,7 @@ host=$((chips == 1 ? 1 : 4))
 [[ ${flags[chips-per-host]} == "$host" || (${flags[topology]} == 2x4 && ${flags[chips-per-host]} == 8) ]] ||
   refuse "--chips-per-host=${flags[chips-per-host]}: hosts of $generation ${flags[topology]} have $host"
 
+check_processes $((chips / flags[chips-per-host] * (${#flags[levels]} ? 1 : flags[slices])))
 if [[ ${command[0]} == run ]]; then
   [[ ! ${flags[levels]} ]] || refuse "--levels=${flags[levels]}: is of a sweep, which is named by --sweep after the --"
   command+=("--coordinator_port=${flags[coordinator-port]}")

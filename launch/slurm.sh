@@ -34,16 +34,17 @@ check max-restarts '[0-9]+'
 [[ -z ${flags[dependency]} ]] || check dependency 'afterok(:[A-Z0-9_]+)+'
 check_program "runs/${flags[name]}"
 tasks=${flags[gpus-per-node]}
-if [[ ${command[0]} == sweep && ${flags[nodes]} == 1 ]]; then
-  tasks=1 # one process has all GPUs of the node
+if [[ ${flags[nodes]} == 1 && (${command[0]} == sweep || $bucket == s3) ]]; then
+  tasks=1 command=("${command[0]}") # one process has all GPUs of the node, and looks for no others
 elif [[ ${command[0]} == sweep ]]; then
   command+=(--distributed) # the processes of a unit find each other as those of a run do
-else
-  [[ -z ${flags[array]} ]] || refuse "--array=${flags[array]}: is of a sweep, which is named by --sweep after the --"
 fi
+[[ ${command[0]} == sweep || -z ${flags[array]} ]] ||
+  refuse "--array=${flags[array]}: is of a sweep, which is named by --sweep after the --"
+check_processes $((flags[nodes] * tasks))
 
 optional nodes gpus-per-node cpus-per-task time partition account qos array dependency
-run bash launch/environment.sh cuda ${bucket:+gcs} # here and now: compute nodes often have no way out to install from
+run bash launch/environment.sh cuda $bucket # here and now: compute nodes often have no way out to install from
 run sbatch "--job-name=${flags[name]}" "--chdir=$PWD" "--ntasks-per-node=$tasks" "${options[@]}" \
   launch/slurm.sbatch "${flags[max-restarts]}" "${command[@]}" "${program[@]}"
 [[ ! $dry_run ]] || printf -- '---\n%s\n' "$(<launch/slurm.sbatch)"

@@ -39,6 +39,7 @@ check max-restarts '[0-9]+'
 check poll '[0-9]+'
 name=${flags[name]}
 check_program "/mnt/shared/$name"
+check_processes "$hosts"
 
 optional zone project
 spot=()
@@ -51,7 +52,7 @@ describe=("${queued[@]}" describe "$name" "${options[@]}" '--format=value(state.
 create=("${queued[@]}" create "$name" "${options[@]}" "--node-id=$name" "--accelerator-type=$type"
   "--runtime-version=${flags[runtime-version]}" "${account[@]}" "${spot[@]}")
 delete=("${queued[@]}" delete "$name" "${options[@]}" --force --quiet) # --force: with its VMs
-extras=(tpu ${bucket:+gcs})
+extras=(tpu $bucket)
 # What gcloud says of a request that asking again does not change.
 permanent='PERMISSION_DENIED|UNAUTHENTICATED|INVALID_ARGUMENT|SERVICE_DISABLED|active account|auth tokens'
 permanent+='|(unrecognized|invalid) (argument|choice)|argument --'

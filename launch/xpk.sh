@@ -19,7 +19,7 @@ flag project "${CLOUDSDK_CORE_PROJECT:-}" "if it is not gcloud's default"
 flag tpu-type '' 'such as v6e-16'
 flag num-slices 1 'slices of that type, a number from 1'
 flag image '' 'container image with the program'
-flag storage '' 'XPK storage that is mounted, if the work directory is not gs://'
+flag storage '' 'XPK storage that is mounted, if the work directory is in no bucket'
 flag max-restarts 20 'a number'
 flag grace 120 'seconds to save in after SIGTERM; a Spot VM gives less than 30 of them'
 parse "$@"
@@ -32,6 +32,7 @@ check image '[^[:space:]]+'
 check max-restarts '[0-9]+'
 check grace '[1-9][0-9]*'
 check_program "/mnt/shared/${flags[name]}"
+check_processes $((hosts * flags[num-slices]))
 [[ $bucket || ${flags[storage]} ]] ||
   refuse "--workdir=$workdir: every pod has a disk of its own; name the --storage that is mounted there, or gs://BUCKET/DIRECTORY"
 

@@ -88,14 +88,16 @@ CHANGES: list[tuple[str, Any, set[str]]] = [
 ]
 
 
-def smoke(change: Callable[[Any], None] = lambda config: None, presets: str = "smoke,full") -> dict[str, Any]:
+def smoke(
+    change: Callable[[Any], None] = lambda config: None, presets: str = "smoke,full", workdir: Path = WORKDIR
+) -> dict[str, Any]:
     spec = importlib.util.spec_from_file_location("arithmetic_config", CONFIG)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     config = module.get_config(presets)
     change(config)
-    return graph.build(load_experiment(module, config), WORKDIR)
+    return graph.build(load_experiment(module, config), workdir)
 
 
 def experiment(**stages: Any) -> SimpleNamespace:
@@ -335,6 +337,24 @@ def test_a_group_that_can_never_be_whole_still_runs():
     )
     assert groups_of(nodes)[-1] == {"early", "late"}
     assert run_order(nodes) == [["data"], ["reference"], ["early"], ["late"]]
+
+
+@pytest.mark.unit
+def test_another_attack_leaves_only_attacks_to_run(tmp_path):
+    """In a work directory where all else is finished, nothing that was finished is run again or changed."""
+    before = smoke(workdir=tmp_path)
+    for node in before.values():
+        node.directory.mkdir(parents=True)
+        node.finish({"steps": 8}, {})
+    files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert list(graph.schedule(before)) == []
+
+    def change(config):
+        config.relearn.steps = 9
+
+    after = smoke(change, workdir=tmp_path)
+    assert {node.name for group in graph.schedule(after) for node in group} == RELEARN
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == files
 
 
 @pytest.mark.unit

@@ -57,6 +57,7 @@ AWKWARD = [
     '--config.x="$(USER)" $$ `id` \\n & * ? é',
 ]
 PLAIN = ["--config=configs/arithmetic.py", "--workdir=/mnt/shared/run1"]
+S3 = ["--config=configs/c.py", "--workdir=s3://bucket/run1"]
 
 FLAGS = {
     "tpu_vm.sh": {
@@ -235,7 +236,12 @@ def test_bad_flags_are_refused_before_any_call(site, launcher, switches, program
         ("tpu_vm.sh", {"service_account": "me"}, None, "an e-mail address"),
         ("tpu_vm.sh", {"spot": "yes"}, None, "--spot is a switch"),
         ("tpu_vm.sh", {}, ["--config=configs/c.py", "--workdir=gs://bucket"], "must be gs://BUCKET/DIRECTORY"),
-        ("jobset.sh", {}, ["--config=configs/c.py", "--workdir=s3://bucket/x"], "must be gs://BUCKET/DIRECTORY"),
+        ("jobset.sh", {}, ["--config=configs/c.py", "--workdir=az://bucket/x"], "must be gs://BUCKET/DIRECTORY"),
+        ("jobset.sh", {}, S3, "--workdir=s3://bucket/run1: 4 processes cannot write training states to s3:// together"),
+        ("jobset.sh", {"topology": "2x2", "slices": "2"}, S3, "2 processes cannot write"),
+        ("xpk.sh", {"tpu_type": "v6e-4", "num_slices": "2"}, S3, "2 processes cannot write"),
+        ("tpu_vm.sh", {"accelerator_type": "v5p-16"}, S3, "2 processes cannot write"),
+        ("slurm.sh", {"nodes": "2"}, S3, "4 processes cannot write"),
         ("xpk.sh", {}, ["--config=configs/c.py", "--workdir=runs/x"], "must be an absolute path"),
         ("xpk.sh", {"cluster": None}, None, "--cluster is missing"),
         ("xpk.sh", {"tpu_type": "v6e-4x5"}, None, "--tpu-type=v6e-4x5: no such slice"),
@@ -571,6 +577,26 @@ def test_a_bucket_needs_no_claim_but_an_account(site):
 
 
 @pytest.mark.parametrize(
+    ("launcher", "flags"),
+    [
+        ("tpu_vm.sh", {"accelerator_type": "v5e-8"}),
+        ("xpk.sh", {"tpu_type": "v6e-8"}),
+        ("jobset.sh", {"topology": "2x2", "claim": None}),
+        ("slurm.sh", {"nodes": "1"}),
+    ],
+)
+def test_one_process_works_on_s3_and_has_all_of_its_host(site, launcher, flags):
+    done = site.run(launcher, program=S3, **flags)
+    assert done.returncode == 0, done.stderr
+    calls = site.lines("calls")
+    if launcher == "slurm.sh":
+        assert site.programs() == [["run", *S3]]
+        assert ["environment.sh", "cuda", "s3"] in calls
+    elif launcher == "tpu_vm.sh":
+        assert any(words[-2:] == ["tpu", "s3"] for words in (shlex.split(call[-1]) for call in calls) if words)
+
+
+@pytest.mark.parametrize(
     ("launcher", "extras"), [("tpu_vm.sh", ["tpu", "gcs"]), ("slurm.sh", ["cuda", "gcs"]), ("xpk.sh", None)]
 )
 def test_a_bucket_is_taken_and_what_reads_it_installed(site, launcher, extras):
@@ -753,7 +779,7 @@ def test_the_image_runs_the_program_and_not_as_root():
 
 
 @pytest.mark.parametrize(
-    ("extra", "package"), [("tpu", ".[tpu,gcs]"), ("cuda", ".[cuda,gcs]"), ("none", ".[gcs]"), ("gpu", None)]
+    ("extra", "package"), [("tpu", ".[tpu,gcs,s3]"), ("cuda", ".[cuda,gcs,s3]"), ("none", ".[gcs,s3]"), ("gpu", None)]
 )
 def test_the_image_installs_the_extra_with_the_constraints(tmp_path, extra, package):
     (tmp_path / "pip").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')

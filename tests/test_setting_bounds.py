@@ -41,5 +41,5 @@ def test_a_moment_that_nothing_leaves_is_refused(key):
     """Adam divides a moment by 1 - β: at 1 that is a division by zero."""
     config = copy.deepcopy(NAMED.config)
     change(config, {key: 1.0})
-    with pytest.raises(ConfigError, match=r"beta. = 1\.0.*lies in \[0, 1\)"):
+    with pytest.raises(ConfigError, match=r"beta. = 1\.0.*must be at least 0 and below 1"):
         load_experiment(NAMED.module, config)

@@ -45,13 +45,14 @@ def sweep(workdir: str, *flags: str) -> int:
 
 
 def test_slurm_gets_an_array_a_level_each_after_the_last(site, capfd):
-    code = sweep("runs/x", "--gpus=2", "--slurm=--partition=gpu --time=4:00:00", "--config.relearn.seeds=1")
+    code = sweep("runs/x", "--gpus=2", "--cpus=4", "--slurm=--partition=gpu --time=4:00:00", "--config.relearn.seeds=1")
     assert code == 0, capfd.readouterr().err
     calls = [stand_in.parse(call)[2] for call in site.lines("calls") if call[0] == "sbatch"]
     assert [call["--array"] for call in calls] == ["0", "0,1", "0,1"]
     assert [call.get("--dependency") for call in calls] == [None, "afterok:7", "afterok:8"]
     assert [call["--gpus-per-node"] for call in calls] == ["1", "2", "2"]  # data ask for none, and Slurm gives one
     assert {(call["--ntasks-per-node"], call["--partition"]) for call in calls} == {("1", "gpu")}
+    assert {call["--cpus-per-task"] for call in calls} == {"4"}
     common = ["sweep", "--sweep=configs/sweep.py", "--workdir=runs/x", "--pack=1", "--config.relearn.seeds=1"]
     units = [f"--unit={level}.{index}" for level, count in LEVELS.items() for index in range(count)]
     assert site.programs() == [[*common, unit] for unit in units]
@@ -142,7 +143,7 @@ def test_a_jobset_gives_a_unit_a_process_on_every_host_of_its_slice(site, capfd)
 def test_a_jobset_asks_for_the_largest_slice_that_a_unit_needs(site, monkeypatch, capfd):
     """Its nodes come from the plan: of one unit v5e-4, of another v5e-16; a flag of jobset.sh overrules it."""
     sizes = iter(["v5e-4", "v5e-16", "v5e-4", "v5e-4"] * 2)
-    monkeypatch.setattr(UnitPlanner, "fit", lambda *_: Fit(slices.find(next(sizes)), "of the plan"))
+    monkeypatch.setattr(UnitPlanner, "fit", lambda *_: Fit("of the plan", slices.find(next(sizes))))
     rest = "--jobset=--queue=q --image=repo/distill:1 --claim=work"
     for more, topology, hosts in (("", "4x4", 4), (" --topology=2x2", "2x2", 1)):
         assert sweep("/mnt/shared/x", "--slice=v5e", f"{rest}{more}") == 0, capfd.readouterr().err

@@ -125,8 +125,10 @@ def test_only_what_asks_for_it_is_started_again(tmp_path, monkeypatch, code, aga
         (["--ray=local", "--slurm="], "give one of them"),
         (["--slice=v5e-8"], "--slice=v5e-8: only --ray and --jobset read it"),
         (["--slurm=", "--slice=v5e-8"], "--slice=v5e-8: only --ray and --jobset read it"),
-        (["--workers=2", "--cpus=4"], "--cpus=4: only --ray reads it"),
+        (["--workers=2", "--cpus=4"], "--cpus=4: only --ray and --slurm read it"),
         (["--jobset=", "--gpus=1"], "--gpus=1: only --ray and --slurm read it"),
+        (["--ray=local", "--gpus=h100-81gb"], "--gpus=h100-81gb: no such type; give a number, or one of t4, v100,"),
+        (["--ray=local", "--gpus=h100", "--slice=v5e"], "--gpus=h100 --slice=v5e: a population is on one kind"),
         (["--unit=7.7"], "--unit=7.7: the sweep has no such unit"),
     ],
 )

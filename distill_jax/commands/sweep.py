@@ -19,7 +19,7 @@ from distill_jax.exit_codes import ExitCode
 from distill_jax.experiment import workers
 from distill_jax.experiment.named_config import NamedConfig, open_config
 from distill_jax.experiment.sweep_file import SweepFile, open_sweep
-from distill_jax.perf import slices
+from distill_jax.perf import gpus, slices
 
 if TYPE_CHECKING:
     from distill_jax.experiment.sweep_graph import Sweep
@@ -55,8 +55,11 @@ class Flags(ClusterFlags):
     ray: str = flag("", "ADDRESS: have this Ray cluster run it: auto, HOST:PORT, ray://HOST:PORT, or local")
     slurm: str | None = flag(None, "'FLAGS of launch/slurm.sh': submit it to Slurm, a job array a level of the graph")
     jobset: str | None = flag(None, "'FLAGS of launch/jobset.sh': apply it as a JobSet, a replicated job a level")
-    cpus: int = flag(1, "with --ray, cores of a population", bounds=(1, None))
-    gpus: int = flag(0, "with --ray or --slurm, GPUs of a population", bounds=(0, None))
+    cpus: int = flag(1, "with --ray or --slurm, cores of a population", bounds=(1, None))
+    gpus: str = flag(
+        "0",
+        f"with --ray or --slurm, GPUs of a population: a number, or the least of {', '.join(gpus.MEMORY)}",
+    )
     slice: str = flag(
         "", "with --ray or --jobset, TPU slice of a population: v5e-16, or of v5e the least that it fits on"
     )
@@ -66,8 +69,7 @@ class Flags(ClusterFlags):
         check(bool(self.workdir) or self.count, config_line.WORKDIR)
         engines = [self.workers > 1, bool(self.ray), self.slurm is not None, self.jobset is not None, bool(self.unit)]
         check(sum(engines) <= 1, "--workers, --ray, --slurm, --jobset and --unit: give one of them")
-        ray, mend = bool(self.ray), "add --ray=ADDRESS, or leave it out"
-        check(ray or self.cpus == 1, f"--cpus={self.cpus}: only --ray reads it; {mend}")
+        ray = bool(self.ray)
         on_tpus = ray or self.jobset is not None
         only = f"--slice={self.slice}: only --ray and --jobset read it; add one, or leave it out"
         check(on_tpus or not self.slice, only)
@@ -76,7 +78,13 @@ class Flags(ClusterFlags):
             single = self.slice != "auto" and slices.find(self.slice).slices == 1
             check(single, f"--slice={self.slice}: a population takes one slice; {fix_hint}")
         placed = ray or self.slurm is not None
-        check(placed or not self.gpus, f"--gpus={self.gpus}: only --ray and --slurm read it; add one, or leave it out")
+        only = "only --ray and --slurm read it; add one, or leave it out"
+        check(placed or self.cpus == 1, f"--cpus={self.cpus}: {only}")
+        check(placed or self.gpus == "0", f"--gpus={self.gpus}: {only}")
+        fix_hint = f"give a number, or one of {', '.join(gpus.MEMORY)}"
+        check(self.gpus.isdecimal() or self.gpus in gpus.MEMORY, f"--gpus={self.gpus}: no such type; {fix_hint}")
+        both = f"--gpus={self.gpus} --slice={self.slice}: a population is on one kind of device; leave one out"
+        check(self.gpus == "0" or not self.slice, both)
         check(not (self.unit and self.index is not None), "--unit and --index: give one of them")
         super().__post_init__()
         fix_hint = "start every worker alone, or give the --unit that these compute together"
@@ -107,7 +115,8 @@ def usage(arguments: Sequence[str]) -> str:
 def main(arguments: Sequence[str]) -> int:
     """Run the command."""
     with contextlib.ExitStack() as planning:
-        if config_line.take(arguments, "slice")[0] in slices.CHIPS:
+        kinds = {"slice": slices.CHIPS, "gpus": gpus.MEMORY}
+        if any(config_line.take(arguments, name)[0] in known for name, known in kinds.items()):
             planning.enter_context(backend.environment(PLANNING))  # before the config's imports bring JAX
         return _main(arguments, planning)
 
@@ -194,6 +203,7 @@ def _place(line: Sequence[str], flags: Flags, sweep: Sweep, chosen: Sweep, units
     from distill_jax.experiment import work_units
     from distill_jax.experiment.engines import cluster_engine, ray_engine
     from distill_jax.io import leases
+    from distill_jax.io.storage import check_processes
 
     command = ["sweep", *line]
     for name in ENGINE:
@@ -206,24 +216,30 @@ def _place(line: Sequence[str], flags: Flags, sweep: Sweep, chosen: Sweep, units
     if flags.dry_run:
         print(work_units.preview(units))
         return 0
-    with leases.held(config_line.workdir(flags.workdir), sweep.marker(), shared=True):
+    workdir = config_line.workdir(flags.workdir)
+    check_processes(workdir, max(unit.resources.hosts for unit in units))
+    with leases.held(workdir, sweep.marker(), shared=True):
         code = ray_engine.run(units, command, flags.ray)
     if chosen.done:
-        _report(sweep, config_line.workdir(flags.workdir))
+        _report(sweep, workdir)
         return 0
     return code
 
 
 def _units(flags: Flags, chosen: Sweep) -> list[WorkUnit]:
-    """Return the units of a sweep with what each needs of a machine: by the flags, or by the plan for a generation."""
-    from distill_jax.experiment import unit_plan, work_units
+    """Return the units of a sweep with what each needs of a machine: by the flags, or by the plan for a kind."""
+    from distill_jax.experiment import compile_process, gpu_plan, slice_plan, unit_plan, work_units
     from distill_jax.perf.analysis_cache import AnalysisCache, default_directory
 
     where = slices.find(flags.slice) if flags.slice and flags.slice not in slices.CHIPS else None
-    asked = work_units.Resources(flags.cpus, flags.gpus, where)
-    if flags.slice not in slices.CHIPS:
-        return work_units.work_units(chosen, asked, flags.pack)
-    planner = unit_plan.UnitPlanner(flags.slice, AnalysisCache(default_directory()), console.complain)
+    count, kind = (int(flags.gpus), "") if flags.gpus.isdecimal() else (0, flags.gpus)
+    asked = work_units.Resources(flags.cpus, count, where, gpu=kind)
+    planner: unit_plan.Planner | None = None
+    if kind:
+        planner = gpu_plan.GpuPlanner(kind)
+    elif flags.slice in slices.CHIPS:
+        compiler = slice_plan.Compiler(compile_process.compile_apart)
+        planner = unit_plan.UnitPlanner(flags.slice, AnalysisCache(default_directory()), console.complain, compiler)
     return work_units.work_units(chosen, asked, flags.pack, planner)
 
 

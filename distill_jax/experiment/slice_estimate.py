@@ -10,13 +10,15 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 import jax
+from jax.sharding import Mesh
 
 from distill_jax.experiment.lowered_group import GroupStep, group_step, train_job
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops, memory
 from distill_jax.perf.slices import Slice
-from distill_jax.sharding.mesh import SLICE, batch_devices
+from distill_jax.sharding.mesh import SLICE, batch_devices, padded
 from distill_jax.stages.context import Context, Node
+from distill_jax.stages.train_job import TrainJob
 from distill_jax.types import PyTree
 
 
@@ -94,10 +96,9 @@ class SliceEstimate:
 
 def step_sizes(ctx: Context, groups: Sequence[Sequence[Node]]) -> Iterator[StepSizes]:
     """Yield what the groups' steps are made of, from their shapes on one device; equal steps are traced once."""
-    alone = dataclasses.replace(ctx, run=dataclasses.replace(ctx.run, fsdp=1, tensor=1, slices=0))
     traced: dict[tuple[object, ...], list[PolicySizes]] = {}
     for group in groups:
-        step = group_step(alone, group, jax.devices("cpu")[:1])
+        step = step_on_one_device(ctx, group)
         if step.key not in traced:
             traced[step.key] = [_policy_sizes(step.with_remat(policy)) for policy in step.policies]
         state, teacher, _, base = step.shapes
@@ -110,6 +111,12 @@ def step_sizes(ctx: Context, groups: Sequence[Sequence[Node]]) -> Iterator[StepS
             policies=traced[step.key],
             steps=step.job.settings.steps,
         )
+
+
+def step_on_one_device(ctx: Context, group: Sequence[Node]) -> GroupStep:
+    """Return a group's step as it is on a single device, whose shapes are those of all devices together."""
+    alone = dataclasses.replace(ctx, run=dataclasses.replace(ctx.run, fsdp=1, tensor=1, slices=0))
+    return group_step(alone, group, jax.devices("cpu")[:1])
 
 
 def _policy_sizes(step: GroupStep) -> PolicySizes:
@@ -141,13 +148,13 @@ def estimate_group(ctx: Context, sizes: StepSizes, where: Slice) -> GroupEstimat
     ctx = dataclasses.replace(ctx, run=dataclasses.replace(ctx.run, slices=where.slices))
     mesh = job.mesh(ctx, jax.devices("cpu")[:1] * where.devices)
     shape, padding = mesh.shape, job.padded_batch(mesh) / job.settings.batch
-    parts, rows = shape["fsdp"] * shape["tensor"], batch_devices(mesh)
+    parts = shape["fsdp"] * shape["tensor"]
     members, tensor, sharing = shape["population"], shape["tensor"], shape.get(SLICE, 1)
     weights = sizes.weights / members / tensor / 2  # fp32 masters, computed with in bfloat16
-    frozen, activations = sizes.frozen / tensor, sizes.activations / members / rows
+    frozen, held = sizes.frozen / tensor, _held(sizes, job, mesh)
+    arguments, gradients, activations = held
     moved = 2 * (sizes.state + sizes.weights) / members / parts + 2 * weights + frozen + 2 * activations
     received = (3 * weights + frozen) * (1 - 1 / shape["fsdp"])
-    gradients, arguments = sizes.weights / members / parts, sizes.state / members / parts + sizes.frozen / parts
     policy = _first_that_may_fit(sizes.policies, where, arguments, gradients)
     seconds = (
         padding * policy.flops / where.devices / where.device_flops,
@@ -155,7 +162,26 @@ def estimate_group(ctx: Context, sizes: StepSizes, where: Slice) -> GroupEstimat
         received / where.interconnect if received else 0.0,
         2 * (sharing - 1) / sharing * sizes.weights / members / parts / where.device_network,
     )
-    return GroupEstimate(sizes.nodes, arguments + gradients + activations, max(seconds), sizes.steps)
+    return GroupEstimate(sizes.nodes, sum(held), max(seconds), sizes.steps)
+
+
+def device_bytes(ctx: Context, sizes: StepSizes, devices: int) -> float:
+    """Return what each of so many devices, wired together, must hold at least.
+
+    Raises:
+      ConfigError: if they do not make the config's mesh.
+    """
+    job = train_job(ctx, sizes.nodes)
+    assert job
+    return sum(_held(sizes, job, job.mesh(ctx, jax.devices("cpu")[:1] * devices)))
+
+
+def _held(sizes: StepSizes, job: TrainJob, mesh: Mesh) -> tuple[float, float, float]:
+    """Return the bytes of a device that a step's arguments take, its gradients, and what is kept of its layers."""
+    rows, parts = mesh.shape["population"], mesh.shape["fsdp"] * mesh.shape["tensor"]
+    share = padded(len(job.members), mesh) / rows / len(job.members)  # a device holds whole members
+    arguments = sizes.state * share / parts + sizes.frozen / parts
+    return arguments, sizes.weights * share / parts, sizes.activations * share / batch_devices(mesh)
 
 
 def _first_that_may_fit(

@@ -7,12 +7,12 @@ the least count of bytes decides, and a line says so.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from distill_jax.config import ConfigError
 from distill_jax.experiment import graph
 from distill_jax.experiment.lowered_group import group_step, train_job
-from distill_jax.experiment.slice_plan import SlicePlanner
+from distill_jax.experiment.slice_plan import Compiler, SlicePlanner
 from distill_jax.perf.analysis_cache import AnalysisCache
 from distill_jax.perf.compile_for import compiler_version, topology
 from distill_jax.perf.prices import Prices
@@ -24,14 +24,21 @@ MAX_CHIPS = 256
 
 
 class Fit(NamedTuple):
-    """A slice that a population fits on.
+    """A slice, or GPUs of a host, that a population fits on.
 
     Attributes:
-      reason: what of it is used, for people.
+      reason: what of a device is used, for people.
     """
 
-    where: Slice
     reason: str
+    slice: Slice | None = None
+    gpus: int = 0
+
+
+class Planner(Protocol):
+    """What finds the devices of a unit."""
+
+    def fit(self, ctx: Context, group: Sequence[Node]) -> Fit | None: ...
 
 
 def slices_of(generation: str) -> list[Slice]:
@@ -43,13 +50,13 @@ def slices_of(generation: str) -> list[Slice]:
 class UnitPlanner:
     """Finds the least slice for each population; equal ones are planned once."""
 
-    def __init__(self, generation: str, cache: AnalysisCache, say: Callable[[str], None]) -> None:
+    def __init__(self, generation: str, cache: AnalysisCache, say: Callable[[str], None], compiler: Compiler) -> None:
         """Plan for the slices of a generation.
 
         Args:
           say: what is compiled, a line at a time.
         """
-        self._slices, self._cache, self._say = slices_of(generation), cache, say
+        self._slices, self._cache, self._say, self._compiler = slices_of(generation), cache, say, compiler
         self._known: dict[tuple[Any, ...], Fit] = {}
         try:
             self._compiles = bool(compiler_version())
@@ -78,11 +85,11 @@ class UnitPlanner:
         least = graph.least_memory(ctx, job) if job else 0
         for where in self._slices:
             if least <= graph.FILL * where.devices * where.device_hbm:
-                return Fit(where, f"at least {size_text(least / where.devices)} a device")
+                return Fit(f"at least {size_text(least / where.devices)} a device", where)
         raise self._none(group, least)
 
     def _by_compiler(self, ctx: Context, group: Sequence[Node]) -> Fit:
-        planner = SlicePlanner(ctx, Prices.load(None), self._cache, self._say)
+        planner = SlicePlanner(ctx, Prices.load(None), self._cache, self._say, self._compiler)
         alone = train_job(ctx, group[:1])
         least = graph.least_memory(ctx, alone) if alone else 0
         in_parts: Fit | None = None
@@ -96,7 +103,8 @@ class UnitPlanner:
                 continue
             if not all(stage.fits for stage in stages):
                 continue
-            fit = Fit(where, f"{size_text(max(s.hbm_bytes for s in stages))} of {size_text(stages[0].hbm_capacity)}")
+            of = f"{size_text(max(s.hbm_bytes for s in stages))} of {size_text(stages[0].hbm_capacity)}"
+            fit = Fit(of, where)
             if len(stages[0].population) == len(group):
                 return fit
             in_parts = in_parts or fit

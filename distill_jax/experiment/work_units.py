@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from distill_jax.config import check, nearest
 from distill_jax.experiment import graph
 from distill_jax.experiment.sweep_graph import Sweep, SweepShard
-from distill_jax.experiment.unit_plan import UnitPlanner
+from distill_jax.experiment.unit_plan import Planner
 from distill_jax.io.metrics import Progress
 from distill_jax.io.node import Node
 from distill_jax.perf.slices import Slice
@@ -30,7 +30,8 @@ class Resources:
       cpus, gpus: of each host.
       slice: of TPUs; None for none.
       memory: bytes of all hosts together, without which a step cannot be taken or saved.
-      plan: what the compiler says that a device of the slice must hold; "" if it was not asked.
+      plan: what of a device of the slice or a GPU is used; "" if nothing was planned.
+      gpu: type of the GPUs, of `perf.gpus`; "" for any.
     """
 
     cpus: int = 1
@@ -38,6 +39,7 @@ class Resources:
     slice: Slice | None = None
     memory: int = 0
     plan: str = ""
+    gpu: str = ""
 
     @property
     def hosts(self) -> int:
@@ -45,12 +47,12 @@ class Resources:
         return self.slice.hosts if self.slice else 1
 
     def __str__(self) -> str:
-        parts = [f"{self.cpus} CPU{'s' * (self.cpus > 1)}"]
+        parts, plan = [f"{self.cpus} CPU{'s' * (self.cpus > 1)}"], f" ({self.plan})" if self.plan else ""
         if self.gpus:
-            parts.append(f"{self.gpus} GPU{'s' * (self.gpus > 1)}")
+            parts.append(f"{self.gpus} {self.gpu or 'GPU'}{'s' * (self.gpus > 1 and not self.gpu)}{plan}")
         if self.slice:
             hosts = f" of {self.hosts} hosts" if self.hosts > 1 else ""
-            parts.append(f"{self.slice.name}{hosts}{f' ({self.plan})' if self.plan else ''}")
+            parts.append(f"{self.slice.name}{hosts}{plan}")
         return ", ".join([*parts, *([size_text(self.memory)] if self.memory else [])])
 
 
@@ -84,14 +86,14 @@ class WorkUnit:
 
 
 def work_units(
-    sweep: Sweep, resources: Resources | None = None, max_nodes: int = 0, planner: UnitPlanner | None = None
+    sweep: Sweep, resources: Resources | None = None, max_nodes: int = 0, planner: Planner | None = None
 ) -> list[WorkUnit]:
     """Cut a sweep into units, each after those that it needs.
 
     Args:
       resources: of a unit that computes on devices; the data are made on a CPU.
       max_nodes: of a unit; 0 for whole populations.
-      planner: finds the slice of each unit that is not done; those of `resources` when left out.
+      planner: finds the devices of each unit that is not done; those of `resources` when left out.
 
     Raises:
       ConfigError: if a step of one needs more memory than the slice has.
@@ -164,11 +166,11 @@ def _context(shard: SweepShard) -> Context:
     return Context(shard.experiment.model, shard.nodes, rows, Progress(0, 0.0, 0.0, None), shard.experiment.run)
 
 
-def _resources(ctx: Context, nodes: Sequence[Node], asked: Resources, planner: UnitPlanner | None) -> Resources:
+def _resources(ctx: Context, nodes: Sequence[Node], asked: Resources, planner: Planner | None) -> Resources:
     if nodes[0].name == graph.DATA:
         return Resources(asked.cpus)
     if planner and (fit := planner.fit(ctx, nodes)):
-        asked = dataclasses.replace(asked, slice=fit.where, plan=fit.reason)
+        asked = dataclasses.replace(asked, slice=fit.slice, gpus=fit.gpus, plan=fit.reason)
     job = nodes[0].settings.train_job(ctx, nodes)
     least = graph.least_memory(ctx, job) if job else 0
     if asked.slice:

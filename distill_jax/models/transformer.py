@@ -84,7 +84,7 @@ MATRIX_AXES = {
 
 NOT_NEGATIVE = (  # settings of a model that may be 0
     "global_every", "global_first", "sliding_window", "attention_softcap", "final_softcap", "local_rope_theta",
-    "norm_eps", "init_std",
+    "norm_eps", "init_std", "unroll",
 )  # fmt: skip
 MAX_LAYERS = 10_000  # a file that claims more is damaged, and looking for so many takes for ever
 
@@ -183,7 +183,7 @@ class TransformerConfig:
     def _check_sizes(self) -> None:
         widths = {"vocab": self.vocab, "layers": self.layers, "hidden": self.hidden, "mlp": self.mlp}
         heads = {"heads": self.heads, "kv_heads": self.kv_heads, "head_dim": self.head_dim}
-        for name, value in (widths | heads | {"unroll": self.unroll}).items():
+        for name, value in (widths | heads).items():
             positive = isinstance(value, int) and value >= 1
             check(positive, f"model.{name} = {value!r}: must be a whole number, at least 1")
         check(self.layers <= MAX_LAYERS, f"model.layers = {self.layers}: must be at most {MAX_LAYERS}")

@@ -101,6 +101,8 @@ def summarise(experiment: CheckedExperiment, nodes: Mapping[str, Node], identity
     models = _models(run)
     subjects = _subjects(run, models)
     attacked = attack_catalogue.attacked_models(nodes)
+    if run.knowledge:
+        _note_release(models, subjects, run.scale)
     summary = {
         "experiment": experiment.name,
         "description": experiment.description,
@@ -130,17 +132,23 @@ def _models(run: _FinishedRun) -> list[ModelSummary]:
     named = labels({node.name: provenance(node, run.nodes) for node in shown})
     for model in models:
         model["label"] = named[model["name"]]
-        if run.knowledge:
-            kept = _kept(run.attacks_on(model["name"]))
-            model["retain_interval"] = None if kept is None else list(band(kept, run.scale))
     return models
 
 
 def _subjects(run: _FinishedRun, models: Sequence[ModelSummary]) -> list[Model]:
-    """Return the models as conclusions need them."""
+    """Return the models as conclusions need them; of one to be released an attacker may stop at any step."""
     asked = sum(run.described["evaluated"][f"forget_{half}"] for half in run.facts)
     count = min(sum(run.facts.values()), asked)
-    return [Model.of(m, run.curves[m["name"]], count, _kept(run.attacks_on(m["name"]))) for m in models]
+    subjects = [Model.of(m, run.curves[m["name"]], count, _kept(run.attacks_on(m["name"]))) for m in models]
+    return [subject.at_worst(run.scale) for subject in subjects] if run.knowledge else subjects
+
+
+def _note_release(models: Sequence[ModelSummary], subjects: Sequence[Model], scale: Scale) -> None:
+    """Note in the summaries what only a card has: how sure the retain score is, and the attack's worst step."""
+    for model, subject in zip(models, subjects, strict=True):
+        model["retain_interval"] = None if subject.kept is None else list(band(subject.kept, scale))
+        if attack := model["attack"]:
+            attack["worst_step"] = subject.worst_step
 
 
 def _conclusions(

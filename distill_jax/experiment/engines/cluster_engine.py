@@ -30,10 +30,11 @@ def slurm(units: Sequence[WorkUnit], command: Sequence[str], flags: str, name: s
     several = bool(re.search(r"--nodes=[1-9]", flags))
     for level, group in _levels(units):
         array = ",".join(str(unit.index) for unit in group)
-        gpus = max(1, *(unit.resources.gpus for unit in group))
+        cpus, gpus = (max(1, *(getattr(unit.resources, of) for unit in group)) for of in ("cpus", "gpus"))
         given = [
             f"--name={_name(name)}-{level}",
             f"--gpus-per-node={gpus}",
+            *[f"--cpus-per-task={cpus}"] * (cpus > 1),  # of one, the cluster knows better
             *_split(flags, "--slurm"),
             *["--nodes=1"] * (several and level == 0),  # for the data; of two flags the last counts
             f"--array={array}",

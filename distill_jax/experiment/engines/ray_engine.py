@@ -24,6 +24,7 @@ from distill_jax import console
 from distill_jax.config import ConfigError
 from distill_jax.exit_codes import ExitCode, ended
 from distill_jax.experiment import workers
+from distill_jax.perf.gpus import ray_name
 
 if TYPE_CHECKING:  # a Ray worker imports this file, and needs no JAX: the process that it starts has its own
     from distill_jax.experiment.work_units import Resources, WorkUnit
@@ -123,11 +124,13 @@ def host_options(resources: Resources) -> dict[str, Any]:
     hosts = resources.hosts
     tpu = {"TPU": resources.slice.chips // hosts} if resources.slice else {}
     memory = -(-resources.memory // hosts)
-    return {"num_cpus": resources.cpus, "num_gpus": resources.gpus, "memory": memory, "resources": tpu}
+    kind = {"accelerator_type": ray_name(resources.gpu)} if resources.gpus and resources.gpu else {}
+    return {"num_cpus": resources.cpus, "num_gpus": resources.gpus, "memory": memory, "resources": tpu, **kind}
 
 
 def _has(node: Mapping[str, float], options: Mapping[str, Any]) -> bool:
     needed = {"CPU": options["num_cpus"], "GPU": options["num_gpus"], **options["resources"]}
+    needed |= {f"accelerator_type:{options[name]}": 0.001 for name in ("accelerator_type",) if name in options}
     return all(node.get(name, 0) >= count for name, count in needed.items())
 
 

@@ -39,26 +39,21 @@ def first_round(points: Sequence[Point]) -> list[Point]:
 
 
 def proposals(best: Iterable[Point], known: Iterable[Point], spacing: float, width: float) -> list[Point]:
-    """Return what lies around the best points and was not tried: rates `spacing` apart, batches of half and double.
+    """Return what lies around the best points and was not tried: rates `spacing` apart of each, and then its batches.
 
     Args:
       width: what batches are multiplied with, both ways; 1 leaves them as they are.
     """
-    seen, out = set(known), []
-    for point in best:
-        near = [point.moved(rate=1 / spacing), point.moved(rate=spacing)]
-        near += [point.moved(batch=width), point.moved(batch=1 / width)] if width > 1 else []
-        for one in near:
-            if one not in seen:
-                seen.add(one)
-                out.append(one)
-    return out
+    points, known = list(best), set(known)
+    near = [point.moved(rate=factor) for point in points for factor in (1 / spacing, spacing)]
+    near += [point.moved(batch=factor) for point in points for factor in (width, 1 / width) if width > 1]
+    return [point for point in dict.fromkeys(near) if point not in known]
 
 
 def search(
     grid: Sequence[Point], measure: Callable[[Sequence[Point]], Values], budget: int, width: float = 1.0, keep: int = 2
 ) -> dict[Point, int]:
-    """Search with no more points than a budget allows; return every point tried with the half that proposed it.
+    """Search with no more compute than a budget allows; return every point tried with the half that proposed it.
 
     First every other rate of the grid. Then of each optimiser the rates beside its best, which the first round left
     out: of values that rise and fall once over an optimiser's rates the best of the grid is now among those tried, so
@@ -67,14 +62,16 @@ def search(
 
     Args:
       measure: points -> their values on both halves; called once a round.
+      budget: in trials of the grid's first batch; one of a larger batch counts as many as it reads more, one of a
+        smaller batch no less, as its evaluations are not fewer.
       width: what batches are multiplied with, both ways, at first; 1 leaves them as they are.
     """
-    origin = dict.fromkeys(first_round(grid)[:budget], GRID)
+    origin = dict.fromkeys(_affordable(first_round(grid), budget, grid[0].batch), GRID)
     values = dict(measure(list(origin)))
     spacing, beside = _spacing(grid), len(grid)
-    while len(origin) < budget and spacing > 1.05:
+    while (left := budget - sum(_trials(p, grid[0].batch) for p in origin)) >= 1 and spacing > 1.05:
         proposed = {half: proposals(_best(values, origin, half, beside), origin, spacing, width) for half in HALVES}
-        both = _in_turn([proposed[half] for half in HALVES])[: budget - len(origin)]
+        both = _affordable(_in_turn([proposed[half] for half in HALVES]), left, grid[0].batch)
         if both:
             origin |= {p: GRID if all(p in proposed[h] for h in HALVES) else _only(p, proposed) for p in both}
             values |= measure(both)
@@ -95,6 +92,21 @@ def _best(values: Values, origin: Mapping[Point, int], half: int, keep: int) -> 
     for point in mine:
         by_optimizer.setdefault(point.optimizer, point)
     return list(by_optimizer.values())[:keep]
+
+
+def _trials(point: Point, batch: int) -> float:
+    """Return how many trials of a batch a point counts as."""
+    return max(1.0, point.batch / batch)
+
+
+def _affordable(points: Iterable[Point], budget: float, batch: int) -> list[Point]:
+    """Return the points, from the first on, that a budget pays for, without those that cost more than is left."""
+    chosen = []
+    for point in points:
+        if (cost := _trials(point, batch)) <= budget:
+            chosen.append(point)
+            budget -= cost
+    return chosen
 
 
 def _in_turn(lists: Sequence[Sequence[Point]]) -> list[Point]:
