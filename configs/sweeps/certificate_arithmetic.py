@@ -2,8 +2,8 @@
 
   configs/sweeps/certificate_arithmetic.py          random student and UNDO at α = .8 of MaxEnt, ten training seeds; the
                                                     suppressed model, which must not pass, as the control
-  configs/sweeps/certificate_arithmetic.py:labelled the same on the data of robustness_arithmetic.py: in its work directory
-                                                    the models of five seeds are there
+  configs/sweeps/certificate_arithmetic.py:labelled the same on the data of robustness_arithmetic.py, in whose work
+                                                    directory the models of five seeds are there
   configs/sweeps/certificate_arithmetic.py:smoke    two seeds of a few steps: it learns nothing, and concludes nothing
 
 Ten seeds certify a twin of the oracle four times in ten, twenty nine in ten (docs/statistics.md).
