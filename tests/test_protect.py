@@ -150,7 +150,7 @@ def test_a_random_model_has_nothing_to_forget(tmp_path, capsys, monkeypatch):
     measure = SimpleNamespace(rows=lambda parts: rows, bytes=lambda parts: 60, scale=BITS_PER_BYTE)
     for nats, knows in ((math.log(300), False), (0.2, True)):
         monkeypatch.setattr(knowledge, "_nats", lambda *_, n=nats: (np.full(6, 9 * n), list(tokens.reshape(6, 9))))
-        known = knowledge.of_text(SimpleNamespace(measure=measure), None)
+        known = knowledge.of_text(None, None, measure)
         assert known.score == pytest.approx(54 * nats / math.log(2) / 60)
         assert (known.high < known.nothing) == knows
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import math
 import platform
 import shlex
 import sys
@@ -276,7 +275,7 @@ def _budget(budget: Mapping[str, float], models: Sequence[ModelSummary], scale: 
 
 def _at(model: ModelSummary, part: str, step: int, scale: Scale) -> str:
     value, low, high = at_step(model, step, part)
-    if part == "forget_shown" and not math.isfinite(scale.bounds[1]):  # it would be one over attackers alone
+    if part == "forget_shown" and not scale.is_share:  # it would be one over attackers alone
         low = high = None
     return _with_interval(value, low, high, scale)
 

@@ -42,7 +42,7 @@ def rare(shown: Effect, scale: Scale, choices: int = 1) -> Effect:
 
     It is a share, or a difference of shares that is to be below or above a threshold, and the worst of `choices`.
     """
-    if not shown.n or not math.isfinite(scale.bounds[1]) or not math.isfinite(shown.high):
+    if not shown.n or not scale.is_share or not math.isfinite(shown.high):
         return shown
     side = -1.0 if shown.claim == "above" else 1.0
     reach = side * proportion(min(max(side * shown.estimate, 0.0), 1.0), shown.n).share_interval(1 - 0.05 / choices)[1]
@@ -55,7 +55,7 @@ def sample(scores: Scores, scale: Scale) -> str:
     if scores.by_fact is not None:
         return f" Intervals are over {plural(scores.by_fact.shape[1], scale.item)} and {attackers}."
     alone = f" Intervals are over {attackers} alone: scores of each {scale.item} were not recorded."
-    return "" if math.isfinite(scale.bounds[1]) else alone
+    return "" if scale.is_share else alone
 
 
 def forgets(run: Run, model: Model) -> Conclusion:
@@ -67,7 +67,7 @@ def forgets(run: Run, model: Model) -> Conclusion:
     assert model.before
     known = reference.forget
     of_documents = [score for score in (reference.before, run.nothing) if score and score.by_fact is not None]
-    if len(of_documents) == 2 and model.before.by_fact is not None and not math.isfinite(scale.bounds[1]):
+    if len(of_documents) == 2 and model.before.by_fact is not None and not scale.is_share:
         known, nothing = (score.value for score in of_documents)  # some documents are harder for every model
         terms = [(1.0, model.before), *((-0.5, score) for score in of_documents)]
         shown = effect(f"Held-out {scale.name}, beyond half way", terms, scale, "below")

@@ -15,6 +15,7 @@ from distill_jax.data.data_config import DataConfig
 from distill_jax.interop.importing import Published
 from distill_jax.io.files import Digests
 from distill_jax.io.storage import location, resolved
+from distill_jax.models.transformer import TransformerConfig
 from distill_jax.stages.context import PARTS, Context, Node
 from distill_jax.stages.stage import Stage, stage_input
 from distill_jax.stages.untrained import finish_untrained
@@ -61,7 +62,7 @@ class Import(Stage):
             fix_hint = "adapters are kept beside the weights they adapt; give both one path"
             raise ValueError(f"start = {self.start!r} imports {path!r}, not {self.path!r}: {fix_hint}")
 
-    def validate(self, model: Any, data: DataConfig) -> None:
+    def validate(self, model: TransformerConfig, data: DataConfig) -> None:
         """Raise ValueError unless the files hold the experiment's model; to plan, they need not be there."""
         if not self.path:
             return
