@@ -3,7 +3,10 @@
 import dataclasses
 import io
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import pytest
 
 from distill_jax.config import ConfigError, Interrupted
 from distill_jax.experiment import graph, sweep_graph
+from distill_jax.experiment.compile_process import Request, pickled
 from distill_jax.experiment.config_file import load_experiment, load_module
 from distill_jax.experiment.lowered_group import Lowering
 from distill_jax.experiment.sweep_points import axis
@@ -31,6 +35,7 @@ from typing import Any, ClassVar
 
 import jax.numpy as jnp
 
+from distill_jax.experiment.compile_process import Request, pickled
 from distill_jax.experiment.config_file import load_module
 from distill_jax.experiment.experiment import Experiment
 from distill_jax.experiment.section import section
@@ -110,11 +115,38 @@ def test_it_packs_plans_and_sweeps(own, tmp_path):
     assert "polish" in sweep_graph.preview(swept)
 
 
+LOWER = """
+import pickle, sys, jax
+from pathlib import Path
+from distill_jax.experiment.lowered_group import group_step
+from distill_jax.io.metrics import Progress
+from distill_jax.stages.context import Context
+request = pickle.loads(Path(sys.argv[1]).read_bytes())
+ctx = Context(request.model, request.nodes, Path(), Progress(0, 0.0, 0.0, None), request.run)
+step = group_step(ctx, [ctx.nodes[name] for name in request.stages], jax.devices()[:1]).with_remat(request.remat)
+print(step.trace().lower().as_text())
+"""
+
+
+@pytest.mark.unit
+def test_a_process_that_compiles_it_for_a_plan_lowers_the_same_program(own, tmp_path):
+    experiment = load_experiment(own, own.get_config())
+    nodes = graph.build(experiment, tmp_path)
+    ctx = Context(experiment.model, nodes, Path(), Progress(0, 0.0, 0.0, None), experiment.run)
+    (work,) = Lowering(ctx, jax.devices()[:1])([nodes["polished-0"], nodes["polished-1"]])
+    stages = [node.name for node in work.nodes]
+    request = Request(experiment.model, nodes, experiment.run, stages, work.remat, "v5e-4", "")
+    (tmp_path / "request").write_bytes(pickled(request))
+    line = [sys.executable, "-c", LOWER, str(tmp_path / "request")]
+    apart = subprocess.run(line, capture_output=True, text=True, check=True, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+    assert apart.stdout.strip() == work.lowered.as_text().strip()
+
+
 @pytest.mark.unit
 @pytest.mark.parametrize(
     ("setting", "value", "says"),
     [
-        ("data", "korean", "stages.polished-0.data = 'korean': these data have no such set"),
+        ("data", "korean", "polish.data = 'korean': these data have no such set"),
         ("batch", 0, "stages.*batch = 0: must be at least 1|batch = 0: must be at least 1"),
         ("pull", float("nan"), "stages.polished-0.pull = nan: must be finite"),
     ],

@@ -213,7 +213,7 @@ def test_a_population_that_does_not_fit_is_planned_in_the_parts_that_run_would_t
         def __call__(self, nodes):
             sizes.append(len(nodes))
             program = types.SimpleNamespace(as_text=lambda: str(len(nodes)))
-            return [LoweredGroup(nodes, len(nodes), 1.0, 1.0, "none", 0.0, self.mesh, program, ())]
+            return [LoweredGroup(None, nodes, len(nodes), 1.0, 1.0, "none", 0.0, self.mesh, program, ())]
 
     def compile_for(lowered, where):
         return ProgramAnalysis(hbm, int(most / 2 * int(lowered.as_text())))

@@ -216,7 +216,7 @@ def test_a_plan_tries_the_policies_in_order_and_compiles_none_that_cannot_fit(tm
             for policy, (least, needed) in sizes.items():
                 least_bytes = len(group) * least * where.chip.hbm
                 size = len(group) * needed
-                yield LoweredGroup(group, len(group), 1.0, 1.0, policy, least_bytes, mesh, size, ())
+                yield LoweredGroup(None, group, len(group), 1.0, 1.0, policy, least_bytes, mesh, size, ())
 
         return lowered
 

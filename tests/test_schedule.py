@@ -1,10 +1,6 @@
 """What the TPU compiler says of a program once it is scheduled, beside what it says at its end."""
 
-import dataclasses
-import json
-import os
-import subprocess
-import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +8,10 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from distill_jax.commands import compile_process
 from distill_jax.commands.plan import PLANNING
+from distill_jax.experiment import compile_process
+from distill_jax.experiment.config_file import load_experiment, load_module
+from distill_jax.experiment.slice_plan import planning_context
 from distill_jax.perf import hlo
 from distill_jax.perf.compile_for import analyse, slices_of, topology
 from distill_jax.perf.schedule import buffer_sizes, read_schedule
@@ -21,6 +19,7 @@ from distill_jax.perf.slices import find
 from distill_jax.perf.traffic import traffic_by_part
 
 pytestmark = pytest.mark.unit
+ROOT = Path(__file__).parents[1]
 
 
 def test_a_schedule_says_what_the_finished_program_does(tmp_path, monkeypatch):
@@ -136,13 +135,13 @@ def test_a_compiler_that_fails_says_why(tmp_path):
         compile_process._answer(Ended(1), tmp_path, [0], False)
 
 
-def test_a_config_that_changed_meanwhile_is_not_taken_for_the_same(tmp_path):
+def test_another_program_is_not_taken_for_the_same(tmp_path, monkeypatch):
     pytest.importorskip("libtpu")
-    arguments = ["--config=arithmetic:cpu", "--slice=v5e-4"]
-    request = compile_process.Request(arguments, "v5e-4", ["reference"], "none", "0" * 64, str(tmp_path))
-    command = [sys.executable, "-m", "distill_jax.commands.compile_process"]
-    environment = os.environ | PLANNING
-    done = subprocess.run(
-        [*command, json.dumps(dataclasses.asdict(request))], capture_output=True, text=True, env=environment
-    )
-    assert done.returncode and "the config changed while it was planned" in done.stderr
+    for name, value in PLANNING.items():
+        monkeypatch.setenv(name, value)
+    module = load_module(ROOT / "configs/arithmetic.py")
+    ctx = planning_context(load_experiment(module, module.get_config("smoke")))
+    request = compile_process.Request(ctx.model, ctx.nodes, ctx.run, ["reference"], "none", "v5e-4", "0" * 64)
+    (tmp_path / "request.pickle").write_bytes(compile_process.pickled(request))
+    with pytest.raises(RuntimeError, match="reference: another program than the plan's"):
+        compile_process.main(tmp_path)

@@ -9,9 +9,9 @@ import pytest
 from jax.experimental import pallas
 
 from distill_jax import main
-from distill_jax.commands import compile_process, plan
+from distill_jax.commands import plan
 from distill_jax.config import ConfigError
-from distill_jax.experiment import slice_estimate, slice_plan, slice_ranking
+from distill_jax.experiment import compile_process, slice_estimate, slice_plan, slice_ranking
 from distill_jax.experiment.experiment import CheckedExperiment
 from distill_jax.experiment.lowered_group import LoweredGroup, Lowering, group_step
 from distill_jax.models.transformer import TransformerConfig
@@ -57,7 +57,7 @@ class Compiler:
             settings = step.job.settings
             where = self.asked
             program = types.SimpleNamespace(as_text=lambda: f"{settings.kind} {settings.steps}", where=where)
-            return [LoweredGroup(nodes, 1, 1.0, 1.0, "none", 0.0, step.mesh, program, ())]
+            return [LoweredGroup(None, nodes, 1, 1.0, 1.0, "none", 0.0, step.mesh, program, ())]
 
         return lower
 
@@ -221,7 +221,7 @@ def test_a_wrong_slice_is_refused_before_the_config_is_read(capsys, tmp_path):
 def test_the_command_prints_and_writes_what_it_planned(monkeypatch, tmp_path, capsys):
     compiler = Compiler(monkeypatch)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(compile_process, "CompileProcess", lambda arguments: slice_plan.compile_here)
+    monkeypatch.setattr(compile_process, "compile_apart", slice_plan.compile_here)
     for key, value in plan.PLANNING.items():  # which the command sets for its own process
         monkeypatch.setenv(key, value)
     compiled_parts = dict.fromkeys(PARTS, 0) | {"mlp": 6 * 10**13, "head": 4 * 10**13}

@@ -31,7 +31,7 @@ EXCEPTIONS = {
     "console.py": "/dev/null",
     "data/import_tf.py": "/dev/null",
     "perf/memory.py": "/proc",
-    "commands/compile_process.py": "a temporary directory of this machine",
+    "experiment/compile_process.py": "a temporary directory of this machine",
     "perf/analysis_cache.py": "a cache of this machine",
     "experiment/slice_plan.py": "a name that stands for a work directory, of which nothing is read",
     "reports/card.py": "names without their directories",

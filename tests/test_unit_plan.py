@@ -50,7 +50,7 @@ def test_the_least_slice_that_the_compiler_lets_pass(sweep, monkeypatch, total, 
     pytest.importorskip("libtpu")
     asked: list[int] = []
     monkeypatch.setattr(slice_plan, "compile_for", compiler(total * GIB, asked))
-    planner = UnitPlanner("v5e", AnalysisCache(None), lambda line: None)
+    planner = UnitPlanner("v5e", AnalysisCache(None), lambda line: None, slice_plan.Compiler())
     units = [unit for unit in work_units.work_units(sweep, planner=planner) if unit.level]
     assert [(unit.resources.slice.name, unit.resources.hosts) for unit in units] == [(name, hosts)] * 2
     tried = [size for size in (1, 4, 8, 16) if size <= slices.find(name).devices]
@@ -63,7 +63,7 @@ def test_what_fits_nowhere_is_refused(sweep, monkeypatch):
     pytest.importorskip("libtpu")
     monkeypatch.setattr(unit_plan, "MAX_CHIPS", 4)
     monkeypatch.setattr(slice_plan, "compile_for", compiler(1e6 * GIB, []))
-    planner = UnitPlanner("v5e", AnalysisCache(None), lambda line: None)
+    planner = UnitPlanner("v5e", AnalysisCache(None), lambda line: None, slice_plan.Compiler())
     with pytest.raises(ConfigError, match=r"stages\.reference: fits on no slice up to v5e-4.*name a slice yourself"):
         work_units.work_units(sweep, planner=planner)
 

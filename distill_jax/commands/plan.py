@@ -20,7 +20,6 @@ from distill_jax.perf.slices import find
 
 if TYPE_CHECKING:
     from distill_jax.experiment.experiment import CheckedExperiment
-    from distill_jax.experiment.slice_plan import Compiler
 
 # Of a process that plans, and of no other: on a pod the first would break the detection of the cluster.
 PLANNING = {
@@ -70,17 +69,13 @@ def main(arguments: Sequence[str]) -> int:
     check_stages(list(flags.stages or ()), named.module, named.config)
     prices = Prices.load(flags.prices)
     backend.import_jax()
-    from distill_jax.commands.compile_process import CompileProcess
-    from distill_jax.experiment.slice_plan import Compiler
-
-    compiler = Compiler(CompileProcess(arguments), flags.codegen)
-    print_plan(flags, load_experiment(named.module, named.config), prices, compiler)
+    print_plan(flags, load_experiment(named.module, named.config), prices)
     return 0
 
 
-def print_plan(flags: Flags, experiment: CheckedExperiment, prices: Prices, compiler: Compiler | None = None) -> None:
-    """Plan the chosen stages, print the table, and write the file; compiler: as of `SlicePlanner`."""
-    from distill_jax.experiment import slice_plan, slice_ranking
+def print_plan(flags: Flags, experiment: CheckedExperiment, prices: Prices) -> None:
+    """Plan the chosen stages, print the table, and write the file."""
+    from distill_jax.experiment import compile_process, slice_plan, slice_ranking
     from distill_jax.perf.analysis_cache import AnalysisCache, default_directory
     from distill_jax.perf.compile_for import compiler_version
     from distill_jax.reports import plan_table
@@ -88,6 +83,7 @@ def print_plan(flags: Flags, experiment: CheckedExperiment, prices: Prices, comp
     compiler_version()  # refused where there is none
     ctx = slice_plan.planning_context(experiment)
     groups = slice_plan.chosen_groups(ctx, flags.stages or ())
+    compiler = slice_plan.Compiler(compile_process.compile_apart, flags.codegen)
     cache = AnalysisCache(default_directory() if flags.cache else None)
     planner = slice_plan.SlicePlanner(ctx, prices, cache, functools.partial(print, flush=True), compiler)
     auto = flags.slice == "auto"

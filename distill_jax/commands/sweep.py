@@ -228,7 +228,7 @@ def _place(line: Sequence[str], flags: Flags, sweep: Sweep, chosen: Sweep, units
 
 def _units(flags: Flags, chosen: Sweep) -> list[WorkUnit]:
     """Return the units of a sweep with what each needs of a machine: by the flags, or by the plan for a kind."""
-    from distill_jax.experiment import gpu_plan, unit_plan, work_units
+    from distill_jax.experiment import compile_process, gpu_plan, slice_plan, unit_plan, work_units
     from distill_jax.perf.analysis_cache import AnalysisCache, default_directory
 
     where = slices.find(flags.slice) if flags.slice and flags.slice not in slices.CHIPS else None
@@ -238,7 +238,8 @@ def _units(flags: Flags, chosen: Sweep) -> list[WorkUnit]:
     if kind:
         planner = gpu_plan.GpuPlanner(kind)
     elif flags.slice in slices.CHIPS:
-        planner = unit_plan.UnitPlanner(flags.slice, AnalysisCache(default_directory()), console.complain)
+        compiler = slice_plan.Compiler(compile_process.compile_apart)
+        planner = unit_plan.UnitPlanner(flags.slice, AnalysisCache(default_directory()), console.complain, compiler)
     return work_units.work_units(chosen, asked, flags.pack, planner)
 
 

@@ -23,11 +23,13 @@ class LoweredGroup:
     """A population's step for a mesh.
 
     Attributes:
+      ctx: what it was lowered in.
       flops: of a step, counted from shapes; executed: of its products, with what rematerialisation computes again.
       remat: the policy of what that is.
       least_bytes: of a device, without which it cannot run.
     """
 
+    ctx: Context
     nodes: Sequence[Node]
     members: int
     flops: float
@@ -110,6 +112,7 @@ class Lowering:
             self._lowered[step.key] = flops.executed(traced.jaxpr.jaxpr), least, traced.lower()
         executed, least, lowered = self._lowered[step.key]
         return LoweredGroup(
+            ctx=self._ctx,
             nodes=list(group),
             members=len(step.job.members),
             flops=step.job.step_flops(),

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 from distill_jax.config import ConfigError
 from distill_jax.experiment import graph
 from distill_jax.experiment.lowered_group import group_step, train_job
-from distill_jax.experiment.slice_plan import SlicePlanner
+from distill_jax.experiment.slice_plan import Compiler, SlicePlanner
 from distill_jax.perf.analysis_cache import AnalysisCache
 from distill_jax.perf.compile_for import compiler_version, topology
 from distill_jax.perf.prices import Prices
@@ -50,13 +50,13 @@ def slices_of(generation: str) -> list[Slice]:
 class UnitPlanner:
     """Finds the least slice for each population; equal ones are planned once."""
 
-    def __init__(self, generation: str, cache: AnalysisCache, say: Callable[[str], None]) -> None:
+    def __init__(self, generation: str, cache: AnalysisCache, say: Callable[[str], None], compiler: Compiler) -> None:
         """Plan for the slices of a generation.
 
         Args:
           say: what is compiled, a line at a time.
         """
-        self._slices, self._cache, self._say = slices_of(generation), cache, say
+        self._slices, self._cache, self._say, self._compiler = slices_of(generation), cache, say, compiler
         self._known: dict[tuple[Any, ...], Fit] = {}
         try:
             self._compiles = bool(compiler_version())
@@ -89,7 +89,7 @@ class UnitPlanner:
         raise self._none(group, least)
 
     def _by_compiler(self, ctx: Context, group: Sequence[Node]) -> Fit:
-        planner = SlicePlanner(ctx, Prices.load(None), self._cache, self._say)
+        planner = SlicePlanner(ctx, Prices.load(None), self._cache, self._say, self._compiler)
         alone = train_job(ctx, group[:1])
         least = graph.least_memory(ctx, alone) if alone else 0
         in_parts: Fit | None = None

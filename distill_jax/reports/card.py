@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import math
 import platform
 import shlex
 import sys
@@ -27,7 +26,7 @@ from distill_jax.models import transformer
 from distill_jax.perf import flops
 from distill_jax.perf.ledger import training_flops
 from distill_jax.reports import formats
-from distill_jax.reports.attack_curves import at_step
+from distill_jax.reports.attack_curves import at_step, judged_step
 from distill_jax.reports.attacks_not_tried import not_tried
 from distill_jax.reports.formats import count, plural
 from distill_jax.reports.rendering import render_text
@@ -155,7 +154,7 @@ class Wording:
 
 
 WORDING = {
-    "accuracy": Wording("question", "share of questions that are answered exactly, greedily decoded."),
+    "accuracy": Wording("question", "share of questions that are answered exactly, each token being the likeliest."),
     "multiple_choice": Wording("question", "share of multiple-choice questions whose right option is the likeliest."),
     "bits_per_byte": Wording(
         "document", "bits that the model needs to predict a byte of text: **fewer bits are more knowledge**."
@@ -199,12 +198,18 @@ def card_view(summary: RunSummary) -> dict[str, Any]:
         "words": _words(summary, scale),
         "verdicts": [one for one in asked if one["name"].startswith(of_release)],
         "before": [Line(m["label"], WHAT.get(Role(m["role"]), ""), _before(m, scale)) for m in models],
-        "groups": list(models[0]["by_group"]) if models else [],
+        "groups": _groups(models),
         "budgets": budgets,
         "asked": asked,
         "not_run": [one for one in conclusions if one["state"] == "not run" and one["name"].startswith(of_release[:3])],
         "made": _made(summary),
     }
+
+
+def _groups(models: Sequence[ModelSummary]) -> list[str]:
+    """Return the parts of what is measured that have columns of their own; none where each side is one part."""
+    names = list(models[0]["by_group"]) if models else []
+    return names if len(names) > 2 else []
 
 
 def _said(conclusions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -239,8 +244,9 @@ def _words(summary: RunSummary, scale: Scale) -> dict[str, str]:
         "attack": f"Every model was attacked alike: {weights} fine-tuned on what is shown, {each}, with learning rates "
         f"{rates}, {plural(attack.get('seeds'), 'seed')} each. At each budget the learning rate that brings back most "
         "is counted, as if the attacker had known it; of those that bring back equally much the one that costs the "
-        "model least. An example is a row of text; FLOPs (arithmetic operations) are those of one attacker at one "
-        "learning rate.",
+        "model least. A model is judged at the step at which most came back, where an attacker may stop; intervals of "
+        "conclusions hold for all measured steps at once (Bonferroni). An example is a row of text; FLOPs (arithmetic "
+        "operations) are those of one attacker at one learning rate.",
         "heldout": f"**Held out**: the {heldout} {scale.item}s that no attacker saw. What comes back here was never "
         f"removed. {_better(scale)}",
         "shown": f"**Shown**: the {shown} that the attacker trains on; any model learns these in the end, only the "
@@ -254,7 +260,7 @@ def _better(scale: Scale) -> str:
 
 
 def _before(model: ModelSummary, scale: Scale) -> list[str]:
-    groups = [scale.show(group.get(scale.key)) for group in (model.get("by_group") or {}).values()]
+    groups = [scale.show((model.get("by_group") or {}).get(name, {}).get(scale.key)) for name in _groups([model])]
     low, high = model.get("retain_interval") or (None, None)
     kept = _with_interval(model["retain"], low, high, scale)
     return [_at(model, "forget_heldout", 0, scale), kept, *groups]
@@ -269,7 +275,7 @@ def _budget(budget: Mapping[str, float], models: Sequence[ModelSummary], scale: 
 
 def _at(model: ModelSummary, part: str, step: int, scale: Scale) -> str:
     value, low, high = at_step(model, step, part)
-    if part == "forget_shown" and not math.isfinite(scale.bounds[1]):  # it would be one over attackers alone
+    if part == "forget_shown" and not scale.is_share:  # it would be one over attackers alone
         low = high = None
     return _with_interval(value, low, high, scale)
 
@@ -285,10 +291,11 @@ def attack_lines(summary: Mapping[str, Any]) -> list[str]:
     for model in summary["models"]:
         attack = model.get("attack")
         if attack:
-            last = attack["steps"][-1]
-            ends = [_at(model, "forget_heldout", step, scale) for step in (attack["steps"][0], last)]
-            shown = _at(model, "forget_shown", last, scale)
-            text = f"{scale.name} held out {ends[0]} before, {ends[1]} after {last} steps; shown {shown}"
-            costs = f"retain {scale.show(model['retain'])} before, {_at(model, 'retain_at_worst', last, scale)} after"
+            worst = judged_step(model, attack["steps"][-1])
+            ends = [_at(model, "forget_heldout", step, scale) for step in (attack["steps"][0], worst)]
+            shown = _at(model, "forget_shown", worst, scale)
+            when = f"after {worst} of {attack['steps'][-1]} steps"
+            text = f"{scale.name} held out {ends[0]} before, {ends[1]} at most, {when}; shown {shown} then"
+            costs = f"retain {scale.show(model['retain'])} before, {_at(model, 'retain_at_worst', worst, scale)} then"
             lines.append(f"{model['label']}: {text}; {costs}")
     return lines

@@ -10,11 +10,12 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
-from distill_jax.config import ConfigError, check, identity
+from distill_jax.config import ConfigError, SettingError, check, check_setting, identity
 from distill_jax.data.data_config import DataConfig
 from distill_jax.interop.importing import Published
 from distill_jax.io.files import Digests
 from distill_jax.io.storage import location, resolved
+from distill_jax.models.transformer import TransformerConfig
 from distill_jax.stages.context import PARTS, Context, Node
 from distill_jax.stages.stage import Stage, stage_input
 from distill_jax.stages.untrained import finish_untrained
@@ -48,9 +49,9 @@ class Import(Stage):
 
     def __post_init__(self) -> None:
         if self.adapter and not self.path:
-            raise ValueError(f"adapter = {self.adapter!r}: there is no path of the model that it adapts")
+            raise SettingError("adapter", self.adapter, "there is no path of the model that it adapts")
         if self.lora_rank and not self.start:
-            raise ValueError(f"lora_rank = {self.lora_rank}: only adapters that are kept beside a start have a rank")
+            raise SettingError("lora_rank", self.lora_rank, "only adapters that are kept beside a start have a rank")
 
     def check_inputs(self, sources: Mapping[str, Stage]) -> None:
         """Raise ValueError unless the start is an import of the same path."""
@@ -61,7 +62,7 @@ class Import(Stage):
             fix_hint = "adapters are kept beside the weights they adapt; give both one path"
             raise ValueError(f"start = {self.start!r} imports {path!r}, not {self.path!r}: {fix_hint}")
 
-    def validate(self, model: Any, data: DataConfig) -> None:
+    def validate(self, model: TransformerConfig, data: DataConfig) -> None:
         """Raise ValueError unless the files hold the experiment's model; to plan, they need not be there."""
         if not self.path:
             return
@@ -71,13 +72,15 @@ class Import(Stage):
             return
         directory = Published(self.path, self.adapter)
         limit = int(directory.files.facts.get("max_position_embeddings") or 0)
-        long = f"data.row_length = {data.row_length}: {self.path} reads {limit:,} tokens (max_position_embeddings)"
-        check(not limit or data.row_length <= limit, f"{long}; lower it to that")
+        mend = f"{self.path} reads {limit:,} tokens (max_position_embeddings); lower it to that"
+        check_setting(not limit or data.row_length <= limit, "data.row_length", data.row_length, mend)
         published = directory.cfg
         for field in dataclasses.fields(published):
             wanted, found = getattr(model, field.name), getattr(published, field.name)
             if field.name not in EXECUTION_FIELDS and wanted != found:
-                raise ConfigError(f"{self.path} is another model: it has model.{field.name} = {found}, not {wanted}")
+                fix_hint = "models of one experiment have one shape"
+                other = f"{self.path} is another model: it has model.{field.name} = {found}, not {wanted}"
+                raise ConfigError(f"{other}; {fix_hint}")
 
     def with_content_hash(self, where: str, digests: Digests) -> Self:
         """Return the settings with `content` filled in.

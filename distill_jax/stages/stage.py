@@ -12,13 +12,14 @@ import types
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from distill_jax.config import ConfigError, Settings, described
+from distill_jax.config import ConfigError, SettingError, Settings, described
 from distill_jax.data.data_config import DataConfig
 from distill_jax.io.files import Digests
 from distill_jax.stages.context import Context, Node
 from distill_jax.train.settings import Lora
 
 if TYPE_CHECKING:
+    from distill_jax.models.transformer import TransformerConfig
     from distill_jax.stages.train_job import TrainJob
 
 ROLE = "input"  # the metadata of a field that names a stage
@@ -74,13 +75,15 @@ class Stage(Settings, abc.ABC):
                 name = self.inputs()[role]
                 raise ValueError(f"{role} = {name!r}: a {source.kind} stage leaves no model to start from")
 
-    def validate(self, model: Any, data: DataConfig) -> None:
+    def validate(self, model: TransformerConfig, data: DataConfig) -> None:
         """Raise ValueError, beginning with the key, if the settings do not fit the experiment's model and data."""
         del model, data
 
     @classmethod
     def refusal(cls, name: str, error: ValueError) -> ConfigError:
         """Return an error of the stage of this name: what begins with a setting is about `stages.<name>.<setting>`."""
+        if isinstance(error, SettingError):
+            return error if "." in error.key else error.within(f"stages.{name}")  # such as data.row_length
         setting = str(error).split(" ")[0] in {field.name for field in dataclasses.fields(cls)}
         return ConfigError(f"stages.{name}{'.' if setting else ': '}{error}")
 

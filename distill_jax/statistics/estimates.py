@@ -72,12 +72,14 @@ class Scores:
       by_fact: [S, F] where each fact's score was recorded, NaN nowhere; else None.
       prompts: [F], how often each fact was asked; its weight.
       facts: how many facts there are, where only `by_seed` is known; 0 if the items are not to be counted (text).
+      steps: among how many steps of the attack these were chosen as the worst, by these very scores.
     """
 
     by_seed: np.ndarray
     by_fact: np.ndarray | None = None
     prompts: np.ndarray | None = None
     facts: int = 0
+    steps: int = 1
 
     @functools.cached_property
     def value(self) -> float:
@@ -146,6 +148,6 @@ def band(scores: Scores, scale: Scale, level: float = 0.95) -> tuple[float, floa
     of_facts = scores.by_fact is not None or scores.facts > 0
     if not of_facts and estimate.variance < 1e-24:  # attackers who begin with one model, or all come to the same end
         return math.nan, math.nan
-    share = of_facts and math.isfinite(scale.bounds[1])
+    share = of_facts and scale.is_share
     low, high = estimate.share_interval(level) if share else estimate.interval(level)
     return max(low, scale.bounds[0]), min(high, scale.bounds[1])
