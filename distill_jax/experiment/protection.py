@@ -233,7 +233,6 @@ def config_text(named: NamedConfig, decisions: list[str]) -> str:
 {about}
 """
 
-from distill_jax.data.facts import facts
 from distill_jax.experiment.named_config import change, open_config
 
 BASE = {named.source!r}

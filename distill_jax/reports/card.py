@@ -154,7 +154,7 @@ class Wording:
 
 
 WORDING = {
-    "accuracy": Wording("question", "share of questions that are answered exactly, greedily decoded."),
+    "accuracy": Wording("question", "share of questions that are answered exactly, each token being the likeliest."),
     "multiple_choice": Wording("question", "share of multiple-choice questions whose right option is the likeliest."),
     "bits_per_byte": Wording(
         "document", "bits that the model needs to predict a byte of text: **fewer bits are more knowledge**."
@@ -198,12 +198,18 @@ def card_view(summary: RunSummary) -> dict[str, Any]:
         "words": _words(summary, scale),
         "verdicts": [one for one in asked if one["name"].startswith(of_release)],
         "before": [Line(m["label"], WHAT.get(Role(m["role"]), ""), _before(m, scale)) for m in models],
-        "groups": list(models[0]["by_group"]) if models else [],
+        "groups": _groups(models),
         "budgets": budgets,
         "asked": asked,
         "not_run": [one for one in conclusions if one["state"] == "not run" and one["name"].startswith(of_release[:3])],
         "made": _made(summary),
     }
+
+
+def _groups(models: Sequence[ModelSummary]) -> list[str]:
+    """Return the parts of what is measured that have columns of their own; none where each side is one part."""
+    names = list(models[0]["by_group"]) if models else []
+    return names if len(names) > 2 else []
 
 
 def _said(conclusions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -254,7 +260,7 @@ def _better(scale: Scale) -> str:
 
 
 def _before(model: ModelSummary, scale: Scale) -> list[str]:
-    groups = [scale.show(group.get(scale.key)) for group in (model.get("by_group") or {}).values()]
+    groups = [scale.show((model.get("by_group") or {}).get(name, {}).get(scale.key)) for name in _groups([model])]
     low, high = model.get("retain_interval") or (None, None)
     kept = _with_interval(model["retain"], low, high, scale)
     return [_at(model, "forget_heldout", 0, scale), kept, *groups]

@@ -78,7 +78,9 @@ class Import(Stage):
         for field in dataclasses.fields(published):
             wanted, found = getattr(model, field.name), getattr(published, field.name)
             if field.name not in EXECUTION_FIELDS and wanted != found:
-                raise ConfigError(f"{self.path} is another model: it has model.{field.name} = {found}, not {wanted}")
+                fix_hint = "models of one experiment have one shape"
+                other = f"{self.path} is another model: it has model.{field.name} = {found}, not {wanted}"
+                raise ConfigError(f"{other}; {fix_hint}")
 
     def with_content_hash(self, where: str, digests: Digests) -> Self:
         """Return the settings with `content` filled in.
