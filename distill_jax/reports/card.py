@@ -179,7 +179,8 @@ def card_text(summary: RunSummary) -> str:
 def card_view(summary: RunSummary) -> dict[str, Any]:
     """Return what the card's template fills in."""
     scale, models = SCALES[summary["measure"]], [m for m in summary["models"] if m.get("attack")]
-    conclusions, card = _evidence_as_sentences([*summary["headline"]["conclusions"], *summary["conclusions"]]), summary["card"]
+    conclusions = _evidence_as_sentences([*summary["headline"]["conclusions"], *summary["conclusions"]])
+    card = summary["card"]
     of_release = ("forgets, ", "keeps, ", "resists, ", "headline")
     asked = [one for one in conclusions if one["state"] != "not run"]
     budgets = [_budget(budget, models, scale) for budget in card["budgets"]]
