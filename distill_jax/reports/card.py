@@ -179,7 +179,8 @@ def card_text(summary: RunSummary) -> str:
 def card_view(summary: RunSummary) -> dict[str, Any]:
     """Return what the card's template fills in."""
     scale, models = SCALES[summary["measure"]], [m for m in summary["models"] if m.get("attack")]
-    conclusions, card = _said([*summary["headline"]["conclusions"], *summary["conclusions"]]), summary["card"]
+    conclusions = _evidence_as_sentences([*summary["headline"]["conclusions"], *summary["conclusions"]])
+    card = summary["card"]
     of_release = ("forgets, ", "keeps, ", "resists, ", "headline")
     asked = [one for one in conclusions if one["state"] != "not run"]
     budgets = [_budget(budget, models, scale) for budget in card["budgets"]]
@@ -212,7 +213,7 @@ def _groups(models: Sequence[ModelSummary]) -> list[str]:
     return names if len(names) > 2 else []
 
 
-def _said(conclusions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _evidence_as_sentences(conclusions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return conclusions with their evidence as sentences."""
     return [{**one, "evidence": one["evidence"].replace("Not shown: ", "It is not shown that ")} for one in conclusions]
 
