@@ -123,7 +123,7 @@ def test_the_worst_of_equal_steps_is_rarely_held_to_be_worse():
     for _ in range(draws):
         pair = []
         for role, steps in ((Role.SUPPRESSED, range(1, 9)), (Role.UNDO, (8,))):
-            over = {k: random.binomial(1, 0.3, (2, 60)).astype(float) for k in steps}
+            over = {k: np.tile(random.binomial(1, 0.3, 60).astype(float), (2, 1)) for k in steps}
             scores = {k: Scores(x.mean(axis=1), x, np.ones(60), 60) for k, x in over.items()}
             given = Model(role.value, role.value, 0.9, 0.0, role=role, before=scores[8], after=scores[8])
             pair.append(Model(**{**vars(given), "by_step": scores}).at_worst(ACCURACY).after)
