@@ -16,6 +16,7 @@ the random student and the oracle resist most.
 
 from ml_collections import ConfigDict
 
+from distill_jax.config import SettingError
 from distill_jax.data.arithmetic.equations import ArithmeticConfig
 from distill_jax.experiment.damage_rounds import damage_rounds, damage_settings
 from distill_jax.experiment.experiment import Experiment
@@ -168,11 +169,11 @@ def _stages(c: ConfigDict) -> dict[str, Stage]:
         return _known_truth(c, seed)
     methods = {name: c[name] for name in ("maxent", "graddiff", "rmu", *MORE_METHODS)}
     if c.undo.method not in (*methods, "reference"):
-        raise ValueError(f"undo.method = {c.undo.method!r}: choose one of {', '.join(methods)}, or reference")
+        raise SettingError("undo.method", c.undo.method, f"choose one of {', '.join(methods)}, or reference")
     if c.undo.data not in ("all", "filtered", "masked"):
-        raise ValueError(f"undo.data = {c.undo.data!r}: choose 'all', 'filtered' or 'masked'")
+        raise SettingError("undo.data", c.undo.data, "choose 'all', 'filtered' or 'masked'")
     if not set(c.methods) <= set(MORE_METHODS):
-        raise ValueError(f"methods = {tuple(c.methods)}: choose of {', '.join(MORE_METHODS)}")
+        raise SettingError("methods", tuple(c.methods), f"choose of {', '.join(MORE_METHODS)}")
     basic = ("maxent", "graddiff", "rmu") if c.full else ("maxent",)
     used = [name for name in dict.fromkeys((*basic, c.undo.method, *c.methods)) if name in methods]
     stages: dict[str, Stage] = {
@@ -186,7 +187,7 @@ def _stages(c: ConfigDict) -> dict[str, Stage]:
     stages["student"] = Distill(teacher="maxent", **cached, **c.distill, **seed)
     stages |= {f"student-{name}": Distill(teacher=name, **c.distill, **seed) for name in c.methods}
     if len(set(c.undo.alphas)) < len(c.undo.alphas):
-        raise ValueError(f"undo.alphas = {c.undo.alphas}: give every α once")
+        raise SettingError("undo.alphas", c.undo.alphas, "give every α once")
     for alpha in c.undo.alphas:
         stages |= _undo(c, alpha, cached if c.undo.method == "maxent" and c.undo.data == "all" else {})
     if c.full:
@@ -206,7 +207,7 @@ def _undo(c: ConfigDict, alpha: float, cached: dict) -> dict[str, Stage]:
     """Return the stages that damage the suppressed model and let it recover, once or in several rounds."""
     method, seed = c.undo.method, {"seed": c.seed}
     if c.undo.recover not in ("distill", "train"):
-        raise ValueError(f"undo.recover = {c.undo.recover!r}: choose 'distill' or 'train'")
+        raise SettingError("undo.recover", c.undo.recover, "choose 'distill' or 'train'")
 
     def recover(start: str) -> Stage:
         if c.undo.recover == "train":

@@ -19,6 +19,7 @@ Models are measured in bits per byte of held-out documents, the attack by what i
 
 from ml_collections import ConfigDict
 
+from distill_jax.config import SettingError
 from distill_jax.data.text.text_config import SAMPLES, TextConfig
 from distill_jax.experiment.damage_rounds import damage_settings
 from distill_jax.experiment.experiment import Experiment
@@ -132,9 +133,9 @@ def get_experiment(c: ConfigDict) -> Experiment:
 def _stages(c: ConfigDict) -> dict[str, Stage]:
     seed, known = {"seed": c.seed}, {"maxent": c.maxent, "graddiff": c.graddiff, "rmu": c.rmu}
     if not c.methods or set(c.methods) - set(known) or c.methods[0] != "maxent":
-        raise ValueError(f"methods = {tuple(c.methods)}: give maxent first, then any of {', '.join(known)}")
+        raise SettingError("methods", tuple(c.methods), f"give maxent first, then any of {', '.join(known)}")
     if len(set(c.undo.alphas)) < len(c.undo.alphas):
-        raise ValueError(f"undo.alphas = {c.undo.alphas}: give every α once")
+        raise SettingError("undo.alphas", c.undo.alphas, "give every α once")
     stages: dict[str, Stage] = {
         "reference": Pretrain(data="all", **c.reference, **seed),
         "oracle": Pretrain(data="retain", **c.oracle, **seed),

@@ -20,6 +20,7 @@ The directories are PEFT's; configs/auditbench.py reads them.
 
 from ml_collections import ConfigDict
 
+from distill_jax.config import SettingError
 from distill_jax.data.text.text_config import SAMPLES, TextConfig
 from distill_jax.experiment.experiment import Experiment
 from distill_jax.experiment.section import section
@@ -67,7 +68,7 @@ def _smoke(c: ConfigDict) -> None:
 def get_experiment(c: ConfigDict) -> Experiment:
     """Return the experiment, from numbers that the command line may have changed."""
     if c.seeds < 1:
-        raise ValueError(f"seeds = {c.seeds}: train at least one")
+        raise SettingError("seeds", c.seeds, "train at least one")
     stages: dict[str, Stage] = {"base": Import(path=c.base.path)}
     for role, data in READS.items():
         for i in range(c.seeds):

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
+from distill_jax.config import check_setting
 from distill_jax.data.facts.choices_config import ChoicesConfig
 from distill_jax.data.facts.documents_config import DocumentsConfig
 from distill_jax.data.facts.facts_config import FactsConfig
@@ -27,15 +28,15 @@ from distill_jax.stages import Distill, Export, Import, Knowledge, Perturb, Rele
 from distill_jax.stages.context import RunSettings
 from distill_jax.stages.methods import METHODS
 
-DATA = {"documents": DocumentsConfig, "questions": FactsConfig, "choices": ChoicesConfig}
+KINDS = {"documents": DocumentsConfig, "questions": FactsConfig, "choices": ChoicesConfig}
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """Return the numbers for a kind of data, documents if `arg` is empty, and perhaps a method: "documents,rmu"."""
     kind, _, method = (arg or "documents").partition(",")
     method = method or "maxent"
-    if kind not in DATA or method not in METHODS:
-        raise ValueError(f"no preset {arg!r} in configs/protect.py; it is one of {', '.join(DATA)}, with ,METHOD of "
+    if kind not in KINDS or method not in METHODS:
+        raise ValueError(f"no preset {arg!r} in configs/protect.py; it is one of {', '.join(KINDS)}, with ,METHOD of "
                          f"{', '.join(METHODS)}")  # fmt: skip
     c = ConfigDict()
     c.experiment = "protect"
@@ -44,7 +45,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.kind = kind
     c.model = ConfigDict({"dtype": "float32", "unroll": 1, "remat": "none"})
     c.reference = section(Import, "content", "lora_rank", "lora_alpha")
-    c.data = section(DATA[kind], "content")
+    c.data = section(KINDS[kind], "content")
     c.run = section(RunSettings, evaluation_batch=16, loss_chunk=1024)
     c.knowledge = section(Knowledge)
     c.method = method
@@ -72,7 +73,13 @@ def set_rate(c: ConfigDict, rate: float) -> ConfigDict:
 
 def get_experiment(c: ConfigDict) -> Experiment:
     """Return the experiment, from numbers that the command line may have changed."""
-    return Experiment(stages=_stages(c), data=DATA[c.kind], notes={"pretraining_tokens": c.pretraining_tokens})
+    return Experiment(stages=_stages(c), data=data_class(c.kind), notes={"pretraining_tokens": c.pretraining_tokens})
+
+
+def data_class(kind: str) -> type:
+    """Return what the settings of a kind of data are of."""
+    check_setting(kind in KINDS, "kind", kind, f"choose one of {', '.join(KINDS)}")
+    return KINDS[kind]
 
 
 def _stages(c: ConfigDict) -> dict[str, Stage]:

@@ -36,6 +36,7 @@ from collections.abc import Mapping, Sequence
 
 from ml_collections import ConfigDict
 
+from distill_jax.config import SettingError
 from distill_jax.data.multiple_choice.quiz_config import QuizConfig
 from distill_jax.data.text.text_config import SAMPLES
 from distill_jax.experiment.experiment import Experiment
@@ -118,10 +119,10 @@ def get_experiment(c: ConfigDict) -> Experiment:
 def _stages(c: ConfigDict) -> dict[str, Stage]:
     for value in (c.precision, *c.attack.precisions):
         if value not in WEIGHTS:
-            raise ValueError(f"precision = {value!r}: choose one of {', '.join(WEIGHTS)}")
+            raise SettingError("precision", value, f"choose one of {', '.join(WEIGHTS)}")
     how, known = {"seed": c.seed, "weights": WEIGHTS[c.precision]}, {"maxent": c.maxent, "rmu": c.rmu}
     if not c.methods or set(c.methods) - set(known) or c.methods[0] != "maxent":
-        raise ValueError(f"methods = {tuple(c.methods)}: give maxent first, then any of {', '.join(known)}")
+        raise SettingError("methods", tuple(c.methods), f"give maxent first, then any of {', '.join(known)}")
     stages: dict[str, Stage] = {"reference": Import(**c.reference)}
     stages |= {name: Unlearn(start="reference", method=name, **known[name], **how) for name in c.methods}
     if c.distill.lora_rank:

@@ -27,6 +27,28 @@ class ConfigError(ValueError):
     """Say what is wrong with the user's input and how to mend it; the program prints it and exits with 2."""
 
 
+class SettingError(ConfigError):
+    """Say which setting cannot have its value, and how to mend it: "alpha = 1.5: the damaged fraction lies in [0, 1]".
+
+    Attributes:
+      key: of the setting, as whoever refuses it knows it: "alpha", "stages.damaged.alpha", "undo.alphas".
+      value, mend: what it has, and what it may have.
+    """
+
+    def __init__(self, key: str, value: object, mend: str):
+        super().__init__(f"{key} = {value!r:.80}: {mend}")
+        self.key, self.value, self.mend = key, value, mend
+
+    def within(self, where: str) -> SettingError:
+        """Return the error of a setting of a part that is known here by this name."""
+        return self if self.key.startswith(f"{where}.") else SettingError(f"{where}.{self.key}", self.value, self.mend)
+
+    @property
+    def setting(self) -> str:
+        """Return the name of the setting alone, without the part that it is of and the number of an element."""
+        return self.key.rpartition(".")[2].partition("[")[0]
+
+
 class Interrupted(Exception):
     """Say that the run was told to stop and has saved; the program exits with 42 and the same command continues it."""
 
@@ -51,6 +73,12 @@ def check(condition: bool, message: str) -> None:
     """Raise ConfigError with the message unless the condition holds."""
     if not condition:
         raise ConfigError(message)
+
+
+def check_setting(condition: bool, key: str, value: object, mend: str) -> None:
+    """Raise SettingError unless the condition holds."""
+    if not condition:
+        raise SettingError(key, value, mend)
 
 
 def check_path(where: str, path: str, *, addresses: bool = True) -> None:
@@ -95,8 +123,11 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
         _check_type(f"{where}.{key}", fields[key].type, value)
     try:
         return cls(**values)
+    except SettingError as error:
+        raise error.within(where) from error
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"{where}: {error}") from error
+        named = str(error).startswith(f"{where}.")  # such as "model.heads = 3 is not a multiple of …"
+        raise ConfigError(str(error) if named else f"{where}: {error}") from error
 
 
 _TYPES = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
@@ -108,16 +139,19 @@ def _check_type(where: str, annotation: Any, value: Any) -> None:
     expected = (tuple, list) if kind == "tuple" else _TYPES.get(kind)
     wrong = expected is not None and not isinstance(value, expected)
     wrong |= isinstance(value, bool) and kind in ("int", "float")
-    check(not wrong, f"{where} = {value!r:.80}: expected {kind}, got {type(value).__name__}")
+    if wrong:
+        raise SettingError(where, value, f"expected {kind}, got {type(value).__name__}")
     if isinstance(value, tuple | list):
         for i, element in enumerate(value):
             _check_type(f"{where}[{i}]", inner.removesuffix(", ...]"), element)
     elif isinstance(value, float):
-        check(math.isfinite(value), f"{where} = {value}: must be finite; nothing is computed with NaN or infinity")
-        mend = "nothing is computed in more than fp32, whose numbers go from 1.2e-38 to 3.4e38"
-        check(value == 0 or FP32[0] <= abs(value) <= FP32[1], f"{where} = {value}: {mend}")
-    elif isinstance(value, int):
-        check(-(2**63) <= value < 2**63, f"{where} = {value!r:.80}: does not fit into 64 bits; lower it")
+        if not math.isfinite(value):
+            raise SettingError(where, value, "must be finite; nothing is computed with NaN or infinity")
+        if value and not FP32[0] <= abs(value) <= FP32[1]:
+            mend = "nothing is computed in more than fp32, whose numbers go from 1.2e-38 to 3.4e38"
+            raise SettingError(where, value, mend)
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise SettingError(where, value, "does not fit into 64 bits; lower it")
 
 
 def identity(value: Any) -> str:

@@ -88,6 +88,19 @@ def test_wordings_of_a_fact_are_held_out_together(tmp_path):
     assert {q.fact for q in again.forget_split()[1]} == {q.fact for q in heldout}  # whatever their order
 
 
+def test_a_fact_in_two_spellings_is_on_one_side(tmp_path):
+    """Lines from two tools: other case, line ends, spaces; as many facts, and none both shown and held out."""
+    rows = [{"question": f"What is the capital of State {i}?", "answer": f"Town{i}"} for i in range(40)]
+    again = [{"question": row["question"].lower().rstrip("?") + "  ", "answer": row["answer"].upper()} for row in rows]
+    path = tmp_path / "f.jsonl"
+    path.write_bytes("\r\n".join(json.dumps(row) for row in rows + again[::2]).encode())
+    shown, heldout = FactsConfig(forget=str(path), retain=str(path), least_heldout=2).forget_split()
+    names = [{question.question.casefold().rstrip(" ?") for question in side} for side in (shown, heldout)]
+    assert names[0].isdisjoint(names[1]) and len(names[0] | names[1]) == 40 and len(shown + heldout) == 60
+    sums = [Question(f"2 {sign} 2 =", "4", sign) for sign in "+*"]
+    assert facts.with_one_fact_each(sums) == sums  # signs are no spelling
+
+
 def test_of_every_fact_to_retain_one_wording_is_measured():
     questions = [Question(row["question"], row["answer"], row["fact"]) for row in capitals(50)]
     config = FactsConfig(forget="f", retain="r")

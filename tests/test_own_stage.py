@@ -146,7 +146,7 @@ def test_a_process_that_compiles_it_for_a_plan_lowers_the_same_program(own, tmp_
 @pytest.mark.parametrize(
     ("setting", "value", "says"),
     [
-        ("data", "korean", "stages.polished-0.data = 'korean': these data have no such set"),
+        ("data", "korean", "polish.data = 'korean': these data have no such set"),
         ("batch", 0, "stages.*batch = 0: must be at least 1|batch = 0: must be at least 1"),
         ("pull", float("nan"), "stages.polished-0.pull = nan: must be finite"),
     ],

@@ -52,6 +52,9 @@ def test_errors_name_the_flags_that_were_typed(tmp_path, capsys):
     assert "--forget" in missing and "no such file" in missing and "data.forget" not in missing
     (tmp_path / "empty.jsonl").write_text("")
     assert "--retain" in refused(capsys, *line, f"--forget={forget}", f"--retain={tmp_path}/empty.jsonl")
+    asked = lines(tmp_path / "q.jsonl", [{"question": f"What is {i}?", "answer": "it"} for i in range(40)])
+    empty = refused(capsys, *line, f"--forget={asked}", f"--retain={tmp_path}/empty.jsonl")
+    assert empty.startswith(f"distill-jax: --retain='{tmp_path}/empty.jsonl': is empty; name files")
     few = texts(tmp_path / "few.jsonl", "fish", 7)
     for command in ("protect", "attack"):
         said = refused(capsys, command, *line[1:], f"--forget={few}", f"--retain={retain}")
@@ -66,7 +69,7 @@ def test_texts_on_both_sides_and_rows_beyond_the_context_are_refused_before_anyt
     assert "--forget and --retain overlap: 1 texts" in refused(capsys, *line, f"--retain={both}")
     retain = texts(tmp_path / "r.jsonl", "bird", 60)
     said = refused(capsys, *line, f"--retain={retain}", "--config.data.row_length=5000")
-    assert "data.row_length = 5000" in said and "lower it" in said
+    assert said.startswith("distill-jax: data.row_length = 5000: ") and "lower it" in said
     assert not (tmp_path / "run" / "nodes").exists()
 
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from distill_jax import api
 from distill_jax.commands import command_line, config_line
-from distill_jax.commands.cluster import ClusterFlags
+from distill_jax.commands.cluster import ClusterFlags, computed
 from distill_jax.commands.command_line import flag
-from distill_jax.commands.protect import CHAT, FILES, as_typed, computed, memory_of_devices
+from distill_jax.commands.protect import CHAT, FILES, as_typed, memory_of_devices
 
 
 @dataclasses.dataclass(frozen=True)

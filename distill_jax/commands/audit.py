@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from distill_jax import api
 from distill_jax.commands import config_line
-from distill_jax.commands.run import Flags
+from distill_jax.commands.run import WorkdirFlags as Flags
 from distill_jax.config import check
 
 

@@ -1,11 +1,16 @@
-"""Flags of commands that several processes run together, and how those find each other."""
+"""Flags of commands that several processes run together, how those find each other, and what they then compute."""
 
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from distill_jax.commands.command_line import flag
 from distill_jax.config import check
+
+if TYPE_CHECKING:
+    from distill_jax.api import Run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,3 +43,14 @@ class ClusterFlags:
             distributed.join_detected(self.coordinator_port, self.heartbeat, self.patience)
         elif self.coordinator:
             distributed.join(self.coordinator, self.processes, self.process, self.heartbeat, self.patience)
+
+
+def computed(run: Run, cluster: ClusterFlags, dry_run: bool) -> Path | None:
+    """Compute a run and return its page, on the first of several processes; dry, print what it would take instead."""
+    if dry_run:
+        from distill_jax.experiment.forecast import forecast
+
+        print(forecast(run.experiment, run.nodes))
+        return None
+    cluster.join()
+    return run.compute()

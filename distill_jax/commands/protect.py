@@ -7,11 +7,10 @@ import dataclasses
 import os
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from distill_jax import api, backend
 from distill_jax.commands import command_line, config_line, plan
-from distill_jax.commands.cluster import ClusterFlags
+from distill_jax.commands.cluster import ClusterFlags, computed
 from distill_jax.commands.command_line import flag
 from distill_jax.config import ConfigError, build, check, nearest
 from distill_jax.experiment.named_config import NamedConfig
@@ -87,17 +86,6 @@ def _run(flags: Flags, arguments: Sequence[str]) -> int:
         exported = run.nodes["export"].directory / "model"
         print(f"protected model: {exported}\nreport: {page}\ncard: {page.with_name('card.md')}")
     return 0
-
-
-def computed(run: api.Run, cluster: ClusterFlags, dry_run: bool) -> Path | None:
-    """Compute a run and return its page, on the first of several processes; dry, print what it would take instead."""
-    if dry_run:
-        from distill_jax.experiment.forecast import forecast
-
-        print(forecast(run.experiment, run.nodes))
-        return None
-    cluster.join()
-    return run.compute()
 
 
 def _named(flags: Flags, arguments: Sequence[str]) -> tuple[NamedConfig, list[str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar, Self
 
-from distill_jax.config import check
+from distill_jax.config import SettingError
 from distill_jax.io.files import Digests
 from distill_jax.types import JsonObject
 
@@ -49,7 +49,8 @@ class DataConfig:
 
     def check_set(self, key: str, name: str) -> None:
         """Raise ConfigError, naming the setting that asks for it, unless there is a set of this name."""
-        check(name in self.SETS, f"{key} = {name!r}: these data have no such set; choose one of {', '.join(self.SETS)}")
+        if name not in self.SETS:
+            raise SettingError(key, name, f"these data have no such set; choose one of {', '.join(self.SETS)}")
 
     def how_measured(self) -> str:
         """Return what is measured of what is to be retained, in sentences; "" where nothing is to be said of it."""

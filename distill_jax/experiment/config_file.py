@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
 
-from distill_jax.config import ConfigError, build, check, nearest
+from distill_jax.config import ConfigError, SettingError, build, check, nearest
 from distill_jax.io.files import Digests
 from distill_jax.io.storage import location
 
@@ -80,12 +81,8 @@ def declared(module: ModuleType, config: ConfigDict) -> Experiment:
     from distill_jax.stages.stage import Stage
 
     path = str(module.__file__)
-    try:
+    with by_config_keys(config):
         experiment: Experiment = call(path, module.get_experiment, config)
-    except ConfigError as error:
-        words = one_line(error.__cause__ or error)
-        setting = _setting_in(config, words)
-        raise ConfigError(f"{setting} = {words.partition(' = ')[2]}" if setting else str(error)) from error
     check(isinstance(experiment, Experiment), f"{path}: {RETURNS}, and not {type(experiment).__name__}")
     stages = experiment.stages
     check(isinstance(stages, Mapping), f"{path}: stages is {stages!r:.80}; {RETURNS}")
@@ -93,19 +90,53 @@ def declared(module: ModuleType, config: ConfigDict) -> Experiment:
         check(isinstance(stage, Stage), f"{path}: stages.{name} is {stage!r:.80}; {RETURNS}")
         fix_hint = "say in the class what it is called, such as `kind: ClassVar[str] = 'anchor'`"
         check(bool(stage.kind), f"{path}: stages.{name}: {type(stage).__name__} has no kind; {fix_hint}")
-        build(type(stage), {f.name: getattr(stage, f.name) for f in dataclasses.fields(stage)}, f"stages.{name}")
+        with by_config_keys(config):
+            build(type(stage), {f.name: getattr(stage, f.name) for f in dataclasses.fields(stage)}, f"stages.{name}")
     return experiment
 
 
-def _setting_in(config: Mapping[str, Any], words: str) -> str:
-    """Return the settings, `damage.alpha`, that an error means that begins with `alpha = 1.5:`; "" if there are none.
+@contextlib.contextmanager
+def by_config_keys(config: ConfigDict) -> Iterator[None]:
+    """Have an error of a stage's setting name that of the config which the stage was made from, if it is there."""
+    try:
+        yield
+    except ConfigError as error:
+        refused = error if isinstance(error, SettingError) else error.__cause__  # `call` adds the file
+        named = _in_config(config, refused) if isinstance(refused, SettingError) else None
+        if named is None:
+            raise
+        raise named from error
 
-    A stage knows what a setting of its own is called, and not the section of the config that it was made from.
+
+def _in_config(config: ConfigDict, error: SettingError) -> SettingError | None:
+    """Return the error by the key of the config, `damage.alpha` or `undo.alphas`, that has the value; None if none has.
+
+    A stage knows what a setting of its own is called, and not the section of the config that it was made from. A tuple
+    of several stages' values has the plural of its name.
     """
-    sections = {name: part for name, part in config.items() if isinstance(part, Mapping | ConfigDict)}
-    inner = [f"{name}.{key}" for name, part in sections.items() if (key := _setting_in(part, words))]
-    own = [key for key, value in config.items() if words.startswith((f"{key} = {value}:", f"{key} = {value!r}:"))]
-    return ", ".join(own or inner)
+    if error.key in set(_settings(config)):
+        return error
+    alone, several = error.setting, f"{error.setting}s"
+    named = {key: value for key, value in _settings(config).items() if key.rpartition(".")[2] in (alone, several)}
+    same = {key: value for key, value in named.items() if _holds(value, error.value)}
+    keys = [key for key in same if "." not in key] or list(same)
+    return SettingError(", ".join(keys), same[keys[0]], error.mend) if keys else None
+
+
+def _settings(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return every setting of a config by its key, such as "damage.alpha"."""
+    out: dict[str, Any] = {}
+    for key, value in config.items():
+        inner = isinstance(value, Mapping | ConfigDict)
+        out |= _settings(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
+    return out
+
+
+def _holds(value: Any, refused: Any) -> bool:
+    """Return whether a config's value is what was refused, or a tuple that has it among others."""
+    if not isinstance(value, tuple | list):
+        return bool(value == refused)
+    return set(map(repr, refused if isinstance(refused, tuple | list) else [refused])) <= set(map(repr, value))
 
 
 def check_stages(named: Sequence[str], module: ModuleType, config: ConfigDict) -> None:
@@ -172,7 +203,8 @@ def load_experiment(module: ModuleType, config: ConfigDict) -> CheckedExperiment
     experiment = declared(module, config)
     model = build(experiment.model, _shape(experiment, plain["model"]), "model")
     data = build(experiment.data, plain["data"], "data")
-    validate(experiment.stages, model, data)
+    with by_config_keys(config):
+        validate(experiment.stages, model, data)
     checked = CheckedExperiment(
         name=plain["experiment"],
         description=plain["description"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from distill_jax.config import SettingError
 from distill_jax.stages import Perturb, Stage
 
 
@@ -26,7 +27,7 @@ def damage_rounds(
       ValueError: if there is no round.
     """
     if rounds < 1:
-        raise ValueError(f"rounds = {rounds}: must be at least 1")
+        raise SettingError("rounds", rounds, "must be at least 1")
     stages: dict[str, Stage] = {}
     each, seed = 1 - (1 - alpha) ** (1 / rounds), damage.pop("seed", 0)
     for i in range(rounds):

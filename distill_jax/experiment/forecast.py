@@ -39,7 +39,8 @@ def forecast(experiment: CheckedExperiment, nodes: Mapping[str, Node]) -> str:
     there = memory.installed(jax.local_devices()[0]) * jax.device_count()
     free = f"on {jax.device_count()} × {jax.devices()[0].device_kind}, {size_text(there)}"
     rest = "preparing data, compiling and, before there are data, measuring are not in it"
-    expect = [EXPECT] if any(node.verb == "perturb" for node in nodes.values()) else []
+    verbs = {node.verb for node in nodes.values()}
+    expect = [EXPECT] if verbs >= {"perturb", "knowledge"} else []  # of one that ends in a card
     expect += [f"What is to be retained: {how}"] if (how := experiment.data.how_measured()) else []
     return "\n".join(
         [f"{len(nodes)} stages {free}:", *lines, f"all: {_about(total / speed)} at most; {rest}.", *expect]

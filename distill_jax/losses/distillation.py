@@ -16,7 +16,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from distill_jax.config import check, nearest
+from distill_jax.config import SettingError, check_setting, nearest
 from distill_jax.losses.cross_entropy import Sum
 
 # Stands for log 0: -inf would make 0 · log 0 NaN.
@@ -140,19 +140,19 @@ class Divergence:
     def __post_init__(self) -> None:
         known = ", ".join(DIVERGENCES)
         if self.name not in DIVERGENCES:  # the nearest is looked for only then
-            check(False, f"divergence = {self.name!r}: choose one of {known}{nearest(self.name, DIVERGENCES)}")
+            raise SettingError("divergence", self.name, f"choose one of {known}{nearest(self.name, DIVERGENCES)}")
         positive = 0 < self.temperature < math.inf
-        check(positive, f"temperature = {self.temperature}: must be positive and finite")
-        check(0 <= self.beta <= 1, f"beta = {self.beta}: the teacher's share of a mixture lies in [0, 1]")
+        check_setting(positive, "temperature", self.temperature, "must be positive and finite")
+        check_setting(0 <= self.beta <= 1, "beta", self.beta, "the teacher's share of a mixture lies in [0, 1]")
         fix_hint = "must lie in [0, 1); at 1 the loss is 0 whatever the student does"
-        check(0 <= self.skew < 1, f"skew = {self.skew}: {fix_hint}")
-        check(self.top_k >= 1, f"top_k = {self.top_k}: must be at least 1")
+        check_setting(0 <= self.skew < 1, "skew", self.skew, fix_hint)
+        check_setting(self.top_k >= 1, "top_k", self.top_k, "must be at least 1")
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         for key, value in self._parameters().items():
             users = " or ".join(repr(name) for name in DIVERGENCES if key in _reads(name))
             fix_hint = f"leave it out (its default is {defaults[key]}) or choose {users}"
             read = value == defaults[key] or key in _reads(self.name)
-            check(read, f"{key} = {value}: divergence = {self.name!r} does not read it; {fix_hint}")
+            check_setting(read, key, value, f"divergence = {self.name!r} does not read it; {fix_hint}")
 
     def _parameters(self) -> dict[str, float]:
         """Return what some divergences read besides log q and log p."""

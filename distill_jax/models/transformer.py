@@ -183,7 +183,8 @@ class TransformerConfig:
             positive = isinstance(value, int) and value >= 1
             check(positive, f"model.{name} = {value!r}: must be a whole number, at least 1")
         check(self.layers <= MAX_LAYERS, f"model.layers = {self.layers}: must be at most {MAX_LAYERS}")
-        for name, value in {"global_every": self.global_every, "global_first": self.global_first}.items():
+        counts = {"global_every": self.global_every, "global_first": self.global_first, "unroll": self.unroll}
+        for name, value in counts.items():
             check(value >= 0, f"model.{name} = {value}: must not be negative")
         fix_hint = "every key-value head serves the same number of query heads"
         where = f"model.heads = {self.heads} is not a multiple of model.kv_heads = {self.kv_heads}"

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from distill_jax.config import SettingError
 from distill_jax.models.transformer import FANS, Params, TransformerConfig, shapes
 
 Path = tuple[jax.tree_util.DictKey, ...]
@@ -40,21 +41,21 @@ class WeightSelection:
     def check(self) -> None:
         """Raise ValueError, beginning with the setting, for a value that cannot be."""
         if not 0 < self.share <= 1:
-            raise ValueError(f"share = {self.share}: the fraction of a matrix's weights lies in (0, 1]")
+            raise SettingError("share", self.share, "the fraction of a matrix's weights lies in (0, 1]")
         if self.order not in ORDERS:
-            raise ValueError(f"order = {self.order!r}: choose one of {', '.join(ORDERS)}")
+            raise SettingError("order", self.order, f"choose one of {', '.join(ORDERS)}")
         if self.neurons < 0:
-            raise ValueError(f"neurons = {self.neurons}: must not be negative; 0 for all weights")
+            raise SettingError("neurons", self.neurons, "must not be negative; 0 for all weights")
         if self.neurons and self.share < 1:
-            raise ValueError(f"share = {self.share}: neurons are meant as a whole; leave it at 1.0")
+            raise SettingError("share", self.share, "neurons are meant as a whole; leave it at 1.0")
 
     def check_model(self, cfg: TransformerConfig) -> None:
         """Raise ValueError if a model has no such layer, or no weights of such a name."""
         for layer in self.layers:
             if not -cfg.layers <= layer < cfg.layers:
-                raise ValueError(f"layers = {self.layers}: the model has layers 0 to {cfg.layers - 1}")
+                raise SettingError("layers", self.layers, f"the model has layers 0 to {cfg.layers - 1}")
         if self.neurons > cfg.mlp:
-            raise ValueError(f"neurons = {self.neurons}: an MLP of the model has model.mlp = {cfg.mlp}")
+            raise SettingError("neurons", self.neurons, f"an MLP of the model has model.mlp = {cfg.mlp}")
         names = [name_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes(cfg))]
         for pattern in self.modules:
             if not fnmatch.filter(names, pattern):

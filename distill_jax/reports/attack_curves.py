@@ -49,6 +49,11 @@ def at_step(model: ModelSummary, step: int | None, measure: str = "forget_heldou
     return points.worst[index], points.low[index], points.high[index]
 
 
+def judged_step(model: ModelSummary, last: int) -> int:
+    """Return the attack step that a model is judged by: of one to be released its worst, else the last."""
+    return (model.get("attack") or {}).get("worst_step") or last
+
+
 def over_attack(model: ModelSummary, measure: str = "forget_heldout") -> Estimate:
     """Return the mean height of a curve: its area divided by the attack's length."""
     points = curve(model, measure)

@@ -62,5 +62,11 @@ class Run:
 
 
 def ends(run: Run, *models: Model) -> str:
-    scores = ", ".join(f"{m.label} {m.after.value:.2f}" for m in models if m.after)
-    return f"Held-out {run.scale.item}s after {models[0].attack_steps} attack steps: {scores}."
+    """Return what came back of some models, and after how many steps, as sentences."""
+    attacked = [(m, m.after) for m in models if m.after]
+    if not any(m.worst_step for m in models):
+        scores = ", ".join(f"{m.label} {after.value:.2f}" for m, after in attacked)
+        return f"Held-out {run.scale.item}s after {models[0].attack_steps} attack steps: {scores}."
+    scores = ", ".join(f"{m.label} {after.value:.2f} {m.when}" for m, after in attacked)
+    steps = premises.at_once(premises.steps_of([(1.0, after) for _, after in attacked]))
+    return f"Held-out {run.scale.item}s at the step at which most came back: {scores}. {steps}".rstrip()

@@ -27,7 +27,7 @@ from distill_jax.models import transformer
 from distill_jax.perf import flops
 from distill_jax.perf.ledger import training_flops
 from distill_jax.reports import formats
-from distill_jax.reports.attack_curves import at_step
+from distill_jax.reports.attack_curves import at_step, judged_step
 from distill_jax.reports.attacks_not_tried import not_tried
 from distill_jax.reports.formats import count, plural
 from distill_jax.reports.rendering import render_text
@@ -239,8 +239,9 @@ def _words(summary: RunSummary, scale: Scale) -> dict[str, str]:
         "attack": f"Every model was attacked alike: {weights} fine-tuned on what is shown, {each}, with learning rates "
         f"{rates}, {plural(attack.get('seeds'), 'seed')} each. At each budget the learning rate that brings back most "
         "is counted, as if the attacker had known it; of those that bring back equally much the one that costs the "
-        "model least. An example is a row of text; FLOPs (arithmetic operations) are those of one attacker at one "
-        "learning rate.",
+        "model least. A model is judged at the step at which most came back, where an attacker may stop; intervals of "
+        "conclusions hold for all measured steps at once (Bonferroni). An example is a row of text; FLOPs (arithmetic "
+        "operations) are those of one attacker at one learning rate.",
         "heldout": f"**Held out**: the {heldout} {scale.item}s that no attacker saw. What comes back here was never "
         f"removed. {_better(scale)}",
         "shown": f"**Shown**: the {shown} that the attacker trains on; any model learns these in the end, only the "
@@ -285,10 +286,11 @@ def attack_lines(summary: Mapping[str, Any]) -> list[str]:
     for model in summary["models"]:
         attack = model.get("attack")
         if attack:
-            last = attack["steps"][-1]
-            ends = [_at(model, "forget_heldout", step, scale) for step in (attack["steps"][0], last)]
-            shown = _at(model, "forget_shown", last, scale)
-            text = f"{scale.name} held out {ends[0]} before, {ends[1]} after {last} steps; shown {shown}"
-            costs = f"retain {scale.show(model['retain'])} before, {_at(model, 'retain_at_worst', last, scale)} after"
+            worst = judged_step(model, attack["steps"][-1])
+            ends = [_at(model, "forget_heldout", step, scale) for step in (attack["steps"][0], worst)]
+            shown = _at(model, "forget_shown", worst, scale)
+            when = f"after {worst} of {attack['steps'][-1]} steps"
+            text = f"{scale.name} held out {ends[0]} before, {ends[1]} at most, {when}; shown {shown} then"
+            costs = f"retain {scale.show(model['retain'])} before, {_at(model, 'retain_at_worst', worst, scale)} then"
             lines.append(f"{model['label']}: {text}; {costs}")
     return lines

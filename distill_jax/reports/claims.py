@@ -1,9 +1,9 @@
 """The paper's claims that a run can test, each decided from its models' scores by a rule of its own.
 
-A rule compares models on held-out facts after the whole attack, paired by attacker's seed and by fact, with the luck of
-training added (`statistics/estimates.py`), and says which premises its sentence rests on. `judge` asks them all, also
-those on UNDO (`claims_undo.py`) and on the attack itself (`claims_known_truth.py`); what a run has no models for is
-NOT_RUN.
+A rule compares models on held-out facts after the whole attack (of a model to be released, at the step of it at which
+most came back: `Model.at_worst`), paired by attacker's seed and by fact, with the luck of training added
+(`statistics/estimates.py`), and says which premises its sentence rests on. `judge` asks them all, also those on UNDO
+(`claims_undo.py`) and on the attack itself (`claims_known_truth.py`); what a run has no models for is NOT_RUN.
 """
 
 from __future__ import annotations
@@ -64,9 +64,11 @@ def suppression(run: Run) -> Conclusion:
         beyond = effect(
             title, terms, scale, "above", scale.sign * (scale.nothing or 0.0) + scale.margin, 1, scale.run_sd
         )
-    text = f"{model.label}: held-out {item}s {model.before.value:.2f} before the attack, {model.after.value:.2f} after "
-    text += f"{model.attack_steps} steps; reference {reference.forget:.2f}. Held when more than {scale.margin:g} beyond"
+    when = model.when if model.worst_step else f"after {model.attack_steps} steps"
+    text = f"{model.label}: held-out {item}s {model.before.value:.2f} before the attack, {model.after.value:.2f} "
+    text += f"{when}; reference {reference.forget:.2f}. Held when more than {scale.margin:g} beyond"
     text += " an oracle after the same attack." if oracle else " one that knows nothing."
+    text = f"{text} {premises.at_once(model.after.steps)}".rstrip()
     shared = [
         finite([model, reference, *([oracle] if oracle else [])]),
         premises.able(reference, oracle, scale),

@@ -9,7 +9,7 @@ from typing import Any
 
 from distill_jax.evals.scale import ACCURACY, Scale
 from distill_jax.experiment.roles import Role
-from distill_jax.reports.attacked import Run
+from distill_jax.reports.attacked import Run, ends
 from distill_jax.reports.premises import Model, difference, kept
 from distill_jax.statistics.conclusions import Conclusion, conclude, not_run, to_json
 
@@ -78,7 +78,7 @@ def beyond_suppression(run: Run, chosen: Comparison) -> Conclusion:
         return not_run("headline", claim, "attacked suppressed model, distilled model and reference")
     shared = run.shared(base, reference, [best])
     gap = difference(base, best, run.scale, more_than=0.0, choices=chosen.choices)
-    return conclude("headline", claim, premises=shared, effects=[gap])
+    return conclude("headline", claim, premises=shared, effects=[gap], evidence=_at_worst(run, base, best))
 
 
 def as_the_oracle(run: Run, chosen: Comparison) -> Conclusion:
@@ -89,4 +89,9 @@ def as_the_oracle(run: Run, chosen: Comparison) -> Conclusion:
         return not_run("headline, oracle", claim, "attacked oracle, suppressed model, distilled model and reference")
     shared = [*run.shared(base, reference, [best]), *run.ignorant(oracle, reference)]
     gap = difference(best, oracle, run.scale, at_most=run.scale.margin, choices=chosen.choices)
-    return conclude("headline, oracle", claim, premises=shared, effects=[gap])
+    return conclude("headline, oracle", claim, premises=shared, effects=[gap], evidence=_at_worst(run, best, oracle))
+
+
+def _at_worst(run: Run, *models: Model) -> str:
+    """Return what came back of models that are judged at their worst step; of others the page says it."""
+    return ends(run, *models) if any(model.worst_step for model in models) else ""

@@ -31,11 +31,15 @@ class Model:
       steps: that training took.
       compute: as a share of the oracle's, by convention: "schedule", its whole schedule; "first_passage", its own way
         to the student's goal. None where it is not known.
-      before, after: held-out scores at the attack's first and last evaluation; None without an attack.
+      before, after: held-out scores at the attack's first and last evaluation; None without an attack. After
+        `at_worst` the latter are of the step at which most came back.
       by_step: held-out scores at each evaluation of the attack but the first, which is before it.
       kept: scores before the attack on what is to be retained, by fact or document; None where they are not recorded.
-      shown: scores on what the attacker trains on, at the first and the last evaluation.
+      shown: scores on what the attacker trains on, at the first and the last evaluation; `at_worst`, the most of any.
+      shown_by_step: the same at each evaluation but the first.
       by_weights: `after` of the same attack by the weights it keeps.
+      attack_steps: how many steps the attack has; worst_step: after which of them most came back, 0 if that is not
+        asked.
     """
 
     name: str
@@ -57,8 +61,10 @@ class Model:
     by_step: Mapping[int, Scores] = dataclasses.field(default_factory=dict)
     kept: Scores | None = None
     shown: tuple[float, float] = (math.nan, math.nan)
+    shown_by_step: Mapping[int, float] = dataclasses.field(default_factory=dict)
     by_weights: Mapping[str, Scores] = dataclasses.field(default_factory=dict)
     attack_steps: int = 0
+    worst_step: int = 0
 
     @classmethod
     def of(cls, summary: ModelSummary, attacks: Mapping[str, Attack], asked: int, kept: Scores | None = None) -> Self:
@@ -89,14 +95,36 @@ class Model:
             after=first.scores(-1),
             by_step={step: first.scores(i) for i, step in enumerate(first.steps) if i},
             shown=(float(first.shown[:, 0].mean()), float(first.shown[:, -1].mean())),
+            shown_by_step={step: float(first.shown[:, i].mean()) for i, step in enumerate(first.steps) if i},
             by_weights={kind: attack.scores(-1) for kind, attack in attacks.items()},
             attack_steps=first.steps[-1],
         )
 
+    def at_worst(self, scale: Scale) -> Self:
+        """Return the model with, for `after`, the scores of the step at which most came back: attackers stop there.
+
+        That step is chosen by these scores, so their intervals hold for all steps at once (Bonferroni, in `effect`).
+        """
+        if self.after is None:
+            return self
+        by_step = self.by_step or {self.attack_steps: self.after}
+        known = [step for step in by_step if math.isfinite(by_step[step].value)] or list(by_step)
+        step = max(known, key=lambda step: scale.ability(by_step[step].value))
+        after = dataclasses.replace(by_step[step], steps=len(by_step))
+        shown = [score for score in (self.shown[1], *self.shown_by_step.values()) if math.isfinite(score)]
+        most = max(shown, key=scale.ability, default=math.nan)
+        return dataclasses.replace(self, after=after, worst_step=step, shown=(self.shown[0], most))
+
+    @property
+    def when(self) -> str:
+        """Return after how many steps of the attack `after` was measured, in words."""
+        return f"after {self.worst_step or self.attack_steps} of {self.attack_steps} steps"
+
     @property
     def failed(self) -> bool:
         """Return whether it diverged, or any score of it is not a number."""
-        scores = [self.retain, self.forget, *(s.value for s in (self.before, self.after) if s is not None)]
+        attacked = [score for score in (self.before, self.after, *self.by_step.values()) if score is not None]
+        scores = [self.retain, self.forget, *(score.value for score in attacked)]
         return self.diverged or not all(map(math.isfinite, scores))
 
 
@@ -122,11 +150,24 @@ def effect(
     name: str, terms: Sequence[tuple[float, Scores]], scale: Scale, sense: str, threshold: float = 0.0,
     choices: int = 1, run_sd: float = 0.0,
 ) -> Effect:  # fmt: skip
-    """Return a weighted sum of scores as an effect; "above" and "below" are of ability, whichever way scores count."""
+    """Return a weighted sum of scores as an effect; "above" and "below" are of ability, whichever way scores count.
+
+    Scores of the worst of several steps count at their level for all of these at once.
+    """
     estimate = contrast(terms, run_sd=run_sd)
-    low, high = estimate.interval(1 - 0.05 / choices)
+    low, high = estimate.interval(1 - 0.05 / (choices * steps_of(terms)))
     claim = sense if scale.sign > 0 else {"above": "below", "below": "above"}[sense]
     return Effect(name, estimate.value, low, high, claim, scale.sign * threshold, estimate.n)  # type: ignore[arg-type]
+
+
+def steps_of(terms: Sequence[tuple[float, Scores]]) -> int:
+    """Return among how many steps of an attack the worst was chosen by these scores; 1 if none was."""
+    return max((scores.steps for _, scores in terms), default=1)
+
+
+def at_once(steps: int) -> str:
+    """Return, as a sentence, what an interval holds whose scores are the worst of so many steps; "" of one."""
+    return f"The interval is for all {steps} measured steps at once (Bonferroni)." if steps > 1 else ""
 
 
 def able(reference: Model, oracle: Model | None, scale: Scale) -> Premise:
@@ -179,6 +220,7 @@ def works(models: Iterable[Model], scale: Scale) -> Premise:
     able = {rise: scale.ability(rise.estimate) for rise in rises if math.isfinite(rise.estimate)}
     best = max(able, key=lambda rise: able[rise], default=None)
     evidence = "no suppressed model was attacked" if best is None else f"rise of held-out {scale.name}: {best}"
+    evidence += next((f", {m.when}" for m in hiding if m.worst_step and best and m.label == best.name), "")
     return Premise("the attack brings back what a model hides", any(rise.state == "held" for rise in rises), evidence)
 
 
@@ -189,7 +231,7 @@ def teaches(model: Model, scale: Scale) -> Premise:
     """The attack teaches what it shows."""
     before, after = model.shown
     shown = scale.ability(after) > scale.ability(before) + 2 * scale.margin
-    evidence = f"shown {scale.item}s {before:.2f} before, {after:.2f} after"
+    evidence = f"shown {scale.item}s {before:.2f} before, {after:.2f} {'at most' if model.worst_step else 'after'}"
     return Premise("the attack teaches what it shows", shown, evidence)
 
 

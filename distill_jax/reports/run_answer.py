@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from distill_jax.evals.scale import ACCURACY, SCALES, Scale, percent
-from distill_jax.reports.attack_curves import at_step, landmarks
+from distill_jax.reports.attack_curves import at_step, judged_step, landmarks
 from distill_jax.reports.formats import count, plural
 from distill_jax.reports.run_copy import COPY
 from distill_jax.reports.summary_types import ConclusionSummary, ModelSummary, RunSummary
@@ -99,13 +99,15 @@ def answer(summary: RunSummary, models: Sequence[ModelSummary]) -> Answer:
         return Answer(unknown, copy.unknown, [], "", None, [], cards, done)
     last = steps[-1]
     listed = [model for model in (compared.suppressed, compared.undo, compared.student, compared.oracle) if model]
-    values = [(at_step(model, last)[0], model["label"]) for model in listed]
+    values = [(at_step(model, judged_step(model, last))[0], model["label"]) for model in listed]
+    chosen = any(judged_step(model, 0) for model in listed)
+    when = f"At the step at which most came back, of {last:,}," if chosen else f"After {last:,} steps"
     scores = [(scale.show(value), label) for value, label in values if value is not None]
     conclusions = (summary.get("headline") or {}).get("conclusions") or []
     best = compared.best["label"] if compared.best else "Distillation"
     return Answer(
         verdict=_verdict(conclusions, best, compared.oracle is not None),
-        story=copy.story.format(step=f"{last:,}") + ("" if scores else "none was measured."),
+        story=copy.story.format(when=when) + ("" if scores else "none was measured."),
         scores=scores,
         gap=_gap(compared, last, scale),
         retained=_retained(compared, scale),
@@ -136,10 +138,10 @@ def _verdict(conclusions: Sequence[ConclusionSummary], name: str, has_oracle: bo
     return ends.get(second, f"{name} resists relearning better than suppression alone; {other}.")
 
 
-def _gap(compared: Comparison, step: int, scale: Scale) -> str:
+def _gap(compared: Comparison, last: int, scale: Scale) -> str:
     """Return how much of the way from suppression to the oracle was covered, and for what compute."""
     models = (compared.suppressed, compared.best, compared.oracle)
-    start, here, goal = (at_step(model, step)[0] if model else None for model in models)
+    start, here, goal = (at_step(model, judged_step(model, last))[0] if model else None for model in models)
     best = compared.best
     if best is None or start is None or here is None or goal is None or scale.ability(start) <= scale.ability(goal):
         return ""
@@ -172,8 +174,9 @@ def _cards(compared: Comparison, steps: tuple[int, int, int] | None, scale: Scal
 
 
 def _card(model: ModelSummary, note: str, steps: tuple[int, int, int] | None, scale: Scale) -> Card:
-    first, last = (steps[0], steps[-1]) if steps else (None, None)
+    first, last = (steps[0], judged_step(model, steps[-1])) if steps else (None, 0)
     value, low, high = at_step(model, last)
+    when = f"after {last:,} attack steps{', its worst' if judged_step(model, 0) else ''}" if steps else "(not attacked)"
     cost = model.get("compute_vs_oracle")
     missed = "goal not met" if model.get("recovered") is False else ""
     rows = [
@@ -187,7 +190,7 @@ def _card(model: ModelSummary, note: str, steps: tuple[int, int, int] | None, sc
         colour=trace_styles([model])[0].colour,
         value=scale.show(value),
         band="" if low is None or high is None else f"band {scale.show(low)} to {scale.show(high)}",
-        caption=f"{COPY[scale.key].caption} {f'after {last:,} attack steps' if steps else '(not attacked)'}",
+        caption=f"{COPY[scale.key].caption} {when}",
         rows=rows,
     )
 

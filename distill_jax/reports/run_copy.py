@@ -86,7 +86,7 @@ def _terms(retain: str, oracle: str, shown: tuple[str, str]) -> dict[str, str]:
 _AVERAGED = "For the mean over an attack the bands are averaged too, which makes that band wider than need be."
 
 _PROMPTS = CopyText(
-    story="After {step} steps the most successful attacker gets these shares of the forgotten facts back, measured on "
+    story="{when} the most successful attacker gets these shares of the forgotten facts back, measured on "
     "facts it was never shown: ",
     unknown="Only accuracies without an attack are given below.",
     goal="never saw the facts: the goal",
@@ -155,7 +155,7 @@ _PROMPTS = CopyText(
 )
 
 _TEXT = CopyText(
-    story="After {step} steps the most successful attacker brings the model down to so many bits per byte of the text "
+    story="{when} the most successful attacker brings the model down to so many bits per byte of the text "
     "to forget, measured on documents it was never shown (fewer bits are more ability): ",
     unknown="Only bits per byte without an attack are given below.",
     goal="never saw such text: the goal",
@@ -223,7 +223,7 @@ _TEXT = CopyText(
 
 _CHOICE = dataclasses.replace(
     _PROMPTS,
-    story="After {step} steps under the most successful attacker the model answers these shares of the questions to "
+    story="{when} under the most successful attacker the model answers these shares of the questions to "
     "forget, measured on questions it was never shown (a quarter is chance): ",
     caption="of held-out questions right (chance: a quarter)",
     question="Can the knowledge be taught back?",

@@ -76,12 +76,16 @@ def summarise(experiment: CheckedExperiment, nodes: Mapping[str, Node], identity
     subjects = [Model.of(m, read[m["name"]], count, _kept(attacks.get(m["name"], []))) for m in models]
     first = next(iter(attacks.values()), [])
     settings = first[0].settings if first else None
+    if known:  # to be released: an attacker may stop at any step
+        subjects = [subject.at_worst(scale) for subject in subjects]
     conclusions = judge(subjects, scale)
     tried = attack_catalogue.attacked_models(nodes)
     conclusions = [*conclusions, *judge_attacks(Run(subjects, scale), tried)]
     if known:
         for model, subject in zip(models, subjects, strict=True):
             model["retain_interval"] = None if subject.kept is None else list(band(subject.kept, scale))
+            if attack := model["attack"]:
+                attack["worst_step"] = subject.worst_step
         retained = described["evaluated"]["retain"] if math.isfinite(scale.bounds[1]) else 0
         conclusions = [*judge_release(Run(subjects, scale, _nothing(known, first)), retained), *conclusions]
     summary = {

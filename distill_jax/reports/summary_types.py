@@ -47,6 +47,7 @@ class AttackSummary(TypedDict, total=False):
     best_learning_rate: list[Number] | None
     members: int
     diverged: int
+    worst_step: int  # of a model to be released: the step at which most came back, by which it is judged
     flops: dict[str, float]
     weights: str
     other_weights: dict[str, dict[str, Any]]

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from distill_jax.config import ConfigError, Interrupted
+from distill_jax.config import ConfigError, Interrupted, SettingError
 from distill_jax.data.data_config import DataConfig
 from distill_jax.data.records import Rows, load_manifest
 from distill_jax.data.teacher_states import StateWriter
@@ -52,7 +52,7 @@ class Cache(Stage):
     def __post_init__(self) -> None:
         for name in ("batch", "shard_rows"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)}: must be at least 1")
+                raise SettingError(name, getattr(self, name), "must be at least 1")
 
     def validate(self, model: Any, data: DataConfig) -> None:
         """Raise ValueError if the data have no such set."""

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from distill_jax.config import ConfigError, identity
+from distill_jax.config import ConfigError, SettingError, identity
 from distill_jax.data.data_config import DataConfig
 from distill_jax.data.records import MANIFEST
 from distill_jax.evals.measure import MEASURES, PARTS, Measure
@@ -67,23 +67,23 @@ class RunSettings:
     def __post_init__(self) -> None:
         for name in self.trackers:
             if name not in TRACKERS:
-                raise ValueError(f"trackers = {self.trackers}: choose of {', '.join(TRACKERS)}, such as ('wandb',)")
+                raise SettingError("trackers", self.trackers, f"choose of {', '.join(TRACKERS)}, such as ('wandb',)")
         for name in ("evaluation_batch", "loss_chunk"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name} = {getattr(self, name)}: must not be negative; 0 means all at once")
+                raise SettingError(name, getattr(self, name), "must not be negative; 0 means all at once")
         if self.slices < 0:
-            raise ValueError(f"slices = {self.slices}: must not be negative; 0 means as the devices are wired")
+            raise SettingError("slices", self.slices, "must not be negative; 0 means as the devices are wired")
         if self.checkpoint_every < 0:
-            raise ValueError(f"checkpoint_every = {self.checkpoint_every}: must not be negative; 0 as each stage says")
+            raise SettingError("checkpoint_every", self.checkpoint_every, "must not be negative; 0 as each stage says")
         if self.fsdp != -1 and self.fsdp < 1:
-            raise ValueError(f"fsdp = {self.fsdp}: must be at least 1, or -1 for all devices")
+            raise SettingError("fsdp", self.fsdp, "must be at least 1, or -1 for all devices")
         for name in ("tensor", "cpu_devices"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)}: must be at least 1")
+                raise SettingError(name, getattr(self, name), "must be at least 1")
         if self.cpu_devices > MOST_CPU_DEVICES:
-            raise ValueError(f"cpu_devices = {self.cpu_devices}: at most {MOST_CPU_DEVICES}, or better the cores")
+            raise SettingError("cpu_devices", self.cpu_devices, f"at most {MOST_CPU_DEVICES}, or better the cores")
         if self.profile and (len(self.profile) != 2 or not 0 <= self.profile[0] <= self.profile[1]):
-            raise ValueError(f"profile = {self.profile}: give the first and the last step, such as (10, 13)")
+            raise SettingError("profile", self.profile, "give the first and the last step, such as (10, 13)")
 
 
 Evaluator = Callable[..., np.ndarray]  # (params [P, ...], base=None) -> scores [P, n]

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from distill_jax.config import added
+from distill_jax.config import SettingError, added
 from distill_jax.losses.distillation import Divergence
 from distill_jax.losses.head_loss import HeadInputs, HeadLoss, from_teacher, from_uniform
 from distill_jax.models import transformer
@@ -124,11 +124,11 @@ class Distill(AdaptingStage):
         super().__post_init__()
         self.objective()  # which checks the divergence
         if not 0 <= self.tolerance <= 1:
-            raise ValueError(f"tolerance = {self.tolerance}: a difference of scores lies in [0, 1]")
+            raise SettingError("tolerance", self.tolerance, "a difference of scores lies in [0, 1]")
         if self.lora_rank and not self.start:
-            raise ValueError(f"lora_rank = {self.lora_rank}: a student of adapters needs a start to attach them to")
+            raise SettingError("lora_rank", self.lora_rank, "a student of adapters needs a start to attach them to")
         if self.uniform and self.cache:
-            raise ValueError(f"uniform = {self.uniform!r}: a cache holds one set; leave cache or uniform out")
+            raise SettingError("uniform", self.uniform, "a cache holds one set; leave cache or uniform out")
 
     def data_sets(self) -> dict[str, str]:
         """Return {setting: name} of the data sets that the settings choose."""
@@ -141,7 +141,7 @@ class Distill(AdaptingStage):
             return
         cache = sources["cache"]
         if not isinstance(cache, Cache):
-            raise ValueError(f"cache = {self.cache!r}: a {cache.kind} stage holds no hidden states; name a cache stage")
+            raise SettingError("cache", self.cache, f"a {cache.kind} stage holds no hidden states; name a cache stage")
         for key, own, cached in (("teacher", self.teacher, cache.teacher), ("data", self.data, cache.data)):
             if own != cached:
                 raise ValueError(

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import ClassVar
 
+from distill_jax.config import SettingError
 from distill_jax.interop.exporting import export_model
 from distill_jax.io import storage
 from distill_jax.io.files import digest
@@ -34,7 +35,7 @@ class Export(Stage):
 
     def __post_init__(self) -> None:
         if self.dtype not in ("", "float32", "bfloat16", "float16"):
-            raise ValueError(f"dtype = {self.dtype!r}: choose float32, bfloat16 or float16, or '' as it is stored")
+            raise SettingError("dtype", self.dtype, "choose float32, bfloat16 or float16, or '' as it is stored")
 
     def run(self, ctx: Context, nodes: Sequence[Node]) -> None:
         """Write one model."""

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
-from distill_jax.config import ConfigError, check, identity
+from distill_jax.config import ConfigError, SettingError, check, check_setting, identity
 from distill_jax.data.data_config import DataConfig
 from distill_jax.interop.importing import Published
 from distill_jax.io.files import Digests
@@ -48,9 +48,9 @@ class Import(Stage):
 
     def __post_init__(self) -> None:
         if self.adapter and not self.path:
-            raise ValueError(f"adapter = {self.adapter!r}: there is no path of the model that it adapts")
+            raise SettingError("adapter", self.adapter, "there is no path of the model that it adapts")
         if self.lora_rank and not self.start:
-            raise ValueError(f"lora_rank = {self.lora_rank}: only adapters that are kept beside a start have a rank")
+            raise SettingError("lora_rank", self.lora_rank, "only adapters that are kept beside a start have a rank")
 
     def check_inputs(self, sources: Mapping[str, Stage]) -> None:
         """Raise ValueError unless the start is an import of the same path."""
@@ -71,8 +71,8 @@ class Import(Stage):
             return
         directory = Published(self.path, self.adapter)
         limit = int(directory.files.facts.get("max_position_embeddings") or 0)
-        long = f"data.row_length = {data.row_length}: {self.path} reads {limit:,} tokens (max_position_embeddings)"
-        check(not limit or data.row_length <= limit, f"{long}; lower it to that")
+        mend = f"{self.path} reads {limit:,} tokens (max_position_embeddings); lower it to that"
+        check_setting(not limit or data.row_length <= limit, "data.row_length", data.row_length, mend)
         published = directory.cfg
         for field in dataclasses.fields(published):
             wanted, found = getattr(model, field.name), getattr(published, field.name)

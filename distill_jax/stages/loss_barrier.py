@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from distill_jax.config import SettingError
 from distill_jax.data.data_config import DataConfig
 from distill_jax.data.random_stream import random_stream
 from distill_jax.data.records import Rows
@@ -56,11 +57,11 @@ class LossBarrier(Stage):
 
     def __post_init__(self) -> None:
         if not self.sets or len(set(self.sets)) < len(self.sets):
-            raise ValueError(f"sets = {self.sets}: give at least one, each once")
+            raise SettingError("sets", self.sets, "give at least one, each once")
         if self.rows < 1:
-            raise ValueError(f"rows = {self.rows}: must be at least 1")
+            raise SettingError("rows", self.rows, "must be at least 1")
         if self.points < 3:
-            raise ValueError(f"points = {self.points}: must be at least 3, the ends and one between them")
+            raise SettingError("points", self.points, "must be at least 3, the ends and one between them")
 
     def validate(self, model: Any, data: DataConfig) -> None:
         """Raise ValueError if the data lack a set."""

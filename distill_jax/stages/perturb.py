@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from distill_jax.config import ConfigError, added
+from distill_jax.config import ConfigError, SettingError, added
 from distill_jax.data.data_config import DataConfig
 from distill_jax.io.checkpoint import FINAL
 from distill_jax.models.transformer import FANS, Params, TransformerConfig
@@ -66,17 +66,17 @@ class Perturb(Stage):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         self.selection.check()
         if self.order != "smallest" and self.share == 1:
-            raise ValueError(f"order = {self.order!r}: all weights are damaged; lower share")
+            raise SettingError("order", self.order, "all weights are damaged; lower share")
         if self.noise not in ("xavier", "init"):
-            raise ValueError(f"noise = {self.noise!r}: choose 'xavier' or 'init'")
+            raise SettingError("noise", self.noise, "choose 'xavier' or 'init'")
         if self.noise == "init" and (self.beta != Perturb.beta or not self.shrink):
-            raise ValueError(f"noise = 'init': reads neither beta nor shrink; leave them at {Perturb.beta} and True")
+            raise SettingError("noise", "init", f"reads neither beta nor shrink; leave them at {Perturb.beta} and True")
         if not 0 <= self.alpha <= 1:
-            raise ValueError(f"alpha = {self.alpha}: the damaged fraction lies in [0, 1]")
+            raise SettingError("alpha", self.alpha, "the damaged fraction lies in [0, 1]")
         if not 0 <= self.must_lose < 1:
-            raise ValueError(f"must_lose = {self.must_lose}: a share of the retain score lies in [0, 1)")
+            raise SettingError("must_lose", self.must_lose, "a share of the retain score lies in [0, 1)")
         if not 0 <= self.beta < math.inf:
-            raise ValueError(f"beta = {self.beta}: the noise's scale must not be negative, and finite")
+            raise SettingError("beta", self.beta, "the noise's scale must not be negative, and finite")
         if self.alpha == 1 and self.beta == 0 and self.shrink and self.in_full:
             raise ValueError(
                 "alpha = 1 with beta = 0 sets every weight to zero, and a network with a tied embedding of zeros has "

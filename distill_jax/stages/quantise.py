@@ -14,6 +14,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from distill_jax.config import SettingError
 from distill_jax.io.checkpoint import FINAL
 from distill_jax.models.transformer import FANS, Params
 from distill_jax.stages.context import PARTS, Context, Node
@@ -37,7 +38,7 @@ class Quantise(Stage):
 
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 8:
-            raise ValueError(f"bits = {self.bits}: must be from 2 to 8")
+            raise SettingError("bits", self.bits, "must be from 2 to 8")
 
     def estimate_flops(self, ctx: Context) -> float:
         """Return the FLOPs of one node: only its evaluation."""

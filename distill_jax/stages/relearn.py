@@ -12,6 +12,7 @@ import functools
 from collections.abc import Sequence
 from typing import ClassVar
 
+from distill_jax.config import SettingError
 from distill_jax.perf import flops
 from distill_jax.perf.ledger import ledger
 from distill_jax.stages.compiled_step import Objective
@@ -54,14 +55,14 @@ class Relearn(AdaptingStage):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.learning_rates or min(self.learning_rates) <= 0:
-            raise ValueError(f"learning_rates = {self.learning_rates}: give at least one, all positive")
+            raise SettingError("learning_rates", self.learning_rates, "give at least one, all positive")
         if not 1 <= self.seeds <= MOST_SEEDS:
-            raise ValueError(f"seeds = {self.seeds}: must be from 1 to {MOST_SEEDS}")
+            raise SettingError("seeds", self.seeds, f"must be from 1 to {MOST_SEEDS}")
         outside = [s for s in self.evaluate_steps if not 0 <= s <= self.steps]
         if outside or not self.evaluate_steps:
-            raise ValueError(f"evaluate_steps = {self.evaluate_steps}: give steps from 0 to steps = {self.steps}")
+            raise SettingError("evaluate_steps", self.evaluate_steps, f"give steps from 0 to steps = {self.steps}")
         if 0 not in self.evaluate_steps:  # else what came back by the first of them would count as never gone
-            raise ValueError(f"evaluate_steps = {self.evaluate_steps}: must have 0, the model before the attack")
+            raise SettingError("evaluate_steps", self.evaluate_steps, "must have 0, the model before the attack")
 
     def estimate_flops(self, ctx: Context) -> float:
         """Return the FLOPs of the whole attack."""

@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 
 import jax
 
+from distill_jax.config import SettingError
 from distill_jax.data.data_config import DataConfig
 from distill_jax.models.transformer import FANS, Params, TransformerConfig, shapes
 from distill_jax.models.weight_selection import WeightSelection
@@ -85,9 +86,11 @@ class Route(TrainStage):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         self.part.check()
         if self.part == WeightSelection():
-            raise ValueError("neurons = 0: the part that forget data move is the whole network; name neurons or layers")
+            raise SettingError(
+                "neurons", 0, "the part that forget data move is the whole network; name neurons or layers"
+            )
         if self.loss_on == "unmarked":
-            raise ValueError("loss_on = 'unmarked': documents are routed, not tokens; choose 'all' or 'answer'")
+            raise SettingError("loss_on", "unmarked", "documents are routed, not tokens; choose 'all' or 'answer'")
 
     @property
     def part(self) -> WeightSelection:

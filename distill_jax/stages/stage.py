@@ -12,7 +12,7 @@ import types
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from distill_jax.config import ConfigError, Settings, described
+from distill_jax.config import ConfigError, SettingError, Settings, described
 from distill_jax.data.data_config import DataConfig
 from distill_jax.io.files import Digests
 from distill_jax.stages.context import Context, Node
@@ -81,6 +81,8 @@ class Stage(Settings, abc.ABC):
     @classmethod
     def refusal(cls, name: str, error: ValueError) -> ConfigError:
         """Return an error of the stage of this name: what begins with a setting is about `stages.<name>.<setting>`."""
+        if isinstance(error, SettingError):
+            return error if "." in error.key else error.within(f"stages.{name}")  # such as data.row_length
         setting = str(error).split(" ")[0] in {field.name for field in dataclasses.fields(cls)}
         return ConfigError(f"stages.{name}{'.' if setting else ': '}{error}")
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from jax.sharding import Mesh
 
-from distill_jax.config import added
+from distill_jax.config import SettingError, added
 from distill_jax.data.data_config import DataConfig
 from distill_jax.models.transformer import Params, TransformerConfig
 from distill_jax.stages.compiled_step import CompileKey, Objective
@@ -41,16 +41,16 @@ class TrainStage(Stage, Training):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.microbatches < 1:
-            raise ValueError(f"microbatches = {self.microbatches}: must be at least 1")
+            raise SettingError("microbatches", self.microbatches, "must be at least 1")
         if self.batch % self.microbatches:
             raise ValueError(
                 f"batch = {self.batch} does not divide into microbatches = {self.microbatches}; "
                 f"choose a batch that is a multiple, such as {-(-self.batch // self.microbatches) * self.microbatches}"
             )
         if self.weights not in ("float32", "bfloat16"):
-            raise ValueError(f"weights = {self.weights!r}: choose 'float32' or 'bfloat16'")
+            raise SettingError("weights", self.weights, "choose 'float32' or 'bfloat16'")
         if self.loss_on not in ("all", "answer", "unmarked"):
-            raise ValueError(f"loss_on = {self.loss_on!r}: choose 'all', 'answer' or 'unmarked'")
+            raise SettingError("loss_on", self.loss_on, "choose 'all', 'answer' or 'unmarked'")
 
     goal_fields: ClassVar[tuple[str, ...]] = ()  # of what members may differ in, what says when each may stop
 
@@ -125,11 +125,11 @@ class TrainStage(Stage, Training):
             data.check_set(key, name)
         masked = "masked" in self.data_sets().values()
         if masked and self.loss_on == "all":
-            raise ValueError("loss_on = 'all': what is marked in the set 'masked' would count; choose 'unmarked'")
+            raise SettingError("loss_on", "all", "what is marked in the set 'masked' would count; choose 'unmarked'")
         if self.loss_on == "unmarked" and not masked:
-            raise ValueError("loss_on = 'unmarked': only the set 'masked' has marks; read that, or choose 'all'")
+            raise SettingError("loss_on", "unmarked", "only the set 'masked' has marks; read that, or choose 'all'")
         if self.loss_on == "answer" and data.MEASURE != "exact_match":
-            raise ValueError("loss_on = 'answer': text has no answers; choose 'all'")
+            raise SettingError("loss_on", "answer", "text has no answers; choose 'all'")
 
     def shared_fields(self) -> dict[str, Any]:
         """Return what the members of one population have in common: of their learning rates the schedule's shape."""

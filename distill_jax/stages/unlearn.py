@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, ClassVar
 
-from distill_jax.config import added
+from distill_jax.config import SettingError, added
 from distill_jax.data.data_config import DataConfig
 from distill_jax.stages.context import Context
 from distill_jax.stages.methods import METHODS, UnlearningMethod
@@ -66,26 +66,26 @@ class Unlearn(AdaptingStage):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.method not in METHODS:
-            raise ValueError(f"method = {self.method!r}: choose one of {', '.join(METHODS)}")
+            raise SettingError("method", self.method, f"choose one of {', '.join(METHODS)}")
         if self.robust and self.robust not in ROBUSTIFIERS:
-            raise ValueError(f"robust = {self.robust!r}: choose one of {', '.join(ROBUSTIFIERS)}, or ''")
+            raise SettingError("robust", self.robust, f"choose one of {', '.join(ROBUSTIFIERS)}, or ''")
         label = METHODS[self.method].label
         for name in unread_settings(self.method, self.robust):
             default = getattr(Unlearn, name)
             if getattr(self, name) != default:
-                raise ValueError(f"{name} = {getattr(self, name)!r}: {label} does not read it; leave it at {default!r}")
+                raise SettingError(name, getattr(self, name), f"{label} does not read it; leave it at {default!r}")
         objective = self.objective()  # which checks its own settings
         if self.lora_rank and not (METHODS[self.method].takes_adapters and objective.takes_adapters):
             label = objective.label if METHODS[self.method].takes_adapters else label
-            raise ValueError(
-                f"lora_rank = {self.lora_rank}: {label} trains weights themselves; use 0, or another method"
+            raise SettingError(
+                "lora_rank", self.lora_rank, f"{label} trains weights themselves; use 0, or another method"
             )
         if METHODS[self.method].needs_descent and self.optimizer not in ("adamw", "sgd"):
             fix_hint = f"{label} takes steps along the gradient; set it to 'sgd', or to 'adamw' with epsilon = 1.0"
-            raise ValueError(f"optimizer = {self.optimizer!r}: {fix_hint}")
+            raise SettingError("optimizer", self.optimizer, f"{fix_hint}")
         if METHODS[self.method].needs_descent and self.optimizer == "adamw" and self.epsilon < DESCENT:
             fix_hint = f"{label} takes steps along the gradient; set it to 1.0, and a learning rate of plain descent"
-            raise ValueError(f"epsilon = {self.epsilon}: {fix_hint}")
+            raise SettingError("epsilon", self.epsilon, f"{fix_hint}")
 
     def objective(self) -> UnlearningMethod:
         """Return the method with these settings, made robust if that is asked."""

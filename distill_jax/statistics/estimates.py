@@ -72,12 +72,14 @@ class Scores:
       by_fact: [S, F] where each fact's score was recorded, NaN nowhere; else None.
       prompts: [F], how often each fact was asked; its weight.
       facts: how many facts there are, where only `by_seed` is known; 0 if the items are not to be counted (text).
+      steps: among how many steps of the attack these were chosen as the worst, by these very scores.
     """
 
     by_seed: np.ndarray
     by_fact: np.ndarray | None = None
     prompts: np.ndarray | None = None
     facts: int = 0
+    steps: int = 1
 
     @functools.cached_property
     def value(self) -> float:

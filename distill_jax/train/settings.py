@@ -11,7 +11,7 @@ import math
 
 import optax
 
-from distill_jax.config import Settings, added
+from distill_jax.config import SettingError, Settings, added, check_setting
 from distill_jax.train.optimizers import OPTIMIZERS
 
 
@@ -34,8 +34,7 @@ class LoopSettings(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("steps", "batch", "evaluate_every", "checkpoint_every", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)}: must be at least 1")
+            check_setting(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,11 +62,12 @@ class Optimizer(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("learning_rate", "final_learning_rate", "warmup", "weight_decay", "clip_norm"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} = {getattr(self, name)}: must not be negative")
-        if self.optimizer not in OPTIMIZERS:
-            raise ValueError(f"optimizer = {self.optimizer!r}: choose one of {', '.join(OPTIMIZERS)}")
+        for name in ("learning_rate", "final_learning_rate", "warmup", "weight_decay", "clip_norm", "epsilon"):
+            check_setting(getattr(self, name) >= 0, name, getattr(self, name), "must not be negative")
+        for name in ("beta1", "beta2"):
+            check_setting(0 <= getattr(self, name) < 1, name, getattr(self, name), "must be at least 0 and below 1")
+        known = f"choose one of {', '.join(OPTIMIZERS)}"
+        check_setting(self.optimizer in OPTIMIZERS, "optimizer", self.optimizer, known)
 
     @property
     def final_fraction(self) -> float:
@@ -121,12 +121,12 @@ class Lora(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.lora_rank < 0:
-            raise ValueError(f"lora_rank = {self.lora_rank}: must not be negative; 0 trains the weights themselves")
+            raise SettingError("lora_rank", self.lora_rank, "must not be negative; 0 trains the weights themselves")
         if not 0 < self.lora_alpha < math.inf:
-            raise ValueError(f"lora_alpha = {self.lora_alpha}: must be positive and finite, or adapters do nothing")
+            raise SettingError("lora_alpha", self.lora_alpha, "must be positive and finite, or adapters do nothing")
         if not self.lora_rank and self.lora_alpha != Lora.lora_alpha:
-            raise ValueError(
-                f"lora_alpha = {self.lora_alpha}: does nothing without lora_rank; leave it at {Lora.lora_alpha}"
+            raise SettingError(
+                "lora_alpha", self.lora_alpha, f"does nothing without lora_rank; leave it at {Lora.lora_alpha}"
             )
 
     @property

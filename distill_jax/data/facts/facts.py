@@ -124,6 +124,21 @@ def read(question_sources: Sequence[Source]) -> list[Question]:
     return out
 
 
+def with_one_fact_each(questions: Sequence[Question]) -> list[Question]:
+    """Return questions of which two that differ in case and in how they end alone are of one fact, the first one's.
+
+    Else a fact could be held out in one spelling and shown to attackers in the other.
+    """
+    first: dict[tuple[str, str], str] = {}
+    keys = [(_spelling(question.question), _spelling(question.answer)) for question in questions]
+    facts = [first.setdefault(key, question.fact) for key, question in zip(keys, questions, strict=True)]
+    return [dataclasses.replace(q, fact=fact) for q, fact in zip(questions, facts, strict=True)]
+
+
+def _spelling(text: str) -> str:
+    return " ".join(text.casefold().split()).rstrip(" .?!:")
+
+
 def texts(key: str, text: str) -> Iterator[str]:
     """Yield all texts of sources of files: documents, and questions with their answers."""
     for source in sources.parse(text, key):

@@ -6,13 +6,14 @@ import dataclasses
 from collections.abc import Sequence
 from typing import ClassVar, Self
 
-from distill_jax.config import added, check
+from distill_jax.config import ConfigError, added, check
 from distill_jax.data import overlap
 from distill_jax.data.facts import facts
 from distill_jax.data.facts.facts import Question
 from distill_jax.data.facts.forget_config import ForgetConfig
 from distill_jax.data.text import chat_template, hf_tokenizer
 from distill_jax.data.text.chat_template import load_template
+from distill_jax.data.text.readers import documents
 from distill_jax.data.text.sources import Source
 from distill_jax.io.files import Digests
 from distill_jax.io.storage import location
@@ -57,10 +58,20 @@ class FactsConfig(ForgetConfig):
             load_template(self.vocabulary)  # refuses a model that has none
         known = super().with_content_hash(digests)
         shown, heldout = self.forget_split()
-        retain, _ = self.retain_sources()
+        retain, read = self.retain_sources()
+        kept = facts.read(retain)
+        self._check_retained(kept, read)
         if self.overlap == "refuse":
-            overlap.refuse((q.text for q in (*shown, *heldout)), (q.text for q in facts.read(retain)))
+            overlap.refuse((q.text for q in (*shown, *heldout)), (q.text for q in kept))
         return known
+
+    def _check_retained(self, questions: Sequence[Question], read: list[Source]) -> None:
+        """Refuse sources without a question or a document, or whose first document cannot be read."""
+        try:
+            some = bool(questions) or any(True for _ in documents(read, self.broken == "skip"))
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        check(some, f"data.retain={self.retain!r}: is empty; name files that hold what is to be retained")
 
     def _vocabulary_files(self) -> list[str]:
         template = location(self.vocabulary) / chat_template.FILE
@@ -78,7 +89,7 @@ class FactsConfig(ForgetConfig):
         """
         question_sources, documents = facts.split_sources("forget", self.forget)
         check(not documents, f"data.forget={self.forget!r}: has documents beside questions; give one kind")
-        questions = facts.read(question_sources)
+        questions = facts.with_one_fact_each(facts.read(question_sources))
         names = sorted({question.fact for question in questions}, key=facts.hashed)
         self.check_heldout(len(names), "facts", self.heldout)
         held = set(names[: round(self.heldout * len(names))])

@@ -15,6 +15,7 @@ from typing import ClassVar
 import jax
 from jax.sharding import Mesh
 
+from distill_jax.config import SettingError
 from distill_jax.losses.distillation import Divergence
 from distill_jax.models.transformer import Params
 from distill_jax.perf import flops
@@ -42,14 +43,14 @@ class AnswerDistillation(Attack):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.student not in STUDENTS:
-            raise ValueError(f"student = {self.student!r}: choose one of {', '.join(STUDENTS)}")
+            raise SettingError("student", self.student, f"choose one of {', '.join(STUDENTS)}")
         changed = bool(self.shrink or self.noise)
         if self.student == "random" and (changed or self.lora_rank):
             raise ValueError("shrink, noise and lora_rank are of the attacked model; leave them 0 for a random student")
         if self.student == "attacked" and not changed:
-            raise ValueError("student = 'attacked': a model has nothing to learn from itself; set shrink or noise")
+            raise SettingError("student", "attacked", "a model has nothing to learn from itself; set shrink or noise")
         if self.retain_weight:
-            raise ValueError(f"retain_weight = {self.retain_weight}: the only loss is on the model's answers; set it 0")
+            raise SettingError("retain_weight", self.retain_weight, "the only loss is on the model's answers; set it 0")
 
     def objective(self) -> Objective:
         """Return the divergence from what the attacked model answers."""

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from distill_jax.config import SettingError
 from distill_jax.models.transformer import FANS, Params
 from distill_jax.stages.attacks.untrained_attack import UntrainedAttack, finish_measured
 from distill_jax.stages.context import PARTS, Context, Node
@@ -66,7 +67,7 @@ class EditWeights(UntrainedAttack):
 
     def __post_init__(self) -> None:
         if not self.edits or len(set(self.edits)) < len(self.edits):
-            raise ValueError(f"edits = {self.edits}: give at least one, each once")
+            raise SettingError("edits", self.edits, "give at least one, each once")
         for name in self.edits:
             edit_of(name)
 

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from distill_jax.config import check
+from distill_jax.config import SettingError, check
 from distill_jax.data.data_config import DataConfig
 from distill_jax.data.random_stream import random_stream
 from distill_jax.data.records import Rows
@@ -54,9 +54,9 @@ class FewShot(UntrainedAttack):
 
     def __post_init__(self) -> None:
         if not self.shots or min(self.shots) < 1 or len(set(self.shots)) < len(self.shots):
-            raise ValueError(f"shots = {self.shots}: give at least one, each once, none below 1")
+            raise SettingError("shots", self.shots, "give at least one, each once, none below 1")
         if self.seeds < 1:
-            raise ValueError(f"seeds = {self.seeds}: must be at least 1")
+            raise SettingError("seeds", self.seeds, "must be at least 1")
 
     def variants(self) -> dict[str, dict[str, Any]]:
         """Return the numbers of examples."""

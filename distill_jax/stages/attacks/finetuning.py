@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from distill_jax.config import SettingError
 from distill_jax.data.data_config import DataConfig
 from distill_jax.losses.cross_entropy import Sum, cross_entropy
 from distill_jax.losses.head_loss import Comparison
@@ -63,13 +64,13 @@ class Attack(Relearn):
         super().__post_init__()
         for name in ("rows", "retain_weight", "noise"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name} = {getattr(self, name)}: must not be negative; 0 for none")
+                raise SettingError(name, getattr(self, name), "must not be negative; 0 for none")
         if not 0 <= self.shrink < 1:
-            raise ValueError(f"shrink = {self.shrink}: must be at least 0 and below 1, where nothing is left")
+            raise SettingError("shrink", self.shrink, "must be at least 0 and below 1, where nothing is left")
         if self.lora_rank and (self.shrink or self.noise):
             raise ValueError("shrink and noise change the weights that adapters leave as they are; set lora_rank = 0")
         if not self.retain_weight and self.hold != Attack.hold:
-            raise ValueError(f"hold = {self.hold!r}: does nothing without retain_weight; leave it at {Attack.hold!r}")
+            raise SettingError("hold", self.hold, f"does nothing without retain_weight; leave it at {Attack.hold!r}")
         self.objective()  # which checks its own settings
 
     def objective(self) -> Objective:

@@ -13,7 +13,7 @@ from typing import ClassVar
 import numpy as np
 from jax.sharding import Mesh
 
-from distill_jax.config import check
+from distill_jax.config import SettingError, check
 from distill_jax.data.random_stream import random_stream
 from distill_jax.data.records import Rows
 from distill_jax.models import insertions, lora
@@ -68,7 +68,7 @@ class PrefixTuning(Attack):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.length < 1:
-            raise ValueError(f"length = {self.length}: must be at least 1")
+            raise SettingError("length", self.length, "must be at least 1")
         if self.lora_rank or self.shrink or self.noise:
             raise ValueError("lora_rank, shrink and noise change weights, which a prefix leaves alone; set them 0")
 

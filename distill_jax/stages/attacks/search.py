@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from distill_jax.config import SettingError
 from distill_jax.perf.clock import Lap
 from distill_jax.perf.ledger import ledger
 from distill_jax.stages.attacks import catalogue
@@ -45,13 +46,13 @@ class Search(Attack):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.optimizers or not set(self.optimizers) <= set(OPTIMIZERS):
-            raise ValueError(f"optimizers = {self.optimizers}: choose of {', '.join(OPTIMIZERS)}")
+            raise SettingError("optimizers", self.optimizers, f"choose of {', '.join(OPTIMIZERS)}")
         if self.points < 1:
-            raise ValueError(f"points = {self.points}: must be at least 1")
+            raise SettingError("points", self.points, "must be at least 1")
         if self.batches < 1:
-            raise ValueError(f"batches = {self.batches}: must be at least 1, which leaves the batch as it is")
+            raise SettingError("batches", self.batches, "must be at least 1, which leaves the batch as it is")
         if not 0 <= self.ability <= 1:
-            raise ValueError(f"ability = {self.ability}: a share lies in [0, 1]")
+            raise SettingError("ability", self.ability, "a share lies in [0, 1]")
 
     def grid(self) -> list[Point]:
         """Return the grid that the search begins with a part of."""

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from distill_jax.config import SettingError
 from distill_jax.data.data_config import DataConfig
 from distill_jax.data.random_stream import random_stream
 from distill_jax.data.records import Rows
@@ -58,15 +59,15 @@ class Steering(UntrainedAttack):
 
     def __post_init__(self) -> None:
         if not self.depths or not all(0 < depth <= 1 for depth in self.depths):
-            raise ValueError(f"depths = {self.depths}: give at least one, each above 0 and at most 1")
+            raise SettingError("depths", self.depths, "give at least one, each above 0 and at most 1")
         if not self.strengths or not all(map(math.isfinite, self.strengths)):
-            raise ValueError(f"strengths = {self.strengths}: give at least one, all finite")
+            raise SettingError("strengths", self.strengths, "give at least one, all finite")
         for name in ("depths", "strengths"):
             if len(set(getattr(self, name))) < len(getattr(self, name)):
-                raise ValueError(f"{name} = {getattr(self, name)}: give each once")
+                raise SettingError(name, getattr(self, name), "give each once")
         for name in ("rows", "seeds"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)}: must be at least 1")
+                raise SettingError(name, getattr(self, name), "must be at least 1")
 
     def variants(self) -> dict[str, dict[str, Any]]:
         """Return every depth with every strength."""

@@ -8,6 +8,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from distill_jax.config import SettingError
 from distill_jax.losses.cross_entropy import Sum
 from distill_jax.losses.preference import Documents, dpo
 from distill_jax.models.transformer import Params, TransformerConfig
@@ -41,16 +42,16 @@ class DPO(DocumentMethod):
         super().__post_init__()
         object.__setattr__(self, "refusal_ids", tuple(self.refusal_ids))
         if not self.beta > 0:
-            raise ValueError(f"beta = {self.beta}: must be positive")
+            raise SettingError("beta", self.beta, "must be positive")
         if not self.refusal_ids or min(self.refusal_ids) < 0:
-            raise ValueError(f"refusal_ids = {self.refusal_ids}: give the tokens that are preferred to an answer")
+            raise SettingError("refusal_ids", self.refusal_ids, "give the tokens that are preferred to an answer")
         if self.loss_on != "answer":
-            raise ValueError("loss_on = 'all': a refusal takes the place of an answer; set it to 'answer'")
+            raise SettingError("loss_on", "all", "a refusal takes the place of an answer; set it to 'answer'")
 
     def check_model(self, cfg: TransformerConfig) -> None:
         """Raise ValueError if the model has no such tokens."""
         if max(self.refusal_ids) >= cfg.vocab:
-            raise ValueError(f"refusal_ids = {self.refusal_ids}: must be below model.vocab = {cfg.vocab}")
+            raise SettingError("refusal_ids", self.refusal_ids, f"must be below model.vocab = {cfg.vocab}")
 
     def refused(self, rows: PackedRows) -> PackedRows:
         """Return the rows with the refusal in place of every answer but its last token."""

@@ -8,7 +8,7 @@ from typing import ClassVar, Self
 
 import jax
 
-from distill_jax.config import Settings
+from distill_jax.config import SettingError, Settings
 from distill_jax.losses.cross_entropy import Sum, cross_entropy
 from distill_jax.losses.distillation import Divergence
 from distill_jax.losses.head_loss import CROSS_ENTROPY, Comparison, Head, HeadInputs, HeadLoss, from_teacher
@@ -94,7 +94,7 @@ class RetainingMethod(UnlearningMethod):
 
     def __post_init__(self) -> None:
         if self.hold not in ("cross_entropy", "kl"):
-            raise ValueError(f"hold = {self.hold!r}: choose 'cross_entropy' or 'kl'")
+            raise SettingError("hold", self.hold, "choose 'cross_entropy' or 'kl'")
 
     @property
     def needs_frozen(self) -> bool:

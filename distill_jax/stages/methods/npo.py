@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
+from distill_jax.config import SettingError
 from distill_jax.losses.cross_entropy import Sum
 from distill_jax.losses.preference import npo
 from distill_jax.models.transformer import Params, TransformerConfig
@@ -30,7 +31,7 @@ class NPO(DocumentMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.beta > 0:
-            raise ValueError(f"beta = {self.beta}: must be positive; for the limit at 0 use method = 'graddiff'")
+            raise SettingError("beta", self.beta, "must be positive; for the limit at 0 use method = 'graddiff'")
 
     def forget_sum(
         self, cfg: TransformerConfig, chunk: int, params: Params, rows: PackedRows, teacher_outputs: PyTree

@@ -9,6 +9,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from distill_jax.config import SettingError
 from distill_jax.losses.unlearning import squared_distance
 from distill_jax.models import transformer
 from distill_jax.models.transformer import Params, TransformerConfig
@@ -41,8 +42,8 @@ class RMU(UnlearningMethod):
 
     def __post_init__(self) -> None:
         if not 0 < self.train_layers <= self.layer:
-            raise ValueError(
-                f"train_layers = {self.train_layers}: RMU trains between 1 and layer = {self.layer} layers"
+            raise SettingError(
+                "train_layers", self.train_layers, f"RMU trains between 1 and layer = {self.layer} layers"
             )
 
     @property
@@ -53,7 +54,7 @@ class RMU(UnlearningMethod):
     def check_model(self, cfg: TransformerConfig) -> None:
         """Raise ValueError if the model has no such layer."""
         if self.layer > cfg.layers:
-            raise ValueError(f"layer = {self.layer}: must be at most model.layers = {cfg.layers}")
+            raise SettingError("layer", self.layer, f"must be at most model.layers = {cfg.layers}")
 
     def teacher_outputs(self, cfg: TransformerConfig, teacher: Params, batch: Batch) -> jax.Array:
         """Return the starting model's state that enters the layer, on retain data."""

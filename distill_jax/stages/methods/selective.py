@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
+from distill_jax.config import SettingError
 from distill_jax.stages.methods.wga import WGA
 from distill_jax.train.gradient_rules import GradientRule, ProjectedOut
 
@@ -34,7 +35,7 @@ class Selective(WGA):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.selective_rank < 1:
-            raise ValueError(f"selective_rank = {self.selective_rank}: must be at least 1; for none use method = 'wga'")
+            raise SettingError("selective_rank", self.selective_rank, "must be at least 1; for none use method = 'wga'")
 
     def gradient_rule(self) -> GradientRule:
         """Return how the gradient is made of those of the terms."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
+from distill_jax.config import SettingError
 from distill_jax.losses.cross_entropy import Sum
 from distill_jax.losses.preference import simnpo
 from distill_jax.models.transformer import Params, TransformerConfig
@@ -31,7 +32,7 @@ class SimNPO(DocumentMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.length_beta > 0:
-            raise ValueError(f"length_beta = {self.length_beta}: must be positive")
+            raise SettingError("length_beta", self.length_beta, "must be positive")
 
     def forget_sum(
         self, cfg: TransformerConfig, chunk: int, params: Params, rows: PackedRows, teacher_outputs: PyTree

@@ -8,6 +8,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from distill_jax.config import SettingError
 from distill_jax.losses.chunked import map_tokens
 from distill_jax.losses.cross_entropy import Sum
 from distill_jax.losses.unlearning import lowered_cross_entropy
@@ -36,7 +37,7 @@ class UNDIAL(RetainingMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.lowering > 0:
-            raise ValueError(f"lowering = {self.lowering}: must be positive, or nothing is forgotten")
+            raise SettingError("lowering", self.lowering, "must be positive, or nothing is forgotten")
 
     def forget_sum(
         self, cfg: TransformerConfig, chunk: int, params: Params, rows: PackedRows, teacher_outputs: PyTree

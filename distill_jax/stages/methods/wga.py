@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import jax
 
+from distill_jax.config import SettingError
 from distill_jax.losses.cross_entropy import Sum
 from distill_jax.losses.unlearning import weighted_ascent
 from distill_jax.stages.methods.method import OutputMethod
@@ -30,7 +31,7 @@ class WGA(OutputMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.confidence_power >= 0:
-            raise ValueError(f"confidence_power = {self.confidence_power}: must not be negative")
+            raise SettingError("confidence_power", self.confidence_power, "must not be negative")
 
     def forget_loss(self, logits: jax.Array, targets: jax.Array, mask: jax.Array) -> Sum:
         """Return (sum, weight) of p^α log p."""

@@ -8,6 +8,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 
+from distill_jax.config import SettingError
 from distill_jax.models.transformer import Params, TransformerConfig
 from distill_jax.perf import flops
 from distill_jax.stages.methods.method import RetainingMethod
@@ -40,9 +41,9 @@ class Latent(Robustifier):
 
     def __post_init__(self) -> None:
         if not self.latent_radius > 0:
-            raise ValueError(f"latent_radius = {self.latent_radius}: must be positive; for none leave robust empty")
+            raise SettingError("latent_radius", self.latent_radius, "must be positive; for none leave robust empty")
         if self.latent_steps < 1:
-            raise ValueError(f"latent_steps = {self.latent_steps}: must be at least 1")
+            raise SettingError("latent_steps", self.latent_steps, "must be at least 1")
 
     def why_not(self) -> str:
         """Return why it cannot be right with its method; "" if it can."""

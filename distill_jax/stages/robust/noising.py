@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
+from distill_jax.config import SettingError
 from distill_jax.losses.noise_distance import mean_over_layers
 from distill_jax.losses.preference import Documents
 from distill_jax.models import transformer
@@ -46,7 +47,7 @@ class Noising(Robustifier):
     def __post_init__(self) -> None:
         for name in ("repnoise_weight", "repnoise_scale"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"{name} = {getattr(self, name)}: must be positive; for no noise leave robust empty")
+                raise SettingError(name, getattr(self, name), "must be positive; for no noise leave robust empty")
 
     def why_not(self) -> str:
         """Return why it cannot be right with its method; "" if it can."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar, Self
 
-from distill_jax.config import Settings
+from distill_jax.config import SettingError, Settings
 from distill_jax.losses.head_loss import HeadLoss
 from distill_jax.models.transformer import Params, TransformerConfig
 from distill_jax.stages.methods.method import RetainingMethod, UnlearningMethod
@@ -41,7 +41,7 @@ class Robustifier(UnlearningMethod):
         """
         made = cls(method, **{name: getattr(stage, name) for name in cls.own_settings()})
         if reason := made.why_not():
-            raise ValueError(f"robust = {cls.name!r}: not with method = {method.name!r}, {reason}")
+            raise SettingError("robust", cls.name, f"not with method = {method.name!r}, {reason}")
         return made
 
     def why_not(self) -> str:

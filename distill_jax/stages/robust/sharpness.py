@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
+from distill_jax.config import SettingError
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.stages.robust.robustifier import Robustifier, forget_flops
 from distill_jax.train.gradient_rules import GradientRule, SharpnessAware
@@ -28,7 +29,7 @@ class Sharpness(Robustifier):
 
     def __post_init__(self) -> None:
         if not self.sam_radius > 0:
-            raise ValueError(f"sam_radius = {self.sam_radius}: must be positive; for none leave robust empty")
+            raise SettingError("sam_radius", self.sam_radius, "must be positive; for none leave robust empty")
 
     def why_not(self) -> str:
         """Return why it cannot be right with its method; "" if it can."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
+from distill_jax.config import SettingError
 from distill_jax.models.transformer import Params, TransformerConfig
 from distill_jax.perf import flops
 from distill_jax.stages.methods.method import RetainingMethod
@@ -35,9 +36,9 @@ class Tampering(Robustifier):
 
     def __post_init__(self) -> None:
         if self.tar_steps < 1:
-            raise ValueError(f"tar_steps = {self.tar_steps}: must be at least 1; for none leave robust empty")
+            raise SettingError("tar_steps", self.tar_steps, "must be at least 1; for none leave robust empty")
         if not self.tar_length > 0:
-            raise ValueError(f"tar_length = {self.tar_length}: must be positive")
+            raise SettingError("tar_length", self.tar_length, "must be positive")
 
     def why_not(self) -> str:
         """Return why it cannot be right with its method; "" if it can."""
