@@ -109,7 +109,7 @@ def test_devices_that_are_no_number_are_refused_before_xla_reads_them(capsys):
     for devices in ("foo", "-1", "9" * 30):
         line = refused(capsys, *given, f"--config.run.cpu_devices={devices}")
         assert line == f"--config.run.cpu_devices={devices}: must be a whole number, at least 1"
-    assert refused(capsys, *given, "--config.run.cpu_devices=1000000").startswith("--config.run: cpu_devices = 1000000")
+    assert refused(capsys, *given, "--config.run.cpu_devices=1000000").startswith("--config.run.cpu_devices = 1000000")
     assert refused(capsys, *given, "--model=gs:/bucket/x").startswith("--model=gs:/bucket/x: this is an address")
 
 

@@ -42,6 +42,23 @@ def get_experiment(c):
 '''
 
 
+def models_of(sweep: str, tmp_path: Path) -> set[str]:
+    """Return the directories of the models of a sweep's first training seed."""
+    file = open_sweep(f"{ROOT}/configs/sweeps/{sweep}")
+    points = [point for point in file.points if point["seed"] == 0]
+    base, _, arg = file.base.partition(":")
+    module = load_module(Path(base))
+    swept = sweep_graph.load(file.name, points, module, module.get_config(arg), tmp_path)
+    nodes = [node for shard in swept.shards for node in shard.nodes.values()]
+    return {node.directory.name for node in nodes if node.settings.leaves_model and node.verb != "quantise"}
+
+
+@pytest.mark.unit
+def test_a_certificate_is_asked_of_models_that_this_sweep_has_made(tmp_path):
+    certified, made = (models_of(sweep, tmp_path) for sweep in ("certificate_arithmetic.py:labelled", SWEEP.name))
+    assert len(certified) == 6 and certified <= made
+
+
 @pytest.mark.unit
 def test_the_sweep_asks_for_what_it_says(tmp_path):
     """Every model is one of its own, and all share a reference and an oracle; every attack is tried on each."""

@@ -2,6 +2,8 @@
 
   configs/sweeps/certificate_arithmetic.py          random student and UNDO at α = .8 of MaxEnt, ten training seeds; the
                                                     suppressed model, which must not pass, as the control
+  configs/sweeps/certificate_arithmetic.py:labelled the same on the data of robustness_arithmetic.py, in whose work
+                                                    directory the models of five seeds are there
   configs/sweeps/certificate_arithmetic.py:smoke    two seeds of a few steps: it learns nothing, and concludes nothing
 
 Ten seeds certify a twin of the oracle four times in ten, twenty nine in ten (docs/statistics.md).
@@ -9,20 +11,27 @@ Ten seeds certify a twin of the oracle four times in ten, twenty nine in ten (do
   distill-jax sweep --sweep=configs/sweeps/certificate_arithmetic.py --workdir=runs/certificate --workers=2
 """
 
+import runpy
+from pathlib import Path
+
 from distill_jax import axis, product, select_stages
 
+BASE = {"cpu": "../arithmetic.py:cpu", "labelled": "../arithmetic.py:cpu", "smoke": "../arithmetic.py:smoke"}
 BITS = (8, 4)
 
 
 def get_sweep(arg: str = "") -> tuple:
-    """Return the base config and the points; `arg` names a preset of the arithmetic config."""
+    """Return the base config and the points; `arg` names one of `BASE`."""
     arg = arg or "cpu"
-    if arg not in ("cpu", "smoke"):
-        raise ValueError(f"no preset {arg!r} in configs/sweeps/certificate_arithmetic.py; there are cpu and smoke")
+    if arg not in BASE:
+        raise ValueError(f"no preset {arg!r} in configs/sweeps/certificate_arithmetic.py; there are {', '.join(BASE)}")
     smoke = arg == "smoke"
     undo = "undo-0.6" if smoke else "undo-0.8"
     models = ("oracle", "maxent", "student", undo)
     rounded = tuple(f"int{bits}-{name}" for bits in BITS for name in models)
     points = product(axis("bits", BITS), axis("relearn.seeds", 1), axis("seed", *range(2 if smoke else 10)))
     attacks = tuple(f"relearn-{name}" for name in ("reference", *models, *rounded))
-    return f"../arithmetic.py:{arg}", select_stages(points, *attacks)
+    if arg == "labelled":
+        robustness = runpy.run_path(str(Path(__file__).with_name("robustness_arithmetic.py")))
+        points = product([robustness["LABELS"]], points)
+    return BASE[arg], select_stages(points, *attacks)

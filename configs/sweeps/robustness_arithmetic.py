@@ -20,6 +20,10 @@ from distill_jax import axis, chain, product, select_stages
 BASE = {"cpu": "../attack_catalogue.py:full", "smoke": "../attack_catalogue.py:smoke,full"}
 ATTACKS = ("adamw", "with-retain", "held-by-kl", "weights")
 RATES = (2e-3, 1e-3, 4e-4)
+LABELS = {
+    "data.labeller": "noisy", "data.false_positive_rate": 0.02, "data.false_negative_rate": 0.1,
+    "data.label_sets": ("filtered", "masked"),
+}  # fmt: skip
 METHODS = ("wga", "npo", "simnpo", "undial", "dpo", "selective")
 REINITIALISATIONS = (
     {"undo.noise": "init"},
@@ -38,12 +42,8 @@ def get_sweep(arg: str = "") -> tuple:
     if arg not in BASE:
         raise ValueError(f"no preset {arg!r} in configs/sweeps/robustness_arithmetic.py; there are {', '.join(BASE)}")
     smoke = arg == "smoke"
-    labels = {
-        "data.labeller": "noisy", "data.false_positive_rate": 0.02, "data.false_negative_rate": 0.1,
-        "data.label_sets": ("filtered", "masked"),
-    }  # fmt: skip
     attack = {"catalogue": ATTACKS, "attack.seeds": 1} | ({} if smoke else {"attack.learning_rates": RATES})
-    common = product([labels], [attack], axis("seed", *range(1 if smoke else 5)))
+    common = product([LABELS], [attack], axis("seed", *range(1 if smoke else 5)))
     return BASE[arg], product(common, chain(_basic(), _methods(), _robust(), _damaged(), _filters()))
 
 
