@@ -185,8 +185,8 @@ class Context:
     def starts(self, nodes: Sequence[Node], mesh: Mesh) -> list[Params]:
         """Return the weights that each node starts from, or one tree for all that start from one."""
         names = [node.inputs["start"] for node in nodes]
-        found = {name: self.params(name, mesh) for name in dict.fromkeys(names)}
-        return list(found.values()) if len(found) == 1 else [found[name] for name in names]
+        params = {name: self.params(name, mesh) for name in dict.fromkeys(names)}
+        return list(params.values()) if len(params) == 1 else [params[name] for name in names]
 
     def fresh(self, node: Node, mesh: Mesh) -> Params:
         """Draw a node's fresh weights on the mesh."""

@@ -172,8 +172,8 @@ class _Step:
 
             def of_terms(params: Params, only: tuple[str, ...]) -> tuple[Params, Metrics]:
                 at = members._replace(params=params)
-                found, values = self.gradients(at, batch, teacher_params, base, only)
-                return self._masked(found), values  # the mask broadcasts over members
+                grads, losses = self.gradients(at, batch, teacher_params, base, only)
+                return self._masked(grads), losses  # the mask broadcasts over members
 
             def each(f: Callable[..., Params], *trees: Params) -> Params:
                 def of_member(trees: tuple[Params, ...], _: None) -> Params:
