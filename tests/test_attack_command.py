@@ -127,6 +127,9 @@ def test_a_model_is_attacked_beside_its_original(tmp_path_factory):
     assert {model["name"]: model["role"] for model in numbers["models"]} == {"reference": "reference", "model": "given"}
     before = {model["name"]: model["attack"]["forget_heldout"]["worst"][0] for model in numbers["models"]}
     assert before["reference"] > 0.5 and before["model"] == 0.0 and numbers["knowledge"]["shown"]
+    card = (workdir / "report" / "card.md").read_text()
+    assert "| model | what it is | to forget, held out | to retain |\n" in card  # one part a side needs no more columns
+    assert "\n\n## How to check it" in card and "for all 1" not in card
     assert {model["attack"]["worst_step"] for model in numbers["models"]} == {4}
     states = {
         one["name"].split(",")[0]: one["state"] for one in numbers["conclusions"] if one["name"].endswith("model")

@@ -201,9 +201,8 @@ def test_the_report_reads_bits_the_other_way_round():
 @pytest.mark.property
 @settings(max_examples=60, deadline=None)
 @given(values=st.lists(st.floats(0, 9), min_size=1, max_size=6))
-def test_best_is_where_argbest_says_and_has_the_most_ability(values):
-    found = np.array([values])
+def test_best_is_a_value_and_has_the_most_ability(values):
     for scale in (ACCURACY, BITS_PER_BYTE):
-        best = scale.best(found, axis=1)[0]
-        assert found[0, scale.argbest(found, axis=1)[0]] == best
+        best = scale.best(np.array([values]), axis=1)[0]
+        assert best in values
         assert scale.ability(best) == max(map(scale.ability, values))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import collections
 import io
 import json
@@ -20,8 +21,10 @@ from distill_jax.config import ConfigError
 from distill_jax.data import packing
 from distill_jax.evals.bits_per_byte import unigram_nats
 from distill_jax.evals.scale import BITS_PER_BYTE
+from distill_jax.experiment import sweep_graph
 from distill_jax.experiment.config_file import load_module
 from distill_jax.experiment.named_config import open_config
+from distill_jax.experiment.sweep_file import open_sweep
 from distill_jax.interop.model_source import open_model, trained_vocabulary
 from distill_jax.interop.rows import Rows
 from distill_jax.interop.scoring import score_rows
@@ -147,7 +150,7 @@ def test_a_random_model_has_nothing_to_forget(tmp_path, capsys, monkeypatch):
     measure = SimpleNamespace(rows=lambda parts: rows, bytes=lambda parts: 60, scale=BITS_PER_BYTE)
     for nats, knows in ((math.log(300), False), (0.2, True)):
         monkeypatch.setattr(knowledge, "_nats", lambda *_, n=nats: (np.full(6, 9 * n), list(tokens.reshape(6, 9))))
-        known = knowledge.of_text(SimpleNamespace(measure=measure), None)
+        known = knowledge.of_text(None, None, measure)
         assert known.score == pytest.approx(54 * nats / math.log(2) / 60)
         assert (known.high < known.nothing) == knows
 
@@ -176,6 +179,29 @@ def test_the_printed_config_says_the_same(tmp_path, capsys):
     stages = load_module(path).get_experiment(config).stages
     assert stages["suppressed"].method == "graddiff" and stages["damaged"].alpha == 0.5
     assert set(config) == set(open_config("protect:documents,graddiff").config)
+    imported = [name for node in ast.walk(ast.parse(path.read_text())) for name in getattr(node, "names", ())]
+    assert {name.name for name in imported} == {"change", "open_config"}
+
+
+@pytest.mark.unit
+def test_the_printed_config_is_edited_and_swept(tmp_path, capsys):
+    """By hand a setting is changed, and a sweep beside it varies another: each point suppresses and damages by both."""
+    files = [documents(tmp_path / f"{side}.jsonl", [f"{side} text {i}" for i in range(60)]) for side in SIDES]
+    given = (f"--model={RANDOM}", f"--forget={files[0]}", f"--retain={files[1]}")
+    assert main(["distill-jax", "protect", *given, "--print_config"]) == 0
+    printed = capsys.readouterr().out
+    path = tmp_path / "mine.py"
+    path.write_text(printed.replace("    return config\n", "    config.suppress.steps = 7\n    return config\n", 1))
+    sweep = tmp_path / "swept.py"
+    sweep.write_text("from distill_jax import axis\n\n\ndef get_sweep(arg=''):\n")
+    with sweep.open("a") as file:
+        file.write("    return 'mine.py', axis('damage.alpha', 0.3, 0.5)\n")
+    found = open_sweep(str(sweep))
+    named = open_config(found.base)
+    swept = sweep_graph.load("swept", found.points, named.module, named.config, tmp_path / "run")
+    nodes = [one for shard in swept.shards for one in shard.nodes.values()]
+    assert sorted(one.settings.alpha for one in nodes if one.verb == "perturb") == [0.3, 0.5]
+    assert [one.settings.steps for one in nodes if one.verb == "unlearn"] == [7]  # which both share
 
 
 @pytest.mark.unit

@@ -109,8 +109,26 @@ def test_devices_that_are_no_number_are_refused_before_xla_reads_them(capsys):
     for devices in ("foo", "-1", "9" * 30):
         line = refused(capsys, *given, f"--config.run.cpu_devices={devices}")
         assert line == f"--config.run.cpu_devices={devices}: must be a whole number, at least 1"
-    assert refused(capsys, *given, "--config.run.cpu_devices=1000000").startswith("--config.run: cpu_devices = 1000000")
+    assert refused(capsys, *given, "--config.run.cpu_devices=1000000").startswith("--config.run.cpu_devices = 1000000")
     assert refused(capsys, *given, "--model=gs:/bucket/x").startswith("--model=gs:/bucket/x: this is an address")
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("words.model", "x", "not a SentencePiece model, or a damaged one"),
+        ("model/tokenizer.json", "{}", "no tokenizer ("),
+        ("model/tokenizer.json", "no JSON", "no tokenizer ("),
+    ],
+)
+def test_a_vocabulary_that_is_none_is_refused(tmp_path, capsys, name, content, message):
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(content)
+    place = file.parent if file.parent != tmp_path else file
+    given = ("--config=language:smoke", f"--config.data.vocabulary={place}", f"--workdir={tmp_path / 'run'}")
+    assert refused(capsys, "run", *given).startswith(f"data.vocabulary={str(place)!r}: {message}")
 
 
 @pytest.mark.unit

@@ -18,7 +18,7 @@ from sklearn.datasets import load_digits
 
 from distill_jax import main
 from distill_jax.data import images
-from distill_jax.doublebind.stages import Subliminal, subliminal_stage
+from distill_jax.doublebind.stages import Subliminal, subliminal_students
 from distill_jax.models import mlp
 from distill_jax.models.mlp import MLPConfig
 from distill_jax.reports import goodput_summary
@@ -63,16 +63,16 @@ class TestLosses:
     def test_kl_is_scipys(self):
         p, q = (special.softmax(np.float64(x), axis=-1) for x in (self.student, self.teacher))
         np.testing.assert_allclose(
-            subliminal_stage.kl(self.student, self.teacher), stats.entropy(q, p, axis=-1), atol=2e-6
+            subliminal_students.kl(self.student, self.teacher), stats.entropy(q, p, axis=-1), atol=2e-6
         )
 
     def test_kl_of_one_logit_and_its_gradient_are_exactly_zero(self):
         one, other = jnp.asarray(self.student[:, :1]), jnp.asarray(self.teacher[:, :1])
-        value, gradient = jax.value_and_grad(lambda x: jnp.sum(subliminal_stage.kl(x, other)))(one)
+        value, gradient = jax.value_and_grad(lambda x: jnp.sum(subliminal_students.kl(x, other)))(one)
         assert value == 0 and not np.any(gradient)
 
     def test_mse_of_one_logit_is_not(self):
-        gradient = jax.grad(lambda x: jnp.sum(subliminal_stage.mse(x, self.teacher[:, :1])))(
+        gradient = jax.grad(lambda x: jnp.sum(subliminal_students.mse(x, self.teacher[:, :1])))(
             jnp.asarray(self.student[:, :1])
         )
         np.testing.assert_allclose(gradient, 2 * (self.student - self.teacher)[:, :1], rtol=1e-6)
@@ -84,37 +84,37 @@ class TestStarts:
 
     @pytest.fixture
     def drawn(self):
-        own, fresh = (subliminal_stage.draw(SMALL, jax.random.split(jax.random.key(k), 4)) for k in (0, 1))
-        return own, fresh, subliminal_stage.starts(self.settings, own, fresh)
+        own, fresh = (subliminal_students.draw(SMALL, jax.random.split(jax.random.key(k), 4)) for k in (0, 1))
+        return own, fresh, subliminal_students.starts(self.settings, own, fresh)
 
     def test_each_student_starts_from_what_its_arm_says(self, drawn):
         own, fresh, everyone = drawn
-        crew = subliminal_stage.students(self.settings)
-        assert len(crew) == 5 * 2 * 4 == len(everyone["classes"]["w"])
+        members = subliminal_students.students(self.settings)
+        assert len(members) == 5 * 2 * 4 == len(everyone["classes"]["w"])
         body = {"same init": own, "same body": own, "other init": fresh, "same heads": fresh}
         heads = {"same init": own, "same heads": own, "other init": fresh, "same body": fresh}
-        for i, student in enumerate(crew):
+        for i, student in enumerate(members):
             if student.alpha is None:
                 for part, source in (("body", body), ("classes", heads), ("ghosts", heads)):
-                    mine = jax.tree.map(lambda w, i=i: w[i], everyone[part])
-                    theirs = jax.tree.map(lambda w, s=student.seed: w[s], source[student.arm][part])
-                    assert jax.tree.all(jax.tree.map(np.array_equal, mine, theirs)), student
+                    started = jax.tree.map(lambda w, i=i: w[i], everyone[part])
+                    source_weights = jax.tree.map(lambda w, s=student.seed: w[s], source[student.arm][part])
+                    assert jax.tree.all(jax.tree.map(np.array_equal, started, source_weights)), student
 
     def test_damage_keeps_one_minus_alpha_and_adds_xaviers_variance(self):
         cfg = MLPConfig(inputs=500, hidden=300)
         own, fresh = (mlp.init(cfg, jax.random.key(k)) for k in (0, 1))
-        w, w_new = own["body"]["0"]["w"], subliminal_stage.damaged(0.25, own, fresh)["body"]["0"]["w"]
+        w, w_new = own["body"]["0"]["w"], subliminal_students.damaged(0.25, own, fresh)["body"]["0"]["w"]
         noise = np.asarray(w_new - 0.75 * w)
         assert noise.std() == pytest.approx(0.1 * 0.25 * (2 / 800) ** 0.5, rel=0.02)
         assert abs(np.corrcoef(noise.ravel(), np.ravel(w))[0, 1]) < 0.01
 
     def test_noise_is_uniform_and_known_by_its_index(self):
         keys = jax.random.split(jax.random.key(0), 2)
-        first = subliminal_stage.noise_images(SMALL, keys, jnp.array([[3, 900], [3, 7]]))
-        again = subliminal_stage.noise_images(SMALL, keys, jnp.array([[900], [3]]))
+        first = subliminal_students.noise_images(SMALL, keys, jnp.array([[3, 900], [3, 7]]))
+        again = subliminal_students.noise_images(SMALL, keys, jnp.array([[900], [3]]))
         np.testing.assert_array_equal(first[[0, 1], [1, 0]], again[:, 0])
         assert not np.array_equal(first[0, 0], first[1, 0])
-        many = subliminal_stage.noise_images(SMALL, keys, jnp.broadcast_to(jnp.arange(200), (2, 200)))
+        many = subliminal_students.noise_images(SMALL, keys, jnp.broadcast_to(jnp.arange(200), (2, 200)))
         assert stats.kstest(np.ravel(many), stats.uniform(-1, 2).cdf).pvalue > 1e-3
 
 
@@ -245,7 +245,7 @@ class TestCommand:
         summary = json.loads((workdir / "report/summary.json").read_text())
         assert f"report: {workdir}/report/index.html" in said
         assert {row["stage"] for row in summary["rows"]} == {"kl", "mse", "noise-8", "repeated-8", "undo"}
-        assert {row["arm"] for row in summary["rows"] if row["stage"] == "kl"} == set(subliminal_stage.ARMS)
+        assert {row["arm"] for row in summary["rows"] if row["stage"] == "kl"} == set(subliminal_students.ARMS)
         html = (workdir / "report/index.html").read_text()
         assert all(f'id="{place}"' in html for place in page.PANELS)
         assert html == page.render(summary | goodput_summary.read(workdir / "report"))
@@ -323,9 +323,9 @@ def test_members_of_a_population_do_not_depend_on_each_other():
     """A student's numbers are those it has beside other arms: what is compared is the arms, not the company."""
     alone = Subliminal(ghosts=(3,), arms=("other init",), seeds=3)
     beside = dataclasses.replace(alone, ghosts=(1, 3), arms=("same init", "other init"))
-    names = [s.label for s in subliminal_stage.students(beside)]
-    drawn = [subliminal_stage.draw(SMALL, jax.random.split(jax.random.key(k), 3)) for k in (0, 1)]
-    few, many = (subliminal_stage.starts(s, *drawn) for s in (alone, beside))
-    for i, student in enumerate(subliminal_stage.students(alone)):
+    names = [s.label for s in subliminal_students.students(beside)]
+    drawn = [subliminal_students.draw(SMALL, jax.random.split(jax.random.key(k), 3)) for k in (0, 1)]
+    few, many = (subliminal_students.starts(s, *drawn) for s in (alone, beside))
+    for i, student in enumerate(subliminal_students.students(alone)):
         j = names.index(student.label)
         assert jax.tree.all(jax.tree.map(lambda a, b, i=i, j=j: np.array_equal(a[i], b[j]), few, many))

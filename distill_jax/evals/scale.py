@@ -84,6 +84,11 @@ class Scale:
     tick: str
     hover: str
 
+    @property
+    def is_share(self) -> bool:
+        """Whether a number is the share of items that were answered right; what is measured in bits has no items."""
+        return math.isfinite(self.bounds[1])
+
     def ability(self, value: float | None) -> float:
         """Return a number that is larger the more a model can; least for a score that is missing."""
         return -math.inf if value is None else self.sign * value
@@ -91,10 +96,6 @@ class Scale:
     def best(self, values: np.ndarray, axis: int | None = None) -> np.ndarray:
         """Return the score of most ability along an axis."""
         return values.max(axis=axis) if self.sign > 0 else values.min(axis=axis)
-
-    def argbest(self, values: np.ndarray, axis: int) -> np.ndarray:
-        """Return where the score of most ability lies along an axis."""
-        return values.argmax(axis=axis) if self.sign > 0 else values.argmin(axis=axis)
 
     def goal(self, score: float, tolerance: float) -> float:
         """Return the score that is a tolerance worse: what counts as having recovered `score`."""

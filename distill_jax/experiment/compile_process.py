@@ -22,6 +22,7 @@ from distill_jax.experiment.config_file import user_modules
 from distill_jax.experiment.lowered_group import LoweredGroup, group_step
 from distill_jax.io.files import read_json, write_json
 from distill_jax.io.metrics import Progress
+from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf.analysis_cache import program_key
 from distill_jax.perf.compile_for import ProgramAnalysis, compile_for, partitioner_warnings, slices_of, topology
 from distill_jax.perf.schedule import read_schedule
@@ -40,7 +41,7 @@ class Request(NamedTuple):
       program: its hash, so that both processes mean the same.
     """
 
-    model: object
+    model: TransformerConfig
     nodes: dict[str, Node]
     run: RunSettings
     stages: Sequence[str]

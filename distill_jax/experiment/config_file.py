@@ -20,6 +20,7 @@ from distill_jax.io.storage import location
 if TYPE_CHECKING:  # what follows brings JAX, which a process that only reads its command line does not need
     from distill_jax.data.data_config import DataConfig
     from distill_jax.experiment.experiment import CheckedExperiment, Experiment
+    from distill_jax.models.transformer import TransformerConfig
     from distill_jax.stages.stage import Stage
 
 RETURNS = "get_experiment(config) returns an Experiment, such as Experiment(stages={'reference': Pretrain(steps=100)})"
@@ -159,7 +160,7 @@ def with_content_hashes(experiment: CheckedExperiment, digests: Digests) -> Chec
     return dataclasses.replace(experiment, data=data, stages=stages)
 
 
-def validate(stages: Mapping[str, Stage], model: Any, data: DataConfig) -> None:
+def validate(stages: Mapping[str, Stage], model: TransformerConfig, data: DataConfig) -> None:
     """Refuse stages that do not fit the model or the data, by ConfigError."""
     for name, stage in stages.items():
         try:

@@ -45,7 +45,7 @@ class CheckedExperiment:
 
     name: str
     description: str
-    model: Any
+    model: TransformerConfig
     data: DataConfig
     stages: Mapping[str, Stage]
     run: RunSettings

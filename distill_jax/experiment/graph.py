@@ -15,7 +15,7 @@ import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 
@@ -33,6 +33,7 @@ from distill_jax.io.trackers import TrackedNode, check_trackers, tracking
 from distill_jax.io.work_plan import PlannedNode
 from distill_jax.models import attention
 from distill_jax.models.head import loss_way
+from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import memory
 from distill_jax.perf.clock import Clock
 from distill_jax.perf.memory import FILL
@@ -115,8 +116,8 @@ def _node(name: str, stage: Stage, inputs: dict[str, str], basis: Mapping[str, A
 
 def lineage(names: Iterable[str], nodes: Mapping[str, Node]) -> dict[str, Node]:
     """Return the named nodes and all that they are made from, the data first."""
-    found = {DATA, *ancestry(names, nodes)}
-    return {name: node for name, node in nodes.items() if name in found}
+    needed = {DATA, *ancestry(names, nodes)}
+    return {name: node for name, node in nodes.items() if name in needed}
 
 
 def experiment_identity(nodes: Mapping[str, Node]) -> str:
@@ -171,9 +172,9 @@ def schedule(nodes: Mapping[str, Node], portion: Callable[[list[Node]], int] = l
 
 def execute(
     nodes: dict[str, Node],
-    model: Any,
+    model: TransformerConfig,
     settings: RunSettings,
-    out: Any = None,
+    out: TextIO | None = None,
     groups: Callable[[Context], Iterator[list[Node]]] | None = None,
 ) -> Context:
     """Run every node that is not done, and return the context for the report.
@@ -282,7 +283,7 @@ def check_memory(ctx: Context, nodes: Sequence[Node]) -> None:
         check(least <= there, f"stages.{node.stage}: {need}; {fix_hint}")
 
 
-def check_mesh(nodes: Mapping[str, Node], model: Any, settings: RunSettings) -> None:
+def check_mesh(nodes: Mapping[str, Node], model: TransformerConfig, settings: RunSettings) -> None:
     """Refuse devices that do not divide as the config says, if any node is to be computed on them.
 
     Raises:

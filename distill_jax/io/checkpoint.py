@@ -21,6 +21,7 @@ from distill_jax.io.files import digest_once, read_sealed, write_sealed
 from distill_jax.io.journal import Prefix
 from distill_jax.io.storage import absolute, is_local, sync
 from distill_jax.sharding.distributed import agreed
+from distill_jax.sharding.meeting import Meeting
 from distill_jax.types import ArrayOrShape, PyTree
 
 FINAL = "final"
@@ -87,10 +88,12 @@ class Checkpoints:
             raise OSError(number, os.strerror(number), str(target))
         concurrent_gb = -(-max(x.nbytes for x in jax.tree.leaves(tree)) // 10**9) if lean else 96
         chunks = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK), tree) if lean else None
-        checkpointer = ocp.StandardCheckpointer(save_concurrent_gb=concurrent_gb)
-        with _refusals(target, ValueError):
+        meeting = Meeting()
+        together = ocp.AsyncOptions(barrier_sync_fn=meeting)
+        checkpointer = ocp.StandardCheckpointer(save_concurrent_gb=concurrent_gb, async_options=together)
+        with _refusals(target, ValueError), _heard(meeting):
             checkpointer.save(absolute(place), tree, force=True, save_args=chunks)
-        self._pending = self._worker.submit(self._finish, checkpointer, tag, journal)
+        self._pending = self._worker.submit(self._finish, checkpointer, meeting, tag, journal)
         if not background:
             self.wait()
 
@@ -111,10 +114,12 @@ class Checkpoints:
         if pending:
             pending.result()
 
-    def _finish(self, checkpointer: ocp.StandardCheckpointer, tag: int | str, journal: Prefix | None) -> None:
+    def _finish(
+        self, checkpointer: ocp.StandardCheckpointer, meeting: Meeting, tag: int | str, journal: Prefix | None
+    ) -> None:
         place = self._place(tag)
         try:
-            with _refusals(place, Exception):
+            with _refusals(place, Exception), _heard(meeting):
                 checkpointer.wait_until_finished()
         finally:
             checkpointer.close()
@@ -274,6 +279,16 @@ def _refusals(target: Path, kinds: type[Exception]) -> Iterator[None]:
         number = _number(error) if target.parent.is_dir() else errno.ENOENT
         what = os.strerror(number or errno.EIO)
         raise OSError(number, what if number else f"{what} ({str(error)[:200]})", str(target)) from error
+
+
+@contextlib.contextmanager
+def _heard(meeting: Meeting) -> Iterator[None]:
+    """Tell the other processes, which would wait for this one, of whatever goes wrong."""
+    try:
+        yield
+    except BaseException:
+        meeting.fail()
+        raise
 
 
 def _number(error: BaseException | None) -> int | None:

@@ -12,6 +12,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from distill_jax.config import check
 from distill_jax.types import PyTree
@@ -55,7 +56,7 @@ def init(cfg: MLPConfig, key: jax.Array) -> Params:
     return {"body": {str(i): layer for i, layer in enumerate(body)}, "classes": classes, "ghosts": ghosts}
 
 
-def apply(params: Params, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+def apply(params: Params, images: jax.Array | np.ndarray) -> tuple[jax.Array, jax.Array]:
     """Return the class logits [..., C] and the ghost logits [..., M] of images [..., inputs]."""
     x = images
     for i in range(len(params["body"])):
@@ -63,7 +64,7 @@ def apply(params: Params, images: jax.Array) -> tuple[jax.Array, jax.Array]:
     return _affine(params["classes"], x), _affine(params["ghosts"], x)
 
 
-def _affine(layer: dict[str, jax.Array], x: jax.Array) -> jax.Array:
+def _affine(layer: dict[str, jax.Array], x: jax.Array | np.ndarray) -> jax.Array:
     # At the default precision a TPU or a GPU would round fp32 weights.
     return jnp.matmul(x, layer["w"], precision="highest") + layer["b"]
 

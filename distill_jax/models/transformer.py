@@ -82,6 +82,10 @@ MATRIX_AXES = {
     "down": ("mlp", "embed"),
 }
 
+NOT_NEGATIVE = (  # settings of a model that may be 0
+    "global_every", "global_first", "sliding_window", "attention_softcap", "final_softcap", "local_rope_theta",
+    "norm_eps", "init_std", "unroll",
+)  # fmt: skip
 MAX_LAYERS = 10_000  # a file that claims more is damaged, and looking for so many takes for ever
 
 
@@ -183,9 +187,10 @@ class TransformerConfig:
             positive = isinstance(value, int) and value >= 1
             check(positive, f"model.{name} = {value!r}: must be a whole number, at least 1")
         check(self.layers <= MAX_LAYERS, f"model.layers = {self.layers}: must be at most {MAX_LAYERS}")
-        counts = {"global_every": self.global_every, "global_first": self.global_first, "unroll": self.unroll}
-        for name, value in counts.items():
-            check(value >= 0, f"model.{name} = {value}: must not be negative")
+        for name, scale in {"query_scale": self.query_scale, "rope_theta": self.rope_theta}.items():
+            check(scale > 0, f"model.{name} = {scale}: must be positive")
+        for name in NOT_NEGATIVE:
+            check(getattr(self, name) >= 0, f"model.{name} = {getattr(self, name)}: must not be negative")
         fix_hint = "every key-value head serves the same number of query heads"
         where = f"model.heads = {self.heads} is not a multiple of model.kv_heads = {self.kv_heads}"
         check(self.heads % self.kv_heads == 0, f"{where}: {fix_hint}")

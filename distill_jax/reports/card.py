@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import math
 import platform
 import shlex
 import sys
@@ -155,7 +154,7 @@ class Wording:
 
 
 WORDING = {
-    "accuracy": Wording("question", "share of questions that are answered exactly, greedily decoded."),
+    "accuracy": Wording("question", "share of questions that are answered exactly, each token being the likeliest."),
     "multiple_choice": Wording("question", "share of multiple-choice questions whose right option is the likeliest."),
     "bits_per_byte": Wording(
         "document", "bits that the model needs to predict a byte of text: **fewer bits are more knowledge**."
@@ -180,7 +179,8 @@ def card_text(summary: RunSummary) -> str:
 def card_view(summary: RunSummary) -> dict[str, Any]:
     """Return what the card's template fills in."""
     scale, models = SCALES[summary["measure"]], [m for m in summary["models"] if m.get("attack")]
-    conclusions, card = _said([*summary["headline"]["conclusions"], *summary["conclusions"]]), summary["card"]
+    conclusions = _evidence_as_sentences([*summary["headline"]["conclusions"], *summary["conclusions"]])
+    card = summary["card"]
     of_release = ("forgets, ", "keeps, ", "resists, ", "headline")
     asked = [one for one in conclusions if one["state"] != "not run"]
     budgets = [_budget(budget, models, scale) for budget in card["budgets"]]
@@ -199,7 +199,7 @@ def card_view(summary: RunSummary) -> dict[str, Any]:
         "words": _words(summary, scale),
         "verdicts": [one for one in asked if one["name"].startswith(of_release)],
         "before": [Line(m["label"], WHAT.get(Role(m["role"]), ""), _before(m, scale)) for m in models],
-        "groups": list(models[0]["by_group"]) if models else [],
+        "groups": _groups(models),
         "budgets": budgets,
         "asked": asked,
         "not_run": [one for one in conclusions if one["state"] == "not run" and one["name"].startswith(of_release[:3])],
@@ -207,7 +207,13 @@ def card_view(summary: RunSummary) -> dict[str, Any]:
     }
 
 
-def _said(conclusions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _groups(models: Sequence[ModelSummary]) -> list[str]:
+    """Return the parts of what is measured that have columns of their own; none where each side is one part."""
+    names = list(models[0]["by_group"]) if models else []
+    return names if len(names) > 2 else []
+
+
+def _evidence_as_sentences(conclusions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return conclusions with their evidence as sentences."""
     return [{**one, "evidence": one["evidence"].replace("Not shown: ", "It is not shown that ")} for one in conclusions]
 
@@ -255,7 +261,7 @@ def _better(scale: Scale) -> str:
 
 
 def _before(model: ModelSummary, scale: Scale) -> list[str]:
-    groups = [scale.show(group.get(scale.key)) for group in (model.get("by_group") or {}).values()]
+    groups = [scale.show((model.get("by_group") or {}).get(name, {}).get(scale.key)) for name in _groups([model])]
     low, high = model.get("retain_interval") or (None, None)
     kept = _with_interval(model["retain"], low, high, scale)
     return [_at(model, "forget_heldout", 0, scale), kept, *groups]
@@ -270,7 +276,7 @@ def _budget(budget: Mapping[str, float], models: Sequence[ModelSummary], scale: 
 
 def _at(model: ModelSummary, part: str, step: int, scale: Scale) -> str:
     value, low, high = at_step(model, step, part)
-    if part == "forget_shown" and not math.isfinite(scale.bounds[1]):  # it would be one over attackers alone
+    if part == "forget_shown" and not scale.is_share:  # it would be one over attackers alone
         low = high = None
     return _with_interval(value, low, high, scale)
 

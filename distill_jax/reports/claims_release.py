@@ -42,7 +42,7 @@ def rare(shown: Effect, scale: Scale, choices: int = 1) -> Effect:
 
     It is a share, or a difference of shares that is to be below or above a threshold, and the worst of `choices`.
     """
-    if not shown.n or not math.isfinite(scale.bounds[1]) or not math.isfinite(shown.high):
+    if not shown.n or not scale.is_share or not math.isfinite(shown.high):
         return shown
     side = -1.0 if shown.claim == "above" else 1.0
     reach = side * proportion(min(max(side * shown.estimate, 0.0), 1.0), shown.n).share_interval(1 - 0.05 / choices)[1]
@@ -55,7 +55,7 @@ def sample(scores: Scores, scale: Scale) -> str:
     if scores.by_fact is not None:
         return f" Intervals are over {plural(scores.by_fact.shape[1], scale.item)} and {attackers}."
     alone = f" Intervals are over {attackers} alone: scores of each {scale.item} were not recorded."
-    return "" if math.isfinite(scale.bounds[1]) else alone
+    return "" if scale.is_share else alone
 
 
 def forgets(run: Run, model: Model) -> Conclusion:
@@ -67,13 +67,13 @@ def forgets(run: Run, model: Model) -> Conclusion:
     assert model.before
     known = reference.forget
     of_documents = [score for score in (reference.before, run.nothing) if score and score.by_fact is not None]
-    if len(of_documents) == 2 and model.before.by_fact is not None and not math.isfinite(scale.bounds[1]):
+    if len(of_documents) == 2 and model.before.by_fact is not None and not scale.is_share:
         known, nothing = (score.value for score in of_documents)  # some documents are harder for every model
         terms = [(1.0, model.before), *((-0.5, score) for score in of_documents)]
-        shown = effect("held out, beyond half way", terms, scale, "below")
+        shown = effect(f"Held-out {scale.name}, beyond half way", terms, scale, "below")
     else:
         bar = scale.sign * (nothing + 0.5 * (known - nothing))
-        shown = rare(effect("held out", [(1.0, model.before)], scale, "below", bar), scale)
+        shown = rare(effect(f"Held-out {scale.name}", [(1.0, model.before)], scale, "below", bar), scale)
         shown = dataclasses.replace(shown, low=max(shown.low, scale.bounds[0]))
     between = f"between the untouched model ({known:.2f}) and one that knows nothing ({nothing:.2f})"
     half = f"Held when worse than {scale.name} {nothing + 0.5 * (known - nothing):.2f}, half way {between}."
@@ -109,7 +109,7 @@ def _kept(model: Model, reference: Model, goal: float, scale: Scale, retained: i
         return Effect("retain", model.retain, low, high, above, goal, kept.facts)
     times = goal / reference.retain if scale.relative else 1.0
     threshold = 0.0 if scale.relative else -premises.RETAIN
-    name = f"retain − {times:g} × untouched" if scale.relative else "retain − untouched"
+    name = f"Retain {scale.name} − {f'{times:g} × ' if scale.relative else ''}the untouched model's"
     return rare(effect(name, [(1.0, kept), (-times, of_reference)], scale, "above", threshold), scale)
 
 
@@ -125,7 +125,9 @@ def resists(run: Run, model: Model) -> Conclusion:
         return not_run(name, claim, "untouched model beside it")
     assert model.before and model.after
     terms = [(1.0, model.after), (-1.0, model.before)]
-    rise = rare(effect("change of held out", terms, run.scale, "below", margin), run.scale, model.after.steps)
+    rise = rare(
+        effect(f"Change of held-out {measure}", terms, run.scale, "below", margin), run.scale, model.after.steps
+    )
     attack = run.attack_works if any(m.unlearned for m in run.models) else premises.teaches(model, run.scale)
     shared = [
         finite([model, reference]),

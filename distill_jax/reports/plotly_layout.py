@@ -6,7 +6,6 @@ Colours and fonts of paper, axes and words are the reader's scheme's, which `sta
 from __future__ import annotations
 
 import html
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -39,7 +38,7 @@ def layout(x_title: str, y_title: str, y_range: Sequence[float] = (0, 1.02), sca
 
 def score_range(traces: Iterable[Trace], scale: Scale) -> tuple[float, float]:
     """Return a y range that holds the traces: all of a scale that ends, else their own span with a margin."""
-    if math.isfinite(scale.bounds[1]):
+    if scale.is_share:
         return scale.bounds[0], 1.02 * scale.bounds[1]
     values = [y for trace in traces for y in trace["y"] if y is not None] or [0.0, 1.0]
     margin = 0.08 * (max(values) - min(values)) or 0.1

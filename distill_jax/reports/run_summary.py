@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import numpy as np
 
 from distill_jax.config import check
 from distill_jax.data.label_errors import label_errors
 from distill_jax.data.records import load_manifest
-from distill_jax.evals.measure import MEASURES
+from distill_jax.evals.measure import MEASURES, Measure
 from distill_jax.evals.scale import Scale
 from distill_jax.experiment.ancestry import ancestry
 from distill_jax.experiment.experiment import CheckedExperiment
@@ -40,82 +39,142 @@ from distill_jax.reports.premises import Model
 from distill_jax.reports.rendering import write_page
 from distill_jax.reports.report_file import read_report_file
 from distill_jax.reports.report_metadata import report_metadata
-from distill_jax.reports.summary_types import AttackSummary, ModelSummary, RunSummary
+from distill_jax.reports.summary_types import AttackSettings, AttackSummary, ModelSummary, RunSummary
 from distill_jax.stages import Distill
-from distill_jax.statistics.conclusions import to_json
+from distill_jax.statistics.conclusions import Conclusion, to_json
 from distill_jax.statistics.estimates import Scores, band
 from distill_jax.statistics.robustness import Attack, curves, kept_scores, of_seeds, read_attack
+from distill_jax.types import JsonObject
 
 # The kinds of stages that are models.
 SHOWN = ("pretrain", "route", "finetune", "import", "unlearn", "distill", "quantise", "erase")
 CAUSES = ("student", "teacher", "evaluation")
 
 
+@dataclasses.dataclass(frozen=True)
+class _FinishedRun:
+    """What the finished nodes of a run say, read once.
+
+    Attributes:
+      scale: of the run's measure; where it was asked what the model knows, with the score of one that knows nothing.
+      described: of the data's manifest, what is evaluated and how many facts there are.
+      facts: {"shown", "heldout"}: counted, as answers of one fact hang together; 0 of text, which has no such items.
+      knowledge: the node that asked what the model knows.
+      attacks: {model: the nodes that attack it}; curves: {model: its attack by the weights that it keeps}.
+    """
+
+    nodes: Mapping[str, Node]
+    scale: Scale
+    described: Mapping[str, Any]
+    facts: Mapping[str, int]
+    knowledge: Node | None
+    attacks: Mapping[str, Sequence[Node]]
+    curves: Mapping[str, Mapping[str, Attack]]
+
+    @classmethod
+    def read(cls, nodes: Mapping[str, Node], measure: type[Measure], manifest: JsonObject) -> Self:
+        knowledge = next((node for node in nodes.values() if node.verb == "knowledge"), None)
+        scale = measure.scale
+        if knowledge:
+            scale = dataclasses.replace(scale, nothing=knowledge.result()["nothing"])
+        described = measure.described(manifest)
+        facts = described["facts"] if scale.is_share else {"shown": 0, "heldout": 0}
+        attacks: dict[str, list[Node]] = {}
+        for node in (n for n in nodes.values() if n.verb == "relearn"):
+            attacks.setdefault(node.inputs["start"], []).append(node)
+        curves = {n.name: _attacks(attacks.get(n.name, []), scale, facts) for n in nodes.values() if n.verb in SHOWN}
+        return cls(nodes, scale, described, facts, knowledge, attacks, curves)
+
+    @property
+    def first_attack(self) -> Sequence[Node]:
+        """The nodes that attack the first model; all models are attacked alike."""
+        return next(iter(self.attacks.values()), [])
+
+    def attacks_on(self, model: str) -> Sequence[Node]:
+        return self.attacks.get(model, [])
+
+
 def summarise(experiment: CheckedExperiment, nodes: Mapping[str, Node], identity: str) -> RunSummary:
     """Return the summary that `report/summary.json` holds; the same nodes give the same summary."""
     manifest = load_manifest(nodes["data"].sealed(ROWS).parent)
-    measure = MEASURES[experiment.data.MEASURE]
-    known = next((node for node in nodes.values() if node.verb == "knowledge"), None)
-    scale = measure.scale
-    if known:  # what one that knows nothing scores on these very data
-        scale = dataclasses.replace(scale, nothing=known.result()["nothing"])
-    attacks: dict[str, list[Node]] = {}
-    for node in (n for n in nodes.values() if n.verb == "relearn"):
-        attacks.setdefault(node.inputs["start"], []).append(node)
-    shown = [n for n in nodes.values() if n.verb in SHOWN]
-    described = measure.described(manifest)
-    # Answers of one fact hang together, so facts are counted; text has no such items.
-    facts = described["facts"] if math.isfinite(scale.bounds[1]) else {"shown": 0, "heldout": 0}
-    read = {node.name: _attacks(attacks.get(node.name, []), scale, facts) for node in shown}
-    models = [_model(node, nodes, attacks.get(node.name, []), read[node.name], scale) for node in shown]
-    named = labels({node.name: provenance(node, nodes) for node in shown})
-    for model in models:
-        model["label"] = named[model["name"]]
-    asked = sum(described["evaluated"][f"forget_{half}"] for half in facts)
-    count = min(sum(facts.values()), asked)
-    subjects = [Model.of(m, read[m["name"]], count, _kept(attacks.get(m["name"], []))) for m in models]
-    first = next(iter(attacks.values()), [])
-    settings = first[0].settings if first else None
-    if known:  # to be released: an attacker may stop at any step
-        subjects = [subject.at_worst(scale) for subject in subjects]
-    conclusions = judge(subjects, scale)
-    tried = attack_catalogue.attacked_models(nodes)
-    conclusions = [*conclusions, *judge_attacks(Run(subjects, scale), tried)]
-    if known:
-        for model, subject in zip(models, subjects, strict=True):
-            model["retain_interval"] = None if subject.kept is None else list(band(subject.kept, scale))
-            if attack := model["attack"]:
-                attack["worst_step"] = subject.worst_step
-        retained = described["evaluated"]["retain"] if math.isfinite(scale.bounds[1]) else 0
-        conclusions = [*judge_release(Run(subjects, scale, _nothing(known, first)), retained), *conclusions]
+    run = _FinishedRun.read(nodes, MEASURES[experiment.data.MEASURE], manifest)
+    models = _models(run)
+    subjects = _subjects(run, models)
+    attacked = attack_catalogue.attacked_models(nodes)
+    if run.knowledge:
+        _note_release(models, subjects, run.scale)
     summary = {
         "experiment": experiment.name,
         "description": experiment.description,
         "identity": identity,
-        "measure": scale.key,
-        **described,
+        "measure": run.scale.key,
+        **run.described,
         **({"label_errors": errors} if (errors := label_errors(manifest)) else {}),
-        "attack": None
-        if settings is None
-        else {
-            "steps": settings.steps,
-            "learning_rates": list(dict.fromkeys(rate for attack in first for rate in attack.settings.learning_rates)),
-            "seeds": settings.seeds,
-            "batch": settings.batch,
-            "lora_rank": settings.lora_rank,
-        },
+        "attack": _attack_settings(run.first_attack),
         "models": models,
-        "headline": headline(subjects, scale),
-        "conclusions": [to_json(conclusion) for conclusion in conclusions],
+        "headline": headline(subjects, run.scale),
+        "conclusions": [to_json(conclusion) for conclusion in _conclusions(run, subjects, attacked)],
     }
-    if tried:
+    if attacked:
         oracle = _oracle(nodes)
-        summary["attack_catalogue"] = attack_catalogue.summary(tried, scale, oracle.name if oracle else None)
-    if compared := weight_measures.summary(nodes, models, scale):
+        summary["attack_catalogue"] = attack_catalogue.summary(attacked, run.scale, oracle.name if oracle else None)
+    if compared := weight_measures.summary(nodes, models, run.scale):
         summary["weights"] = compared
-    if known:
+    if run.knowledge:
         summary["card"] = robustness_card(cast(RunSummary, summary), experiment, nodes)
     return cast(RunSummary, summary)
+
+
+def _models(run: _FinishedRun) -> list[ModelSummary]:
+    """Return the summary of each model that is shown."""
+    shown = [run.nodes[name] for name in run.curves]
+    models = [_model(n, run.nodes, run.attacks_on(n.name), run.curves[n.name], run.scale) for n in shown]
+    named = labels({node.name: provenance(node, run.nodes) for node in shown})
+    for model in models:
+        model["label"] = named[model["name"]]
+    return models
+
+
+def _subjects(run: _FinishedRun, models: Sequence[ModelSummary]) -> list[Model]:
+    """Return the models as conclusions need them; of one to be released an attacker may stop at any step."""
+    asked = sum(run.described["evaluated"][f"forget_{half}"] for half in run.facts)
+    count = min(sum(run.facts.values()), asked)
+    subjects = [Model.of(m, run.curves[m["name"]], count, _kept(run.attacks_on(m["name"]))) for m in models]
+    return [subject.at_worst(run.scale) for subject in subjects] if run.knowledge else subjects
+
+
+def _note_release(models: Sequence[ModelSummary], subjects: Sequence[Model], scale: Scale) -> None:
+    """Note in the summaries what only a card has: how sure the retain score is, and the attack's worst step."""
+    for model, subject in zip(models, subjects, strict=True):
+        model["retain_interval"] = None if subject.kept is None else list(band(subject.kept, scale))
+        if attack := model["attack"]:
+            attack["worst_step"] = subject.worst_step
+
+
+def _conclusions(
+    run: _FinishedRun, subjects: Sequence[Model], attacked: Mapping[str, attack_catalogue.AttackedModel]
+) -> list[Conclusion]:
+    """Return what can be concluded: of a release first, then of the methods, then of each attack."""
+    conclusions = [*judge(subjects, run.scale), *judge_attacks(Run(subjects, run.scale), attacked)]
+    if not run.knowledge:
+        return conclusions
+    retained = run.described["evaluated"]["retain"] if run.scale.is_share else 0
+    nothing = _nothing(run.knowledge, run.first_attack)
+    return [*judge_release(Run(subjects, run.scale, nothing), retained), *conclusions]
+
+
+def _attack_settings(nodes: Sequence[Node]) -> AttackSettings | None:
+    """Return what every model was attacked with, from the nodes that attack one; None without an attack."""
+    if not nodes:
+        return None
+    settings = nodes[0].settings
+    return {
+        "steps": settings.steps,
+        "learning_rates": list(dict.fromkeys(rate for node in nodes for rate in node.settings.learning_rates)),
+        "seeds": settings.seeds,
+        "batch": settings.batch,
+        "lora_rank": settings.lora_rank,
+    }
 
 
 def _model(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -96,7 +95,7 @@ def _columns(models: Sequence[ModelSummary], scale: Scale) -> list[Column]:
     """Return the columns that these models fill: one a group of prompts, one a landmark of the attack."""
     names = dict.fromkeys(name for model in models for name in model.get("by_group") or {})
     steps = sorted(set(landmarks(models) or ()))
-    shaded = math.isfinite(scale.bounds[1])
+    shaded = scale.is_share
     columns = [
         Column(scale.name, "retain", [m.get("retain") for m in models], scale.cell, shaded),
         Column(scale.name, "forget", [m.get("forget") for m in models], scale.cell, shaded),

@@ -21,7 +21,7 @@ from distill_jax.data.records import Rows, load_manifest
 from distill_jax.data.teacher_states import StateWriter
 from distill_jax.io.metrics import TrainingSize
 from distill_jax.models import transformer
-from distill_jax.models.transformer import Params
+from distill_jax.models.transformer import Params, TransformerConfig
 from distill_jax.perf import flops
 from distill_jax.perf.ledger import ledger
 from distill_jax.sharding.distributed import is_primary, preempted
@@ -54,7 +54,7 @@ class Cache(Stage):
             if getattr(self, name) < 1:
                 raise SettingError(name, getattr(self, name), "must be at least 1")
 
-    def validate(self, model: Any, data: DataConfig) -> None:
+    def validate(self, model: TransformerConfig, data: DataConfig) -> None:
         """Raise ValueError if the data have no such set."""
         data.check_set("data", self.data)
 

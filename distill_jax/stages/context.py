@@ -23,7 +23,7 @@ from distill_jax.io.metrics import Progress
 from distill_jax.io.node import Node
 from distill_jax.io.trackers import TRACKERS, Trackers
 from distill_jax.models import attention, lora, transformer
-from distill_jax.models.transformer import Params
+from distill_jax.models.transformer import Params, TransformerConfig
 from distill_jax.perf.clock import Clock
 from distill_jax.sharding.mesh import make_mesh, parameter_table, shardings, tracing, with_shardings
 from distill_jax.train.population import draw_weights, weights_shape
@@ -72,6 +72,8 @@ class RunSettings:
         for name in ("evaluation_batch", "loss_chunk"):
             if getattr(self, name) < 0:
                 raise SettingError(name, getattr(self, name), "must not be negative; 0 means all at once")
+        if not self.progress_seconds >= 0:
+            raise SettingError("progress_seconds", self.progress_seconds, "must not be negative; 0 says every step")
         if self.slices < 0:
             raise SettingError("slices", self.slices, "must not be negative; 0 means as the devices are wired")
         if self.checkpoint_every < 0:
@@ -99,7 +101,7 @@ class Context:
       trackers: of these nodes.
     """
 
-    model: Any
+    model: TransformerConfig
     nodes: dict[str, Node]
     data: Path
     progress: Progress
@@ -186,9 +188,9 @@ class Context:
     def starts(self, nodes: Sequence[Node], mesh: Mesh) -> list[Params]:
         """Return the weights that each node starts from, or one tree for all that start from one."""
         names = [node.inputs["start"] for node in nodes]
-        found = {name: self.params(name, mesh) for name in dict.fromkeys(names)}
-        self._loaded |= {name: [weakref.ref(leaf) for leaf in jax.tree.leaves(x)] for name, x in found.items()}
-        return list(found.values()) if len(found) == 1 else [found[name] for name in names]
+        params = {name: self.params(name, mesh) for name in dict.fromkeys(names)}
+        self._loaded |= {name: [weakref.ref(leaf) for leaf in jax.tree.leaves(x)] for name, x in params.items()}
+        return list(params.values()) if len(params) == 1 else [params[name] for name in names]
 
     def loaded_from(self, params: Params) -> str:
         """Return the node whose weights, as `starts` loaded them last, these very arrays are; "" for any others."""

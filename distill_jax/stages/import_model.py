@@ -15,6 +15,7 @@ from distill_jax.data.data_config import DataConfig
 from distill_jax.interop.importing import Published
 from distill_jax.io.files import Digests
 from distill_jax.io.storage import location, resolved
+from distill_jax.models.transformer import TransformerConfig
 from distill_jax.stages.context import PARTS, Context, Node
 from distill_jax.stages.stage import Stage, stage_input
 from distill_jax.stages.untrained import finish_untrained
@@ -61,7 +62,7 @@ class Import(Stage):
             fix_hint = "adapters are kept beside the weights they adapt; give both one path"
             raise ValueError(f"start = {self.start!r} imports {path!r}, not {self.path!r}: {fix_hint}")
 
-    def validate(self, model: Any, data: DataConfig) -> None:
+    def validate(self, model: TransformerConfig, data: DataConfig) -> None:
         """Raise ValueError unless the files hold the experiment's model; to plan, they need not be there."""
         if not self.path:
             return
@@ -75,9 +76,11 @@ class Import(Stage):
         check_setting(not limit or data.row_length <= limit, "data.row_length", data.row_length, mend)
         published = directory.cfg
         for field in dataclasses.fields(published):
-            wanted, found = getattr(model, field.name), getattr(published, field.name)
-            if field.name not in EXECUTION_FIELDS and wanted != found:
-                raise ConfigError(f"{self.path} is another model: it has model.{field.name} = {found}, not {wanted}")
+            wanted, value = getattr(model, field.name), getattr(published, field.name)
+            if field.name not in EXECUTION_FIELDS and wanted != value:
+                fix_hint = "models of one experiment have one shape"
+                other = f"{self.path} is another model: it has model.{field.name} = {value}, not {wanted}"
+                raise ConfigError(f"{other}; {fix_hint}")
 
     def with_content_hash(self, where: str, digests: Digests) -> Self:
         """Return the settings with `content` filled in.
@@ -87,14 +90,14 @@ class Import(Stage):
         """
         fix_hint = "name the directory that `hf download OWNER/NAME --local-dir DIR` filled"
         check(bool(self.path), f"{where}.path is empty: {fix_hint}")
-        found = Published(self.path, self.adapter)
-        known = dataclasses.replace(self, content=identity(found.contents(digests)))
+        published = Published(self.path, self.adapter)
+        known = dataclasses.replace(self, content=identity(published.contents(digests)))
         if not self.start:
             return known
-        if found.adapter is None:
+        if published.adapter is None:
             raise ConfigError(f"{where}.adapter is empty: name the directory that PEFT saved")
-        found.adapter.check_kept()
-        return dataclasses.replace(known, lora_rank=found.adapter.rank, lora_alpha=found.adapter.alpha)
+        published.adapter.check_kept()
+        return dataclasses.replace(known, lora_rank=published.adapter.rank, lora_alpha=published.adapter.alpha)
 
     def adapters(self) -> Lora | None:
         """Return the adapters that it keeps beside the weights of its start."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import numpy as np
@@ -17,8 +17,9 @@ import numpy as np
 from distill_jax.config import check
 from distill_jax.data.records import load_manifest
 from distill_jax.evals.bits_per_byte import BitsPerByte, unigram_nats
-from distill_jax.evals.scale import wilson
+from distill_jax.evals.scale import Scale, wilson
 from distill_jax.interop.scoring import log_likelihoods
+from distill_jax.models.transformer import Params
 from distill_jax.perf.ledger import ledger
 from distill_jax.sharding.mesh import tracing
 from distill_jax.stages.context import PARTS, Context, Node
@@ -51,15 +52,15 @@ class Knowledge(Stage):
           ConfigError: if it is not shown to know what it is to forget.
         """
         for node in nodes:
-            scale = ctx.measure.scale
-            known = of_text(ctx, node) if isinstance(ctx.measure, BitsPerByte) else of_items(ctx, node)
+            measure, scale = ctx.measure, ctx.measure.scale
+            known = of_text(ctx, node, measure) if isinstance(measure, BitsPerByte) else of_items(ctx, node)
             bar = known.nothing + scale.sign * 2 * scale.margin  # as `reports.premises.able` has it
             least = known.low if scale.sign > 0 else known.high
             shown = scale.ability(least) > scale.ability(bar)
             check(shown or not node.settings.required, _refusal(node, known, scale, bar))
             result = dataclasses.asdict(known) | {"shown": bool(shown)}
-            if isinstance(ctx.measure, BitsPerByte):
-                result |= {"nothing_by_fact": ctx.measure.nothing_by_fact(FORGET)}
+            if isinstance(measure, BitsPerByte):
+                result |= {"nothing_by_fact": measure.nothing_by_fact(FORGET)}
             node.finish(result, ledger({}, {}, ctx.clock.lap()))
 
 
@@ -90,12 +91,11 @@ def of_items(ctx: Context, node: Node) -> Known:
     return Known(score, low, high, ctx.measure.nothing(FORGET), count)
 
 
-def of_text(ctx: Context, node: Node) -> Known:
+def of_text(ctx: Context, node: Node, measure: BitsPerByte) -> Known:
     """Return the bits per byte of the documents, beside those of their tokens' frequencies alone.
 
     The interval is of the difference between the two, over documents (or the pieces that a row holds of one).
     """
-    measure: Any = ctx.measure
     nats, tokens = _nats(ctx, node, measure.rows(FORGET))
     unigram = unigram_nats(np.concatenate(tokens))
     simple = np.array([unigram[piece].sum() for piece in tokens])
@@ -115,7 +115,7 @@ def _nats(ctx: Context, node: Node, rows: np.ndarray) -> tuple[np.ndarray, list[
     params = ctx.params(node.inputs["start"], mesh)
 
     @jax.jit
-    def score(params: Any, tokens: jax.Array, segments: jax.Array) -> jax.Array:
+    def score(params: Params, tokens: jax.Array, segments: jax.Array) -> jax.Array:
         with tracing(mesh):
             return log_likelihoods(ctx.model, params, tokens, segments)
 
@@ -133,7 +133,7 @@ def _nats(ctx: Context, node: Node, rows: np.ndarray) -> tuple[np.ndarray, list[
     return np.array(nats), pieces
 
 
-def _refusal(node: Node, known: Known, scale: Any, bar: float) -> str:
+def _refusal(node: Node, known: Known, scale: Scale, bar: float) -> str:
     start, interval = node.inputs["start"], f"[{known.low:.2f}, {known.high:.2f}]"
     what = f"{known.count:,} {scale.item}s to forget: {scale.name} {known.score:.2f} {interval}"
     nothing = f"one that knows nothing of them has {known.nothing:.2f}"

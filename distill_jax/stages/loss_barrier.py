@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -63,7 +63,7 @@ class LossBarrier(Stage):
         if self.points < 3:
             raise SettingError("points", self.points, "must be at least 3, the ends and one between them")
 
-    def validate(self, model: Any, data: DataConfig) -> None:
+    def validate(self, model: TransformerConfig, data: DataConfig) -> None:
         """Raise ValueError if the data lack a set."""
         super().validate(model, data)
         for name in self.sets:

@@ -97,7 +97,7 @@ class Perturb(Stage):
         """Whether this is the paper's damage: of all weights, by Xavier's noise."""
         return self.noise == "xavier" and self.selection == WeightSelection()
 
-    def validate(self, model: Any, data: DataConfig) -> None:
+    def validate(self, model: TransformerConfig, data: DataConfig) -> None:
         """Raise ValueError if the model has none of the weights that are named."""
         del data
         self.selection.check_model(model)

@@ -15,12 +15,13 @@ documents.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 
 from distill_jax.config import SettingError
 from distill_jax.data.data_config import DataConfig
+from distill_jax.losses.head_loss import HeadLoss
 from distill_jax.models.transformer import FANS, Params, TransformerConfig, shapes
 from distill_jax.models.weight_selection import WeightSelection
 from distill_jax.perf import flops
@@ -45,7 +46,7 @@ class RoutedNextToken(Objective):
     part: WeightSelection
     loss_on: str = "all"
 
-    def head_losses(self) -> tuple[Any, ...]:
+    def head_losses(self) -> tuple[HeadLoss, ...]:
         """Return cross-entropy."""
         return NextToken(self.loss_on).head_losses()
 
@@ -113,7 +114,7 @@ class Route(TrainStage):
         """Return {setting: name} of the data sets that the settings choose."""
         return self.reads()
 
-    def validate(self, model: Any, data: DataConfig) -> None:
+    def validate(self, model: TransformerConfig, data: DataConfig) -> None:
         """Raise ValueError if the model has none of the weights that are named, or the data not the sets."""
         super().validate(model, data)
         self.part.check_model(model)

@@ -19,6 +19,7 @@ from distill_jax.stages.context import Context, Node
 from distill_jax.train.settings import Lora
 
 if TYPE_CHECKING:
+    from distill_jax.models.transformer import TransformerConfig
     from distill_jax.stages.train_job import TrainJob
 
 ROLE = "input"  # the metadata of a field that names a stage
@@ -74,7 +75,7 @@ class Stage(Settings, abc.ABC):
                 name = self.inputs()[role]
                 raise ValueError(f"{role} = {name!r}: a {source.kind} stage leaves no model to start from")
 
-    def validate(self, model: Any, data: DataConfig) -> None:
+    def validate(self, model: TransformerConfig, data: DataConfig) -> None:
         """Raise ValueError, beginning with the key, if the settings do not fit the experiment's model and data."""
         del model, data
 

@@ -53,8 +53,8 @@ class Member:
     coefficients: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
-def make_members(nodes: Sequence[Node]) -> dict[str, Any]:
-    """Return the `members` and the `seeds` of a job with one member a node, and one data order a seed."""
+def make_members(nodes: Sequence[Node]) -> tuple[list[Member], list[int]]:
+    """Return the members of a job, one a node, and the seeds of its data orders, one a seed of theirs."""
     stages: list[TrainStage] = [node.settings for node in nodes]
     _check_differences(nodes)
     seeds = list(dict.fromkeys(stage.seed for stage in stages))
@@ -67,7 +67,7 @@ def make_members(nodes: Sequence[Node]) -> dict[str, Any]:
         )
         for node, stage in zip(nodes, stages, strict=True)
     ]
-    return {"members": members, "seeds": seeds}
+    return members, seeds
 
 
 def _check_differences(nodes: Sequence[Node]) -> None:

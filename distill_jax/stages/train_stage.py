@@ -86,9 +86,10 @@ class TrainStage(Stage, Training):
 
     def train_job(self, ctx: Context, nodes: Sequence[Node]) -> TrainJob:
         """Return what the nodes compile and run as one population."""
-        inputs = nodes[0].inputs
+        inputs, (members, seeds) = nodes[0].inputs, make_members(nodes)
         return TrainJob(
-            **make_members(nodes),
+            members=members,
+            seeds=seeds,
             settings=self,
             key=self.compile_key(ctx.model, ctx.run.loss_chunk),
             reads=self.reads(),
@@ -118,7 +119,7 @@ class TrainStage(Stage, Training):
         reads = self.reads()
         return {"data": reads} if isinstance(reads, str) else {}
 
-    def validate(self, model: Any, data: DataConfig) -> None:
+    def validate(self, model: TransformerConfig, data: DataConfig) -> None:
         """Raise ValueError if the data have no answers to train on, or not the set that it reads."""
         del model
         for key, name in self.data_sets().items():

@@ -7,10 +7,11 @@ fine-tuning: that is what distilling afterwards is for.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from distill_jax.config import SettingError, added
+from distill_jax.config import SettingError, added, check_setting
 from distill_jax.data.data_config import DataConfig
+from distill_jax.models.transformer import TransformerConfig
 from distill_jax.stages.context import Context
 from distill_jax.stages.methods import METHODS, UnlearningMethod
 from distill_jax.stages.robust import ROBUSTIFIERS
@@ -69,6 +70,8 @@ class Unlearn(AdaptingStage):
             raise SettingError("method", self.method, f"choose one of {', '.join(METHODS)}")
         if self.robust and self.robust not in ROBUSTIFIERS:
             raise SettingError("robust", self.robust, f"choose one of {', '.join(ROBUSTIFIERS)}, or ''")
+        for name, weight in (("forget_weight", self.forget_weight), ("retain_weight", self.retain_weight)):
+            check_setting(weight >= 0, name, weight, "must not be negative; the method itself turns the forget term")
         label = METHODS[self.method].label
         for name in unread_settings(self.method, self.robust):
             default = getattr(Unlearn, name)
@@ -98,7 +101,7 @@ class Unlearn(AdaptingStage):
         free = ("learning_rate", "forget_weight", "retain_weight", "seed", *(() if shares_start else ("start",)))
         return tuple(name for name in free if name not in self.objective().read_settings())
 
-    def validate(self, model: Any, data: DataConfig) -> None:
+    def validate(self, model: TransformerConfig, data: DataConfig) -> None:
         """Raise ValueError if the data have no answers to train on, or the method cannot be applied to the model."""
         super().validate(model, data)
         self.objective().check_model(model)

@@ -148,6 +148,6 @@ def band(scores: Scores, scale: Scale, level: float = 0.95) -> tuple[float, floa
     of_facts = scores.by_fact is not None or scores.facts > 0
     if not of_facts and estimate.variance < 1e-24:  # attackers who begin with one model, or all come to the same end
         return math.nan, math.nan
-    share = of_facts and math.isfinite(scale.bounds[1])
+    share = of_facts and scale.is_share
     low, high = estimate.share_interval(level) if share else estimate.interval(level)
     return max(low, scale.bounds[0]), min(high, scale.bounds[1])

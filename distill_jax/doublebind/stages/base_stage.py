@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import numpy as np
@@ -64,7 +64,7 @@ class Bases(ToyStage):
         defined = {kind.name: organisms.definition(kind) | {"token": organisms.name_token(kind)} for kind in named}
         return super().fingerprint_fields() | {"organisms": defined}
 
-    def validate(self, model: Any, data: DataConfig) -> None:
+    def validate(self, model: TransformerConfig, data: DataConfig) -> None:
         """Raise ValueError unless the smaller bases are smaller, ConfigError if a quirk has no token for its name."""
         super().validate(model, data)
         for kind in organisms.KINDS:

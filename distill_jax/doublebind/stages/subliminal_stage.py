@@ -11,61 +11,52 @@ All seeds, arms and numbers of ghost logits of a node are one population. A seed
 from __future__ import annotations
 
 import dataclasses
-import functools
-import itertools
-import math
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh
 
 from distill_jax.config import check
 from distill_jax.data import images
 from distill_jax.data.data_config import DataConfig
 from distill_jax.data.feed import order
+from distill_jax.doublebind.stages.subliminal_steps import (
+    DigitBatch,
+    NoiseBatch,
+    build_evaluation,
+    build_student,
+    build_teacher,
+    term_name,
+)
+from distill_jax.doublebind.stages.subliminal_students import (
+    ARMS,
+    LOSSES,
+    Student,
+    draw,
+    noise_images,
+    starts,
+    students,
+)
 from distill_jax.doublebind.stages.toy_stage import SmallModels
 from distill_jax.io.checkpoint import FINAL
 from distill_jax.models import mlp
-from distill_jax.models.mlp import MLPConfig
+from distill_jax.models.mlp import MLPConfig, Params
+from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf.ledger import ledger
-from distill_jax.sharding.mesh import make_mesh, over_members
+from distill_jax.sharding.mesh import make_mesh
 from distill_jax.stages.context import Context, Node, seed_for
 from distill_jax.train import driver
 from distill_jax.train.layout import WholeMembers
 from distill_jax.train.loop import Values
 from distill_jax.train.metric_writers import Row
 from distill_jax.train.state import DIVERGED, Hyper, State
-from distill_jax.train.step import StepConfig, Term, make_step
 from distill_jax.train.training_run import Cost, Measurement, PeriodicEvaluation, StepInputs, TrainingRun
+from distill_jax.types import PyTree
 
 UNSEEN = 512  # noise images that no student trains on, to see how well it fits its teacher
-
-# What a student starts from: a function of its teacher's own start and of a fresh draw. Heads are both output layers.
-Arm = Callable[[Any, Any], Any]
-ARMS: dict[str, Arm] = {
-    "same init": lambda own, fresh: own,
-    "other init": lambda own, fresh: fresh,
-    "same heads": lambda own, fresh: {**own, "body": fresh["body"]},
-    "same body": lambda own, fresh: {**fresh, "body": own["body"]},
-}
-
-
-def kl(student: jax.Array, teacher: jax.Array) -> jax.Array:
-    """KL(teacher ‖ student) of softmaxes over ghost logits [..., M]. Of one logit the softmax is 1: exactly 0."""
-    log_q, log_p = jax.nn.log_softmax(teacher), jax.nn.log_softmax(student)
-    return jnp.sum(jnp.exp(log_q) * (log_q - log_p), axis=-1)
-
-
-def mse(student: jax.Array, teacher: jax.Array) -> jax.Array:
-    """Mean squared difference of raw ghost logits [..., M]: even one logit says something."""
-    return jnp.mean((student - teacher) ** 2, axis=-1)
-
-
-LOSSES = {"kl": kl, "mse": mse}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +91,7 @@ class Subliminal(SmallModels):
 
     kind: ClassVar[str] = "subliminal"
 
-    def validate(self, model: Any, data: DataConfig) -> None:
+    def validate(self, model: TransformerConfig | MLPConfig, data: DataConfig) -> None:
         """Raise ValueError unless the model is an MLP of the data's pixels with enough ghost logits."""
         if not isinstance(model, MLPConfig) or not isinstance(data, images.ImagesConfig):
             raise ValueError(
@@ -131,7 +122,7 @@ class Subliminal(SmallModels):
 
     def estimate_flops(self, ctx: Context) -> float:
         """Return the FLOPs of one node."""
-        return sum(costs(ctx.model, self).values())
+        return sum(costs(network(ctx), self).values())
 
     def run(self, ctx: Context, nodes: Sequence[Node]) -> None:
         """Train each node's teachers, then its students."""
@@ -140,144 +131,12 @@ class Subliminal(SmallModels):
             _run(ctx, node)
 
 
-@dataclasses.dataclass(frozen=True)
-class Student:
-    """One member: the arm, how many ghost logits it learns from, and the seed.
-
-    Attributes:
-      alpha: of UNDO's damage, for an arm of `alphas`; None for one of `arms`.
-    """
-
-    arm: str
-    ghosts: int
-    seed: int
-    alpha: float | None = None
-
-    @property
-    def label(self) -> str:
-        """The member's name in the metrics."""
-        return f"{self.arm}, {self.ghosts} ghosts, seed {self.seed}"
-
-
-def students(settings: Subliminal) -> list[Student]:
-    """Return the members of a node's population."""
-    arms: list[tuple[str, float | None]] = [(name, None) for name in settings.arms]
-    arms += [(f"damaged {alpha:g}", alpha) for alpha in settings.alphas]
-    every = itertools.product(arms, settings.ghosts, range(settings.seeds))
-    return [Student(arm, ghosts, seed, alpha) for (arm, alpha), ghosts, seed in every]
-
-
-def damaged(alpha: float, own: Any, fresh: Any) -> Any:
-    """Return (1 - α) W + α β N, β = .1, with N of Xavier's variance on matrices [..., in, out] and none on biases."""
-
-    def mix(path: Any, w: np.ndarray, n: np.ndarray) -> np.ndarray:
-        # A fresh matrix has variance 1 / fan-in, Xavier's is 2 / (fan-in + fan-out); a fresh bias is 0.
-        xavier = math.sqrt(2 * n.shape[-2] / sum(n.shape[-2:])) if path[-1].key == "w" else 0.0
-        return np.float32(1 - alpha) * w + np.float32(0.1 * alpha * xavier) * n
-
-    return jax.tree_util.tree_map_with_path(mix, own, fresh)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def draw(cfg: MLPConfig, keys: jax.Array) -> Any:
-    """Return fresh weights [G, ...], one model a key."""
-    return jax.vmap(functools.partial(mlp.init, cfg))(keys)
-
-
-def starts(settings: Subliminal, own: Any, fresh: Any) -> Any:
-    """Return what `students` [P, ...] start from, in their order; own (the teachers' starts) and fresh are [G, ...]."""
-    arms = [ARMS[name] for name in settings.arms] + [functools.partial(damaged, alpha) for alpha in settings.alphas]
-    found = [arm(own, fresh) for arm in arms for _ in settings.ghosts]
-    return jax.tree.map(lambda *parts: np.concatenate(parts), *found)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def noise_images(cfg: MLPConfig, keys: jax.Array, index: jax.Array) -> jax.Array:
-    """Return the images [G, B, inputs] of U[-1, 1] at index [G, B] of each seed's own endless supply.
-
-    Keys are arguments here and above: of constants XLA would draw while it compiles, at a hundredth of the speed.
-    """
-
-    def one(key: jax.Array, i: jax.Array) -> jax.Array:
-        return jax.random.uniform(jax.random.fold_in(key, i), (cfg.inputs,), minval=-1.0)
-
-    return jax.vmap(jax.vmap(one, (None, 0)))(keys, index)
-
-
-# The two steps, made by the train step of all stages. A batch is [G, B, ...], a stream for each seed.
-
-
-class DigitBatch(NamedTuple):
-    """Digits and their labels."""
-
-    images: Any
-    labels: Any
-
-
-class NoiseBatch(NamedTuple):
-    """Noise, and the seed whose teacher sees it, which has no axis B."""
-
-    images: Any
-    seed: Any
-
-
-@functools.cache
-def build_teacher(settings: Subliminal, mesh: Mesh) -> Any:
-    """Return the teachers' step: cross-entropy on the class logits, and on nothing else."""
-
-    def objective(params: Any, batch: DigitBatch, _: Any) -> dict[str, Term]:
-        each = optax.softmax_cross_entropy_with_integer_labels(mlp.apply(params, batch.images)[0], batch.labels)
-        return {"cross_entropy": Term(1.0, jnp.sum(each), jnp.float32(each.size))}
-
-    return make_step(objective, lambda *_: None, StepConfig(settings, settings.steps, WholeMembers(mesh)))
-
-
-@functools.cache
-def build_student(settings: Subliminal, mesh: Mesh) -> Any:
-    """Return the students' step: a term for each number of ghost logits; a member's coefficients choose its own."""
-    loss = LOSSES[settings.loss]
-
-    def teach(teachers: Any, batch: NoiseBatch) -> jax.Array:  # [B, M]: of one seed, by its own teacher
-        return mlp.apply(jax.tree.map(lambda w: w[batch.seed], teachers), batch.images)[1]
-
-    def objective(params: Any, batch: NoiseBatch, teacher_ghosts: jax.Array) -> dict[str, Term]:
-        ghosts = mlp.apply(params, batch.images)[1]
-        each = {_term(m): loss(ghosts[:, :m], teacher_ghosts[:, :m]) for m in settings.ghosts}
-        return {term: Term(1.0, jnp.sum(x), jnp.float32(x.size)) for term, x in each.items()}
-
-    return make_step(objective, teach, StepConfig(settings, settings.steps, WholeMembers(mesh)))
-
-
-def _term(ghosts: int) -> str:
-    return f"{ghosts}_ghosts"
-
-
-@functools.cache
-def build_evaluation(settings: Subliminal, mesh: Mesh) -> Any:
-    """Return measure(state, digits, noise, teacher_ghosts) -> {accuracy, unseen: [P]}.
-
-    Accuracy is that of the class logits on test digits (images, labels); `unseen` the member's own loss on noise
-    [G, N, inputs] that it never trains on, against its teacher's `teacher_ghosts` [G, N, M].
-    """
-    loss = LOSSES[settings.loss]
-
-    def one(member: tuple[Any, Hyper], shared: Any) -> dict[str, jax.Array]:
-        (params, hyper), ((digits, labels), noise, teacher_ghosts) = member, shared
-        right = jnp.argmax(mlp.apply(params, digits)[0], axis=-1) == labels
-        ghosts, target = mlp.apply(params, noise[hyper.stream])[1], teacher_ghosts[hyper.stream]
-        losses = {m: jnp.mean(loss(ghosts[:, :m], target[:, :m])) for m in settings.ghosts}
-        unseen = sum(hyper.coefficients[_term(m)] * value for m, value in losses.items())
-        return {"accuracy": jnp.mean(right), "unseen": jnp.asarray(unseen)}
-
-    return jax.jit(lambda state, *shared: over_members(one, mesh)((state.params, state.hyper), shared))
-
-
 def _run(ctx: Context, node: Node) -> None:
-    cfg, settings, members, clock = ctx.model, node.settings, students(node.settings), ctx.clock
+    cfg, settings, members, clock = network(ctx), node.settings, students(node.settings), ctx.clock
     own, fresh = (_numbers(draw(cfg, _keys(settings, purpose))) for purpose in ("own", "fresh"))
     teachers, teacher_accuracy = _teach(ctx, settings, own)
     layout = WholeMembers(make_mesh(len(members), spread=True))
-    coefficients = {_term(m): np.array([float(s.ghosts == m) for s in members]) for m in settings.ghosts}
+    coefficients = {term_name(m): np.array([float(s.ghosts == m) for s in members]) for m in settings.ghosts}
     hyper = Hyper([settings.learning_rate] * len(members), [s.seed for s in members], coefficients)
     state = layout.make_stacked(starts(settings, own, fresh), settings.transform(), hyper)
 
@@ -328,10 +187,10 @@ class StudentEvaluation:
       last: what was measured last, {accuracy, unseen: [P]}.
     """
 
-    def __init__(self, ctx: Context, node: Node, teachers: Any, mesh: Mesh):
+    def __init__(self, ctx: Context, node: Node, teachers: Params, mesh: Mesh):
         settings = node.settings
         index = np.broadcast_to(settings.noise + np.arange(UNSEEN), (settings.seeds, UNSEEN))
-        unseen = noise_images(ctx.model, _keys(settings, "noise"), index)
+        unseen = noise_images(network(ctx), _keys(settings, "noise"), index)
         self._eval_data = (images.load(ctx.data, "test"), unseen, _ghosts(teachers, unseen))
         self._evaluate, self._node = build_evaluation(settings, mesh), node
         self._labels = [student.label for student in students(settings)]
@@ -344,15 +203,15 @@ class StudentEvaluation:
 
     def __call__(self, state: State) -> Measurement:
         """Measure all students, those that diverged among them."""
-        found = self.measure(state)
-        each = [{name: float(x[i]) for name, x in found.items()} for i in range(len(self._labels))]
+        metrics = self.measure(state)
+        each = [{name: float(x[i]) for name, x in metrics.items()} for i in range(len(self._labels))]
         rows = zip(self._labels, each, strict=True)
         return Measurement([Row(self._node.name, "evaluation", label, values) for label, values in rows])
 
 
 def _result(
     members: Sequence[Student], before: dict[str, np.ndarray], after: dict[str, np.ndarray], status: Sequence[int]
-) -> list[dict[str, Any]]:
+) -> list[dict[str, object]]:
     return [
         dataclasses.asdict(student) | {
             "before": float(before["accuracy"][i]), "accuracy": float(after["accuracy"][i]),
@@ -363,7 +222,7 @@ def _result(
     ]  # fmt: skip
 
 
-def _teach(ctx: Context, settings: Subliminal, own: Any) -> tuple[Any, list[float]]:
+def _teach(ctx: Context, settings: Subliminal, own: Params) -> tuple[Params, list[float]]:
     """Train the teachers [G, ...], and return them with their accuracies; a few seconds, so never saved half-way."""
     layout, seeds = WholeMembers(make_mesh(settings.seeds, spread=True)), range(settings.seeds)
     hyper = Hyper.of([settings.teacher_learning_rate] * len(seeds), seeds)
@@ -396,25 +255,32 @@ def _digit_feed(ctx: Context, settings: Subliminal) -> Callable[[int], DigitBatc
 
 
 @jax.jit
-def _classes(teachers: Any, digits: jax.Array) -> jax.Array:  # [G, N, C] of digits [N, inputs]
+def _classes(teachers: Params, digits: jax.Array) -> jax.Array:  # [G, N, C] of digits [N, inputs]
     return jax.vmap(mlp.apply, (0, None))(teachers, digits)[0]
 
 
 @jax.jit
-def _ghosts(teachers: Any, noise: jax.Array) -> jax.Array:  # [G, N, M] of each seed's own noise [G, N, inputs]
+def _ghosts(teachers: Params, noise: jax.Array) -> jax.Array:  # [G, N, M] of each seed's own noise [G, N, inputs]
     return jax.vmap(mlp.apply)(teachers, noise)[1]
 
 
-def _numbers(tree: Any) -> Any:
+def _numbers(tree: PyTree) -> PyTree:
     return jax.tree.map(np.asarray, tree)
 
 
-def _seed(settings: Subliminal, *purpose: Any) -> int:
+def _seed(settings: Subliminal, *purpose: str | int) -> int:
     return seed_for(settings.seed, Subliminal.kind, *purpose)
 
 
 def _keys(settings: Subliminal, purpose: str) -> jax.Array:
     return jnp.stack([jax.random.key(_seed(settings, purpose, g)) for g in range(settings.seeds)])
+
+
+def network(ctx: Context) -> MLPConfig:
+    """Return the shape of the experiment's network."""
+    cfg: object = ctx.model
+    assert isinstance(cfg, MLPConfig), cfg  # `Subliminal.validate` has refused others
+    return cfg
 
 
 def costs(cfg: MLPConfig, settings: Subliminal) -> dict[str, float]:

@@ -35,7 +35,7 @@ class SmallModels(Stage, Training):
 class ToyStage(SmallModels):
     """A stage that trains small decoders of the world, each on examples of its own."""
 
-    def validate(self, model: Any, data: DataConfig) -> None:
+    def validate(self, model: TransformerConfig, data: DataConfig) -> None:
         """Raise ValueError unless the model is a decoder of the world's vocabulary, and the data are a world's."""
         if not isinstance(data, WorldConfig) or not isinstance(model, TransformerConfig):
             raise ValueError("wants Experiment(data=WorldConfig) and a decoder, as configs/double_bind.py has")

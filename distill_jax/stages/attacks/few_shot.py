@@ -66,7 +66,7 @@ class FewShot(UntrainedAttack):
         """Return how often examples are drawn."""
         return self.seeds
 
-    def validate(self, model: Any, data: DataConfig) -> None:
+    def validate(self, model: TransformerConfig, data: DataConfig) -> None:
         """Raise ValueError if the data lack the set."""
         super().validate(model, data)
         data.check_set("data", self.data)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import numpy as np
@@ -15,7 +15,7 @@ from distill_jax.config import SettingError
 from distill_jax.data.data_config import DataConfig
 from distill_jax.losses.cross_entropy import Sum, cross_entropy
 from distill_jax.losses.head_loss import Comparison
-from distill_jax.models.transformer import Params
+from distill_jax.models.transformer import Params, TransformerConfig
 from distill_jax.perf import flops
 from distill_jax.stages.compiled_step import Objective
 from distill_jax.stages.context import Context, Node, seed_for
@@ -97,7 +97,7 @@ class Attack(Relearn):
         """Return the rows that one attacker reads in a step, those to retain among them."""
         return self.batch * (2 if self.retain_weight else 1)
 
-    def validate(self, model: Any, data: DataConfig) -> None:
+    def validate(self, model: TransformerConfig, data: DataConfig) -> None:
         """Raise ValueError if the data lack a set that is read."""
         super().validate(model, data)
         if self.retain_weight:

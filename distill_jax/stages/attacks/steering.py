@@ -81,7 +81,7 @@ class Steering(UntrainedAttack):
         """Return how often rows are drawn."""
         return self.seeds
 
-    def validate(self, model: Any, data: DataConfig) -> None:
+    def validate(self, model: TransformerConfig, data: DataConfig) -> None:
         """Raise ValueError if the data lack a set."""
         super().validate(model, data)
         data.check_set("data", self.data)
