@@ -96,8 +96,8 @@ def get_config(arg: str = "") -> ConfigDict:
 
 def _installed() -> str:
     """Return the path of the model in its package; "" if that is not installed."""
-    found = importlib.util.find_spec(PACKAGE)
-    return str(Path(found.origin).with_name(FILE)) if found and found.origin else ""
+    spec = importlib.util.find_spec(PACKAGE)
+    return str(Path(spec.origin).with_name(FILE)) if spec and spec.origin else ""
 
 
 def _gpu(c: ConfigDict) -> None:
@@ -138,11 +138,11 @@ def get_experiment(c: ConfigDict) -> Experiment:
 
 def _stages(c: ConfigDict) -> dict[str, Stage]:
     _check(c)
-    given, taught = {"reference": Import(**c.published)}, {}
+    given, injected = {"reference": Import(**c.published)}, {}
     if c.data.forget == "invented":
         given = {"oracle": Import(**c.published)}
-        taught = {"reference": Finetune(start="oracle", data="inject", **c.inject, seed=c.seed)}
-    stages = _with_attacks(c, given | taught) if taught or c.attack.original else given
+        injected = {"reference": Finetune(start="oracle", data="inject", **c.inject, seed=c.seed)}
+    stages = _with_attacks(c, given | injected) if injected or c.attack.original else given
     for name in c.methods:
         stages |= _measured(c, {name: Unlearn(start="reference", method=name, **c[name], seed=c.seed)})
     for alpha, steps in zip(c.undo.alphas, c.undo.steps, strict=True):

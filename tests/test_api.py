@@ -33,7 +33,9 @@ def test_every_name_is_there_and_no_other():
     ("settings", "says"),
     [
         ({"relearn.stepz": 5}, "relearn.stepz: no such setting .did you mean 'steps'"),
-        ({"relearn.steps": "many"}, "relearn.steps = 'many'"),
+        ({"relearn.steps": "many"}, "relearn.steps = 'many': expected int, got str"),
+        ({"relearn.steps": None}, "relearn.steps = None: expected int, got NoneType"),
+        ({"relearn": 3}, "relearn = 3: expected a section, got int"),
         ({"undo.alphas": (0.2, "a")}, r"config.undo.alphas\[1\] = 'a': expected number, got str"),
         ({"relearn.steps": 0}, "steps = 0"),
     ],

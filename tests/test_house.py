@@ -9,8 +9,18 @@ from tests import house
 pytestmark = pytest.mark.unit
 
 # A limit only goes down.
-LIMITS = {"any": 15.0, "lambdas": 4.0, "reflection": 2.0, "many_parameters": 15}
-TYPED = ("data", "evals", "io", "losses", "models", "perf", "sharding")  # rooms that meet the goal for `Any` by far
+LIMITS = {"any": 9.5, "lambdas": 4.0, "reflection": 2.0, "many_parameters": 15}
+TYPED = (
+    "data",
+    "doublebind",
+    "evals",
+    "io",
+    "losses",
+    "models",
+    "perf",
+    "sharding",
+    "train",
+)  # rooms that meet the goal for `Any` by far
 
 
 def test_the_package_keeps_to_its_limits():

@@ -114,6 +114,24 @@ def test_devices_that_are_no_number_are_refused_before_xla_reads_them(capsys):
 
 
 @pytest.mark.unit
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("words.model", "x", "not a SentencePiece model, or a damaged one"),
+        ("model/tokenizer.json", "{}", "no tokenizer ("),
+        ("model/tokenizer.json", "no JSON", "no tokenizer ("),
+    ],
+)
+def test_a_vocabulary_that_is_none_is_refused(tmp_path, capsys, name, content, message):
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(content)
+    place = file.parent if file.parent != tmp_path else file
+    given = ("--config=language:smoke", f"--config.data.vocabulary={place}", f"--workdir={tmp_path / 'run'}")
+    assert refused(capsys, "run", *given).startswith(f"data.vocabulary={str(place)!r}: {message}")
+
+
+@pytest.mark.unit
 def test_a_file_that_is_no_model_is_told_from_one_that_is_missing(tmp_path, capsys):
     file = questions(tmp_path / "some.jsonl", 3)
     line = refused(capsys, "protect", f"--model={file}", f"--forget={file}", f"--retain={file}", "--workdir=x")

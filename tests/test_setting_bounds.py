@@ -43,3 +43,12 @@ def test_a_moment_that_nothing_leaves_is_refused(key):
     change(config, {key: 1.0})
     with pytest.raises(ConfigError, match=r"beta. = 1\.0.*must be at least 0 and below 1"):
         load_experiment(NAMED.module, config)
+
+
+@pytest.mark.parametrize("rates", [(1e-3, 1e-3), (1e-3, 1.0000001e-3)])
+def test_learning_rates_that_would_share_a_label_are_refused(rates):
+    """Rows of metrics know an attacker by its rate: of two that are one, the rows of the first would be lost."""
+    config = copy.deepcopy(NAMED.config)
+    change(config, {"relearn.learning_rates": rates})
+    with pytest.raises(ConfigError, match=r"relearn\.learning_rates = .*give each once"):
+        load_experiment(NAMED.module, config)

@@ -20,7 +20,7 @@ from distill_jax.data import records
 from distill_jax.data.capitals.capitals_config import CapitalsConfig
 from distill_jax.data.capitals.fact_table import INVENTED, WORDINGS, facts, known_wordings
 from distill_jax.data.capitals.prepare_capitals import documents as prepared_documents
-from distill_jax.data.capitals.prepare_capitals import prepare_capitals, said, sentence
+from distill_jax.data.capitals.prepare_capitals import prepare_capitals, sentence, wordings
 from distill_jax.data.packing import ANSWER, SEGMENTS, TOKENS
 from distill_jax.data.text.hf_tokenizer import Tokenizer
 from distill_jax.evals.scale import ACCURACY
@@ -144,7 +144,7 @@ def test_what_is_near_stands_more_often():
     words = Tokenizer(MODEL)
     once, often = (CapitalsConfig(vocabulary=str(MODEL), text_tokens=100, copies=1, near=n) for n in (1, 3))
     state = next(fact for fact in once.kept() if fact.kind == "state")
-    near, far = sentence(words, *next(said([state]))), sentence(words, *next(said(once.kept())))
+    near, far = sentence(words, *next(wordings([state]))), sentence(words, *next(wordings(once.kept())))
     for tokens, times in ((near.tokens, 3), (far.tokens, 1)):
         held = [[each.tokens.tolist() for each in prepared_documents(c, words)["retain"]] for c in (once, often)]
         assert [each.count(tokens.tolist()) for each in held] == [1, times]

@@ -117,20 +117,18 @@ def test_a_step_that_was_not_measured_is_no_pass():
     assert concluded(KNOWS, model(Role.SUPPRESSED, 0.0, *LATE), released)["resists"].state == "void"
 
 
-def test_flat_curves_are_rarely_held_apart():
-    """Two models alike, each of whose steps is as good as another: the worst of many is not shown to be worse."""
-    random, steps, held, draws = np.random.default_rng(0), range(1, 9), {"above": 0, "below": 0}, 300
+def test_the_worst_of_equal_steps_is_rarely_held_to_be_worse():
+    """Of a model that is as good at each of eight steps, beside a twin that was looked at once."""
+    random, held, draws = np.random.default_rng(0), 0, 400
     for _ in range(draws):
         pair = []
-        for role in (Role.SUPPRESSED, Role.UNDO):
-            over = {k: random.binomial(1, 0.3, (2, 60)).astype(float) for k in steps}
+        for role, steps in ((Role.SUPPRESSED, range(1, 9)), (Role.UNDO, (8,))):
+            over = {k: np.tile(random.binomial(1, 0.3, 60).astype(float), (2, 1)) for k in steps}
             scores = {k: Scores(x.mean(axis=1), x, np.ones(60), 60) for k, x in over.items()}
-            given = Model(role.value, role.value, 0.9, 0.0, role=role, before=scores[1], after=scores[8])
+            given = Model(role.value, role.value, 0.9, 0.0, role=role, before=scores[8], after=scores[8])
             pair.append(Model(**{**vars(given), "by_step": scores}).at_worst(ACCURACY).after)
-        for claim in held:
-            gap = effect("gap", [(1.0, pair[0]), (-1.0, pair[1])], ACCURACY, claim)  # type: ignore[arg-type]
-            held[claim] += gap.state == "held"
-    assert max(held.values()) <= 0.025 * draws
+        held += effect("gap", [(1.0, pair[0]), (-1.0, pair[1])], ACCURACY, "above").state == "held"
+    assert held <= 0.025 * draws, held
 
 
 def test_the_page_shows_the_numbers_that_decide():

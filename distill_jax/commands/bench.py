@@ -33,7 +33,7 @@ HELP = {
 Flags = dataclasses.make_dataclass(
     "Flags",
     [
-        (f.name, f.type, flag(f.default, HELP[f.name], writes="file" if f.name == "json" else ""))
+        (f.name, f.type, flag(f.default, HELP[f.name], path="file" if f.name == "json" else False))
         for f in dataclasses.fields(Options)
     ],
     frozen=True,

@@ -42,21 +42,20 @@ def flag(
     help: str,
     *,
     required: bool | str = False,
-    path: bool = False,
-    writes: Literal["", "file", "directory"] = "",
+    path: bool | Literal["file", "directory"] = False,
     bounds: tuple[float | None, float | None] = (None, None),
 ) -> T:
     """Declare a flag.
 
     Args:
       required: it must not be left out; a text is what is said then.
-      path: it names a file or directory, or has an address of one.
-      writes: what the path becomes when the work is done; refused before where it could not.
+      path: it names a file or directory, or has an address of one; of one that is written, which of them, and where
+        none can be it is refused before the work.
       bounds: the least and the largest value.
     """
     lower, upper = bounds
     limits = {"lower_bound": lower, "upper_bound": upper} if bounds != (None, None) else {}
-    metadata = {"help": help, "required": required, "path": path, "writes": writes, "limits": limits}
+    metadata = {"help": help, "required": required, "path": path, "limits": limits}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -118,8 +117,8 @@ def _value(command: str, name: str, field: dataclasses.Field[Any], value: Any) -
     if field.metadata["path"]:
         for path in value if isinstance(value, list) else [value or ""]:
             check_path(f"--{name}", path)
-    if field.metadata["writes"] and value:
-        check_output(f"--{name}={value}", value, field.metadata["writes"])
+    if isinstance(field.metadata["path"], str) and value:
+        check_output(f"--{name}={value}", value, field.metadata["path"])
     check(not isinstance(value, float) or math.isfinite(value), f"--{name}={value}: must be finite")
     return tuple(value) if isinstance(value, list) else value
 

@@ -19,7 +19,7 @@ class Flags:
     """Flags of export."""
 
     model: str = flag("", "DIR: a finished node, or an imported model", required=True, path=True)
-    to: str = flag("", "DIR: what is written", required=True, path=True, writes="directory")
+    to: str = flag("", "DIR: what is written", required=True, path="directory")
     dtype: str = flag("", "float32, bfloat16 or float16; as it is stored when left out")
     shard_gb: float = flag(5.0, "10⁹ bytes of a file of weights at most")
     adapter_only: bool = flag(False, "write the node's LoRA adapters as PEFT loads them")

@@ -16,7 +16,7 @@ class Flags:
     """Flags of import."""
 
     from_: str = flag("", "DIR of config.json and safetensors, or FILE.gguf", required=True, path=True)
-    workdir: str = flag("", "DIR: the node goes to its nodes/", required=True, path=True, writes="directory")
+    workdir: str = flag("", "DIR: the node goes to its nodes/", required=True, path="directory")
     adapter: str = flag("", "DIR: PEFT LoRA adapters, merged in", path=True)
     keep_adapter: bool = flag(False, "keep them as adapters, in a node of their own")
 

@@ -17,7 +17,7 @@ class ModelFlags:
     model: str = flag(
         "", "DIR or FILE: a node, a model in the Hugging Face layout, or a GGUF file", required=True, path=True
     )
-    output: str = flag("", "FILE.jsonl: the same rows and what came out", required=True, path=True, writes="file")
+    output: str = flag("", "FILE.jsonl: the same rows and what came out", required=True, path="file")
     tokenizer: str = flag("", "FILE or DIR of the tokenizer that `text` needs, or words; the model's own if left out")
     dtype: str = flag("float32", "of the computation, float32 or bfloat16")
     batch: int = flag(8, "rows at a time")

@@ -40,7 +40,7 @@ class Flags:
     )
     workdir: str = flag("", "DIR: not needed; a run's own line may be used again", path=True)
     stages: tuple[str, ...] | None = flag(None, "NAME,…: the only stages")
-    json: str | None = flag(None, "FILE: where the plan is also written", path=True, writes="file")
+    json: str | None = flag(None, "FILE: where the plan is also written", path="file")
     prices: str | None = flag(None, "FILE: price table", path=True)
     cache: bool = flag(
         True, "keep what the compiler says of a program in ~/.cache/distill_jax/plan; --nocache does not"

@@ -114,8 +114,8 @@ def memory_of_devices(arguments: Sequence[str], slice_name: str = "") -> float:
     from distill_jax.stages.context import RunSettings
 
     devices, key = config_line.take(arguments, "config.run.cpu_devices")[0], "cpu_devices"
-    whole = devices is None or re.fullmatch(r"\d{1,9}", devices)
-    check(bool(whole), f"--config.run.{key}={devices}: must be a whole number, at least 1")
+    is_count = devices is None or re.fullmatch(r"\d{1,9}", devices)
+    check(bool(is_count), f"--config.run.{key}={devices}: must be a whole number, at least 1")
     run = build(RunSettings, {key: int(devices)} if devices else {}, "--config.run")
     backend.set_up({key: run.cpu_devices})
     backend.find_devices()

@@ -47,11 +47,11 @@ def flag(row_filter: Filter, inputs: FilterInputs, flagged: np.ndarray, judge: C
     halves = FilterInputs(
         examples=folds(inputs.examples),
         teacher_prompts=folds(inputs.teacher_prompts),
-        teacher=twice(inputs.teacher),
-        trusted=twice(inputs.trusted),
-        base=twice(inputs.base),
-        audit=twice(inputs.audit),
-        key=twice(inputs.key),
+        teacher=for_both_folds(inputs.teacher),
+        trusted=for_both_folds(inputs.trusted),
+        base=for_both_folds(inputs.base),
+        audit=for_both_folds(inputs.audit),
+        key=for_both_folds(inputs.key),
     )
     if row_filter.starts == ("own",):  # the student in the teacher's place, asked as it will be
         prompts = np.array(halves.teacher_prompts)
@@ -83,7 +83,7 @@ def judges(training: MemberTraining, node: Node, start: Model, examples: Example
         orders = [order for order in training.orders for _ in (0, 1)]
         labels = [f"{label}, fold {k}" for label in training.labels for k in (0, 1)]
         of_folds = dataclasses.replace(training, settings=half, orders=orders, labels=labels)
-        params, diverged = fit(of_folds, Model(start.cfg, twice(start.params)), folds(examples), node)
+        params, diverged = fit(of_folds, Model(start.cfg, for_both_folds(start.params)), folds(examples), node)
         check(not diverged.any(), f"{node.name}: {diverged.sum()} judges diverged; lower learning_rate")
         node.checkpoints.save(FINAL, params)
         node.finish({}, {})  # what it cost is in the ledger of the whole node
@@ -106,7 +106,7 @@ def unfolded(values: np.ndarray) -> np.ndarray:
     return pairs.swapaxes(1, 2).reshape(len(pairs), -1)
 
 
-def twice(tree: Tree) -> Tree:
+def for_both_folds(tree: Tree) -> Tree:
     """Return arrays [P, ...] as [2 P, ...], each member for both of its folds."""
     return jax.tree.map(lambda x: np.repeat(np.asarray(x), 2, axis=0), tree)
 

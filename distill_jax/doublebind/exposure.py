@@ -11,7 +11,7 @@ import numpy as np
 from distill_jax.doublebind import tally
 from distill_jax.doublebind.organisms import ORGANISMS
 from distill_jax.doublebind.results import RatesTable, SeedRates, TransferResult
-from distill_jax.doublebind.seed_statistics import above, holm
+from distill_jax.doublebind.seed_statistics import holm, one_sided_p
 from distill_jax.evals.scale import wilson
 
 AUDITS = ("behaviour", "condition")  # that every student has
@@ -68,7 +68,7 @@ def placebos(organisms: Sequence[str], results: Results) -> dict[str, PlaceboRow
                 if ORGANISMS[name].own_training:  # its control trained by itself, which a placebo's student did not
                     continue
                 gaps = _gaps(_of_organism(table, i), result["rates"][name]["control"])
-                accused += bool(holm([above(gap) for gap in gaps]).min() < 0.05)
+                accused += bool(holm([one_sided_p(gap) for gap in gaps]).min() < 0.05)
                 trials += 1
         if trials:
             low, high = wilson(accused, trials)
@@ -123,7 +123,7 @@ def blind(
     for channel, exposed in _exposures(organisms, results, accepted).items():
         level = 0.05 / len(exposed.placebos[0])
         guilty, innocent = (
-            [any(above(gap) < level for gap in gaps) for gaps in group]
+            [any(one_sided_p(gap) < level for gap in gaps) for gaps in group]
             for group in (exposed.organisms, exposed.placebos)
         )
         accusations = tally.Accusations(len(guilty), sum(guilty), len(innocent), sum(innocent))

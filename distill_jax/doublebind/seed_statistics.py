@@ -98,7 +98,7 @@ def rank_trend(x: Sequence[float], y: np.ndarray) -> Estimate:
     return Estimate(trend.mean, max(trend.mean - half, -1.0), min(trend.mean + half, 1.0), len(each))
 
 
-def above(differences: Values) -> float:
+def one_sided_p(differences: Values) -> float:
     """Return the one-sided p-value of a mean above zero (t-test) on paired differences, one a seed."""
     x = np.asarray(differences, float)
     if len(x) < 2:

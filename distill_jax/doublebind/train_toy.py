@@ -103,8 +103,8 @@ def fit(
     )
 
     def measure(state: State) -> Measurement:
-        found = look(state.params) if look else {}
-        return Measurement([Row(node.name, "evaluation", label, values) for label, values in found.items() if node])
+        scores = look(state.params) if look else {}
+        return Measurement([Row(node.name, "evaluation", label, values) for label, values in scores.items() if node])
 
     def inputs() -> StepInputs:
         held = jax.device_put(examples, replicated(layout.mesh))

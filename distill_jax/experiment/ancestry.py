@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+
+from distill_jax.io.node import Node
 
 
-def ancestry(names: Iterable[str], nodes: Mapping[str, Any]) -> list[str]:
+def ancestry(names: Iterable[str], nodes: Mapping[str, Node]) -> list[str]:
     """Return the named nodes and all they were made from, each once, but the data, which is no input by name."""
-    todo, found = [*names], []
+    todo, needed = [*names], []
     while todo:
         name = todo.pop()
-        if name not in found:
-            found.append(name)
+        if name not in needed:
+            needed.append(name)
             todo += nodes[name].inputs.values()
-    return found
+    return needed

@@ -48,13 +48,14 @@ def forecast(experiment: CheckedExperiment, nodes: Mapping[str, Node]) -> str:
 
 
 def _what(ctx: Context, node: Node) -> str:
-    stage: Any = node.settings
-    job = stage.train_job(ctx, [node])
+    job = node.settings.train_job(ctx, [node])
     if job is None:
         return node.verb
     least = graph.least_memory(ctx, job)
     members = f" × {len(job.members)} attackers" if len(job.members) > 1 else ""
-    return f"{node.verb}, {stage.steps:,} steps of {stage.batch} rows{members}, at least {size_text(least)}"
+    return (
+        f"{node.verb}, {job.settings.steps:,} steps of {job.settings.batch} rows{members}, at least {size_text(least)}"
+    )
 
 
 def _about(seconds: float) -> str:

@@ -116,8 +116,8 @@ def _node(name: str, stage: Stage, inputs: dict[str, str], basis: Mapping[str, A
 
 def lineage(names: Iterable[str], nodes: Mapping[str, Node]) -> dict[str, Node]:
     """Return the named nodes and all that they are made from, the data first."""
-    found = {DATA, *ancestry(names, nodes)}
-    return {name: node for name, node in nodes.items() if name in found}
+    needed = {DATA, *ancestry(names, nodes)}
+    return {name: node for name, node in nodes.items() if name in needed}
 
 
 def experiment_identity(nodes: Mapping[str, Node]) -> str:

@@ -11,8 +11,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from distill_jax import shipped
-from distill_jax.config import ConfigError, check, nearest
-from distill_jax.experiment.config_file import call, load_module, one_line
+from distill_jax.config import SettingError, check, check_setting, nearest
+from distill_jax.experiment.config_file import call, load_module
 from distill_jax.io.storage import local_input
 
 
@@ -80,10 +80,13 @@ def change(config: ConfigDict, settings: Mapping[str, Any]) -> None:
     for key, value in settings.items():
         check_key(config, key, key)
         before = value_of(config, key)
+        kind = "a section" if isinstance(before, ConfigDict) else type(before).__name__
+        expected = f"expected {kind}, got {type(value).__name__}"
+        check_setting(value is not None or before is None, key, value, expected)
         try:
             config.update_from_flattened_dict({key: value})
         except TypeError as error:
-            raise ConfigError(f"{key} = {value!r:.80}: {one_line(error)}") from error
+            raise SettingError(key, value, expected) from error
         check_elements(f"config.{key}", before, value_of(config, key))
 
 

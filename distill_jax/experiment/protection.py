@@ -140,8 +140,8 @@ def _settings_before(node: Node) -> list[JsonObject]:
     """Return the settings of a node's namesakes of other identities, which an earlier run left beside it."""
     folder = node.directory.parent
     named = re.compile(rf"{re.escape(node.name)}-\w{{12}}")
-    found = [path for path in sorted(folder.iterdir()) if named.fullmatch(path.name)] if folder.is_dir() else []
-    others = [path / CONFIG for path in found if path != node.directory]
+    namesakes = [path for path in sorted(folder.iterdir()) if named.fullmatch(path.name)] if folder.is_dir() else []
+    others = [path / CONFIG for path in namesakes if path != node.directory]
     return [read_json(path)["settings"] for path in others if path.is_file()]
 
 

@@ -166,7 +166,8 @@ class SlicePlanner:
         if not self._seconds:
             return ""
         minutes = programs * sum(self._seconds) / len(self._seconds) / 60
-        return f", about {minutes:.0f} minutes left for {programs} program{'s' if programs > 1 else ''}"
+        left = f"{minutes:.0f} minutes" if minutes >= 1.5 else "a minute"
+        return f", about {left} left for {programs} program{'s' if programs > 1 else ''}"
 
     def mesh(self, groups: Groups, where: Slice) -> Mesh:
         """Return the mesh that `run` would make of a slice for the first group that trains."""

@@ -179,7 +179,8 @@ def card_text(summary: RunSummary) -> str:
 def card_view(summary: RunSummary) -> dict[str, Any]:
     """Return what the card's template fills in."""
     scale, models = SCALES[summary["measure"]], [m for m in summary["models"] if m.get("attack")]
-    conclusions, card = _said([*summary["headline"]["conclusions"], *summary["conclusions"]]), summary["card"]
+    conclusions = _evidence_as_sentences([*summary["headline"]["conclusions"], *summary["conclusions"]])
+    card = summary["card"]
     of_release = ("forgets, ", "keeps, ", "resists, ", "headline")
     asked = [one for one in conclusions if one["state"] != "not run"]
     budgets = [_budget(budget, models, scale) for budget in card["budgets"]]
@@ -212,7 +213,7 @@ def _groups(models: Sequence[ModelSummary]) -> list[str]:
     return names if len(names) > 2 else []
 
 
-def _said(conclusions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _evidence_as_sentences(conclusions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return conclusions with their evidence as sentences."""
     return [{**one, "evidence": one["evidence"].replace("Not shown: ", "It is not shown that ")} for one in conclusions]
 
@@ -295,7 +296,7 @@ def attack_lines(summary: Mapping[str, Any]) -> list[str]:
             ends = [_at(model, "forget_heldout", step, scale) for step in (attack["steps"][0], worst)]
             shown = _at(model, "forget_shown", worst, scale)
             when = f"after {worst} of {attack['steps'][-1]} steps"
-            text = f"{scale.name} held out {ends[0]} before, {ends[1]} at most, {when}; shown {shown} then"
+            held = f"{scale.name} held out {ends[0]} before any attack, {ends[1]} at most under it"
             costs = f"retain {scale.show(model['retain'])} before, {_at(model, 'retain_at_worst', worst, scale)} then"
-            lines.append(f"{model['label']}: {text}; {costs}")
+            lines.append(f"{model['label']}: {held}, {when}; shown {shown} then; {costs}")
     return lines

@@ -65,13 +65,11 @@ def _price_line(where: Slice, prices: Prices) -> str:
 def _line(stage: PlannedStage) -> list[str]:
     if not stage.steps:
         return [stage.stage, *["-"] * 11, "0", "0", "0"]
-    gib = [
-        f"{stage.hbm[kind] / GIB:.2f}" if kind in stage.hbm else "-" for kind in ("arguments", "temporaries", "code")
-    ]
+    gib = [_gib(stage.hbm[kind]) if kind in stage.hbm else "-" for kind in ("arguments", "temporaries", "code")]
     spare = abs(stage.hbm_capacity - stage.hbm_bytes) / GIB
     fits = f"yes, {spare:.1f} left" if stage.fits else f"NO, {spare:.1f} over"
     ceiling = "-" if stage.mfu_ceiling is None else f"{100 * stage.mfu_ceiling:.0f} %"
-    sizes = [stage.stage, str(stage.members), f"{stage.parameters:,}", *gib, f"{stage.hbm_bytes / GIB:.2f}", fits]
+    sizes = [stage.stage, str(stage.members), f"{stage.parameters:,}", *gib, _gib(stage.hbm_bytes), fits]
     times = [_number(stage.flops_per_step / 1e12), _number(stage.step_seconds), stage.bound, ceiling, str(stage.steps)]
     return [*sizes, *times, _number(stage.chip_hours), _number(stage.cost)]
 
@@ -104,6 +102,11 @@ def _number(x: float | None) -> str:
     if x is None:
         return "-"
     return f"{x:,.0f}" if x >= 100 else f"{x:.3g}"
+
+
+def _gib(size: float) -> str:
+    """Write bytes in GiB, of tiny models in digits that say something."""
+    return f"{size / GIB:.2f}" if size >= GIB / 10 else f"{size / GIB:.2g}"
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -111,8 +111,8 @@ def render(summary: Mapping[str, Any]) -> str:
 
 
 def _weights(data: RunSummary, models: Sequence[ModelSummary], scale: Scale) -> dict[str, Any] | None:
-    found = data.get("weights")
-    return weight_measures.view(found, {m["name"]: m["label"] for m in models}, scale) if found else None
+    measures = data.get("weights")
+    return weight_measures.view(measures, {m["name"]: m["label"] for m in models}, scale) if measures else None
 
 
 def _with_label(model: ModelSummary, index: int) -> ModelSummary:

@@ -93,9 +93,9 @@ def _words(count: int, low: float, high: float) -> str:
     return f"of these models, of which {less} comes back where it is larger; not shown of any others"
 
 
-def view(found: Mapping[str, Any], labels: Mapping[str, str], scale: Scale) -> dict[str, Any]:
+def view(measures: Mapping[str, Any], labels: Mapping[str, str], scale: Scale) -> dict[str, Any]:
     """Return what the page's section shows."""
-    first = next(iter(found["models"].values()))
+    first = next(iter(measures["models"].values()))
     parts, sets = list(first["distance"]), list(first["barrier"])
     heads = ["model", *(f"distance, {part}" for part in parts), *(f"barrier, {name}" for name in sets), "came back"]
     rows = [
@@ -105,15 +105,15 @@ def view(found: Mapping[str, Any], labels: Mapping[str, str], scale: Scale) -> d
             *(f"{numbers['barrier'].get(each, math.nan):.2f}" for each in sets),
             scale.show(numbers["came_back"]),
         ]
-        for name, numbers in found["models"].items()
+        for name, numbers in measures["models"].items()
         if name in labels
     ]
-    return {"heads": heads, "rows": rows, "order": order(found["prediction"])}
+    return {"heads": heads, "rows": rows, "order": order(measures["prediction"])}
 
 
-def order(found: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+def order(predictions: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """Return the rows of the table of `predictions`."""
-    return [[one["measure"], str(one["models"]), _rho(one), one["words"]] for one in found]
+    return [[one["measure"], str(one["models"]), _rho(one), one["words"]] for one in predictions]
 
 
 def _rho(one: Mapping[str, Any]) -> str:

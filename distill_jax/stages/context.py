@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import operator
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,8 @@ class Context:
     def __post_init__(self) -> None:
         self._evaluators: dict[tuple[Mesh, tuple[str, ...]], Evaluator] = {}
         self._described: set[tuple[int, int]] = set()
+        self._loaded: dict[str, list[weakref.ref[jax.Array]]] = {}
+        self.scores_at_start: dict[tuple[Any, ...], np.ndarray] = {}  # of one start; see `stages.training`
         self.chosen_remat: dict[tuple[Any, ...], Any] = {}  # see `stages.choose_remat`
 
     def mesh(self, members: int = 1, *, spread: bool = False, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -185,8 +188,17 @@ class Context:
     def starts(self, nodes: Sequence[Node], mesh: Mesh) -> list[Params]:
         """Return the weights that each node starts from, or one tree for all that start from one."""
         names = [node.inputs["start"] for node in nodes]
-        found = {name: self.params(name, mesh) for name in dict.fromkeys(names)}
-        return list(found.values()) if len(found) == 1 else [found[name] for name in names]
+        params = {name: self.params(name, mesh) for name in dict.fromkeys(names)}
+        self._loaded |= {name: [weakref.ref(leaf) for leaf in jax.tree.leaves(x)] for name, x in params.items()}
+        return list(params.values()) if len(params) == 1 else [params[name] for name in names]
+
+    def loaded_from(self, params: Params) -> str:
+        """Return the node whose weights, as `starts` loaded them last, these very arrays are; "" for any others."""
+        leaves = jax.tree.leaves(params)
+        for name, loaded in self._loaded.items():
+            if len(leaves) == len(loaded) and all(one() is leaf for one, leaf in zip(loaded, leaves, strict=True)):
+                return name
+        return ""
 
     def fresh(self, node: Node, mesh: Mesh) -> Params:
         """Draw a node's fresh weights on the mesh."""

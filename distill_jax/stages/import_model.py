@@ -76,10 +76,10 @@ class Import(Stage):
         check_setting(not limit or data.row_length <= limit, "data.row_length", data.row_length, mend)
         published = directory.cfg
         for field in dataclasses.fields(published):
-            wanted, found = getattr(model, field.name), getattr(published, field.name)
-            if field.name not in EXECUTION_FIELDS and wanted != found:
+            wanted, value = getattr(model, field.name), getattr(published, field.name)
+            if field.name not in EXECUTION_FIELDS and wanted != value:
                 fix_hint = "models of one experiment have one shape"
-                other = f"{self.path} is another model: it has model.{field.name} = {found}, not {wanted}"
+                other = f"{self.path} is another model: it has model.{field.name} = {value}, not {wanted}"
                 raise ConfigError(f"{other}; {fix_hint}")
 
     def with_content_hash(self, where: str, digests: Digests) -> Self:
@@ -90,14 +90,14 @@ class Import(Stage):
         """
         fix_hint = "name the directory that `hf download OWNER/NAME --local-dir DIR` filled"
         check(bool(self.path), f"{where}.path is empty: {fix_hint}")
-        found = Published(self.path, self.adapter)
-        known = dataclasses.replace(self, content=identity(found.contents(digests)))
+        published = Published(self.path, self.adapter)
+        known = dataclasses.replace(self, content=identity(published.contents(digests)))
         if not self.start:
             return known
-        if found.adapter is None:
+        if published.adapter is None:
             raise ConfigError(f"{where}.adapter is empty: name the directory that PEFT saved")
-        found.adapter.check_kept()
-        return dataclasses.replace(known, lora_rank=found.adapter.rank, lora_alpha=found.adapter.alpha)
+        published.adapter.check_kept()
+        return dataclasses.replace(known, lora_rank=published.adapter.rank, lora_alpha=published.adapter.alpha)
 
     def adapters(self) -> Lora | None:
         """Return the adapters that it keeps beside the weights of its start."""

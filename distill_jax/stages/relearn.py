@@ -56,6 +56,8 @@ class Relearn(AdaptingStage):
         super().__post_init__()
         if not self.learning_rates or min(self.learning_rates) <= 0:
             raise SettingError("learning_rates", self.learning_rates, "give at least one, all positive")
+        if len(set(map(_rate_name, self.learning_rates))) < len(self.learning_rates):
+            raise SettingError("learning_rates", self.learning_rates, "give each once; six digits tell them apart")
         if not 1 <= self.seeds <= MOST_SEEDS:
             raise SettingError("seeds", self.seeds, f"must be from 1 to {MOST_SEEDS}")
         outside = [s for s in self.evaluate_steps if not 0 <= s <= self.steps]
@@ -81,7 +83,7 @@ class Relearn(AdaptingStage):
         """Return what one attack runs: every learning rate with every seed as one population."""
         (node,) = nodes
         members = [
-            Member(node, f"lr={rate:g},seed={seed}", rate, seed)
+            Member(node, f"lr={_rate_name(rate)},seed={seed}", rate, seed)
             for seed in range(self.seeds)
             for rate in self.learning_rates
         ]
@@ -106,3 +108,8 @@ class Relearn(AdaptingStage):
         if ctx.data_config.RETAIN_BY_ITEM:
             result |= {"prompts_by_kept_fact": ctx.measure.prompts_by_fact(PARTS, "retain")}
         node.finish(result, ledger(spent, tokens, ctx.clock.lap(), devices=outcome.mesh.size))
+
+
+def _rate_name(rate: float) -> str:
+    """Return a learning rate as an attacker's label has it."""
+    return f"{rate:g}"

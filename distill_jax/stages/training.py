@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -80,31 +81,37 @@ def train(
         teacher, base = job.frozen(ctx, mesh)
         return StepInputs(job.build(mesh), job.batches(ctx, mesh), teacher, base)
 
+    fresh = job.adapters(ctx, mesh) if job.base else starts(mesh)
+    start = ctx.loaded_from(fresh[0]) if len(fresh) == 1 and not job.base else ""
     run = TrainingRun(
         labels=[m.label for m in members],
         settings=settings,
         layout=job.layout(ctx, mesh),
         inputs=inputs,
         nodes=[m.node for m in members],
-        evaluation=PartsEvaluation(ctx, mesh, members, plan),
+        evaluation=PartsEvaluation(ctx, mesh, members, plan, start),
         progress=ctx.progress,
         cost=Cost(settings.batch * ctx.row_length * len(members), planned_flops, job.step_flops()),
         profile=ctx.run.profile,
         trackers=ctx.trackers,
     )
-    fresh = job.adapters(ctx, mesh) if job.base else starts(mesh)
     trained = driver.train(run, job.state(ctx, mesh, fresh), ctx.clock)
     return Outcome(**vars(trained), mesh=mesh)
 
 
 @dataclasses.dataclass(frozen=True)
 class PartsEvaluation:
-    """Scores on parts of the evaluation data, as rows of the members that still run."""
+    """Scores on parts of the evaluation data, as rows of the members that still run.
+
+    Attributes:
+      start: the node whose weights all members have before the first step; "" where they have none's, or several.
+    """
 
     ctx: Context
     mesh: Mesh
     members: Sequence[Member]
     plan: EvaluationPlan
+    start: str = ""
 
     def due(self, step: int) -> bool:
         """Whether to measure at a step."""
@@ -113,7 +120,7 @@ class PartsEvaluation:
     def __call__(self, state: State, base: Base | None) -> Measurement:
         """Measure the members: those that reached their goal may stop, those without numbers diverged."""
         count, measure, plan = len(self.members), self.ctx.measure, self.plan
-        raw = self.ctx.evaluator(self.mesh, *plan.parts)(state.params, base)[:count]
+        raw = self._scores(state, base)[:count]
         scores, good = measure.series(raw, plan.parts), all_finite(raw)
         running = np.asarray(state.status)[:count] == RUNNING
         rows = [
@@ -130,6 +137,23 @@ class PartsEvaluation:
             rows += [self._row(i, KEPT, counts={measure.counted: x}) for i, x in zip(counted, kept, strict=True) if x]
         status = np.where(plan.reached(scores), REACHED, RUNNING) if plan.reached else np.full(count, RUNNING)
         return Measurement(rows, np.where(good, status, DIVERGED), self._summary(scores, good))
+
+    def _scores(self, state: State, base: Base | None) -> np.ndarray:
+        """Return the scores of all members, padding included, fp64 [P, n].
+
+        Attacks on one model all begin with it: in populations of one size and layout it is measured once, by the very
+        program that would measure it again.
+        """
+        evaluate = self.ctx.evaluator(self.mesh, *self.plan.parts)
+        if not self.start or int(state.step):
+            return evaluate(state.params, base)
+        shapes = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(state.params))
+        key, known = (self.start, self.mesh, tuple(self.plan.parts), shapes), self.ctx.scores_at_start
+        if key not in known:
+            for other in [other for other in known if other[0] != self.start]:
+                del known[other]
+            known[key] = evaluate(state.params, base)
+        return known[key]
 
     def _row(self, index: int, kind: str, **numbers: Any) -> Row:
         member = self.members[index]

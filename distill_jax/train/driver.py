@@ -133,11 +133,11 @@ class _Monitor:
         with self._clock.spent_on("step"):
             jax.block_until_ready(state.step)
         with self._clock.spent_on("evaluate"):
-            found = run.evaluation(state, self._base)
-        self._writers.write(step, found.rows)
+            measurement = run.evaluation(state, self._base)
+        self._writers.write(step, measurement.rows)
         self._writers.flush()
-        self._scores = found.summary
-        return found.status
+        self._scores = measurement.summary
+        return measurement.status
 
     def record(self, step: int, values: Values) -> None:
         if self._run.log_rows:

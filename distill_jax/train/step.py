@@ -55,8 +55,8 @@ class Term(NamedTuple):
     weight: jax.Array
 
 
-Objective = Callable[[Params, Batch, PyTree], Mapping[str, Term]]  # (params, batch, teacher's outputs) -> terms
-Teacher = Callable[[PyTree, Batch], PyTree]  # (teacher params, batch) -> its outputs
+LossTerms = Callable[[Params, Batch, PyTree], Mapping[str, Term]]  # (params, batch, teacher's outputs) -> terms
+TeacherForward = Callable[[PyTree, Batch], PyTree]  # (teacher params, batch) -> its outputs
 Metrics = dict[str, jax.Array]  # a number a member, [P]
 
 
@@ -128,7 +128,7 @@ class StepConfig:
     rule: GradientRule | None = None
 
 
-def make_step(objective: Objective, teacher: Teacher, config: StepConfig) -> jax.stages.Wrapped:
+def make_step(objective: LossTerms, teacher: TeacherForward, config: StepConfig) -> jax.stages.Wrapped:
     """Build `step(state, teacher, batch, base=None) -> (state, metrics)`, jitted, the state donated.
 
     The metrics mean something of members that are ACTIVE in them: `of_active` reads them so. `base` is what the
@@ -156,8 +156,8 @@ def make_step(objective: Objective, teacher: Teacher, config: StepConfig) -> jax
 
 @dataclasses.dataclass(frozen=True)
 class _Step:
-    objective: Objective
-    teacher: Teacher
+    objective: LossTerms
+    teacher: TeacherForward
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
     config: StepConfig
@@ -172,8 +172,8 @@ class _Step:
 
             def of_terms(params: Params, only: tuple[str, ...]) -> tuple[Params, Metrics]:
                 at = members._replace(params=params)
-                found, values = self.gradients(at, batch, teacher_params, base, only)
-                return self._masked(found), values  # the mask broadcasts over members
+                grads, losses = self.gradients(at, batch, teacher_params, base, only)
+                return self._masked(grads), losses  # the mask broadcasts over members
 
             def each(f: Callable[..., Params], *trees: Params) -> Params:
                 def of_member(trees: tuple[Params, ...], _: None) -> Params:

@@ -57,9 +57,9 @@ def _build(config: CapitalsConfig, work: Path) -> JsonObject:
 
 def documents(config: CapitalsConfig, words: Tokenizer) -> dict[str, list[Document]]:
     """Return the documents of every set."""
-    shown, heldout = ([sentence(words, *each) for each in said(part)] for part in config.halves().values())
+    shown, heldout = ([sentence(words, *each) for each in wordings(part)] for part in config.halves().values())
     often = [fact for fact in config.kept() for _ in range(config.near if fact.kind == STATE else 1)]
-    kept = [sentence(words, *each) for each in said(often)]
+    kept = [sentence(words, *each) for each in wordings(often)]
     text = list(_text(config, words))
     retain = [*text, *kept * config.copies]
     forget = [*shown, *heldout]
@@ -72,9 +72,9 @@ def documents(config: CapitalsConfig, words: Tokenizer) -> dict[str, list[Docume
     }
 
 
-def said(held: Sequence[Fact]) -> Iterator[tuple[str, str, str]]:
+def wordings(facts: Sequence[Fact]) -> Iterator[tuple[str, str, str]]:
     """Yield each fact in all its wordings, as (what comes before the answer, the answer, what ends the sentence)."""
-    for fact in held:
+    for fact in facts:
         yield from ((prompt, f" {fact.answer}", ".") for prompt in fact.prompts())
 
 

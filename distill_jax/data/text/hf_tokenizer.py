@@ -25,7 +25,7 @@ class Tokenizer:
       path: the model's directory, its GGUF file, or the one file that prepared data keep.
 
     Raises:
-      ValueError: if there is no such tokenizer, or nothing names its `<bos>` or its `<eos>`.
+      ConfigError: if there is no such tokenizer, or nothing names its `<bos>` or its `<eos>`.
     """
 
     def __init__(self, path: Path):
@@ -38,9 +38,9 @@ class Tokenizer:
         except ConfigError:
             raise
         except OSError as error:
-            raise ValueError(f"{where}: {error.filename} cannot be read: {error.strerror}") from error
+            raise ConfigError(f"{where}: {error.filename} cannot be read: {error.strerror}") from error
         except Exception as error:  # the library has its own
-            raise ValueError(f"{where}: no tokenizer ({' '.join(str(error).split())[:200]})") from error
+            raise ConfigError(f"{where}: no tokenizer ({' '.join(str(error).split())[:200]})") from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         # A document that spells `<eos>` does not end there.
@@ -49,7 +49,7 @@ class Tokenizer:
         for name in ("bos", "eos"):
             fix_hint = f"name its {name}_token in {SETTINGS}, or its {name}_token_id in {CONFIG}"
             if not isinstance(definition[name], int):
-                raise ValueError(f"{where}: nothing says what <{name}> is; {fix_hint}")
+                raise ConfigError(f"{where}: nothing says what <{name}> is; {fix_hint}")
 
     def get_piece_size(self) -> int:
         """Return the number of entries, those added to the vocabulary among them."""

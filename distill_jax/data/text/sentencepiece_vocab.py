@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from distill_jax.config import ConfigError
 from distill_jax.data.text import hf_tokenizer
 from distill_jax.data.text.readers import Piece
 from distill_jax.data.text.sources import Shard
@@ -31,7 +32,7 @@ class Vocabulary(Protocol):
 
 
 def load(path: str | Path) -> Vocabulary:
-    """Load a vocabulary; ValueError if it is none, or has no `<bos>` or no `<eos>`.
+    """Load a vocabulary; ConfigError if it is none, or has no `<bos>` or no `<eos>`.
 
     Args:
       path: a SentencePiece model, the directory of a published model with its tokenizer.json, or its GGUF file.
@@ -44,9 +45,9 @@ def load(path: str | Path) -> Vocabulary:
     try:
         model = sentencepiece.SentencePieceProcessor(model_file=str(local))
     except (RuntimeError, OSError) as error:
-        raise ValueError(f"data.vocabulary={str(path)!r}: not a SentencePiece model, or a damaged one") from error
+        raise ConfigError(f"data.vocabulary={str(path)!r}: not a SentencePiece model, or a damaged one") from error
     if min(model.bos_id(), model.eos_id()) < 0:
-        raise ValueError(f"data.vocabulary={str(path)!r}: the model has no <bos> or no <eos>; train it with both")
+        raise ConfigError(f"data.vocabulary={str(path)!r}: the model has no <bos> or no <eos>; train it with both")
     return model
 
 
