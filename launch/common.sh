@@ -128,7 +128,7 @@ known_generations() {
 }
 
 check_program() { # default-workdir; what a machine that was waited for would refuse is refused here
-  ((${#program[@]})) || program=(--config=configs/arithmetic.py "--workdir=$1")
+  ((${#program[@]})) || program=(--config=configs/arithmetic.py --config.data.english_share=0.0 "--workdir=$1")
   local argument config=''
   for argument in "${program[@]}"; do
     [[ $argument != *$'\n'* ]] || refuse "an argument with a line break does not survive every cluster: ${argument@Q}"

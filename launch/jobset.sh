@@ -2,7 +2,7 @@
 # Submits an experiment to a GKE cluster with JobSet and Kueue, without XPK:
 #
 #   bash launch/jobset.sh --name=run1 --queue=QUEUE --accelerator=tpu-v6e-slice --topology=4x4 --image=IMAGE \
-#     --claim=CLAIM -- --config=configs/arithmetic.py --workdir=/mnt/shared/run1
+#     --claim=CLAIM -- --config=configs/arithmetic.py --config.data.english_share=0.0 --workdir=/mnt/shared/run1
 #
 # IMAGE is built from launch/Containerfile; CLAIM is a volume claim that many nodes may write (Filestore, Lustre, a
 # bucket) and is mounted at --mount. With --workdir=gs://BUCKET/DIRECTORY no claim is needed: the pods, as

@@ -2,7 +2,7 @@
 # Submits an experiment to a Slurm cluster with GPUs, one process a GPU:
 #
 #   bash launch/slurm.sh --name=run1 --nodes=2 --gpus-per-node=8 --time=24:00:00 --partition=PARTITION \
-#     -- --config=configs/arithmetic.py --workdir=runs/run1
+#     -- --config=configs/arithmetic.py --config.data.english_share=0.0 --workdir=runs/run1
 #
 # Run it where the nodes' file system is mounted: this directory and the work directory are read and written from all of
 # them. The job asks for SIGTERM two minutes before its time is over and puts itself back into the queue when the

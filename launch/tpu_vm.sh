@@ -2,7 +2,7 @@
 # Runs an experiment on a TPU VM or a slice of them, and starts it again until it is complete:
 #
 #   bash launch/tpu_vm.sh --name=run1 --zone=ZONE --accelerator-type=v6e-16 --spot --service-account=EMAIL \
-#     -- --config=configs/arithmetic.py --workdir=gs://BUCKET/run1
+#     -- --config=configs/arithmetic.py --config.data.english_share=0.0 --workdir=gs://BUCKET/run1
 #
 # A work directory that is a path must be on storage that --setup mounts on every worker, such as
 # --setup='mountpoint -q /mnt/shared || sudo mount -t nfs SERVER:/work /mnt/shared'.

@@ -2,7 +2,7 @@
 # Submits an experiment to a GKE cluster that XPK manages:
 #
 #   bash launch/xpk.sh --name=run1 --cluster=CLUSTER --tpu-type=v6e-16 --image=IMAGE --storage=STORAGE \
-#     -- --config=configs/arithmetic.py --workdir=/mnt/shared/run1
+#     -- --config=configs/arithmetic.py --config.data.english_share=0.0 --workdir=/mnt/shared/run1
 #
 # IMAGE is built from launch/Containerfile with UID=0; STORAGE is attached to the cluster before (xpk storage attach)
 # and mounted above the work directory. With --workdir=gs://BUCKET/DIRECTORY no storage is needed. XPK starts all pods

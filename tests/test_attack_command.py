@@ -94,7 +94,7 @@ def test_what_came_back_is_printed_with_its_interval():
     summary = {"measure": "accuracy", "models": [{"label": "mine", "retain": 0.8, "attack": attacked}, {"label": "x"}]}
     (line,) = attack_lines(summary)
     plain = line.replace("\u202f", " ")
-    assert "held out 0 % [0 %, 10 %] before, 50 % [40 %, 60 %] at most, after 100 of 100 steps; shown 90 %" in plain
+    assert "held out 0 % [0 %, 10 %] before any attack, 50 % [40 %, 60 %] at most under it, after 100 of 100" in plain
     assert plain.endswith("retain 80 % before, 70 % [60 %, 80 %] then")
 
 
@@ -135,4 +135,4 @@ def test_a_model_is_attacked_beside_its_original(tmp_path_factory):
         one["name"].split(",")[0]: one["state"] for one in numbers["conclusions"] if one["name"].endswith("model")
     }
     assert states["forgets"] == "held" and states["keeps"] == "failed" and states["resists"] == "void"
-    assert "model: accuracy held out 0" in printed and "at most, after 4 of 4 steps" in printed
+    assert "model: accuracy held out 0" in printed and "at most under it, after 4 of 4 steps" in printed

@@ -14,11 +14,14 @@ import yaml
 from test_launch_clusters import STAND_IN, Site
 
 from distill_jax.commands import COMMANDS, module_name
+from distill_jax.experiment import forecast
+from distill_jax.main import main
 from tests.jobset_rules import check_jobset
 
 pytestmark = pytest.mark.end_to_end
 
-PAGE = (Path(__file__).parent.parent / "docs/launching.md").read_text()
+ROOT = Path(__file__).parent.parent
+PAGE = (ROOT / "docs/launching.md").read_text()
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 WORKDIR = "--workdir=gs://my-project-distill/run1"
 
@@ -46,6 +49,12 @@ def calls(site) -> list[tuple[str, list[str], dict[str, str]]]:
     return [stand_in.parse(call) for call in site.lines("calls") if call[0] not in ours]
 
 
+@pytest.fixture(scope="module")
+def runs(site) -> list[list[str]]:
+    """The arguments of every run that was started."""
+    return [words for words in site.programs() if words[0] == "run"]
+
+
 def test_every_block_is_run_or_plainly_no_command():
     assert {language for language, _ in BLOCKS} == {"bash", "text"}
     assert all("…" in line for language, text in BLOCKS if language == "text" for line in text.splitlines())
@@ -67,14 +76,26 @@ def test_the_page_makes_what_it_needs_and_deletes_what_it_made(calls):
     assert commands[-1].startswith("gcloud iam")
 
 
-def test_the_page_runs_on_v5e_16_with_the_bucket(site, calls):
+def test_the_page_runs_on_v5e_16_with_the_bucket(runs, calls):
     create = next(flags for command, _, flags in calls if command.endswith("queued-resources create"))
     assert create["--accelerator-type"] == "v5litepod-16" and create["--runtime-version"] == "v2-alpha-tpuv5-lite"
     account = create["--service-account"]
     members = [flags["--member"] for command, _, flags in calls if command.endswith("add-iam-policy-binding")]
     assert f"serviceAccount:{account}" in members and len(members) == 2
-    started = [words for words in site.programs() if words[:2] == ["run", "--distributed"]]
-    assert [words[-1] for words in started] == [WORKDIR, WORKDIR, "--workdir=runs/run1"]  # TPU VM, XPK, Slurm
+    assert all(words[1] == "--distributed" for words in runs)
+    assert [words[-1] for words in runs] == [WORKDIR, WORKDIR, "--workdir=runs/run1"]  # TPU VM, XPK, Slurm
+
+
+def test_the_program_takes_what_the_page_and_the_launchers_start(runs, tmp_path, monkeypatch, capsys):
+    """Nothing that the program would miss on a machine that was waited for, such as a text that nobody named."""
+    monkeypatch.setattr(forecast, "_speed", lambda dtype: 1e12)
+    monkeypatch.chdir(ROOT)
+    line = ["bash", "launch/slurm.sh", "--name=run1", "--dry-run"]
+    default = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()[1]
+    configs = {tuple(word for word in words if word.startswith("--config")) for words in (*runs, shlex.split(default))}
+    assert len(runs) >= 3 and all(configs)
+    for words in configs:
+        assert main(["distill-jax", "run", *words, f"--workdir={tmp_path}/run", "--dry-run"]) == 0, capsys.readouterr()
 
 
 def test_the_pages_jobset_is_two_slices(site):

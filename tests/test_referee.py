@@ -202,7 +202,7 @@ def test_a_rule_says_what_is_so(case, seeds):
 def test_void_names_the_premise_and_numbers_stay_json():
     models = world(np.random.default_rng(0), changed(maxent=Truth(0.88, 0.9, retain=math.nan)))
     found = [to_json(one) for one in judge(models)]
-    for premise in ("nobody diverged (maxent)", "maxent does not show it before the attack (maxent: forget"):
+    for premise in ("nobody diverged (maxent)", "maxent hides it before the attack (maxent: forget"):
         assert f"Not shown: {premise}" in found[0]["evidence"]
     json.dumps([*found, headline(models)], allow_nan=False)
 

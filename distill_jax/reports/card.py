@@ -296,7 +296,7 @@ def attack_lines(summary: Mapping[str, Any]) -> list[str]:
             ends = [_at(model, "forget_heldout", step, scale) for step in (attack["steps"][0], worst)]
             shown = _at(model, "forget_shown", worst, scale)
             when = f"after {worst} of {attack['steps'][-1]} steps"
-            text = f"{scale.name} held out {ends[0]} before, {ends[1]} at most, {when}; shown {shown} then"
+            held = f"{scale.name} held out {ends[0]} before any attack, {ends[1]} at most under it"
             costs = f"retain {scale.show(model['retain'])} before, {_at(model, 'retain_at_worst', worst, scale)} then"
-            lines.append(f"{model['label']}: {text}; {costs}")
+            lines.append(f"{model['label']}: {held}, {when}; shown {shown} then; {costs}")
     return lines
