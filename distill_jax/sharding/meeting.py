@@ -6,7 +6,7 @@ At a barrier the others would wait, for ten minutes in Orbax, for the one that c
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from typing import Protocol
 
 import jax
 from jax._src import distributed
@@ -51,14 +51,24 @@ class Meeting:
     def _say(self, word: str) -> None:
         if jax.process_count() > 1:
             own = self._at(jax.process_index())
-            _client().key_value_set(own, word, allow_overwrite=True)
+            _client().key_value_set(own, word, True)
 
     def _at(self, process: int) -> str:
         return f"{_key(process, self._number)}{self._point}"
 
 
-def _client() -> Any:
-    return distributed.global_state.client
+class _Client(Protocol):
+    """What is asked of JAX's own client of the processes' coordinator."""
+
+    def key_value_set(self, key: str, value: str, allow_overwrite: bool) -> None: ...
+    def blocking_key_value_get(self, key: str, timeout_in_ms: int) -> str: ...
+    def key_value_delete(self, key: str) -> None: ...
+
+
+def _client() -> _Client:
+    client: _Client | None = distributed.global_state.client
+    assert client  # of several processes
+    return client
 
 
 def _key(process: int, number: int) -> str:
