@@ -116,7 +116,7 @@ class Context:
         self.scores_at_start: dict[tuple[Any, ...], np.ndarray] = {}  # of one start; see `stages.training`
         self.chosen_remat: dict[tuple[Any, ...], Any] = {}  # see `stages.choose_remat`
 
-    def mesh(self, members: int = 1, *, spread: bool = False, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    def mesh(self, members: int = 1, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
         """Lay out the devices (all of the run's when left out) for so many members.
 
         Raises:
@@ -124,9 +124,7 @@ class Context:
         """
         run = self.run
         try:
-            return make_mesh(
-                members, spread=spread, fsdp=run.fsdp, tensor=run.tensor, slices=run.slices, devices=devices
-            )
+            return make_mesh(members, fsdp=run.fsdp, tensor=run.tensor, slices=run.slices, devices=devices)
         except ValueError as error:
             mend = "change config.run.fsdp, config.run.tensor or config.run.slices"
             raise ConfigError(f"{error}; {mend}") from error

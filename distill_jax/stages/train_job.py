@@ -139,9 +139,15 @@ class TrainJob:
         return flops | evaluation, tokens | {"evaluation": num_evals * ctx.measure.tokens(parts)}
 
     def mesh(self, ctx: Context, devices: Sequence[jax.Device] | None = None) -> Mesh:
-        """Lay out the devices (all of the run's when left out) for these members."""
-        spread = self.members[0].node.peers > 1 and (ctx.run.fsdp, ctx.run.tensor) == (1, 1)
-        return ctx.mesh(len(self.members), spread=spread, devices=devices)
+        """Lay out the devices (all of the run's when left out) for these members.
+
+        Where every device holds whole weights, for as many as might train together, so that a member's arithmetic does
+        not depend on who does.
+        """
+        node = self.members[0].node
+        of_node = sum(member.node.name == node.name for member in self.members)
+        whole = (ctx.run.fsdp, ctx.run.tensor) == (1, 1)
+        return ctx.mesh(of_node * node.peers if whole else len(self.members), devices=devices)
 
     def state(self, ctx: Context, mesh: Mesh, starts: Sequence[Params]) -> State:
         """Return the population before its first step."""

@@ -103,24 +103,15 @@ def harm(workdir: Path, sort: str, chance: random.Random) -> tuple[Path, str]:
 # What comes of it
 
 
-def rounded(number: re.Match[str]) -> str:
-    """Return a number with six digits."""
-    return f"{float(number[0]):.6g}"
-
-
 def numbers(workdir: Path) -> dict[str, Any]:
-    """Return all numbers of a finished run, without times.
-
-    Those of metrics are rounded to six digits: a model that is computed again was trained in a population before, and
-    alone now, which is another program.
-    """
+    """Return all numbers of a finished run, without times."""
     summary = json.loads((workdir / "report/summary.json").read_text())
     found: dict[str, Any] = {
         key: summary[key] for key in summary if key not in ("created", "duration_seconds", "sha256")
     }
     for path in sorted(workdir.glob("nodes/*/*.json*")):
         if path.name in ("metrics.jsonl", "result.json"):
-            found[str(path.relative_to(workdir))] = re.sub(r"\d+\.\d{6,}", rounded, path.read_text(errors="replace"))
+            found[str(path.relative_to(workdir))] = path.read_text(errors="replace")
         elif path.name == "ledger.json":
             with contextlib.suppress(ValueError, KeyError):
                 found[str(path.relative_to(workdir))] = json.loads(path.read_text(errors="replace"))["flops"]
