@@ -39,8 +39,7 @@ def set_rate(c: ConfigDict, rate: float) -> ConfigDict:
 def get_experiment(c: ConfigDict) -> Experiment:
     """Return the experiment, from numbers that the command line may have changed."""
     base = open_config(PROTECT).module
-    notes = {"pretraining_tokens": c.pretraining_tokens}
-    return Experiment(stages=_stages(c, base.attacks), data=base.data_class(c.kind), notes=notes)
+    return Experiment(stages=_stages(c, base.attacks), data=base.data_class(c.kind), notes=base.notes(c))
 
 
 def _stages(c: ConfigDict, attacks) -> dict[str, Stage]:

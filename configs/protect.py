@@ -73,7 +73,14 @@ def set_rate(c: ConfigDict, rate: float) -> ConfigDict:
 
 def get_experiment(c: ConfigDict) -> Experiment:
     """Return the experiment, from numbers that the command line may have changed."""
-    return Experiment(stages=_stages(c), data=data_class(c.kind), notes={"pretraining_tokens": c.pretraining_tokens})
+    return Experiment(stages=_stages(c), data=data_class(c.kind), notes=notes(c))
+
+
+def notes(c: ConfigDict) -> dict[str, float]:
+    """Return what the card says of the model besides."""
+    mend = "must not be negative; 0 where it is not known"
+    check_setting(c.pretraining_tokens >= 0, "pretraining_tokens", c.pretraining_tokens, mend)
+    return {"pretraining_tokens": c.pretraining_tokens}
 
 
 def data_class(kind: str) -> type:

@@ -111,6 +111,21 @@ def test_models_of_another_shape_are_refused(files, tmp_path, capsys):
     assert "is another model: it has model.sliding_window = 16, not 32" in capsys.readouterr().err
 
 
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ([f"--model={RANDOM}", f"--model={RANDOM}/"], "is named twice; name each model once"),
+        ([f"--model={RANDOM}", f"--baseline={RANDOM}"], "is what --model names; leave one out"),
+        ([f"--model={RANDOM}", "--config.pretraining_tokens=-1"], "pretraining_tokens = -1"),
+    ],
+)
+def test_what_would_be_compared_with_itself_is_refused(files, tmp_path, capsys, given, says):
+    line = ["distill-jax", "attack", *given, f"--workdir={tmp_path / 'run'}", "--dry_run"]
+    assert main([*line, f"--forget={files[0]}", f"--retain={files[1]}"]) == 2
+    assert says in capsys.readouterr().err
+
+
 @pytest.mark.end_to_end
 def test_a_model_is_attacked_beside_its_original(tmp_path_factory):
     """The original knows the facts; the other one, of the same shape, was taught nothing."""

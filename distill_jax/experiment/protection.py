@@ -15,7 +15,7 @@ from distill_jax.experiment.named_config import NamedConfig, change, open_config
 from distill_jax.io.files import read_json
 from distill_jax.io.leases import OWN_TEXT
 from distill_jax.io.node import CONFIG, Node
-from distill_jax.io.storage import location
+from distill_jax.io.storage import absolute, location
 from distill_jax.types import JsonObject
 from distill_jax.units import size_text
 
@@ -108,6 +108,11 @@ def attack_config(
 ) -> tuple[NamedConfig, list[str]]:
     """Return the config that attacks models, and what was decided for them, in sentences."""
     named = open_config(f"attack:{_kind(files.forget)}")
+    paths = [absolute(location(subject.path)) for subject in subjects]
+    for path, subject in zip(paths, subjects, strict=True):
+        check(paths.count(path) == 1, f"--model={subject.path} is named twice; name each model once")
+        itself = baseline and absolute(location(baseline)) == path
+        check(not itself, f"--baseline={baseline} is what --model names; leave one out, the baseline is attacked too")
     plain = [_name(subject.path) for subject in subjects]
     taken = {*(name for name in plain if plain.count(name) > 1), "reference", "knowledge", "data"}
     names = [f"{name}-{i}" if name in taken else name for i, name in enumerate(plain, 1)]

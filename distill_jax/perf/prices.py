@@ -41,5 +41,7 @@ class Prices:
         except TypeError as error:
             needs = "a price table is {currency, date, note, chip_hour: {generation: price}}"
             raise ConfigError(f"--prices={source}: {needs}") from error
+        except FileNotFoundError as error:
+            raise ConfigError(f"--prices={source}: no such file") from error
         except (OSError, ValueError, AttributeError) as error:  # ConfigError is a ValueError
             raise ConfigError(f"--prices={source}: {error}") from error
