@@ -116,8 +116,7 @@ check_slice() { # flag; sets type, what the services call the slice whose name i
   [[ $found ]] ||
     refuse "--$1=$value: no such slice; $(known_types)"
   type=${tpu_vm/#-/$generation}-$size
-  chips=$((size / counted))
-  [[ $size != *x* ]] || chips=$((${size//x/*}))
+  case $size in *x*) chips=$((${size//x/*})) ;; *) chips=$((size / counted)) ;; esac
   hosts=$((chips <= 4 || (chips == 8 && !cubes) ? 1 : chips / 4))
 }
 

@@ -87,7 +87,7 @@ def test_one_point_of_very_many_is_looked_at_alone(monkeypatch, tmp_path, capsys
         (axis("undo.bta", 0.1), "undo.bta: no such setting .did you mean 'beta'"),
         (axis("undo.beta.x", 0.1), "undo.beta.x: no such setting"),
         (axis("distill.steps", "many"), "distill.steps = 'many'"),
-        (axis("undo.alphas", (1.5,)), "alpha = 1.5"),
+        (axis("undo.alphas", (1.5,)), r"undo.alphas = \(1.5,\): the damaged fraction"),
         (select_stages(axis("seed", 1), "relearn-undo-0.3"), "'relearn-undo-0.3': no such stage .did you mean"),
     ],
 )

@@ -10,9 +10,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 from absl import flags
@@ -21,6 +19,7 @@ from ml_collections import ConfigDict, config_flags
 from distill_jax.commands import COMMANDS, module_name
 from distill_jax.config import ConfigError, check, check_path, nearest
 from distill_jax.experiment.config_file import one_line
+from distill_jax.io.storage import check_output, location
 
 T = TypeVar("T")
 _DEFINE: dict[str, Callable[..., Any]] = {
@@ -118,21 +117,9 @@ def _value(command: str, name: str, field: dataclasses.Field[Any], value: Any) -
         for path in value if isinstance(value, list) else [value or ""]:
             check_path(f"--{name}", path)
     if isinstance(field.metadata["path"], str) and value:
-        check_output(f"--{name}={value}", value, field.metadata["path"])
+        check_output(f"--{name}={value}", location(value), field.metadata["path"])
     check(not isinstance(value, float) or math.isfinite(value), f"--{name}={value}: must be finite")
     return tuple(value) if isinstance(value, list) else value
-
-
-def check_output(where: str, path: str, kind: str) -> None:
-    """Refuse a local path at which no file, or no directory, can be written."""
-    if "://" in path:
-        return
-    place = Path(path)
-    if place.exists():
-        check(place.is_dir() == (kind == "directory"), f"{where}: exists and is no {kind}; choose another name")
-    parent = next(folder for folder in place.absolute().parents if folder.exists())
-    check(parent.is_dir(), f"{where}: {parent} is a file; name a {kind} below a directory")
-    check(os.access(parent, os.W_OK), f"{where}: {parent} may not be written to; name a {kind} elsewhere")
 
 
 def usage(command: str, cls: type, synopsis: str, *more: str) -> str:

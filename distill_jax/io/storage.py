@@ -73,6 +73,24 @@ def absolute(path: Path) -> Path:
     return path.absolute() if is_local(path) else path
 
 
+def check_output(where: str, path: Path, kind: str) -> None:
+    """Refuse a path of a file system at which no file, or no directory, can be written.
+
+    Args:
+      kind: "file" or "directory".
+
+    Raises:
+      ConfigError: naming `where` and what is in the way.
+    """
+    if not is_local(path):
+        return
+    if path.exists():
+        check(path.is_dir() == (kind == "directory"), f"{where}: exists and is no {kind}; choose another name")
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    check(parent.is_dir(), f"{where}: {parent} is a file; name a {kind} below a directory")
+    check(os.access(parent, os.W_OK), f"{where}: {parent} may not be written to; name a {kind} elsewhere")
+
+
 def check_access(path: Path, flag: str) -> None:
     """Refuse an address to work at whose bucket is not there or cannot be read; a path is looked at when it is used.
 
