@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -48,9 +49,10 @@ def test_a_model_is_named_as_often_as_there_are(line, models):
 
 
 @pytest.mark.unit
-def test_all_models_are_attacked_alike_beside_their_baseline(files):
+def test_all_models_are_attacked_alike_beside_their_baseline(files, tmp_path):
     subject = open_subject(RANDOM)
-    named, _ = attack_config([subject, subject], RANDOM, Files(*files), memory=64 * GIB)
+    others = [open_subject(str(shutil.copytree(RANDOM, tmp_path / name / "model"))) for name in ("one", "two")]
+    named, _ = attack_config(others, RANDOM, Files(*files), memory=64 * GIB)
     stages = load_experiment(named.module, named.config).stages
     attacks = {stage.start: stage for name, stage in stages.items() if name.startswith("relearn-")}
     assert set(attacks) == {"reference", "model-1", "model-2"}
