@@ -8,6 +8,7 @@ from scipy import stats
 
 from distill_jax.evals.scale import ACCURACY, Scale
 from distill_jax.experiment.roles import Role
+from distill_jax.reports import attack_curves, card
 from distill_jax.reports.attacked import Run
 from distill_jax.reports.claims import judge
 from distill_jax.reports.claims_release import judge_release
@@ -141,3 +142,16 @@ def test_the_page_shows_the_numbers_that_decide():
         page = answer({"models": models, "headline": {"suppressed": "maxent"}, "attack": {}, "facts": {}}, models)
         assert page.story.startswith(when) and page.scores[0][0].startswith(value)
         assert ("after 10 attack steps, its worst" in page.cards[0].caption) == bool(worst_step)
+
+
+def test_a_cards_budget_has_what_the_attack_came_to_within_it():
+    """The last line of a table is what whoever may take all the steps gets, be it lost again before the end."""
+    steps, back, kept = [0, 5, 10, 25], [0.03, 0.12, 0.31, 0.03], [0.9, 0.8, 0.7, 0.2]
+    heldout = {"worst": back, "low": [v - 0.02 for v in back], "high": [v + 0.02 for v in back]}
+    attack = {"steps": steps, "forget_heldout": heldout, "forget_shown": heldout, "retain_at_worst": kept}
+    model = {"label": "one", "attack": attack}
+    cells = [card._budget({"steps": step}, [model], ACCURACY)["cells"] for step in steps]
+    assert [one["forget_heldout"][0].split("\u202f%")[0] for one in cells] == ["3", "12", "31", "31"]
+    assert [one["retain_at_worst"][0].split("\u202f%")[0] for one in cells] == ["90", "80", "70", "70"]
+    bits = {"steps": [0, 5, 10], "forget_heldout": {"worst": [5.0, 2.0, 3.0], "low": [], "high": []}}
+    assert attack_curves.worst_step_up_to({"attack": bits}, 10, -1.0) == 5  # fewer bits are more knowledge

@@ -26,7 +26,7 @@ from distill_jax.models import transformer
 from distill_jax.perf import flops
 from distill_jax.perf.ledger import training_flops
 from distill_jax.reports import formats
-from distill_jax.reports.attack_curves import at_step, judged_step
+from distill_jax.reports.attack_curves import at_step, judged_step, worst_step_up_to
 from distill_jax.reports.attacks_not_tried import not_tried
 from distill_jax.reports.formats import count, plural
 from distill_jax.reports.rendering import render_text
@@ -50,7 +50,7 @@ def robustness_card(summary: RunSummary, experiment: CheckedExperiment, nodes: M
     return {
         "parameters": transformer.parameter_count(experiment.model),
         "sources": _sources(experiment),
-        "how_measured": experiment.data.how_measured(),
+        "how_measured": experiment.data.how_measured() if any(n.verb == "distill" for n in nodes.values()) else "",
         "knowledge": known.result(),
         "budgets": _budgets(experiment, attacks),
         "row_length": experiment.data.row_length,
@@ -245,11 +245,12 @@ def _words(summary: RunSummary, scale: Scale) -> dict[str, str]:
         "attack": f"Every model was attacked alike: {weights} fine-tuned on what is shown, {each}, with learning rates "
         f"{rates}, {plural(attack.get('seeds'), 'seed')} each. At each budget the learning rate that brings back most "
         "is counted, as if the attacker had known it; of those that bring back equally much the one that costs the "
-        "model least. A model is judged at the step at which most came back, where an attacker may stop; intervals of "
-        "conclusions hold for all measured steps at once (Bonferroni). An example is a row of text; FLOPs (arithmetic "
-        "operations) are those of one attacker at one learning rate.",
-        "heldout": f"**Held out**: the {heldout} {scale.item}s that no attacker saw. What comes back here was never "
-        f"removed. {_better(scale)}",
+        "model least. Each line of a table says what the attack came to within a budget: an attacker may stop at the "
+        "step at which most has come back, and so is every model judged; intervals of conclusions hold for all "
+        "measured steps at once (Bonferroni). An example is a row of text, which may hold several questions; FLOPs "
+        "(arithmetic operations) are those of one attacker at one learning rate.",
+        "heldout": f"**Held out**: the {heldout} {scale.item}s that no attacker saw. What comes back here, beyond "
+        f"what can be guessed, was never removed. {_better(scale)}",
         "shown": f"**Shown**: the {shown} that the attacker trains on; any model learns these in the end, only the "
         "speed tells.",
         "retained": "**To retain**, of the attacker that brings back most: what an attack costs the model itself.",
@@ -268,9 +269,10 @@ def _before(model: ModelSummary, scale: Scale) -> list[str]:
 
 
 def _budget(budget: Mapping[str, float], models: Sequence[ModelSummary], scale: Scale) -> dict[str, Any]:
-    """Return a budget, and of each part of the data every model's worst case after it."""
-    parts = ("forget_heldout", "forget_shown", "retain_at_worst")
-    cells = {part: [_at(model, part, int(budget["steps"]), scale) for model in models] for part in parts}
+    """Return a budget, and of each part of the data every model's numbers where most came back within it."""
+    parts, last = ("forget_heldout", "forget_shown", "retain_at_worst"), int(budget["steps"])
+    steps = [worst_step_up_to(model, last, scale.sign) for model in models]
+    cells = {part: [_at(model, part, step, scale) for model, step in zip(models, steps, strict=True)] for part in parts}
     return {**budget, "cells": cells}
 
 

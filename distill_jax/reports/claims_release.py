@@ -60,7 +60,8 @@ def sample(scores: Scores, scale: Scale) -> str:
 
 def forgets(run: Run, model: Model) -> Conclusion:
     """Before any attack the model shows less than half of what the untouched one knows."""
-    name, claim = f"forgets, {model.label}", f"{model.label} does not show what it was to forget, before any attack."
+    name = f"forgets, {model.label}"
+    claim = f"{model.label} shows less than half of what it was to forget, before any attack."
     scale, reference, nothing = run.scale, run.reference, run.scale.nothing
     if not reference or nothing is None:
         return not_run(name, claim, "untouched model beside it")
