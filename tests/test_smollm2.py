@@ -292,9 +292,9 @@ def finished(tmp_path_factory) -> tuple[Path, str, list[int]]:
         "--config.bits=(4,)",
     ]
     workdir, alive = tmp_path_factory.mktemp("smollm2"), []
-    before = len(jax.live_arrays())
+    others = jax.live_arrays()  # of other tests, held so that none of them goes meanwhile
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(graph, "release_freed_memory", lambda: alive.append(len(jax.live_arrays()) - before))
+        patch.setattr(graph, "release_freed_memory", lambda: alive.append(len(jax.live_arrays()) - len(others)))
         printed = output_of("run", "--config=smollm2:smoke,invented", *flags, f"--workdir={workdir}")
     return workdir, printed, alive
 
