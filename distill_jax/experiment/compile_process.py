@@ -21,7 +21,6 @@ import cloudpickle
 from distill_jax.experiment.config_file import user_modules
 from distill_jax.experiment.lowered_group import LoweredGroup, group_step
 from distill_jax.io.files import read_json, write_json
-from distill_jax.io.metrics import Progress
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf.analysis_cache import program_key
 from distill_jax.perf.compile_for import ProgramAnalysis, compile_for, partitioner_warnings, slices_of, topology
@@ -103,7 +102,7 @@ def _answer(
 def main(directory: Path) -> None:
     """Compile what a request names, and write the analysis beside what the compiler dumps."""
     request: Request = pickle.loads((directory / _REQUEST).read_bytes())
-    ctx = Context(request.model, request.nodes, Path(), Progress(0, 0.0, 0.0, None), request.run)
+    ctx = Context.not_run(request.model, request.nodes, request.run)
     where = find(request.slice)
     step = group_step(ctx, [ctx.nodes[name] for name in request.stages], topology(where)).with_remat(request.remat)
     lowered = step.trace().lower()

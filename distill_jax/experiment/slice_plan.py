@@ -21,7 +21,6 @@ from distill_jax.experiment import graph
 from distill_jax.experiment.experiment import CheckedExperiment
 from distill_jax.experiment.lowered_group import LoweredGroup, Lowering, group_step, train_job
 from distill_jax.experiment.planned_stage import PlannedStage, idle_stage, planned_stages
-from distill_jax.io.metrics import Progress
 from distill_jax.models import transformer
 from distill_jax.models.remat import policies
 from distill_jax.perf.analysis_cache import AnalysisCache, program_key
@@ -60,7 +59,7 @@ class Compiler:
 def planning_context(experiment: CheckedExperiment) -> Context:
     """Return the surroundings of stages that are only planned: no file of data or weights is looked at."""
     nodes = graph.build(experiment, Path("plan"))  # nothing is written there
-    return Context(experiment.model, nodes, Path(), Progress(0, 0.0, 0.0, None), experiment.run)
+    return Context.not_run(experiment.model, nodes, experiment.run)
 
 
 def chosen_groups(ctx: Context, stages: Sequence[str] = ()) -> list[list[Node]]:

@@ -15,7 +15,6 @@ from distill_jax.config import check, nearest
 from distill_jax.experiment import graph
 from distill_jax.experiment.sweep_graph import Sweep, SweepShard
 from distill_jax.experiment.unit_plan import Planner
-from distill_jax.io.metrics import Progress
 from distill_jax.io.node import Node
 from distill_jax.perf.slices import Slice
 from distill_jax.stages.context import Context
@@ -163,7 +162,7 @@ def _in_order(shard: SweepShard, max_nodes: int) -> Iterator[list[Node]]:
 
 def _context(shard: SweepShard) -> Context:
     rows = shard.nodes[graph.DATA].directory / "rows"
-    return Context(shard.experiment.model, shard.nodes, rows, Progress(0, 0.0, 0.0, None), shard.experiment.run)
+    return Context.not_run(shard.experiment.model, shard.nodes, shard.experiment.run, rows)
 
 
 def _resources(ctx: Context, nodes: Sequence[Node], asked: Resources, planner: Planner | None) -> Resources:

@@ -39,8 +39,8 @@ class Meeting:
         """
         self._say(_CAME)
         for process in range(jax.process_count()):
-            said = _client().blocking_key_value_get(self._at(process), timeout_ms)
-            if said == _FAILED:
+            answer = _client().blocking_key_value_get(self._at(process), timeout_ms)
+            if answer == _FAILED:
                 raise OtherFailed("another process could not do its part")
         self._point += 1
 

@@ -116,6 +116,13 @@ class Context:
         self.scores_at_start: dict[tuple[Any, ...], np.ndarray] = {}  # of one start; see `stages.training`
         self.chosen_remat: dict[tuple[Any, ...], Any] = {}  # see `stages.choose_remat`
 
+    @classmethod
+    def not_run(
+        cls, model: TransformerConfig, nodes: dict[str, Node], run: RunSettings, data: Path | None = None
+    ) -> Context:
+        """Return the surroundings of stages that are planned or looked at: of what they do nothing is printed."""
+        return cls(model, nodes, data or Path(), Progress(0, 0.0, 0.0, None), run)
+
     def mesh(self, members: int = 1, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
         """Lay out the devices (all of the run's when left out) for so many members.
 

@@ -146,8 +146,8 @@ class TrainJob:
         """
         node = self.members[0].node
         of_node = sum(member.node.name == node.name for member in self.members)
-        whole = (ctx.run.fsdp, ctx.run.tensor) == (1, 1)
-        return ctx.mesh(of_node * node.peers if whole else len(self.members), devices=devices)
+        replicated = (ctx.run.fsdp, ctx.run.tensor) == (1, 1)
+        return ctx.mesh(of_node * node.peers if replicated else len(self.members), devices=devices)
 
     def state(self, ctx: Context, mesh: Mesh, starts: Sequence[Params]) -> State:
         """Return the population before its first step."""
