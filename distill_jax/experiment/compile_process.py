@@ -102,7 +102,7 @@ def _answer(
 def main(directory: Path) -> None:
     """Compile what a request names, and write the analysis beside what the compiler dumps."""
     request: Request = pickle.loads((directory / _REQUEST).read_bytes())
-    ctx = Context.not_run(request.model, request.nodes, request.run)
+    ctx = Context.not_run(request.model, request.nodes, Path(), request.run)
     where = find(request.slice)
     step = group_step(ctx, [ctx.nodes[name] for name in request.stages], topology(where)).with_remat(request.remat)
     lowered = step.trace().lower()

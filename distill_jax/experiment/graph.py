@@ -291,7 +291,7 @@ def check_mesh(nodes: Mapping[str, Node], model: TransformerConfig, settings: Ru
     """
     if not all(node.done for node in nodes.values()):  # else there is only a report to draw
         check_processes(nodes[DATA].directory.parent.parent, jax.process_count())
-        Context.not_run(model, dict(nodes), settings, nodes[DATA].directory / "rows").mesh()
+        Context.not_run(model, dict(nodes), nodes[DATA].directory / "rows", settings).mesh()
 
 
 def least_memory(ctx: Context, job: TrainJob) -> int:

@@ -59,7 +59,7 @@ class Compiler:
 def planning_context(experiment: CheckedExperiment) -> Context:
     """Return the surroundings of stages that are only planned: no file of data or weights is looked at."""
     nodes = graph.build(experiment, Path("plan"))  # nothing is written there
-    return Context.not_run(experiment.model, nodes, experiment.run)
+    return Context.not_run(experiment.model, nodes, Path(), experiment.run)
 
 
 def chosen_groups(ctx: Context, stages: Sequence[str] = ()) -> list[list[Node]]:

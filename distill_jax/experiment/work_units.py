@@ -162,7 +162,7 @@ def _in_order(shard: SweepShard, max_nodes: int) -> Iterator[list[Node]]:
 
 def _context(shard: SweepShard) -> Context:
     rows = shard.nodes[graph.DATA].directory / "rows"
-    return Context.not_run(shard.experiment.model, shard.nodes, shard.experiment.run, rows)
+    return Context.not_run(shard.experiment.model, shard.nodes, rows, shard.experiment.run)
 
 
 def _resources(ctx: Context, nodes: Sequence[Node], asked: Resources, planner: Planner | None) -> Resources:

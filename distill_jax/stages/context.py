@@ -117,11 +117,9 @@ class Context:
         self.chosen_remat: dict[tuple[Any, ...], Any] = {}  # see `stages.choose_remat`
 
     @classmethod
-    def not_run(
-        cls, model: TransformerConfig, nodes: dict[str, Node], run: RunSettings, data: Path | None = None
-    ) -> Context:
+    def not_run(cls, model: TransformerConfig, nodes: dict[str, Node], data: Path, run: RunSettings) -> Context:
         """Return the surroundings of stages that are planned or looked at: of what they do nothing is printed."""
-        return cls(model, nodes, data or Path(), Progress(0, 0.0, 0.0, None), run)
+        return cls(model, nodes, data, Progress(0, 0.0, 0.0, None), run)
 
     def mesh(self, members: int = 1, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
         """Lay out the devices (all of the run's when left out) for so many members.
