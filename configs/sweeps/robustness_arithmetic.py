@@ -1,7 +1,10 @@
 """What makes a model forget for good, per unit of compute? Methods, robust training, re-initialisations and filters.
 
-  configs/sweeps/robustness_arithmetic.py          the CPU preset, five training seeds
-  configs/sweeps/robustness_arithmetic.py:smoke    the same graph for a few steps and one seed: learns nothing
+  configs/sweeps/robustness_arithmetic.py                 the CPU preset, five training seeds
+  configs/sweeps/robustness_arithmetic.py:basic,robust    parts of it: basic, methods, robust, damaged, filters
+  configs/sweeps/robustness_arithmetic.py:smoke           the same graph for a few steps and one seed: learns nothing
+
+Parts run one after another in the same work directory share their models; the whole, run there last, draws one page.
 
 Each method suppressed and as the teacher of a random student; MaxEnt and NPO made robust in training, and distilled
 then; MaxEnt and GradDiff damaged by several α; MaxEnt re-initialised in part, in rounds, or recovered by training; the
@@ -37,14 +40,19 @@ REINITIALISATIONS = (
 
 
 def get_sweep(arg: str = "") -> tuple:
-    """Return the base config and the points; `arg` names a preset of the arithmetic config."""
-    arg = arg or "cpu"
-    if arg not in BASE:
-        raise ValueError(f"no preset {arg!r} in configs/sweeps/robustness_arithmetic.py; there are {', '.join(BASE)}")
-    smoke = arg == "smoke"
+    """Return the base config and the points; `arg` names a preset of `BASE` and parts of the sweep, all by default."""
+    parts = {"basic": _basic, "methods": _methods, "robust": _robust, "damaged": _damaged, "filters": _filters}
+    words = [word for word in arg.split(",") if word]
+    if unknown := set(words) - {*BASE, *parts}:
+        raise ValueError(
+            f"no preset or part {sorted(unknown)[0]!r} in configs/sweeps/robustness_arithmetic.py; "
+            f"there are {', '.join((*BASE, *parts))}"
+        )
+    smoke = "smoke" in words
     attack = {"catalogue": ATTACKS, "attack.seeds": 1} | ({} if smoke else {"attack.learning_rates": RATES})
     common = product([LABELS], [attack], axis("seed", *range(1 if smoke else 5)))
-    return BASE[arg], product(common, chain(_basic(), _methods(), _robust(), _damaged(), _filters()))
+    chosen = [parts[word] for word in words if word in parts] or parts.values()
+    return BASE["smoke" if smoke else "cpu"], product(common, chain(*(part() for part in chosen)))
 
 
 def _attacked(points: list, *models: str) -> list:
