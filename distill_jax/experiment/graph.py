@@ -61,15 +61,10 @@ def build(experiment: CheckedExperiment, workdir: Path) -> dict[str, Node]:
         check_name("stages", name)
     check(DATA not in stages, f"stages.{DATA}: the prepared data has this name; give the stage another")
     wiring = {name: _inputs(name, stage, stages) for name, stage in stages.items()}
-    try:
-        order = list(graphlib.TopologicalSorter({n: i.values() for n, i in wiring.items()}).static_order())
-    except graphlib.CycleError as error:
-        circle = " <- ".join(error.args[1])
-        raise ConfigError(f"stages form a circle: {circle}; every stage must start from an earlier one") from error
+    order = _in_declared_order(wiring)
     prepare = Prepare(experiment.data)
     nodes = {DATA: _node(DATA, prepare, {}, {"data": prepare.fingerprint_fields()}, workdir)}
-    # Declared order where the graph leaves a choice, so that a run reads like its config.
-    for name in sorted(order, key=_depth_first(stages, wiring)):
+    for name in order:
         stage, inputs = stages[name], wiring[name]
         basis = {
             "model": experiment.model,
@@ -99,13 +94,21 @@ def _inputs(name: str, stage: Stage, stages: Mapping[str, Stage]) -> dict[str, s
     return inputs
 
 
-def _depth_first(stages: Mapping[str, Any], wiring: Mapping[str, Mapping[str, str]]) -> Any:
-    declared = {name: i for i, name in enumerate(stages)}
+def _in_declared_order(wiring: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """Return the stages in the order in which a config declares them, each after its inputs.
 
-    def depth(name: str) -> int:
-        return 1 + max((depth(source) for source in wiring[name].values()), default=0)
-
-    return lambda name: (depth(name), declared[name])
+    A run reads like its config then, and what a config checks first ends it before what it does last.
+    """
+    try:
+        order = list(graphlib.TopologicalSorter({n: i.values() for n, i in wiring.items()}).static_order())
+    except graphlib.CycleError as error:
+        circle = " <- ".join(error.args[1])
+        raise ConfigError(f"stages form a circle: {circle}; every stage must start from an earlier one") from error
+    declared = {name: i for i, name in enumerate(wiring)}
+    latest: dict[str, int] = {}
+    for name in order:
+        latest[name] = max([declared[name], *(latest[source] for source in wiring[name].values())])
+    return sorted(order, key=lambda name: (latest[name], order.index(name)))
 
 
 def _node(name: str, stage: Stage, inputs: dict[str, str], basis: Mapping[str, Any], workdir: Path) -> Node:
