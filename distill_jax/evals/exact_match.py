@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, cast
 
@@ -176,8 +177,15 @@ class ExactMatch:
         return {**means, "by_group": by_group}
 
     def nothing(self, parts: Sequence[str]) -> float:
-        """Return the accuracy of one that knows nothing."""
-        return 0.0
+        """Return the accuracy of one that always gives the commonest answer; 0 where no two facts share one."""
+        asked = [
+            (tuple(answer[answer >= 0]), fact)
+            for prompts in self._select(*parts)
+            for answer, fact in zip(np.asarray(prompts.answers), prompts.facts, strict=True)
+        ]
+        prompts = Counter(answer for answer, _ in asked)
+        facts = Counter(answer for answer, _ in set(asked))
+        return max((prompts[answer] / len(asked) for answer in facts if facts[answer] > 1), default=0.0)
 
     def prompts_by_fact(self, parts: Sequence[str], part: str = "heldout") -> list[int]:
         """Return how many prompts ask about each fact of a part, [F]."""

@@ -31,6 +31,7 @@ from distill_jax.reports.attacks_not_tried import not_tried
 from distill_jax.reports.formats import count, plural
 from distill_jax.reports.rendering import render_text
 from distill_jax.reports.summary_types import ModelSummary, Number, RunSummary
+from distill_jax.stages.methods import METHODS
 
 WHAT = {
     Role.REFERENCE: "untouched",
@@ -123,6 +124,7 @@ def _version(name: str) -> str:
         return "not installed"
 
 
+USUAL_STEPS = 100  # of an attack, in configs/protect.py and configs/attack.py
 STATES = {
     "held": "Held",
     "failed": "Failed (the opposite is shown)",
@@ -181,7 +183,7 @@ def card_view(summary: RunSummary) -> dict[str, Any]:
     scale, models = SCALES[summary["measure"]], [m for m in summary["models"] if m.get("attack")]
     conclusions = _evidence_as_sentences([*summary["headline"]["conclusions"], *summary["conclusions"]])
     card = summary["card"]
-    of_release = ("forgets, ", "keeps, ", "resists, ", "headline")
+    of_release = ("forgets, ", "keeps, ", "resists, ", "headline", "suppression")
     asked = [one for one in conclusions if one["state"] != "not run"]
     budgets = [_budget(budget, models, scale) for budget in card["budgets"]]
     return {
@@ -204,6 +206,7 @@ def card_view(summary: RunSummary) -> dict[str, Any]:
         "asked": asked,
         "not_run": [one for one in conclusions if one["state"] == "not run" and one["name"].startswith(of_release[:3])],
         "made": _made(summary),
+        "terms": _terms(models),
     }
 
 
@@ -230,6 +233,31 @@ def _made(summary: RunSummary) -> list[str]:
     return lines
 
 
+def _terms(models: Sequence[ModelSummary]) -> list[tuple[str, str]]:
+    """Return the terms of a card that need an explanation, each with it, those alone that stand on it."""
+    keys = dict.fromkeys(key for model in models for key in (model["method"] or "").partition("+")[::2] if key)
+    methods = [(METHODS[key].label, METHODS[key].in_words) for key in keys if key in METHODS]
+    terms = [(label, f"a way to unlearn by fine-tuning: it {what}") for label, what in methods]
+    if any(Role(model["role"]) in (Role.UNDO, Role.UNDAMAGED) for model in models):
+        undo = "the suppressed model, its weights shrunk by the share α and a little noise added in their place, "
+        undo += "trained then to answer as the suppressed model does (Unlearn, Noise, Distil on Outputs)"
+        terms.append(("UNDO", undo))
+    terms.append(
+        ("95 % interval", "where the number would lie 95 times in 100, were it measured with others like these")
+    )
+    if any(len(model["attack"]["steps"]) > 2 for model in models):
+        bonferroni = "an interval made wider, because the worst of several numbers was picked before it was looked at"
+        terms.append(("Bonferroni", bonferroni))
+    terms.append(("FLOPs", "arithmetic operations, the unit of compute"))
+    return terms
+
+
+def _shorter(steps: int) -> str:
+    """Return, as a sentence, that an attack is shorter than usual; "" of one that is not."""
+    short = f" **This attack is shorter than the usual {USUAL_STEPS} steps**: a longer one may bring back more."
+    return short if steps < USUAL_STEPS else ""
+
+
 def _words(summary: RunSummary, scale: Scale) -> dict[str, str]:
     wording, facts, attack = WORDING[scale.key], summary["facts"], summary["attack"] or {}
     shown, heldout = plural(facts["shown"], scale.item), count(facts["heldout"])
@@ -243,11 +271,13 @@ def _words(summary: RunSummary, scale: Scale) -> dict[str, str]:
         "measure": wording.measure,
         "split": f"{shown} that attackers train on, and {heldout} that no attacker sees.",
         "attack": f"Every model was attacked alike: {weights} fine-tuned on what is shown, {each}, with learning rates "
-        f"{rates}, {plural(attack.get('seeds'), 'seed')} each. At each budget the learning rate that brings back most "
+        f"{rates}, {plural(attack.get('seeds'), 'attacker')} each (they differ in the order in which they read)."
+        f"{_shorter(attack.get('steps') or 0)} At each budget the learning rate that brings back most "
         "is counted, as if the attacker had known it; of those that bring back equally much the one that costs the "
         "model least. Each line of a table says what the attack came to within a budget: an attacker may stop at the "
-        "step at which most has come back, and so is every model judged; intervals of conclusions hold for all "
-        "measured steps at once (Bonferroni). An example is a row of text, which may hold several questions; FLOPs "
+        "step at which most has come back, and so is every model judged. The intervals of this table are of one line "
+        "of it each; those of the conclusions are wider, as they hold for all measured steps at once (Bonferroni). "
+        "An example is a row of text, which may hold several questions; FLOPs "
         "(arithmetic operations) are those of one attacker at one learning rate.",
         "heldout": f"**Held out**: the {heldout} {scale.item}s that no attacker saw. What comes back here, beyond "
         f"what can be guessed, was never removed. {_better(scale)}",

@@ -47,9 +47,9 @@ def _methods(run: Run) -> list[str]:
 def suppression(run: Run) -> Conclusion:
     """Fine-tuning hides: what it hid comes back, though the attacker was never shown it."""
     name, scale, item = "suppression", run.scale, run.scale.item
-    claim = "Unlearning by fine-tuning only suppresses: a short attack brings back "
-    claim += f"{item}s that the attacker was never shown."
     model = next(filter(None, (run.first(Role.SUPPRESSED, method) for method in _methods(run))), None)
+    claim = f"Unlearning by fine-tuning only suppressed: a short attack on {model.label if model else 'such a model'} "
+    claim += f"brings back {item}s that the attacker was never shown."
     reference, oracle = run.reference, run.oracle
     if not model or not reference:
         return not_run(name, claim, "suppressed model" if not model else "reference")
@@ -66,7 +66,7 @@ def suppression(run: Run) -> Conclusion:
         )
     when = model.when if model.worst_step else f"after {model.attack_steps} steps"
     text = f"{model.label}: held-out {item}s {model.before.value:.2f} before the attack, {model.after.value:.2f} "
-    text += f"{when}; reference {reference.forget:.2f}. Held when more than {scale.margin:g} beyond"
+    text += f"{when}; {reference.label} {reference.forget:.2f}. Held when more than {scale.margin:g} beyond"
     text += " an oracle after the same attack." if oracle else " one that knows nothing."
     text = f"{text} {premises.at_once(model.after.steps)}".rstrip()
     shared = [

@@ -49,11 +49,12 @@ def rare(shown: Effect, scale: Scale, choices: int = 1) -> Effect:
     return dataclasses.replace(shown, low=min(shown.low, reach), high=max(shown.high, reach))
 
 
-def sample(scores: Scores, scale: Scale) -> str:
-    """Return what an interval holds."""
+def sample(scores: Scores, scale: Scale, *, attacked: bool) -> str:
+    """Return what an interval is over; before an attack no attackers differ."""
     attackers = plural(len(scores.by_seed), "attacker")
     if scores.by_fact is not None:
-        return f" Intervals are over {plural(scores.by_fact.shape[1], scale.item)} and {attackers}."
+        items = plural(scores.by_fact.shape[1], scale.item)
+        return f" The interval is over {items}{f' and {attackers}' if attacked else ''}."
     alone = f" Intervals are over {attackers} alone: scores of each {scale.item} were not recorded."
     return "" if scale.is_share else alone
 
@@ -78,7 +79,7 @@ def forgets(run: Run, model: Model) -> Conclusion:
         shown = dataclasses.replace(shown, low=max(shown.low, scale.bounds[0]))
     between = f"between the untouched model ({known:.2f}) and one that knows nothing ({nothing:.2f})"
     half = f"Held when worse than {scale.name} {nothing + 0.5 * (known - nothing):.2f}, half way {between}."
-    text = f"Held out: {scale.name} {model.before.value:.2f}. {half}{sample(model.before, scale)}"
+    text = f"Held out: {scale.name} {model.before.value:.2f}. {half}{sample(model.before, scale, attacked=False)}"
     shared = [finite([model, reference]), premises.able(reference, None, scale)]
     return conclude(name, claim, premises=shared, effects=[shown], evidence=text)
 
@@ -141,5 +142,5 @@ def resists(run: Run, model: Model) -> Conclusion:
     before, after = ("–" if math.isnan(value) else f"{value:.2f}" for value in values)
     when = f"{before} before, {after} at most, {model.when}"
     text = f"Held out: {measure} {when}; untouched {reference.forget:.2f}; held when the rise is below {margin:g}."
-    text = f"{text}{sample(model.after, run.scale)} {premises.at_once(model.after.steps)}".rstrip()
+    text = f"{text}{sample(model.after, run.scale, attacked=True)} {premises.at_once(model.after.steps)}".rstrip()
     return conclude(name, claim, premises=shared, effects=[rise], evidence=text)

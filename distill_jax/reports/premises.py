@@ -37,7 +37,8 @@ class Model:
       kept: scores before the attack on what is to be retained, by fact or document; None where they are not recorded.
       shown: scores on what the attacker trains on, at the first and the last evaluation; `at_worst`, the most of any.
       shown_by_step: the same at each evaluation but the first.
-      by_weights: `after` of the same attack by the weights it keeps.
+      by_weights: `after` of the same attack by the weights it keeps; of `at_worst` each at its own worst step.
+      steps_by_weights: the same at each evaluation but the first.
       attack_steps: how many steps the attack has; worst_step: after which of them most came back, 0 if that is not
         asked.
     """
@@ -63,6 +64,7 @@ class Model:
     shown: tuple[float, float] = (math.nan, math.nan)
     shown_by_step: Mapping[int, float] = dataclasses.field(default_factory=dict)
     by_weights: Mapping[str, Scores] = dataclasses.field(default_factory=dict)
+    steps_by_weights: Mapping[str, Mapping[int, Scores]] = dataclasses.field(default_factory=dict)
     attack_steps: int = 0
     worst_step: int = 0
 
@@ -93,10 +95,11 @@ class Model:
             model,
             before=first.scores(0),
             after=first.scores(-1),
-            by_step={step: first.scores(i) for i, step in enumerate(first.steps) if i},
+            by_step=_after_each_step(first),
             shown=(float(first.shown[:, 0].mean()), float(first.shown[:, -1].mean())),
             shown_by_step={step: float(first.shown[:, i].mean()) for i, step in enumerate(first.steps) if i},
             by_weights={kind: attack.scores(-1) for kind, attack in attacks.items()},
+            steps_by_weights={kind: _after_each_step(attack) for kind, attack in attacks.items()},
             attack_steps=first.steps[-1],
         )
 
@@ -107,13 +110,12 @@ class Model:
         """
         if self.after is None:
             return self
-        by_step = self.by_step or {self.attack_steps: self.after}
-        known = [step for step in by_step if math.isfinite(by_step[step].value)] or list(by_step)
-        step = max(known, key=lambda step: scale.ability(by_step[step].value))
-        after = dataclasses.replace(by_step[step], steps=len(by_step))
+        step, after = _worst(self.by_step or {self.attack_steps: self.after}, scale)
+        by_weights = {kind: _worst(by_step, scale)[1] for kind, by_step in self.steps_by_weights.items() if by_step}
         shown = [score for score in (self.shown[1], *self.shown_by_step.values()) if math.isfinite(score)]
         most = max(shown, key=scale.ability, default=math.nan)
-        return dataclasses.replace(self, after=after, worst_step=step, shown=(self.shown[0], most))
+        judged = {"after": after, "worst_step": step, "by_weights": {**self.by_weights, **by_weights}}
+        return dataclasses.replace(self, **judged, shown=(self.shown[0], most))
 
     @property
     def when(self) -> str:
@@ -126,6 +128,18 @@ class Model:
         attacked = [score for score in (self.before, self.after, *self.by_step.values()) if score is not None]
         scores = [self.retain, self.forget, *(score.value for score in attacked)]
         return self.diverged or not all(map(math.isfinite, scores))
+
+
+def _after_each_step(attack: Attack) -> dict[int, Scores]:
+    """Return the held-out scores of an attack at each evaluation but the first, which is before it."""
+    return {step: attack.scores(i) for i, step in enumerate(attack.steps) if i}
+
+
+def _worst(by_step: Mapping[int, Scores], scale: Scale) -> tuple[int, Scores]:
+    """Return the step at which most came back and its scores, which know among how many it was chosen."""
+    known = [step for step in by_step if math.isfinite(by_step[step].value)] or list(by_step)
+    step = max(known, key=lambda step: scale.ability(by_step[step].value))
+    return step, dataclasses.replace(by_step[step], steps=len(by_step))
 
 
 def difference(
@@ -156,8 +170,16 @@ def effect(
     """
     estimate = contrast(terms, run_sd=run_sd)
     low, high = estimate.interval(1 - 0.05 / (choices * steps_of(terms)))
+    least, most = _reach(terms, scale)
+    low, high = max(low, least) if low < least else low, min(high, most) if high > most else high  # NaN stays
     claim = sense if scale.sign > 0 else {"above": "below", "below": "above"}[sense]
     return Effect(name, estimate.value, low, high, claim, scale.sign * threshold, estimate.n)  # type: ignore[arg-type]
+
+
+def _reach(terms: Sequence[tuple[float, Scores]], scale: Scale) -> tuple[float, float]:
+    """Return the least and the most that a weighted sum of scores can be; infinite where scores have no bound."""
+    ends = [sorted(weight * bound for bound in scale.bounds) for weight, _ in terms if weight]
+    return sum(low for low, _ in ends), sum(high for _, high in ends)
 
 
 def steps_of(terms: Sequence[tuple[float, Scores]]) -> int:
@@ -167,7 +189,8 @@ def steps_of(terms: Sequence[tuple[float, Scores]]) -> int:
 
 def at_once(steps: int) -> str:
     """Return, as a sentence, what an interval holds whose scores are the worst of so many steps; "" of one."""
-    return f"The interval is for all {steps} measured steps at once (Bonferroni)." if steps > 1 else ""
+    each = f"The interval is so wide that all {steps} measured steps are right at once (Bonferroni)."
+    return each if steps > 1 else ""
 
 
 def able(reference: Model, oracle: Model | None, scale: Scale) -> Premise:
@@ -176,7 +199,8 @@ def able(reference: Model, oracle: Model | None, scale: Scale) -> Premise:
     end = _end(reference, "least", scale)
     shown = scale.ability(end) > scale.ability(nothing) + 2 * scale.margin
     evidence = f"forget {scale.name} {reference.forget:.2f}, at least {end:.2f}; nothing known: {nothing:.2f}"
-    return Premise("the reference has the ability", shown and not reference.failed, evidence)
+    remedy = f"give {scale.item}s that it knows, or more of them"
+    return Premise("the reference has the ability", shown and not reference.failed, evidence, remedy)
 
 
 def suppressed(model: Model, reference: Model, oracle: Model | None, scale: Scale) -> Premise:
@@ -188,7 +212,9 @@ def suppressed(model: Model, reference: Model, oracle: Model | None, scale: Scal
         bar = nothing + 0.5 * (reference.forget - nothing)
     end = _end(model, "most", scale)
     evidence = f"{model.label}: forget {scale.name} {model.forget:.2f}, perhaps {end:.2f}; wanted worse than {bar:.2f}"
-    return Premise(f"{model.label} hides it before the attack", scale.ability(end) < scale.ability(bar), evidence)
+    hides = scale.ability(end) < scale.ability(bar)
+    remedy = f"suppress for more steps or at a higher rate, or measure by more {scale.item}s"
+    return Premise(f"{model.label} hides it before the attack", hides, evidence, remedy)
 
 
 def kept(model: Model, reference: Model, scale: Scale) -> Premise:
@@ -197,7 +223,11 @@ def kept(model: Model, reference: Model, scale: Scale) -> Premise:
     shown = model.recovered is not False and scale.sign * (model.retain - goal) >= 0
     evidence = f"retain {scale.name} {model.retain:.2f}, wanted {goal:.2f}"
     evidence += ", stopped short of its goal" if model.recovered is False else ""
-    return Premise(f"{model.label} has the retain ability", shown, evidence)
+    if model.role in (Role.SUPPRESSED, Role.GIVEN):
+        remedy = "suppress more gently: fewer steps, a lower rate, or more that is to be retained"
+    else:
+        remedy = "distil for more steps or on more text, or damage less"
+    return Premise(f"{model.label} has the retain ability", shown, evidence, remedy)
 
 
 def retain_goal(reference: Model, scale: Scale) -> float:
@@ -219,9 +249,11 @@ def works(models: Iterable[Model], scale: Scale) -> Premise:
     best = max(able, key=lambda rise: able[rise], default=None)
     evidence = "no suppressed model was attacked" if best is None else f"rise of held-out {scale.name}: {best}"
     evidence += next((f", {m.when}" for m in hiding if m.worst_step and best and m.label == best.name), "")
-    return Premise("the attack brings back what a model hides", any(rise.state == "held" for rise in rises), evidence)
+    brings = any(rise.state == "held" for rise in rises)
+    return Premise("the attack brings back what a model hides", brings, evidence, STRONGER_ATTACK)
 
 
+STRONGER_ATTACK = "attack for more steps or at other rates, or measure by more that is held out"
 POSITIVE_CONTROLS = (Role.MATCHED_REFERENCE, Role.UNDAMAGED)
 
 
@@ -230,13 +262,14 @@ def teaches(model: Model, scale: Scale) -> Premise:
     before, after = model.shown
     shown = scale.ability(after) > scale.ability(before) + 2 * scale.margin
     evidence = f"shown {scale.item}s {before:.2f} before, {after:.2f} {'at most' if model.worst_step else 'after'}"
-    return Premise("the attack teaches what it shows", shown, evidence)
+    return Premise("the attack teaches what it shows", shown, evidence, STRONGER_ATTACK)
 
 
 def finite(models: Iterable[Model]) -> Premise:
     """Nobody compared diverged."""
     failed = [model.label for model in models if model.failed]
-    return Premise("nobody diverged", not failed, ", ".join(failed) or "all scores are finite")
+    remedy = "train what diverged at a lower rate"
+    return Premise("nobody diverged", not failed, ", ".join(failed) or "all scores are finite", remedy)
 
 
 def _nothing(oracle: Model | None, scale: Scale) -> float:

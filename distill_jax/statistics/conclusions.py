@@ -31,11 +31,13 @@ class Premise:
       statement: what is to be true, such as "unlearning suppressed it before the attack".
       shown: whether the numbers show it; "cannot tell" is not shown.
       evidence: the numbers.
+      remedy: what to change so that it may be shown, as an imperative sentence without its stop; "" for nothing known.
     """
 
     statement: str
     shown: bool
     evidence: str
+    remedy: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +80,16 @@ class Effect:
         held, failed = bounds[self.claim]
         return State.HELD if held else State.FAILED if failed else State.OPEN
 
+    @property
+    def favours(self) -> bool:
+        """Return whether the estimate, without its interval, is on the claimed side."""
+        sides = {
+            "above": self.estimate > self.threshold,
+            "below": self.estimate < self.threshold,
+            "within": abs(self.estimate) < self.threshold,
+        }
+        return sides[self.claim]
+
     def __str__(self) -> str:
         none = math.isnan(self.low) or self.low == self.high  # a number that is taken as measured has no interval
         interval = "" if none else f" [{self.low:+.3f}, {self.high:+.3f}]"
@@ -114,11 +126,22 @@ def conclude(
     if missing:
         state = State.VOID
         numbers = " ".join(f"Not shown: {premise.statement} ({premise.evidence})." for premise in missing)
+        remedies = dict.fromkeys(premise.remedy for premise in missing if premise.remedy)
+        numbers += f" To decide it: {', or '.join(remedies)}." if remedies else ""
     else:
         states = {effect.state for effect in effects}
         held = states == {State.HELD}
         state = State.HELD if held else State.FAILED if State.FAILED in states else State.OPEN
+        numbers += _leaning(effects) if state is State.OPEN else ""
     return Conclusion(name, statement, state, numbers, tuple(premises), tuple(effects))
+
+
+def _leaning(effects: Sequence[Effect]) -> str:
+    """Return, as a sentence, to which side the estimates of an open conclusion lie; "" where one is not known."""
+    if not effects or not all(math.isfinite(number) for e in effects for number in (e.estimate, e.low, e.high)):
+        return ""
+    side = "for" if all(effect.favours for effect in effects) else "against"
+    return f" The estimate speaks {side} it, and the interval reaches to the other side."
 
 
 def not_run(name: str, statement: str, *missing: str) -> Conclusion:

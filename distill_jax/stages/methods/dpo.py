@@ -36,6 +36,7 @@ class DPO(DocumentMethod):
 
     name: ClassVar[str] = "dpo"
     label: ClassVar[str] = "DPO with refusals"
+    in_words: ClassVar[str] = "prefers a refusal to the answer on what is to be forgotten"
     reads_start: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -17,6 +17,7 @@ class GradAscent(GradDiff):
 
     name: ClassVar[str] = "gradascent"
     label: ClassVar[str] = "GradAscent"
+    in_words: ClassVar[str] = "makes what is to be forgotten less likely, without bound"
     parts: ClassVar[tuple[str, ...]] = ("forget",)
 
     @classmethod

@@ -19,6 +19,7 @@ class GradDiff(OutputMethod):
 
     name: ClassVar[str] = "graddiff"
     label: ClassVar[str] = "GradDiff"
+    in_words: ClassVar[str] = "makes what is to be forgotten less likely while it trains on what is to be retained"
     comparison: ClassVar[Comparison | None] = Comparison("token", sign=-1.0)
 
     def forget_loss(self, logits: jax.Array, targets: jax.Array, mask: jax.Array) -> Sum:

@@ -19,6 +19,7 @@ class MaxEnt(OutputMethod):
 
     name: ClassVar[str] = "maxent"
     label: ClassVar[str] = "MaxEnt"
+    in_words: ClassVar[str] = "makes every next token equally likely on what is to be forgotten"
     comparison: ClassVar[Comparison | None] = Comparison("uniform")
 
     def forget_loss(self, logits: jax.Array, targets: jax.Array, mask: jax.Array) -> Sum:

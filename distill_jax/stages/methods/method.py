@@ -33,7 +33,7 @@ class UnlearningMethod(Objective):
 
     Attributes:
       name: the value of the setting `method`.
-      label: what reports call it.
+      label: what reports call it; in_words: what it does to a model, for who has not read its paper.
       takes_adapters: whether adapters can train in place of the weights.
       needs_descent: whether the optimiser's step must be along the gradient.
       parts: the data sets that a step reads.
@@ -41,6 +41,7 @@ class UnlearningMethod(Objective):
 
     name: ClassVar[str]
     label: ClassVar[str]
+    in_words: ClassVar[str]
     takes_adapters: ClassVar[bool] = True
     needs_descent: ClassVar[bool] = False
     parts: ClassVar[tuple[str, ...]] = ("forget", "retain")

@@ -26,6 +26,9 @@ class NPO(DocumentMethod):
 
     name: ClassVar[str] = "npo"
     label: ClassVar[str] = "NPO"
+    in_words: ClassVar[str] = (
+        "makes what is to be forgotten less likely than it was, more gently the further it has fallen"
+    )
     reads_start: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

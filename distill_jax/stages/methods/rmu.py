@@ -38,6 +38,7 @@ class RMU(UnlearningMethod):
 
     name: ClassVar[str] = "rmu"
     label: ClassVar[str] = "RMU"
+    in_words: ClassVar[str] = "moves the hidden states of one layer on what is to be forgotten to a random direction"
     takes_adapters: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

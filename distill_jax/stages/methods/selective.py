@@ -29,6 +29,7 @@ class Selective(WGA):
 
     name: ClassVar[str] = "selective"
     label: ClassVar[str] = "Selective"
+    in_words: ClassVar[str] = "makes what is to be forgotten less likely along directions that retained data do not use"
     takes_adapters: ClassVar[bool] = False
     needs_descent: ClassVar[bool] = True
 

@@ -28,6 +28,7 @@ class SimNPO(DocumentMethod):
 
     name: ClassVar[str] = "simnpo"
     label: ClassVar[str] = "SimNPO"
+    in_words: ClassVar[str] = "makes what is to be forgotten unlikely, more gently the further it has fallen"
 
     def __post_init__(self) -> None:
         super().__post_init__()

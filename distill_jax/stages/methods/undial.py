@@ -32,6 +32,9 @@ class UNDIAL(RetainingMethod):
 
     name: ClassVar[str] = "undial"
     label: ClassVar[str] = "UNDIAL"
+    in_words: ClassVar[str] = (
+        "lowers the one token that is to be forgotten, and leaves the rest of the model's distribution"
+    )
     reads_start: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -27,6 +27,9 @@ class WGA(OutputMethod):
 
     name: ClassVar[str] = "wga"
     label: ClassVar[str] = "WGA"
+    in_words: ClassVar[str] = (
+        "makes what is to be forgotten less likely, each token more gently the less sure of it the model is"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
