@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from distill_jax.data.records import EVALUATION
 from distill_jax.evals.exact_match import ExactMatch, Prompts, accuracies, make_evaluator, prompts_by_form
 from distill_jax.evals.measure import all_finite
 from distill_jax.evals.scale import ACCURACY
@@ -376,3 +377,24 @@ def test_prompts_are_counted_by_held_out_fact():
     assert measure.prompts_by_fact(parts) == [1, 2]  # mul:0,9 and mul:1,2
     seen = np.array([[1, 1, 1, 1, 0], [0, 1, 1, 1, 1]], bool)
     assert measure.by_fact(seen, parts).tolist() == [[0, 2], [1, 1]]
+
+
+@pytest.mark.unit
+def test_one_that_knows_nothing_gives_the_commonest_answer(tmp_path):
+    """Five facts in two wordings, of which two share an answer; without them nobody can guess any."""
+    answers = {"a": [4, 5], "b": [4, 5], "c": [6], "d": [7], "e": [8]}
+    items = [
+        {
+            "prompt_ids": [1, form],
+            "answer_ids": answer,
+            "operation": "x",
+            "form": f"{form}",
+            "part": "heldout",
+            "fact": fact,
+        }
+        for fact, answer in answers.items()
+        for form in (2, 3)
+    ]
+    for chosen, chance in ((items, 2 / 5), (items[2:], 0.0)):
+        (tmp_path / EVALUATION).write_text("".join(json.dumps(item) + "\n" for item in chosen))
+        assert ExactMatch(tmp_path).nothing(("shown", "heldout")) == pytest.approx(chance)

@@ -23,6 +23,7 @@ from distill_jax.data.facts.prepare_facts import prepare_facts, write_facts
 from distill_jax.data.packing import ANSWER, SEGMENTS, TOKENS
 from distill_jax.data.records import Rows, load_evaluation
 from distill_jax.data.text import hf_tokenizer
+from distill_jax.data.text.text_config import TextConfig
 from distill_jax.experiment.protection import _sources
 from distill_jax.io.files import Digests
 from distill_jax.shipped import TINY
@@ -56,13 +57,36 @@ def test_questions_are_read_from_every_kind_of_file(kind, tmp_path):
         path.write_text('question,answer\nTwo and two are,4\nWho?,"Ann, or Bo"\n')
     else:
         path.write_text(json.dumps(rows) if kind == "json" else "".join(json.dumps(row) + "\n" for row in rows))
-    source = f"{path}?kind=jsonl" if kind == "csv" else str(path)
-    found, documents = facts.split_sources("forget", source) if kind != "csv" else (None, None)
-    if kind == "csv":  # refused by name: it is no text
-        with pytest.raises(ConfigError, match=r"\.csv is not understood"):
-            facts.kind_of("forget", str(path))
-        return
+    assert facts.kind_of("forget", str(path)) == "questions"
+    found, documents = facts.split_sources("forget", str(path))
     assert [q.text for q in facts.read(found)] == ["Two and two are 4", "Who? Ann, or Bo"] and not documents
+
+
+def test_a_table_of_questions_is_no_text(tmp_path):
+    """A text config would train on commas; a table without a header is no questions."""
+    path = tmp_path / "facts.csv"
+    path.write_text("question,answer\nWho?,Ann\n")
+    with pytest.raises(ConfigError, match=r"facts\.csv: \.csv holds questions; give text"):
+        TextConfig(retain=str(path), forget=str(path)).with_content_hash(Digests())
+    path.write_text("Who?,Ann\n")
+    with pytest.raises(ConfigError, match=r"has 2 columns; needed .* a first line `question,answer`"):
+        facts.kind_of("forget", str(path))
+    path.write_text("")
+    assert facts.kind_of("forget", str(path)) == "questions"  # of which there are too few
+
+
+def test_what_is_read_is_counted_and_wordings_without_a_fact_are_found(tmp_path):
+    kept = lines(tmp_path / "r.jsonl", [{"question": f"What is {i}?", "answer": f"it {i}"} for i in range(5)])
+    named = FactsConfig(forget=lines(tmp_path / "f.jsonl", capitals(40)), retain=kept, heldout=0.25).what_is_read()
+    assert named.splitlines() == [
+        "to forget: 40 facts in 80 questions; attackers are shown 30 facts in 60 questions, "
+        "10 facts in 20 questions are held out",
+        "to retain: 5 facts",
+    ]
+    unnamed = [{key: row[key] for key in ("question", "answer")} for row in capitals(40)]
+    said = FactsConfig(forget=lines(tmp_path / "g.jsonl", unnamed), retain=kept, heldout=0.25).what_is_read()
+    assert "to forget: 80 facts; attackers are shown 60 facts, 20 facts are held out" in said
+    assert "40 answers belong to several questions, such as 'city 0', and none names its `fact`" in said
 
 
 def test_what_sources_hold_is_told_by_their_records(tmp_path):

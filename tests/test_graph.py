@@ -431,6 +431,26 @@ def test_identities_do_not_depend_on_the_order_of_declaration(stages, data):
     assert identities(build(**stages)) == identities(build(**{name: stages[name] for name in order}))
 
 
+@pytest.mark.property
+@settings(max_examples=50, deadline=None, database=None)
+@given(random_stages(), st.data())
+def test_a_stage_comes_when_it_is_declared_or_as_soon_as_its_inputs_have_come(stages, data):
+    """So that a config which checks its damage before it declares attacks has attacked nothing when that is refused."""
+    listed = [name for name in build(**stages) if name != "data"]
+    again = build(**{name: stages[name] for name in listed})
+    assert [name for name in again if name != "data"] == listed  # inputs first already: nothing moves
+    order = data.draw(st.permutations(listed))
+    moved = [name for name in build(**{name: stages[name] for name in order}) if name != "data"]
+    last = {name: max(order.index(one) for one in {name, *made_from(name, stages)}) for name in order}
+    assert [last[name] for name in moved] == sorted(last.values())
+
+
+def made_from(name: str, stages: dict) -> set[str]:
+    """Return all that a stage is made from, however far back."""
+    inputs = set(stages[name].inputs().values())
+    return inputs.union(*(made_from(source, stages) for source in inputs))
+
+
 @pytest.mark.unit
 @pytest.mark.parametrize(
     ("stages", "words"),

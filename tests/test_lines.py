@@ -289,7 +289,7 @@ def test_json_is_read_as_json_whatever_its_name_looks_like(tmp_path, name, array
         ("a.txt", gzip.compress(b'{"text": "a"}\n', mtime=0), "begins with a JSON object"),
         ("part-0001", b"PAR1....", "begins as parquet does; ?kind=parquet"),
         ("a.jsonl.zst", b"\x28\xb5\x2f\xfd", ".zst is not understood"),
-        ("a.CSV", b"a,b\n", ".csv is not understood"),
+        ("a.TSV", b"a\tb\n", ".tsv is not understood"),
     ],
     ids=ascii,
 )

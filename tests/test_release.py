@@ -11,7 +11,7 @@ from distill_jax.evals.scale import ACCURACY, BITS_PER_BYTE
 from distill_jax.experiment.roles import Role
 from distill_jax.reports.attacked import Run
 from distill_jax.reports.claims_release import judge_release
-from distill_jax.reports.premises import Model
+from distill_jax.reports.premises import Model, effect
 from distill_jax.statistics.conclusions import Effect
 from distill_jax.statistics.estimates import Scores
 
@@ -108,8 +108,34 @@ def test_what_is_concluded_says_what_its_numbers_are(scale):
     concluded = judge_release(Run(facts if scale is ACCURACY else text, scale), 100 if scale is ACCURACY else 0)
     assert [scale.name in one.evidence for one in concluded] == [True, True, True]
     assert scale.name in concluded[-1].statement
-    of = "over 3 attackers alone" if scale is TEXT else "over 200 facts and 3 attackers."
-    assert of in concluded[0].evidence and of in concluded[2].evidence
+    before, after = (
+        ("over 3 attackers alone",) * 2 if scale is TEXT else ("over 200 facts.", "over 200 facts and 3 att")
+    )
+    assert before in concluded[0].evidence and after in concluded[2].evidence  # nobody has attacked before
+
+
+def test_what_is_open_says_where_the_estimate_lies_and_what_is_void_how_to_decide_it():
+    few = [model(Role.UNDO, 0.0, share, facts=12) for share in (0.0, 0.09)]
+    run = Run([KNOWS, HIDES, *few], ACCURACY)
+    _, _, near, _, _, far = judge_release(run, 100)
+    assert near.state == far.state == "open"
+    assert "The estimate speaks for it, and the interval reaches" in near.evidence
+    assert "The estimate speaks against it, and the interval reaches" in far.evidence
+    weak = Run([KNOWS, model(Role.SUPPRESSED, 0.0, 0.0), model(Role.UNDO, 0.0, 0.0, retain=0.3)], ACCURACY)
+    (*_, void) = judge_release(weak, 100)
+    assert void.state == "void"
+    for remedy in ("attack for more steps or at other rates", "distil for more steps or on more text, or damage less"):
+        assert remedy in void.evidence.partition("To decide it:")[2]
+
+
+@pytest.mark.parametrize("sense", ["above", "below"])
+def test_a_difference_of_shares_reaches_no_further_than_shares_do(sense):
+    """With two attackers and no facts recorded t has one degree of freedom, and reaches over any bound."""
+    high, low = (Scores(np.array(values), facts=0) for values in ((0.7, 1.0), (0.2, 0.0)))
+    shown = effect("difference", [(1.0, high), (-1.0, low)], ACCURACY, sense)
+    assert (shown.low, shown.high) == (-1.0, 1.0)
+    bits = effect("difference", [(1.0, high), (-1.0, low)], TEXT, sense)
+    assert np.isfinite(bits.low) and bits.high > 1 and bits.low < -1  # of bits there is no such bound
 
 
 def test_a_number_that_is_taken_as_measured_shows_no_interval():

@@ -170,3 +170,20 @@ def test_a_setting_of_a_stage_is_named_by_its_section(key, value, said):
     change(named.config, {key: value})
     with pytest.raises(ConfigError, match=said):
         load_experiment(named.module, named.config)
+
+
+def test_a_token_that_begins_texts_and_is_not_put_is_named(tmp_path, capsys):
+    """Of a tokenizer that names <bos>, whose own file puts it before every text, and whose does not."""
+    forget = lines(tmp_path / "f.jsonl", [{"question": f"Who is {i}?", "answer": f"A {i}"} for i in range(60)])
+    retain = lines(tmp_path / "r.jsonl", [{"question": f"What is {i}?", "answer": f"B {i}"} for i in range(60)])
+    for begins in (True, False):
+        model = shutil.copytree(MODEL, tmp_path / f"model-{begins}")
+        tokenizer = json.loads((model / "tokenizer.json").read_text("utf-8"))
+        if not begins:
+            tokenizer["post_processor"] = None
+        (model / "tokenizer.json").write_text(json.dumps(tokenizer), "utf-8")
+        files = (f"--forget={forget}", f"--retain={retain}", f"--workdir={tmp_path}/run-{begins}", "--dry_run")
+        assert main(["distill-jax", "protect", f"--model={model}", *files]) == 0
+        said = capsys.readouterr().out
+        assert ("names <bos> as what begins a text and puts none" in said) is not begins
+        assert "to forget: 60 facts; attackers are shown 30 facts, 30 facts are held out\n" in said

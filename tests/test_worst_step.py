@@ -85,6 +85,18 @@ def test_what_is_said_of_fine_tuning():
     assert "0.70 after 10 of 100 steps" in suppression.evidence and "(Bonferroni)" in suppression.evidence
 
 
+def test_what_is_said_of_precision():
+    """In fp32 most comes back early and is lost again; at the last step bf16 seems the stronger attack."""
+    of = {"float32": (0.7, 0.7, 0.1), "bfloat16": (0.1, 0.2, 0.2)}
+    by_weights = {kind: dict(zip(STEPS, map(answered, over), strict=True)) for kind, over in of.items()}
+    last = {kind: by_step[STEPS[-1]] for kind, by_step in by_weights.items()}
+    hiding = Model(
+        **{**vars(model(Role.SUPPRESSED, 0.0, *of["float32"])), "by_weights": last, "steps_by_weights": by_weights}
+    )
+    states = [judge([one])[-1].state for one in (hiding, hiding.at_worst(ACCURACY))]
+    assert states == ["failed", "held"]
+
+
 def test_what_is_said_of_distilling():
     """The student gives back as much as its teacher, each at its own worst step."""
     teacher, student = model(Role.SUPPRESSED, 0.0, *LATE), model(Role.RANDOM_STUDENT, 0.0, *EARLY)

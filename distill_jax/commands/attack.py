@@ -54,6 +54,8 @@ def _run(flags: Flags, arguments: Sequence[str]) -> int:
     print("\n".join(decisions))
     run = api.open_run(named, flags.workdir)
     protection.check_same_files(run.nodes, flags.workdir)
+    if counts := run.experiment.data.what_is_read():
+        print(counts)
     page = computed(run, flags, flags.dry_run)
     if page:
         from distill_jax.reports.card import attack_lines

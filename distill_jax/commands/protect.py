@@ -81,6 +81,8 @@ def _run(flags: Flags, arguments: Sequence[str]) -> int:
         return _plan(flags, named)
     run = api.open_run(named, flags.workdir)
     protection.check_same_files(run.nodes, flags.workdir)
+    if counts := run.experiment.data.what_is_read():
+        print(counts)
     page = computed(run, flags, flags.dry_run)
     if page:
         exported = run.nodes["export"].directory / "model"

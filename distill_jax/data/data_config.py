@@ -52,6 +52,10 @@ class DataConfig:
         if name not in self.SETS:
             raise SettingError(key, name, f"these data have no such set; choose one of {', '.join(self.SETS)}")
 
+    def what_is_read(self) -> str:
+        """Return how much there is to forget, to hold out and to retain, in lines; "" where that is not counted."""
+        return ""
+
     def how_measured(self) -> str:
         """Return what is measured of what is to be retained, in sentences; "" where nothing is to be said of it."""
         return ""

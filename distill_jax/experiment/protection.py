@@ -185,12 +185,27 @@ def _decide(named: NamedConfig, subject: Subject, files: Files, memory: float) -
     c.data.row_length = min(longest, subject.context or longest)
     what = f"{c.kind} to forget, rows of {c.data.row_length} tokens"
     decisions = [f"{subject.path}: {subject.parameters:,} parameters; {what}"]
+    decisions += _begins(subject)
     if c.kind == "questions" and facts.kind_of("forget", files.forget) == "choices":
         decisions.append(
             "multiple choice without documents: each is asked in words, and its right option is the answer"
         )
     rate = min(FASTEST, RATE * math.sqrt(RATE_PARAMETERS / subject.parameters))
     return decisions + _fit(named, subject, rate, memory)
+
+
+def _begins(subject: Subject) -> list[str]:
+    """Say where a tokenizer names a token that begins texts and puts none: rows have it, prompts do not."""
+    from distill_jax.data.text import hf_tokenizer, sentencepiece_vocab
+
+    words = sentencepiece_vocab.load(subject.vocabulary)
+    if not isinstance(words, hf_tokenizer.Tokenizer) or words.begin():
+        return []
+    token = words.decode([words.bos_id()])
+    return [
+        f"its tokenizer names {token} as what begins a text and puts none: prompts begin without it, training rows "
+        "have it before each document"
+    ]
 
 
 def _fit(named: NamedConfig, subject: Subject, rate: float, memory: float) -> list[str]:

@@ -189,8 +189,7 @@ def steps_of(terms: Sequence[tuple[float, Scores]]) -> int:
 
 def at_once(steps: int) -> str:
     """Return, as a sentence, what an interval holds whose scores are the worst of so many steps; "" of one."""
-    each = f"The interval is so wide that all {steps} measured steps are right at once (Bonferroni)."
-    return each if steps > 1 else ""
+    return f"The interval is for all {steps} measured steps at once (Bonferroni)." if steps > 1 else ""
 
 
 def able(reference: Model, oracle: Model | None, scale: Scale) -> Premise:

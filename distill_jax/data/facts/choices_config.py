@@ -71,6 +71,12 @@ class ChoicesConfig(DocumentsConfig):
         left_out = FILES if self.content else ()
         return {key: value for key, value in super().fingerprint_fields().items() if key not in left_out}
 
+    def what_is_read(self) -> str:
+        """Return how many items there are on each side."""
+        count = {part: len(items) for part, items in self.eval_splits().items()}
+        held = f"{count['shown']:,} items that attackers are shown solved, {count['heldout']:,} held out"
+        return f"to forget: text; measured by {held}\nto retain: text; measured by {count['retain']:,} items"
+
     def how_measured(self) -> str:
         """Return what is measured of what is to be retained."""
         return (

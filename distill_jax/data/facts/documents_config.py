@@ -29,7 +29,7 @@ class DocumentsConfig(ForgetConfig):
           ConfigError: naming what is missing, too few, or on both sides.
         """
         known = super().with_content_hash(digests)
-        if sum(size(location(file)) for side in self.files().values() for s in side for file in s.files) <= QUICK:
+        if self._bytes() <= QUICK:
             try:
                 self.check_documents()
             except ValueError as error:  # of a document that cannot be read as well
@@ -54,6 +54,19 @@ class DocumentsConfig(ForgetConfig):
         check(kept, f"data.retain={self.retain!r}: is empty; name files that hold what is to be retained")
         if self.overlap == "refuse":
             overlap.refuse(documents(files["forget"], skip), documents(files["retain"], skip))
+
+    def what_is_read(self) -> str:
+        """Return how many documents there are on each side, where they are few enough to be counted beforehand."""
+        if self._bytes() > QUICK:
+            return ""
+        counts = {side: sum(1 for _ in documents(of, self.broken == "skip")) for side, of in self.files().items()}
+        held = round(self.validation_share * counts["forget"])
+        return f"to forget: {counts['forget']:,} documents, about {held:,} of them held out\n" + (
+            f"to retain: {counts['retain']:,} documents"
+        )
+
+    def _bytes(self) -> int:
+        return sum(size(location(file)) for side in self.files().values() for s in side for file in s.files)
 
     def how_measured(self) -> str:
         """Return what is measured of what is to be retained."""

@@ -62,7 +62,8 @@ def kind_of(key: str, text: str) -> str:
 
 
 def _kind(source: Source, key: str) -> str:
-    return next((kind_of_row(row) for row in itertools.islice(_rows(source, key), 1)), "documents")
+    empty = "questions" if source.kind == "csv" else "documents"
+    return next((kind_of_row(row) for row in itertools.islice(_rows(source, key), 1)), empty)
 
 
 def kind_of_row(row: JsonObject) -> str:
@@ -77,7 +78,7 @@ def _rows(source: Source, key: str) -> Iterable[JsonObject]:
     if source.kind == "tfds":
         return ()
     sources.check_files(source, key)
-    if source.kind == "text" and not source.files[0].endswith(".csv"):
+    if source.kind == "text":
         return ()
     return (row for path in source.files for _, row in items.rows(location(path)))
 

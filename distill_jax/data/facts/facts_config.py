@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 from typing import ClassVar, Self
 
@@ -37,6 +38,7 @@ class FactsConfig(ForgetConfig):
     chat: bool = added(False)
 
     ANSWER: ClassVar[int] = 1  # so that a loss on answers alone holds the model on all of the text to retain
+    READS_TABLES: ClassVar[bool] = True
     MEASURE: ClassVar[str] = "exact_match"
     PREPARE: ClassVar[str] = "distill_jax.data.facts.prepare_facts"
     SETS: ClassVar[tuple[str, ...]] = ("all", "retain", "forget", "forget_shown")
@@ -110,6 +112,24 @@ class FactsConfig(ForgetConfig):
         """Return what decides what the prepared data hold, which facts to retain are trained on among it."""
         return super().fingerprint_fields() | {"retained_facts": "all read"}
 
+    def what_is_read(self) -> str:
+        """Return how many facts and questions there are on each side, and what of their split may not be as meant."""
+        shown, heldout = self.forget_split()
+        asked = [*shown, *heldout]
+        retain, read = self.retain_sources()
+        kept = facts.read(retain)
+        halves = f"attackers are shown {_facts(shown)}, {_facts(heldout)} are held out"
+        texts = ", and text" if read else ""
+        lines = [f"to forget: {_facts(asked)}; {halves}", f"to retain: {_facts(kept)}{texts}"]
+        shared = [answer for answer, count in Counter(q.answer for q in asked).items() if count > 1]
+        if shared and all(q.fact == " ".join(q.question.split()) for q in asked):
+            what = (
+                f"{len(shared):,} answers belong to several questions, such as {shared[0]!r}, and none names its `fact`"
+            )
+            mend = "give those that are one fact in several wordings the same `fact`"
+            lines.append(f"{what}: {mend}, or it is shown in one wording and held out in another")
+        return "\n".join(lines)
+
     def how_measured(self) -> str:
         """Return what is measured of what is to be retained."""
         return (
@@ -117,3 +137,10 @@ class FactsConfig(ForgetConfig):
             "were read. Texts to retain are measured by ones that no training reads. Facts and wordings that stand in "
             "no file are not measured."
         )
+
+
+def _facts(questions: Sequence[Question]) -> str:
+    """Return how many facts questions ask for, and in how many wordings where these are more."""
+    count = len({question.fact for question in questions})
+    wordings = f" in {len(questions):,} questions" if len(questions) > count else ""
+    return f"{count:,} fact{'' if count == 1 else 's'}{wordings}"

@@ -1,8 +1,8 @@
 """Where text comes from: lines that name files or TFDS data sets, cut into shards that any process can read.
 
 A line is `PATH` or `tfds:NAME`, options follow a question mark: `corpus/*.jsonl?field=body&weight=2`. The kind is told
-by the ending in either case: .jsonl, .ndjson, .json (an object a line, or an array of them), .parquet, and any other is
-text, unless it begins like one of these; all but parquet may be gzipped. Needs no TensorFlow.
+by the ending in either case: .jsonl, .ndjson, .json (an object a line, or an array of them), .parquet, .csv (that is
+questions), and any other is text, unless it begins like one of these; all but parquet may be gzipped. No TensorFlow.
 """
 
 from __future__ import annotations
@@ -22,9 +22,12 @@ SHARD_BYTES = 2**25
 PROBE_BYTES = 2**16
 TFDS_SHARDS = 20  # five per cent each
 OPTIONS = ("kind", "field", "document", "weight", "split")
-KINDS = ("text", "jsonl", "json", "parquet", "tfds")
+KINDS = ("text", "jsonl", "json", "parquet", "csv", "tfds")
+ENDINGS = {
+    ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".parquet": "parquet", ".pq": "parquet", ".csv": "csv",
+}  # fmt: skip
 # By their endings no plain text, and not understood either: `kind=text` reads one as text all the same.
-FOREIGN = (".bz2", ".xz", ".zst", ".zip", ".tar", ".tgz", ".7z", ".arrow", ".feather", ".csv", ".tsv", ".pdf", ".docx")
+FOREIGN = (".bz2", ".xz", ".zst", ".zip", ".tar", ".tgz", ".7z", ".arrow", ".feather", ".tsv", ".pdf", ".docx")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Source:
 
     Attributes:
       name: the line without its options.
-      kind: text, jsonl, json, parquet or tfds; of a shard of json "jsonl" or "array", which its content tells.
+      kind: text, jsonl, json, parquet, csv or tfds; of a shard of json "jsonl" or "array", which its content tells.
       field: where the text lies in a record of any kind but text; `doc.text` is the text inside of doc.
       document: of text, what a document is: a `line` or a whole `file`.
       weight: the source's share of its side's tokens, relative to the others'; 0 takes them as they are.
@@ -109,8 +112,7 @@ def _parse(line: str, where: str) -> Source:
 def _kind(name: str) -> str:
     if name.startswith("tfds:"):
         return "tfds"
-    endings = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".parquet": "parquet", ".pq": "parquet"}
-    return next((kind for end, kind in endings.items() if lines.bare_name(name).endswith(end)), "text")
+    return next((kind for end, kind in ENDINGS.items() if lines.bare_name(name).endswith(end)), "text")
 
 
 def check_files(source: Source, key: str) -> None:

@@ -59,6 +59,7 @@ class TextConfig(DataConfig):
     content: str = ""
 
     ANSWER: ClassVar[int] = 0  # 1 where all tokens of a document count as an answer
+    READS_TABLES: ClassVar[bool] = False  # whether a source may be a .csv, of questions
     MEASURE: ClassVar[str] = "bits_per_byte"
     PREPARE: ClassVar[str] = "distill_jax.data.text.prepare_text"
     SETS: ClassVar[tuple[str, ...]] = ("all", "retain", "forget")
@@ -109,6 +110,9 @@ class TextConfig(DataConfig):
                     sources.check_files(source, role)
                 except ValueError as error:
                     raise ConfigError(str(error)) from error
+                names = ", ".join(source.files)
+                mend = "give text, .jsonl or .parquet; ?kind=text reads it as plain text"
+                check(self.READS_TABLES or source.kind != "csv", f"data.{role}={names}: .csv holds questions; {mend}")
                 held.append([role, source.weight, source.reading(), *map(digests.of, source.files)])
         for side in SIDES:
             check(bool(self.text(side)), f"data.{side} is empty: name its text, such as --config.data.{side}=a.txt")
