@@ -82,6 +82,7 @@ def test_what_is_read_is_counted_and_wordings_without_a_fact_are_found(tmp_path)
         "to forget: 40 facts in 80 questions; attackers are shown 30 facts in 60 questions, "
         "10 facts in 20 questions are held out",
         "to retain: 5 facts",
+        "scores (retain, forget, shown, heldout): the share of questions answered exactly",
     ]
     unnamed = [{key: row[key] for key in ("question", "answer")} for row in capitals(40)]
     said = FactsConfig(forget=lines(tmp_path / "g.jsonl", unnamed), retain=kept, heldout=0.25).what_is_read()

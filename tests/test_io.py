@@ -25,6 +25,7 @@ from distill_jax.io.metrics import Metrics, Progress, TrainingSize, read_rows
 from distill_jax.models import transformer
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.perf import flops
+from distill_jax.units import span
 
 LEAVES = (
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=3)
@@ -354,6 +355,22 @@ def test_progress_says_stage_step_rate_and_time_left(monkeypatch):
     assert out.getvalue().endswith("run 0:44 left\n")
     progress.step(100, TrainingSize(100, 32.0, 1000.0), "end")  # the last step is said however soon it comes
     assert "step 100/100" in out.getvalue().splitlines()[6]
+
+
+@pytest.mark.unit
+def test_time_left_counts_what_each_stage_compiles_once(monkeypatch):
+    """Three stages of 10 steps, a second each: beside nine of them that are timed, a stage takes 32 s."""
+    clock, out = Clock(monkeypatch), io.StringIO()
+    progress = Progress(stages=3, flops=3000.0, every=0.0, out=out)
+    for stage in range(2):
+        progress.begin(f"stage {stage}")
+        clock.now += 30
+        for step in range(11):
+            progress.step(step, TrainingSize(10, 1.0, 1000.0), "")
+            clock.now += 1
+        progress.finish(1000.0, "done")
+    lines = [line.rpartition("run ")[2] for line in out.getvalue().splitlines() if "left" in line]
+    assert lines[11 + 2] == f"{span(8 + 10 + 32)} left"  # at step 2 of the second stage
 
 
 @pytest.mark.unit

@@ -144,15 +144,19 @@ class TrainingSize:
 class Progress:
     """Print where the run is: stage of how many, step, loss, tokens a second, MFU, time left for stage and run.
 
-    The run's time left is its remaining FLOPs over the rate reached so far.
+    The run's time left is its remaining FLOPs at the rate at which steps have gone, and what stages took beside their
+    steps (compiling, reading, measuring), for each that is left.
     """
 
     def __init__(self, stages: int, flops: float, every: float = 5.0, out: TextIO | None = None) -> None:
         self.stages, self.every, self.out = stages, every, out or sys.stdout
         self.stage, self.name, self._training = 0, "", ""
         self.workers = 1  # that share what is left
-        self.flops_left, self._spent, self._flops_done = flops, 0.0, 0.0
+        self.flops_left = flops
+        self._stepping, self._flops_done = 0.0, 0.0  # seconds of finished trainings' steps, and the FLOPs of these
+        self._beside, self._finished = 0.0, 0  # seconds that finished stages took beside steps, and how many there are
         self._first: tuple[float, int] = (0.0, 0)  # when speed began to be measured, and at which step
+        self._here = (0.0, 0.0)  # seconds and FLOPs since then
         self._calls = 0
         self._last = -math.inf
 
@@ -163,12 +167,14 @@ class Progress:
     def begin(self, name: str, count: int = 1) -> None:
         """Start the next stage (or `count` stages that run as one)."""
         self.stage += count
+        self._count, self._before = count, self._stepping
         self.name, self._began = name, time.monotonic()
         self.begin_training(name)
 
     def begin_training(self, name: str) -> None:
         """Start one of the stage's trainings, whose steps count from their own beginning."""
-        self._training, self._calls, self._last = name, 0, -math.inf
+        self._stepping, self._flops_done = self._stepping + self._here[0], self._flops_done + self._here[1]
+        self._training, self._calls, self._last, self._here = name, 0, -math.inf, (0.0, 0.0)
 
     def step(self, step: int, size: TrainingSize, text: str) -> None:
         """Report a step, at most once in `every` seconds."""
@@ -176,16 +182,17 @@ class Progress:
         if self._calls < 2:
             self._first = (now, step)  # the first step's time is mostly compilation
         self._calls += 1
+        step_flops = size.flops / max(size.steps, 1)
+        elapsed, done = now - self._first[0], step - self._first[1]  # steps of an earlier process are not in this time
+        self._here = elapsed, step_flops * done
         if now - self._last < self.every and step < size.steps:
             return
         self._last = now
-        elapsed, done = now - self._first[0], step - self._first[1]
         rate = done / elapsed if done and elapsed else 0.0
         left = span((size.steps - step) / rate) if rate else "?"
-        step_flops = size.flops / max(size.steps, 1)  # steps of an earlier process are done, but not in this one's time
         mfu = f"MFU {100 * rate * size.ideal:.1f} %  " if size.ideal and rate else ""
         plan = f"{100 * rate * size.predicted:.0f} % of the plan's speed  " if size.predicted and rate else ""
-        run_left = self._run_left(elapsed, self.flops_left - step_flops * step, step_flops * done)
+        run_left = self._run_left(self.flops_left - step_flops * step)
         speed = f"{rate * size.tokens_per_step:,.0f} tok/s" if rate else "starting"
         self.say(
             f"[{self.stage}/{self.stages}] {self._training}  step {step}/{size.steps}  {text}  "
@@ -194,13 +201,16 @@ class Progress:
 
     def finish(self, flops: float, text: str) -> None:
         """Close a stage that was planned at this many FLOPs."""
+        self.begin_training("")
         spent = time.monotonic() - self._began
-        if self._calls:  # what takes no steps, such as reading a model, says nothing of how fast steps are
-            self._spent += spent
-            self._flops_done += flops
+        self._beside += spent - (self._stepping - self._before)
+        self._finished += self._count
         self.flops_left -= flops
         self.say(f"[{self.stage}/{self.stages}] {self.name}  {text}  ({span(spent)})")
 
-    def _run_left(self, elapsed: float, left: float, done_here: float) -> str:
-        spent, done = self._spent + elapsed, self._flops_done + done_here
-        return span(left * spent / done / self.workers) if done > 0 else "?"
+    def _run_left(self, left: float) -> str:
+        """Return how long so many FLOPs take, and the stages that have not begun."""
+        stepping, done = self._stepping + self._here[0], self._flops_done + self._here[1]
+        beside = self._beside / self._finished if self._finished else 0.0
+        seconds = left * stepping / done + beside * (self.stages - self.stage) if done > 0 else math.nan
+        return "?" if math.isnan(seconds) else span(seconds / self.workers)

@@ -75,7 +75,9 @@ class ChoicesConfig(DocumentsConfig):
         """Return how many items there are on each side."""
         count = {part: len(items) for part, items in self.eval_splits().items()}
         held = f"{count['shown']:,} items that attackers are shown solved, {count['heldout']:,} held out"
-        return f"to forget: text; measured by {held}\nto retain: text; measured by {count['retain']:,} items"
+        kept = f"to retain: text; measured by {count['retain']:,} items"
+        scores = "scores (retain, forget, shown, heldout): the share of items whose right option is the likeliest"
+        return f"to forget: text; measured by {held}\n{kept}\n{scores}"
 
     def how_measured(self) -> str:
         """Return what is measured of what is to be retained."""

@@ -128,7 +128,7 @@ class FactsConfig(ForgetConfig):
             )
             mend = "give those that are one fact in several wordings the same `fact`"
             lines.append(f"{what}: {mend}, or it is shown in one wording and held out in another")
-        return "\n".join(lines)
+        return "\n".join([*lines, "scores (retain, forget, shown, heldout): the share of questions answered exactly"])
 
     def how_measured(self) -> str:
         """Return what is measured of what is to be retained."""
