@@ -54,9 +54,21 @@ def models_of(sweep: str, tmp_path: Path) -> set[str]:
 
 
 @pytest.mark.unit
-def test_a_certificate_is_asked_of_models_that_this_sweep_has_made(tmp_path):
-    certified, made = (models_of(sweep, tmp_path) for sweep in ("certificate_arithmetic.py:labelled", SWEEP.name))
-    assert len(certified) == 6 and certified <= made
+@pytest.mark.parametrize(
+    ("sweep", "models"), [("certificate_arithmetic.py:labelled", 6), ("catalogue_arithmetic.py", 6)]
+)
+def test_others_ask_models_that_this_sweep_has_made(sweep, models, tmp_path):
+    asked, made = models_of(sweep, tmp_path), models_of(SWEEP.name, tmp_path)
+    assert len(asked) == models and asked <= made
+
+
+@pytest.mark.unit
+def test_the_parts_of_the_sweep_are_the_whole():
+    parts = ("basic", "methods", "robust", "damaged", "filters")
+    whole, *each = (open_sweep(f"{SWEEP}{arg}").points for arg in ("", *(f":{part}" for part in parts)))
+    assert all(each) and sorted(map(repr, whole)) == sorted(repr(point) for of_part in each for point in of_part)
+    with pytest.raises(ValueError, match="no preset or part 'robsut'"):
+        open_sweep(f"{SWEEP}:basic,robsut")
 
 
 @pytest.mark.unit
