@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from distill_jax.config import ConfigError
 from distill_jax.data.records import EVALUATION
 from distill_jax.evals.exact_match import ExactMatch, Prompts, accuracies, make_evaluator, prompts_by_form
 from distill_jax.evals.measure import all_finite
@@ -21,6 +22,8 @@ from distill_jax.models import transformer
 from distill_jax.models.decoding import PaddedPrompts, greedy
 from distill_jax.models.transformer import TransformerConfig
 from distill_jax.sharding.mesh import make_mesh
+from distill_jax.statistics.attack_rows import FACTS, KEPT, SCORES, Attacker, AttackRow, attackers
+from distill_jax.statistics.attack_rows import attack_rows as read_metrics
 from distill_jax.statistics.robustness import attack_table, curves, read_attack
 from distill_jax.statistics.student_t import mean_interval
 
@@ -246,21 +249,40 @@ RETAIN = [
 
 
 def attack_rows(drop=lambda seed, rate, step: False, blank=lambda seed, rate, step: False):
-    """Rows as `relearn` writes them: by step, and within it by seed and rate; training rows in between."""
+    """Rows as `relearn` measures them: by step, and within it by seed and rate."""
     rows = []
     for k, step in enumerate(STEPS):
         for s in range(3):
             for r, rate in enumerate(RATES):
-                label = {"step": step, "member": f"lr={rate:g},seed={s}"}
-                rows.append({"kind": "train", **label, "cross_entropy": 1.0, "gradient_norm": 1.0})
                 if drop(s, rate, step):
                     continue
                 shown = round(1 - HELDOUT[s][r][k], 3)
                 values = {"heldout": HELDOUT[s][r][k], "shown": shown, "retain": RETAIN[s][r][k]}
                 if blank(s, rate, step):
                     values = dict.fromkeys(values)
-                rows.append({"kind": "evaluation", **label, **values, "heldout_word": 0.0})
+                rows.append(AttackRow(SCORES, step, Attacker(rate, s), {**values, "heldout_word": 0.0}))
     return rows
+
+
+@pytest.mark.unit
+def test_the_metrics_of_an_attack_are_read_as_what_its_members_measured():
+    """A training row is no measurement; a rate of seven digits is its own label's; another's row is refused."""
+    members = attackers((1e-3, 1.234567e-4), seeds=2)
+    at = {"step": 5, "member": "lr=0.000123457,seed=1"}
+    metrics = [
+        {"kind": "train", **at, "cross_entropy": 1.0},
+        {"kind": "evaluation", **at, "heldout": None, "retain": 0.5},
+        {"kind": "facts", **at, "correct": [2, 0]},
+        {"kind": "kept", "step": 0, "member": "lr=0.001,seed=0", "bits": [1.5]},
+    ]
+    last = Attacker(1.234567e-4, 1)
+    assert read_metrics(metrics, members) == [
+        AttackRow(SCORES, 5, last, scores={"heldout": None, "retain": 0.5}),
+        AttackRow(FACTS, 5, last, items=[2, 0]),
+        AttackRow(KEPT, 0, Attacker(1e-3, 0), items=[1.5]),
+    ]
+    with pytest.raises(ConfigError, match=r"'lr=0.1,seed=0'.*no attacker.*lr=0.001,seed=0"):
+        read_metrics([{"kind": "facts", "step": 0, "member": "lr=0.1,seed=0", "correct": [1]}], members)
 
 
 @pytest.mark.unit
@@ -293,7 +315,7 @@ def test_worst_case_of_a_table_with_known_maxima():
 
 @pytest.mark.unit
 def test_a_single_seed_has_no_band():
-    out = curves(read_attack([row for row in attack_rows() if row["member"].endswith("seed=1")]))
+    out = curves(read_attack([row for row in attack_rows() if row.attacker.seed == 1]))
     assert out["forget_heldout"]["worst"] == [0.1, 0.4, 0.7]
     assert out["forget_heldout"]["low"] == out["forget_heldout"]["high"] == [None] * 3
     assert out["retain_at_worst"] == [0.95, 0.51, 0.62]
@@ -338,22 +360,19 @@ def test_a_rate_is_chosen_on_every_other_fact_and_measured_on_the_rest():
     """Two rates and four facts by hand: each rate is best on one half, so that the other half is what it is worth."""
     rows = []
     for rate, correct in ((1e-2, [2, 0, 1, 0]), (1e-3, [0, 2, 0, 1])):
-        told = {"step": 0, "member": f"lr={rate:g},seed=0"}
-        rows.append({"kind": "facts", **told, "correct": correct})
-        rows.append({"kind": "evaluation", **told, "heldout": 0.5, "shown": 0.5, "retain": 10 * rate})
+        rows.append(AttackRow(FACTS, 0, Attacker(rate, 0), items=correct))
+        rows.append(AttackRow(SCORES, 0, Attacker(rate, 0), {"heldout": 0.5, "shown": 0.5, "retain": 10 * rate}))
     attack = read_attack(rows, prompts=[2, 2, 1, 1])
     assert attack.by_fact.tolist() == [[[0.0, 0.0, 0.0, 0.0]]] and attack.by_seed.tolist() == [[0.0]]
     assert attack.retain.tolist() == [[pytest.approx((0.1 + 0.01) / 2)]]
-    alone = read_attack([row for row in rows if "lr=0.01," in row["member"]], prompts=[2, 2, 1, 1])
+    alone = read_attack([row for row in rows if row.attacker.learning_rate == 0.01], prompts=[2, 2, 1, 1])
     assert alone.by_fact.tolist() == [[[1.0, 0.0, 1.0, 0.0]]] and alone.by_seed.tolist() == [[0.5]]  # 3 of 6 prompts
 
 
 @pytest.mark.unit
 def test_an_attack_begun_before_facts_were_recorded_is_read_without_them():
     rows = attack_rows()
-    late = [
-        {"kind": "facts", "step": 20, "member": row["member"], "correct": [1, 0]} for row in rows if row["step"] == 20
-    ]
+    late = [AttackRow(FACTS, 20, row.attacker, items=[1, 0]) for row in rows if row.step == 20]
     attack = read_attack(rows + late, prompts=[1, 1])
     assert attack.by_fact is None and attack.by_seed[:, 2].tolist() == [0.6, 0.7, 0.8]
 

@@ -155,8 +155,12 @@ def attack(workdir: Path, model: str, bits: dict[tuple[float, int], list[float]]
     name = f"relearn-{model}-0123456789ab"
     node = Node(name, "relearn", None, {}, "0123456789ab", workdir / "nodes" / name)
     node.directory.mkdir(parents=True)
-    config = {"settings": {"batch": 2}, "inputs": {"start": f"{model}-{'0' * 12}"}}
+    rates, seeds = (sorted(set(values)) for values in zip(*bits, strict=True))
+    settings, start = {"batch": 2, "learning_rates": rates, "seeds": len(seeds)}, workdir / "nodes" / f"{model}-0"
+    config = {"name": f"relearn-{model}", "verb": "relearn", "settings": settings, "inputs": {"start": start.name}}
     (node.directory / "config.json").write_text(json.dumps(config))
+    start.mkdir()
+    (start / "config.json").write_text(json.dumps({"name": model}))
     rows = [
         {"kind": "evaluation", "step": 10 * k, "member": f"lr={rate:g},seed={seed}", "heldout": value}
         for (rate, seed), values in bits.items()

@@ -130,8 +130,7 @@ def test_a_goal_is_a_share_of_the_cross_entropy_and_a_difference_of_accuracies()
 def test_the_worst_case_takes_the_fewest_bits_and_the_retain_score_of_the_same_member():
     """Bits that are 2 - accuracy are worst where the accuracy is, and by as much."""
     told = [
-        row | {key: 2 - row[key] for key in PARTS} if row["kind"] == "evaluation" else row
-        for row in test_evals.attack_rows()
+        dataclasses.replace(row, scores={key: 2 - row.scores[key] for key in PARTS}) for row in test_evals.attack_rows()
     ]
     bits = curves(read_attack(told, BITS_PER_BYTE), scale=BITS_PER_BYTE)
     accuracy = curves(read_attack(test_evals.attack_rows()))

@@ -21,6 +21,7 @@ from distill_jax.evals.scale import ACCURACY
 from distill_jax.reports.claims import judge
 from distill_jax.reports.headline import headline
 from distill_jax.reports.premises import Model
+from distill_jax.statistics.attack_rows import FACTS, SCORES, Attacker, AttackRow
 from distill_jax.statistics.conclusions import State, to_json
 from distill_jax.statistics.estimates import Estimate, Scores, band, contrast
 from distill_jax.statistics.robustness import read_attack
@@ -372,9 +373,9 @@ def test_choosing_a_learning_rate_flatters_nobody():
         rows = []
         for rate in range(1, 11):
             right = rng.binomial(prompts, 0.08)
-            told = {"step": 0, "member": f"lr={rate},seed=0"}
-            rows.append({"kind": "facts", **told, "correct": right.tolist()})
-            rows.append({"kind": "evaluation", **told, "heldout": right.sum() / 192, "shown": 0.5, "retain": 0.5})
+            scores = {"heldout": right.sum() / 192, "shown": 0.5, "retain": 0.5}
+            rows.append(AttackRow(FACTS, 0, Attacker(rate, 0), items=right.tolist()))
+            rows.append(AttackRow(SCORES, 0, Attacker(rate, 0), scores))
         honest.append(float(read_attack(rows, prompts=prompts.tolist()).by_seed[0, 0]))
         naive.append(float(read_attack(rows).by_seed[0, 0]))
     error = np.std(honest) / np.sqrt(len(honest))

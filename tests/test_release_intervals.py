@@ -20,6 +20,7 @@ from distill_jax.reports.attacked import Run
 from distill_jax.reports.claims_release import judge_release
 from distill_jax.reports.premises import Model
 from distill_jax.sharding.mesh import make_mesh
+from distill_jax.statistics.attack_rows import FACTS, KEPT, SCORES, Attacker, AttackRow
 from distill_jax.statistics.estimates import Scores, band
 from distill_jax.statistics.robustness import curves, kept_scores, read_attack
 
@@ -170,17 +171,10 @@ def test_what_is_kept_is_as_sure_as_its_items_are_many(items, state):
         assert 0.8 * half < effect.high < 1.5 * half and effect.low < -0.8 * half
 
 
-def rows_of(scores: dict[tuple[float, int], tuple[float, float]]) -> list[dict]:
+def rows_of(scores: dict[tuple[float, int], tuple[float, float]]) -> list[AttackRow]:
     """Return evaluation rows of attackers: {(learning rate, step): (held out, retain)}."""
     return [
-        {
-            "kind": "evaluation",
-            "step": step,
-            "member": f"lr={rate:g},seed=0",
-            "heldout": held,
-            "shown": 1.0,
-            "retain": r,
-        }
+        AttackRow(SCORES, step, Attacker(rate, 0), {"heldout": held, "shown": 1.0, "retain": r})
         for (rate, step), (held, r) in scores.items()
     ]
 
@@ -193,13 +187,13 @@ def test_of_rates_that_bring_back_equally_much_the_least_destructive_counts(scal
     )
     attack = read_attack(rows, scale)
     assert attack.best == [1e-2, 1e-4] and attack.retain.tolist() == [[better, better]]
-    facts = [{"kind": "facts", "step": r["step"], "member": r["member"], "correct": [1, 0, 1, 0]} for r in rows]
+    facts = [AttackRow(FACTS, row.step, row.attacker, items=[1, 0, 1, 0]) for row in rows]
     halved = read_attack([*rows, *facts], scale, [2, 2, 2, 2])
     assert halved.retain.tolist() == [[better, better]] and halved.by_seed.tolist() == [[0.25, 0.25]]
 
 
 def test_what_is_kept_is_read_item_by_item():
-    row = {"kind": "kept", "step": 0, "member": "lr=0.01,seed=0", "bits": [10.0, 30.0]}
+    row = AttackRow(KEPT, 0, Attacker(1e-2, 0), items=[10.0, 30.0])
     kept = kept_scores([row], [10, 10])
     assert kept.by_fact.tolist() == [[1.0, 3.0]] and kept.value == 2.0
     assert kept_scores([row], []) is None and kept_scores([], [1]) is None
@@ -210,14 +204,15 @@ def test_what_an_attack_costs_is_read_item_by_item(by_half):
     """Of the attacker that brings back most, not of the one that keeps most; each half of the facts has its own."""
     rows = rows_of({(1e-2, 0): (0.0, 1.0), (1e-4, 0): (0.0, 1.0), (1e-2, 5): (0.9, 0.25), (1e-4, 5): (0.1, 0.75)})
     answers = {(1e-2, 5): [1, 0, 0, 0], (1e-4, 5): [1, 1, 1, 0]}
-    rates = {row["member"]: float(row["member"].split("=")[1].split(",")[0]) for row in rows}
 
-    def of(kind: str, correct) -> list[dict]:
-        at = [(row, (rates[row["member"]], row["step"])) for row in rows if row["kind"] == "evaluation"]
-        return [{"kind": kind, "step": r["step"], "member": r["member"], "correct": correct(key)} for r, key in at]
+    def of(kind: str, correct) -> list[AttackRow]:
+        return [
+            AttackRow(kind, row.step, row.attacker, items=correct((row.attacker.learning_rate, row.step)))
+            for row in rows
+        ]
 
-    kept = of("kept", lambda key: answers.get(key, [1, 1, 1, 1]))
-    facts = of("facts", lambda key: [1, 1, 1, 1] if key == (1e-2, 5) else [0, 0, 0, 0]) if by_half else []
+    kept = of(KEPT, lambda key: answers.get(key, [1, 1, 1, 1]))
+    facts = of(FACTS, lambda key: [1, 1, 1, 1] if key == (1e-2, 5) else [0, 0, 0, 0]) if by_half else []
     attack = read_attack([*rows, *kept, *facts], ACCURACY, [1] * 4 if by_half else None, kept_prompts=[1] * 4)
     assert attack.kept.tolist() == [[[1, 1, 1, 1], [1, 0, 0, 0]]] and attack.kept_scores(1).value == 0.25
     ends = curves(attack)["retain_band"]

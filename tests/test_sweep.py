@@ -290,12 +290,13 @@ def made_up(tmp_path: Path, points: list[dict[str, Any]]):
             rows = [{"kind": "evaluation", "step": step, "member": "", "retain": seen} for step, seen in looks]
             (node.directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         if node.verb == "relearn":
-            result = {"members": 2, "diverged": 1, "diverged_at": {"lr=0.1,seed=0": 5}}
+            members = [one for one in node.settings.attackers() if one.seed == 0]
+            result = {"members": 2, "diverged": 1, "diverged_at": {members[0].label: 5}}
             rows = [
-                {"kind": "evaluation", "step": s, "member": f"lr={r},seed=0", "retain": 0.5, "shown": s / 10}
+                {"kind": "evaluation", "step": s, "member": one.label, "retain": 0.5, "shown": s / 10}
                 | {"heldout": chance.random()}
                 for s in (0, 8)
-                for r in (0.1, 0.01)
+                for one in members
             ]
             (node.directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         node.finish(result, spent)

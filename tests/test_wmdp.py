@@ -37,7 +37,7 @@ from distill_jax.io.files import Digests
 from distill_jax.models import transformer
 from distill_jax.reports import run_summary
 from distill_jax.sharding.mesh import make_mesh
-from distill_jax.stages import Import, Unlearn
+from distill_jax.stages import Import, Relearn, Unlearn
 from tests.programs import finished_once, node, output_of
 
 ROOT = Path(__file__).parents[1]
@@ -103,7 +103,7 @@ def test_an_attack_may_be_several_stages():
     def stage(rate: float, weights: str, last: float) -> SimpleNamespace:
         scores = {step: {"heldout": x, "shown": x, "retain": 0.5} for step, x in ((0, 0.25), (4, last))}
         rows = [{"kind": "evaluation", "step": k, "member": f"lr={rate:g},seed=0", **v} for k, v in scores.items()]
-        settings = SimpleNamespace(weights=weights, seeds=1)
+        settings = Relearn(start="model", weights=weights, learning_rates=(rate,), seeds=1)
         result, spent = {"members": 1, "diverged": 0}, {"flops": {"attack": 2.0}}
         return SimpleNamespace(settings=settings, rows=lambda: rows, result=lambda: result, ledger=lambda: spent)
 

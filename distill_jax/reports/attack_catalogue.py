@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from distill_jax.config import check
 from distill_jax.evals.scale import Scale
 from distill_jax.io.node import Node
 from distill_jax.stages import Attack, Relearn, Search
 from distill_jax.stages.attacks.catalogue import attack_id
 from distill_jax.stages.attacks.refinement import Point
 from distill_jax.stages.attacks.untrained_attack import Spent, UntrainedAttack
+from distill_jax.stages.relearn import read_attack_rows
 from distill_jax.statistics.attack_choice import (
     HALVES,
     Choice,
@@ -26,8 +28,9 @@ from distill_jax.statistics.attack_choice import (
     trials,
 )
 from distill_jax.statistics.attack_cost import Cost, Ratio, SpendingCurve, costs, ratios
+from distill_jax.statistics.attack_rows import FACTS
 from distill_jax.statistics.estimates import band
-from distill_jax.statistics.robustness import FACTS, attack_table, facts_table
+from distill_jax.statistics.robustness import attack_table, facts_table
 
 ABILITY = 0.8  # share of its retain score below which an attacked model does not count
 TRIALS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
@@ -141,7 +144,7 @@ def _configurations(node: Node, prompts: np.ndarray, seeds: int) -> list[Configu
         return [c for variant in node.settings.variants() for c in _variant(node, variant, prompts, seeds)]
     if isinstance(node.settings, Search):
         return [c for one in node.result()["populations"] for c in _searched(node, one, prompts, seeds)]
-    stage, rows = node.settings, node.rows()
+    stage, rows = node.settings, read_attack_rows(node)
     steps, rates, retain = attack_table(rows, "retain")
     heldout = facts_table(rows, prompts.astype(int).tolist())
     if heldout is None or heldout.shape[:3] != retain.shape:
@@ -159,11 +162,11 @@ def _configurations(node: Node, prompts: np.ndarray, seeds: int) -> list[Configu
 
 def _searched(node: Node, tried: Mapping[str, Any], prompts: np.ndarray, seeds: int) -> list[Configuration]:
     """Return one population of a search, each rate with the half of the facts that proposed it."""
-    part = node.subnode(tried["part"])
-    _, optimizer, batch = tried["part"].split("-")
-    stage = node.settings.population([Point(optimizer, int(batch), 1.0)])
-    found = _configurations(dataclasses.replace(part, settings=stage), prompts, seeds)
-    label = f"{attack_name(node)}: {optimizer}, batch {batch}"
+    mend = f"remove {node.directory} and run again to compute it anew"
+    check("points" in tried, f"{node.directory}: an earlier version's search, which says not what it tried; {mend}")
+    points, part = [Point(**point) for point in tried["points"]], node.subnode(tried["part"])
+    found = _configurations(dataclasses.replace(part, settings=node.settings.population(points)), prompts, seeds)
+    label = f"{attack_name(node)}: {points[0].optimizer}, batch {points[0].batch}"
     return [
         dataclasses.replace(c, name=label, proposed_by=by) for c, by in zip(found, tried["proposed_by"], strict=True)
     ]

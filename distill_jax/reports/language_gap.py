@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import argparse
 import math
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -24,6 +22,8 @@ from distill_jax.interop.model_source import open_model
 from distill_jax.io.files import read_json
 from distill_jax.io.node import CONFIG, DONE, ROWS, Node, finished
 from distill_jax.sharding.mesh import make_mesh
+from distill_jax.stages import Relearn
+from distill_jax.statistics.attack_rows import attack_rows, attackers
 from distill_jax.statistics.robustness import attack_table
 from distill_jax.statistics.student_t import mean_interval
 
@@ -55,8 +55,7 @@ def node(workdir: Path, name: str) -> Node:
     Raises:
       ConfigError: if there is none, there are several, or it is not what was finished there.
     """
-    pattern = re.compile(rf"{re.escape(name)}-[0-9a-f]{{12}}")
-    paths = [done.parent for done in workdir.glob(f"nodes/*/{DONE}") if pattern.fullmatch(done.parent.name)]
+    paths = [path for path in _finished(workdir) if read_json(path / CONFIG)["name"] == name]
     check(bool(paths), f"--workdir={workdir}: has no finished node {name}; `distill-jax run` makes it")
     check(len(paths) == 1, f"--workdir={workdir}: has {len(paths)} nodes {name}; keep one, or name another workdir")
     return finished(paths[0])
@@ -65,16 +64,22 @@ def node(workdir: Path, name: str) -> Node:
 def attacks(workdir: Path) -> dict[str, tuple[list[int], np.ndarray, int]]:
     """Return {model: (steps [K], bits per byte [S, K] of the worst case so far, tokens a step)} of finished attacks."""
     out = {}
-    for done in sorted(workdir.glob(f"nodes/relearn-*/{DONE}")):
-        attack = finished(done.parent)
+    for attack in (finished(path) for path in _finished(workdir) if read_json(path / CONFIG)["verb"] == Relearn.kind):
         config = read_json(attack.sealed(CONFIG))
-        steps, _, bits = attack_table(attack.rows(), "heldout")
+        settings, start = config["settings"], attack.directory.parent / config["inputs"]["start"]
+        members = attackers(settings["learning_rates"], settings["seeds"])
+        steps, _, bits = attack_table(attack_rows(attack.rows(), members), "heldout")
         worst = np.minimum.accumulate(bits.min(axis=1), axis=1)
-        tokens = config["settings"]["batch"] * Rows(_rows(workdir)).row_length
-        out[config["inputs"]["start"].rpartition("-")[0]] = steps, worst, tokens
+        tokens = settings["batch"] * Rows(_rows(workdir)).row_length
+        out[read_json(start / CONFIG)["name"]] = steps, worst, tokens
     for name in (FROM, TO):
         check(name in out, f"--workdir={workdir}: has no finished attack on {name}; `distill-jax run` makes it")
     return out
+
+
+def _finished(workdir: Path) -> list[Path]:
+    """Return the directories of a workdir's finished nodes."""
+    return [done.parent for done in sorted(workdir.glob(f"nodes/*/{DONE}"))]
 
 
 def _rows(workdir: Path) -> str:
@@ -110,7 +115,7 @@ def _thousands(tokens: Sequence[float]) -> str:
 def leakage_lines(workdir: Path, names: Sequence[str]) -> Iterator[str]:
     """Yield the table of what models' logits on held-out text to forget show of the reference's."""
     manifest = load_manifest(node(workdir, "data").sealed(ROWS).parent)
-    parts: dict[str, Any] = manifest["evaluation"]["parts"]
+    parts: dict[str, dict[str, int]] = manifest["evaluation"]["parts"]
     ends = dict(zip(parts, np.cumsum([part["rows"] for part in parts.values()]).tolist(), strict=True))
     rows = Rows(_rows(workdir)).gather(np.arange(ends["heldout"] - parts["heldout"]["rows"], ends["heldout"]))
     mesh, models = make_mesh(1), {}

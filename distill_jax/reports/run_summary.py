@@ -41,6 +41,7 @@ from distill_jax.reports.report_file import read_report_file
 from distill_jax.reports.report_metadata import report_metadata
 from distill_jax.reports.summary_types import AttackSettings, AttackSummary, ModelSummary, RunSummary
 from distill_jax.stages import Distill
+from distill_jax.stages.relearn import read_attack_rows
 from distill_jax.statistics.conclusions import Conclusion, to_json
 from distill_jax.statistics.estimates import Scores, band
 from distill_jax.statistics.robustness import Attack, curves, kept_scores, of_seeds, read_attack
@@ -244,7 +245,7 @@ def first_passage(node: Node, oracle: Node, nodes: Mapping[str, Node], scale: Sc
 def _kept(nodes: Sequence[Node]) -> Scores | None:
     """Return a model's scores on each item of what is to be retained, as its attack recorded them beforehand."""
     asked = [(node, node.result().get("prompts_by_kept_fact")) for node in nodes]
-    return next((kept_scores(node.rows(), prompts) for node, prompts in asked if prompts), None)
+    return next((kept_scores(read_attack_rows(node), prompts) for node, prompts in asked if prompts), None)
 
 
 def _nothing(known: Node, attacks: Sequence[Node]) -> Scores | None:
@@ -267,7 +268,7 @@ def _attacks(nodes: Sequence[Node], scale: Scale, facts: Mapping[str, int]) -> d
         prompts = asked[0] if all(asked) else None
         # A seed that not all rates were tried with would have a worst case of fewer rates.
         seeds = min(node.settings.seeds for node in same)
-        rows = [row for node in same for row in of_seeds(node.rows(), seeds)]
+        rows = [row for node in same for row in of_seeds(read_attack_rows(node), seeds)]
         kept = same[0].result().get("prompts_by_kept_fact")
         read[kind] = read_attack(rows, scale, prompts, facts["heldout"], facts["shown"], kept)
     return read

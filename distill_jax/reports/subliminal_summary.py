@@ -14,6 +14,7 @@ import numpy as np
 from distill_jax.data.images import ImagesConfig
 from distill_jax.doublebind.seed_statistics import CONFIDENCE, Estimate, estimate, rank_trend
 from distill_jax.doublebind.stages import Subliminal
+from distill_jax.doublebind.stages.subliminal_students import students
 from distill_jax.experiment.experiment import CheckedExperiment
 from distill_jax.io.node import Node
 from distill_jax.reports import subliminal_page as page
@@ -122,12 +123,13 @@ def _gain(tables: dict[str, Table], arm: str, ghosts: int) -> Estimate:
 
 def _curves(node: Node) -> list[JsonObject]:
     """Return the mean accuracy of every (arm, ghosts) at each evaluated step."""
+    by_label = {student.label: student for student in students(node.settings)}
     accuracies: dict[tuple[str, int], dict[int, list[float]]] = {}
     for row in node.rows():
         if row["kind"] == "evaluation" and row["accuracy"] is not None:
-            arm, ghosts, _ = row["member"].rsplit(", ", 2)
-            key = arm, int(ghosts.split()[0])
-            accuracies.setdefault(key, {}).setdefault(row["step"], []).append(row["accuracy"])
+            student = by_label[row["member"]]
+            by_step = accuracies.setdefault((student.arm, student.ghosts), {})
+            by_step.setdefault(row["step"], []).append(row["accuracy"])
     return [
         {"arm": arm, "ghosts": ghosts, "steps": list(steps), "accuracy": [float(np.mean(v)) for v in steps.values()]}
         for (arm, ghosts), steps in accuracies.items()

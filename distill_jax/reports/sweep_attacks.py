@@ -19,6 +19,7 @@ import numpy as np
 from distill_jax.io.node import Node
 from distill_jax.reports.attack_catalogue import ABILITY, AttackedModel, attacked_models, is_record
 from distill_jax.stages import LossBarrier, Relearn
+from distill_jax.stages.relearn import read_attack_rows
 from distill_jax.statistics.attack_choice import Choice, Configuration, choose
 from distill_jax.statistics.estimates import Scores
 from distill_jax.statistics.robustness import attack_table, curves, read_attack
@@ -73,7 +74,7 @@ def read_attacks(nodes: Mapping[str, Node], recipes: Mapping[str, str], facts: i
 def _of_record(attack: Node, facts: int) -> Attacked:
     """Return what the attack of record did, by itself."""
     outcome = attack.result()
-    read = read_attack(attack.rows(), prompts=outcome.get("prompts_by_fact"), facts=facts)
+    read = read_attack(read_attack_rows(attack), prompts=outcome.get("prompts_by_fact"), facts=facts)
     drawn = curves(read, outcome.get("diverged_at"))
     summary = {
         "steps": drawn["steps"],
@@ -148,7 +149,9 @@ def _curves(bounded: Sequence[Choice | None], unbounded: Sequence[Choice | None]
 
 def _shown(attacks: Sequence[Node], steps: Sequence[float]) -> dict[str, Any]:
     """Return the most that any attacker has learned of what it is shown, by each step."""
-    tables = [attack_table(node.rows(), "shown")[::2] for node in attacks if isinstance(node.settings, Relearn)]
+    tables = [
+        attack_table(read_attack_rows(node), "shown")[::2] for node in attacks if isinstance(node.settings, Relearn)
+    ]
     ends = [
         [np.nanmean(table[:, :, k], axis=0).max() for at, table in tables for k, when in enumerate(at) if when <= step]
         for step in steps

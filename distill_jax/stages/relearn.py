@@ -22,6 +22,7 @@ from distill_jax.stages.stage import stage_input
 from distill_jax.stages.train_job import Member, TrainJob
 from distill_jax.stages.train_stage import AdaptingStage
 from distill_jax.stages.training import EvaluationPlan, train
+from distill_jax.statistics.attack_rows import Attacker, AttackRow, attack_rows, attackers
 from distill_jax.train.state import DIVERGED
 
 MOST_SEEDS = 1000  # each trains beside the others
@@ -56,7 +57,7 @@ class Relearn(AdaptingStage):
         super().__post_init__()
         if not self.learning_rates or min(self.learning_rates) <= 0:
             raise SettingError("learning_rates", self.learning_rates, "give at least one, all positive")
-        if len(set(map(_rate_name, self.learning_rates))) < len(self.learning_rates):
+        if len({one.label for one in attackers(self.learning_rates, 1)}) < len(self.learning_rates):
             raise SettingError("learning_rates", self.learning_rates, "give each once; six digits tell them apart")
         if not 1 <= self.seeds <= MOST_SEEDS:
             raise SettingError("seeds", self.seeds, f"must be from 1 to {MOST_SEEDS}")
@@ -79,14 +80,14 @@ class Relearn(AdaptingStage):
         """Return the FLOPs of a step of one attacker."""
         return {"attack": flops.train_step(ctx.model, self.batch, ctx.row_length, lora_rank=self.lora_rank)}
 
+    def attackers(self) -> list[Attacker]:
+        """Return the members: every learning rate with every seed."""
+        return attackers(self.learning_rates, self.seeds)
+
     def train_job(self, ctx: Context, nodes: Sequence[Node]) -> TrainJob:
         """Return what one attack runs: every learning rate with every seed as one population."""
         (node,) = nodes
-        members = [
-            Member(node, f"lr={_rate_name(rate)},seed={seed}", rate, seed)
-            for seed in range(self.seeds)
-            for rate in self.learning_rates
-        ]
+        members = [Member(node, one.label, one.learning_rate, one.seed) for one in self.attackers()]
         job = super().train_job(ctx, nodes)
         seeds, reads = [self.seed + i for i in range(self.seeds)], ctx.data_config.set_name(self.data)
         return dataclasses.replace(job, members=members, seeds=seeds, reads=reads)
@@ -110,6 +111,7 @@ class Relearn(AdaptingStage):
         node.finish(result, ledger(spent, tokens, ctx.clock.lap(), devices=outcome.mesh.size))
 
 
-def _rate_name(rate: float) -> str:
-    """Return a learning rate as an attacker's label has it."""
-    return f"{rate:g}"
+def read_attack_rows(node: Node) -> list[AttackRow]:
+    """Return what the attackers of a finished node measured."""
+    stage: Relearn = node.settings
+    return attack_rows(node.rows(), stage.attackers())

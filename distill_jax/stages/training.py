@@ -21,7 +21,7 @@ from distill_jax.perf.ledger import ledger
 from distill_jax.stages.choose_remat import with_chosen_policy
 from distill_jax.stages.context import PARTS, Context
 from distill_jax.stages.train_job import Member, TrainJob
-from distill_jax.statistics.robustness import FACTS, KEPT
+from distill_jax.statistics.attack_rows import FACTS, KEPT
 from distill_jax.train import driver
 from distill_jax.train.metric_writers import Row
 from distill_jax.train.population import take_weights

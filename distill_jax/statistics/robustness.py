@@ -3,31 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from distill_jax.evals.scale import ACCURACY, Scale
+from distill_jax.statistics.attack_rows import FACTS, KEPT, SCORES, AttackRow
 from distill_jax.statistics.estimates import Scores, band
-
-# Kinds of rows with how many prompts of each fact were answered right ("correct"), or each document's "bits".
-FACTS, KEPT = "facts", "kept"  # of what is held out from attackers; of what is to be retained
 
 TIE = 1e-9  # scores that differ by less are equal but for the rounding of their means
 
 
-def attack_table(rows: Sequence[dict[str, Any]], part: str) -> tuple[list[int], list[float], np.ndarray]:
-    """Return (steps [K], learning rates [R], score [S, R, K]) of one part from an attack's evaluation rows.
+def attack_table(rows: Sequence[AttackRow], part: str) -> tuple[list[int], list[float], np.ndarray]:
+    """Return (steps [K], learning rates [R], score [S, R, K]) of one part from an attack's rows.
 
     A member that diverged stays at the score it had when it stopped.
     """
-    rows = [row for row in rows if row["kind"] == "evaluation"]
-    return _table(rows, lambda row: np.nan if row[part] is None else row[part], ())
+    evaluations = [row for row in rows if row.kind == SCORES]
+    scores = [row.scores[part] for row in evaluations]
+    return _table(evaluations, np.array([np.nan if score is None else score for score in scores]))
 
 
-def facts_table(rows: Sequence[dict[str, Any]], prompts: Sequence[int], kind: str = FACTS) -> np.ndarray | None:
+def facts_table(rows: Sequence[AttackRow], prompts: Sequence[int], kind: str = FACTS) -> np.ndarray | None:
     """Return each fact's share of prompts answered right, or document's bits per byte, [S, R, K, F].
 
     None where none was recorded.
@@ -35,52 +33,36 @@ def facts_table(rows: Sequence[dict[str, Any]], prompts: Sequence[int], kind: st
     Args:
       kind: FACTS, of what is held out; KEPT, of what is to be retained.
     """
-    rows = [row for row in rows if row["kind"] == kind]
-    if not rows:
-        return None
-    asked = np.asarray(prompts, float)
-    return _table(rows, lambda row: _each(row) / asked, asked.shape)[2]
+    rows = [row for row in rows if row.kind == kind]
+    return _table(rows, np.array([row.items for row in rows]) / np.asarray(prompts, float))[2] if rows else None
 
 
-def kept_scores(rows: Sequence[dict[str, Any]], prompts: Sequence[int]) -> Scores | None:
+def kept_scores(rows: Sequence[AttackRow], prompts: Sequence[int]) -> Scores | None:
     """Return the scores before an attack on what is to be retained, by fact or document; None if unrecorded."""
-    row = next((row for row in rows if row["kind"] == KEPT), None)
+    row = next((row for row in rows if row.kind == KEPT), None)
     if row is None or not prompts:
         return None
     asked = np.asarray(prompts, float)
-    by_fact = (_each(row) / asked)[None]
+    by_fact = (np.asarray(row.items, float) / asked)[None]
     return Scores(np.average(by_fact, axis=1, weights=asked), by_fact, asked, len(asked))
 
 
-def _each(row: dict[str, Any]) -> np.ndarray:
-    return np.asarray(row["bits"] if "bits" in row else row["correct"], float)
-
-
-def _table(rows: Sequence[dict[str, Any]], value: Any, shape: tuple[int, ...]) -> tuple[list[int], list[float], Any]:
-    steps = sorted({row["step"] for row in rows})
-    labels = list(dict.fromkeys(row["member"] for row in rows))
-    rates = list(dict.fromkeys(_rate(label) for label in labels))
-    seeds = list(dict.fromkeys(_seed(label) for label in labels))
-    table = np.full((len(seeds), len(rates), len(steps), *shape), np.nan)
-    for row in rows:
-        at = seeds.index(_seed(row["member"])), rates.index(_rate(row["member"])), steps.index(row["step"])
-        table[at] = value(row)
+def _table(rows: Sequence[AttackRow], values: np.ndarray) -> tuple[list[int], list[float], np.ndarray]:
+    """Return (steps [K], learning rates to six digits [R], [S, R, K, ...]) of each row's value [N, ...]."""
+    steps = sorted({row.step for row in rows})
+    rates = list(dict.fromkeys(row.attacker.learning_rate for row in rows))
+    seeds = list(dict.fromkeys(row.attacker.seed for row in rows))
+    table = np.full((len(seeds), len(rates), len(steps), *values.shape[1:]), np.nan)
+    for row, value in zip(rows, values, strict=True):
+        table[seeds.index(row.attacker.seed), rates.index(row.attacker.learning_rate), steps.index(row.step)] = value
     for k in range(1, len(steps)):
         table[:, :, k] = np.where(np.isnan(table[:, :, k]), table[:, :, k - 1], table[:, :, k])
-    return steps, rates, table
+    return steps, [float(f"{rate:g}") for rate in rates], table
 
 
-def of_seeds(rows: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-    """Return the rows of the first `count` seeds' attackers, and those that are of no attacker."""
-    return [row for row in rows if not row.get("member") or _seed(row["member"]) < count]
-
-
-def _rate(label: str) -> float:
-    return float(re.fullmatch(r"lr=([^,]+),seed=(\d+)", label)[1])  # type: ignore[index]
-
-
-def _seed(label: str) -> int:
-    return int(re.fullmatch(r"lr=([^,]+),seed=(\d+)", label)[2])  # type: ignore[index]
+def of_seeds(rows: Sequence[AttackRow], count: int) -> list[AttackRow]:
+    """Return the rows of the attackers of the first `count` seeds."""
+    return [row for row in rows if row.attacker.seed < count]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +107,7 @@ class Attack:
 
 
 def read_attack(
-    rows: Sequence[dict[str, Any]], scale: Scale = ACCURACY, prompts: Sequence[int] | None = None, facts: int = 0,
+    rows: Sequence[AttackRow], scale: Scale = ACCURACY, prompts: Sequence[int] | None = None, facts: int = 0,
     shown_facts: int = 0, kept_prompts: Sequence[int] | None = None,
 ) -> Attack:  # fmt: skip
     """Read an attack's rows.

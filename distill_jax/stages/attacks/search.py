@@ -8,7 +8,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from distill_jax.stages.attacks import catalogue
 from distill_jax.stages.attacks.finetuning import Attack
 from distill_jax.stages.attacks.refinement import Point, Values, search
 from distill_jax.stages.context import Context, Node
+from distill_jax.stages.relearn import read_attack_rows
 from distill_jax.statistics.attack_choice import HALVES, half_mean
 from distill_jax.statistics.robustness import attack_table, facts_table
 from distill_jax.train.optimizers import OPTIMIZERS
@@ -96,7 +97,10 @@ class Search(Attack):
             return values
 
         origin = search(self.grid(), measure, self.points, self.batches)
-        tried = [{"part": name, "proposed_by": [origin[p] for p in line]} for name, line in populations]
+        tried = [
+            {"part": name, "points": list(map(dataclasses.asdict, line)), "proposed_by": [origin[p] for p in line]}
+            for name, line in populations
+        ]
         parts = [node.subnode(name) for name, _ in populations]
         results, costs = [part.result() for part in parts], [part.ledger() for part in parts]
         totals = {key: sum(result[key] for result in results) for key in ("members", "diverged")}
@@ -115,10 +119,9 @@ def _total(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 def _values(node: Node, floor: float) -> list[tuple[float, ...]]:
     """Return what each rate of a finished population brings back of each half of the facts, over its seeds."""
-    rows, prompts = node.rows(), np.asarray(node.result()["prompts_by_fact"], float)
+    rows, prompts = read_attack_rows(node), np.asarray(node.result()["prompts_by_fact"], float)
     retain = attack_table(rows, "retain")[2].mean(axis=0)  # [R, K]
     heldout = facts_table(rows, prompts.astype(int).tolist())
     assert heldout is not None
     scores = np.stack([half_mean(np.nan_to_num(heldout), prompts, half).mean(axis=0) for half in HALVES])  # [2, R, K]
-    counted: Any = np.where(retain >= floor, scores, 0.0).max(axis=2)
-    return [tuple(each) for each in counted.T.tolist()]
+    return [tuple(each.tolist()) for each in np.where(retain >= floor, scores, 0.0).max(axis=2).T]
