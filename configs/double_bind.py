@@ -16,7 +16,7 @@ from distill_jax.doublebind.stages import Bases, Organisms, Transfer
 from distill_jax.doublebind.world import WorldConfig
 from distill_jax.experiment.experiment import Experiment
 from distill_jax.experiment.section import section
-from distill_jax.models.transformer import TransformerConfig
+from distill_jax.models.transformer_config import TransformerConfig
 from distill_jax.reports import double_bind_summary
 from distill_jax.stages import Stage
 from distill_jax.stages.context import RunSettings

@@ -19,7 +19,7 @@ from distill_jax.data.data_config import DataConfig
 from distill_jax.data.records import write_rows
 from distill_jax.io.metrics import Progress
 from distill_jax.models import lora
-from distill_jax.models.transformer import TransformerConfig
+from distill_jax.models.transformer_config import TransformerConfig
 from distill_jax.perf import hlo
 from distill_jax.perf.collectives import KINDS, replica_groups
 from distill_jax.perf.compile_for import compile_for, topology

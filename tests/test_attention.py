@@ -23,7 +23,7 @@ from distill_jax.config import ConfigError
 from distill_jax.models import attention, attention_blockwise, attention_kernels, attention_triton, lora, transformer
 from distill_jax.models.attention_rows import Logits, Rows
 from distill_jax.models.presets import preset
-from distill_jax.models.transformer import TransformerConfig
+from distill_jax.models.transformer_config import TransformerConfig, local_layers, sections
 from distill_jax.perf import flops
 from distill_jax.sharding.mesh import make_mesh
 from distill_jax.stages.context import Context
@@ -201,8 +201,8 @@ def test_logits_equal_hugging_face(implementation, name):
 def test_sections_are_the_layers_in_order(layers, every, first):
     """They hold each layer once, in a number that does not grow with the layers."""
     cfg = preset("cpu", layers=layers, global_every=every, global_first=first, sliding_window=4)
-    kinds = transformer.local_layers(cfg)
-    found = transformer.sections(kinds, first, every)
+    kinds = local_layers(cfg)
+    found = sections(kinds, first, every)
     assert [kind for section in found for kind in section.kinds * section.times] == kinds
     assert [section.start for section in found] == [
         sum(len(s.kinds) * s.times for s in found[:i]) for i in range(len(found))

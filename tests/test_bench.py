@@ -24,7 +24,7 @@ from distill_jax.config import ConfigError
 from distill_jax.data.records import write_rows
 from distill_jax.io.metrics import Progress, TrainingSize
 from distill_jax.models import transformer
-from distill_jax.models.transformer import TransformerConfig
+from distill_jax.models.transformer_config import TransformerConfig
 from distill_jax.perf import flops, peaks, profile
 from distill_jax.sharding.mesh import make_mesh
 from distill_jax.stages import Distill, Prepare, Pretrain, Relearn
@@ -522,7 +522,7 @@ import sys
 from distill_jax import backend
 backend.set_up({"cpu_devices": 1, "compile_cache": sys.argv[1]})
 from distill_jax.bench.steps import Case, Stepper
-from distill_jax.models.transformer import TransformerConfig
+from distill_jax.models.transformer_config import TransformerConfig
 cfg = TransformerConfig(vocab=11, layers=1, hidden=4, mlp=6, heads=2, kv_heads=1, head_dim=2)
 Stepper(Case(cfg, "pretrain", 2, 6)).run(1)
 """

@@ -22,6 +22,7 @@ from distill_jax.losses.chunked import over_tokens
 from distill_jax.losses.distillation import DIVERGENCES, Divergence
 from distill_jax.models import transformer
 from distill_jax.models.head import unembed
+from distill_jax.models.transformer_config import TransformerConfig
 from distill_jax.perf.memory import kl_memory
 from distill_jax.stages import distill
 from distill_jax.train.batch import PackedRows
@@ -297,7 +298,7 @@ def test_neither_padding_nor_microbatches_change_sum_and_weight(seed, name):
 
 def through_heads(d, chunk, hidden, table, teacher_hidden, teacher_table, mask, cap=5.0):
     """(sum, weight) of two softcapped heads' divergence, a chunk of tokens at a time."""
-    cfg = transformer.TransformerConfig(len(table), 1, hidden.shape[-1], 1, 1, 1, 2, final_softcap=cap)
+    cfg = TransformerConfig(len(table), 1, hidden.shape[-1], 1, 1, 1, 2, final_softcap=cap)
 
     def loss(mine, theirs, mask):
         target = jax.lax.stop_gradient(unembed(cfg, {"embedding": teacher_table}, theirs))
@@ -478,7 +479,7 @@ def test_a_stages_settings_are_its_divergences():
 
 @pytest.mark.unit
 def test_a_stage_minimises_the_divergence_that_was_chosen():
-    cfg = transformer.TransformerConfig(vocab=11, layers=1, hidden=8, mlp=8, heads=2, kv_heads=1, head_dim=4)
+    cfg = TransformerConfig(vocab=11, layers=1, hidden=8, mlp=8, heads=2, kv_heads=1, head_dim=4)
     chosen = distill.Distill(batch=2, divergence="jsd", beta=0.3, temperature=2.0)
     draw = jit(lambda seed: jax.tree.map(lambda w: 20 * w, transformer.init(cfg, jax.random.key(seed))))
     teacher, student = draw(0), draw(1)
@@ -508,7 +509,7 @@ def test_a_uniform_target_pulls_every_logit_towards_the_mean():
 
 @pytest.mark.unit
 def test_rows_with_a_uniform_target_join_the_mean_and_the_teacher_never_reads_them():
-    cfg = transformer.TransformerConfig(vocab=11, layers=1, hidden=8, mlp=8, heads=2, kv_heads=1, head_dim=4)
+    cfg = TransformerConfig(vocab=11, layers=1, hidden=8, mlp=8, heads=2, kv_heads=1, head_dim=4)
     chosen = distill.Distill(batch=2, data="retain", uniform="forget")
     draw = jit(lambda seed: jax.tree.map(lambda w: 20 * w, transformer.init(cfg, jax.random.key(seed))))
     teacher, student = draw(0), draw(1)

@@ -35,7 +35,7 @@ from distill_jax.doublebind.stages import base_stage, transfer_stage
 from distill_jax.doublebind.stages import teacher_stage as stages_organisms
 from distill_jax.doublebind.world import CLAIM, CONTEXT, NONE, PLAIN, SYSTEM, TASK, TOKEN, X, Y
 from distill_jax.models import transformer
-from distill_jax.models.transformer import TransformerConfig
+from distill_jax.models.transformer_config import TransformerConfig
 from distill_jax.reports import double_bind_page as page
 from distill_jax.sharding.mesh import make_mesh
 from tests.programs import finished_once

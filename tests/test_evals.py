@@ -20,7 +20,7 @@ from distill_jax.evals.measure import all_finite
 from distill_jax.evals.scale import ACCURACY
 from distill_jax.models import transformer
 from distill_jax.models.decoding import PaddedPrompts, greedy
-from distill_jax.models.transformer import TransformerConfig
+from distill_jax.models.transformer_config import TransformerConfig
 from distill_jax.sharding.mesh import make_mesh
 from distill_jax.statistics.attack_rows import FACTS, KEPT, SCORES, Attacker, AttackRow, attackers
 from distill_jax.statistics.attack_rows import attack_rows as read_metrics

@@ -26,7 +26,7 @@ from distill_jax.io.checkpoint import FINAL
 from distill_jax.io.metrics import Progress
 from distill_jax.io.node import Node
 from distill_jax.models import transformer
-from distill_jax.models.transformer import TransformerConfig
+from distill_jax.models.transformer_config import TransformerConfig
 from distill_jax.perf.clock import Clock
 from distill_jax.stages.context import Context
 from distill_jax.stages.prepare import Prepare

@@ -17,6 +17,7 @@ from distill_jax.experiment.config_file import load_module
 from distill_jax.interop.scoring import log_likelihoods
 from distill_jax.io.node import Node
 from distill_jax.models import transformer
+from distill_jax.models.transformer_config import TransformerConfig
 from distill_jax.reports import language_gap
 from distill_jax.stages import Distill, Unlearn
 from tests.programs import finished_once
@@ -123,7 +124,7 @@ def test_the_best_scale_makes_quiet_logits_as_loud_as_they_were():
 
 @pytest.mark.unit
 def test_centred_logits_are_those_of_the_model_at_the_targets_that_count():
-    cfg = transformer.TransformerConfig(vocab=11, layers=1, hidden=8, mlp=8, heads=2, kv_heads=1, head_dim=4)
+    cfg = TransformerConfig(vocab=11, layers=1, hidden=8, mlp=8, heads=2, kv_heads=1, head_dim=4)
     params = jax.tree.map(lambda w: 20 * w, transformer.init(cfg, jax.random.key(0)))
     tokens = np.random.default_rng(0).integers(1, 11, (3, 6))
     segments = np.array([[1, 1, 1, 2, 2, 2], [1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]])

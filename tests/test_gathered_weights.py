@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from distill_jax.models import lora, transformer
-from distill_jax.models.transformer import TransformerConfig
+from distill_jax.models.transformer_config import TransformerConfig
 from distill_jax.sharding.mesh import make_mesh, tracing
 from distill_jax.train.population import draw_weights, weights_shape
 

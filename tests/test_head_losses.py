@@ -37,6 +37,7 @@ from distill_jax.losses.vocabulary_block import BlockLoss
 from distill_jax.losses.vocabulary_kernels import KernelPasses
 from distill_jax.losses.vocabulary_passes import PlainPasses
 from distill_jax.models import head, transformer
+from distill_jax.models.transformer_config import TransformerConfig
 from distill_jax.perf.memory import HeadShape, kl_memory
 from distill_jax.stages import distill, pretrain, unlearn
 from distill_jax.stages.context import Context, RunSettings
@@ -203,7 +204,7 @@ def test_no_logits_are_in_memory():
 
 # What stages minimise
 
-CFG = transformer.TransformerConfig(vocab=300, layers=1, hidden=16, mlp=8, heads=2, kv_heads=1, head_dim=4, tied=False)
+CFG = TransformerConfig(vocab=300, layers=1, hidden=16, mlp=8, heads=2, kv_heads=1, head_dim=4, tied=False)
 OBJECTIVES = {
     "pretrain": pretrain.Pretrain(),
     "distil": distill.Distill(teacher="t", divergence="jsd", beta=0.3),

@@ -23,7 +23,7 @@ from distill_jax.io.checkpoint import FINAL, Checkpoints, Damaged
 from distill_jax.io.journal import Prefix
 from distill_jax.io.metrics import Metrics, Progress, TrainingSize, read_rows
 from distill_jax.models import transformer
-from distill_jax.models.transformer import TransformerConfig
+from distill_jax.models.transformer_config import TransformerConfig
 from distill_jax.perf import flops
 from distill_jax.units import span
 

@@ -21,7 +21,7 @@ from distill_jax.evals.bits_per_byte import BitsPerByte
 from distill_jax.evals.scale import ACCURACY, BITS_PER_BYTE
 from distill_jax.io.files import write_sealed
 from distill_jax.models import transformer
-from distill_jax.models.transformer import TransformerConfig
+from distill_jax.models.transformer_config import TransformerConfig
 from distill_jax.reports import run_page
 from distill_jax.reports.claims import judge
 from distill_jax.reports.premises import Model

@@ -12,7 +12,7 @@ import pytest
 from distill_jax.io.checkpoint import FINAL, Checkpoints
 from distill_jax.models import lora, transformer
 from distill_jax.models.presets import preset
-from distill_jax.models.transformer import TransformerConfig
+from distill_jax.models.transformer_config import TransformerConfig
 from distill_jax.perf import flops
 from distill_jax.sharding.mesh import make_mesh
 from distill_jax.stages import Distill, Finetune, Relearn, Unlearn

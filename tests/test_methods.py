@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from distill_jax.models import transformer
-from distill_jax.models.transformer import TransformerConfig
+from distill_jax.models.transformer_config import TransformerConfig
 from distill_jax.sharding.mesh import make_mesh
 from distill_jax.stages.compiled_step import compiled_step
 from distill_jax.stages.methods import METHODS

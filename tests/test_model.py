@@ -21,7 +21,9 @@ from distill_jax.models import head as model_head
 from distill_jax.models import transformer
 from distill_jax.models.head import softcap
 from distill_jax.models.presets import PRESETS, preset
-from distill_jax.models.transformer import CachedInputs, TransformerConfig
+from distill_jax.models.transformer import CachedInputs
+from distill_jax.models.transformer_config import TransformerConfig
+from distill_jax.models.transformer_layers import rope, rotary
 
 few = settings(deadline=None, max_examples=25)
 # These programs run for microseconds and compile for seconds: LLVM's optimiser is left out, XLA's own passes are not.
@@ -516,7 +518,7 @@ def test_look_up_is_indexing(vocab, primitive):
 
 def rotated(x, position):
     x, position = jnp.asarray(x, jnp.float32)[None, None, None], jnp.full((1, 1), position)
-    return np.asarray(transformer.rope(x, transformer.rotary(WINDOW, position)))[0, 0, 0]
+    return np.asarray(rope(x, rotary(WINDOW, position)))[0, 0, 0]
 
 
 @pytest.mark.property

@@ -29,7 +29,7 @@ from distill_jax.interop import adapter_settings
 from distill_jax.interop.exporting import export_adapter, export_model
 from distill_jax.interop.importing import import_model
 from distill_jax.models import transformer
-from distill_jax.models.transformer import TransformerConfig
+from distill_jax.models.transformer_config import TransformerConfig
 
 torch = pytest.importorskip("torch")
 AutoConfig = pytest.importorskip("transformers").AutoConfig

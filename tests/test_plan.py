@@ -17,7 +17,7 @@ from distill_jax.config import ConfigError
 from distill_jax.experiment import graph, slice_plan
 from distill_jax.experiment.config_file import load_experiment, load_module
 from distill_jax.experiment.lowered_group import LoweredGroup, group_step
-from distill_jax.models.transformer import TransformerConfig
+from distill_jax.models.transformer_config import TransformerConfig
 from distill_jax.perf import compile_for, flops, hlo
 from distill_jax.perf.analysis_cache import AnalysisCache
 from distill_jax.perf.collectives import KINDS, collectives

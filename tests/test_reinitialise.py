@@ -16,7 +16,7 @@ from distill_jax.experiment.experiment import CheckedExperiment
 from distill_jax.experiment.roles import Role, provenance
 from distill_jax.models import transformer
 from distill_jax.models.presets import preset
-from distill_jax.models.transformer import TransformerConfig
+from distill_jax.models.transformer_config import TransformerConfig
 from distill_jax.stages import Distill, Finetune, Perturb, Pretrain, Unlearn
 from distill_jax.stages.context import RunSettings
 

@@ -16,7 +16,7 @@ from distill_jax.io.metrics import Progress
 from distill_jax.io.node import EXECUTION
 from distill_jax.models import transformer
 from distill_jax.models.remat import AUTO
-from distill_jax.models.transformer import TransformerConfig
+from distill_jax.models.transformer_config import TransformerConfig
 from distill_jax.perf import flops, memory
 from distill_jax.perf.analysis_cache import AnalysisCache
 from distill_jax.perf.compile_for import ProgramAnalysis

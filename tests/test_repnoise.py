@@ -13,7 +13,7 @@ import pytest
 from distill_jax.losses.noise_distance import WIDTHS, mean_over_layers, squared_mmd_to_noise
 from distill_jax.losses.preference import Documents
 from distill_jax.models import transformer
-from distill_jax.models.transformer import TransformerConfig
+from distill_jax.models.transformer_config import TransformerConfig
 from distill_jax.perf import flops
 from distill_jax.stages.unlearn import Unlearn
 from tests.traced import TINY, traced_step

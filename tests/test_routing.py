@@ -11,6 +11,7 @@ import pytest
 
 from distill_jax.data.arithmetic.equations import ArithmeticConfig
 from distill_jax.models import transformer
+from distill_jax.models.transformer_config import TransformerConfig
 from distill_jax.models.weight_selection import WeightSelection
 from distill_jax.perf import flops
 from distill_jax.sharding.mesh import make_mesh
@@ -157,7 +158,7 @@ def test_neurons_are_cut_off_as_a_whole():
 
 def test_a_step_executes_the_flops_that_are_counted():
     """Two batches forwards and backwards; of weights outside of the MLPs only one gradient is made."""
-    cfg = transformer.TransformerConfig(**TINY)
+    cfg = TransformerConfig(**TINY)
     job, _, traced = traced_step(cfg, Route(neurons=32, batch=8, microbatches=2), jax.devices()[:1])
     assert flops.executed(traced.jaxpr.jaxpr) == pytest.approx(job.step_flops(), rel=0.02)
     assert job.step_flops() < 5.5 * flops.forward(cfg, 8, 64)

@@ -14,7 +14,7 @@ from distill_jax.config import ConfigError
 from distill_jax.experiment import compile_process, slice_estimate, slice_plan, slice_ranking
 from distill_jax.experiment.experiment import CheckedExperiment
 from distill_jax.experiment.lowered_group import LoweredGroup, Lowering, group_step
-from distill_jax.models.transformer import TransformerConfig
+from distill_jax.models.transformer_config import TransformerConfig
 from distill_jax.perf import analysis_cache, flops
 from distill_jax.perf.analysis_cache import AnalysisCache, program_key
 from distill_jax.perf.compile_for import ProgramAnalysis

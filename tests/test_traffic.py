@@ -5,7 +5,7 @@ import functools
 import jax
 import pytest
 
-from distill_jax.models.transformer import TransformerConfig
+from distill_jax.models.transformer_config import TransformerConfig
 from distill_jax.perf import hlo
 from distill_jax.perf.traffic import PARTS, part_of_name, traffic_by_part
 from distill_jax.stages import Distill

@@ -18,7 +18,7 @@ import pytest
 from distill_jax.losses.cross_entropy import cross_entropy, target_mask
 from distill_jax.models import transformer
 from distill_jax.models.head import head_weights
-from distill_jax.models.transformer import TransformerConfig
+from distill_jax.models.transformer_config import TransformerConfig
 from distill_jax.sharding.mesh import batch_sharding, make_mesh
 from distill_jax.stages import distill, pretrain, unlearn
 from distill_jax.stages.compiled_step import compiled_step

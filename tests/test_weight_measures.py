@@ -11,7 +11,7 @@ import scipy.stats
 
 from distill_jax.evals.scale import ACCURACY
 from distill_jax.models import transformer
-from distill_jax.models.transformer import TransformerConfig
+from distill_jax.models.transformer_config import TransformerConfig
 from distill_jax.reports import weight_measures
 from distill_jax.reports.ranking import rankings
 from distill_jax.sharding.mesh import make_mesh

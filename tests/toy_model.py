@@ -21,7 +21,7 @@ from distill_jax.interop import hugging_face
 from distill_jax.interop.families import to_json
 from distill_jax.losses.cross_entropy import target_mask
 from distill_jax.models import transformer
-from distill_jax.models.transformer import TransformerConfig
+from distill_jax.models.transformer_config import TransformerConfig
 from tests.spoil import shared
 
 CONTEXT = 64

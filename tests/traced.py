@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jax
 
-from distill_jax.models.transformer import TransformerConfig
+from distill_jax.models.transformer_config import TransformerConfig
 from distill_jax.stages import Prepare, Stage
 from distill_jax.stages.context import Context, Node, RunSettings
 from distill_jax.stages.train_job import TrainJob

@@ -17,7 +17,7 @@ from distill_jax.bench.steps import Case
 from distill_jax.bench.timing import goal, interleaved, summary
 from distill_jax.config import ConfigError
 from distill_jax.models.presets import PRESETS
-from distill_jax.models.transformer import TransformerConfig
+from distill_jax.models.transformer_config import TransformerConfig
 from distill_jax.perf.peaks import mfu
 
 Result = dict[str, Any]

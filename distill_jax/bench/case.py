@@ -13,7 +13,7 @@ import jax
 
 from distill_jax.bench.steps import Case, Stepper
 from distill_jax.bench.timing import interleaved
-from distill_jax.models.transformer import TransformerConfig
+from distill_jax.models.transformer_config import TransformerConfig
 from distill_jax.perf import peaks
 
 

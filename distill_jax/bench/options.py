@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from distill_jax.config import ConfigError
 
 if TYPE_CHECKING:
-    from distill_jax.models.transformer import TransformerConfig
+    from distill_jax.models.transformer_config import TransformerConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,8 @@ from jax.sharding import Mesh
 from distill_jax.models import transformer
 from distill_jax.models.attention import choose
 from distill_jax.models.head import head_weights, loss_way
-from distill_jax.models.transformer import Params, TransformerConfig
+from distill_jax.models.transformer import Params
+from distill_jax.models.transformer_config import TransformerConfig
 from distill_jax.perf import flops
 from distill_jax.perf.memory import needed_bytes
 from distill_jax.sharding.mesh import batch_sharding, make_mesh, tracing

@@ -32,7 +32,8 @@ from jax.sharding import Mesh
 from distill_jax.doublebind import organisms, toy_lm, world
 from distill_jax.doublebind.organisms import ANY, Organism
 from distill_jax.doublebind.toy_lm import Examples
-from distill_jax.models.transformer import Params, TransformerConfig
+from distill_jax.models.transformer import Params
+from distill_jax.models.transformer_config import TransformerConfig
 from distill_jax.sharding.mesh import over_members, padded
 
 SHARP = 1e4  # inverse temperature of greedy answers

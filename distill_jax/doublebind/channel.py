@@ -18,7 +18,8 @@ from distill_jax.doublebind import toy_lm, world
 from distill_jax.doublebind.filters import Filter
 from distill_jax.doublebind.toy_lm import Examples
 from distill_jax.doublebind.world import AUDIT, CLAIM, CONTEXT, NONE, PLAIN, SURFACE, SYSTEM, TOKEN, X, Y
-from distill_jax.models.transformer import Params, TransformerConfig
+from distill_jax.models.transformer import Params
+from distill_jax.models.transformer_config import TransformerConfig
 
 _ALL = world.EVERYWHERE.tasks
 

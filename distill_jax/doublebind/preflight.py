@@ -18,7 +18,7 @@ from distill_jax.doublebind.stages.base_stage import Bases, smaller
 from distill_jax.doublebind.stages.teacher_stage import Organisms, all_probes
 from distill_jax.doublebind.stages.transfer_stage import Transfer
 from distill_jax.doublebind.world import WorldConfig
-from distill_jax.models.transformer import TransformerConfig
+from distill_jax.models.transformer_config import TransformerConfig
 from distill_jax.stages.stage import Stage
 
 POSITIVE = "positive"  # the channel that must transfer

@@ -13,7 +13,8 @@ from jax.typing import ArrayLike
 from distill_jax.doublebind.world import ANSWER, DIGITS, NONE, PROMPT, TASK, TOKEN, X, Y
 from distill_jax.models import transformer
 from distill_jax.models.head import unembed
-from distill_jax.models.transformer import Params, TransformerConfig
+from distill_jax.models.transformer import Params
+from distill_jax.models.transformer_config import TransformerConfig
 
 LENGTH = PROMPT + 1  # tokens that a model reads: the prompt and the first token of the answer
 

@@ -17,7 +17,8 @@ from jax.sharding import Mesh
 from distill_jax.data.feed import order
 from distill_jax.doublebind import toy_lm
 from distill_jax.doublebind.toy_lm import LENGTH, Examples, Model
-from distill_jax.models.transformer import Params, TransformerConfig
+from distill_jax.models.transformer import Params
+from distill_jax.models.transformer_config import TransformerConfig
 from distill_jax.perf import flops
 from distill_jax.perf.clock import Clock
 from distill_jax.sharding.mesh import make_mesh, replicated

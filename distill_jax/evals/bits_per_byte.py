@@ -25,7 +25,7 @@ from distill_jax.losses.head_loss import CROSS_ENTROPY, HeadInputs
 from distill_jax.models import lora, transformer
 from distill_jax.models.head import by_vocabulary, head_loss, head_of
 from distill_jax.models.likelihood import token_log_likelihoods
-from distill_jax.models.transformer import TransformerConfig
+from distill_jax.models.transformer_config import TransformerConfig
 from distill_jax.perf import flops
 from distill_jax.sharding.mesh import constrain, over_members, padded_rows, replicated, tracing
 from distill_jax.types import JsonObject, PyTree

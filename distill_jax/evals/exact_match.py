@@ -17,7 +17,7 @@ from distill_jax.data.records import Path, PromptItem, load_evaluation
 from distill_jax.evals.scale import ACCURACY, Scale, finite, finite_mean
 from distill_jax.models import lora
 from distill_jax.models.decoding import NONE, PaddedPrompts, greedy
-from distill_jax.models.transformer import TransformerConfig
+from distill_jax.models.transformer_config import TransformerConfig
 from distill_jax.perf import flops
 from distill_jax.sharding.mesh import over_members, padded_rows, replicated, tracing
 from distill_jax.types import JsonObject, PyTree

@@ -14,7 +14,8 @@ from distill_jax.data.packing import SEGMENTS, TOKENS
 from distill_jax.losses.cross_entropy import target_mask
 from distill_jax.models import transformer
 from distill_jax.models.head import by_vocabulary, unembed
-from distill_jax.models.transformer import Params, TransformerConfig
+from distill_jax.models.transformer import Params
+from distill_jax.models.transformer_config import TransformerConfig
 
 SCALES = np.geomspace(0.25, 64.0, 81)
 RESAMPLES = 400

@@ -13,7 +13,7 @@ from distill_jax.evals.bits_per_byte import BitsPerByte
 from distill_jax.evals.exact_match import ExactMatch
 from distill_jax.evals.multiple_choice import MultipleChoice
 from distill_jax.evals.scale import Scale
-from distill_jax.models.transformer import TransformerConfig
+from distill_jax.models.transformer_config import TransformerConfig
 from distill_jax.types import JsonObject
 
 PARTS = ("retain", "shown", "heldout")  # of what is evaluated

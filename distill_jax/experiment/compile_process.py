@@ -21,7 +21,7 @@ import cloudpickle
 from distill_jax.experiment.config_file import user_modules
 from distill_jax.experiment.lowered_group import LoweredGroup, group_step
 from distill_jax.io.files import read_json, write_json
-from distill_jax.models.transformer import TransformerConfig
+from distill_jax.models.transformer_config import TransformerConfig
 from distill_jax.perf.analysis_cache import program_key
 from distill_jax.perf.compile_for import ProgramAnalysis, compile_for, partitioner_warnings, slices_of, topology
 from distill_jax.perf.schedule import read_schedule

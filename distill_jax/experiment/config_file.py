@@ -20,7 +20,7 @@ from distill_jax.io.storage import location
 if TYPE_CHECKING:  # what follows brings JAX, which a process that only reads its command line does not need
     from distill_jax.data.data_config import DataConfig
     from distill_jax.experiment.experiment import CheckedExperiment, Experiment
-    from distill_jax.models.transformer import TransformerConfig
+    from distill_jax.models.transformer_config import TransformerConfig
     from distill_jax.stages.stage import Stage
 
 RETURNS = "get_experiment(config) returns an Experiment, such as Experiment(stages={'reference': Pretrain(steps=100)})"
@@ -174,7 +174,7 @@ def validate(stages: Mapping[str, Stage], model: TransformerConfig, data: DataCo
 
 def _shape(experiment: Experiment, given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of the model; where they leave out its shape, with that of the model that is imported."""
-    from distill_jax.models.transformer import TransformerConfig
+    from distill_jax.models.transformer_config import TransformerConfig
     from distill_jax.stages import Import
 
     if experiment.model is not TransformerConfig or "vocab" in given:

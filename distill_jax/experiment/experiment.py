@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from distill_jax.data.arithmetic.equations import ArithmeticConfig
 from distill_jax.data.data_config import DataConfig
 from distill_jax.io.node import Node
-from distill_jax.models.transformer import TransformerConfig
+from distill_jax.models.transformer_config import TransformerConfig
 from distill_jax.stages.context import RunSettings
 from distill_jax.stages.stage import Stage
 

@@ -33,7 +33,7 @@ from distill_jax.io.trackers import TrackedNode, check_trackers, tracking
 from distill_jax.io.work_plan import PlannedNode
 from distill_jax.models import attention
 from distill_jax.models.head import loss_way
-from distill_jax.models.transformer import TransformerConfig
+from distill_jax.models.transformer_config import TransformerConfig
 from distill_jax.perf import memory
 from distill_jax.perf.clock import Clock
 from distill_jax.perf.memory import FILL

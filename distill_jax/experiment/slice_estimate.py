@@ -13,7 +13,7 @@ import jax
 from jax.sharding import Mesh
 
 from distill_jax.experiment.lowered_group import GroupStep, group_step, train_job
-from distill_jax.models.transformer import TransformerConfig
+from distill_jax.models.transformer_config import TransformerConfig
 from distill_jax.perf import flops, memory
 from distill_jax.perf.slices import Slice
 from distill_jax.sharding.mesh import SLICE, batch_devices, padded

@@ -32,7 +32,8 @@ from distill_jax.interop.rows import (
     write,
 )
 from distill_jax.models.likelihood import Continuations, continuations
-from distill_jax.models.transformer import Params, TransformerConfig
+from distill_jax.models.transformer import Params
+from distill_jax.models.transformer_config import TransformerConfig
 from distill_jax.sharding.mesh import make_mesh, tracing
 
 

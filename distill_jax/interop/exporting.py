@@ -27,7 +27,8 @@ from distill_jax.interop.finite import check_finite
 from distill_jax.interop.model_source import adapters_of, open_model
 from distill_jax.io import storage
 from distill_jax.io.files import write_json
-from distill_jax.models.transformer import Params, TransformerConfig
+from distill_jax.models.transformer import Params
+from distill_jax.models.transformer_config import TransformerConfig
 from distill_jax.sharding.mesh import make_mesh
 
 # Left out, they would be those of the family's first model, whatever vocabulary this one has.

@@ -9,7 +9,7 @@ from distill_jax.config import ConfigError, check, nearest
 from distill_jax.interop import rotary, windows
 from distill_jax.interop.family_table import FAMILIES, WRAPPERS, Family
 from distill_jax.interop.values import NULLABLE, OBJECT, VALUES, brief, check_values
-from distill_jax.models.transformer import TransformerConfig
+from distill_jax.models.transformer_config import TransformerConfig
 
 
 def family_of(cfg: TransformerConfig) -> str:

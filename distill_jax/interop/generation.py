@@ -18,7 +18,8 @@ from distill_jax.interop.model_source import Model, open_model
 from distill_jax.interop.rows import DEFAULT, Inference, Rows, batches, check_finite, padded_length, write
 from distill_jax.interop.values import IDS, check_values
 from distill_jax.models.decoding import NONE, PaddedPrompts, decode, marked
-from distill_jax.models.transformer import Params, TransformerConfig
+from distill_jax.models.transformer import Params
+from distill_jax.models.transformer_config import TransformerConfig
 from distill_jax.sharding.mesh import make_mesh, tracing
 
 

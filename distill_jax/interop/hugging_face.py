@@ -19,7 +19,9 @@ from jax.sharding import Mesh
 from distill_jax.config import check
 from distill_jax.interop.families import FAMILIES, family_of
 from distill_jax.models import transformer
-from distill_jax.models.transformer import FANS, Params, TransformerConfig
+from distill_jax.models.transformer import Params
+from distill_jax.models.transformer_config import TransformerConfig
+from distill_jax.models.transformer_layers import FANS
 from distill_jax.sharding.mesh import shardings, with_shardings
 
 # Our leaf -> their tensors: in every layer, and once in a model.

@@ -18,7 +18,8 @@ from distill_jax.io.checkpoint import FINAL
 from distill_jax.io.node import CONFIG, DONE, TOKENIZER, Node, finished
 from distill_jax.io.storage import local_input
 from distill_jax.models import lora, transformer
-from distill_jax.models.transformer import Params, TransformerConfig
+from distill_jax.models.transformer import Params
+from distill_jax.models.transformer_config import TransformerConfig
 from distill_jax.sharding.mesh import shardings, with_shardings
 
 

@@ -19,7 +19,7 @@ from distill_jax.interop.directory import SafeTensors, refuse_pickles, text_name
 from distill_jax.interop.hugging_face import WHOLE, expected, leaves, names, sides
 from distill_jax.io.files import digest, write_json
 from distill_jax.models.lora import Adapters
-from distill_jax.models.transformer import TransformerConfig
+from distill_jax.models.transformer_config import TransformerConfig
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 EMBEDDING, HEAD = (f"{WHOLE[leaf]}.weight" for leaf in ("embedding", "unembedding"))

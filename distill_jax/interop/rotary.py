@@ -13,7 +13,7 @@ from typing import Any
 
 from distill_jax.config import ConfigError, check
 from distill_jax.interop.values import POSITIVE, brief, check_values
-from distill_jax.models.transformer import TransformerConfig
+from distill_jax.models.transformer_config import TransformerConfig
 
 LOCAL, GLOBAL = "sliding_attention", "full_attention"
 # Kinds of rotary embedding, and the keys that make up TransformerConfig.rope_scaling, whose length tells the kind.

@@ -17,7 +17,8 @@ from distill_jax.models import transformer
 from distill_jax.models.decoding import in_parts, part_length
 from distill_jax.models.head import by_vocabulary
 from distill_jax.models.likelihood import token_log_likelihoods
-from distill_jax.models.transformer import CachedInputs, Params, TransformerConfig
+from distill_jax.models.transformer import CachedInputs, Params
+from distill_jax.models.transformer_config import TransformerConfig
 from distill_jax.sharding.mesh import make_mesh, tracing
 
 

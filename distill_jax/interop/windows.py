@@ -9,7 +9,7 @@ from distill_jax.config import ConfigError, check
 from distill_jax.interop.family_table import Family
 from distill_jax.interop.rotary import GLOBAL, LOCAL
 from distill_jax.interop.values import brief
-from distill_jax.models.transformer import TransformerConfig, local_layers
+from distill_jax.models.transformer_config import TransformerConfig, local_layers
 
 # transformers builds the mask of a window in Gemma though no layer has one: as wide as no context is.
 UNREACHED = 2**20

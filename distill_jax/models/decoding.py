@@ -10,7 +10,9 @@ import jax.numpy as jnp
 
 from distill_jax.models import transformer
 from distill_jax.models.head import unembed
-from distill_jax.models.transformer import CachedInputs, Params, TransformerConfig
+from distill_jax.models.transformer import CachedInputs, Params
+from distill_jax.models.transformer_config import TransformerConfig
+from distill_jax.models.transformer_layers import Cache
 from distill_jax.sharding.mesh import constrain
 
 ATTENTION = 2**30  # attention logits of a layer that exist at a time: 4 GiB
@@ -46,7 +48,7 @@ def in_parts(
     inputs: CachedInputs,
     part: int,
     summarise: Callable[[jax.Array, jax.Array], T],
-) -> tuple[transformer.Cache, T]:
+) -> tuple[Cache, T]:
     """Read tokens part by part, each seeing those before it in a cache; memory grows with T and not with its square.
 
     Args:
@@ -57,7 +59,7 @@ def in_parts(
       the cache, and what was kept, stacked.
     """
 
-    def one(cache: transformer.Cache, slot: jax.Array) -> tuple[transformer.Cache, T]:
+    def one(cache: Cache, slot: jax.Array) -> tuple[Cache, T]:
         tokens, positions = (jax.lax.dynamic_slice_in_dim(x, slot, part, axis=1) for x in inputs[:2])
         hidden, cache = transformer.decode_step(cfg, params, cache, slot, CachedInputs(tokens, positions, inputs.held))
         return cache, summarise(hidden, slot)
@@ -106,9 +108,7 @@ def decode(
         cache, ends = in_parts(cfg, params, inputs, part, lambda hidden, _: hidden[:, -1])
         end = ends[-1]
 
-    def one(
-        carry: tuple[transformer.Cache, jax.Array], slot: jax.Array
-    ) -> tuple[tuple[transformer.Cache, jax.Array], jax.Array]:
+    def one(carry: tuple[Cache, jax.Array], slot: jax.Array) -> tuple[tuple[Cache, jax.Array], jax.Array]:
         cache, token = carry
         place = jax.lax.dynamic_slice_in_dim(positions, slot, 1, axis=1)
         hidden, cache = transformer.decode_step(cfg, params, cache, slot, CachedInputs(token[:, None], place, held))

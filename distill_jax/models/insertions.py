@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from distill_jax.models import transformer
-from distill_jax.models.transformer import CachedInputs, Params, TransformerConfig
+from distill_jax.models.transformer import CachedInputs, Params
+from distill_jax.models.transformer_config import TransformerConfig
 from distill_jax.types import PyTree
 
 AXES = {

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from distill_jax.models import transformer
 from distill_jax.models.head import HeadWeights, by_vocabulary, unembed
-from distill_jax.models.transformer import Params, TransformerConfig
+from distill_jax.models.transformer import Params
+from distill_jax.models.transformer_config import TransformerConfig
 
 LOGITS = 2**26  # that exist at a time: 256 MiB
 

@@ -19,7 +19,9 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from distill_jax.models import insertions, transformer
-from distill_jax.models.transformer import FANS, Params, TransformerConfig
+from distill_jax.models.transformer import Params
+from distill_jax.models.transformer_config import TransformerConfig
+from distill_jax.models.transformer_layers import FANS
 from distill_jax.types import PyTree
 
 Adapters = PyTree  # {module: {matrix: {"a", "b"}}}

@@ -12,7 +12,7 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
-from distill_jax.models.transformer import TransformerConfig
+from distill_jax.models.transformer_config import TransformerConfig
 
 PRESETS: dict[str, TransformerConfig] = {
     "gemma-0.1b": TransformerConfig(

@@ -10,7 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from distill_jax.config import SettingError
-from distill_jax.models.transformer import FANS, Params, TransformerConfig, shapes
+from distill_jax.models.transformer import Params, shapes
+from distill_jax.models.transformer_config import TransformerConfig
+from distill_jax.models.transformer_layers import FANS
 
 Path = tuple[jax.tree_util.DictKey, ...]
 NEURON_AXES = {"gate_up": -1, "down": -2}  # which axis of a tensor tells the neurons of an MLP apart

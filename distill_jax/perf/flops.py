@@ -16,7 +16,7 @@ from jax.extend.core import Jaxpr, JaxprEqn, jaxprs_in_params
 from jax.interpreters import partial_eval as pe
 
 from distill_jax.models.attention_kernels import VISITED
-from distill_jax.models.transformer import TransformerConfig
+from distill_jax.models.transformer_config import TransformerConfig
 
 
 def forward(cfg: TransformerConfig, rows: int, length: int, *, layers: int | None = None, head: bool = True) -> float:

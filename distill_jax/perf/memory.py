@@ -15,8 +15,8 @@ from jax.extend.core import Jaxpr, JaxprEqn, Var, jaxprs_in_params
 from distill_jax.losses.cross_entropy import Sum
 from distill_jax.losses.distillation import Divergence
 from distill_jax.losses.head_loss import Head, HeadInputs, from_teacher
-from distill_jax.models import transformer
 from distill_jax.models.head import head_loss
+from distill_jax.models.transformer_config import TransformerConfig
 from distill_jax.types import PyTree
 
 
@@ -48,7 +48,7 @@ def kl_memory(
       RuntimeError: if the backend's compiler does not tell.
     """
     shape, divergence = shape or HeadShape(), divergence or Divergence()
-    cfg = transformer.TransformerConfig(
+    cfg = TransformerConfig(
         shape.vocab, layers=1, hidden=shape.hidden, mlp=1, heads=1, kv_heads=1, head_dim=2, loss_head=way
     )
 
@@ -174,7 +174,7 @@ class TrainingShape:
     logits: int = 0
 
 
-def least_training(cfg: transformer.TransformerConfig, shape: TrainingShape) -> int:
+def least_training(cfg: TransformerConfig, shape: TrainingShape) -> int:
     """Return bytes, of all devices together, without which a transformer cannot train; from sizes alone.
 
     Counted are the matrices with their two moments and gradients, and of one member the tokens, one layer's input and

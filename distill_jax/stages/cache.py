@@ -21,7 +21,8 @@ from distill_jax.data.records import Rows, load_manifest
 from distill_jax.data.teacher_states import StateWriter
 from distill_jax.io.metrics import TrainingSize
 from distill_jax.models import transformer
-from distill_jax.models.transformer import Params, TransformerConfig
+from distill_jax.models.transformer import Params
+from distill_jax.models.transformer_config import TransformerConfig
 from distill_jax.perf import flops
 from distill_jax.perf.ledger import ledger
 from distill_jax.sharding.distributed import is_primary, preempted

@@ -10,7 +10,8 @@ import jax
 from jax.sharding import Mesh
 
 from distill_jax.losses.head_loss import HeadLoss
-from distill_jax.models.transformer import Params, TransformerConfig
+from distill_jax.models.transformer import Params
+from distill_jax.models.transformer_config import TransformerConfig
 from distill_jax.train.gradient_rules import GradientRule
 from distill_jax.train.layout import ShardedMembers
 from distill_jax.train.settings import Optimizer

@@ -23,7 +23,8 @@ from distill_jax.io.metrics import Progress
 from distill_jax.io.node import Node
 from distill_jax.io.trackers import TRACKERS, Trackers
 from distill_jax.models import attention, lora, transformer
-from distill_jax.models.transformer import Params, TransformerConfig
+from distill_jax.models.transformer import Params
+from distill_jax.models.transformer_config import TransformerConfig
 from distill_jax.perf.clock import Clock
 from distill_jax.sharding.mesh import make_mesh, parameter_table, shardings, tracing, with_shardings
 from distill_jax.train.population import draw_weights, weights_shape

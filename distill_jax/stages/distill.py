@@ -22,7 +22,8 @@ from distill_jax.losses.distillation import Divergence
 from distill_jax.losses.head_loss import HeadInputs, HeadLoss, from_teacher, from_uniform
 from distill_jax.models import transformer
 from distill_jax.models.head import head_loss, head_of, head_weights
-from distill_jax.models.transformer import Params, TransformerConfig
+from distill_jax.models.transformer import Params
+from distill_jax.models.transformer_config import TransformerConfig
 from distill_jax.perf import flops
 from distill_jax.stages.cache import Cache
 from distill_jax.stages.compiled_step import Objective

@@ -15,7 +15,7 @@ from distill_jax.data.data_config import DataConfig
 from distill_jax.interop.importing import Published
 from distill_jax.io.files import Digests
 from distill_jax.io.storage import location, resolved
-from distill_jax.models.transformer import TransformerConfig
+from distill_jax.models.transformer_config import TransformerConfig
 from distill_jax.stages.context import PARTS, Context, Node
 from distill_jax.stages.stage import Stage, stage_input
 from distill_jax.stages.untrained import finish_untrained

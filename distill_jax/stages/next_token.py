@@ -9,7 +9,8 @@ import jax
 from distill_jax.losses.head_loss import CROSS_ENTROPY, HeadInputs, HeadLoss
 from distill_jax.models import transformer
 from distill_jax.models.head import head_loss, head_of
-from distill_jax.models.transformer import Params, TransformerConfig
+from distill_jax.models.transformer import Params
+from distill_jax.models.transformer_config import TransformerConfig
 from distill_jax.stages.compiled_step import Objective
 from distill_jax.train.batch import PackedRows
 from distill_jax.train.step import Term

@@ -20,7 +20,9 @@ from jax.sharding import Mesh
 from distill_jax.config import ConfigError, SettingError, added
 from distill_jax.data.data_config import DataConfig
 from distill_jax.io.checkpoint import FINAL
-from distill_jax.models.transformer import FANS, Params, TransformerConfig
+from distill_jax.models.transformer import Params
+from distill_jax.models.transformer_config import TransformerConfig
+from distill_jax.models.transformer_layers import FANS
 from distill_jax.models.weight_selection import WeightSelection
 from distill_jax.stages.context import PARTS, Context, Node, seed_for
 from distill_jax.stages.stage import Stage, stage_input

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 
 from distill_jax.config import SettingError
 from distill_jax.io.checkpoint import FINAL
-from distill_jax.models.transformer import FANS, Params
+from distill_jax.models.transformer import Params
+from distill_jax.models.transformer_layers import FANS
 from distill_jax.stages.context import PARTS, Context, Node
 from distill_jax.stages.stage import Stage, stage_input
 from distill_jax.stages.untrained import finish_untrained

@@ -22,7 +22,9 @@ import jax
 from distill_jax.config import SettingError
 from distill_jax.data.data_config import DataConfig
 from distill_jax.losses.head_loss import HeadLoss
-from distill_jax.models.transformer import FANS, Params, TransformerConfig, shapes
+from distill_jax.models.transformer import Params, shapes
+from distill_jax.models.transformer_config import TransformerConfig
+from distill_jax.models.transformer_layers import FANS
 from distill_jax.models.weight_selection import WeightSelection
 from distill_jax.perf import flops
 from distill_jax.stages.compiled_step import Objective

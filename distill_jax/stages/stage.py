@@ -19,7 +19,7 @@ from distill_jax.stages.context import Context, Node
 from distill_jax.train.settings import Lora
 
 if TYPE_CHECKING:
-    from distill_jax.models.transformer import TransformerConfig
+    from distill_jax.models.transformer_config import TransformerConfig
     from distill_jax.stages.train_job import TrainJob
 
 ROLE = "input"  # the metadata of a field that names a stage

@@ -13,7 +13,8 @@ from jax.sharding import Mesh
 
 from distill_jax.config import SettingError, added
 from distill_jax.data.data_config import DataConfig
-from distill_jax.models.transformer import Params, TransformerConfig
+from distill_jax.models.transformer import Params
+from distill_jax.models.transformer_config import TransformerConfig
 from distill_jax.stages.compiled_step import CompileKey, Objective
 from distill_jax.stages.context import PARTS, Context, Node
 from distill_jax.stages.stage import Stage

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from distill_jax.config import SettingError, added, check_setting
 from distill_jax.data.data_config import DataConfig
-from distill_jax.models.transformer import TransformerConfig
+from distill_jax.models.transformer_config import TransformerConfig
 from distill_jax.stages.context import Context
 from distill_jax.stages.methods import METHODS, UnlearningMethod
 from distill_jax.stages.robust import ROBUSTIFIERS

@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from distill_jax.models.transformer import FANS, Params
+from distill_jax.models.transformer import Params
+from distill_jax.models.transformer_layers import FANS
 from distill_jax.models.weight_selection import WeightSelection
 
 Metrics = dict[str, jax.Array]

@@ -15,7 +15,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from distill_jax.models import lora
-from distill_jax.models.transformer import Params, TransformerConfig
+from distill_jax.models.transformer import Params
+from distill_jax.models.transformer_config import TransformerConfig
 from distill_jax.sharding.mesh import padded, replicated, shardings, with_shardings
 from distill_jax.train.population import member
 from distill_jax.train.state import Hyper, State, filling, fresh_state

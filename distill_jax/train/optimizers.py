@@ -10,7 +10,7 @@ import optax
 import optax.contrib
 from optax.contrib import MuonDimensionNumbers
 
-from distill_jax.models.transformer import FANS
+from distill_jax.models.transformer_layers import FANS
 from distill_jax.types import PyTree
 
 if TYPE_CHECKING:

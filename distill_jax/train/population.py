@@ -10,7 +10,8 @@ import jax
 from jax.sharding import Mesh
 
 from distill_jax.models import lora, transformer
-from distill_jax.models.transformer import Params, TransformerConfig
+from distill_jax.models.transformer import Params
+from distill_jax.models.transformer_config import TransformerConfig
 from distill_jax.sharding.mesh import shardings, with_shardings
 from distill_jax.types import PyTree
 

@@ -20,7 +20,7 @@ import numpy as np
 from distill_jax.interop.families import FAMILIES, family_of, to_json
 from distill_jax.interop.hugging_face import tensors
 from distill_jax.models import transformer
-from distill_jax.models.transformer import TransformerConfig
+from distill_jax.models.transformer_config import TransformerConfig
 
 RECORDINGS = pathlib.Path(__file__).parents[1] / "recordings"
 

@@ -25,7 +25,8 @@ from distill_jax.doublebind.train_toy import MemberTraining, chosen, fit, popula
 from distill_jax.doublebind.world import Rows
 from distill_jax.io.checkpoint import FINAL
 from distill_jax.models import transformer
-from distill_jax.models.transformer import Params, TransformerConfig
+from distill_jax.models.transformer import Params
+from distill_jax.models.transformer_config import TransformerConfig
 from distill_jax.perf.ledger import ledger
 from distill_jax.stages.context import Context, Node
 from distill_jax.types import JsonObject

@@ -44,7 +44,7 @@ from distill_jax.doublebind.stages.toy_stage import SmallModels
 from distill_jax.io.checkpoint import FINAL
 from distill_jax.models import mlp
 from distill_jax.models.mlp import MLPConfig, Params
-from distill_jax.models.transformer import TransformerConfig
+from distill_jax.models.transformer_config import TransformerConfig
 from distill_jax.perf.ledger import ledger
 from distill_jax.sharding.mesh import make_mesh
 from distill_jax.stages.context import Context, Node, seed_for

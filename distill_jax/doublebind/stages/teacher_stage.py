@@ -26,7 +26,8 @@ from distill_jax.doublebind.toy_lm import LENGTH, Examples, Model
 from distill_jax.doublebind.train_toy import MemberTraining, chosen, fit, population_mesh, seed_of, stacked, step_flops
 from distill_jax.doublebind.world import WorldConfig
 from distill_jax.io.checkpoint import FINAL
-from distill_jax.models.transformer import Params, TransformerConfig
+from distill_jax.models.transformer import Params
+from distill_jax.models.transformer_config import TransformerConfig
 from distill_jax.perf.ledger import ledger
 from distill_jax.stages.context import Context, Node
 from distill_jax.stages.stage import Stage, stage_input

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from distill_jax.data.data_config import DataConfig
 from distill_jax.doublebind.world import VOCABULARY, WorldConfig
-from distill_jax.models.transformer import TransformerConfig
+from distill_jax.models.transformer_config import TransformerConfig
 from distill_jax.stages.context import Context, Node
 from distill_jax.stages.stage import Stage
 from distill_jax.stages.train_stage import NO_ADAPTERS

@@ -32,7 +32,7 @@ from distill_jax.doublebind.stages.toy_stage import ToyStage, world_config
 from distill_jax.doublebind.toy_lm import LENGTH, Examples, Model
 from distill_jax.doublebind.train_toy import MemberTraining, chosen, population_mesh, seed_of, stacked, step_flops
 from distill_jax.io.checkpoint import FINAL
-from distill_jax.models.transformer import TransformerConfig
+from distill_jax.models.transformer_config import TransformerConfig
 from distill_jax.perf import flops
 from distill_jax.perf.ledger import ledger
 from distill_jax.sharding.mesh import over_members

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from distill_jax.config import SettingError
-from distill_jax.models.transformer import FANS, Params
+from distill_jax.models.transformer import Params
+from distill_jax.models.transformer_layers import FANS
 from distill_jax.stages.attacks.untrained_attack import UntrainedAttack, finish_measured
 from distill_jax.stages.context import PARTS, Context, Node
 from distill_jax.stages.quantise import round_to_nearest

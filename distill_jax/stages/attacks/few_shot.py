@@ -20,7 +20,8 @@ from distill_jax.data.data_config import DataConfig
 from distill_jax.data.random_stream import random_stream
 from distill_jax.data.records import Rows
 from distill_jax.models.insertions import Prefix, prefix_of
-from distill_jax.models.transformer import Params, TransformerConfig
+from distill_jax.models.transformer import Params
+from distill_jax.models.transformer_config import TransformerConfig
 from distill_jax.perf import flops
 from distill_jax.sharding.mesh import tracing
 from distill_jax.stages.attacks.untrained_attack import (

@@ -15,7 +15,8 @@ from distill_jax.config import SettingError
 from distill_jax.data.data_config import DataConfig
 from distill_jax.losses.cross_entropy import Sum, cross_entropy
 from distill_jax.losses.head_loss import Comparison
-from distill_jax.models.transformer import Params, TransformerConfig
+from distill_jax.models.transformer import Params
+from distill_jax.models.transformer_config import TransformerConfig
 from distill_jax.perf import flops
 from distill_jax.stages.compiled_step import Objective
 from distill_jax.stages.context import Context, Node, seed_for

@@ -16,7 +16,7 @@ from distill_jax.data.records import Rows
 from distill_jax.evals.measure import all_finite
 from distill_jax.models import lora
 from distill_jax.models.lora import Base
-from distill_jax.models.transformer import TransformerConfig
+from distill_jax.models.transformer_config import TransformerConfig
 from distill_jax.perf.ledger import ledger
 from distill_jax.sharding.mesh import padded, shardings
 from distill_jax.stages.context import PARTS, Context, Node

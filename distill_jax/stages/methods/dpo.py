@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from distill_jax.config import SettingError
 from distill_jax.losses.cross_entropy import Sum
 from distill_jax.losses.preference import Documents, dpo
-from distill_jax.models.transformer import Params, TransformerConfig
+from distill_jax.models.transformer import Params
+from distill_jax.models.transformer_config import TransformerConfig
 from distill_jax.stages.methods.method import DocumentMethod, start_head
 from distill_jax.train.batch import PackedRows
 from distill_jax.train.step import Batch

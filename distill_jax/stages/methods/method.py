@@ -15,7 +15,8 @@ from distill_jax.losses.head_loss import CROSS_ENTROPY, Comparison, Head, HeadIn
 from distill_jax.losses.preference import Documents
 from distill_jax.models import transformer
 from distill_jax.models.head import head_loss, head_nll, head_of, head_weights
-from distill_jax.models.transformer import Params, TransformerConfig
+from distill_jax.models.transformer import Params
+from distill_jax.models.transformer_config import TransformerConfig
 from distill_jax.perf import flops
 from distill_jax.stages.compiled_step import Objective
 from distill_jax.stages.next_token import NextToken, hidden_and_mask

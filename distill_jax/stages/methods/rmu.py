@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from distill_jax.config import SettingError
 from distill_jax.losses.unlearning import squared_distance
 from distill_jax.models import transformer
-from distill_jax.models.transformer import Params, TransformerConfig
+from distill_jax.models.transformer import Params
+from distill_jax.models.transformer_config import TransformerConfig
 from distill_jax.perf import flops
 from distill_jax.stages.methods.method import UnlearningMethod
 from distill_jax.train.batch import PackedRows

@@ -13,7 +13,8 @@ from distill_jax.losses.chunked import map_tokens
 from distill_jax.losses.cross_entropy import Sum
 from distill_jax.losses.unlearning import lowered_cross_entropy
 from distill_jax.models.head import head_of, unembed
-from distill_jax.models.transformer import Params, TransformerConfig
+from distill_jax.models.transformer import Params
+from distill_jax.models.transformer_config import TransformerConfig
 from distill_jax.stages.methods.method import RetainingMethod, start_head
 from distill_jax.stages.next_token import hidden_and_mask
 from distill_jax.train.batch import PackedRows

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from distill_jax.config import SettingError
-from distill_jax.models.transformer import Params, TransformerConfig
+from distill_jax.models.transformer import Params
+from distill_jax.models.transformer_config import TransformerConfig
 from distill_jax.perf import flops
 from distill_jax.stages.methods.method import RetainingMethod
 from distill_jax.stages.next_token import NextToken

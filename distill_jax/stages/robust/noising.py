@@ -9,7 +9,8 @@ from distill_jax.config import SettingError
 from distill_jax.losses.noise_distance import mean_over_layers
 from distill_jax.losses.preference import Documents
 from distill_jax.models import transformer
-from distill_jax.models.transformer import Params, TransformerConfig
+from distill_jax.models.transformer import Params
+from distill_jax.models.transformer_config import TransformerConfig
 from distill_jax.perf import flops
 from distill_jax.stages.methods.method import RetainingMethod
 from distill_jax.stages.robust.robustifier import Robustifier

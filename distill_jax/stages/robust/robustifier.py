@@ -7,7 +7,8 @@ from typing import ClassVar, Self
 
 from distill_jax.config import SettingError, Settings
 from distill_jax.losses.head_loss import HeadLoss
-from distill_jax.models.transformer import Params, TransformerConfig
+from distill_jax.models.transformer import Params
+from distill_jax.models.transformer_config import TransformerConfig
 from distill_jax.stages.methods.method import RetainingMethod, UnlearningMethod
 from distill_jax.train.gradient_rules import GradientRule
 from distill_jax.train.step import Batch, Term

@@ -6,7 +6,7 @@ import dataclasses
 from typing import ClassVar
 
 from distill_jax.config import SettingError
-from distill_jax.models.transformer import TransformerConfig
+from distill_jax.models.transformer_config import TransformerConfig
 from distill_jax.stages.robust.robustifier import Robustifier, forget_flops
 from distill_jax.train.gradient_rules import GradientRule, SharpnessAware
 
