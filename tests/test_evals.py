@@ -416,4 +416,4 @@ def test_one_that_knows_nothing_gives_the_commonest_answer(tmp_path):
     ]
     for chosen, chance in ((items, 2 / 5), (items[2:], 0.0)):
         (tmp_path / EVALUATION).write_text("".join(json.dumps(item) + "\n" for item in chosen))
-        assert ExactMatch(tmp_path).nothing(("shown", "heldout")) == pytest.approx(chance)
+        assert ExactMatch(tmp_path).chance_level(("shown", "heldout")) == pytest.approx(chance)

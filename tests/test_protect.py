@@ -152,7 +152,7 @@ def test_a_random_model_has_nothing_to_forget(tmp_path, capsys, monkeypatch):
         monkeypatch.setattr(knowledge, "_nats", lambda *_, n=nats: (np.full(6, 9 * n), list(tokens.reshape(6, 9))))
         known = knowledge.of_text(None, None, measure)
         assert known.score == pytest.approx(54 * nats / math.log(2) / 60)
-        assert (known.high < known.nothing) == knows
+        assert (known.high < known.chance_level) == knows
 
 
 @pytest.mark.unit

@@ -17,7 +17,7 @@ from distill_jax.statistics.estimates import Scores
 
 pytestmark = pytest.mark.unit
 
-TEXT = dataclasses.replace(BITS_PER_BYTE, nothing=4.0)
+TEXT = dataclasses.replace(BITS_PER_BYTE, chance_level=4.0)
 
 
 def answered(share: float, facts: int = 200, seeds: int = 3) -> Scores:

@@ -26,7 +26,7 @@ from distill_jax.statistics.robustness import curves, kept_scores, read_attack
 
 pytestmark = pytest.mark.unit
 
-TEXT = dataclasses.replace(BITS_PER_BYTE, nothing=4.0)
+TEXT = dataclasses.replace(BITS_PER_BYTE, chance_level=4.0)
 DOCUMENTS, REPEATS = 12, 300
 
 
@@ -70,7 +70,7 @@ def test_each_document_is_measured_as_it_stands_alone(prepared):
         assert measure.prompts_by_fact(PARTS, part) == text_bytes(part)
         of_part = np.sum(expected, axis=1) / BYTES[part]
         np.testing.assert_allclose(measure.series(seen, PARTS)[part], of_part, rtol=1e-5)
-    nothing = measure.nothing_by_fact(PARTS[1:])
+    nothing = measure.chance_level_by_fact(PARTS[1:])
     tokens = np.concatenate([ids[1:] for part in PARTS[1:] for ids in documents()[part]])
     frequency = np.bincount(tokens) / len(tokens)
     expected = [-np.log2(frequency[ids[1:]]).sum() for ids in documents()["heldout"]]
@@ -96,7 +96,7 @@ def states(random: np.random.Generator, *, hides: float, rise: float, lost: floa
     reference = text_model(Role.REFERENCE, known, known, kept)
     suppressed = text_model(Role.SUPPRESSED, nothing, known + 0.1, kept)
     released = text_model(Role.UNDO, before, before - each(rise, 0.03), kept * each(1 + lost, 0.05))
-    scale = dataclasses.replace(TEXT, nothing=float(nothing.mean()))
+    scale = dataclasses.replace(TEXT, chance_level=float(nothing.mean()))
     concluded = judge_release(Run([reference, suppressed, released], scale, of_text(nothing)), 0)
     return {one.name.split(",")[0]: str(one.state) for one in concluded}
 

@@ -124,7 +124,7 @@ class BitsPerByte:
         }
         return {"retain": bits.get("retain"), "forget": bits.get("heldout"), "by_group": groups}
 
-    def nothing(self, parts: Sequence[str]) -> float:
+    def chance_level(self, parts: Sequence[str]) -> float:
         """Return the bits per byte of one that knows of the parts how often each token stands in them, and no more."""
         tokens = self._targets(parts)
         return float(unigram_nats(tokens)[tokens].sum()) / (math.log(2) * self.bytes(parts))
@@ -133,7 +133,7 @@ class BitsPerByte:
         rows = self.rows(parts)
         return rows[:, TOKENS, 1:][np.asarray(target_mask(jnp.asarray(rows[:, SEGMENTS]))) > 0]
 
-    def nothing_by_fact(self, parts: Sequence[str], part: str = "heldout") -> list[float]:
+    def chance_level_by_fact(self, parts: Sequence[str], part: str = "heldout") -> list[float]:
         """Return the same of each document of a part, the frequencies being those of all parts."""
         if part not in self._sizes:
             return []

@@ -176,7 +176,7 @@ class ExactMatch:
         means = {name: finite_mean(correct[mask]) for name, mask in (("retain", kept), ("forget", ~kept))}
         return {**means, "by_group": by_group}
 
-    def nothing(self, parts: Sequence[str]) -> float:
+    def chance_level(self, parts: Sequence[str]) -> float:
         """Return the accuracy of one that always gives the commonest answer; 0 where no two facts share one."""
         asked = [
             (tuple(answer[answer >= 0]), fact)

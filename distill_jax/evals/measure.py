@@ -53,7 +53,7 @@ class Measure(Protocol):
     def result(self, scores: np.ndarray, parts: Sequence[str]) -> JsonObject:
         """Return {"retain", "forget", "by_group"} of one model from its row [n]; None where a number is not finite."""
 
-    def nothing(self, parts: Sequence[str]) -> float:
+    def chance_level(self, parts: Sequence[str]) -> float:
         """Return the score, on the parts, of one that knows nothing of them."""
 
     def prompts_by_fact(self, parts: Sequence[str], part: str = "heldout") -> list[int]:

@@ -115,7 +115,7 @@ class MultipleChoice:
             groups[group] = {self.scale.key: finite(correct[chosen].mean()), "prompts": int(chosen.sum())}
         return {**means, "by_group": groups}
 
-    def nothing(self, parts: Sequence[str]) -> float:
+    def chance_level(self, parts: Sequence[str]) -> float:
         """Return the accuracy of one that knows nothing and chooses by chance."""
         options = [sum(len(r["choices"]) for r in readings) for readings in self._items(*parts).values()]
         return float(np.mean([1 / count for count in options]))

@@ -61,7 +61,7 @@ class Scale:
       name: in a sentence; item: what is held out from an attacker.
       sign: +1 if a larger number is more ability, -1 if a smaller one is.
       bounds: the smallest and the largest number there can be.
-      nothing: what a model scores that knows nothing; None where no number is known beforehand.
+      chance_level: what a model scores that knows nothing; None where no number is known beforehand.
       relative: whether a tolerance is a share of the goal, or a difference.
       margin: the largest difference that counts as none, and the least that counts as one.
       run_sd: the standard deviation between models trained alike, assumed where a model was trained once.
@@ -75,7 +75,7 @@ class Scale:
     item: str
     sign: int
     bounds: tuple[float, float]
-    nothing: float | None
+    chance_level: float | None
     relative: bool
     margin: float
     run_sd: float
@@ -112,7 +112,7 @@ ACCURACY = Scale(
     item="fact",
     sign=1,
     bounds=(0.0, 1.0),
-    nothing=0.0,
+    chance_level=0.0,
     relative=False,
     margin=0.05,
     run_sd=0.03,
@@ -121,14 +121,14 @@ ACCURACY = Scale(
     tick=".0%",
     hover=".1%",
 )
-CHOICE = dataclasses.replace(ACCURACY, key="multiple_choice", item="question", nothing=0.25)  # by chance, of four
+CHOICE = dataclasses.replace(ACCURACY, key="multiple_choice", item="question", chance_level=0.25)  # by chance, of four
 BITS_PER_BYTE = Scale(
     key="bits_per_byte",
     name="bits per byte",
     item="document",
     sign=-1,
     bounds=(0.0, math.inf),
-    nothing=None,
+    chance_level=None,
     relative=True,
     margin=0.05,
     run_sd=0.03,

@@ -19,11 +19,11 @@ class Run:
     Attributes:
       reference: the model that everything began with; it need not be attacked.
       oracle: the model that never saw what is to be forgotten; None without one.
-      nothing: of one that knows nothing, the scores of each held-out document; None where they are not recorded.
+      chance: of one that knows nothing, the scores of each held-out document; None where they are not recorded.
     """
 
-    def __init__(self, models: Sequence[Model], scale: Scale, nothing: Scores | None = None):
-        self.models, self.scale, self.nothing = [m for m in models if m.after is not None], scale, nothing
+    def __init__(self, models: Sequence[Model], scale: Scale, chance: Scores | None = None):
+        self.models, self.scale, self.chance = [m for m in models if m.after is not None], scale, chance
         self.named: Mapping[str, Model] = {m.name: m for m in self.models}
         undo = (m for m in self.models if m.role in (Role.UNDO, Role.UNDAMAGED))
         self.undo = sorted(undo, key=lambda m: m.alpha or 0.0)
@@ -57,7 +57,7 @@ class Run:
 
     def ignorant(self, oracle: Model, reference: Model) -> list[Premise]:
         """Return the premises of every comparison with the oracle."""
-        known = [] if self.scale.nothing is None else [suppressed(oracle, reference, oracle, self.scale)]
+        known = [] if self.scale.chance_level is None else [suppressed(oracle, reference, oracle, self.scale)]
         return [finite([oracle]), kept(oracle, reference, self.scale), *known]
 
 

@@ -53,7 +53,7 @@ def suppression(run: Run) -> Conclusion:
     reference, oracle = run.reference, run.oracle
     if not model or not reference:
         return not_run(name, claim, "suppressed model" if not model else "reference")
-    if scale.nothing is None and not oracle:
+    if scale.chance_level is None and not oracle:
         return not_run(name, claim, "oracle")
     assert model.before and model.after
     if oracle:
@@ -62,7 +62,7 @@ def suppression(run: Run) -> Conclusion:
         terms = [(1.0, model.after)]
         title = f"{model.label}, of all {item}s"
         beyond = effect(
-            title, terms, scale, "above", scale.sign * (scale.nothing or 0.0) + scale.margin, 1, scale.run_sd
+            title, terms, scale, "above", scale.sign * (scale.chance_level or 0.0) + scale.margin, 1, scale.run_sd
         )
     when = model.when if model.worst_step else f"after {model.attack_steps} steps"
     text = f"{model.label}: held-out {item}s {model.before.value:.2f} before the attack, {model.after.value:.2f} "
@@ -139,7 +139,7 @@ def _matching(run: Run, name: str, claim: str, compare: Callable[[Model, Model, 
     scale, pair = run.scale, (begun, fresh)
     shared = [finite([begun, fresh, reference]), premises.able(reference, oracle, scale)]
     shared += [*run.ignorant(oracle, reference), *(kept(m, reference, scale) for m in pair)]
-    shared += [] if scale.nothing is None else [suppressed(m, reference, oracle, scale) for m in pair]
+    shared += [] if scale.chance_level is None else [suppressed(m, reference, oracle, scale) for m in pair]
     shared.append(run.attack_works)
     text = ends(run, begun, fresh, oracle)
     return conclude(name, claim, premises=shared, effects=[compare(begun, fresh, oracle)], evidence=text)

@@ -194,21 +194,21 @@ def at_once(steps: int) -> str:
 
 def able(reference: Model, oracle: Model | None, scale: Scale) -> Premise:
     """The reference has the ability: clearly above one that knows nothing."""
-    nothing = _nothing(oracle, scale)
+    chance = _chance_level(oracle, scale)
     end = _end(reference, "least", scale)
-    shown = scale.ability(end) > scale.ability(nothing) + 2 * scale.margin
-    evidence = f"forget {scale.name} {reference.forget:.2f}, at least {end:.2f}; nothing known: {nothing:.2f}"
+    shown = scale.ability(end) > scale.ability(chance) + 2 * scale.margin
+    evidence = f"forget {scale.name} {reference.forget:.2f}, at least {end:.2f}; nothing known: {chance:.2f}"
     remedy = f"give {scale.item}s that it knows, or more of them"
     return Premise("the reference has the ability", shown and not reference.failed, evidence, remedy)
 
 
 def suppressed(model: Model, reference: Model, oracle: Model | None, scale: Scale) -> Premise:
     """The model hides it before the attack: it shows clearly less than half of what the reference has."""
-    nothing = _nothing(oracle, scale)
-    if math.isnan(nothing):  # no number for nothing: only a distance from the reference can be asked for
+    chance = _chance_level(oracle, scale)
+    if math.isnan(chance):  # no number for chance: only a distance from the reference can be asked for
         bar = reference.forget - scale.sign * 2 * scale.margin
     else:
-        bar = nothing + 0.5 * (reference.forget - nothing)
+        bar = chance + 0.5 * (reference.forget - chance)
     end = _end(model, "most", scale)
     evidence = f"{model.label}: forget {scale.name} {model.forget:.2f}, perhaps {end:.2f}; wanted worse than {bar:.2f}"
     hides = scale.ability(end) < scale.ability(bar)
@@ -232,8 +232,8 @@ def kept(model: Model, reference: Model, scale: Scale) -> Premise:
 def retain_goal(reference: Model, scale: Scale) -> float:
     """Return the retain score from which on a model has what is to be retained."""
     goal = scale.goal(reference.retain, RETAIN)
-    if scale.nothing is not None and not scale.relative:  # of likelihoods it is that of the text to forget alone
-        goal = max(goal, scale.nothing + 2 * scale.margin)
+    if scale.chance_level is not None and not scale.relative:  # of likelihoods it is that of the text to forget alone
+        goal = max(goal, scale.chance_level + 2 * scale.margin)
     return goal
 
 
@@ -271,9 +271,9 @@ def finite(models: Iterable[Model]) -> Premise:
     return Premise("nobody diverged", not failed, ", ".join(failed) or "all scores are finite", remedy)
 
 
-def _nothing(oracle: Model | None, scale: Scale) -> float:
+def _chance_level(oracle: Model | None, scale: Scale) -> float:
     """Return the score of one that knows nothing: the scale's, else the oracle's."""
-    return scale.nothing if scale.nothing is not None else oracle.forget if oracle else math.nan
+    return scale.chance_level if scale.chance_level is not None else oracle.forget if oracle else math.nan
 
 
 def _end(model: Model, which: str, scale: Scale) -> float:

@@ -77,7 +77,7 @@ class _FinishedRun:
         knowledge = next((node for node in nodes.values() if node.verb == "knowledge"), None)
         scale = measure.scale
         if knowledge:
-            scale = dataclasses.replace(scale, nothing=knowledge.result()["nothing"])
+            scale = dataclasses.replace(scale, chance_level=knowledge.result()["nothing"])
         described = measure.described(manifest)
         facts = described["facts"] if scale.is_share else {"shown": 0, "heldout": 0}
         attacks: dict[str, list[Node]] = {}
@@ -160,8 +160,8 @@ def _conclusions(
     if not run.knowledge:
         return conclusions
     retained = run.described["evaluated"]["retain"] if run.scale.is_share else 0
-    nothing = _nothing(run.knowledge, run.first_attack)
-    return [*judge_release(Run(subjects, run.scale, nothing), retained), *conclusions]
+    chance = _chance(run.knowledge, run.first_attack)
+    return [*judge_release(Run(subjects, run.scale, chance), retained), *conclusions]
 
 
 def _attack_settings(nodes: Sequence[Node]) -> AttackSettings | None:
@@ -248,7 +248,7 @@ def _kept(nodes: Sequence[Node]) -> Scores | None:
     return next((kept_scores(read_attack_rows(node), prompts) for node, prompts in asked if prompts), None)
 
 
-def _nothing(known: Node, attacks: Sequence[Node]) -> Scores | None:
+def _chance(known: Node, attacks: Sequence[Node]) -> Scores | None:
     """Return the scores on each held-out document of one that knows nothing; None where they are not recorded."""
     by_fact = np.array(known.result().get("nothing_by_fact") or [])
     prompts = np.array(attacks[0].result().get("prompts_by_fact") or [] if attacks else [], float)

@@ -25,6 +25,7 @@ from distill_jax.sharding.mesh import tracing
 from distill_jax.stages.context import PARTS, Context, Node
 from distill_jax.stages.stage import Stage, stage_input
 from distill_jax.statistics import student_t
+from distill_jax.types import JsonObject
 
 ROWS = 8  # read at a time
 FORGET = PARTS[1:]
@@ -54,13 +55,13 @@ class Knowledge(Stage):
         for node in nodes:
             measure, scale = ctx.measure, ctx.measure.scale
             known = of_text(ctx, node, measure) if isinstance(measure, BitsPerByte) else of_items(ctx, node)
-            bar = known.nothing + scale.sign * 2 * scale.margin  # as `reports.premises.able` has it
+            bar = known.chance_level + scale.sign * 2 * scale.margin  # as `reports.premises.able` has it
             least = known.low if scale.sign > 0 else known.high
             shown = scale.ability(least) > scale.ability(bar)
             check(shown or not node.settings.required, _refusal(node, known, scale, bar))
-            result = dataclasses.asdict(known) | {"shown": bool(shown)}
+            result = known.to_json() | {"shown": bool(shown)}
             if isinstance(measure, BitsPerByte):
-                result |= {"nothing_by_fact": measure.nothing_by_fact(FORGET)}
+                result |= {"nothing_by_fact": measure.chance_level_by_fact(FORGET)}
             node.finish(result, ledger({}, {}, ctx.clock.lap()))
 
 
@@ -70,15 +71,20 @@ class Known:
 
     Attributes:
       score, low, high: on the experiment's scale, with its 95 % interval.
-      nothing: the score of one that knows nothing of it.
+      chance_level: the score of one that knows nothing of it.
       count: facts or pieces of documents that were asked.
     """
 
     score: float
     low: float
     high: float
-    nothing: float
+    chance_level: float
     count: int
+
+    def to_json(self) -> JsonObject:
+        """Return it as a result holds it, where the chance level is called "nothing"."""
+        score = {"score": self.score, "low": self.low, "high": self.high}
+        return score | {"nothing": self.chance_level, "count": self.count}
 
 
 def of_items(ctx: Context, node: Node) -> Known:
@@ -88,7 +94,7 @@ def of_items(ctx: Context, node: Node) -> Known:
     score = result["forget"]
     check(score is not None, f"{node.inputs['start']}: its logits are not finite, so that nothing can be asked of it")
     low, high = wilson(round(score * count), count)
-    return Known(score, low, high, ctx.measure.nothing(FORGET), count)
+    return Known(score, low, high, ctx.measure.chance_level(FORGET), count)
 
 
 def of_text(ctx: Context, node: Node, measure: BitsPerByte) -> Known:
@@ -105,8 +111,8 @@ def of_text(ctx: Context, node: Node, measure: BitsPerByte) -> Known:
     residuals = (nats - simple) * unit - gap * lengths / lengths.sum()
     error = math.sqrt(count / max(count - 1, 1) * float(residuals @ residuals))
     low, high = student_t.interval(gap, error, count - 1)
-    nothing = float(simple.sum()) * unit
-    return Known(float(nats.sum()) * unit, nothing + low, nothing + high, nothing, count)
+    chance = float(simple.sum()) * unit
+    return Known(float(nats.sum()) * unit, chance + low, chance + high, chance, count)
 
 
 def _nats(ctx: Context, node: Node, rows: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -136,6 +142,6 @@ def _nats(ctx: Context, node: Node, rows: np.ndarray) -> tuple[np.ndarray, list[
 def _refusal(node: Node, known: Known, scale: Scale, bar: float) -> str:
     start, interval = node.inputs["start"], f"[{known.low:.2f}, {known.high:.2f}]"
     what = f"{known.count:,} {scale.item}s to forget: {scale.name} {known.score:.2f} {interval}"
-    nothing = f"one that knows nothing of them has {known.nothing:.2f}"
+    chance = f"one that knows nothing of them has {known.chance_level:.2f}"
     mend = f"give {scale.item}s that it knows, or more of them; --config.knowledge.required=False goes on all the same"
-    return f"nothing to forget: {start} is not shown to know the {what}, {nothing}; wanted beyond {bar:.2f}; {mend}"
+    return f"nothing to forget: {start} is not shown to know the {what}, {chance}; wanted beyond {bar:.2f}; {mend}"
