@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 # What nothing here uses, the package offers: its `__all__` is the one list of names.
 from distill_jax.config import ConfigError, check_path  # noqa: F401
 from distill_jax.experiment.config_file import load_experiment, validate, with_content_hashes
-from distill_jax.experiment.named_config import NamedConfig, change, open_config
+from distill_jax.experiment.named_config import NamedConfig, change, check_settings_are_read, open_config
 from distill_jax.experiment.sweep_points import axis, chain, product, select_stages, zipped  # noqa: F401
 
 if TYPE_CHECKING:
@@ -125,6 +125,7 @@ def open_run(config: str | NamedConfig, workdir: str | Path, settings: Mapping[s
     named = open_config(config) if isinstance(config, str) else config
     change(named.config, settings or {})
     backend.set_up(named.config.run)
+    check_settings_are_read(named)
     return open_experiment(load_experiment(named.module, named.config), workdir)
 
 

@@ -94,3 +94,16 @@ def test_the_example_of_an_attack(tmp_path, capsys):
     shown = [row["shown"] for row in map(json.loads, next(rows).read_text().splitlines()) if "shown" in row]
     assert len(shown) == 4 and min(shown[2:]) < min(shown[:2])  # two learning rates, before and after
     assert (tmp_path / "run/report/index.html").is_file() and "log p = " in capsys.readouterr().out
+
+
+@pytest.mark.unit
+def test_a_setting_that_nothing_reads_is_refused(tmp_path):
+    """Of a section whose stages a preset leaves out; not what says nothing new, nor what the run reads."""
+    with pytest.raises(
+        distill_jax.ConfigError, match=r"graddiff\.steps = 5: nothing of --config=arithmetic:smoke reads it"
+    ):
+        distill_jax.open_run("arithmetic:smoke", tmp_path, {"graddiff.steps": 5})
+    distill_jax.open_run("arithmetic:smoke,full", tmp_path, {"graddiff.steps": 5})
+    steps = distill_jax.open_run("arithmetic:smoke", tmp_path).experiment.stages["reference"].steps
+    quiet = {"run.progress_seconds": 1.0, "description": "mine", "reference.steps": steps}
+    distill_jax.open_run("arithmetic:smoke", tmp_path, quiet)

@@ -6,9 +6,8 @@ import copy
 
 import pytest
 
-from distill_jax.commands.command_line import flattened
 from distill_jax.config import ConfigError
-from distill_jax.experiment.config_file import load_experiment
+from distill_jax.experiment.config_file import load_experiment, settings_by_key
 from distill_jax.experiment.named_config import change, open_config
 
 pytestmark = pytest.mark.unit
@@ -18,7 +17,7 @@ SECTIONS = ("model", "data", "run", "reference", "oracle", "maxent", "distill", 
 NAMED = open_config("arithmetic:smoke")
 NUMBERS = {
     key: type(value)(-1)
-    for key, value in flattened(NAMED.config.to_dict())
+    for key, value in settings_by_key(NAMED.config).items()
     if type(value) in (int, float) and key.split(".")[0] in SECTIONS and key.split(".")[-1] not in CHOICES
 }
 

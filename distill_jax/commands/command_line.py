@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 from absl import flags
@@ -129,15 +129,6 @@ def usage(command: str, cls: type, synopsis: str, *more: str) -> str:
         default = "" if field.default in ("", None, False, ()) else f" (default {field.default})"
         lines.append(f"  --{name:17}{field.metadata['help']}{default}")
     return "\n".join([*lines, *(line for paragraph in more for line in ("", paragraph))])
-
-
-def flattened(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (key, value) of every setting of a config, the key as --config.KEY names it."""
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            yield from flattened(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _named(cls: type) -> Iterator[tuple[str, dataclasses.Field[Any]]]:

@@ -14,6 +14,7 @@ from distill_jax import shipped
 from distill_jax.commands import command_line
 from distill_jax.commands.command_line import Parsed
 from distill_jax.config import check
+from distill_jax.experiment.config_file import settings_by_key
 from distill_jax.experiment.named_config import NamedConfig, check_elements, check_key, open_config, value_of
 from distill_jax.experiment.section_docs import Section
 from distill_jax.io import storage
@@ -88,7 +89,7 @@ def settings(source: str) -> str:
     named = open_config(source)
     docs = _setting_docs(named.config)
     lines = []
-    for key, value in command_line.flattened(named.config.to_dict()):
+    for key, value in settings_by_key(named.config).items():
         lines.append(f"  {shlex.quote(f'--config.{key}={value}')}")
         lines += textwrap.wrap(docs.get(key, ""), 112, initial_indent=" " * 8, subsequent_indent=" " * 8)
     return "\n".join([f"{source}: {(named.module.__doc__ or '').strip()}", "", "settings:", *lines])

@@ -13,6 +13,7 @@ from distill_jax.commands import config_line
 from distill_jax.commands.command_line import flag
 from distill_jax.config import check
 from distill_jax.experiment.config_file import check_stages, load_experiment
+from distill_jax.experiment.named_config import check_settings_are_read
 from distill_jax.io.files import write_json
 from distill_jax.io.storage import location
 from distill_jax.perf.prices import Prices
@@ -69,6 +70,7 @@ def main(arguments: Sequence[str]) -> int:
     check_stages(list(flags.stages or ()), named.module, named.config)
     prices = Prices.load(flags.prices)
     backend.import_jax()
+    check_settings_are_read(named)
     print_plan(flags, load_experiment(named.module, named.config), prices)
     return 0
 

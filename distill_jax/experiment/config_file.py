@@ -115,21 +115,21 @@ def _in_config(config: ConfigDict, error: SettingError) -> SettingError | None:
     A stage knows what a setting of its own is called, and not the section of the config that it was made from. A tuple
     of several stages' values has the plural of its name.
     """
-    if error.key in set(_settings(config)):
+    if error.key in set(settings_by_key(config)):
         return error
     alone, several = error.setting, f"{error.setting}s"
-    named = {key: value for key, value in _settings(config).items() if key.rpartition(".")[2] in (alone, several)}
+    named = {key: value for key, value in settings_by_key(config).items() if key.rpartition(".")[2] in (alone, several)}
     same = {key: value for key, value in named.items() if _holds(value, error.value)}
     keys = [key for key in same if "." not in key] or list(same)
     return SettingError(", ".join(keys), same[keys[0]], error.mend) if keys else None
 
 
-def _settings(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def settings_by_key(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return every setting of a config by its key, such as "damage.alpha"."""
     out: dict[str, Any] = {}
     for key, value in config.items():
         inner = isinstance(value, Mapping | ConfigDict)
-        out |= _settings(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
+        out |= settings_by_key(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
     return out
 
 

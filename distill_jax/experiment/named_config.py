@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,9 +12,11 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from distill_jax import shipped
-from distill_jax.config import SettingError, check, check_setting, nearest
-from distill_jax.experiment.config_file import call, load_module
+from distill_jax.config import ConfigError, SettingError, check, check_setting, nearest
+from distill_jax.experiment.config_file import call, declared, load_module, settings_by_key
 from distill_jax.io.storage import local_input
+
+ALWAYS_READ = ("experiment", "description", "data", "model", "run")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +91,29 @@ def change(config: ConfigDict, settings: Mapping[str, Any]) -> None:
         except TypeError as error:
             raise SettingError(key, value, expected) from error
         check_elements(f"config.{key}", before, value_of(config, key))
+
+
+def check_settings_are_read(named: NamedConfig) -> None:
+    """Refuse a changed setting with which the experiment is what it was without: no stage of this preset reads it.
+
+    Settings of the data, the model and the run are always read.
+
+    Raises:
+      ConfigError: naming the setting and the presets that there are.
+    """
+    before, after = (settings_by_key(config) for config in (open_config(named.source).config, named.config))
+    changed = [key for key in after if key in before and before[key] != after[key]]
+    asked = [key for key in changed if key.partition(".")[0] not in ALWAYS_READ]
+    experiment = declared(named.module, named.config) if asked else None
+    for key in asked:
+        without = copy.deepcopy(named.config)
+        without.update_from_flattened_dict({key: before[key]})
+        try:
+            same = declared(named.module, without) == experiment
+        except ConfigError:  # others that were changed need it
+            continue
+        mend = f"nothing of --config={named.source} reads it; leave it out, or name a preset whose stages do"
+        check_setting(not same, key, after[key], mend)
 
 
 def value_of(config: ConfigDict, key: str) -> Any:

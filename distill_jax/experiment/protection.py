@@ -11,6 +11,7 @@ from typing import Any
 
 from distill_jax.config import ConfigError, check
 from distill_jax.data.facts import facts
+from distill_jax.experiment.config_file import settings_by_key
 from distill_jax.experiment.named_config import NamedConfig, change, open_config
 from distill_jax.io.files import read_json
 from distill_jax.io.leases import OWN_TEXT
@@ -244,7 +245,7 @@ def least_bytes(c: Any, subject: Subject, members: int) -> int:
 
 def config_text(named: NamedConfig, decisions: list[str]) -> str:
     """Return a config file that says the same, to be edited, run and swept."""
-    before, after = (_flat(config) for config in (open_config(named.source).config, named.config))
+    before, after = (settings_by_key(config) for config in (open_config(named.source).config, named.config))
     changed = {key: value for key, value in after.items() if value != before.get(key)}
     settings = "\n".join(f"        {key!r}: {value!r}," for key, value in changed.items())
     about = "\n".join(decisions)
@@ -270,11 +271,3 @@ def get_config(arg=""):
 def get_experiment(config):
     return open_config(BASE).module.get_experiment(config)
 '''
-
-
-def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for key, value in config.items():
-        name = f"{prefix}{key}"
-        out |= _flat(value, f"{name}.") if hasattr(value, "items") else {name: value}
-    return out
