@@ -4,6 +4,8 @@
                                                     suppressed model, which must not pass, as the control
   configs/sweeps/certificate_arithmetic.py:labelled the same on the data of robustness_arithmetic.py, in whose work
                                                     directory the models of five seeds are there
+  configs/sweeps/certificate_arithmetic.py:labelled,5
+                                                    with as many training seeds; or :5
   configs/sweeps/certificate_arithmetic.py:smoke    two seeds of a few steps: it learns nothing, and concludes nothing
 
 Ten seeds certify a twin of the oracle four times in ten, twenty nine in ten (docs/statistics.md).
@@ -21,17 +23,21 @@ BITS = (8, 4)
 
 
 def get_sweep(arg: str = "") -> tuple:
-    """Return the base config and the points; `arg` names one of `BASE`."""
-    arg = arg or "cpu"
-    if arg not in BASE:
-        raise ValueError(f"no preset {arg!r} in configs/sweeps/certificate_arithmetic.py; there are {', '.join(BASE)}")
-    smoke = arg == "smoke"
-    undo = "undo-0.6" if smoke else "undo-0.8"
+    """Return the base config and the points; `arg` names one of `BASE`, and perhaps the number of training seeds."""
+    words = [word for word in arg.split(",") if word]
+    (preset, *more), seeds = [w for w in words if not w.isdecimal()] or ["cpu"], [w for w in words if w.isdecimal()]
+    if preset not in BASE or more or len(seeds) > 1:
+        raise ValueError(
+            f"no preset {arg!r} in configs/sweeps/certificate_arithmetic.py; there are {', '.join(BASE)}, each perhaps "
+            "with a number of training seeds behind a comma"
+        )
+    count = int(seeds[0]) if seeds else 2 if preset == "smoke" else 10
+    undo = "undo-0.6" if preset == "smoke" else "undo-0.8"
     models = ("oracle", "maxent", "student", undo)
     rounded = tuple(f"int{bits}-{name}" for bits in BITS for name in models)
-    points = product(axis("bits", BITS), axis("relearn.seeds", 1), axis("seed", *range(2 if smoke else 10)))
+    points = product(axis("bits", BITS), axis("relearn.seeds", 1), axis("seed", *range(count)))
     attacks = tuple(f"relearn-{name}" for name in ("reference", *models, *rounded))
-    if arg == "labelled":
+    if preset == "labelled":
         robustness = runpy.run_path(str(Path(__file__).with_name("robustness_arithmetic.py")))
         points = product([robustness["LABELS"]], points)
-    return BASE[arg], select_stages(points, *attacks)
+    return BASE[preset], select_stages(points, *attacks)
