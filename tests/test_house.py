@@ -19,6 +19,7 @@ TYPED = (
     "models",
     "perf",
     "sharding",
+    "statistics",
     "train",
 )  # rooms that meet the goal for `Any` by far
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from distill_jax.reports.summary_types import CurveSummary, ModelSummary, Number
+from distill_jax.reports.summary_types import ModelSummary, Number
+from distill_jax.statistics.robustness import CurveSummary
 
 Estimate = tuple[Number, Number, Number]  # value, low, high
 

@@ -114,8 +114,10 @@ class Model:
         by_weights = {kind: _worst(by_step, scale)[1] for kind, by_step in self.steps_by_weights.items() if by_step}
         shown = [score for score in (self.shown[1], *self.shown_by_step.values()) if math.isfinite(score)]
         most = max(shown, key=scale.ability, default=math.nan)
-        judged = {"after": after, "worst_step": step, "by_weights": {**self.by_weights, **by_weights}}
-        return dataclasses.replace(self, **judged, shown=(self.shown[0], most))
+        by_weights = {**self.by_weights, **by_weights}
+        return dataclasses.replace(
+            self, after=after, worst_step=step, by_weights=by_weights, shown=(self.shown[0], most)
+        )
 
     @property
     def when(self) -> str:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any, TypedDict
 
+from distill_jax.statistics.fit_types import Fits
+from distill_jax.statistics.robustness import AttackCurves
+
 Number = float | None
 
 
@@ -26,31 +29,15 @@ class ConclusionSummary(TypedDict, total=False):
     effects: list[dict[str, Any]]
 
 
-class CurveSummary(TypedDict, total=False):
-    """A worst-case curve over attack steps, with the ends of its band."""
-
-    worst: list[Number]
-    low: list[Number]
-    high: list[Number]
-    by_seed: list[list[Number]]
-
-
-class AttackSummary(TypedDict, total=False):
+class AttackSummary(AttackCurves, total=False):
     """The attack on one model."""
 
-    steps: list[int]
-    counted: list[int]
-    forget_heldout: CurveSummary
-    forget_shown: CurveSummary
-    retain_at_worst: list[Number]
-    retain_band: dict[str, list[Number]]
-    best_learning_rate: list[Number] | None
     members: int
     diverged: int
     worst_step: int  # of a model to be released: the step at which most came back, by which it is judged
     flops: dict[str, float]
     weights: str
-    other_weights: dict[str, dict[str, Any]]
+    other_weights: dict[str, AttackSummary]
 
 
 class AttackSettings(TypedDict, total=False):
@@ -154,7 +141,7 @@ class SweepRunSummary(TypedDict, total=False):
 
 
 class SweepSummary(TypedDict, total=False):
-    """A sweep: what `sweep.json` holds; `fits` is that of `statistics.fits.fit_all`."""
+    """A sweep: what `sweep.json` holds."""
 
     sweep: str
     description: str
@@ -165,7 +152,7 @@ class SweepSummary(TypedDict, total=False):
     label_errors: list[str]  # a line for each labeller
     sharing: dict[str, float]
     runs: list[SweepRunSummary]
-    fits: dict[str, list[dict[str, Any]]]
+    fits: Fits
     ranking: list[dict[str, Any]]  # of `reports.ranking`, one for each model and data
     conclusions: list[ConclusionSummary]
     created: str

@@ -13,15 +13,28 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Generic, TypedDict, TypeVar
 
 import numpy as np
 
 from distill_jax.perf.ledger import training_flops
 from distill_jax.statistics import student_t
+from distill_jax.statistics.fit_types import (
+    Exponential,
+    Field,
+    Fits,
+    Interval,
+    RunOutcome,
+    SizeEntry,
+    SizeFit,
+    StepsEntry,
+    StepsFit,
+    StepsLine,
+)
+from distill_jax.types import JsonObject
 
-Run = Mapping[str, Any]
-Interval = dict[str, float | None]  # value, low, high
+T = TypeVar("T")
+
 LARGER_SIZES = (1e8, 1e9, 2.6e9, 7e10)
 DISTILLED = ("undo", "random student")  # what is trained until it recovered
 SIZE = "model."  # of settings, those of the model
@@ -80,53 +93,53 @@ class Line:
         return student_t.quantile(len(self.x) - 2)
 
 
-def fit_all(runs: Sequence[Run]) -> dict[str, Any]:
+def fit_all(runs: Sequence[RunOutcome]) -> Fits:
     """Return every fit of a sweep, as the summary's `fits` holds them."""
     return {"steps_against_alpha": steps_against_alpha(runs), "compute_against_size": compute_against_size(runs)}
 
 
-def steps_against_alpha(runs: Iterable[Run]) -> list[dict[str, Any]]:
+def steps_against_alpha(runs: Iterable[RunOutcome]) -> list[StepsEntry]:
     """Return a fit of steps to recover on α for each method, β, model size and setting among UNDO's runs.
 
-    Each is {method, beta, parameters, settings, n, left_out, fit, reason}. `fit` holds the straight line through all
-    seeds (`slope` and `intercept` with 95 % intervals, `r2`, and its `curve` with the interval of the mean), the
-    `exponential` one (least squares of log(steps), `r2` on that scale; None where a run took no step), and for both the
-    root mean square of the leave-one-out errors in steps, by which `better` names one. It is None where there are fewer
-    than three distinct α, as `reason` says.
+    The straight line goes through all seeds, and its curve has the interval of the mean; the leave-one-out errors say
+    whether it or the exponential is better.
     """
     undo = [run for run in runs if run["kind"] == "undo"]
-    return [
-        {**key, **_fitted(*recovered(same, "alpha", "steps"), "alpha", "α", _steps_fit)}
-        for key, same in _groups(undo, "method", "beta", "parameters")
-    ]
+    entries: list[StepsEntry] = []
+    for first, settings, same in _groups(undo, "method", "beta", "parameters"):
+        fitted = _fitted(*recovered(same, "alpha", "steps"), "alpha", "α", _steps_fit)
+        method, beta, parameters = first.get("method"), first.get("beta"), first.get("parameters")
+        entries.append({"method": method, "beta": beta, "parameters": parameters, "settings": settings, **fitted})
+    return entries
 
 
-def compute_against_size(runs: Iterable[Run], at: Sequence[float] = LARGER_SIZES) -> list[dict[str, Any]]:
+def compute_against_size(runs: Iterable[RunOutcome], at: Sequence[float] = LARGER_SIZES) -> list[SizeEntry]:
     """Return a log-log fit of compute on model size for each kind, method, α, β and setting among the distilled runs.
 
     Compute is the student's and teacher's FLOPs of the whole chain. A size counts once, as the geometric mean over its
-    seeds: more seeds say nothing about a size that nobody ran. Each is {kind, method, alpha, beta, settings, n,
-    left_out, fit, reason}; `fit` holds the `exponent` with its 95 % interval, `r2`, the `points`, the `predictions` at
-    `at` parameters with their 95 % prediction intervals, and a `warning`. It is None with fewer than three sizes, as
-    `reason` says.
+    seeds: more seeds say nothing about a size that nobody ran.
+
+    Args:
+      at: numbers of parameters, at which compute is predicted.
     """
-    distilled = [{**run, "flops": _training_flops(run)} for run in runs if run["kind"] in DISTILLED]
-    return [
-        {
-            **key,
-            **_fitted(*recovered(same, "parameters", "flops"), "parameters", "model sizes", partial(_size_fit, at=at)),
-        }
-        for key, same in _groups(distilled, "kind", "method", "alpha", "beta", axis=SIZE)
-    ]
+    distilled: list[RunOutcome] = [{**run, "flops": _training_flops(run)} for run in runs if run["kind"] in DISTILLED]
+    entries: list[SizeEntry] = []
+    for first, settings, same in _groups(distilled, "kind", "method", "alpha", "beta", axis=SIZE):
+        fitted = _fitted(
+            *recovered(same, "parameters", "flops"), "parameters", "model sizes", partial(_size_fit, at=at)
+        )
+        kind, method, alpha, beta = first["kind"], first.get("method"), first.get("alpha"), first.get("beta")
+        entries.append({"kind": kind, "method": method, "alpha": alpha, "beta": beta, "settings": settings, **fitted})
+    return entries
 
 
-def recovered(runs: Iterable[Run], *fields: str) -> tuple[list[Run], dict[str, int]]:
+def recovered(runs: Iterable[RunOutcome], *fields: Field) -> tuple[list[RunOutcome], dict[str, int]]:
     """Return the runs that recovered and have all `fields` as finite numbers, and how many have not, by reason."""
     reasons = [(run, _why_left_out(run, fields)) for run in runs]
     return [run for run, why in reasons if not why], dict(Counter(why for _, why in reasons if why))
 
 
-def _why_left_out(run: Run, fields: Iterable[str]) -> str | None:
+def _why_left_out(run: RunOutcome, fields: Iterable[Field]) -> str | None:
     if run.get("diverged"):
         return "diverged"
     if run.get("recovered") is None:
@@ -136,23 +149,30 @@ def _why_left_out(run: Run, fields: Iterable[str]) -> str | None:
     return next((f"no {field}" for field in fields if not _finite(run.get(field))), None)
 
 
-def _finite(value: Any) -> bool:
-    return value is not None and math.isfinite(value)
+def _finite(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+class _Fitted(TypedDict, Generic[T]):
+    n: int
+    left_out: dict[str, int]
+    fit: T | None
+    reason: str | None
 
 
 def _fitted(
-    runs: list[Run], left_out: dict[str, int], field: str, words: str, fit: Callable[[list[Run]], dict[str, Any]]
-) -> dict[str, Any]:
+    runs: list[RunOutcome], left_out: dict[str, int], field: Field, words: str, fit: Callable[[list[RunOutcome]], T]
+) -> _Fitted[T]:
     places = len({run[field] for run in runs})
     reason = None if places >= 3 else f"{places} distinct {words}, and a fit needs three"
     return {"n": len(runs), "left_out": left_out, "fit": None if reason else fit(runs), "reason": reason}
 
 
-def _steps_fit(runs: list[Run]) -> dict[str, Any]:
+def _steps_fit(runs: list[RunOutcome]) -> StepsFit:
     alpha, steps = _column(runs, "alpha"), _column(runs, "steps")
     line, grid = Line(alpha, steps), np.linspace(alpha.min(), alpha.max(), 25)
     half = line.half_width(grid)
-    straight: dict[str, Any] = {
+    straight: StepsLine = {
         "slope": line.slope_interval(),
         "intercept": _interval(float(line.at(0.0)), float(line.half_width(0.0))),
         "r2": line.r2(),
@@ -162,7 +182,7 @@ def _steps_fit(runs: list[Run]) -> dict[str, Any]:
     if steps.min() <= 0:  # no logarithm
         return {**straight, "exponential": None, "better": None}
     bent = Line(alpha, np.log(steps))
-    exponential: dict[str, Any] = {
+    exponential: Exponential = {
         "rate": bent.slope_interval(),  # log(steps) per unit of α
         "r2": bent.r2(),
         "leave_one_out": _rms(steps - np.exp(bent.leave_one_out())),
@@ -172,9 +192,10 @@ def _steps_fit(runs: list[Run]) -> dict[str, Any]:
     return {**straight, "exponential": exponential, "better": better}
 
 
-def _size_fit(runs: list[Run], at: Sequence[float]) -> dict[str, Any]:
-    sizes = np.array(sorted({float(run["parameters"]) for run in runs}))
-    flops = [np.mean([math.log10(run["flops"]) for run in runs if run["parameters"] == size]) for size in sizes]
+def _size_fit(runs: list[RunOutcome], at: Sequence[float]) -> SizeFit:
+    sizes = np.unique(_column(runs, "parameters"))
+    parameters, costs = _column(runs, "parameters"), np.array([math.log10(x) for x in _column(runs, "flops")])
+    flops = [np.mean(costs[parameters == size]) for size in sizes]
     line = Line(np.log10(sizes), np.array(flops))
     where = np.log10(np.asarray(at, float))
     value, half = line.at(where), line.half_width(where, new=True)
@@ -196,48 +217,51 @@ def _size_fit(runs: list[Run], at: Sequence[float]) -> dict[str, Any]:
     return {"exponent": exponent, "r2": line.r2(), "points": points, "predictions": predictions, "warning": warning}
 
 
-def _step_flops(runs: list[Run]) -> float:
+def _step_flops(runs: list[RunOutcome]) -> float:
     """Return the least that a training step of these runs cost for each parameter; 0 where no run took one."""
-    return min((run["flops"] / run["parameters"] / run["steps"] for run in runs if run.get("steps")), default=0.0)
+    trained = [run for run in runs if run.get("steps")]
+    each = _column(trained, "flops") / _column(trained, "parameters") / _column(trained, "steps")
+    return float(each.min()) if trained else 0.0
 
 
-def _training_flops(run: Run) -> float | None:
+def _training_flops(run: RunOutcome) -> float | None:
     whole = (run.get("compute") or {}).get("whole") or {}
     known = all(whole.get(cause) is not None for cause in ("student", "teacher"))
     return training_flops(whole) or None if known else None
 
 
-def _groups(runs: Iterable[Run], *fields: str, axis: str = "-") -> list[tuple[dict[str, Any], list[Run]]]:
-    """Return the runs of equal fields and settings, with both; of the settings those in which such runs differ.
+def _groups(
+    runs: Iterable[RunOutcome], *fields: Field, axis: str = "-"
+) -> list[tuple[RunOutcome, JsonObject, list[RunOutcome]]]:
+    """Return the runs of equal fields and settings, with the first and its settings of those that vary.
 
     Args:
       axis: how settings begin that may differ within a group.
     """
     out = []
-    for key, same in _grouped(runs, lambda run: {field: run.get(field) for field in fields}):
+    for same in _grouped(runs, lambda run: {field: run.get(field) for field in fields}):
         each = [run.get("settings") or {} for run in same]
         names = [name for name in sorted(set().union(*each)) if not name.startswith(axis)]
         varying = [name for name in names if len({repr(settings.get(name)) for settings in each}) > 1]
-        for own, alike in _grouped(same, partial(_chosen_settings, varying)):
-            out.append(({**key, "settings": own}, alike))
+        chosen = partial(_chosen_settings, varying)
+        out += [(alike[0], chosen(alike[0]), alike) for alike in _grouped(same, chosen)]
     return out
 
 
-def _chosen_settings(names: Sequence[str], run: Run) -> dict[str, Any]:
+def _chosen_settings(names: Sequence[str], run: RunOutcome) -> JsonObject:
     settings = run.get("settings") or {}
     return {name: settings[name] for name in names if name in settings}
 
 
-def _grouped(runs: Iterable[Run], key: Callable[[Run], dict[str, Any]]) -> list[tuple[dict[str, Any], list[Run]]]:
+def _grouped(runs: Iterable[RunOutcome], key: Callable[[RunOutcome], Mapping[str, object]]) -> list[list[RunOutcome]]:
     """Return the runs of each key, in the order in which the keys first come."""
-    groups: dict[str, tuple[dict[str, Any], list[Run]]] = {}
+    groups: dict[str, list[RunOutcome]] = {}
     for run in runs:
-        own = key(run)
-        groups.setdefault(repr(own), (own, []))[1].append(run)
+        groups.setdefault(repr(key(run)), []).append(run)
     return list(groups.values())
 
 
-def _column(runs: Iterable[Run], field: str) -> np.ndarray:
+def _column(runs: Iterable[RunOutcome], field: Field) -> np.ndarray:
     return np.array([run[field] for run in runs], float)
 
 

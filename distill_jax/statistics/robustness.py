@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
@@ -123,26 +123,20 @@ def read_attack(
     """
     steps, rates, heldout = attack_table(rows, "heldout")
     shown, retain = (attack_table(rows, part)[2] for part in ("shown", "retain"))
-    by_fact = facts_table(rows, prompts) if prompts is not None else None
-    if by_fact is not None and by_fact.shape[:3] != heldout.shape:  # begun before facts were recorded
-        by_fact = None
+    by_fact = None if prompts is None else facts_table(rows, prompts)
+    recorded = by_fact is not None and by_fact.shape[:3] == heldout.shape  # from the attack's beginning on
     # A single learning rate leaves no choice, and a single fact no halves.
-    halved = by_fact is not None and by_fact.shape[3] > 1
-    picks = (
-        [_chosen(by_fact, prompts, retain, scale, half) for half in (1, 0)]
-        if halved
-        else [_most(heldout, retain, scale)]
-    )
+    if prompts is not None and by_fact is not None and recorded and by_fact.shape[3] > 1:
+        picks = [_chosen(by_fact, prompts, retain, scale, half) for half in (1, 0)]
+        even, odd = (_taken(by_fact, pick) for pick in picks)
+        by_fact = np.where(np.arange(len(prompts)) % 2 == 0, even, odd)
+        by_seed = np.average(by_fact, axis=2, weights=prompts)
+    else:
+        picks, by_seed, by_fact = [_most(heldout, retain, scale)], scale.best(heldout, axis=1), None
     taken = [np.take_along_axis(retain, pick[:, None], axis=1)[:, 0] for pick in picks]
     kept = facts_table(rows, kept_prompts, KEPT) if kept_prompts else None
     if kept is not None:  # before they were recorded at every evaluation, a run has those of the first alone
         kept = np.mean([_taken(kept, pick) for pick in picks], axis=0) if kept.shape[:3] == heldout.shape else None
-    if halved:
-        each = [_taken(by_fact, pick) for pick in picks]
-        by_fact = np.where(np.arange(len(prompts)) % 2 == 0, *each)  # type: ignore[arg-type]
-        by_seed = np.average(by_fact, axis=2, weights=prompts)
-    else:
-        by_seed, by_fact = scale.best(heldout, axis=1), None
     return Attack(
         steps, rates, by_seed, by_fact, None if prompts is None else np.asarray(prompts, float), facts,
         scale.best(shown, axis=1), np.mean(taken, axis=0),
@@ -151,7 +145,7 @@ def read_attack(
     )  # fmt: skip
 
 
-def _taken(by_fact: Any, pick: np.ndarray) -> np.ndarray:
+def _taken(by_fact: np.ndarray, pick: np.ndarray) -> np.ndarray:
     """Return [S, K, F], of scores [S, R, K, F] those of the learning rates [S, K]."""
     taken: np.ndarray = np.take_along_axis(by_fact, pick[:, None, :, None], axis=1)[:, 0]
     return taken
@@ -173,19 +167,46 @@ def _most(heldout: np.ndarray, retain: np.ndarray, scale: Scale) -> np.ndarray:
     return np.where(tied, np.maximum(ability, -1e300), -np.inf).argmax(axis=1)
 
 
-def _chosen(by_fact: np.ndarray | None, prompts: Any, retain: np.ndarray, scale: Scale, half: int) -> np.ndarray:
+def _chosen(by_fact: np.ndarray, prompts: Sequence[int], retain: np.ndarray, scale: Scale, half: int) -> np.ndarray:
     """Return [S, K], the learning rate that does best on the facts whose number is odd (1) or even (0)."""
-    assert by_fact is not None
     mean = np.average(by_fact[..., half::2], axis=3, weights=np.asarray(prompts)[half::2])
     return _most(mean, retain, scale)
 
 
-def curves(attack: Attack, diverged_at: Mapping[str, int] | None = None, scale: Scale = ACCURACY) -> dict[str, Any]:
-    """Return an attack's curves as a summary holds them: for each part the worst case, averaged over seeds.
+class Band(TypedDict):
+    """The ends of a curve's intervals."""
 
-    `retain_at_worst` is the retain score of the very members that are worst on the held-out part, so that an attacker
-    who wrecks the model is seen to do so; `retain_band` has its ends where the items were recorded. `by_seed` keeps the
-    worst of each seed, [S, K]. `counted` says how many attackers had not diverged at each step.
+    low: list[float | None]
+    high: list[float | None]
+
+
+class CurveSummary(Band):
+    """A worst-case curve over attack steps, and the worst of each seed, [S, K]."""
+
+    worst: list[float | None]
+    by_seed: list[list[float | None]]
+
+
+class AttackCurves(TypedDict, total=False):
+    """The curves of an attack on one model, as a summary holds them.
+
+    Attributes:
+      counted: how many attackers had not diverged at each step.
+      retain_at_worst: the retain score of the very members that are worst on the held-out part, so that an attacker who
+        wrecks the model is seen to do so; retain_band: its ends, where the items were recorded.
+    """
+
+    steps: list[int]
+    counted: list[int]
+    forget_heldout: CurveSummary
+    forget_shown: CurveSummary
+    retain_at_worst: list[float | None]
+    best_learning_rate: list[float | None]
+    retain_band: Band
+
+
+def curves(attack: Attack, diverged_at: Mapping[str, int] | None = None, scale: Scale = ACCURACY) -> AttackCurves:
+    """Return an attack's curves: for each part the worst case, averaged over seeds.
 
     Args:
       diverged_at: member -> the step at which it diverged.
@@ -196,24 +217,25 @@ def curves(attack: Attack, diverged_at: Mapping[str, int] | None = None, scale: 
     shown = [Scores(attack.shown[:, k], facts=attack.shown_facts) for k in range(len(attack.steps))]
     heldout = [attack.scores(k) for k in range(len(attack.steps))]
     kept = [attack.kept_scores(k) for k in range(len(attack.steps))] if attack.kept is not None else []
-    recorded = {"retain_band": _ends(kept, scale)} if kept else {}
-    return {
+    drawn: AttackCurves = {
         "steps": attack.steps,
         "counted": counted,
         "forget_heldout": _curve(heldout, attack.by_seed, scale),
         "forget_shown": _curve(shown, attack.shown, scale),
         "retain_at_worst": _plain(attack.retain.mean(axis=0)),
         "best_learning_rate": attack.best,
-        **recorded,
     }
+    if kept:
+        drawn["retain_band"] = _ends(kept, scale)
+    return drawn
 
 
-def _curve(scores: Sequence[Scores], by_seed: np.ndarray, scale: Scale) -> dict[str, Any]:
+def _curve(scores: Sequence[Scores], by_seed: np.ndarray, scale: Scale) -> CurveSummary:
     by_seeds = [_plain(seed) for seed in by_seed]
     return {"worst": _plain(by_seed.mean(axis=0)), **_ends(scores, scale), "by_seed": by_seeds}
 
 
-def _ends(scores: Sequence[Scores], scale: Scale) -> dict[str, list[float | None]]:
+def _ends(scores: Sequence[Scores], scale: Scale) -> Band:
     low, high = np.array([band(one, scale) for one in scores]).T
     return {"low": _plain(low), "high": _plain(high)}
 
