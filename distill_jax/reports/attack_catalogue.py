@@ -7,13 +7,13 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from distill_jax.config import check
 from distill_jax.evals.scale import Scale
 from distill_jax.io.node import Node
+from distill_jax.reports.catalogue_types import AttackedSummary, CatalogueSummary, ChoiceSummary, SlowdownSummary
 from distill_jax.stages import Attack, Relearn, Search
 from distill_jax.stages.attacks.catalogue import attack_id
 from distill_jax.stages.attacks.refinement import Point
@@ -31,6 +31,7 @@ from distill_jax.statistics.attack_cost import Cost, Ratio, SpendingCurve, costs
 from distill_jax.statistics.attack_rows import FACTS
 from distill_jax.statistics.estimates import band
 from distill_jax.statistics.robustness import attack_table, facts_table
+from distill_jax.types import JsonObject
 
 ABILITY = 0.8  # share of its retain score below which an attacked model does not count
 TRIALS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
@@ -160,7 +161,7 @@ def _configurations(node: Node, prompts: np.ndarray, seeds: int) -> list[Configu
     ]  # fmt: skip
 
 
-def _searched(node: Node, tried: Mapping[str, Any], prompts: np.ndarray, seeds: int) -> list[Configuration]:
+def _searched(node: Node, tried: JsonObject, prompts: np.ndarray, seeds: int) -> list[Configuration]:
     """Return one population of a search, each rate with the half of the facts that proposed it."""
     mend = f"remove {node.directory} and run again to compute it anew"
     check("points" in tried, f"{node.directory}: an earlier version's search, which says not what it tried; {mend}")
@@ -217,7 +218,7 @@ def budgets(models: Mapping[str, AttackedModel]) -> list[Budget]:
     return [(axis, float(amount)) for axis in AXES for amount in first.spent(axis) if amount > 0]
 
 
-def summary(models: Mapping[str, AttackedModel], scale: Scale, oracle: str | None = None) -> dict[str, Any]:
+def summary(models: Mapping[str, AttackedModel], scale: Scale, oracle: str | None = None) -> CatalogueSummary:
     """Return the catalogue's part of a run's summary.
 
     Args:
@@ -229,26 +230,33 @@ def summary(models: Mapping[str, AttackedModel], scale: Scale, oracle: str | Non
         "budgets": [{"axis": axis, "amount": amount} for axis, amount in limits],
         "levels": LEVELS,
         "models": {
-            name: _model(model, limits, scale) | {"slowdown": _slowdown(model, other, scale)}
-            for name, model in models.items()
+            name: _model(model, limits, scale, _slowdown(model, other, scale)) for name, model in models.items()
         },
     }
 
 
-def _slowdown(model: AttackedModel, oracle: AttackedModel | None, scale: Scale) -> list[dict[str, Any]]:
+def _slowdown(model: AttackedModel, oracle: AttackedModel | None, scale: Scale) -> list[SlowdownSummary]:
     """Return for each level the attacker's compute, and its ratio to what the oracle's attacker needs."""
     own = costs(model.spending, LEVELS, scale)
     shares = ratios(model.spending, oracle.spending if oracle else None, LEVELS, scale)
     return [_level(cost, share) for cost, share in zip(own, shares, strict=True)]
 
 
-def _level(cost: Cost, share: Ratio) -> dict[str, Any]:
+def _level(cost: Cost, share: Ratio) -> SlowdownSummary:
     high = share.high if math.isfinite(share.high) else None
-    ends = {"share": share.value, "bound": share.bound, "low": share.low, "high": high}
-    return {"flops": cost.flops, "reached": cost.reached} | ends
+    return {
+        "flops": cost.flops,
+        "reached": cost.reached,
+        "share": share.value,
+        "bound": share.bound,
+        "low": share.low,
+        "high": high,
+    }
 
 
-def _model(model: AttackedModel, limits: Sequence[Budget], scale: Scale) -> dict[str, Any]:
+def _model(
+    model: AttackedModel, limits: Sequence[Budget], scale: Scale, slowdown: list[SlowdownSummary]
+) -> AttackedSummary:
     counts = [n for n in TRIALS if n < _trials(model)] + [_trials(model)]
     curves = [expected_best(*trials(model.configurations, model.prompts, half, model.floor), counts) for half in HALVES]
     return {
@@ -267,6 +275,7 @@ def _model(model: AttackedModel, limits: Sequence[Budget], scale: Scale) -> dict
             for limit in limits
         ],
         "best_so_far": {"trials": counts, "expected": np.mean(curves, axis=0).round(6).tolist()},
+        "slowdown": slowdown,
     }
 
 
@@ -274,7 +283,7 @@ def _trials(model: AttackedModel) -> int:
     return sum(len(c.retain) for c in model.configurations)
 
 
-def _choice(choice: Choice | None, scale: Scale) -> dict[str, Any] | None:
+def _choice(choice: Choice | None, scale: Scale) -> ChoiceSummary | None:
     if choice is None:
         return None
     low, high = band(choice.scores, scale)

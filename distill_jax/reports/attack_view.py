@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import dataclasses
+from collections.abc import Sequence
 
 from distill_jax.evals.scale import MISSING, Scale
 from distill_jax.reports import plotly_layout
+from distill_jax.reports.catalogue_types import (
+    BudgetChoices,
+    BudgetSummary,
+    CatalogueSummary,
+    ChoiceSummary,
+    SlowdownSummary,
+)
 from distill_jax.reports.formats import count, scientific
 from distill_jax.reports.plotly_layout import Figure, plotly_text
 from distill_jax.reports.summary_types import ModelSummary
@@ -20,9 +27,22 @@ HEADS = (
 UNITS = {"steps": "steps", "rows": "rows read", "flops": "FLOPs"}
 
 
+@dataclasses.dataclass(frozen=True)
+class AttackView:
+    """A table by budget, `counts` of trials and attacks by model, and the compute to each of `levels`."""
+
+    heads: Sequence[str]
+    rows: list[list[str]]
+    share: str
+    counts: list[tuple[str, str, str]]
+    levels: list[str]
+    compute: list[list[str]]
+    one_seed: bool
+
+
 def attack_view(
-    catalogue: Mapping[str, Any], models: Sequence[ModelSummary], scale: Scale
-) -> tuple[dict[str, Any], dict[str, Figure]]:
+    catalogue: CatalogueSummary, models: Sequence[ModelSummary], scale: Scale
+) -> tuple[AttackView, dict[str, Figure]]:
     """Return what the page's section shows, and its figure by place."""
     labels = {model["name"]: model["label"] for model in models}
     tried = {name: model for name, model in catalogue["models"].items() if name in labels}
@@ -36,33 +56,29 @@ def attack_view(
     compute = [[labels[name], *(_share(one) for one in model["slowdown"])] for name, model in tried.items()]
     levels = ["model", *(f"{scale.show(level)} back" for level in catalogue["levels"])]
     one_seed = min((model["seeds"] for model in tried.values()), default=0) == 1
-    view = {"heads": HEADS, "rows": rows, "share": share, "counts": counts, "levels": levels, "compute": compute}
-    return view | {"one_seed": one_seed}, {PLACE: _trials(catalogue, models, scale)}
+    view = AttackView(HEADS, rows, share, counts, levels, compute, one_seed)
+    return view, {PLACE: _trials(catalogue, models, scale)}
 
 
-def _budget(limit: Mapping[str, Any]) -> str:
+def _budget(limit: BudgetSummary) -> str:
     amount = limit["amount"]
     return f"{scientific(amount) if limit['axis'] == 'flops' else count(round(amount))} {UNITS[limit['axis']]}"
 
 
-def _row(ends: Mapping[str, Any], scale: Scale) -> list[str]:
-    def score(end: str, key: str) -> str:
-        return scale.show(ends[end][key] if ends[end] else None)
+def _row(ends: BudgetChoices, scale: Scale) -> list[str]:
+    def worst(end: ChoiceSummary | None) -> str:
+        return scale.show(end["worst"] if end else None)
+
+    def retain(end: ChoiceSummary | None) -> str:
+        return scale.show(end["retain"] if end else None)
 
     best = ends["bounded"]
-    interval = f"{score('bounded', 'low')}–{score('bounded', 'high')}" if best else MISSING
-    free = [score(end, key) for end in ("record_unbounded", "unbounded") for key in ("worst", "retain")]
-    return [
-        score("record", "worst"),
-        score("bounded", "worst"),
-        interval,
-        score("bounded", "retain"),
-        _attack(best),
-        *free,
-    ]
+    interval = f"{scale.show(best['low'])}–{scale.show(best['high'])}" if best else MISSING
+    free = [score(end) for end in (ends["record_unbounded"], ends["unbounded"]) for score in (worst, retain)]
+    return [worst(ends["record"]), worst(best), interval, retain(best), _attack(best), *free]
 
 
-def _share(level: Mapping[str, Any]) -> str:
+def _share(level: SlowdownSummary) -> str:
     if not level["reached"]:
         share = "" if level["share"] is None else f" (at least {level['share']:.2g} × the oracle’s)"
         return f"not within {scientific(level['flops'])} FLOPs{share}"
@@ -72,7 +88,7 @@ def _share(level: Mapping[str, Any]) -> str:
     return f"{scientific(level['flops'])} FLOPs{share}"
 
 
-def _attack(best: Mapping[str, Any] | None) -> str:
+def _attack(best: ChoiceSummary | None) -> str:
     if best is None:
         return MISSING
     if not best["steps"] and best["learning_rate"] is not None:
@@ -81,7 +97,7 @@ def _attack(best: Mapping[str, Any] | None) -> str:
     return f"{best['attack']}{rate}, step {best['steps']:g}"
 
 
-def _trials(catalogue: Mapping[str, Any], models: Sequence[ModelSummary], scale: Scale) -> Figure:
+def _trials(catalogue: CatalogueSummary, models: Sequence[ModelSummary], scale: Scale) -> Figure:
     traces = []
     for model, style in zip(models, trace_styles(models), strict=True):
         attacked = catalogue["models"].get(model["name"])

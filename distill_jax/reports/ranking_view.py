@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from distill_jax.evals.scale import MISSING, percent
 from distill_jax.reports import plotly_layout
-from distill_jax.reports.plotly_layout import MUTED, Figure, plotly_text
+from distill_jax.reports.plotly_layout import MUTED, Figure, Trace, plotly_text
+from distill_jax.reports.ranking_types import Ends, RankingRow, RankingSummary
 from distill_jax.reports.weight_measures import order
 
+_Priced = tuple[RankingRow, Ends]  # with its compute
 PLACE = "ranking"
 HEADS = (
     *("recipe", "held-out facts back", "95 % interval", "retain before", "retain attacked", "won by"),
@@ -33,7 +34,7 @@ class RankingView:
     order: list[list[str]]
 
 
-def ranking_views(rankings: Sequence[Mapping[str, Any]]) -> tuple[list[RankingView], dict[str, Figure]]:
+def ranking_views(rankings: Sequence[RankingSummary]) -> tuple[list[RankingView], dict[str, Figure]]:
     """Return the rankings as the page shows them, and their figures by place."""
     views, figures = [], {}
     for i, ranking in enumerate(rankings):
@@ -45,7 +46,7 @@ def ranking_views(rankings: Sequence[Mapping[str, Any]]) -> tuple[list[RankingVi
     return views, figures
 
 
-def _share(ends: Mapping[str, Any] | None) -> str:
+def _share(ends: Ends | None) -> str:
     """Return a share of compute with its interval."""
     if not ends:
         return MISSING
@@ -53,8 +54,8 @@ def _share(ends: Mapping[str, Any] | None) -> str:
     return f"{percent(ends['value'])}{interval}"
 
 
-def _row(one: Mapping[str, Any]) -> list[str]:
-    back, free = one["recovered"], one["unbounded"] or {}
+def _row(one: RankingRow) -> list[str]:
+    back, free = one["recovered"], one["unbounded"]
     known = back["low"] is not None
     return [
         one["label"],
@@ -63,26 +64,28 @@ def _row(one: Mapping[str, Any]) -> list[str]:
         percent(one["retain"]),
         percent(one["retain_attacked"]),
         one["won_by"] or MISSING,
-        percent(free.get("recovered")),
-        percent(free.get("retain")),
+        percent(free["recovered"] if free else None),
+        percent(free["retain"] if free else None),
         *(_share(one["compute"][way]) for way in ("schedule", "first_passage")),
         str(one["seeds"]),
         "front" if one["front"] else "",
     ]
 
 
-def _apart(one: Mapping[str, Any]) -> list[str]:
+def _apart(one: RankingRow) -> list[str]:
     compute = _share(one["compute"]["schedule"])
-    return [one["label"], percent(one["recovered"]["value"]), percent(one["retain"]), compute, one["lost"]]
+    return [one["label"], percent(one["recovered"]["value"]), percent(one["retain"]), compute, one["lost"] or ""]
 
 
-def _figure(ranking: Mapping[str, Any]) -> Figure:
-    ranked = [one for one in ranking["recipes"] if one["compute"]["schedule"]]
-    front = sorted((one for one in ranked if one["front"]), key=lambda one: one["compute"]["schedule"]["value"])
-    apart = [one for one in ranking["apart"] if one["compute"]["schedule"]]
+def _figure(ranking: RankingSummary) -> Figure:
+    ranked, apart = (
+        [(one, price) for one in ranking[place] if (price := one["compute"]["schedule"])]
+        for place in ("recipes", "apart")
+    )
+    front = sorted((one for one in ranked if one[0]["front"]), key=lambda one: one[1]["value"])
     traces = [
         _trace("on the front", front, "front", mode="lines+markers"),
-        _trace("ranked", [one for one in ranked if not one["front"]], "ranked"),
+        _trace("ranked", [one for one in ranked if not one[0]["front"]], "ranked"),
         _trace("lost its retain ability", apart, "apart"),
     ]
     figure = plotly_layout.figure(
@@ -101,19 +104,19 @@ def _figure(ranking: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def _trace(name: str, rows: Sequence[Mapping[str, Any]], mark: str, mode: str = "markers") -> dict[str, Any]:
+def _trace(name: str, rows: Sequence[_Priced], mark: str, mode: str = "markers") -> Trace:
     colour, symbol = MARKS[mark]
-    across, up = [one["compute"]["schedule"] for one in rows], [one["recovered"] for one in rows]
+    across, up = [price for _, price in rows], [one["recovered"] for one, _ in rows]
     return {
         "type": "scatter", "name": name, "mode": mode, "x": [x["value"] for x in across], "y": [y["value"] for y in up],
-        "text": [plotly_text(one["label"]) for one in rows], "error_x": _bars(across, colour),
+        "text": [plotly_text(one["label"]) for one, _ in rows], "error_x": _bars(across, colour),
         "error_y": _bars(up, colour), "line": {"color": colour, "width": 2.4, "shape": "hv"},
         "marker": {"color": colour, "symbol": symbol, "size": 9, "line": {"color": colour, "width": 1.6}},
         "hovertemplate": "<b>%{text}</b><br>%{y:.1%} back at %{x:.1%} of retraining<extra></extra>",
     }  # fmt: skip
 
 
-def _bars(ends: Sequence[Mapping[str, Any]], colour: str) -> dict[str, Any]:
+def _bars(ends: Sequence[Ends], colour: str) -> Trace:
     """Return error bars; of no length where there is no interval."""
     above = [(one["high"] if one["high"] is not None else one["value"]) - one["value"] for one in ends]
     below = [one["value"] - (one["low"] if one["low"] is not None else one["value"]) for one in ends]

@@ -110,7 +110,7 @@ def render(summary: Mapping[str, Any]) -> str:
     )
 
 
-def _weights(data: RunSummary, models: Sequence[ModelSummary], scale: Scale) -> dict[str, Any] | None:
+def _weights(data: RunSummary, models: Sequence[ModelSummary], scale: Scale) -> weight_measures.WeightsView | None:
     measures = data.get("weights")
     return weight_measures.view(measures, {m["name"]: m["label"] for m in models}, scale) if measures else None
 

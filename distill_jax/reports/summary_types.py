@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, TypedDict
 
+from distill_jax.reports.catalogue_types import CatalogueSummary, SweepAttackSummary
+from distill_jax.reports.ranking_types import RankingSummary, WeightMeasures, WeightsSummary
 from distill_jax.statistics.fit_types import Fits
 from distill_jax.statistics.robustness import AttackCurves
 
@@ -100,8 +102,8 @@ class RunSummary(TypedDict, total=False):
     models: list[ModelSummary]
     headline: HeadlineSummary
     conclusions: list[ConclusionSummary]
-    attack_catalogue: dict[str, Any]
-    weights: dict[str, Any]
+    attack_catalogue: CatalogueSummary
+    weights: WeightsSummary
     card: dict[str, Any]
     provenance: dict[str, Any]
     created: str
@@ -133,8 +135,8 @@ class SweepRunSummary(TypedDict, total=False):
     max_steps: int
     recovered: bool | None
     diverged: bool
-    attack: dict[str, Any] | None
-    weights: dict[str, Any] | None  # distance and loss barrier to the reference, where they were measured
+    attack: SweepAttackSummary | None
+    weights: WeightMeasures | None  # distance and loss barrier to the reference, where they were measured
     compute: dict[str, dict[str, float]]
     vs_retraining: dict[str, float] | None
     vs_first_passage: dict[str, float] | None
@@ -153,7 +155,7 @@ class SweepSummary(TypedDict, total=False):
     sharing: dict[str, float]
     runs: list[SweepRunSummary]
     fits: Fits
-    ranking: list[dict[str, Any]]  # of `reports.ranking`, one for each model and data
+    ranking: list[RankingSummary]  # one for each model and data
     conclusions: list[ConclusionSummary]
     created: str
     device: str

@@ -12,12 +12,13 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
 from distill_jax.io.node import Node
 from distill_jax.reports.attack_catalogue import ABILITY, AttackedModel, attacked_models, is_record
+from distill_jax.reports.catalogue_types import SweepAttackSummary, WorstCurves
 from distill_jax.stages import LossBarrier, Relearn
 from distill_jax.stages.relearn import read_attack_rows
 from distill_jax.statistics.attack_choice import Choice, Configuration, choose
@@ -37,7 +38,7 @@ class Attacked:
     """
 
     id: str
-    summary: dict[str, Any]
+    summary: SweepAttackSummary
     before: Scores
     after: Scores
     flops: float
@@ -76,7 +77,7 @@ def _of_record(attack: Node, facts: int) -> Attacked:
     outcome = attack.result()
     read = read_attack(read_attack_rows(attack), prompts=outcome.get("prompts_by_fact"), facts=facts)
     drawn = curves(read, outcome.get("diverged_at"))
-    summary = {
+    summary: SweepAttackSummary = {
         "steps": drawn["steps"],
         "forget_heldout": drawn["forget_heldout"]["worst"],
         "forget_shown": drawn["forget_shown"]["worst"],
@@ -114,8 +115,17 @@ def _worst(
         before = (trained or pool)[0].heldout[s, 0]
         end = bounded[-1]
         after = before if end is None else end.by_fact[s]  # no attacker keeps ability that was not measured
-        ends = {"steps": steps, **_curves(bounded, unbounded, s), **_shown(tried[name], steps)}
-        ends |= _winners(end, unbounded[-1], s, floor) | _members(tried[name], steps)
+        ends: SweepAttackSummary = {
+            "steps": steps,
+            **_curve(bounded, s),
+            "unbounded": _curve(unbounded, s),
+            "forget_shown": _shown(tried[name], steps),
+            "floor": round(floor, 6),
+            "ability": ABILITY,
+            "won_by": _winners(end, s),
+            "won_by_unbounded": _winners(unbounded[-1], s),
+            **_members(tried[name], steps),
+        }
         first, last = _scores(before, prompts), _scores(after, prompts)
         out[name] = Attacked(nodes[name].directory.name, ends, first, last, _flops(tried[name]))
     return out
@@ -132,22 +142,14 @@ def _stacked(same: Sequence[Configuration]) -> Configuration:
     return dataclasses.replace(same[0], heldout=heldout, retain=retain)
 
 
-def _curves(bounded: Sequence[Choice | None], unbounded: Sequence[Choice | None], s: int) -> dict[str, Any]:
-    """Return the worst case of a seed at each step, with ability kept and whatever became of it."""
-
-    def curve(choices: Sequence[Choice | None]) -> tuple[list[float | None], list[float | None]]:
-        ends = [(None, None) if c is None else (float(c.scores.by_seed[s]), float(c.retain[s])) for c in choices]
-        return tuple([None if end is None else round(end, 6) for end in part] for part in zip(*ends, strict=True))  # type: ignore[return-value]
-
-    (heldout, retain), (free, free_retain) = curve(bounded), curve(unbounded)
-    return {
-        "forget_heldout": heldout,
-        "retain_at_worst": retain,
-        "unbounded": {"forget_heldout": free, "retain_at_worst": free_retain},
-    }
+def _curve(choices: Sequence[Choice | None], s: int) -> WorstCurves:
+    """Return the worst case of a seed at each step."""
+    chosen = [None if one is None else (float(one.scores.by_seed[s]), float(one.retain[s])) for one in choices]
+    heldout, retain = ([None if ends is None else round(ends[i], 6) for ends in chosen] for i in (0, 1))
+    return {"forget_heldout": heldout, "retain_at_worst": retain}
 
 
-def _shown(attacks: Sequence[Node], steps: Sequence[float]) -> dict[str, Any]:
+def _shown(attacks: Sequence[Node], steps: Sequence[float]) -> list[float | None]:
     """Return the most that any attacker has learned of what it is shown, by each step."""
     tables = [
         attack_table(read_attack_rows(node), "shown")[::2] for node in attacks if isinstance(node.settings, Relearn)
@@ -156,22 +158,13 @@ def _shown(attacks: Sequence[Node], steps: Sequence[float]) -> dict[str, Any]:
         [np.nanmean(table[:, :, k], axis=0).max() for at, table in tables for k, when in enumerate(at) if when <= step]
         for step in steps
     ]
-    return {"forget_shown": [round(float(max(values)), 6) if values else None for values in ends]}
+    return [round(float(max(values)), 6) if values else None for values in ends]
 
 
-def _winners(bounded: Choice | None, unbounded: Choice | None, s: int, floor: float) -> dict[str, Any]:
+def _winners(choice: Choice | None, s: int) -> list[str]:
     """Return which attacks were chosen for a seed, one by each half of the facts."""
-
-    def names(choice: Choice | None) -> list[str]:
-        chosen = [half[s] for half in choice.chosen] if choice else []
-        return list(dict.fromkeys(called(configuration, k) for configuration, k in chosen))
-
-    return {
-        "floor": round(floor, 6),
-        "ability": ABILITY,
-        "won_by": names(bounded),
-        "won_by_unbounded": names(unbounded),
-    }
+    chosen = [half[s] for half in choice.chosen] if choice else []
+    return list(dict.fromkeys(called(configuration, k) for configuration, k in chosen))
 
 
 def called(attack: Configuration, k: int) -> str:
@@ -181,7 +174,14 @@ def called(attack: Configuration, k: int) -> str:
     return f"{attack.name} at {attack.rate:g}, step {attack.steps[k]:g}" if attack.steps[k] else "no attack"
 
 
-def _members(attacks: Sequence[Node], steps: Sequence[float]) -> dict[str, Any]:
+class _Members(TypedDict):
+    members: int
+    counted: list[int]
+    diverged: int
+    attacks: int
+
+
+def _members(attacks: Sequence[Node], steps: Sequence[float]) -> _Members:
     results = [node.result() for node in attacks]
     stops = [step for result in results for step in result["diverged_at"].values()]
     members = sum(result["members"] for result in results)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from distill_jax.evals.scale import MISSING, Scale
 from distill_jax.io.node import Node
 from distill_jax.reports.attack_curves import at_step, curve
+from distill_jax.reports.ranking_types import ComparedWeights, Prediction, WeightMeasures, WeightsSummary
 from distill_jax.reports.summary_types import ModelSummary
 from distill_jax.stages.loss_barrier import WHOLE, LossBarrier
 from distill_jax.statistics.rank_correlation import spearman, spearman_interval
@@ -18,11 +19,20 @@ from distill_jax.statistics.rank_correlation import spearman, spearman_interval
 FEW = 10  # models below which nothing is said of the order, whatever its interval
 
 
-def summary(nodes: Mapping[str, Node], models: Sequence[ModelSummary], scale: Scale) -> dict[str, Any] | None:
+@dataclasses.dataclass(frozen=True)
+class WeightsView:
+    """The table of a run's models, and that of what ranks alike."""
+
+    heads: list[str]
+    rows: list[list[str]]
+    order: list[list[str]]
+
+
+def summary(nodes: Mapping[str, Node], models: Sequence[ModelSummary], scale: Scale) -> WeightsSummary | None:
     """Return what the run measured between each model and its reference; None where it measured nothing."""
     by_name = {model["name"]: model for model in models}
-    measured = {
-        node.inputs["start"]: {key: node.result()[key] for key in ("distance", "barrier", "losses")}
+    measured: dict[str, ComparedWeights] = {
+        node.inputs["start"]: {**_measured(node), "losses": node.result()["losses"]}
         for node in nodes.values()
         if isinstance(node.settings, LossBarrier) and node.inputs["start"] in by_name
     }
@@ -34,32 +44,36 @@ def summary(nodes: Mapping[str, Node], models: Sequence[ModelSummary], scale: Sc
     return {"models": measured, "prediction": predictions(list(measured.values()), scale)}
 
 
-def measured_on(name: str, nodes: Mapping[str, Node]) -> dict[str, Any] | None:
-    """Return {"distance", "barrier"} of a model, each by part or set; None where it was not measured."""
+def measured_on(name: str, nodes: Mapping[str, Node]) -> WeightMeasures | None:
+    """Return what was measured of a model; None where it was not."""
     for node in nodes.values():
         if isinstance(node.settings, LossBarrier) and node.inputs["start"] == name and node.done:
-            result = node.result()
-            return {key: result[key] for key in ("distance", "barrier")}
+            return _measured(node)
     return None
 
 
-def mean_of(measured: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
+def _measured(node: Node) -> WeightMeasures:
+    result = node.result()
+    return {"distance": result["distance"], "barrier": result["barrier"]}
+
+
+def mean_of(measured: Sequence[WeightMeasures | None]) -> WeightMeasures | None:
     """Return the mean over a recipe's training seeds; None where one of them was not measured."""
     known = [one for one in measured if one is not None]
     if not known or len(known) < len(measured):
         return None
     return {
-        key: {part: float(np.mean([one[key][part] for one in known])) for part in known[0][key]}
-        for key in ("distance", "barrier")
+        "distance": _means([one["distance"] for one in known]),
+        "barrier": _means([one["barrier"] for one in known]),
     }
 
 
-def predictions(measured: Sequence[Mapping[str, Any]], scale: Scale) -> list[dict[str, Any]]:
-    """Return how the models rank by each measure and by what came back.
+def _means(each: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: float(np.mean([one[name] for one in each])) for name in each[0]}
 
-    Args:
-      measured: of each model {"distance", "barrier", "came_back"}, the last None where it was not attacked.
-    """
+
+def predictions(measured: Sequence[ComparedWeights], scale: Scale) -> list[Prediction]:
+    """Return how the models rank by each measure and by what came back."""
     known = [numbers for numbers in measured if numbers["came_back"] is not None]
     ability = [scale.ability(numbers["came_back"]) for numbers in known]
     tried = {"distance in weights": [numbers["distance"][WHOLE] for numbers in known]}
@@ -68,7 +82,7 @@ def predictions(measured: Sequence[Mapping[str, Any]], scale: Scale) -> list[dic
     return [_prediction(what, values, ability) for what, values in tried.items()]
 
 
-def _prediction(what: str, values: Sequence[float], ability: Sequence[float]) -> dict[str, Any]:
+def _prediction(what: str, values: Sequence[float], ability: Sequence[float]) -> Prediction:
     count = len(values)
     rho = spearman(values, ability) if count > 1 and all(map(math.isfinite, values)) else math.nan
     low, high = spearman_interval(rho, count)
@@ -93,7 +107,7 @@ def _words(count: int, low: float, high: float) -> str:
     return f"of these models, of which {less} comes back where it is larger; not shown of any others"
 
 
-def view(measures: Mapping[str, Any], labels: Mapping[str, str], scale: Scale) -> dict[str, Any]:
+def view(measures: WeightsSummary, labels: Mapping[str, str], scale: Scale) -> WeightsView:
     """Return what the page's section shows."""
     first = next(iter(measures["models"].values()))
     parts, sets = list(first["distance"]), list(first["barrier"])
@@ -108,15 +122,15 @@ def view(measures: Mapping[str, Any], labels: Mapping[str, str], scale: Scale) -
         for name, numbers in measures["models"].items()
         if name in labels
     ]
-    return {"heads": heads, "rows": rows, "order": order(measures["prediction"])}
+    return WeightsView(heads, rows, order(measures["prediction"]))
 
 
-def order(predictions: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+def order(predictions: Sequence[Prediction]) -> list[list[str]]:
     """Return the rows of the table of `predictions`."""
     return [[one["measure"], str(one["models"]), _rho(one), one["words"]] for one in predictions]
 
 
-def _rho(one: Mapping[str, Any]) -> str:
+def _rho(one: Prediction) -> str:
     if one["rho"] is None:
         return MISSING
     interval = "" if one["low"] is None else f" [{one['low']:+.2f}, {one['high']:+.2f}]"
