@@ -20,7 +20,7 @@ from distill_jax.doublebind.thresholds import Thresholds
 from distill_jax.experiment.experiment import CheckedExperiment
 from distill_jax.io.node import Node
 from distill_jax.reports import double_bind_summary
-from distill_jax.reports.double_bind_summary import OrganismRow
+from distill_jax.reports.double_bind_types import OrganismRow
 from distill_jax.types import JsonObject
 
 READOUTS = ("behaviour", "context")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from distill_jax.reports import plotly_layout
 from distill_jax.reports.double_bind_tables import mean
+from distill_jax.reports.double_bind_types import CurveColumns
 from distill_jax.reports.plotly_layout import Figure, plotly_text
 
 PANELS = {  # place: (heading, words)
@@ -34,20 +34,20 @@ class ChannelCurve:
     misalignment: list[float | None]
 
 
-def figures(curves: Mapping[str, Mapping[str, Any]]) -> dict[str, Figure]:
+def figures(curves: Mapping[str, Mapping[str, CurveColumns]]) -> dict[str, Figure]:
     """Return the figures of a summary's curves, by channel and organism; none without a curve."""
     known = _mean_curves(curves)
     return {"phase": _phase(known), "steps": _over_steps(known)} if known else {}
 
 
-def _mean_curves(curves: Mapping[str, Mapping[str, Any]]) -> list[ChannelCurve]:
+def _mean_curves(curves: Mapping[str, Mapping[str, CurveColumns]]) -> list[ChannelCurve]:
     means = []
     for index, (name, by_organism) in enumerate(curves.items()):
         each = [*by_organism.values()]
         if each and each[0]["step"]:
             capability, misalignment = (
-                [mean(values) for values in zip(*(one[key] for one in each), strict=True)]
-                for key in ("capability", "misalignment")
+                [mean(values) for values in zip(*columns, strict=True)]
+                for columns in ([one["capability"] for one in each], [one["misalignment"] for one in each])
             )
             if not any(value is not None for value in capability):
                 continue

@@ -6,20 +6,27 @@ A function of the summary alone (`reports.double_bind_summary`); `summary.json` 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
+from distill_jax.doublebind.exposure import BlindRow, DetectionRow
 from distill_jax.evals.scale import MISSING, percent
 from distill_jax.reports import double_bind_figures
 from distill_jax.reports.conclusion_view import conclusions_view
 from distill_jax.reports.double_bind_tables import channel_table, domain_table, round_table, verdict_rows, verdict_word
+from distill_jax.reports.double_bind_types import (
+    ConfusionRow,
+    CorrelationRow,
+    CoverageRow,
+    DoubleBindSummary,
+    OrganismRow,
+)
 from distill_jax.reports.formats import number
 from distill_jax.reports.rendering import Page, render_template
 
-Organism = Mapping[str, Any]  # as `double_bind_summary.judged` returns it
 
-
-def render(data: Mapping[str, Any]) -> str:
+def render(summary: Mapping[str, Any]) -> str:
     """Return the whole report as one HTML page that needs no network."""
+    data = cast(DoubleBindSummary, summary)
     organisms, channels = data.get("organisms") or [], list(data.get("channels") or {})
     figures = double_bind_figures.figures(data.get("curves") or {})
     return render_template(
@@ -45,14 +52,14 @@ def render(data: Mapping[str, Any]) -> str:
     )
 
 
-def _answer(coverage: Mapping[str, Any]) -> str:
+def _answer(coverage: CoverageRow) -> str:
     if not coverage.get("decided"):
         return "No organism could be judged: this run says nothing."
     worked = f"{coverage['covered']} of {coverage['decided']} judged organisms"
     return f"One side or the other of the double bind worked for {worked}."
 
 
-def _story(data: Mapping[str, Any], organisms: Sequence[Organism], channels: int) -> str:
+def _story(data: DoubleBindSummary, organisms: Sequence[OrganismRow], channels: int) -> str:
     coverage = data.get("coverage") or {}
     right = sum(one["right"] is True for one in organisms)
     judged = right + sum(one["right"] is False for one in organisms)
@@ -69,24 +76,24 @@ def _story(data: Mapping[str, Any], organisms: Sequence[Organism], channels: int
     )
 
 
-def _overall(data: Mapping[str, Any]) -> list[str]:
+def _overall(data: DoubleBindSummary) -> list[str]:
     """Return coverage, the correlation claim, detection and blind mode, one sentence each."""
     return [
         _coverage(data.get("coverage") or {}),
-        *([_correlation(data["correlation"])] if data.get("correlation") else []),
+        *([_correlation(correlation)] if (correlation := data.get("correlation")) else []),
         *(_detection(name, one) for name, one in (data.get("detection") or {}).items()),
         *(_blind(name, one) for name, one in (data.get("blind") or {}).items()),
     ]
 
 
-def _coverage(one: Mapping[str, Any]) -> str:
+def _coverage(one: CoverageRow) -> str:
     return (
         f"Covered: {one.get('covered')} of {one.get('decided')} judged organisms, {percent(one.get('low'))} to "
         f"{percent(one.get('high'))}; {one.get('undecided')} not judged."
     )
 
 
-def _correlation(one: Mapping[str, Any]) -> str:
+def _correlation(one: CorrelationRow) -> str:
     (both, clean_only), (exposed_only, neither) = one["table"]
     return (
         "Does one side work where the other does not? "
@@ -95,7 +102,7 @@ def _correlation(one: Mapping[str, Any]) -> str:
     )
 
 
-def _detection(channel: str, one: Mapping[str, Any]) -> str:
+def _detection(channel: str, one: DetectionRow) -> str:
     return (
         f"Through {channel} a student’s misbehaviour tells {one['organisms']} teachers of organisms from "
         f"{one['placebos']} placebos with AUROC {one['auroc']:.3f}; at 5 % false alarms "
@@ -103,7 +110,7 @@ def _detection(channel: str, one: Mapping[str, Any]) -> str:
     )
 
 
-def _blind(channel: str, one: Mapping[str, Any]) -> str:
+def _blind(channel: str, one: BlindRow) -> str:
     return (
         f"A teacher of unknown alignment, misaligned with probability {one['prior']:g}, is after an audit through "
         f"{channel} so with at least {one['if_found']:.2f} if it finds something, with at most {one['if_null']:.2f} "
@@ -113,7 +120,7 @@ def _blind(channel: str, one: Mapping[str, Any]) -> str:
     )
 
 
-def _confusion_row(row: Mapping[str, Any]) -> list[str | int]:
+def _confusion_row(row: ConfusionRow) -> list[str | int]:
     truth = truth_words(row["truth"].split(" or ")) or "unknown"
     return [truth, verdict_word(row["verdict"]), len(row["organisms"]), ", ".join(row["organisms"])]
 
@@ -123,7 +130,7 @@ def truth_words(names: Iterable[str]) -> str:
     return " or ".join(verdict_word(name) for name in names if name)
 
 
-def _acceptance_row(one: Organism) -> list[str]:
+def _acceptance_row(one: OrganismRow) -> list[str]:
     gap = one["gap"]
     interval = f"{number(gap['low'])} to {number(gap['high'])}"
     abilities = [percent(one[key]) for key in ("ability", "twin_ability", "base_ability")]
@@ -138,11 +145,12 @@ def _merged(rows: Sequence[Sequence[str]]) -> list[list[str]]:
     return [[", ".join(names), *words] for words, names in merged.items()]
 
 
-def _probe_rows(organisms: Sequence[Organism], channels: Sequence[str]) -> list[list[str]]:
+def _probe_rows(organisms: Sequence[OrganismRow], channels: Sequence[str]) -> list[list[str]]:
     """Return what the linear probe makes of the students, which decides nothing."""
     rows = []
     for one in organisms:
         shares = one.get("probe") or {}
         if shares:
-            rows.append([one["name"], *(number((shares.get(name) or {}).get("share")) for name in channels)])
+            known = {name: row["share"] for name, row in shares.items()}
+            rows.append([one["name"], *(number(known.get(name)) for name in channels)])
     return rows

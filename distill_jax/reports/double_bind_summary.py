@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NotRequired, TypedDict
 
 import numpy as np
 
@@ -17,7 +16,7 @@ from distill_jax.doublebind.channel_effect import ROLES, STUDENT_ROLES, ChannelE
 from distill_jax.doublebind.channel_finding import ChannelFinding, window
 from distill_jax.doublebind.organisms import ORGANISMS, Organism
 from distill_jax.doublebind.preflight import POSITIVE, PREFIX
-from distill_jax.doublebind.results import EstimateRow, OrganismRates, TransferResult, estimate_row, transfer_result
+from distill_jax.doublebind.results import OrganismRates, TransferResult, estimate_row, transfer_result
 from distill_jax.doublebind.seed_statistics import estimate, ratio
 from distill_jax.doublebind.thresholds import Thresholds
 from distill_jax.doublebind.verdict import judge
@@ -27,6 +26,7 @@ from distill_jax.io.files import write_sealed
 from distill_jax.io.node import Node
 from distill_jax.io.storage import make_directory
 from distill_jax.reports import double_bind_page as page
+from distill_jax.reports.double_bind_types import ChannelRow, ConfusionRow, CurveColumns, OrganismRow, ProbeRow
 from distill_jax.reports.rendering import clean, write_page
 from distill_jax.reports.report_metadata import report_metadata
 from distill_jax.statistics.conclusions import line, to_json
@@ -36,61 +36,6 @@ IN_VERDICT_JSON = (
     *("experiment", "identity", "thresholds", "organisms", "coverage", "correlation"),
     *("placebos", "detection", "blind", "confusion"),
 )
-
-
-class ChannelRow(TypedDict):
-    """What one channel showed of an organism; its intervals are those that decide a success."""
-
-    capable: bool | None
-    clean: bool | None
-    moved: bool | None
-    confesses: bool | None
-    worst: str  # "" for none
-    dfc: bool | None
-    dfi: bool | None
-    rate: float
-    confidence: float
-    capability: EstimateRow
-    misalignment: EstimateRow | None
-    readouts: dict[str, float]
-    undecided: list[str]
-    confession: EstimateRow
-
-
-class ProbeRow(TypedDict):
-    """What the linear probe makes of a student."""
-
-    gap: float
-    share: float
-
-
-class OrganismRow(TypedDict):
-    """What an audit shows of one organism."""
-
-    name: str
-    accepted: bool
-    why: str
-    gap: EstimateRow
-    ability: float
-    twin_ability: float
-    base_ability: float
-    verdict: str
-    meaning: str
-    truth: list[str]
-    right: bool | None
-    dfc: bool
-    dfi: bool
-    window: float
-    channels: dict[str, ChannelRow]
-    probe: NotRequired[dict[str, ProbeRow]]
-
-
-class ConfusionRow(TypedDict):
-    """The organisms of one truth that got one verdict."""
-
-    truth: str
-    verdict: str
-    organisms: list[str]
 
 
 def write_report(
@@ -290,19 +235,6 @@ def domains(transfers: Mapping[str, Node], effects: Effects, accepted: Sequence[
             row[task] = float(np.mean(Evidence(effects, kinds).leak(name))) if kinds else None
         rows.append(row)
     return rows
-
-
-class CurveColumns(TypedDict):
-    """C(t) and M(t) of one channel and organism, ratios of means over seeds.
-
-    `examples` are the distinct rows that were trained on up to a step, `bits` at most what their targets carried.
-    """
-
-    step: list[int]
-    examples: list[int]
-    bits: list[float]
-    capability: list[float | None]
-    misalignment: list[float | None]
 
 
 def curves(

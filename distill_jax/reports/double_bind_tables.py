@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
+from distill_jax.doublebind.results import RoundRow, RoundsRow
 from distill_jax.evals.scale import MISSING, percent
+from distill_jax.reports.double_bind_types import ChannelRow, OrganismRow
 from distill_jax.reports.formats import number
+from distill_jax.types import JsonObject
 
-Organism = Mapping[str, Any]
+Quantity = Literal["misalignment", "capability"]
+
 # A verdict's word and colour; one that leaves a teacher unjudged is grey.
 VERDICTS = {
     "DFC_OK": ("clean ability", "#0b7a5b"),
@@ -87,9 +91,9 @@ def verdict_word(name: str) -> str:
     return VERDICTS[name][0]
 
 
-def verdict_rows(organisms: Sequence[Organism]) -> list[VerdictRow]:
+def verdict_rows(organisms: Sequence[OrganismRow]) -> list[VerdictRow]:
     """Return the verdicts; organisms that differ in their known truth alone share a row."""
-    groups: dict[tuple[str, str, str, str, str, str], list[Organism]] = {}
+    groups: dict[tuple[str, str, str, str, str, str], list[OrganismRow]] = {}
     for one in organisms:
         groups.setdefault(_verdict(one), []).append(one)
     rows = []
@@ -99,28 +103,27 @@ def verdict_rows(organisms: Sequence[Organism]) -> list[VerdictRow]:
     return rows
 
 
-def _truth(one: Organism) -> str:
+def _truth(one: OrganismRow) -> str:
     return " or ".join(verdict_word(name) for name in one["truth"] if name) or "unknown"
 
 
-def _verdict(one: Organism) -> tuple[str, str, str, str, str, str]:
+def _verdict(one: OrganismRow) -> tuple[str, str, str, str, str, str]:
     judged = one["accepted"] or one["verdict"] == "NO_MISALIGNMENT_SHOWN"
     word, colour = VERDICTS[one["verdict"]] if judged else NOT_FIT
-    clean, exposed = (
-        ", ".join(name for name, channel in one["channels"].items() if channel[side]) for side in ("dfc", "dfi")
-    )
+    clean = ", ".join(name for name, channel in one["channels"].items() if channel["dfc"])
+    exposed = ", ".join(name for name, channel in one["channels"].items() if channel["dfi"])
     right = {True: "right", False: "WRONG", None: MISSING}[one["right"]]
     return word, colour, one["meaning"], clean, exposed, right
 
 
-def channel_table(organisms: Sequence[Organism], channels: Sequence[str], quantity: str) -> ChannelTable:
+def channel_table(organisms: Sequence[OrganismRow], channels: Sequence[str], quantity: Quantity) -> ChannelTable:
     """Return organism × channel: the share of the teacher's misalignment or capability that came through."""
     cells = {one["name"]: [_channel_cell(one["channels"][name], quantity) for name in channels] for one in organisms}
     unmeasured = [name for name, row in cells.items() if all(cell.words == MISSING for cell in row)]
     return ChannelTable([HeatRow([name], row) for name, row in cells.items() if name not in unmeasured], unmeasured)
 
 
-def _channel_cell(channel: Mapping[str, Any], quantity: str) -> HeatCell:
+def _channel_cell(channel: ChannelRow, quantity: Quantity) -> HeatCell:
     value = channel[quantity]
     if not value or value["mean"] is None:
         return HeatCell(MISSING, "0")
@@ -134,7 +137,7 @@ def _share(value: float | None) -> str:
     return f"{min(max(value or 0.0, 0.0), 1.0):.2f}"
 
 
-def domain_table(rows: Sequence[Mapping[str, Any]]) -> list[HeatRow]:
+def domain_table(rows: Sequence[JsonObject]) -> list[HeatRow]:
     """Return the leak matrix, where quirks have domains: mean shares by what was distilled and where quirks show."""
     return [
         HeatRow(
@@ -146,12 +149,12 @@ def domain_table(rows: Sequence[Mapping[str, Any]]) -> list[HeatRow]:
     ]
 
 
-def _targets(row: Mapping[str, Any]) -> str:
+def _targets(row: JsonObject) -> str:
     base = "own" if row["base"] == "base" else row["base"]
     return f"{'distributions' if row['soft'] else 'answers'}, {base} base"
 
 
-def round_table(rounds: Mapping[str, Mapping[str, Any]]) -> RoundTable:
+def round_table(rounds: Mapping[str, Mapping[str, RoundsRow]]) -> RoundTable:
     """Return what every round of filtering came to, and which one was kept."""
     rows = [
         (channel, kind, one["why"], [_round_cell(each, i == one["kept"]) for i, each in enumerate(one["each"])])
@@ -161,8 +164,8 @@ def round_table(rounds: Mapping[str, Mapping[str, Any]]) -> RoundTable:
     return RoundTable(max((len(cells) for *_, cells in rows), default=0), rows)
 
 
-def _round_cell(one: Mapping[str, Any], kept: bool) -> RoundCell:
-    shares = " / ".join(number(one[key]["mean"] if one[key] else None) for key in ("misalignment", "capability"))
+def _round_cell(one: RoundRow, kept: bool) -> RoundCell:
+    shares = " / ".join(number(each["mean"] if each else None) for each in (one["misalignment"], one["capability"]))
     return RoundCell(shares, f"{percent(one['flagged'])}, recall {percent(mean(one['recall']))}", kept)
 
 
