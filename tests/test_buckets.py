@@ -22,7 +22,7 @@ import pytest
 from distill_jax.config import ConfigError
 from distill_jax.data import lines
 from distill_jax.data.text.sources import Source, check_files
-from distill_jax.io import object_service, storage
+from distill_jax.io import object_service, staging, storage
 from distill_jax.io.leases import held
 from distill_jax.main import main
 from tests import bucket_server
@@ -193,31 +193,31 @@ def test_a_work_directory_is_one_runs_or_one_sweeps(place):
 
 @pytest.mark.unit
 def test_a_bound_of_the_cache_that_is_no_number_is_refused_in_a_line(tmp_path, monkeypatch):
-    monkeypatch.setenv(storage.CACHE_GIB, "64G")
+    monkeypatch.setenv(staging.CACHE_GIB, "64G")
     with pytest.raises(ConfigError, match="DISTILL_JAX_CACHE_GIB=64G: must be a number"):
-        storage._make_room(tmp_path, 0)
+        staging._make_room(tmp_path, 0)
 
 
 @pytest.mark.unit
 def test_local_copies_are_made_once_and_the_oldest_go(place, bucket, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setenv(storage.CACHE_GIB, str(250 / 2**30))
+    monkeypatch.setenv(staging.CACHE_GIB, str(250 / 2**30))
     for name in "abc":
         storage.write_atomic(place / name, name.encode() * 100)
-    copy = storage.local_copy(place / "a")
+    copy = staging.local_copy(place / "a")
     downloads = sum("alt=media" in path for _, path in bucket.log)
-    assert copy.read_bytes() == b"a" * 100 and storage.local_copy(place / "a") == copy
+    assert copy.read_bytes() == b"a" * 100 and staging.local_copy(place / "a") == copy
     assert sum("alt=media" in path for _, path in bucket.log) == downloads
     storage.write_atomic(place / "a", b"new")
-    assert storage.local_copy(place / "a").read_bytes() == b"new"  # another version is another copy
-    for entry in storage.cache_directory().iterdir():
+    assert staging.local_copy(place / "a").read_bytes() == b"new"  # another version is another copy
+    for entry in staging.cache_directory().iterdir():
         os.utime(entry, (0, 0))
-    storage.local_copy(place / "b")
-    storage.local_copy(place / "c")
-    held_bytes = sum(path.stat().st_size for path in storage.cache_directory().rglob("*") if path.is_file())
+    staging.local_copy(place / "b")
+    staging.local_copy(place / "c")
+    held_bytes = sum(path.stat().st_size for path in staging.cache_directory().rglob("*") if path.is_file())
     assert held_bytes <= 250 and not copy.exists()
     with pytest.raises(FileNotFoundError):
-        storage.local_copy(place / "nothing")
+        staging.local_copy(place / "nothing")
 
 
 @pytest.mark.unit
@@ -245,7 +245,7 @@ def test_models_and_configs_are_read_and_written_by_their_addresses(config, fini
     assert main(line) == 0
     address = capsys.readouterr().out.split("import: ")[-1].strip()
     assert re.fullmatch(r"gs://bucket/imported/nodes/tiny-[0-9a-f]{12}", address)
-    shutil.copytree(storage.local_copy(storage.location("gs://bucket/published/tiny")), tmp_path / "tiny")
+    shutil.copytree(staging.local_copy(storage.location("gs://bucket/published/tiny")), tmp_path / "tiny")
     assert main([*line[:2], f"--from={tmp_path}/tiny", f"--workdir={tmp_path}/imported"]) == 0
     assert capsys.readouterr().out.strip().endswith(Path(address).name)  # an identity is one of contents
     storage.write_atomic(storage.location("gs://bucket/configs/mine.py"), config.read_bytes())

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from distill_jax import main
-from distill_jax.io import storage
+from distill_jax.io import staging, storage
 from distill_jax.io.leases import process_identity
 from tests import bucket_server, ray_cluster
 from tests.ray_cluster import NODE, children, family, kill, meanwhile, raylet
@@ -55,7 +55,7 @@ def test_a_node_killed_in_the_middle_of_a_bucket_changes_no_number(cluster, buck
     assert main.main([*command, f"--workdir={tmp_path}/one"]) == 0
     (data,) = (tmp_path / "one/nodes").glob("data-*")
     (data / "rows/.lock").unlink()  # empty, which the emulator takes for no upload
-    storage.upload(data, storage.location(f"gs://bucket/sweep/nodes/{data.name}"), "DONE")
+    staging.upload(data, storage.location(f"gs://bucket/sweep/nodes/{data.name}"), "DONE")
     second = raylet(cluster.list_all_nodes()[1])
     with meanwhile(kill_with_its_workers, second, bucket) as killed:
         code = main.main([*command, "--workdir=gs://bucket/sweep", f"--ray={cluster.address}"])

@@ -1,4 +1,4 @@
-"""What a user names may lie in a bucket: nothing in the package opens it but through `io/storage.py`."""
+"""What a user names may lie in a bucket: only `io/storage.py` and `io/staging.py` open it."""
 
 import ast
 from pathlib import Path
@@ -10,8 +10,8 @@ pytestmark = pytest.mark.unit
 ROOT = Path(__file__).parent.parent
 MEND = (
     "use distill_jax.io.storage: location(where) for Path(where), location(where).open() or read_bytes to read, "
-    "write_atomic or replacing to write, remove_tree, make_directory, names, files, glob, is_file, size, version, "
-    "local_input for a library that needs a real file, uploading for one that writes many"
+    "write_atomic or replacing to write, remove_tree, make_directory, names, files, glob, is_file, size, version; of "
+    "distill_jax.io.staging local_input for a library that needs a real file, uploading for one that writes many"
 )
 OS = {
     *("replace", "rename", "renames", "link", "symlink", "unlink", "remove", "removedirs", "rmdir", "makedirs"),
@@ -21,6 +21,7 @@ OS_PATH = {"exists", "isfile", "isdir", "getsize", "getmtime", "lexists", "samef
 # Files that touch only what is on this machine for certain, and why.
 EXCEPTIONS = {
     "io/storage.py": "the door itself",
+    "io/staging.py": "local files that stand for objects",
     "io/attempts.py": "a file system's renames and links; in a bucket others take their place",
     "io/leases.py": "a file system's locks, and /proc; in a bucket others take their place",
     "io/metrics.py": "the local file that stands for an object that grows",

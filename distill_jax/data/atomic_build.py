@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from distill_jax.config import check, identity
 from distill_jax.data import import_tf, records
-from distill_jax.io import storage
+from distill_jax.io import staging, storage
 from distill_jax.io.files import read_json, write_sealed
 from distill_jax.io.storage import sync
 from distill_jax.types import JsonObject
@@ -65,11 +65,11 @@ def _make_and_upload(
     """Make the files on this machine, where a process that was killed is gone on from, and upload the manifest last."""
     if (target / records.MANIFEST).exists():
         return _check_finished(os.fspath(target), wanted)
-    with storage.building(target) as work:
+    with staging.building(target) as work:
         manifest = make_once(work, wanted, build, resumes=resumes)
         for path in work.glob(".*"):
             path.unlink()
-        storage.upload(work, target, last=records.MANIFEST)
+        staging.upload(work, target, last=records.MANIFEST)
     return manifest
 
 
@@ -113,7 +113,7 @@ def run_command_line(
 @contextlib.contextmanager
 def _locked(directory: str | os.PathLike[str]) -> Iterator[None]:
     """Let one process at a time prepare a directory; the lock of a killed process is free."""
-    with storage.locked(Path(directory, ".lock")):
+    with staging.locked(Path(directory, ".lock")):
         yield
 
 

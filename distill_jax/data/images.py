@@ -19,7 +19,8 @@ from distill_jax.data import import_tf
 from distill_jax.data.atomic_build import log, make_once, run_command_line
 from distill_jax.data.data_config import DataConfig
 from distill_jax.io.files import digest
-from distill_jax.io.storage import local_copy, location
+from distill_jax.io.staging import local_copy
+from distill_jax.io.storage import location
 from distill_jax.types import JsonObject
 
 TEST = 360  # of the 1,797 digits

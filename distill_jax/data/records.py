@@ -12,7 +12,8 @@ from array_record.python import array_record_module
 
 from distill_jax.config import ConfigError
 from distill_jax.io.files import digest, read_sealed
-from distill_jax.io.storage import is_file, local_copy, location
+from distill_jax.io.staging import local_copy
+from distill_jax.io.storage import is_file, location
 from distill_jax.types import JsonObject
 
 MANIFEST, EVALUATION, EVALUATION_ROWS = "manifest.json", "evaluation.jsonl", "evaluation.array_record"

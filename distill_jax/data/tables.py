@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from distill_jax.data.lines import Broken, not_utf8
-from distill_jax.io.storage import Version, local_copy, location, version
+from distill_jax.io.staging import local_copy
+from distill_jax.io.storage import Version, location, version
 from distill_jax.types import JsonObject
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ import ml_dtypes
 import numpy as np
 
 from distill_jax.io.files import digest, read_sealed, vouch, vouched, write_sealed
-from distill_jax.io.storage import local_copy, make_directory, replacing
+from distill_jax.io.staging import local_copy
+from distill_jax.io.storage import make_directory, replacing
 from distill_jax.types import JsonObject
 
 MANIFEST = "states.json"

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from distill_jax import shipped
 from distill_jax.config import ConfigError, SettingError, check, check_setting, nearest
 from distill_jax.experiment.config_file import call, declared, load_module, settings_by_key
-from distill_jax.io.storage import local_input
+from distill_jax.io.staging import local_input
 
 ALWAYS_READ = ("experiment", "description", "data", "model", "run")
 

@@ -8,7 +8,7 @@ from distill_jax.config import check
 from distill_jax.data.text.chat_template import Message, load_template
 from distill_jax.interop import tokenizers
 from distill_jax.io.gguf_header import is_gguf
-from distill_jax.io.storage import local_input
+from distill_jax.io.staging import local_input
 
 
 class Chat:

@@ -25,7 +25,7 @@ from distill_jax.interop.directory import INDEX, SINGLE
 from distill_jax.interop.families import to_json
 from distill_jax.interop.finite import check_finite
 from distill_jax.interop.model_source import adapters_of, open_model
-from distill_jax.io import storage
+from distill_jax.io import staging, storage
 from distill_jax.io.files import write_json
 from distill_jax.models.transformer import Params
 from distill_jax.models.transformer_config import TransformerConfig
@@ -113,7 +113,7 @@ def _appearing(to: Path) -> Iterator[Path]:
     """Give a directory to write into that becomes `to` at the end, or vanishes."""
     check(not storage.names(to), f"--to={to}: is there already; name a directory that is not")
     if not storage.is_local(to):
-        with storage.uploading(to, last="config.json") as local:
+        with staging.uploading(to, last="config.json") as local:
             local.mkdir()
             yield local
         return

@@ -26,7 +26,8 @@ from distill_jax.io.files import Digests, write_json
 from distill_jax.io.gguf_header import is_gguf
 from distill_jax.io.leases import Leases
 from distill_jax.io.node import TOKENIZER, Node
-from distill_jax.io.storage import local_input, resolved
+from distill_jax.io.staging import local_input
+from distill_jax.io.storage import resolved
 from distill_jax.models import lora
 from distill_jax.models.lora import Adapters
 from distill_jax.models.transformer import Params

@@ -16,7 +16,7 @@ from distill_jax.interop.directory import read_object
 from distill_jax.interop.model_files import open_files
 from distill_jax.io.checkpoint import FINAL
 from distill_jax.io.node import CONFIG, DONE, TOKENIZER, Node, finished
-from distill_jax.io.storage import local_input
+from distill_jax.io.staging import local_input
 from distill_jax.models import lora, transformer
 from distill_jax.models.transformer import Params
 from distill_jax.models.transformer_config import TransformerConfig

@@ -12,7 +12,8 @@ from distill_jax.data.arithmetic.word_vocabulary import WordVocabulary
 from distill_jax.data.text.gguf_tokenizer import tokenizer_files
 from distill_jax.io.files import read_json, write_json
 from distill_jax.io.gguf_header import is_gguf
-from distill_jax.io.storage import local_input, make_directory, write_atomic
+from distill_jax.io.staging import local_input
+from distill_jax.io.storage import make_directory, write_atomic
 
 JSON, SENTENCEPIECE, SETTINGS = "tokenizer.json", "tokenizer.model", "tokenizer_config.json"
 GENERATION = "generation_config.json"

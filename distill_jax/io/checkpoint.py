@@ -16,7 +16,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from distill_jax.config import ConfigError
-from distill_jax.io import storage
+from distill_jax.io import staging, storage
 from distill_jax.io.files import digest_once, read_sealed, write_sealed
 from distill_jax.io.journal import Prefix
 from distill_jax.io.storage import absolute, is_local, sync
@@ -134,7 +134,7 @@ class Checkpoints:
     def _place(self, tag: int | str) -> Path:
         """Return where Orbax writes a checkpoint: to its own directory, or to one of this machine."""
         target, _ = self._paths(tag)
-        return target if storage.holds_arrays(target) else storage.building_place(target)
+        return target if storage.holds_arrays(target) else staging.building_place(target)
 
     def _upload(self, place: Path, tag: int | str) -> None:
         """Bring what was written on this machine to where it belongs."""
@@ -142,7 +142,7 @@ class Checkpoints:
         if place == target:
             return
         storage.remove_tree(target)  # what a save left that was killed here
-        storage.upload(place, target)
+        staging.upload(place, target)
         storage.remove_tree(place)
 
     def _written(self, place: Path) -> dict[str, str]:
@@ -224,7 +224,7 @@ class Checkpoints:
         target, proof = self._paths(tag)
         try:
             copied = not storage.holds_arrays(target) and proof.exists()
-            readable = storage.local_copy(target) if copied else target
+            readable = staging.local_copy(target) if copied else target
             damage = self._damage(readable, proof)
         except OSError as error:
             damage = f"{error.strerror}"

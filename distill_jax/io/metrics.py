@@ -19,7 +19,8 @@ from tensorboardX.summary import scalar
 
 from distill_jax.config import ConfigError, check
 from distill_jax.io.journal import Prefix
-from distill_jax.io.storage import Growing, make_directory, naming, read_bytes
+from distill_jax.io.staging import Growing
+from distill_jax.io.storage import make_directory, naming, read_bytes
 from distill_jax.types import JsonObject
 from distill_jax.units import span
 

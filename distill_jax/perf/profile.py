@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jax
 
-from distill_jax.io.storage import Growing
+from distill_jax.io.staging import Growing
 from distill_jax.types import PyTree
 
 Step = Callable[..., PyTree]

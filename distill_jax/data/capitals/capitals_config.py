@@ -23,7 +23,8 @@ from distill_jax.data.capitals.fact_table import (
 from distill_jax.data.data_config import DataConfig
 from distill_jax.data.text import hf_tokenizer, sentencepiece_vocab
 from distill_jax.io.files import Digests
-from distill_jax.io.storage import local_input, location
+from distill_jax.io.staging import local_input
+from distill_jax.io.storage import location
 from distill_jax.types import JsonObject
 
 FORGET = {"capitals": CAPITAL, "invented": INVENTED}

@@ -23,7 +23,7 @@ from distill_jax.data.packing import Document
 from distill_jax.data.random_stream import random_stream
 from distill_jax.data.text.hf_tokenizer import Tokenizer
 from distill_jax.io.files import Digests, digest
-from distill_jax.io.storage import local_input
+from distill_jax.io.staging import local_input
 from distill_jax.types import JsonObject
 
 FORMAT = 2

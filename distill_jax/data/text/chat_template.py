@@ -15,7 +15,7 @@ from distill_jax.config import ConfigError, check
 from distill_jax.data.text.gguf_tokenizer import SETTINGS, tokenizer_files
 from distill_jax.io.files import read_json
 from distill_jax.io.gguf_header import is_gguf
-from distill_jax.io.storage import local_input
+from distill_jax.io.staging import local_input
 from distill_jax.types import JsonObject
 
 FILE = "chat_template.jinja"

@@ -12,7 +12,7 @@ from distill_jax.config import ConfigError
 from distill_jax.data.text import hf_tokenizer
 from distill_jax.data.text.readers import Piece
 from distill_jax.data.text.sources import Shard
-from distill_jax.io.storage import local_input
+from distill_jax.io.staging import local_input
 
 LINE_BYTES = 4096
 PAD, EOS, BOS, UNK = range(4)

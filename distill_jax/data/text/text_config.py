@@ -11,7 +11,8 @@ from distill_jax.config import ConfigError, check, described, identity
 from distill_jax.data.data_config import DataConfig
 from distill_jax.data.text import hf_tokenizer, sources
 from distill_jax.io.files import Digests
-from distill_jax.io.storage import local_input, location
+from distill_jax.io.staging import local_input
+from distill_jax.io.storage import location
 from distill_jax.types import JsonObject
 
 SAMPLES = Path(__file__).parent  # holds sample_english.txt and sample_korean.txt
