@@ -9,9 +9,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from distill_jax.bench.against_torch import TorchStepper, Unavailable, torch_stepper
+from distill_jax.bench.bench_results import AcceleratorRow, Goal, Result, StepTimes
 from distill_jax.bench.options import Options
 from distill_jax.bench.steps import Case
 from distill_jax.bench.timing import goal, interleaved, summary
@@ -19,13 +19,11 @@ from distill_jax.config import ConfigError
 from distill_jax.models.presets import PRESETS
 from distill_jax.models.transformer_config import TransformerConfig
 from distill_jax.perf.peaks import mfu
-
-Result = dict[str, Any]
+from distill_jax.types import JsonObject
 
 LARGE, SMALL = "gemma-2-2b", "gemma-0.1b"
 # Rows of 2,048 tokens and the chunk of them whose logits exist at a time.
 SHAPES = {LARGE: (4, 1024), SMALL: (16, 2048)}
-TINY = {"vocab": 64, "layers": 2, "hidden": 16, "mlp": 32, "heads": 2, "kv_heads": 1, "head_dim": 8}
 # An attacker's batch: rows and tokens a row, of which a population's members each read their own.
 ATTACK = (4, 64)
 LEAST_SECONDS = 20.0  # a measurement is not begun with less left
@@ -70,8 +68,10 @@ def measurements(options: Options) -> list[Measurement]:
 
 
 def _shrunk(options: Options, cfg: TransformerConfig) -> TransformerConfig:
-    changes: dict[str, Any] = {"dtype": options.dtype or "bfloat16", **(TINY if options.tiny else {})}
-    return dataclasses.replace(cfg, **changes)
+    cfg = dataclasses.replace(cfg, dtype=options.dtype or "bfloat16")
+    if not options.tiny:
+        return cfg
+    return dataclasses.replace(cfg, vocab=64, layers=2, hidden=16, mlp=32, heads=2, kv_heads=1, head_dim=8)
 
 
 def _case(options: Options, name: str, cfg: TransformerConfig, workload: str) -> Case:
@@ -95,11 +95,11 @@ def accelerator(options: Options) -> Iterator[Result]:
     device = _ask({}, None)["device"]
     if device["platform"] == "cpu" and not options.tiny:
         raise ConfigError("bench accelerator: there is no accelerator here; --tiny tries it out on the CPU")
-    rows: list[Result] = []
+    rows: list[AcceleratorRow] = []
     for one in measurements(options):
         left = end - time.monotonic()
         limit = min(left, most) if most else None
-        answer = {"error": f"not run: {max(left, 0):.0f} s were left"}
+        answer: StepTimes = {"error": f"not run: {max(left, 0):.0f} s were left"}
         if left > LEAST_SECONDS:
             measure = _jax if one.way == "jax" else _torch
             answer = measure(options, one, device["platform"], limit)
@@ -107,30 +107,43 @@ def accelerator(options: Options) -> Iterator[Result]:
         yield {"device": device, "rows": rows, "goals": _goals(rows)}
 
 
-def _row(one: Measurement, answer: Result, peak: float | None) -> Result:
+def _row(one: Measurement, answer: StepTimes, peak: float | None) -> AcceleratorRow:
     case = one.case
-    row: Result = {"model": one.model, "workload": case.workload, "way": one.way}
-    row |= {"attention": answer.get("attention", one.attention), "head": answer.get("head", "")}
-    row |= {"remat": answer.get("remat", case.cfg.remat), "dtype": case.cfg.dtype}
-    row |= {"batch": case.batch, "length": case.length, "members": case.members}
+    row: AcceleratorRow = {
+        "model": one.model,
+        "workload": case.workload,
+        "way": one.way,
+        "attention": answer.get("attention", one.attention),
+        "head": answer.get("head", ""),
+        "remat": answer.get("remat", case.cfg.remat),
+        "dtype": case.cfg.dtype,
+        "batch": case.batch,
+        "length": case.length,
+        "members": case.members,
+    }
     if "error" in answer:
-        return row | {"error": answer["error"]}
+        return {**row, "error": answer["error"]}
     seconds = summary(answer["seconds"])
-    return row | {
+    return {
+        **row,
         "seconds": seconds,
         "tokens_per_second": case.tokens / seconds["min"],
         "mfu_6n": mfu(case.flops_6n() / seconds["min"], peak),
         "mfu_counted": mfu(case.flops() / seconds["min"], peak),
-        **{key: answer.get(key) for key in ("peak_bytes", "compiler_bytes", "compile_seconds", "loss", "versions")},
+        "peak_bytes": answer.get("peak_bytes"),
+        "compiler_bytes": answer.get("compiler_bytes"),
+        "compile_seconds": answer.get("compile_seconds"),
+        "loss": answer.get("loss"),
+        "versions": answer.get("versions"),
     }
 
 
-def _goals(rows: Sequence[Result]) -> list[dict[str, object]]:
+def _goals(rows: Sequence[AcceleratorRow]) -> list[Goal]:
     """Return the goals that the rows so far can answer."""
     done = [row for row in rows if "error" not in row]
     goals = []
 
-    def fastest(model: str, workload: str, way: str, members: int = 1) -> Result | None:
+    def fastest(model: str, workload: str, way: str, members: int = 1) -> AcceleratorRow | None:
         wanted = (model, workload, way, members)
         same = [r for r in done if (r["model"], r["workload"], r["way"], r["members"]) == wanted]
         return min(same, key=lambda row: row["seconds"]["min"]) if same else None
@@ -150,13 +163,13 @@ def _goals(rows: Sequence[Result]) -> list[dict[str, object]]:
     return goals
 
 
-def _jax(options: Options, one: Measurement, platform: str, limit: float | None) -> Result:
+def _jax(options: Options, one: Measurement, platform: str, limit: float | None) -> StepTimes:
     del platform
     spec = {"case": dataclasses.asdict(one.case), "steps": options.steps or 5, "repeats": options.repeats}
     return _ask(spec, limit)
 
 
-def _ask(spec: Result, limit: float | None) -> Result:
+def _ask(spec: JsonObject, limit: float | None) -> StepTimes:
     """Run `bench/case.py` and return its answer; a device that runs out of memory may also kill it."""
     command = [sys.executable, "-m", "distill_jax.bench.case", json.dumps(spec)]
     # JAX's allocator takes three quarters of the card unless told otherwise.
@@ -167,7 +180,7 @@ def _ask(spec: Result, limit: float | None) -> Result:
     except subprocess.TimeoutExpired:
         return {"error": f"stopped after {limit:.0f} s"}
     if done.returncode == 0:
-        answer: Result = json.loads(done.stdout.splitlines()[-1])
+        answer: StepTimes = json.loads(done.stdout.splitlines()[-1])
         return answer
     last = (done.stderr.strip().splitlines() or ["it says nothing"])[-1][:200]
     if not spec:
@@ -175,7 +188,7 @@ def _ask(spec: Result, limit: float | None) -> Result:
     return {"error": f"exit code {done.returncode}: {last}"}
 
 
-def _torch(options: Options, one: Measurement, platform: str, limit: float | None) -> Result:
+def _torch(options: Options, one: Measurement, platform: str, limit: float | None) -> StepTimes:
     if platform not in ("cpu", "gpu"):
         return {"error": f"PyTorch has no {platform} here"}
     kind, steps = "cuda" if platform == "gpu" else "cpu", options.steps or 5
@@ -192,7 +205,12 @@ def _torch(options: Options, one: Measurement, platform: str, limit: float | Non
         return {"error": str(error), "remat": remat}
 
 
-def _torch_times(run: TorchStepper, steps: int, repeats: int) -> Result:
+def _torch_times(run: TorchStepper, steps: int, repeats: int) -> StepTimes:
     taken = interleaved({"step": lambda: run.run(steps)}, repeats)["step"]
-    times = {"seconds": [t / steps for t in taken], "compile_seconds": run.about["first_step_seconds"]}
-    return times | {key: run.last[key] for key in ("peak_bytes", "loss")} | {"versions": run.about["versions"]}
+    return {
+        "seconds": [t / steps for t in taken],
+        "compile_seconds": run.about["first_step_seconds"],
+        "peak_bytes": run.last["peak_bytes"],
+        "loss": run.last["loss"],
+        "versions": run.about["versions"],
+    }

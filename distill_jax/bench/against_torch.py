@@ -11,13 +11,13 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 
+from distill_jax.bench.bench_results import Result, Row, TorchAnswer
 from distill_jax.bench.options import Options
 from distill_jax.bench.steps import Case, Stepper
-from distill_jax.bench.timing import goal, summary, timed
+from distill_jax.bench.timing import Timed, goal, summary, timed
 from distill_jax.config import ConfigError
 from distill_jax.interop import families
 from distill_jax.models.presets import PRESETS
@@ -40,17 +40,18 @@ class TorchStepper:
     def __init__(self, process: subprocess.Popen[str]):
         self._process = process
         self.about = self._answer()
-        self.last: dict[str, Any] = {}
+        self.last: TorchAnswer = {}
 
     @property
     def cpu_seconds(self) -> float:
         """CPU seconds of the last steps, over all threads."""
         return float(self.last["cpu_seconds"])
 
-    def _answer(self) -> dict[str, Any]:
+    def _answer(self) -> TorchAnswer:
         assert self._process.stdout
         line = self._process.stdout.readline()
-        answer = json.loads(line) if line.startswith("{") else {"error": f"ended without an answer {line.strip()}"}
+        ended: TorchAnswer = {"error": f"ended without an answer {line.strip()}"}
+        answer: TorchAnswer = json.loads(line) if line.startswith("{") else ended
         if "error" in answer:
             raise Unavailable(answer["error"])
         return answer
@@ -122,7 +123,7 @@ def torch_stepper(
         process.communicate()
 
 
-def torch(options: Options) -> Iterator[dict[str, Any]]:
+def torch(options: Options) -> Iterator[Result]:
     """Our training step against PyTorch eager: same shape, batch, optimiser and threads, in turn.
 
     `taskset -c 0` gives both one core and so one thread: the fairer comparison where others use the machine, because
@@ -138,7 +139,7 @@ def torch(options: Options) -> Iterator[dict[str, Any]]:
     attention = "eager" if cfg.attention_softcap else "sdpa"  # sdpa leaves the softcap out
     try:
         with torch_stepper(options.torch_python, case, "cpu", threads=threads, attention=attention) as stepper:
-            runs: dict[str, Any] = {"torch": stepper}
+            runs: dict[str, Timed] = {"torch": stepper}
             for devices in sorted({1, jax.device_count()}):
                 ours = Stepper(dataclasses.replace(case, devices=devices))
                 runs[f"jax, {devices} CPU device{'s' * (devices > 1)}"] = ours
@@ -146,7 +147,8 @@ def torch(options: Options) -> Iterator[dict[str, Any]]:
     except Unavailable as error:
         mend = "give --torch_python=PATH of one that has torch and transformers"
         raise ConfigError(f"{options.torch_python}: {error}; {mend}") from error
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
+    speedups = []
     for way, seconds in taken.items():
         each = summary(seconds)
         speed = case.tokens / each["min"]
@@ -157,5 +159,6 @@ def torch(options: Options) -> Iterator[dict[str, Any]]:
         cpu = min(busy[way])
         shape = {"model": name, "batch": batch, "length": length, "threads": threads}
         rows.append({"way": way, **shape, "seconds": each, "cpu_seconds": cpu, "tokens_per_second": speed, **ratios})
-    best = max(row["speed_over_torch"] for row in rows[1:])
+        speedups.append(ratios["speed_over_torch"])
+    best = max(speedups[1:])
     yield {"rows": rows, "torch": stepper.about, "goals": [goal("our speed / PyTorch's", best, least=1.0)]}

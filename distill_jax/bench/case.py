@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Any
 
 import jax
 
+from distill_jax.bench.bench_results import Device, StepTimes
 from distill_jax.bench.steps import Case, Stepper
 from distill_jax.bench.timing import interleaved
 from distill_jax.models.transformer_config import TransformerConfig
 from distill_jax.perf import peaks
 
 
-def device() -> dict[str, Any]:
+def device() -> Device:
     """Say what JAX runs on here."""
     devices = jax.devices()
     return {
@@ -28,7 +28,7 @@ def device() -> dict[str, Any]:
     }
 
 
-def measure(case: Case, steps: int, repeats: int) -> dict[str, Any]:
+def measure(case: Case, steps: int, repeats: int) -> StepTimes:
     """Return the seconds of a step, a number a round, the device's peak memory and the compiler's account of it."""
     run = Stepper(case)
     taken = interleaved({"step": lambda: run.run(steps)}, repeats)["step"]
@@ -48,11 +48,11 @@ def measure(case: Case, steps: int, repeats: int) -> dict[str, Any]:
 def main(argument: str) -> None:
     """Print the answer as one line of JSON: the device alone if no case is given."""
     spec = json.loads(argument)
-    answer: dict[str, Any] = {"device": device()}
+    answer: StepTimes = {"device": device()}
     if "case" in spec:
         case = Case(**spec["case"] | {"cfg": TransformerConfig(**spec["case"]["cfg"])})
         try:
-            answer |= measure(case, spec["steps"], spec["repeats"])
+            answer = {**answer, **measure(case, spec["steps"], spec["repeats"])}
         except jax.errors.JaxRuntimeError as error:
             answer["error"] = " ".join(str(error).split())[:200]
     print(json.dumps(answer))

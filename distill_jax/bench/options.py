@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from distill_jax.config import ConfigError
 
@@ -61,9 +61,8 @@ class Options:
         """Return the model asked for, or the benchmark's own choice, in the dtype asked for."""
         from distill_jax.models.presets import preset
 
-        changes: dict[str, Any] = {"dtype": self.dtype} if self.dtype else {}
         try:
             chosen = {self.preset: preset(self.preset)} if self.preset else otherwise
-            return {name: dataclasses.replace(cfg, **changes) for name, cfg in chosen.items()}
+            return {name: dataclasses.replace(cfg, dtype=self.dtype or cfg.dtype) for name, cfg in chosen.items()}
         except ValueError as error:
             raise ConfigError(str(error)) from error

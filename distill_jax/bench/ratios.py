@@ -6,10 +6,10 @@ import dataclasses
 import functools
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import jax
 
+from distill_jax.bench.bench_results import Goal, Result, Row
 from distill_jax.bench.options import Options
 from distill_jax.bench.steps import Case, Stepper
 from distill_jax.bench.timing import goal, summary, timed
@@ -17,8 +17,6 @@ from distill_jax.models.presets import PRESETS
 from distill_jax.perf.memory import HeadShape
 from distill_jax.perf.memory import kl_memory as memory_of_kl
 from distill_jax.stages.compiled_step import compiled_step
-
-Result = dict[str, Any]
 
 # The narrow head of the CPU preset is cheap beside its layers, and still its teacher is not free; four times as wide,
 # with MLPs of eight times the width, products outweigh everything else and the ratios near those of the FLOPs.
@@ -28,7 +26,7 @@ MODELS = {"cpu": PRESETS["cpu"], "cpu-mlp-heavy": MLP_HEAVY}  # of `distill`
 
 def kl_memory(options: Options) -> Iterator[Result]:
     """Temporary memory of the KL and its gradients, a chunk of tokens at a time and a block against all at once."""
-    shape: Result = {"batch": options.batch or 4, "length": options.length or 2048, "vocab": options.vocab or 256_000}
+    shape = {"batch": options.batch or 4, "length": options.length or 2048, "vocab": options.vocab or 256_000}
     ways = ((options.chunk or 256, "chunked"), (0, "chunked"), (0, "blockwise"))
     rows = [{**memory_of_kl(chunk, HeadShape(**shape), way=way), **shape} for chunk, way in ways]
     ratio = rows[0]["temporary"] / rows[1]["temporary"]
@@ -39,7 +37,8 @@ def distill(options: Options) -> Iterator[Result]:
     """A step of online and of cached distillation against one of cross-entropy, equal sizes, one device."""
     shapes = options.models(MODELS)
     batch, length, chunk = options.batch or 16, options.length or 64, options.chunk or 0
-    rows, goals = [], []
+    rows: list[Row] = []
+    goals: list[Goal] = []
     for name, cfg in shapes.items():
         of = functools.partial(Case, cfg, batch=batch, length=length, chunk=chunk, devices=1)
         runs = {workload: Stepper(of(workload=workload)) for workload in ("pretrain", "online", "cached")}

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -78,10 +77,10 @@ class Case:
 
 def settings(case: Case) -> TrainStage:
     """Return the stage whose step a case times."""
-    common: dict[str, Any] = {"batch": case.batch, "weight_decay": 0.1, "warmup": 0}
     if case.workload == "pretrain":
-        return Pretrain(**common)
-    return Distill(cache="cached" if case.workload == "cached" else "", **common)
+        return Pretrain(batch=case.batch, weight_decay=0.1, warmup=0)
+    cache = "cached" if case.workload == "cached" else ""
+    return Distill(batch=case.batch, weight_decay=0.1, warmup=0, cache=cache)
 
 
 class Stepper:

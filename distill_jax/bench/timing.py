@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Protocol
+
+from distill_jax.bench.bench_results import Goal, Seconds
 
 
 def interleaved(takers: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
@@ -23,13 +25,21 @@ def interleaved(takers: Mapping[str, Callable[[], float]], repeats: int) -> dict
     return taken
 
 
-def timed(runs: Mapping[str, Any], steps: int, repeats: int) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+class Timed(Protocol):
+    """What takes steps."""
+
+    @property
+    def cpu_seconds(self) -> float:
+        """CPU seconds of the last steps, over all threads."""
+
+    def run(self, steps: int) -> float:
+        """Take steps and return their seconds."""
+
+
+def timed(runs: Mapping[str, Timed], steps: int, repeats: int) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
     """Return the wall and the CPU seconds of a step of each run, a number a round, taken in turn.
 
     CPU seconds, over all threads, count no waiting for a core that others use.
-
-    Args:
-      runs: each has `run(steps)`, which gives its seconds, and `cpu_seconds`, those of its last steps.
     """
     busy: dict[str, list[float]] = {name: [] for name in runs}
 
@@ -42,12 +52,12 @@ def timed(runs: Mapping[str, Any], steps: int, repeats: int) -> tuple[dict[str, 
     return taken, {name: seconds[1:] for name, seconds in busy.items()}
 
 
-def summary(seconds: Sequence[float]) -> dict[str, float]:
-    """Return {"min", "median"}: the minimum is the least disturbed, the median tells how disturbed the others were."""
+def summary(seconds: Sequence[float]) -> Seconds:
+    """Return the minimum and the median."""
     return {"min": min(seconds), "median": statistics.median(seconds)}
 
 
-def goal(name: str, value: float, most: float | None = None, least: float | None = None) -> dict[str, object]:
+def goal(name: str, value: float, most: float | None = None, least: float | None = None) -> Goal:
     """Return a goal beside what was measured: at most `most`, or at least `least`."""
     met = (most is None or value <= most) and (least is None or value >= least)
     bound = f"≤ {most:g}" if most is not None else f"≥ {least:g}"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,7 +20,32 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def decoder(torch: ModuleType, transformers: ModuleType, spec: dict[str, Any]) -> PreTrainedModel:
+class ModelSpec(TypedDict):
+    """What is read of our model's config."""
+
+    vocab: int
+    init_std: float
+    final_softcap: float
+    dtype: str
+    remat: str
+
+
+class Spec(TypedDict):
+    """What is asked for; `config` is that of transformers."""
+
+    model: ModelSpec
+    config: dict[str, object]
+    workload: str
+    batch: int
+    length: int
+    chunk: int
+    device: str
+    threads: int
+    compile: bool
+    attention: str
+
+
+def decoder(torch: ModuleType, transformers: ModuleType, spec: Spec) -> PreTrainedModel:
     """Build a fresh decoder of our shape, where it will be: a host draws billions of numbers for a minute."""
     given = {"initializer_range": spec["model"]["init_std"], "use_cache": False}
     config = transformers.AutoConfig.for_model(**spec["config"] | given)
@@ -29,7 +54,7 @@ def decoder(torch: ModuleType, transformers: ModuleType, spec: dict[str, Any]) -
     return model.float().train()
 
 
-def build(torch: ModuleType, transformers: ModuleType, spec: dict[str, Any]) -> tuple[Callable[[], Tensor], int]:
+def build(torch: ModuleType, transformers: ModuleType, spec: Spec) -> tuple[Callable[[], Tensor], int]:
     """Return step() -> loss, and the number of parameters."""
     import numpy as np
     from torch.nn.functional import cross_entropy, kl_div, log_softmax
@@ -111,7 +136,7 @@ def main() -> None:
     except ImportError as error:
         print(json.dumps({"error": str(error)}), flush=True)
         return
-    spec = json.loads(sys.argv[1])
+    spec: Spec = json.loads(sys.argv[1])
     if spec["threads"]:
         torch.set_num_threads(spec["threads"])
     cuda = spec["device"] == "cuda"
