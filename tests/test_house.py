@@ -15,6 +15,7 @@ TYPED = (
     "data",
     "doublebind",
     "evals",
+    "interop",
     "io",
     "losses",
     "models",

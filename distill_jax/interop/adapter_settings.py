@@ -12,11 +12,11 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from distill_jax.config import ConfigError, check
 from distill_jax.interop.directory import read_object
 from distill_jax.interop.values import COUNT, FLAG, NAMES, NUMBER, OBJECT, Kind, brief, check_values
+from distill_jax.types import JsonObject
 
 # They tell how adapters were made, or where they are, which their tensors show.
 HARMLESS = frozenset(
@@ -155,7 +155,7 @@ def _check_init(init: object, path: Path) -> None:
     raise ConfigError(f"{path}: init_lora_weights = {brief(init)}: {why}; {mend}")
 
 
-def _pattern(values: Mapping[str, Any], where: str, kind: Kind) -> Mapping[str, Any]:
+def _pattern(values: JsonObject, where: str, kind: Kind) -> JsonObject:
     for key, value in values.items():
         try:
             _compiled(key)

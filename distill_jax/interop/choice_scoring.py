@@ -23,7 +23,6 @@ from distill_jax.interop.model_source import open_model
 from distill_jax.interop.rows import (
     DEFAULT,
     Inference,
-    Row,
     SingleBegin,
     batches,
     check_finite,
@@ -35,6 +34,7 @@ from distill_jax.models.likelihood import Continuations, continuations
 from distill_jax.models.transformer import Params
 from distill_jax.models.transformer_config import TransformerConfig
 from distill_jax.sharding.mesh import make_mesh, tracing
+from distill_jax.types import JsonObject
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,13 +104,13 @@ def _prompts(
     return questions(items, [chat.question(context) for context in contexts], chat, limit, lead="")
 
 
-def _answered(item: Item, scores: np.ndarray) -> Row:
+def _answered(item: Item, scores: np.ndarray) -> JsonObject:
     chosen = int(np.argmax(scores))
     answers = {"log_likelihoods": scores.tolist(), "chosen": LETTERS[chosen], "correct": chosen == item.answer}
     return dataclasses.asdict(item) | answers
 
 
-def _accuracy(rows: Sequence[Row]) -> str:
+def _accuracy(rows: Sequence[JsonObject]) -> str:
     right = sum(row["correct"] for row in rows)
     low, high = wilson(right, len(rows))
     return f"accuracy {right / len(rows):.4f} [{low:.4f}, {high:.4f}], {right} of {len(rows)} items"

@@ -7,7 +7,8 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import EllipsisType
+from typing import Protocol
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +19,7 @@ from distill_jax.interop import families, tokenizers
 from distill_jax.interop.finite import check_finite
 from distill_jax.interop.hugging_face import check_shapes
 from distill_jax.interop.values import brief
+from distill_jax.types import JsonObject
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 DTYPES = {"F32": np.dtype("float32"), "F16": np.dtype("float16"), "BF16": np.dtype(jnp.bfloat16)}
@@ -25,6 +27,19 @@ PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 # A multimodal model's names -> those of its text part; the rest of it is left out.
 TEXT = {"language_model.model.": "model.", "model.language_model.": "model.", "language_model.lm_head.": "lm_head."}
 NOT_TEXT = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
+
+
+class _Slice(Protocol):
+    """A tensor of an open file, as safetensors has it."""
+
+    def get_dtype(self) -> str:
+        """Return the dtype's name."""
+
+    def get_shape(self) -> list[int]:
+        """Return the shape."""
+
+    def __getitem__(self, index: tuple[slice, ...] | EllipsisType) -> np.ndarray:
+        """Read a part."""
 
 
 class SafeTensors:
@@ -36,7 +51,7 @@ class SafeTensors:
     """
 
     def __init__(self, files: Sequence[Path]):
-        self._slices: dict[str, Any] = {}
+        self._slices: dict[str, _Slice] = {}
         self._where = files[0] if len(files) == 1 else files[0].parent
         for path in files:
             try:
@@ -144,7 +159,7 @@ def text_name(name: str) -> str:
     return "" if name.startswith(NOT_TEXT) else TEXT.get(prefix, "") + name.removeprefix(prefix)
 
 
-def check_layers(config: Mapping[str, Any], names: Iterable[str], where: str) -> None:
+def check_layers(config: JsonObject, names: Iterable[str], where: str) -> None:
     """Hold the number of layers that is claimed against those that the files hold."""
     held = {match[1] for name in names if (match := _LAYER.match(text_name(name)))}
     claimed = config.get("num_hidden_layers")
@@ -197,7 +212,7 @@ def _missing(path: Path, name: str) -> str:
     return f"{what}; fetch it with `hf download {hub} --local-dir {path}`"
 
 
-def read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> JsonObject:
     """Read a JSON object."""
 
     def refuse(word: str) -> None:

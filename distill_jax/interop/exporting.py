@@ -11,7 +11,6 @@ import re
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -66,7 +65,7 @@ def export_adapter(source: Path, to: Path) -> None:
         peft.save(directory, cfg, adapters, rank, alpha)
 
 
-def _write_tensors(directory: Path, cfg: TransformerConfig, params: Params, kind: Any, limit: int) -> None:
+def _write_tensors(directory: Path, cfg: TransformerConfig, params: Params, kind: np.dtype, limit: int) -> None:
     sizes = {name: math.prod(shape) * kind.itemsize for name, shape in hugging_face.expected(cfg).items()}
     if storage.free_bytes(directory) < sum(sizes.values()):  # the library would say so in its own kind of error
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory.parent))
@@ -88,7 +87,7 @@ def _write_tensors(directory: Path, cfg: TransformerConfig, params: Params, kind
         write_json(directory / INDEX, {"metadata": {"total_size": sum(sizes.values())}, "weight_map": where})
 
 
-def _cast(name: str, w: np.ndarray, kind: Any) -> np.ndarray:
+def _cast(name: str, w: np.ndarray, kind: np.dtype) -> np.ndarray:
     with np.errstate(over="ignore"):  # what comes of it is looked at
         out: np.ndarray = np.ascontiguousarray(w, kind)
     check_finite(out, f"{name} as {kind.name}", mend="it trained to this, or is beyond that type: try --dtype=float32")

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from distill_jax.config import ConfigError, check, nearest
 from distill_jax.interop import rotary, windows
 from distill_jax.interop.family_table import FAMILIES, WRAPPERS, Family
 from distill_jax.interop.values import NULLABLE, OBJECT, VALUES, brief, check_values
 from distill_jax.models.transformer_config import TransformerConfig
+from distill_jax.types import JsonObject
 
 
 def family_of(cfg: TransformerConfig) -> str:
@@ -31,7 +29,7 @@ def _strange(cfg: TransformerConfig, family: Family) -> list[str]:
     return [f"model.{k} = {getattr(cfg, k)!r}" for k, value in fixed.items() if getattr(cfg, k) != value]
 
 
-def to_json(cfg: TransformerConfig) -> dict[str, Any]:
+def to_json(cfg: TransformerConfig) -> JsonObject:
     """Return the config.json of a decoder, in keys that older releases of transformers know as well.
 
     Raises:
@@ -50,7 +48,7 @@ def to_json(cfg: TransformerConfig) -> dict[str, Any]:
     return {"architectures": [family.architecture], "model_type": name, **family.only, **config, **rotary.write(cfg)}
 
 
-def text_part(config: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+def text_part(config: JsonObject, where: str) -> JsonObject:
     """Return the config of a decoder: the file's own, or its text part's in a multimodal model's.
 
     Raises:
@@ -69,7 +67,7 @@ def text_part(config: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     return {"model_type": WRAPPERS[outer], **part, **tied}
 
 
-def facts_of(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+def facts_of(config: JsonObject, where: str) -> JsonObject:
     """Return what is no part of the decoder but goes with it, as transformers takes it.
 
     What a multimodal model's config says of itself comes before its text part, and that before the family's default.
@@ -80,7 +78,7 @@ def facts_of(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     return {key: outer.get(key, part.get(key, default)) for key, default in family.facts.items()}
 
 
-def from_json(config: Mapping[str, Any], where: str) -> tuple[str, TransformerConfig]:
+def from_json(config: JsonObject, where: str) -> tuple[str, TransformerConfig]:
     """Return the family that a config.json is of, and its decoder.
 
     Args:
@@ -106,14 +104,14 @@ def from_json(config: Mapping[str, Any], where: str) -> tuple[str, TransformerCo
         raise ConfigError(f"{where}: {str(error).removeprefix(f'{where}: ')}") from error
 
 
-def _fields(config: Mapping[str, Any], family: Family, where: str) -> dict[str, Any]:
-    fields: dict[str, Any] = {}
+def _fields(config: JsonObject, family: Family, where: str) -> JsonObject:
+    fields: JsonObject = {}
     for field, key in family.keys.items():
         check(key in config or key in family.optional, f"{where}: {key} is missing")
         fields[field] = config.get(key, family.optional.get(key))
     fields["kv_heads"] = fields["kv_heads"] or fields["heads"]
     fields["head_dim"] = fields["head_dim"] or fields["hidden"] // fields["heads"]
-    fields["query_scale"] = float(fields.get("query_scale", fields["head_dim"]))
+    fields["query_scale"] = float(fields["query_scale"] if "query_scale" in fields else fields["head_dim"])
     for field in {"attention_softcap", "final_softcap"} & fields.keys():
         fields[field] = fields[field] or 0
     base = family.optional["rope_theta"], family.optional.get("rope_local_base_freq")

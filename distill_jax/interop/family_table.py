@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+
+from distill_jax.types import JsonObject
 
 # Our field <- key of config.json.
 KEYS = {
@@ -26,8 +27,8 @@ GEMMA_KEYS = {
     "sliding_window": "sliding_window",
 }
 WINDOW_KEYS = {**KEYS, "sliding_window": "sliding_window"}
-GEMMA = {"activation": "gelu", "post_norms": True, "scale_embedding": True, "qkv_bias": False}
-PLAIN = {
+GEMMA: dict[str, str | float] = {"activation": "gelu", "post_norms": True, "scale_embedding": True, "qkv_bias": False}
+PLAIN: dict[str, str | float] = {
     "activation": "silu",
     "post_norms": False,
     "scale_embedding": False,
@@ -82,11 +83,11 @@ class Family:
     """
 
     architecture: str
-    fixed: Mapping[str, Any]
+    fixed: Mapping[str, str | float]
     keys: Mapping[str, str]
-    optional: Mapping[str, Any]
-    only: Mapping[str, Any]
-    facts: Mapping[str, Any]
+    optional: JsonObject
+    only: JsonObject
+    facts: JsonObject
     period: int = 0
     names_period: bool = False
     all_alike: bool = False

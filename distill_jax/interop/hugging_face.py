@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +50,7 @@ Names = dict[tuple[int, ...], str]
 class Source(Protocol):
     """Tensors that can be read in part."""
 
-    def dtype(self, name: str) -> Any:
+    def dtype(self, name: str) -> np.dtype:
         """Return the dtype of a tensor."""
 
     def read(self, name: str, *index: slice) -> np.ndarray:
@@ -94,7 +94,7 @@ def load(cfg: TransformerConfig, source: Source, mesh: Mesh, dtype: str | None =
     tree = transformer.shapes(cfg)
     tree = with_shardings(tree, shardings(mesh, transformer.logical_axes(cfg), tree))
     paths, treedef = jax.tree_util.tree_flatten_with_path(tree)
-    out: list[Any] = [None] * len(paths)
+    out: dict[int, jax.Array] = {}
     # A leaf's parts are put together on the host: the largest while there is most room.
     for i in sorted(range(len(paths)), key=lambda i: -math.prod(paths[i][1].shape)):
         leaf, shape = _path(paths[i][0]), paths[i][1]
@@ -102,21 +102,22 @@ def load(cfg: TransformerConfig, source: Source, mesh: Mesh, dtype: str | None =
         reader = _Leaf(cfg, leaf, shape.shape, source, jnp.dtype("float32") if leaf.endswith("scale") else kind)
         out[i] = jax.make_array_from_callback(shape.shape, shape.sharding, reader)
         out[i].block_until_ready()
-    return jax.tree_util.tree_unflatten(treedef, out)
+    return jax.tree_util.tree_unflatten(treedef, [out[i] for i in range(len(paths))])
 
 
-def _dtype(source: Source, wanted: Sequence[str]) -> Any:
+def _dtype(source: Source, wanted: Sequence[str]) -> np.dtype:
     return jnp.result_type(*{source.dtype(name) for name in wanted})
 
 
 class _Leaf:
     """Read any part of one leaf of our tree."""
 
-    def __init__(self, cfg: TransformerConfig, leaf: str, shape: tuple[int, ...], source: Source, dtype: Any):
+    def __init__(self, cfg: TransformerConfig, leaf: str, shape: tuple[int, ...], source: Source, dtype: np.dtype):
         self.names, self.leaf, self.shape, self.source, self.dtype = names(cfg, leaf), leaf, shape, source, dtype
         self.offset = FAMILIES[family_of(cfg)].norm_offset
 
-    def __call__(self, index: Any) -> np.ndarray:
+    def __call__(self, index: tuple[slice, ...] | None) -> np.ndarray:
+        assert index is not None
         spans = [range(*part.indices(size)) for part, size in zip(index, self.shape, strict=True)]
         lead = len(next(iter(self.names)))
         out = np.empty([len(span) for span in spans], self.dtype)
@@ -172,7 +173,7 @@ def sides(leaf: str, shape: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, 
     return tuple(shape[1 + i] for i in faces_in), tuple(shape[1 + i] for i in faces_out)
 
 
-def _path(path: Sequence[Any]) -> str:
+def _path(path: Sequence[jax.tree_util.DictKey]) -> str:
     return "/".join(str(entry.key) for entry in path)
 
 

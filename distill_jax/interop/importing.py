@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -35,6 +34,7 @@ from distill_jax.perf.clock import Lap
 from distill_jax.perf.ledger import ledger
 from distill_jax.sharding.distributed import is_primary
 from distill_jax.sharding.mesh import make_mesh, shardings
+from distill_jax.types import JsonObject
 
 PATIENCE = 5.0  # seconds between two looks at what another process imports
 
@@ -63,7 +63,7 @@ class Published:
         untied = self.adapter is not None and self.adapter.unties
         self.cfg = dataclasses.replace(self.files.cfg, tied=False) if untied else self.files.cfg
 
-    def contents(self, digests: Digests) -> dict[str, Any]:
+    def contents(self, digests: Digests) -> JsonObject:
         """Return what the model is known by: the hashes of all its files that are read or copied."""
         return {"files": {file.name: digests.of(str(file)) for file in self.files.known_files()}} | (
             {"adapter": self.adapter.digest} if self.adapter else {}
@@ -83,7 +83,7 @@ class Published:
         shards = lambda x, where: jax.make_array_from_callback(x.shape, where, lambda index: np.asarray(x)[index])  # noqa: E731
         return jax.tree.map(shards, tree, at)
 
-    def leave(self, node: Node, tree: Any) -> dict[str, Any]:
+    def leave(self, node: Node, tree: Params | Adapters) -> JsonObject:
         """Write what an imported node has beside its records: weights, tokenizer, facts; return what to say of them."""
         node.checkpoints.save(FINAL, tree, lean=True)
         if is_primary():
@@ -124,7 +124,13 @@ def import_model(source: Path, workdir: Path, adapter: Path | None = None, keep_
 
 
 def _node(
-    model: Published, source: Path, where: Path, settings: Any, inputs: Any, workdir: Path, load: Callable[[], Any]
+    model: Published,
+    source: Path,
+    where: Path,
+    settings: JsonObject,
+    inputs: dict[str, str],
+    workdir: Path,
+    load: Callable[[], Params | Adapters],
 ) -> Path:
     """Write a node as runs do, unless it is there already; return its directory."""
     began = time.monotonic()

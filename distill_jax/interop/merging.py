@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import numpy as np
 
@@ -21,7 +20,7 @@ class Merged:
         self.adapter, self.source = adapter, source
         self._norms: dict[str, np.ndarray] = {}
 
-    def dtype(self, name: str) -> Any:
+    def dtype(self, name: str) -> np.dtype:
         part = self.adapter.parts.get(name)
         if part and "a" in part.tensors:
             return np.dtype(np.float32)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from jax.sharding import Mesh
 
@@ -18,9 +17,11 @@ from distill_jax.io.checkpoint import FINAL
 from distill_jax.io.node import CONFIG, DONE, TOKENIZER, Node, finished
 from distill_jax.io.staging import local_input
 from distill_jax.models import lora, transformer
+from distill_jax.models.lora import Adapters
 from distill_jax.models.transformer import Params
 from distill_jax.models.transformer_config import TransformerConfig
 from distill_jax.sharding.mesh import shardings, with_shardings
+from distill_jax.types import JsonObject, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Model:
 
     cfg: TransformerConfig
     load: Callable[[Mesh, str | None], Params]
-    facts: dict[str, Any]
+    facts: JsonObject
     tokenizer: str
 
 
@@ -59,7 +60,7 @@ def open_model(path: Path) -> Model:
     return Model(files.cfg, load, files.facts, files.tokenizer)
 
 
-def _read(directory: Path) -> tuple[Node, dict[str, Any]]:
+def _read(directory: Path) -> tuple[Node, JsonObject]:
     """Return a finished node and its config."""
     node = finished(directory)
     return node, read_object(node.sealed(CONFIG))
@@ -89,20 +90,20 @@ def _node(path: Path) -> Model:
     return Model(cfg, load, facts.get("hugging_face") or _special_tokens(config), tokenizer)
 
 
-def trained_vocabulary(nodes: Path, config: dict[str, Any]) -> str:
+def trained_vocabulary(nodes: Path, config: JsonObject) -> str:
     """Return the vocabulary that was trained on a node's text, which lies with its rows; "" if there is none."""
     path = nodes / config.get("data", "") / "rows" / "vocabulary.model"
     return str(path) if path.is_file() else ""
 
 
-def _special_tokens(config: dict[str, Any]) -> dict[str, Any]:
+def _special_tokens(config: JsonObject) -> JsonObject:
     """Return the special tokens of the text that a node trained on, as facts."""
     shipped = {"bos": word_vocabulary.BOS, "eos": word_vocabulary.EOS, "pad": word_vocabulary.PAD}
     tokens = config.get("special_tokens") or (shipped if config.get("vocabulary") == tokenizers.WORDS else {})
     return {f"{name}_token_id": token for name, token in tokens.items()}
 
 
-def adapters_of(path: Path) -> tuple[TransformerConfig, int, float, Any]:
+def adapters_of(path: Path) -> tuple[TransformerConfig, int, float, Adapters]:
     """Return the (decoder, rank, alpha, adapters) of a finished node that kept adapters.
 
     Raises:
@@ -119,5 +120,5 @@ def _cast(cfg: TransformerConfig, params: Params, dtype: str | None) -> Params:
     return transformer.frozen(dataclasses.replace(cfg, dtype=dtype), params) if dtype else params
 
 
-def _placed(cfg: TransformerConfig, mesh: Mesh, shape: Any) -> Any:
+def _placed(cfg: TransformerConfig, mesh: Mesh, shape: PyTree) -> PyTree:
     return with_shardings(shape, shardings(mesh, lora.logical_axes(cfg, shape), shape))

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import re
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +19,7 @@ from distill_jax.interop.hugging_face import WHOLE, expected, leaves, names, sid
 from distill_jax.io.files import digest, write_json
 from distill_jax.models.lora import Adapters
 from distill_jax.models.transformer_config import TransformerConfig
+from distill_jax.types import PyTree
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 EMBEDDING, HEAD = (f"{WHOLE[leaf]}.weight" for leaf in ("embedding", "unembedding"))
@@ -158,7 +158,7 @@ class Adapter:
 
     def tree(self) -> Adapters:
         """Return our tree of them: zero where a tensor has some but not everywhere, or some have less rank."""
-        out: dict[str, dict[str, Any]] = {}
+        out: PyTree = {}
         for leaf, shape in leaves(self.cfg).items():
             inputs, outputs = sides(leaf, shape)
             held = {place: name for place, name in names(self.cfg, leaf).items() if name in self.parts}

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
@@ -22,8 +22,7 @@ from distill_jax.interop.model_source import Model
 from distill_jax.interop.tokenizers import Tokenizer
 from distill_jax.io.files import write_atomic
 from distill_jax.io.storage import make_directory
-
-Row = dict[str, Any]
+from distill_jax.types import JsonObject
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,11 +63,11 @@ class Rows:
       ConfigError: naming the place of a row that is none.
     """
 
-    def __init__(self, named: Iterable[tuple[str, Row]], model: Model, tokenizer: str = "", chat: bool = False):
+    def __init__(self, named: Iterable[tuple[str, JsonObject]], model: Model, tokenizer: str = "", chat: bool = False):
         limit = longest(model)
         self._tokenizer_source = tokenizer or model.tokenizer
         self._chat = Chat(self._tokenizer_source) if chat else None
-        self.rows: list[Row] = []
+        self.rows: list[JsonObject] = []
         self.tokens: list[list[int]] = []
         self.places: list[str] = []
         for place, row in named:
@@ -92,7 +91,7 @@ class Rows:
         """The tokenizer, loaded when it is first needed."""
         return SingleBegin(tokenizers.load(self._tokenizer_source))
 
-    def _encoded(self, row: Row, place: str) -> list[int]:
+    def _encoded(self, row: JsonObject, place: str) -> list[int]:
         """Return the tokens of a row's text or messages; [] if it has neither."""
         if "messages" in row:
             check(self._chat is not None, f"{place}: messages: the model's template puts them; give --chat")
@@ -104,7 +103,7 @@ class Rows:
             return []
         return self._chat.encode(self._chat.question(row["text"])) if self._chat else self.tokenizer.encode(row["text"])
 
-    def _tokens(self, row: Row, vocab: int, place: str) -> list[int]:
+    def _tokens(self, row: JsonObject, vocab: int, place: str) -> list[int]:
         spelled = "text" in row or "messages" in row
         kinds = "`text` or `tokens` (or, with --chat, `messages`)"
         check(spelled or "tokens" in row, f"{place}: a row has {kinds}; there is {', '.join(row) or 'none'}")
@@ -171,13 +170,13 @@ def padded_length(length: int) -> int:
     return -(-length // step) * step
 
 
-def write(path: Path, rows: Sequence[Row]) -> None:
+def write(path: Path, rows: Sequence[JsonObject]) -> None:
     """Write rows as JSON lines, the file in one step; a reader of any kind finds no line's end within a row."""
     make_directory(path.parent)
     write_atomic(path, "".join(_line(row) for row in rows))
 
 
-def _line(row: Row) -> str:
+def _line(row: JsonObject) -> str:
     text = json.dumps(row, ensure_ascii=False, allow_nan=False)
     return _LINE_ENDS.sub(lambda match: f"\\u{ord(match[0]):04x}", text) + "\n"
 

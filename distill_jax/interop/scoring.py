@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from distill_jax.interop.model_source import Model, open_model
-from distill_jax.interop.rows import DEFAULT, Inference, Row, Rows, batches, check_finite, padded_length, write
+from distill_jax.interop.rows import DEFAULT, Inference, Rows, batches, check_finite, padded_length, write
 from distill_jax.models import transformer
 from distill_jax.models.decoding import in_parts, part_length
 from distill_jax.models.head import by_vocabulary
@@ -20,6 +20,7 @@ from distill_jax.models.likelihood import token_log_likelihoods
 from distill_jax.models.transformer import CachedInputs, Params
 from distill_jax.models.transformer_config import TransformerConfig
 from distill_jax.sharding.mesh import make_mesh, tracing
+from distill_jax.types import JsonObject
 
 
 def score(source: Path, given: Path, to: Path, how: Inference = DEFAULT) -> None:
@@ -38,7 +39,7 @@ def score(source: Path, given: Path, to: Path, how: Inference = DEFAULT) -> None
     write(to, score_rows(model, Rows.read(given, model, how.tokenizer, how.chat), how))
 
 
-def score_rows(model: Model, rows: Rows, how: Inference = DEFAULT) -> list[Row]:
+def score_rows(model: Model, rows: Rows, how: Inference = DEFAULT) -> list[JsonObject]:
     """Return the rows with `tokens`, `log_likelihoods` and `log_likelihood`, as `score` writes them."""
     cfg, mesh = dataclasses.replace(model.cfg, dtype=how.dtype), make_mesh(1, fsdp=-1)
     params = model.load(mesh, how.dtype)

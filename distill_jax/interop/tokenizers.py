@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from distill_jax.config import ConfigError, check
 from distill_jax.data.arithmetic.word_vocabulary import WordVocabulary
@@ -97,7 +97,7 @@ class _Json:
     def __init__(self, definition: str):
         import tokenizers
 
-        self._tokenizer: Any = tokenizers.Tokenizer.from_str(definition)
+        self._tokenizer = tokenizers.Tokenizer.from_str(definition)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
 
@@ -117,7 +117,7 @@ class _SentencePiece:
     def __init__(self, path: Path):
         import sentencepiece
 
-        self._model: Any = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        self._model = sentencepiece.SentencePieceProcessor(model_file=str(path))
         settings = path.with_name(SETTINGS)
         begins = read_json(settings).get("add_bos_token", True) if settings.is_file() else True
         self._begin = [self._model.bos_id()] if begins and self._model.bos_id() >= 0 else []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 from distill_jax.config import check
 
@@ -22,8 +22,8 @@ def _integer(value: object) -> TypeGuard[int]:
     return type(value) is int and abs(value) < 2**31
 
 
-def _number(value: Any) -> TypeGuard[float]:
-    return type(value) in (int, float) and abs(value) < 1e30 and math.isfinite(value)
+def _number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30 and math.isfinite(value)
 
 
 def _ids(value: object) -> bool:
@@ -103,7 +103,7 @@ NULLABLE = {
 }
 
 
-def check_values(config: Mapping[str, Any], where: str, kinds: Mapping[str, Kind], nullable: bool) -> None:
+def check_values(config: Mapping[str, object], where: str, kinds: Mapping[str, Kind], nullable: bool) -> None:
     """Hold the values that are there against their kinds.
 
     Args:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from distill_jax.config import ConfigError, check
 from distill_jax.interop.family_table import Family
 from distill_jax.interop.rotary import GLOBAL, LOCAL
 from distill_jax.interop.values import brief
 from distill_jax.models.transformer_config import TransformerConfig, local_layers
+from distill_jax.types import JsonObject
 
 # transformers builds the mask of a window in Gemma though no layer has one: as wide as no context is.
 UNREACHED = 2**20
 
 
-def write(cfg: TransformerConfig, family: Family) -> dict[str, Any]:
+def write(cfg: TransformerConfig, family: Family) -> JsonObject:
     """Return the keys of config.json that say which layers see how wide a window."""
     window, periodic = cfg.sliding_window, cfg.sliding_window > 0 and cfg.global_every > 0
     kinds = {"layer_types": [LOCAL if local else GLOBAL for local in local_layers(cfg)]}
@@ -26,7 +26,7 @@ def write(cfg: TransformerConfig, family: Family) -> dict[str, Any]:
     return {**kinds, "use_sliding_window": window > 0, "max_window_layers": first}
 
 
-def read(config: Mapping[str, Any], family: Family, layers: int, window: int | None, where: str) -> dict[str, int]:
+def read(config: JsonObject, family: Family, layers: int, window: int | None, where: str) -> dict[str, int]:
     """Return which layers see how wide a window, as fields: config.json lists every layer's kind, or has a rule.
 
     Args:
