@@ -160,7 +160,7 @@ def test_a_parquet_file_without_the_column_tells_those_it_has(tmp_path):
         ({"retain": "a.txt?feild=x"}, "data.retain='a.txt?feild=x': no option 'feild'; did you mean field?"),
         ({"forget": "a.txt?weight=much"}, "weight must be a number"),
         ({"retain": "a.txt?document=page"}, "document is `line` or `file`"),
-        ({"retain": "a?kind=csv"}, "kind=csv; choose one of text, jsonl"),
+        ({"retain": "a?kind=xml"}, "kind=xml; choose one of text, jsonl"),
         ({"validation_share": 0.0}, "data.validation_share=0.0: must be a share"),
         ({"broken": "drop"}, "data.broken='drop': choose 'refuse' or 'skip'"),
         ({"row_length": 1}, "data.row_length=1: must be at least 2"),
