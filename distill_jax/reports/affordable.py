@@ -33,8 +33,6 @@ from distill_jax.statistics.estimates import Scores
 from distill_jax.statistics.recipe_choice import choose_least
 from distill_jax.statistics.student_t import mean_interval
 
-# The runs' field of compute, by what it is a share of.
-SHARES = {"schedule": "vs_retraining", "first_passage": "vs_first_passage"}
 QUARTER = 0.25
 # What is no recipe for a model that is to be released, but a measure of others or an attack on them.
 CONTROLS = (
@@ -103,14 +101,20 @@ def affordable(sweep: Sweep, way: str) -> Conclusion:
     return conclude(name, claim, premises=premises_on_all(sweep), effects=effects, evidence=text)
 
 
+def share(run: Run, way: str) -> float | None:
+    """Return a run's whole compute over the oracle's, by a key of `CONVENTIONS`; None where it is not known."""
+    shares = run["vs_first_passage"] if way == "first_passage" else run["vs_retraining"]
+    return shares["whole"] if shares else None
+
+
 def _candidates(sweep: Sweep, way: str) -> list[Candidate]:
     """Return the recipes that stand beside their oracle at two training seeds or more, the cheapest first."""
     oracles = {run["seed"]: run for run in sweep.of(Role.ORACLE)}
     out = []
     for same in recipes(sweep.usable).values():
-        paired = [run for run in same if run["seed"] in oracles and run[SHARES[way]]]
+        paired = [run for run in same if run["seed"] in oracles and share(run, way) is not None]
         if len({run["seed"] for run in paired}) > 1:
-            costs = np.array([run[SHARES[way]]["whole"] for run in paired])
+            costs = np.array([share(run, way) for run in paired])
             out.append(Candidate(paired[0]["label"], [(run, oracles[run["seed"]]) for run in paired], costs))
     return sorted(out, key=lambda one: float(one.costs.mean()))
 

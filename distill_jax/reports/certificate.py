@@ -81,10 +81,10 @@ def _hiding(sweep: Sweep) -> str:
     return next(filter(None, attacked), "")
 
 
-def _at(sweep: Sweep, kind: str, bits: int | None, **wanted: object) -> list[Run]:
+def _at(sweep: Sweep, kind: str | None, bits: int | None, **wanted: object) -> list[Run]:
     """Return the usable models of a kind as trained, or the rounded ones that were of that kind."""
     if bits is None:
-        return sweep.of(kind, **wanted)
+        return sweep.of(kind, **wanted) if kind else []
     return sweep.of(Role.QUANTISED, rounded=kind, bits=bits, **wanted)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from distill_jax.experiment.roles import Role
 from distill_jax.perf.ledger import training_flops
-from distill_jax.reports.affordable import SHARES, affordable
+from distill_jax.reports.affordable import affordable, share
 from distill_jax.reports.certificate import certificates
 from distill_jax.reports.claims_undo import CHEAP
 from distill_jax.reports.premises import CONVENTIONS
@@ -58,7 +58,8 @@ def _in_one_world(sweep: Sweep) -> list[Conclusion]:
 
 
 def _on_method(sweep: Sweep, method: str) -> list[Conclusion]:
-    betas = sorted({run["beta"] for run in sweep.runs if run["kind"] == Role.UNDO and run["method"] == method})
+    undone = [run for run in sweep.runs if run["kind"] == Role.UNDO and run["method"] == method]
+    betas = sorted({beta for run in undone if (beta := run["beta"]) is not None})
     return [
         *(rises_with_alpha(sweep, method, beta) for beta in betas),
         *(parts_of_damage(sweep, method, *names) for names in COMPARED),
@@ -84,7 +85,7 @@ def rises_with_alpha(sweep: Sweep, method: str, beta: float) -> Conclusion:
         by_alpha = grouped(sweep.of(Role.UNDO, method=method, beta=beta), "alpha")
         return at_common_seeds(*by_alpha.values()) if len(by_alpha) > 1 else []
 
-    by_alpha = {side[0]["alpha"]: side for side in compared(sweep)}
+    by_alpha = {alpha: side for side in compared(sweep) if (alpha := side[0]["alpha"]) is not None}
     if not by_alpha:
         return lacking(sweep, name, claim, "two values of α at two training seeds", compared)
     alphas = np.array(sorted(by_alpha))
@@ -158,12 +159,12 @@ def cheaper(sweep: Sweep, method: str, way: str) -> Conclusion:
         settings, oracles = grouped(sweep.of(Role.UNDO, method=method), "recipe"), sweep.of(Role.ORACLE)
         return [side for same in settings.values() for side in at_common_seeds(same, oracles)]
 
-    field, oracles = SHARES[way], {run["seed"]: run for run in sweep.of(Role.ORACLE)}
+    oracles = {run["seed"]: run for run in sweep.of(Role.ORACLE)}
     costs = {}
     for key, group in grouped(sweep.of(Role.UNDO, method=method), "alpha", "beta", "recipe").items():
-        same = [run for run in group if run["seed"] in oracles and run[field]]
+        same = [run for run in group if run["seed"] in oracles and share(run, way) is not None]
         if len({run["seed"] for run in same}) > 1:
-            costs[key] = same, np.array([run[field]["whole"] for run in same])
+            costs[key] = same, np.array([share(run, way) for run in same])
     cheap = {key: pair for key, pair in costs.items() if pair[1].mean() <= CHEAP}
     if not costs:
         return lacking(sweep, name, claim, "UNDO model beside its oracle at two training seeds", compared)

@@ -15,8 +15,9 @@ import numpy as np
 
 from distill_jax.evals.scale import ACCURACY
 from distill_jax.experiment.roles import Role
-from distill_jax.reports.affordable import CONTROLS, SHARES
+from distill_jax.reports.affordable import CONTROLS, share
 from distill_jax.reports.catalogue_types import SweepAttackSummary
+from distill_jax.reports.premises import CONVENTIONS
 from distill_jax.reports.ranking_types import ComparedWeights, Ends, RankingRow, RankingSummary, UnboundedSummary
 from distill_jax.reports.sweep_evidence import Run, Sweep, by_training_seed, grouped
 from distill_jax.reports.weight_measures import mean_of, predictions
@@ -74,7 +75,7 @@ def _row(sweep: Sweep, recipe: str, same: Sequence[Run]) -> RankingRow:
         "retain_attacked": _mean([_last((run["attack"] or {}).get("retain_at_worst")) for run in same]),
         "won_by": _most([won for run in same for won in (run["attack"] or {}).get("won_by", ())]),
         "unbounded": _unbounded(same),
-        "compute": {way: _shares(same, field) for way, field in SHARES.items()},
+        "compute": {way: _shares(same, way) for way in CONVENTIONS},
         "weights": mean_of([run.get("weights") for run in same]),
         "lost": sweep.lost.get(recipe),
     }
@@ -112,10 +113,10 @@ def _most(names: Sequence[str]) -> str | None:
     return collections.Counter(names).most_common(1)[0][0] if names else None
 
 
-def _shares(same: Sequence[Run], field: str) -> Ends | None:
+def _shares(same: Sequence[Run], way: str) -> Ends | None:
     """Return the compute as a share of the oracle's, one number a training seed; None where it is not known of all."""
-    if not all(run[field] for run in same):
+    if any(share(run, way) is None for run in same):
         return None
-    each = np.array([np.mean([r[field]["whole"] for r in twins]) for twins in grouped(same, "seed").values()])
+    each = np.array([np.mean([share(run, way) for run in twins]) for twins in grouped(same, "seed").values()])
     low, high = mean_interval(each)
     return {"value": float(each.mean()), "low": _number(float(low)), "high": _number(float(high))}

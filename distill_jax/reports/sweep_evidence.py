@@ -19,6 +19,7 @@ from distill_jax.evals.scale import ACCURACY
 from distill_jax.experiment.roles import Role
 from distill_jax.reports.premises import RETAIN
 from distill_jax.reports.recipes import varying, words
+from distill_jax.reports.summary_types import SweepRunSummary
 from distill_jax.stages.robust import method_label
 from distill_jax.statistics.conclusions import Conclusion, Effect, Premise, State, conclude, not_run
 from distill_jax.statistics.estimates import Scores, band, contrast
@@ -28,7 +29,7 @@ COMPARED = (
     *(Role.REFERENCE, Role.ORACLE, Role.SUPPRESSED, Role.UNDO, Role.NOISE_ONLY, Role.UNDAMAGED),
     *(Role.RANDOM_STUDENT, Role.FILTERED),
 )
-Run = Mapping[str, Any]  # `summary_types.SweepRunSummary`, whose fields are compared by their names
+Run = SweepRunSummary
 MARGIN = ACCURACY.margin
 
 
@@ -57,7 +58,7 @@ class Sweep:
 
     def able(self, run: Run) -> bool:
         """Return whether a run kept or regained what is to be retained."""
-        return _sound(run) and (self.bar is None or run["retain"] >= self.bar)
+        return _sound(run) and (self.bar is None or (run["retain"] is not None and run["retain"] >= self.bar))
 
     @functools.cached_property
     def lost(self) -> dict[str, str]:
@@ -101,12 +102,16 @@ class Sweep:
     def _among(self, runs: Sequence[Run]) -> Sweep:
         return dataclasses.replace(self, runs=runs)
 
-    def of(self, kind: str, **wanted: Any) -> list[Run]:
+    def of(self, kind: str, **wanted: object) -> list[Run]:
         """Return the usable runs of a kind with these fields."""
-        return [r for r in self.usable if r["kind"] == kind and all(r[k] == v for k, v in wanted.items())]
+        return [run for run in self.usable if run["kind"] == kind and _has(run, wanted)]
 
 
-def agree(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+def _has(run: Mapping[str, object], wanted: Mapping[str, object]) -> bool:
+    return all(run[field] == value for field, value in wanted.items())
+
+
+def agree(first: Mapping[str, object], second: Mapping[str, object]) -> bool:
     """Return whether two have the same value of every setting that both have."""
     return all(first[name] == second[name] for name in first if name in second)
 
@@ -147,7 +152,7 @@ def lacking(
     return conclude(name, claim, premises=[premise], effects=[])
 
 
-def premises_on(sweep: Sweep, method: str, choices: int = 1) -> list[Premise]:
+def premises_on(sweep: Sweep, method: str | None, choices: int = 1) -> list[Premise]:
     """Return what every finding on a method rests on; `choices` are the methods among which it is looked for."""
     hiding = [r for r in sweep.runs if r["kind"] == "suppressed" and r["method"] == method and r["id"] in sweep.after]
     known = [r for r in sweep.runs if r["kind"] == "reference"]
@@ -215,5 +220,6 @@ def left_out(sweep: Sweep) -> str:
 def grouped(runs: Iterable[Run], *keys: str) -> dict[tuple[Any, ...], list[Run]]:
     out: dict[tuple[Any, ...], list[Run]] = {}
     for run in runs:
-        out.setdefault(tuple(run[key] for key in keys), []).append(run)
+        fields: Mapping[str, object] = run
+        out.setdefault(tuple(fields[key] for key in keys), []).append(run)
     return out

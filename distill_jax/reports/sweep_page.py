@@ -19,10 +19,11 @@ from distill_jax.reports.recipes import words
 from distill_jax.reports.rendering import Page, render_template
 from distill_jax.reports.summary_types import ConclusionSummary, SweepRunSummary, SweepSummary
 from distill_jax.stages.robust import method_label
+from distill_jax.statistics.fit_types import SizeEntry, StepsEntry
 from distill_jax.statistics.student_t import quantile
 
 Cell = str | float | None
-Fit = Mapping[str, Any]  # an entry of `statistics.fits.fit_all`
+Fit = StepsEntry | SizeEntry
 UNITS = {
     "share": "share of retraining the oracle",
     "training": "FLOPs of student and teacher",
@@ -157,7 +158,7 @@ def _completeness(data: SweepSummary, runs: Sequence[SweepRunSummary], seeds: in
     return Completeness(f"{count(finished)} of {count(total)}", unfinished, notes, bool(runs) and seeds == 1)
 
 
-def _steps_table(entries: Sequence[Fit]) -> Table:
+def _steps_table(entries: Sequence[StepsEntry]) -> Table:
     """Return the numbers behind the figure of steps against α."""
     heads = [
         "method",
@@ -174,9 +175,9 @@ def _steps_table(entries: Sequence[Fit]) -> Table:
     return Table([*heads, "error, line", "error, exponential", "R² of log(steps)"], [_steps_row(e) for e in entries])
 
 
-def _steps_row(entry: Fit) -> list[Cell]:
-    fit = entry.get("fit") or {}
-    bent = fit.get("exponential") or {}
+def _steps_row(entry: StepsEntry) -> list[Cell]:
+    fit = entry.get("fit")
+    bent = fit.get("exponential") if fit else None
     return [
         entry.get("method"),
         entry.get("beta"),
@@ -185,30 +186,32 @@ def _steps_row(entry: Fit) -> list[Cell]:
         entry.get("n"),
         _left_out(entry),
         _interval(fit["slope"]) if fit else entry.get("reason"),
-        _interval(fit.get("intercept")),
-        short(fit.get("r2")),
-        fit.get("better"),
-        short(fit.get("leave_one_out")),
-        short(bent.get("leave_one_out")),
-        short(bent.get("r2")),
+        _interval(fit.get("intercept") if fit else None),
+        short(fit.get("r2") if fit else None),
+        fit.get("better") if fit else None,
+        short(fit.get("leave_one_out") if fit else None),
+        short(bent.get("leave_one_out") if bent else None),
+        short(bent.get("r2") if bent else None),
     ]
 
 
-def _size_fits(entries: Sequence[Fit]) -> SizeFits:
+def _size_fits(entries: Sequence[SizeEntry]) -> SizeFits:
     """Return the section about larger models, which is a sentence where too few sizes were run."""
-    fitted = [entry for entry in entries if entry.get("fit")]
+    fitted = [(entry, fit) for entry in entries if (fit := entry.get("fit"))]
     if not fitted:
         reason = next((entry.get("reason") for entry in entries), None) or "no setting was run at several sizes"
         return SizeFits(None, f"No fit: {reason}.")
-    warnings = " ".join(dict.fromkeys(str(entry["fit"].get("warning")) for entry in fitted))
-    predicted = [f"FLOPs at {point['parameters']:.2g}" for point in fitted[0]["fit"]["predictions"]]
+    warnings = " ".join(dict.fromkeys(str(fit.get("warning")) for _, fit in fitted))
+    predicted = [f"FLOPs at {point['parameters']:.2g}" for point in fitted[0][1]["predictions"]]
     heads = ["kind", "method", "α", "β", "settings", "exponent", "R²", *predicted, "left out"]
-    rows = [
-        [entry.get(field) for field in ("kind", "method", "alpha", "beta")]
-        + [_settings(entry), _interval(entry["fit"]["exponent"]), short(entry["fit"]["r2"])]
-        + [_interval({**point, "value": point["flops"]}) for point in entry["fit"]["predictions"]]
-        + [_left_out(entry)]
-        for entry in fitted
+    rows: list[list[Cell]] = [
+        [
+            *(entry.get("kind"), entry.get("method"), entry.get("alpha"), entry.get("beta")),
+            *(_settings(entry), _interval(fit["exponent"]), short(fit["r2"])),
+            *(_interval({**point, "value": point["flops"]}) for point in fit["predictions"]),
+            _left_out(entry),
+        ]
+        for entry, fit in fitted
     ]
     return SizeFits(Table(heads, rows), warnings)
 
