@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+import operator
+from collections.abc import Iterable, Sequence
 
 from distill_jax.reports import plotly_layout
 from distill_jax.reports.plotly_layout import Figure, Trace, plotly_text
+from distill_jax.reports.subliminal_types import ArmRow, MeanRow, StepCurve, SubliminalSummary
 from distill_jax.reports.trace_style import alpha_colour
-
-Row = Mapping[str, Any]  # an arm of a stage, as the summary's `rows` hold it
+from distill_jax.types import JsonObject
 
 # arm: (colour, marker). A damaged start is drawn in the colours of UNDO.
 ARMS = {
@@ -38,21 +38,21 @@ PANELS = {  # place: (heading, words)
 }
 
 
-def figures(data: Mapping[str, Any]) -> dict[str, Figure]:
+def figures(data: SubliminalSummary) -> dict[str, Figure]:
     """Return the figures that a summary has the numbers for, by their place on the page."""
     rows, published = data.get("rows") or [], data.get("published") or {}
     curves = (data.get("curves") or {}).get("kl") or []
     return _by_ghosts(rows, published) | _by_step(curves) | _by_noise(rows, published) | _by_alpha(rows)
 
 
-def _by_ghosts(rows: Sequence[Row], published: Mapping[str, Any]) -> dict[str, Figure]:
+def _by_ghosts(rows: Sequence[ArmRow], published: JsonObject) -> dict[str, Figure]:
     drawn = {}
     for loss in LOSSES:
         same = [row for row in rows if row["stage"] == loss]
         if not same:
             continue
         counts = sorted({row["ghosts"] for row in same})
-        traces = [_means(arm, [row for row in same if row["arm"] == arm], "ghosts", "accuracy") for arm in ARMS]
+        traces = [_by_arm(arm, [row for row in same if row["arm"] == arm]) for arm in ARMS]
         if loss == "kl":
             known = [published[arm] | {"arm": arm} for arm in ARMS if arm in published]
             traces += [_diamonds([k["ghosts"] for k in known], [k["mean"] for k in known], [k["arm"] for k in known])]
@@ -62,13 +62,13 @@ def _by_ghosts(rows: Sequence[Row], published: Mapping[str, Any]) -> dict[str, F
     return drawn
 
 
-def _diamonds(x: list[Any], y: list[Any], words: Iterable[str]) -> Trace:
+def _diamonds(x: list[int], y: list[float], words: Iterable[str]) -> Trace:
     hover = "published, %{text}: %{y:.2f}<extra></extra>"
     marks = {"type": "scatter", "mode": "markers", "marker": PUBLISHED, "hovertemplate": hover}
     return {**marks, "x": x, "y": y, "text": [plotly_text(word) for word in words]}
 
 
-def _by_step(curves: Sequence[Mapping[str, Any]]) -> dict[str, Figure]:
+def _by_step(curves: Sequence[StepCurve]) -> dict[str, Figure]:
     curves = [curve for curve in curves if curve["arm"] in ("same init", "other init")]
     if not curves:
         return {}
@@ -78,7 +78,7 @@ def _by_step(curves: Sequence[Mapping[str, Any]]) -> dict[str, Figure]:
     return {"steps": figure}
 
 
-def _step_trace(curve: Mapping[str, Any]) -> Trace:
+def _step_trace(curve: StepCurve) -> Trace:
     colour, _ = ARMS[curve["arm"]]
     return {
         "type": "scatter", "mode": "lines", "name": curve["arm"], "legendgroup": curve["arm"],
@@ -87,20 +87,21 @@ def _step_trace(curve: Mapping[str, Any]) -> Trace:
     }  # fmt: skip
 
 
-def _ghosts_note(curve: Mapping[str, Any]) -> dict[str, Any]:
+def _ghosts_note(curve: StepCurve) -> Trace:
     place = {"x": curve["steps"][-1], "y": curve["accuracy"][-1] or 0.0, "xanchor": "left", "xshift": 4}
     font = {"color": ARMS[curve["arm"]][0], "size": 11.5}
     return {**place, "text": str(curve["ghosts"]), "font": font, "showarrow": False, "name": curve["arm"]}
 
 
-def _by_noise(rows: Sequence[Row], published: Mapping[str, Any]) -> dict[str, Figure]:
+def _by_noise(rows: Sequence[ArmRow], published: JsonObject) -> dict[str, Figure]:
     same_init = [row for row in rows if row["arm"] == "same init"]
     all_noise = [row for row in same_init if row["stage"] == "kl" and row["ghosts"] == 3]
     traces = []
     for kind, hollow in (("noise", ""), ("repeated", "-open")):
         fewer = sorted((row for row in same_init if row["stage"].startswith(kind)), key=_noise)
         if fewer:
-            trace = _means("same init", [*fewer, *all_noise], "noise", "gain")
+            drawn = [*fewer, *all_noise]
+            trace = _means("same init", [row["noise"] for row in drawn], [row["gain"] for row in drawn])
             trace["marker"] = trace["marker"] | {"symbol": "circle" + hollow, "size": 10}
             traces.append(trace)
     if not traces:
@@ -112,17 +113,18 @@ def _by_noise(rows: Sequence[Row], published: Mapping[str, Any]) -> dict[str, Fi
     return {"noise": figure}
 
 
-def _noise(row: Row) -> int:
+def _noise(row: ArmRow) -> int:
     return int(row["noise"])
 
 
-def _by_alpha(rows: Sequence[Row]) -> dict[str, Figure]:
+def _by_alpha(rows: Sequence[ArmRow]) -> dict[str, Figure]:
     undo = [row for row in rows if row["stage"] == "undo"]
-    damaged = [{**row, "alpha": float(row["arm"].split()[1])} for row in undo if row["arm"].startswith("damaged")]
-    whole = [{**row, "alpha": 0.0} for row in undo if row["arm"] == "same init"]
+    damaged = [(alpha, row["accuracy"]) for row in undo if (alpha := row.get("alpha")) is not None]
+    whole = [(0.0, row["accuracy"]) for row in undo if row["arm"] == "same init"]
     if not damaged:
         return {}
-    trace = _means("same init", [*whole, *sorted(damaged, key=_alpha)], "alpha", "accuracy")
+    alphas, accuracies = zip(*whole, *sorted(damaged, key=operator.itemgetter(0)), strict=True)
+    trace = _means("same init", alphas, accuracies)
     trace["marker"] = {"size": 11, "color": [alpha_colour(a) for a in trace["x"]], "line": {"width": 0}}
     figure = plotly_layout.figure([trace], "α", "accuracy on digits")
     control = next((row["accuracy"] for row in undo if row["arm"] == "other init"), None)
@@ -133,21 +135,24 @@ def _by_alpha(rows: Sequence[Row]) -> dict[str, Figure]:
     return {"alpha": figure}
 
 
-def _alpha(row: Row) -> float:
-    return float(row["alpha"])
+def _by_arm(arm: str, rows: Sequence[ArmRow]) -> Trace:
+    return _means(arm, [row["ghosts"] for row in rows], [row["accuracy"] for row in rows])
 
 
-def _means(arm: str, rows: Sequence[Row], x: str, y: str) -> Trace:
+def _means(arm: str, places: Sequence[float], values: Sequence[MeanRow]) -> Trace:
     """Return means with their intervals, joined by a thin line."""
     colour, symbol = ARMS[arm]
-    values = [row[y] or {} for row in rows]
-    above = [None if v.get("high") is None else v["high"] - v["mean"] for v in values]
-    below = [None if v.get("low") is None else v["mean"] - v["low"] for v in values]
+    above = [_apart(one["high"], one["mean"]) for one in values]
+    below = [_apart(one["mean"], one["low"]) for one in values]
     bars = {"type": "data", "symmetric": False, "array": above, "arrayminus": below}
     return {
         "type": "scatter", "mode": "lines+markers", "name": arm, "legendgroup": arm,
-        "x": [row[x] for row in rows], "y": [v.get("mean") for v in values],
+        "x": list(places), "y": [one["mean"] for one in values],
         "error_y": {**bars, "thickness": 1.4, "color": colour},
         "line": {"color": colour, "width": 1.2}, "marker": {"color": colour, "symbol": symbol, "size": 9},
         "hovertemplate": f"<b>{plotly_text(arm)}</b><br>%{{x}}: %{{y:.1%}}<extra></extra>",
     }  # fmt: skip
+
+
+def _apart(upper: float | None, lower: float | None) -> float | None:
+    return None if upper is None or lower is None else upper - lower

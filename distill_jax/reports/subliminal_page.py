@@ -6,13 +6,14 @@ A function of the summary alone (`reports.subliminal_summary.summarise`); `summa
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from distill_jax.evals.scale import MISSING, percent
 from distill_jax.reports import subliminal_figures
 from distill_jax.reports.conclusion_view import conclusions_view
 from distill_jax.reports.rendering import Page, render_template
 from distill_jax.reports.subliminal_figures import ARMS, PANELS
+from distill_jax.reports.subliminal_types import ArmRow, MeanRow, SubliminalSummary
 
 TABLE_HEADS = [
     "stage", "loss", "noise images", "steps", "arm", "ghosts", "before", "accuracy", "interval", "s.d.", "gain",
@@ -20,16 +21,17 @@ TABLE_HEADS = [
 ]  # fmt: skip
 
 
-def render(data: Mapping[str, Any]) -> str:
+def render(summary: Mapping[str, Any]) -> str:
     """Return the whole report as one HTML page that needs no network."""
+    data = cast(SubliminalSummary, summary)
     figures = subliminal_figures.figures(data)
-    rows = data.get("rows") or []
+    rows, teacher = data.get("rows") or [], data.get("teacher")
     return render_template(
         "subliminal.html.j2",
         Page(f"{data.get('experiment') or MISSING} · distill_jax", {"figures": figures, "curves": list(figures)}),
         summary=data,
         verdict=_verdict({one["name"]: one["state"] for one in data.get("conclusions") or []}),
-        teacher=(data.get("teacher") or {}).get("mean"),
+        teacher=teacher["mean"] if teacher else None,
         published=(data.get("published") or {}).get("teacher"),
         facts=[(name, data[name]) for name in ("data", "device", "created") if data.get(name)],
         arms=[(arm, ARMS[arm][0]) for arm in dict.fromkeys(row["arm"] for row in rows) if arm in ARMS],
@@ -53,7 +55,7 @@ def _verdict(states: Mapping[str, str]) -> str:
     return "The rig sees subliminal transfer, but its negative control is not shown to be clean."
 
 
-def _table_row(row: Mapping[str, Any]) -> list[str | float]:
+def _table_row(row: ArmRow) -> list[str | float]:
     accuracy, gain = row["accuracy"], row["gain"]
     return [
         row["stage"], row["loss"], f"{row['noise']:,}", row["steps"], row["arm"], row["ghosts"],
@@ -62,5 +64,5 @@ def _table_row(row: Mapping[str, Any]) -> list[str | float]:
     ]  # fmt: skip
 
 
-def _interval(value: Mapping[str, float | None]) -> str:
+def _interval(value: MeanRow) -> str:
     return MISSING if value["low"] is None else f"{percent(value['low'])} to {percent(value['high'])}"

@@ -53,12 +53,14 @@ def summarise(experiment: CheckedExperiment, nodes: Mapping[str, Node]) -> JsonO
     assert isinstance(experiment.data, ImagesConfig), experiment.data
     stages = {name: node for name, node in nodes.items() if node.verb == "subliminal"}
     tables = {name: _tables(node.result()) for name, node in stages.items()}
+    alphas = {name: {one.arm: one.alpha for one in students(node.settings)} for name, node in stages.items()}
     rows = [
         {
             "stage": name,
             **_settings(stages[name].settings),
             "arm": arm,
             "ghosts": ghosts,
+            "alpha": alphas[name][arm],
             **_row(tables[name], arm, ghosts),
         }
         for name in stages
