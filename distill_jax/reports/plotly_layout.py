@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from distill_jax.evals.scale import ACCURACY, Scale
+from distill_jax.types import JsonObject
 
-Figure = dict[str, Any]
-Trace = dict[str, Any]
+Figure = JsonObject
+Trace = JsonObject  # or another part of a figure
 MUTED = "#727a86"
 
 
@@ -27,7 +27,7 @@ def figure(
     return {"data": list(traces), "layout": layout(x_title, y_title, y_range, scale)}
 
 
-def layout(x_title: str, y_title: str, y_range: Sequence[float] = (0, 1.02), scale: Scale = ACCURACY) -> dict[str, Any]:
+def layout(x_title: str, y_title: str, y_range: Sequence[float] = (0, 1.02), scale: Scale = ACCURACY) -> Figure:
     """Return the layout of a figure whose y is a score."""
     return {
         "xaxis": {"title": {"text": x_title}},
@@ -56,13 +56,13 @@ def faded(colour: str, opacity: float = 0.13) -> str:
     return f"rgba({red},{green},{blue},{opacity:g})"
 
 
-def vertical_line(x: float) -> dict[str, Any]:
+def vertical_line(x: float) -> Trace:
     """Return a dotted line at `x`, under the marks."""
     line = {"color": MUTED, "width": 1.2, "dash": "dot"}
     return {"type": "line", "x0": x, "x1": x, "yref": "paper", "y0": 0, "y1": 1, "line": line, "layer": "below"}
 
 
-def top_note(x: float, words: str) -> dict[str, Any]:
+def top_note(x: float, words: str) -> Trace:
     """Return a note over the plot at `x`."""
     place = {"x": x, "yref": "paper", "y": 1.0, "xanchor": "center", "yanchor": "bottom", "showarrow": False}
     return {**place, "text": words, "font": {"size": 11.5, "color": MUTED}}

@@ -9,7 +9,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from distill_jax.config import identity
 from distill_jax.experiment.ancestry import ancestry
@@ -19,6 +18,7 @@ from distill_jax.io.node import Node
 from distill_jax.stages import Pretrain, Unlearn
 from distill_jax.stages.robust import method_key
 
+Fields = dict[str, tuple[object, object]]  # "stage.field" -> (value, default)
 SEEDS = ("seed", "seeds")
 # What a run's kind, method, α, β and size already say.
 SAID = ("perturb.alpha", "perturb.beta", "perturb.shrink", "distill.data", "distill.stop")
@@ -39,8 +39,21 @@ class Recipe:
 
     id: str
     world: str
-    settings: Mapping[str, Any]
-    defaults: Mapping[str, Any]
+    settings: Mapping[str, object]
+    defaults: Mapping[str, object]
+
+    @property
+    def damages(self) -> int:
+        """How often the model was damaged on its way; 1 of what never was."""
+        rounds = self.settings.get(ROUNDS, 1)
+        assert isinstance(rounds, int)
+        return rounds
+
+    @property
+    def labeller(self) -> str | None:
+        """What labelled the data, where a labeller did."""
+        named = self.settings.get("data.labeller")
+        return named if isinstance(named, str) else None
 
 
 def recipe_of(node: Node, nodes: Mapping[str, Node], experiment: CheckedExperiment) -> Recipe:
@@ -50,7 +63,7 @@ def recipe_of(node: Node, nodes: Mapping[str, Node], experiment: CheckedExperime
     each = [_fields("model", experiment.model), _fields("data", experiment.data)]
     each += [_own(nodes[name], nodes) for name in sorted(ancestry([node.name], nodes), key=lambda n: nodes[n].stage)]
     defaults = {name: default for fields in each for name, (_, default) in fields.items()}
-    values: dict[str, list[Any]] = collections.defaultdict(list)
+    values: dict[str, list[object]] = collections.defaultdict(list)
     for fields in each:
         for name, (value, _) in fields.items():
             values[name].append(value)
@@ -60,13 +73,13 @@ def recipe_of(node: Node, nodes: Mapping[str, Node], experiment: CheckedExperime
     return Recipe(identity({"world": world, "past": _past(node, nodes)}), world, settings, defaults)
 
 
-def _past(node: Node, nodes: Mapping[str, Node]) -> dict[str, Any]:
+def _past(node: Node, nodes: Mapping[str, Node]) -> dict[str, object]:
     fields = {k: v for k, v in node.settings.fingerprint_fields().items() if k not in (*SEEDS, *node.settings.roles())}
     inputs = {role: _past(nodes[name], nodes) for role, name in node.inputs.items()}
     return {"kind": node.settings.kind, "settings": fields, "inputs": inputs}
 
 
-def _own(node: Node, nodes: Mapping[str, Node]) -> dict[str, tuple[Any, Any]]:
+def _own(node: Node, nodes: Mapping[str, Node]) -> Fields:
     """Return a stage's settings, under what it is called here: a method, a role of pretraining, or its kind."""
     stage = node.settings
     kind = stage.kind
@@ -77,16 +90,16 @@ def _own(node: Node, nodes: Mapping[str, Node]) -> dict[str, tuple[Any, Any]]:
     return _fields(kind, stage, leave_out=(*SEEDS, *stage.roles()))
 
 
-def _fields(kind: str, value: Any, leave_out: Sequence[str] = ()) -> dict[str, tuple[Any, Any]]:
-    own = [field for field in dataclasses.fields(value) if field.name not in leave_out]
+def _fields(kind: str, value: object, leave_out: Sequence[str] = ()) -> Fields:
+    own = [field for field in dataclasses.fields(value) if field.name not in leave_out]  # type: ignore[arg-type]
     return {f"{kind}.{field.name}": (_plain(getattr(value, field.name)), _plain(field.default)) for field in own}
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     return list(value) if isinstance(value, tuple) else value
 
 
-def varying(settings: Iterable[Mapping[str, Any]], leave_out: Sequence[str] = ()) -> list[str]:
+def varying(settings: Iterable[Mapping[str, object]], leave_out: Sequence[str] = ()) -> list[str]:
     """Return the names that have several values among those mappings that have them."""
     values: dict[str, set[str]] = collections.defaultdict(set)
     for each in settings:
@@ -113,10 +126,10 @@ def _sizes(recipe: Recipe) -> list[str]:
     return [name for name in recipe.settings if name.startswith(SIZE)]
 
 
-def words(settings: Mapping[str, Any]) -> str:
+def words(settings: Mapping[str, object]) -> str:
     """Return settings as a text; those of UNDO's damage without their stage."""
     return ", ".join(f"{name.removeprefix('perturb.')} = {_word(value)}" for name, value in settings.items())
 
 
-def _word(value: Any) -> str:
+def _word(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else f"{value}"

@@ -41,7 +41,7 @@ class Page:
     """
 
     title: str
-    drawings: Mapping[str, Any]
+    drawings: Mapping[str, object]
     styles: tuple[str, ...] = ()
     scripts: tuple[str, ...] = ("run.js",)
 

@@ -22,7 +22,7 @@ from distill_jax.perf.ledger import CAUSES, training_flops
 from distill_jax.reports import findings, goodput_summary, sweep_page, weight_measures
 from distill_jax.reports.attack_catalogue import attack_name, is_record
 from distill_jax.reports.ranking import rankings
-from distill_jax.reports.recipes import ROUNDS, SAID, Recipe, differences, recipe_of, varying
+from distill_jax.reports.recipes import SAID, Recipe, differences, recipe_of, varying
 from distill_jax.reports.rendering import write_page
 from distill_jax.reports.report_metadata import report_metadata
 from distill_jax.reports.run_summary import first_passage
@@ -149,11 +149,11 @@ def _run(node: Node, recipe: Recipe, attacked: Attacked, among: _Made) -> SweepR
     source = _unrounded(node, nodes)
     return {
         "id": attacked.id,
-        "label": label(made, getattr(settings, "steps", 0), recipe.settings.get(ROUNDS, 1)),
+        "label": label(made, getattr(settings, "steps", 0), recipe.damages),
         "recipe": recipe.id,
         "rounded_recipe": recipe_of(source, nodes, among.shard.experiment).id if source is not node else None,
         "world": recipe.world,
-        "labeller": recipe.settings.get("data.labeller"),
+        "labeller": recipe.labeller,
         "kind": made.role,
         "method": made.method,
         "alpha": made.alpha,
