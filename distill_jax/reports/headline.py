@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import cast
 
 from distill_jax.evals.scale import ACCURACY, Scale
 from distill_jax.experiment.roles import Role
 from distill_jax.reports.attacked import Run, ends
 from distill_jax.reports.premises import Model, difference, kept
+from distill_jax.reports.summary_types import ConclusionSummary, HeadlineSummary
 from distill_jax.statistics.conclusions import Conclusion, conclude, not_run, to_json
 
 # Of any teacher: which one's is compared depends on what UNDO started from.
@@ -59,15 +60,25 @@ def comparison(run: Run) -> Comparison:
     return Comparison(suppressed, undo, student, run.oracle, best, len(run.undo), choices)
 
 
-def headline(models: Sequence[Model], scale: Scale = ACCURACY) -> dict[str, Any]:
+def headline(models: Sequence[Model], scale: Scale = ACCURACY) -> HeadlineSummary:
     """Return the answer as a summary holds it: names of the models at the top and two conclusions."""
     run = Run(models, scale)
     chosen = comparison(run)
-    named = {"suppressed": chosen.suppressed, "undo": chosen.undo, "student": chosen.student}
-    named |= {"oracle": chosen.oracle, "best": chosen.best}
-    names = {role: model.name if model else None for role, model in named.items()}
     decided = [to_json(beyond_suppression(run, chosen)), to_json(as_the_oracle(run, chosen))]
-    return names | {"undo_choices": chosen.undo_choices, "choices": chosen.choices, "conclusions": decided}
+    return {
+        "suppressed": _name(chosen.suppressed),
+        "undo": _name(chosen.undo),
+        "student": _name(chosen.student),
+        "oracle": _name(chosen.oracle),
+        "best": _name(chosen.best),
+        "undo_choices": chosen.undo_choices,
+        "choices": chosen.choices,
+        "conclusions": cast(list[ConclusionSummary], decided),
+    }
+
+
+def _name(model: Model | None) -> str | None:
+    return model.name if model else None
 
 
 def beyond_suppression(run: Run, chosen: Comparison) -> Conclusion:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
-from typing import Any
+
+from distill_jax.reports.plotly_layout import Figure, Trace
 
 Box = tuple[float, float, float, float]  # left, bottom, right, top, in pixels
 LETTER, LINE = 7.0, 16.0  # pixels of a label's letter and line
 TOLERATED = 40.0  # square pixels of overlap: about half a letter
 
 
-def place_labels(figure: dict[str, Any], width: float = 500, height: float = 300) -> None:
+def place_labels(figure: Figure, width: float = 500, height: float = 300) -> None:
     """Choose a side for every label of a scatter plot, first come first served.
 
     Measures share a panel but not a moment, so each is placed by itself. Sizes are pixels of a typical panel. A label
@@ -28,7 +29,7 @@ def place_labels(figure: dict[str, Any], width: float = 500, height: float = 300
             _place_label(trace, point, taken, width, height)
 
 
-def _is_alpha(trace: dict[str, Any]) -> bool:
+def _is_alpha(trace: Trace) -> bool:
     return bool(trace["text"][0].startswith("α"))
 
 
@@ -36,9 +37,7 @@ def _pixels(value: float, ends: Sequence[float], size: float) -> float:
     return (value - ends[0]) / (ends[1] - ends[0]) * size
 
 
-def _place_label(
-    trace: dict[str, Any], point: tuple[float, float], taken: list[Box], width: float, height: float
-) -> None:
+def _place_label(trace: Trace, point: tuple[float, float], taken: list[Box], width: float, height: float) -> None:
     lines = html.unescape(trace["text"][0]).split("<br>")
     sides = _label_boxes(*point, LETTER * max(map(len, lines)), LINE * len(lines))
     inside = {side: box for side, box in sides.items() if _is_inside(box, width, height)}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from distill_jax.evals.scale import ACCURACY, Scale
 from distill_jax.reports import plotly_layout
@@ -88,7 +87,7 @@ def _last_point(points: Curve) -> list[tuple[int, float]]:
     return [(step, y) for step, y in zip(points.steps, points.worst, strict=True) if y is not None][-1:]
 
 
-def _end_label(model: ModelSummary, style: TraceStyle, step: int, y: float, shift: float) -> dict[str, Any]:
+def _end_label(model: ModelSummary, style: TraceStyle, step: int, y: float, shift: float) -> Trace:
     arrow = {"showarrow": True, "arrowhead": 0, "arrowwidth": 1, "arrowcolor": plotly_layout.faded(style.colour, 0.6)}
     place = {"x": step, "y": y, "ax": 16, "ay": -shift, "xanchor": "left", "yanchor": "middle"}
     font = {"size": 11.5, "color": style.colour}
@@ -209,7 +208,7 @@ def _marker(model: ModelSummary, style: TraceStyle, cost: float, estimate: Estim
     return trace
 
 
-def _compute_axis(costs: Sequence[float], relative: bool) -> dict[str, Any]:
+def _compute_axis(costs: Sequence[float], relative: bool) -> Trace:
     top = max([*costs, 1.0] if relative else costs)
     words = "compute, as a share of retraining the oracle" if relative else "compute (FLOPs)"
     ticks = {"tickformat": ".0%"} if relative else {"exponentformat": "power"}
@@ -227,5 +226,5 @@ def _retain_range(
     return max(-0.05, min(floor - 0.06, 0.8)), 1.02
 
 
-def _named(model: ModelSummary) -> dict[str, Any]:
+def _named(model: ModelSummary) -> Trace:
     return {"type": "scatter", "name": plotly_text(model["label"]), "legendgroup": model["name"]}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from distill_jax.reports.catalogue_types import CatalogueSummary, SweepAttackSummary
 from distill_jax.reports.ranking_types import RankingSummary, WeightMeasures, WeightsSummary
 from distill_jax.statistics.fit_types import Fits
 from distill_jax.statistics.robustness import AttackCurves
+from distill_jax.types import JsonObject
 
 Number = float | None
 
@@ -28,7 +29,7 @@ class ConclusionSummary(TypedDict, total=False):
     state: str
     evidence: str
     premises: list[PremiseSummary]
-    effects: list[dict[str, Any]]
+    effects: list[JsonObject]
 
 
 class AttackSummary(AttackCurves, total=False):
@@ -60,7 +61,7 @@ class ModelSummary(TypedDict, total=False):
     stage: str
     role: str
     method: str | None
-    settings: dict[str, Any]
+    settings: JsonObject
     seeds: int
     retain: Number
     retain_interval: list[float] | None
@@ -104,8 +105,8 @@ class RunSummary(TypedDict, total=False):
     conclusions: list[ConclusionSummary]
     attack_catalogue: CatalogueSummary
     weights: WeightsSummary
-    card: dict[str, Any]
-    provenance: dict[str, Any]
+    card: JsonObject
+    provenance: JsonObject
     created: str
     device: str
     duration_seconds: float
@@ -120,7 +121,7 @@ class SweepRunSummary(TypedDict, total=False):
     rounded_recipe: str | None  # of what was rounded
     world: str  # model, precision and data: runs of one world may be compared
     labeller: str | None
-    settings: dict[str, Any]  # in which recipes of the sweep differ
+    settings: JsonObject  # in which recipes of the sweep differ
     kind: str
     method: str | None
     alpha: Number
@@ -150,7 +151,7 @@ class SweepSummary(TypedDict, total=False):
     points: dict[str, int]
     attack: AttackSettings | None  # of the first that trains
     attacks: list[str]  # that models met, by name
-    evaluated: dict[str, Any]
+    evaluated: dict[str, int]
     label_errors: list[str]  # a line for each labeller
     sharing: dict[str, float]
     runs: list[SweepRunSummary]
