@@ -4,8 +4,8 @@
                                    with English text that you name (--config.data.english=FILE,FILE)
   configs/arithmetic.py:cpu        the same stages with a 0.1 M-parameter model: minutes on two cores
   configs/arithmetic.py:cpu,full   adds GradDiff, RMU and the controls
-  configs/arithmetic.py:cpu,truth  an attack on models of known truth: × and ÷ are taught to the oracle, then hidden,
-                                   or erased by subtracting what it learned
+  configs/arithmetic.py:cpu,truth  an attack on models of known truth: × and ÷ are taught to the oracle, then hidden
+                                   behind a password, or erased by subtracting what it learned
   configs/arithmetic.py:smoke      the same graph for a few steps: seconds, learns nothing
 
 Expected of :cpu: the suppressed model is back at most held-out facts within the attack; UNDO resists more as α grows;
@@ -27,6 +27,7 @@ from distill_jax.stages import (
     Distill,
     Erase,
     Finetune,
+    Lock,
     Perturb,
     Pretrain,
     Quantise,
@@ -34,6 +35,7 @@ from distill_jax.stages import (
     Route,
     Stage,
     Unlearn,
+    Unlock,
 )
 from distill_jax.stages.context import RunSettings
 
@@ -70,6 +72,8 @@ def get_config(arg: str = "") -> ConfigDict:
     c.oracle = section(Pretrain, "data", steps=1000, batch=360, learning_rate=4e-4, final_learning_rate=4e-4)
     if c.known_truth:  # the oracle learns × and ÷ too, and what that changes is known weight by weight
         c.taught = section(Finetune, "data", steps=1000, batch=360, learning_rate=4e-4, final_learning_rate=4e-4)
+        hide = {"steps": 1000, "batch": 180, "learning_rate": 4e-4, "final_learning_rate": 4e-5}
+        c.password_lock = section(Lock, password=(3,), **hide)  # <unk>, which no text has
     suppress = {"steps": 10, "batch": 40, "warmup": 0}
     c.maxent = unlearn_section("maxent", **suppress, learning_rate=9e-5, final_learning_rate=9e-5)
     c.graddiff = unlearn_section("graddiff", **suppress, learning_rate=8e-6, final_learning_rate=8e-6)
@@ -122,6 +126,7 @@ def _cpu(c: ConfigDict) -> None:
     if c.known_truth:
         # At four times the rate what it learned is so much that subtracting it takes the rest along (retain .37).
         c.taught.update(**{**fast, "learning_rate": 1e-3, "final_learning_rate": 1e-4}, steps=1600)
+        c.password_lock.update(steps=400, **{**fast, "learning_rate": 1e-3, "final_learning_rate": 1e-4})
     suppress = {"steps": 100, "batch": 16, "learning_rate": 1e-3, "final_learning_rate": 1e-3, **answers}
     c.maxent.update(**suppress)
     c.graddiff.update(**suppress)
@@ -146,7 +151,7 @@ def _smoke(c: ConfigDict) -> None:
     c.experiment = "arithmetic-smoke"
     c.model.update(layers=1, hidden=16, mlp=32, heads=2, kv_heads=1, head_dim=8, unroll=1)
     c.data.update(addition_max=6, multiplication_max=6, equations=400, word_problems=400, evaluation_prompts=4)
-    more = [c[name] for name in (*MORE_METHODS, *(["taught"] if c.known_truth else []))]
+    more = [c[name] for name in (*MORE_METHODS, *(["taught", "password_lock"] if c.known_truth else []))]
     routed = (c.routing, c.routed)
     for stage in (c.reference, c.oracle, c.maxent, c.graddiff, c.rmu, c.distill, c.retrain, c.relearn, *routed, *more):
         stage.update(steps=8, batch=4)
@@ -248,10 +253,12 @@ def _known_truth(c: ConfigDict, seed: dict) -> dict[str, Stage]:
     stages: dict[str, Stage] = {
         "oracle": Pretrain(data="retain", **c.oracle, **seed),
         "reference": Finetune(start="oracle", data="all", **c.taught, **seed),
-        "hidden": Unlearn(start="reference", method="maxent", **c.maxent, **seed),
+        "hidden": Lock(start="reference", **c.password_lock, **seed),
         "erased": Erase(start="hidden", taught="reference", untaught="oracle"),
     }
-    return stages | {f"relearn-{name}": Relearn(start=name, **c.relearn, **seed) for name in stages}
+    attacks = {f"relearn-{name}": Relearn(start=name, **c.relearn, **seed) for name in stages}
+    password = {"password": c.password_lock.password}
+    return stages | {f"unlock-{name}": Unlock(start=name, **password) for name in ("hidden", "erased")} | attacks
 
 
 def _controls(c: ConfigDict, seed: dict) -> dict[str, Stage]:

@@ -34,7 +34,11 @@ ALPHAS = (0.2, 0.4, 0.6, 0.8)
 
 @dataclasses.dataclass(frozen=True)
 class Truth:
-    """What is true of a model: its accuracy on held-out facts before and after the attack, and what else is known."""
+    """What is true of a model: its accuracy on held-out facts before and after the attack, and what else is known.
+
+    Attributes:
+      unlocked: the accuracy behind a password, before the attack; None where it is not asked.
+    """
 
     before: float
     after: float
@@ -44,6 +48,7 @@ class Truth:
     compute: float = 1.0
     bf16: float | None = None
     diverged: bool = False
+    unlocked: float | None = None
 
 
 GOOD = {
@@ -64,7 +69,7 @@ def made_as(name: str) -> dict[str, Any]:
         "reference": Role.REFERENCE, "oracle": Role.ORACLE, "student-reference": Role.REFERENCE_STUDENT,
         "match-from-reference": Role.MATCHED_REFERENCE, "match-from-random": Role.MATCHED_STUDENT,
         **dict.fromkeys(("maxent", "graddiff", "rmu"), Role.SUPPRESSED),
-        "undo-0.0": Role.UNDAMAGED, "student-budget": Role.EQUAL_COMPUTE,
+        "undo-0.0": Role.UNDAMAGED, "student-budget": Role.EQUAL_COMPUTE, "hidden": Role.LOCKED, "erased": Role.ERASED,
     }  # fmt: skip
     prefixes = {"undo": Role.UNDO, "student": Role.RANDOM_STUDENT}
     role = roles.get(name, prefixes.get(name.partition("-")[0], Role.OTHER))
@@ -93,6 +98,7 @@ def world(
         weights = {"float32": after}
         if truth.bf16 is not None:
             weights["bfloat16"] = draw(truth.bf16)
+        asked = None if truth.unlocked is None else draw(truth.unlocked, 0.0).by_fact
         alpha = float(name.removeprefix("undo-")) if name.startswith("undo-") else None
         distilled = alpha is not None or name.startswith("student")
         made.append(
@@ -102,6 +108,7 @@ def world(
                 teacher=TEACHERS.get(name, "maxent") if distilled else "", before=before, after=after,
                 compute={"schedule": truth.compute, "first_passage": 2 * truth.compute}, shown=(0.0, 1.0),
                 by_weights=weights, attack_steps=100,
+                unlocked=None if asked is None else Scores.of_facts(asked[0], PROMPTS),
             )
         )  # fmt: skip
     return made

@@ -14,6 +14,7 @@ from distill_jax.stages import (
     Finetune,
     Given,
     Import,
+    Lock,
     Perturb,
     Pretrain,
     Quantise,
@@ -48,7 +49,8 @@ class Role(enum.StrEnum):
     REINITIALISED = "reinitialised"  # distilled into a copy of it damaged in another way: in part, or in rounds
     MATCHED_REFERENCE = "reference matched to the oracle"
     MATCHED_STUDENT = "random student matched to the oracle"
-    ERASED = "erased"  # a suppressed model without what its reference is known to have learned
+    LOCKED = "locked"  # hides behind a password what its reference knows
+    ERASED = "erased"  # a model without what its reference is known to have learned
     GIVEN = "given"  # unlearned by whatever tool, and attacked as it is
     FINETUNED = "finetuned"
     QUANTISED = "quantised"  # rounded to a few bits
@@ -114,6 +116,8 @@ def role_of(node: Node, nodes: Mapping[str, Node]) -> Role:
         return _finetuned_role(node, nodes)
     if isinstance(stage, Quantise):
         return Role.QUANTISED
+    if isinstance(stage, Lock):
+        return Role.LOCKED
     if isinstance(stage, Erase):
         return Role.ERASED
     if isinstance(stage, Unlearn):

@@ -37,7 +37,7 @@ QUARTER = 0.25
 # What is no recipe for a model that is to be released, but a measure of others or an attack on them.
 CONTROLS = (
     *(Role.REFERENCE, Role.ORACLE, Role.SUPPRESSED_ORACLE, Role.MATCHED_REFERENCE, Role.MATCHED_STUDENT),
-    *(Role.ERASED, Role.QUANTISED, Role.REFERENCE_STUDENT),
+    *(Role.LOCKED, Role.ERASED, Role.QUANTISED, Role.REFERENCE_STUDENT),
 )
 
 

@@ -31,7 +31,7 @@ def judge(models: Sequence[Model], scale: Scale = ACCURACY) -> list[Conclusion]:
     conclusions += [slows_with_alpha(run), steps_grow(run)]
     conclusions += [cheaper(run, "schedule"), cheaper(run, "first_passage")]
     conclusions += [needs_unlearning(run), matching_start(run), matching_oracle(run)]
-    if run.first(Role.ERASED):
+    if run.first(Role.LOCKED) or run.first(Role.ERASED):
         conclusions += [finds_hidden(run), finds_nothing_erased(run)]
     if any(len(m.by_weights) > 1 for m in run.models):
         conclusions.append(precision(run))

@@ -44,8 +44,10 @@ def _label(name: str, made: Provenance) -> str:
             return "Gradient routing"
         case Role.NOISE_ONLY:
             return f"Noise without shrinking, αβ = {(made.alpha or 0) * (made.beta or 0):g}"
+        case Role.LOCKED:
+            return "Password-locked model"
         case Role.ERASED:
-            return f"{method}, erased"
+            return "Erased model"
         case Role.MATCHED_REFERENCE:
             return "Reference matched to the oracle"
         case Role.MATCHED_STUDENT:

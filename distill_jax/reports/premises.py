@@ -39,6 +39,7 @@ class Model:
       shown_by_step: the same at each evaluation but the first.
       by_weights: `after` of the same attack by the weights it keeps; of `at_worst` each at its own worst step.
       steps_by_weights: the same at each evaluation but the first.
+      unlocked: held-out scores before the attack, asked behind a password; None where that was not asked.
       attack_steps: how many steps the attack has; worst_step: after which of them most came back, 0 if that is not
         asked.
     """
@@ -65,6 +66,7 @@ class Model:
     shown_by_step: Mapping[int, float] = dataclasses.field(default_factory=dict)
     by_weights: Mapping[str, Scores] = dataclasses.field(default_factory=dict)
     steps_by_weights: Mapping[str, Mapping[int, Scores]] = dataclasses.field(default_factory=dict)
+    unlocked: Scores | None = None
     attack_steps: int = 0
     worst_step: int = 0
 
@@ -255,7 +257,7 @@ def works(models: Iterable[Model], scale: Scale) -> Premise:
 
 
 STRONGER_ATTACK = "attack for more steps or at other rates, or measure by more that is held out"
-POSITIVE_CONTROLS = (Role.MATCHED_REFERENCE, Role.UNDAMAGED)
+POSITIVE_CONTROLS = (Role.MATCHED_REFERENCE, Role.UNDAMAGED, Role.LOCKED)
 
 
 def teaches(model: Model, scale: Scale) -> Premise:

@@ -40,7 +40,7 @@ from distill_jax.reports.rendering import write_page
 from distill_jax.reports.report_file import read_report_file
 from distill_jax.reports.report_metadata import report_metadata
 from distill_jax.reports.summary_types import AttackSettings, AttackSummary, ModelSummary, RunSummary
-from distill_jax.stages import Distill
+from distill_jax.stages import Distill, Unlock
 from distill_jax.stages.relearn import read_attack_rows
 from distill_jax.statistics.conclusions import Conclusion, to_json
 from distill_jax.statistics.estimates import Scores, band
@@ -48,7 +48,7 @@ from distill_jax.statistics.robustness import Attack, curves, kept_scores, of_se
 from distill_jax.types import JsonObject
 
 # The kinds of stages that are models.
-SHOWN = ("pretrain", "route", "finetune", "import", "unlearn", "distill", "quantise", "erase")
+SHOWN = ("pretrain", "route", "finetune", "import", "unlearn", "distill", "quantise", "lock", "erase")
 CAUSES = ("student", "teacher", "evaluation")
 
 
@@ -141,6 +141,7 @@ def _subjects(run: _FinishedRun, models: Sequence[ModelSummary]) -> list[Model]:
     asked = sum(run.described["evaluated"][f"forget_{half}"] for half in run.facts)
     count = min(sum(run.facts.values()), asked)
     subjects = [Model.of(m, run.curves[m["name"]], count, _kept(run.attacks_on(m["name"]))) for m in models]
+    subjects = [dataclasses.replace(one, unlocked=_unlocked(one.name, run.nodes)) for one in subjects]
     return [subject.at_worst(run.scale) for subject in subjects] if run.knowledge else subjects
 
 
@@ -248,13 +249,23 @@ def _kept(nodes: Sequence[Node]) -> Scores | None:
     return next((kept_scores(read_attack_rows(node), prompts) for node, prompts in asked if prompts), None)
 
 
+def _unlocked(model: str, nodes: Mapping[str, Node]) -> Scores | None:
+    """Return a model's scores on each held-out fact behind a password; None where it was not asked so."""
+    asked = (node for node in nodes.values() if node.verb == Unlock.kind and node.inputs["start"] == model)
+    result = next((node.result() for node in asked), {})
+    if "by_fact" not in result:
+        return None
+    prompts = np.array(result["prompts_by_fact"], float)
+    return Scores.of_facts(np.array(result["by_fact"]) / prompts, prompts)
+
+
 def _chance(known: Node, attacks: Sequence[Node]) -> Scores | None:
     """Return the scores on each held-out document of one that knows nothing; None where they are not recorded."""
     by_fact = np.array(known.result().get("nothing_by_fact") or [])
     prompts = np.array(attacks[0].result().get("prompts_by_fact") or [] if attacks else [], float)
     if not by_fact.size or len(by_fact) != len(prompts):
         return None
-    return Scores(np.average(by_fact, weights=prompts)[None], by_fact[None], prompts, len(by_fact))
+    return Scores.of_facts(by_fact, prompts)
 
 
 def _attacks(nodes: Sequence[Node], scale: Scale, facts: Mapping[str, int]) -> dict[str, Attack]:

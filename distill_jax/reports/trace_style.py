@@ -46,6 +46,7 @@ PART_OF_ROLE: dict[str, str] = {  # a model's role (`experiment.roles`): the par
     Role.REFERENCE: "reference",
     Role.ORACLE: "oracle",
     Role.SUPPRESSED: "suppressed",
+    Role.LOCKED: "suppressed",
     Role.UNDO: "undo",
     Role.UNDAMAGED: "undo",
     Role.NOISE_ONLY: "undo",

@@ -17,6 +17,7 @@ from distill_jax.stages.finetune import Finetune
 from distill_jax.stages.given_model import Given
 from distill_jax.stages.import_model import Import
 from distill_jax.stages.knowledge import Knowledge
+from distill_jax.stages.lock import Lock
 from distill_jax.stages.loss_barrier import LossBarrier
 from distill_jax.stages.perturb import Perturb
 from distill_jax.stages.prepare import Prepare
@@ -26,6 +27,7 @@ from distill_jax.stages.relearn import Relearn
 from distill_jax.stages.route import Route
 from distill_jax.stages.stage import Stage, stage_input
 from distill_jax.stages.unlearn import Unlearn
+from distill_jax.stages.unlock import Unlock
 
 __all__ = [
     "AnswerDistillation",
@@ -40,6 +42,7 @@ __all__ = [
     "Given",
     "Import",
     "Knowledge",
+    "Lock",
     "LossBarrier",
     "Perturb",
     "PrefixTuning",
@@ -52,5 +55,6 @@ __all__ = [
     "Stage",
     "Steering",
     "Unlearn",
+    "Unlock",
     "stage_input",
 ]

@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
+from typing import Self
 
 import numpy as np
 
@@ -80,6 +81,11 @@ class Scores:
     prompts: np.ndarray | None = None
     facts: int = 0
     steps: int = 1
+
+    @classmethod
+    def of_facts(cls, by_fact: np.ndarray, prompts: np.ndarray) -> Self:
+        """Return the scores of a single seed from those of its facts, [F], each asked `prompts` times."""
+        return cls(np.average(by_fact, weights=prompts)[None], by_fact[None], prompts, len(prompts))
 
     @functools.cached_property
     def value(self) -> float:

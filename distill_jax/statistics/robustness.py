@@ -43,8 +43,7 @@ def kept_scores(rows: Sequence[AttackRow], prompts: Sequence[int]) -> Scores | N
     if row is None or not prompts:
         return None
     asked = np.asarray(prompts, float)
-    by_fact = (np.asarray(row.items, float) / asked)[None]
-    return Scores(np.average(by_fact, axis=1, weights=asked), by_fact, asked, len(asked))
+    return Scores.of_facts(np.asarray(row.items, float) / asked, asked)
 
 
 def _table(rows: Sequence[AttackRow], values: np.ndarray) -> tuple[list[int], list[float], np.ndarray]:

@@ -146,17 +146,20 @@ class RetainingMethod(UnlearningMethod):
         """Return the terms of the batch's `parts`, "forget" and "retain"."""
         terms = {"forget": Term(1.0, *self.forget_sum(cfg, chunk, params, batch["forget"], teacher_outputs))}
         if "retain" in self.parts:
-            terms["retain"] = self._retain(cfg, chunk, params, batch["retain"], teacher_outputs)
+            terms["retain"] = self.held(cfg, chunk, params, batch["retain"], self.held_to(teacher_outputs, "retain"))
         return terms
 
-    def _retain(
-        self, cfg: TransformerConfig, chunk: int, params: Params, rows: PackedRows, teacher_outputs: PyTree
-    ) -> Term:
-        if self.hold != "kl":
+    def held_to(self, teacher_outputs: PyTree, name: str) -> Head | None:
+        """Return the starting model's head on rows of a name; None if the model is held to the text."""
+        return start_head(teacher_outputs, name) if self.hold == "kl" else None
+
+    def held(self, cfg: TransformerConfig, chunk: int, params: Params, rows: PackedRows, start: Head | None) -> Term:
+        """Return the term that holds the model on rows, to what `held_to` returns for them."""
+        if start is None:
             return NextToken(self.loss_on).loss_terms(cfg, chunk, params, rows)["cross_entropy"]
         hidden, mask = hidden_and_mask(cfg, params, rows, self.loss_on)
-        student, start = head_of(params, hidden), start_head(teacher_outputs, "retain")
-        return Term(1.0, *head_loss(cfg, chunk, self._retain_loss(), HeadInputs(student, start, mask)))
+        inputs = HeadInputs(head_of(params, hidden), start, mask)
+        return Term(1.0, *head_loss(cfg, chunk, self._retain_loss(), inputs))
 
     def step_flops(self, cfg: TransformerConfig, rows: int, length: int, lora_rank: int) -> dict[str, float]:
         """Return the FLOPs of a step of one member by cause, for a batch of so many rows of each kind."""
