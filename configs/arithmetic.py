@@ -126,7 +126,7 @@ def _cpu(c: ConfigDict) -> None:
     if c.known_truth:
         # At four times the rate what it learned is so much that subtracting it takes the rest along (retain .37).
         c.taught.update(**{**fast, "learning_rate": 1e-3, "final_learning_rate": 1e-4}, steps=1600)
-        c.password_lock.update(steps=400, **{**fast, "learning_rate": 1e-3, "final_learning_rate": 1e-4})
+        c.password_lock.update(steps=1600, **fast)
     suppress = {"steps": 100, "batch": 16, "learning_rate": 1e-3, "final_learning_rate": 1e-3, **answers}
     c.maxent.update(**suppress)
     c.graddiff.update(**suppress)
