@@ -30,6 +30,7 @@ from distill_jax.interop.rows import Rows
 from distill_jax.interop.scoring import score_rows
 from distill_jax.io import metrics
 from distill_jax.main import main
+from distill_jax.reports.card import USUAL_STEPS
 from distill_jax.shipped import TINY
 from distill_jax.stages import knowledge
 from tests import toy_model
@@ -75,8 +76,17 @@ def test_a_model_and_two_files_become_a_card(finished):
     sections = [line for line in card.splitlines() if line.startswith("## ")]
     assert sections == [
         "## In short", "## What was to be forgotten", "## Before any attack", "## What attacks brought back",
-        "## What it cost", "## Attacks that were not tried", "## What is concluded", "## How to check it",
+        "## What it cost", "## Attacks that were not tried", "## What is concluded", "## Terms",
+        "## How to check it",
     ]  # fmt: skip
+    terms = re.findall(r"^- \*\*([^*]+)\*\*: ", card.split("## Terms")[1], re.MULTILINE)
+    assert terms == ["MaxEnt", "UNDO", "95 % interval", "FLOPs"]  # of one step under attack none is picked
+    assert f"shorter than the usual {USUAL_STEPS} steps" in card
+    assert {open_config(f"{name}:questions").config.attack.steps for name in ("protect", "attack")} == {USUAL_STEPS}
+    # What is counted is said first, and damage is looked at before anything is attacked.
+    counted = f"to forget: {len(CAPITALS)} documents, about {round(0.2 * len(CAPITALS))} of them held out"
+    order = [counted, "] damaged  done", "] relearn-reference  step 0/4"]
+    assert sorted(order, key=printed.index) == order
     assert (
         "suppressed only; *UNDO α = 0.25*: protected." in card.split("## What was")[0]
     )  # before any sentence has its name

@@ -235,17 +235,15 @@ def _made(summary: RunSummary) -> list[str]:
 
 def _terms(models: Sequence[ModelSummary]) -> list[tuple[str, str]]:
     """Return the terms of a card that need an explanation, each with it, those alone that stand on it."""
-    keys = dict.fromkeys(key for model in models for key in (model["method"] or "").partition("+")[::2] if key)
+    keys = dict.fromkeys((model["method"] or "").partition("+")[0] for model in models)
     methods = [(METHODS[key].label, METHODS[key].in_words) for key in keys if key in METHODS]
     terms = [(label, f"a way to unlearn by fine-tuning: it {what}") for label, what in methods]
     if any(Role(model["role"]) in (Role.UNDO, Role.UNDAMAGED) for model in models):
         undo = "the suppressed model, its weights shrunk by the share α and a little noise added in their place, "
         undo += "trained then to answer as the suppressed model does (Unlearn, Noise, Distil on Outputs)"
         terms.append(("UNDO", undo))
-    terms.append(
-        ("95 % interval", "where the number would lie 95 times in 100, were it measured with others like these")
-    )
-    if any(len(model["attack"]["steps"]) > 2 for model in models):
+    terms.append(("95 % interval", "a range that holds the true number in 95 of 100 measurements such as this"))
+    if any(len(model["attack"]["steps"]) > 2 for model in models if model["attack"]):
         bonferroni = "an interval made wider, because the worst of several numbers was picked before it was looked at"
         terms.append(("Bonferroni", bonferroni))
     terms.append(("FLOPs", "arithmetic operations, the unit of compute"))
