@@ -129,7 +129,7 @@ LOST = "another process of this run was lost; the same command continues from th
 def test_a_process_that_is_killed_ends_all_and_the_same_command_continues(home, undisturbed):
     workdir = without(undisturbed, home / "killed", "reference")
     both = start(workdir, 2)
-    wait_for(workdir, both, "reference", 60)
+    wait_for(workdir, both, "reference", 101)  # that of step 100 waits for the save of 50
     both[1].kill()
     assert both[0].wait(timeout=120) == 42 and log(workdir, 0).splitlines()[-1].endswith(LOST)
     assert [p.wait(timeout=600) for p in start(workdir, 1)] == [0], log(workdir, 0)[-2000:]  # and on fewer hosts
