@@ -69,7 +69,7 @@ def test_a_table_of_questions_is_no_text(tmp_path):
     with pytest.raises(ConfigError, match=r"facts\.csv: \.csv holds questions; give text"):
         TextConfig(retain=str(path), forget=str(path)).with_content_hash(Digests())
     path.write_text("Who?,Ann\n")
-    with pytest.raises(ConfigError, match=r"has 2 columns; needed .* a first line `question,answer`"):
+    with pytest.raises(ConfigError, match=r"has 2 columns; needed are .* a first line `question,answer`"):
         facts.kind_of("forget", str(path))
     path.write_text("")
     assert facts.kind_of("forget", str(path)) == "questions"  # of which there are too few
@@ -86,8 +86,23 @@ def test_what_is_read_is_counted_and_wordings_without_a_fact_are_found(tmp_path)
     ]
     unnamed = [{key: row[key] for key in ("question", "answer")} for row in capitals(40)]
     said = FactsConfig(forget=lines(tmp_path / "g.jsonl", unnamed), retain=kept, heldout=0.25).what_is_read()
-    assert "to forget: 80 facts; attackers are shown 60 facts, 20 facts are held out" in said
-    assert "40 answers belong to several questions, such as 'city 0', and none names its `fact`" in said
+    assert "to forget: 40 facts in 80 questions; attackers are shown 30 facts in 60 questions, 10 facts in 20" in said
+    assert "those with one answer count as one, such as 2 questions with 'city 0'" in said
+    alone = [row | {"fact": row["question"]} for row in unnamed[::2]]
+    assert "answer" not in FactsConfig(forget=lines(tmp_path / "h.jsonl", alone), retain=kept).what_is_read()[:-40]
+
+
+def test_no_wording_is_shown_of_what_is_held_out_in_another(tmp_path):
+    """Without a `fact` nobody says that two questions are one; that they have one answer may mean it."""
+    unnamed = [{key: row[key] for key in ("question", "answer")} for row in capitals(40)]
+    shown, heldout = FactsConfig(forget=lines(tmp_path / "f.jsonl", unnamed), retain="r").forget_split()
+    assert len(shown) == len(heldout) == 40 and not {q.answer for q in shown} & {q.answer for q in heldout}
+    few = [row | {"answer": "yes"} for row in unnamed]
+    with pytest.raises(ConfigError, match=r"has 1 facts \(no question .* names its `fact`, .* count as one: name each"):
+        FactsConfig(forget=lines(tmp_path / "few.jsonl", few), retain="r").forget_split()
+    unnamed[0]["fact"] = "the first"  # who names one is taken by his word for all
+    shown, heldout = FactsConfig(forget=lines(tmp_path / "g.jsonl", unnamed), retain="r").forget_split()
+    assert {q.answer for q in shown} & {q.answer for q in heldout}
 
 
 def test_what_sources_hold_is_told_by_their_records(tmp_path):
@@ -122,7 +137,7 @@ def test_a_fact_in_two_spellings_is_on_one_side(tmp_path):
     shown, heldout = FactsConfig(forget=str(path), retain=str(path), least_heldout=2).forget_split()
     names = [{question.question.casefold().rstrip(" ?") for question in side} for side in (shown, heldout)]
     assert names[0].isdisjoint(names[1]) and len(names[0] | names[1]) == 40 and len(shown + heldout) == 60
-    sums = [Question(f"2 {sign} 2 =", "4", sign) for sign in "+*"]
+    sums = [Question(f"2 {sign} 2 =", "4", sign) for sign in "+*"]  # with facts of their own
     assert facts.with_one_fact_each(sums) == sums  # signs are no spelling
 
 

@@ -52,7 +52,7 @@ def test_errors_name_the_flags_that_were_typed(tmp_path, capsys):
     assert "--forget" in missing and "no such file" in missing and "data.forget" not in missing
     (tmp_path / "empty.jsonl").write_text("")
     assert "--retain" in refused(capsys, *line, f"--forget={forget}", f"--retain={tmp_path}/empty.jsonl")
-    asked = lines(tmp_path / "q.jsonl", [{"question": f"What is {i}?", "answer": "it"} for i in range(40)])
+    asked = lines(tmp_path / "q.jsonl", [{"question": f"What is {i}?", "answer": f"it {i}"} for i in range(40)])
     empty = refused(capsys, *line, f"--forget={asked}", f"--retain={tmp_path}/empty.jsonl")
     assert empty.startswith(f"distill-jax: --retain='{tmp_path}/empty.jsonl': is empty; name files")
     few = texts(tmp_path / "few.jsonl", "fish", 7)

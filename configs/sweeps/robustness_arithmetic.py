@@ -42,12 +42,14 @@ REINITIALISATIONS = (
 def get_sweep(arg: str = "") -> tuple:
     """Return the base config and the points; `arg` names a preset of `BASE` and parts of the sweep, all by default."""
     parts = {"basic": _basic, "methods": _methods, "robust": _robust, "damaged": _damaged, "filters": _filters}
-    words = [word for word in arg.split(",") if word]
+    words = list(dict.fromkeys(word for word in arg.split(",") if word))
     if unknown := set(words) - {*BASE, *parts}:
         raise ValueError(
             f"no preset or part {sorted(unknown)[0]!r} in configs/sweeps/robustness_arithmetic.py; "
             f"there are {', '.join((*BASE, *parts))}"
         )
+    if {*BASE} <= {*words}:
+        raise ValueError(f"presets {', '.join(BASE)} at once in configs/sweeps/robustness_arithmetic.py; name one")
     smoke = "smoke" in words
     attack = {"catalogue": ATTACKS, "attack.seeds": 1} | ({} if smoke else {"attack.learning_rates": RATES})
     common = product([LABELS], [attack], axis("seed", *range(1 if smoke else 5)))

@@ -29,7 +29,7 @@ class Flags(ClusterFlags):
     forget: str = flag("", f"FILES to forget: {FILES}", required=True)
     retain: str = flag("", f"FILES to retain: {FILES}", required=True)
     workdir: str = flag("", "DIR: where everything is written", path=True)
-    method: str = flag("maxent", "how it is suppressed: maxent, graddiff or rmu")
+    method: str = flag("maxent", "how it is suppressed: maxent, graddiff, rmu, npo, undial, … (docs/protecting.md)")
     chat: bool = flag(False, CHAT)
     own_text: int = flag(0, "N: documents that the model itself writes first, to be retained beside FILES")
     dry_run: bool = flag(False, "say which stages there are, what they take, and what to expect; run nothing")

@@ -50,13 +50,13 @@ def at_step(model: ModelSummary, step: int | None, measure: str = "forget_heldou
     return points.worst[index], points.low[index], points.high[index]
 
 
-def worst_step_up_to(model: ModelSummary, last: int, sign: float) -> int:
-    """Return the attack step, `last` at the latest, at which most of what was not shown came back; the first of equals.
+def worst_step_up_to(model: ModelSummary, last: int, sign: float, part: str = "forget_heldout") -> int:
+    """Return the attack step, `last` at the latest, at which most of a part came back; the first of equals.
 
     Args:
       sign: +1 where more of the measure is more of what was to be forgotten, else -1.
     """
-    points = curve(model, "forget_heldout")
+    points = curve(model, part)
     known = [(step, value) for step, value in zip(points.steps, points.worst, strict=True) if value is not None]
     return max((one for one in known if one[0] <= last), key=lambda one: sign * one[1], default=(last, None))[0]
 

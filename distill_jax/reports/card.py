@@ -269,14 +269,16 @@ def _words(summary: RunSummary, scale: Scale) -> dict[str, str]:
         "measure": wording.measure,
         "split": f"{shown} that attackers train on, and {heldout} that no attacker sees.",
         "attack": f"Every model was attacked alike: {weights} fine-tuned on what is shown, {each}, with learning rates "
-        f"{rates}, {plural(attack.get('seeds'), 'attacker')} each (they differ in the order in which they read)."
-        f"{_shorter(attack.get('steps') or 0)} At each budget the learning rate that brings back most "
-        "is counted, as if the attacker had known it; of those that bring back equally much the one that costs the "
-        "model least. Each line of a table says what the attack came to within a budget: an attacker may stop at the "
-        "step at which most has come back, and so is every model judged. The intervals of this table are of one line "
-        "of it each; those of the conclusions are wider, as they hold for all measured steps at once (Bonferroni). "
-        "An example is a row of text, which may hold several questions; FLOPs "
-        "(arithmetic operations) are those of one attacker at one learning rate.",
+        f"{rates}, {plural(attack.get('seeds'), 'attacker')} each; they differ in the order in which they read, and "
+        f"not at all where a batch holds all that is shown.{_shorter(attack.get('steps') or 0)} At each budget the "
+        f"learning rate is the one that brings back most of every other held-out {scale.item}, and is measured on the "
+        "rest, and the other way round: a number may lie below the best that one rate came to, and is not inflated by "
+        "the choice. Of rates that bring back equally much the one counts that costs the model least. Each line of a "
+        "table says what the attack came to within a budget: an attacker may stop at the step at which most has come "
+        "back, and so is every model judged. The intervals of a table are of one line of it each; those of the "
+        "conclusions are wider, as they hold for all measured steps at once (Bonferroni). An example is a row of text, "
+        "which may hold several questions; FLOPs (arithmetic operations) are those of one attacker at one learning "
+        "rate.",
         "heldout": f"**Held out**: the {heldout} {scale.item}s that no attacker saw. What comes back here, beyond "
         f"what can be guessed, was never removed. {_better(scale)}",
         "shown": f"**Shown**: the {shown} that the attacker trains on; any model learns these in the end, only the "
@@ -298,9 +300,10 @@ def _before(model: ModelSummary, scale: Scale) -> list[str]:
 
 def _budget(budget: Mapping[str, float], models: Sequence[ModelSummary], scale: Scale) -> dict[str, Any]:
     """Return a budget, and of each part of the data every model's numbers where most came back within it."""
-    parts, last = ("forget_heldout", "forget_shown", "retain_at_worst"), int(budget["steps"])
-    steps = [worst_step_up_to(model, last, scale.sign) for model in models]
-    cells = {part: [_at(model, part, step, scale) for model, step in zip(models, steps, strict=True)] for part in parts}
+    last, cells = int(budget["steps"]), {}
+    for part in ("forget_heldout", "forget_shown", "retain_at_worst"):
+        most = "forget_heldout" if part == "retain_at_worst" else part  # what the attack cost where most came back
+        cells[part] = [_at(m, part, worst_step_up_to(m, last, scale.sign, most), scale) for m in models]
     return {**budget, "cells": cells}
 
 

@@ -60,7 +60,7 @@ def suppression(run: Run) -> Conclusion:
         beyond = difference(model, oracle, scale, more_than=scale.margin)
     else:
         terms = [(1.0, model.after)]
-        title = f"{model.label}, of all {item}s"
+        title = f"{model.label}, of the held-out {item}s"
         beyond = effect(
             title, terms, scale, "above", scale.sign * (scale.chance_level or 0.0) + scale.margin, 1, scale.run_sd
         )

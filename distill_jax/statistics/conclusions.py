@@ -127,7 +127,7 @@ def conclude(
         state = State.VOID
         numbers = " ".join(f"Not shown: {premise.statement} ({premise.evidence})." for premise in missing)
         remedies = dict.fromkeys(premise.remedy for premise in missing if premise.remedy)
-        numbers += f" To decide it: {', or '.join(remedies)}." if remedies else ""
+        numbers += f" To decide it: {'; and '.join(remedies)}." if remedies else ""
     else:
         states = {effect.state for effect in effects}
         held = states == {State.HELD}

@@ -31,11 +31,13 @@ class Question:
 
     Attributes:
       fact: what it asks for, in whichever words; the question itself if nothing else is said.
+      chosen: whether it was multiple choice, whose answers repeat.
     """
 
     question: str
     answer: str
     fact: str
+    chosen: bool = False
 
     @property
     def text(self) -> str:
@@ -128,15 +130,28 @@ def read(question_sources: Sequence[Source]) -> list[Question]:
 def with_one_fact_each(questions: Sequence[Question]) -> list[Question]:
     """Return questions of which two that differ in case and in how they end alone are of one fact, the first one's.
 
-    Else a fact could be held out in one spelling and shown to attackers in the other.
+    Where none names its fact, so are all that have one answer. Else a fact could be held out in one spelling or wording
+    and shown to attackers in the other.
     """
     first: dict[tuple[str, str], str] = {}
-    keys = [(_spelling(question.question), _spelling(question.answer)) for question in questions]
+    named = any(question.chosen or names_its_fact(question) for question in questions)
+    keys = [(spelling(q.question) if named else "", spelling(q.answer)) for q in questions]
     facts = [first.setdefault(key, question.fact) for key, question in zip(keys, questions, strict=True)]
     return [dataclasses.replace(q, fact=fact) for q, fact in zip(questions, facts, strict=True)]
 
 
-def _spelling(text: str) -> str:
+def names_its_fact(question: Question) -> bool:
+    """Return whether a question says which fact it is of, in other words than its own."""
+    return question.fact != in_words(question.question)
+
+
+def in_words(question: str) -> str:
+    """Return the fact of a question that names none."""
+    return " ".join(question.split())
+
+
+def spelling(text: str) -> str:
+    """Return a text without what its case, its spaces and its end add to it."""
     return " ".join(text.casefold().split()).rstrip(" .?!:")
 
 
@@ -156,7 +171,8 @@ def answers(key: str, text: str) -> list[str]:
 
 
 def _question(row: JsonObject) -> Question:
-    if kind_of_row(row) == "choices":  # asked in words: the right option answers it
+    chosen = kind_of_row(row) == "choices"
+    if chosen:  # asked in words: the right option answers it
         item = items.item(row)
         row = {"question": item.question, "answer": item.choices[item.answer], "fact": row.get("fact")}
     for key in ("question", "answer"):
@@ -164,8 +180,8 @@ def _question(row: JsonObject) -> Question:
     question, answer = row["question"], row["answer"]
     good = isinstance(question, str) and isinstance(answer, str | int | float) and bool(str(answer).strip())
     check(good, f"question and answer: {SHAPE} are needed")
-    fact = str(row["fact"]) if row.get("fact") is not None else " ".join(question.split())
-    return Question(question.strip(), str(answer).strip(), fact)
+    fact = str(row["fact"]) if row.get("fact") is not None else in_words(question)
+    return Question(question.strip(), str(answer).strip(), fact, chosen)
 
 
 def hashed(text: str) -> int:

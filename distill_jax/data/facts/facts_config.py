@@ -93,7 +93,10 @@ class FactsConfig(ForgetConfig):
         check(not documents, f"data.forget={self.forget!r}: has documents beside questions; give one kind")
         questions = facts.with_one_fact_each(facts.read(question_sources))
         names = sorted({question.fact for question in questions}, key=facts.hashed)
-        self.check_heldout(len(names), "facts", self.heldout)
+        known = (
+            f" ({ONE_ANSWER}: name each its own where they are several)" if one_answer_is_one_fact(questions) else ""
+        )
+        self.check_heldout(len(names), f"facts{known}", self.heldout)
         held = set(names[: round(self.heldout * len(names))])
         shown = [question for question in questions if question.fact not in held]
         return shown, [question for question in questions if question.fact in held]
@@ -121,13 +124,11 @@ class FactsConfig(ForgetConfig):
         halves = f"attackers are shown {_facts(shown)}, {_facts(heldout)} are held out"
         texts = ", and text" if read else ""
         lines = [f"to forget: {_facts(asked)}; {halves}", f"to retain: {_facts(kept)}{texts}"]
-        shared = [answer for answer, count in Counter(q.answer for q in asked).items() if count > 1]
-        if shared and all(q.fact == " ".join(q.question.split()) for q in asked):
-            what = (
-                f"{len(shared):,} answers belong to several questions, such as {shared[0]!r}, and none names its `fact`"
+        if one_answer_is_one_fact(asked):
+            answer, count = Counter(question.answer for question in asked).most_common(1)[0]
+            lines.append(
+                f"{ONE_ANSWER}, such as {count} questions with {answer!r}; name the facts where they are several"
             )
-            mend = "give those that are one fact in several wordings the same `fact`"
-            lines.append(f"{what}: {mend}, or it is shown in one wording and held out in another")
         return "\n".join([*lines, "scores (retain, forget, shown, heldout): the share of questions answered exactly"])
 
     def how_measured(self) -> str:
@@ -144,3 +145,13 @@ def _facts(questions: Sequence[Question]) -> str:
     count = len({question.fact for question in questions})
     wordings = f" in {len(questions):,} questions" if len(questions) > count else ""
     return f"{count:,} fact{'' if count == 1 else 's'}{wordings}"
+
+
+ONE_ANSWER = "no question to forget names its `fact`, so that those with one answer count as one"
+
+
+def one_answer_is_one_fact(questions: Sequence[Question]) -> bool:
+    """Return whether `with_one_fact_each` made one fact of questions that differ, by their answer."""
+    names = {question.fact for question in questions}
+    several = len(names) < len({facts.spelling(question.question) for question in questions})
+    return several and names <= {facts.in_words(question.question) for question in questions}

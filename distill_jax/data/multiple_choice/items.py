@@ -100,10 +100,9 @@ def _csv(path: str) -> Iterator[tuple[str, JsonObject]]:
             names = row
             continue
         if not names:  # as MMLU has it: question, options, letter
-            words = "a first line `question,answer` and perhaps `fact`, for answers in words"
-            check(
-                4 <= len(row) <= len(LETTERS) + 2, f"{where}: has {len(row)} columns; needed are {SHAPES}; or {words}"
-            )
+            words = "of questions with answers in words a first line `question,answer`, and perhaps `fact`, with commas"
+            shapes = f"{words}; or {SHAPES}"
+            check(4 <= len(row) <= len(LETTERS) + 2, f"{where}: has {len(row)} columns; needed are {shapes}")
             names = ["question", *LETTERS[: len(row) - 2], "answer"]
         check(len(row) == len(names), f"{where}: has {len(row)} columns, {len(names)} are needed")
         named = re.fullmatch(r"(.+)_(test|dev|val)", storage.location(path).stem)
