@@ -108,7 +108,7 @@ def _in_declared_order(wiring: Mapping[str, Mapping[str, str]]) -> list[str]:
     latest: dict[str, int] = {}
     for name in order:
         latest[name] = max([declared[name], *(latest[source] for source in wiring[name].values())])
-    return sorted(order, key=lambda name: (latest[name], order.index(name)))
+    return sorted(order, key=latest.__getitem__)  # which leaves equals as they are: inputs first
 
 
 def _node(name: str, stage: Stage, inputs: dict[str, str], basis: Mapping[str, Any], workdir: Path) -> Node:

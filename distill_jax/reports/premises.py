@@ -173,9 +173,9 @@ def effect(
     Scores of the worst of several steps count at their level for all of these at once.
     """
     estimate = contrast(terms, run_sd=run_sd)
-    low, high = estimate.interval(1 - 0.05 / (choices * steps_of(terms)))
     least, most = _reach(terms, scale)
-    low, high = max(low, least) if low < least else low, min(high, most) if high > most else high  # NaN stays
+    ends = estimate.interval(1 - 0.05 / (choices * steps_of(terms)))
+    low, high = (min(max(end, least), most) for end in ends)  # NaN, which no comparison is true of, stays
     claim = sense if scale.sign > 0 else {"above": "below", "below": "above"}[sense]
     return Effect(name, estimate.value, low, high, claim, scale.sign * threshold, estimate.n)  # type: ignore[arg-type]
 
