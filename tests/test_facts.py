@@ -88,7 +88,7 @@ def test_what_is_read_is_counted_and_wordings_without_a_fact_are_found(tmp_path)
     said = FactsConfig(forget=lines(tmp_path / "g.jsonl", unnamed), retain=kept, heldout=0.25).what_is_read()
     assert "to forget: 40 facts in 80 questions; attackers are shown 30 facts in 60 questions, 10 facts in 20" in said
     assert "those with one answer count as one, such as 2 questions with 'city 0'" in said
-    alone = [row | {"fact": row["question"]} for row in unnamed[::2]]
+    alone = [row | {"fact": row["question"], "answer": "yes"} for row in unnamed]  # named, if by their own words
     assert "answer" not in FactsConfig(forget=lines(tmp_path / "h.jsonl", alone), retain=kept).what_is_read()[:-40]
 
 

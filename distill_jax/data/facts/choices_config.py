@@ -36,6 +36,7 @@ class ChoicesConfig(DocumentsConfig):
     longest: int = 8192
 
     MEASURE: ClassVar[str] = "multiple_choice"
+    SCORES: ClassVar[str] = "the share of items whose right option is the likeliest"
     PREPARE: ClassVar[str] = "distill_jax.data.facts.prepare_choices"
     SETS: ClassVar[tuple[str, ...]] = ("all", "retain", "forget", "forget_shown")
 
@@ -71,13 +72,11 @@ class ChoicesConfig(DocumentsConfig):
         left_out = FILES if self.content else ()
         return {key: value for key, value in super().fingerprint_fields().items() if key not in left_out}
 
-    def what_is_read(self) -> str:
+    def counted(self) -> list[str]:
         """Return how many items there are on each side."""
         count = {part: len(items) for part, items in self.eval_splits().items()}
         held = f"{count['shown']:,} items that attackers are shown solved, {count['heldout']:,} held out"
-        kept = f"to retain: text; measured by {count['retain']:,} items"
-        scores = "scores (retain, forget, shown, heldout): the share of items whose right option is the likeliest"
-        return f"to forget: text; measured by {held}\n{kept}\n{scores}"
+        return [f"to forget: text; measured by {held}", f"to retain: text; measured by {count['retain']:,} items"]
 
     def how_measured(self) -> str:
         """Return what is measured of what is to be retained."""

@@ -55,16 +55,14 @@ class DocumentsConfig(ForgetConfig):
         if self.overlap == "refuse":
             overlap.refuse(documents(files["forget"], skip), documents(files["retain"], skip))
 
-    def what_is_read(self) -> str:
+    def counted(self) -> list[str]:
         """Return how many documents there are on each side, where they are few enough to be counted beforehand."""
-        scores = "scores (retain, forget, shown, heldout): bits per byte of text, where fewer are more knowledge"
         if self._bytes() > QUICK:
-            return scores
+            return []
         counts = {side: sum(1 for _ in documents(of, self.broken == "skip")) for side, of in self.files().items()}
         held = f"about {round(self.validation_share * counts['forget']):,} of them held out"
         held = f"those of {self.valid_forget} held out beside them" if self.valid_forget else held
-        forget = f"to forget: {counts['forget']:,} documents, {held}"
-        return f"{forget}\nto retain: {counts['retain']:,} documents\n{scores}"
+        return [f"to forget: {counts['forget']:,} documents, {held}", f"to retain: {counts['retain']:,} documents"]
 
     def _bytes(self) -> int:
         return sum(size(location(file)) for side in self.files().values() for s in side for file in s.files)

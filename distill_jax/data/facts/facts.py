@@ -31,13 +31,13 @@ class Question:
 
     Attributes:
       fact: what it asks for, in whichever words; the question itself if nothing else is said.
-      chosen: whether it was multiple choice, whose answers repeat.
+      named: whether that is said; multiple choice counts as such, for its answers repeat.
     """
 
     question: str
     answer: str
     fact: str
-    chosen: bool = False
+    named: bool = True
 
     @property
     def text(self) -> str:
@@ -134,24 +134,13 @@ def with_one_fact_each(questions: Sequence[Question]) -> list[Question]:
     and shown to attackers in the other.
     """
     first: dict[tuple[str, str], str] = {}
-    named = any(question.chosen or names_its_fact(question) for question in questions)
-    keys = [(spelling(q.question) if named else "", spelling(q.answer)) for q in questions]
+    named = any(question.named for question in questions)
+    keys = [(_spelling(q.question) if named else "", _spelling(q.answer)) for q in questions]
     facts = [first.setdefault(key, question.fact) for key, question in zip(keys, questions, strict=True)]
     return [dataclasses.replace(q, fact=fact) for q, fact in zip(questions, facts, strict=True)]
 
 
-def names_its_fact(question: Question) -> bool:
-    """Return whether a question says which fact it is of, in other words than its own."""
-    return question.fact != in_words(question.question)
-
-
-def in_words(question: str) -> str:
-    """Return the fact of a question that names none."""
-    return " ".join(question.split())
-
-
-def spelling(text: str) -> str:
-    """Return a text without what its case, its spaces and its end add to it."""
+def _spelling(text: str) -> str:
     return " ".join(text.casefold().split()).rstrip(" .?!:")
 
 
@@ -180,8 +169,9 @@ def _question(row: JsonObject) -> Question:
     question, answer = row["question"], row["answer"]
     good = isinstance(question, str) and isinstance(answer, str | int | float) and bool(str(answer).strip())
     check(good, f"question and answer: {SHAPE} are needed")
-    fact = str(row["fact"]) if row.get("fact") is not None else in_words(question)
-    return Question(question.strip(), str(answer).strip(), fact, chosen)
+    named = row.get("fact") is not None
+    fact = str(row["fact"]) if named else " ".join(question.split())
+    return Question(question.strip(), str(answer).strip(), fact, named or chosen)
 
 
 def hashed(text: str) -> int:

@@ -20,6 +20,8 @@ from distill_jax.io.files import Digests
 from distill_jax.io.storage import location
 from distill_jax.types import JsonObject
 
+ONE_ANSWER = "no question to forget names its `fact`, so that those with one answer count as one"
+
 
 @dataclasses.dataclass(frozen=True)
 class FactsConfig(ForgetConfig):
@@ -40,6 +42,7 @@ class FactsConfig(ForgetConfig):
     ANSWER: ClassVar[int] = 1  # so that a loss on answers alone holds the model on all of the text to retain
     READS_TABLES: ClassVar[bool] = True
     MEASURE: ClassVar[str] = "exact_match"
+    SCORES: ClassVar[str] = "the share of questions answered exactly"
     PREPARE: ClassVar[str] = "distill_jax.data.facts.prepare_facts"
     SETS: ClassVar[tuple[str, ...]] = ("all", "retain", "forget", "forget_shown")
 
@@ -93,10 +96,8 @@ class FactsConfig(ForgetConfig):
         check(not documents, f"data.forget={self.forget!r}: has documents beside questions; give one kind")
         questions = facts.with_one_fact_each(facts.read(question_sources))
         names = sorted({question.fact for question in questions}, key=facts.hashed)
-        known = (
-            f" ({ONE_ANSWER}: name each its own where they are several)" if one_answer_is_one_fact(questions) else ""
-        )
-        self.check_heldout(len(names), f"facts{known}", self.heldout)
+        why = f" ({ONE_ANSWER}: name each its own where they are several)" if _one_answer_is_one_fact(questions) else ""
+        self.check_heldout(len(names), f"facts{why}", self.heldout)
         held = set(names[: round(self.heldout * len(names))])
         shown = [question for question in questions if question.fact not in held]
         return shown, [question for question in questions if question.fact in held]
@@ -115,7 +116,7 @@ class FactsConfig(ForgetConfig):
         """Return what decides what the prepared data hold, which facts to retain are trained on among it."""
         return super().fingerprint_fields() | {"retained_facts": "all read"}
 
-    def what_is_read(self) -> str:
+    def counted(self) -> list[str]:
         """Return how many facts and questions there are on each side, and what of their split may not be as meant."""
         shown, heldout = self.forget_split()
         asked = [*shown, *heldout]
@@ -124,12 +125,11 @@ class FactsConfig(ForgetConfig):
         halves = f"attackers are shown {_facts(shown)}, {_facts(heldout)} are held out"
         texts = ", and text" if read else ""
         lines = [f"to forget: {_facts(asked)}; {halves}", f"to retain: {_facts(kept)}{texts}"]
-        if one_answer_is_one_fact(asked):
+        if _one_answer_is_one_fact(asked):
             answer, count = Counter(question.answer for question in asked).most_common(1)[0]
-            lines.append(
-                f"{ONE_ANSWER}, such as {count} questions with {answer!r}; name the facts where they are several"
-            )
-        return "\n".join([*lines, "scores (retain, forget, shown, heldout): the share of questions answered exactly"])
+            such = f"such as {count} questions with {answer!r}"
+            lines.append(f"{ONE_ANSWER}, {such}; name the facts where they are several")
+        return lines
 
     def how_measured(self) -> str:
         """Return what is measured of what is to be retained."""
@@ -147,11 +147,6 @@ def _facts(questions: Sequence[Question]) -> str:
     return f"{count:,} fact{'' if count == 1 else 's'}{wordings}"
 
 
-ONE_ANSWER = "no question to forget names its `fact`, so that those with one answer count as one"
-
-
-def one_answer_is_one_fact(questions: Sequence[Question]) -> bool:
-    """Return whether `with_one_fact_each` made one fact of questions that differ, by their answer."""
-    names = {question.fact for question in questions}
-    several = len(names) < len({facts.spelling(question.question) for question in questions})
-    return several and names <= {facts.in_words(question.question) for question in questions}
+def _one_answer_is_one_fact(questions: Sequence[Question]) -> bool:
+    """Return whether several questions are one fact for their answer alone, `with_one_fact_each` having seen them."""
+    return not any(q.named for q in questions) and len({q.fact for q in questions}) < len(questions)

@@ -31,11 +31,20 @@ class ForgetConfig(TextConfig):
     least_heldout: int = 8
 
     RETAIN_BY_ITEM: ClassVar[bool] = True
+    SCORES: ClassVar[str] = "bits per byte of text, where fewer are more knowledge"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check(self.overlap in ("refuse", "allow"), f"data.overlap={self.overlap!r}: choose 'refuse' or 'allow'")
         check(self.least_heldout >= 1, f"data.least_heldout={self.least_heldout}: must be at least 1")
+
+    def what_is_read(self) -> str:
+        """Return how much there is to forget, to hold out and to retain, and what scores are of it, in lines."""
+        return "\n".join([*self.counted(), f"scores (retain, forget, shown, heldout): {self.SCORES}"])
+
+    def counted(self) -> list[str]:
+        """Return how much there is on each side, a line each; none where that is not counted beforehand."""
+        return []
 
     def side_shares(self, tokens: Mapping[str, int]) -> dict[str, float]:
         """Return each side's share of the set `all`: what it has, so that little to forget leaves all to retain."""
